@@ -1,0 +1,39 @@
+#!lua flags=allow-oom
+-- clear_events: remove all events. State stays as it is, and positions go on from where they were.
+--
+-- KEYS[1] session  hash   must exist
+-- KEYS[2] events   zset
+-- KEYS[3] index    zset
+--
+-- ARGV[1] session_id   bytes  member of the index
+-- ARGV[2] ttl_ms       int    duration; "0" = leave expiry alone
+-- ARGV[3] if_version   int    expected version; "" = any
+--
+-- REPLY OK version now_us
+-- REPLY NOT_FOUND
+-- REPLY STALE version
+-- COST O(1), and O(N) in the background
+--@include close_session
+--@include int
+--@include is_stale
+--@include now_us
+--@include open_session
+--@include refresh_session
+local session, events, index = KEYS[1], KEYS[2], KEYS[3]
+local session_id, ttl_ms, if_version = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+
+local version, last_us = open_session(session, events, index, session_id)
+if not version then
+  return {'NOT_FOUND'}
+end
+if is_stale(if_version, version) then
+  return {'STALE', int(version)}
+end
+local now = now_us()
+
+-- Write.
+version = version + 1
+redis.call('UNLINK', events)
+local is_new = close_session(session, index, session_id, version, last_us, now)
+refresh_session(session, events, index, math.floor(now / 1000), ttl_ms, false, is_new)
+return {'OK', int(version), int(now)}

@@ -1,0 +1,7 @@
+--@include check_tiers
+-- check_create: fail before the first write if a key that a create writes holds something else.
+local function check_create(events, index, session_id, user, app)
+  redis.call('ZCARD', events)
+  redis.call('ZSCORE', index, session_id)
+  check_tiers(user, app)
+end

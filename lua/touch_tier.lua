@@ -1,0 +1,21 @@
+#!lua flags=allow-oom
+-- touch_tier: refresh the deadline of the user or app tier. The read itself is a plain command in
+-- the same transaction.
+--
+-- KEYS[1] tier  hash
+--
+-- ARGV[1] ttl_ms  int  duration; "0" = leave expiry alone
+--
+-- REPLY OK
+-- COST O(1)
+--@include now_us
+--@include refresh
+local tier = KEYS[1]
+local ttl_ms = tonumber(ARGV[1])
+
+redis.call('HLEN', tier)
+local now_ms = math.floor(now_us() / 1000)
+
+-- Write.
+refresh(tier, now_ms, ttl_ms)
+return {'OK'}

@@ -1,0 +1,24 @@
+#!lua
+-- update_tier_state: set and remove state of the user or of the app tier.
+--
+-- KEYS[1] tier  hash
+--
+-- ARGV[1] ttl_ms    int    duration; "0" = leave expiry alone
+-- ARGV[2...] tail   bytes  one delta
+--
+-- REPLY OK
+-- COST O(1) a key
+--@include now_us
+--@include refresh
+--@include write_delta
+local tier = KEYS[1]
+local ttl_ms = tonumber(ARGV[1])
+local tail = 2
+
+redis.call('HLEN', tier)
+local now_ms = math.floor(now_us() / 1000)
+
+-- Write.
+write_delta(tier, ARGV, tail)
+refresh(tier, now_ms, ttl_ms)
+return {'OK'}
