@@ -1,0 +1,212 @@
+"""Values <-> bytes. Stored bytes say themselves how they are to be read.
+
+    first byte >= 0x20    JSON text
+    0x00                  raw bytes follow (a top-level `bytes` state value)
+    0x01                  MessagePack follows
+
+What is read equals what was written, or the write is refused: everything encoded is decoded once
+more and compared before it is sent. The decoded copy is what callers get back, so nothing that a
+caller holds aliases what is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from .errors import CorruptData, InvalidArgument, LimitExceeded
+from .model import Event
+
+Format = Literal["json", "msgpack"]
+
+_RAW = b"\x00"
+_MSGPACK = b"\x01"
+
+# The encoders are reused by all services; encode() keeps no state between calls.
+_encode_json = msgspec.json.Encoder().encode
+_encode_msgpack = msgspec.msgpack.Encoder().encode
+_decode_json = msgspec.json.Decoder().decode
+_decode_msgpack = msgspec.msgpack.Decoder().decode
+_decode_event_json = msgspec.json.Decoder(Event).decode
+_decode_event_msgpack = msgspec.msgpack.Decoder(Event).decode
+
+# What an encoder raises for a value that it does not carry.
+_UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
+
+_DEPTH_LIMIT = 200  # levels that the search for an offending value descends
+
+
+class Codec:
+    """Encodes for one service; decodes whatever any service has written.
+
+    Args:
+        format: what is written: "json", or "msgpack", which also carries nested bytes, aware
+            datetimes and int keys.
+        event_size_limit: largest encoded event, in bytes.
+        value_size_limit: largest encoded state value, in bytes.
+    """
+
+    def __init__(
+        self,
+        format: Format = "json",  # noqa: A002  # the option's natural name; nothing formats here
+        event_size_limit: int = 1 << 20,
+        value_size_limit: int = 1 << 20,
+    ) -> None:
+        if format not in ("json", "msgpack"):
+            raise InvalidArgument(f'codec must be "json" or "msgpack", not {format!r}')
+        self._json = format == "json"
+        self._encode: Callable[[Any], bytes] = (
+            _encode_json if self._json else lambda value: _MSGPACK + _encode_msgpack(value)
+        )
+        self._event_size_limit = event_size_limit
+        self._value_size_limit = value_size_limit
+
+    def encode_value(self, value: Any, path: str) -> tuple[bytes, Any]:
+        """The bytes of a state value, and a copy that shares nothing with it.
+
+        Raises:
+            InvalidArgument: the value would not be read as it was written; names the path.
+            LimitExceeded: it is larger than `value_size_limit`.
+        """
+        if isinstance(value, bytes):
+            data, copy = _RAW + value, value
+        else:
+            try:
+                data = self._encode(value)
+                copy = decode_value(data)
+                same = copy == value
+            except _UNENCODABLE:
+                same = False
+            if not same:
+                raise self._refusal(value, path)
+        if len(data) > self._value_size_limit:
+            raise _too_large(path, self._value_size_limit, len(data))
+        return data, copy
+
+    def encode_event(self, event: Event, path: str) -> tuple[bytes, Event]:
+        """The bytes of an event, and a copy that shares nothing with it.
+
+        Raises:
+            InvalidArgument: a field has the wrong type, or would not be read as it was written;
+                names the path.
+            LimitExceeded: it is larger than `event_size_limit`.
+        """
+        try:
+            data = self._encode(event)
+            copy = decode_event(data)
+            same = copy == event
+        except _UNENCODABLE:
+            same = False
+        if not same:
+            raise self._event_refusal(event, path)
+        if len(data) > self._event_size_limit:
+            raise _too_large(path, self._event_size_limit, len(data))
+        return data, copy
+
+    def _event_refusal(self, event: Event, path: str) -> InvalidArgument:
+        for name in ("content", "state_delta", "metadata"):
+            value = getattr(event, name)
+            refusal = self._search(value, f"{path}.{name}", 0)
+            if refusal:
+                return InvalidArgument(refusal)
+        for field in msgspec.structs.fields(Event):
+            value = getattr(event, field.name)
+            try:
+                msgspec.convert(value, field.type, strict=True)
+            except msgspec.ValidationError as error:
+                return InvalidArgument(f"{path}.{field.name}: {error}")
+            if self._search(value, "", 0) and field.name != "timestamp":
+                return InvalidArgument(f"{path}.{field.name} cannot be stored: not valid Unicode")
+        return InvalidArgument(f"{path} would not be read as it was written")
+
+    def _refusal(self, value: Any, path: str) -> InvalidArgument:
+        return InvalidArgument(
+            self._search(value, path, 0) or f"{path} would not be read as it was written"
+        )
+
+    def _search(self, value: Any, path: str, depth: int) -> str | None:
+        """Why a value cannot be stored, with the path to the innermost part that is at fault."""
+        if depth > _DEPTH_LIMIT:
+            return f"{path} is nested more than {_DEPTH_LIMIT} levels deep"
+        if type(value) is dict:
+            for key, item in value.items():
+                if not isinstance(key, str) and not self._survives(key, as_key=True):
+                    kind = type(key).__name__
+                    return f"{path} has the key {key!r}, and {kind} keys would not come back"
+                found = self._search(item, f"{path}[{key!r}]", depth + 1)
+                if found:
+                    return found
+        elif type(value) is list:
+            for number, item in enumerate(value):
+                found = self._search(item, f"{path}[{number}]", depth + 1)
+                if found:
+                    return found
+            return None
+        if self._survives(value):
+            return None
+        kind = type(value).__name__
+        if isinstance(value, (float, str, int)):
+            return f"{path} is a {kind} that cannot be stored exactly: {_describe(value)}"
+        codec = "json" if self._json else "msgpack"
+        return f"{path} is a {kind}, which the {codec} codec would not give back"
+
+    def _survives(self, value: Any, as_key: bool = False) -> bool:
+        if as_key:
+            value = {value: None}
+        try:
+            return bool(decode_value(self._encode(value)) == value)
+        except _UNENCODABLE:
+            return False
+
+
+def decode_value(data: bytes) -> Any:
+    """The value of stored bytes, of any format.
+
+    Raises:
+        ValueError: the bytes are no value; msgspec.DecodeError is one.
+    """
+    first = data[:1]
+    if first >= b"\x20":
+        return _decode_json(data)
+    if first == _RAW:
+        return data[1:]
+    if first == _MSGPACK:
+        return _decode_msgpack(data[1:])
+    raise ValueError("no known format" if first else "no bytes")
+
+
+def decode_event(data: bytes) -> Event:
+    """The event of stored bytes, of any format.
+
+    Raises:
+        ValueError: the bytes are no event.
+    """
+    first = data[:1]
+    if first >= b"\x20":
+        return _decode_event_json(data)
+    if first == _MSGPACK:
+        return _decode_event_msgpack(data[1:])
+    raise ValueError("no known format" if first else "no bytes")
+
+
+def corrupt(key: bytes, error: Exception, field: bytes | None = None) -> CorruptData:
+    """The exception for stored bytes that do not decode. Quotes the key, never the bytes."""
+    where = key.decode("utf-8", "replace")
+    if field is not None:
+        where += f" field {field.decode('utf-8', 'replace')}"
+    return CorruptData(f"{where} does not decode ({type(error).__name__})", key=where)
+
+
+def _too_large(path: str, limit: int, actual: int) -> LimitExceeded:
+    message = f"{path} is {actual} bytes long when encoded; at most {limit} are allowed"
+    return LimitExceeded(message, limit=limit, actual=actual)
+
+
+def _describe(value: float | str) -> str:
+    if isinstance(value, float):
+        return f"{value!r} is not a finite number"
+    if isinstance(value, str):
+        return "it holds a lone surrogate"
+    return f"an integer of {value.bit_length()} bits"

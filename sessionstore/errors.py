@@ -1,0 +1,96 @@
+"""The exceptions that sessionstore raises. All derive from SessionStoreError.
+
+No message holds a payload or a credential: keys, limits and names only.
+"""
+
+from __future__ import annotations
+
+
+class SessionStoreError(Exception):
+    """Base class of everything that sessionstore raises on purpose."""
+
+
+class InvalidArgument(SessionStoreError, ValueError):
+    """An argument was refused before anything was sent; nothing changed anywhere.
+
+    The message names the argument, and inside a nested value the path to the offending part.
+    """
+
+
+class LimitExceeded(InvalidArgument):
+    """An event, a value or a batch is larger than allowed; nothing was sent.
+
+    Attributes:
+        limit: the largest size allowed, in the unit that the message names.
+        actual: the size that was given, in the same unit.
+    """
+
+    def __init__(self, message: str, *, limit: int, actual: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.actual = actual
+
+
+class SessionNotFound(SessionStoreError):
+    """The session does not exist: never created, deleted or expired."""
+
+
+class SessionExists(SessionStoreError):
+    """`create_session` was given the id of a session that exists."""
+
+
+class StaleVersion(SessionStoreError):
+    """`if_version` did not match: somebody else wrote to the session. Nothing was written.
+
+    Attributes:
+        expected: the version that the caller asked for.
+        actual: the version that the store has.
+    """
+
+    def __init__(self, message: str, *, expected: int, actual: int) -> None:
+        super().__init__(message)
+        self.expected = expected
+        self.actual = actual
+
+
+class CorruptData(SessionStoreError):
+    """Stored bytes do not decode. They are never skipped silently.
+
+    Attributes:
+        key: the Redis key that holds them, with the hash field where there is one.
+    """
+
+    def __init__(self, message: str, *, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class BackendError(SessionStoreError):
+    """The store could not be asked, did not answer in time, or refused.
+
+    Attributes:
+        maybe_applied: True when a write was sent and its outcome is unknown.
+    """
+
+    def __init__(self, message: str, *, maybe_applied: bool = False) -> None:
+        super().__init__(message)
+        self.maybe_applied = maybe_applied
+
+
+class BackendUnavailable(BackendError):
+    """No connection to the store: refused, reset, not resolved, not authenticated."""
+
+
+class BackendTimeout(BackendError):
+    """The store did not answer within the call's deadline."""
+
+
+class BackendRejected(BackendError):
+    """The store answered with an error: out of memory, read-only, no permission, wrong type.
+
+    A write that was refused left nothing behind.
+    """
+
+
+class ScriptContractError(SessionStoreError):
+    """A script answered something that its header does not declare. A bug in sessionstore."""

@@ -1,0 +1,243 @@
+"""Operations that take several Calls, or that change the caller's Session: generators of Calls.
+
+A flow yields a Call and is sent its result; its return value is the operation's. A caller's
+Session changes only after the store has accepted the write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import msgspec
+
+from .calls import Call
+from .errors import InvalidArgument
+from .model import Event, Session, SessionKey
+from .ops import Ops, Written
+from .tiers import Change, split
+from .times import from_us
+
+T = TypeVar("T")
+Flow = Generator[Call[Any], Any, T]
+
+_LIST_ROUNDS_LIMIT = 100  # pages of expired sessions that one listing prunes
+
+
+def create_session(
+    ops: Ops, app_name: str, user_id: str, session_id: str | None, state: Mapping[str, Any] | None
+) -> Flow[Session]:
+    """Create a session; an empty id makes a new one."""
+    key = SessionKey(app_name, user_id, _or_new_id(session_id))
+    change = _initial(ops, state)
+    session: Session = yield ops.create_session(key, uuid4().hex, change)
+    change.apply_temp(session.state)
+    return session
+
+
+def get_or_create_session(
+    ops: Ops,
+    app_name: str,
+    user_id: str,
+    session_id: str | None,
+    state: Mapping[str, Any] | None,
+    event_num: int | None,
+    event_time: datetime | None,
+) -> Flow[Session]:
+    """Create a session unless it exists, and read it."""
+    key = SessionKey(app_name, user_id, _or_new_id(session_id))
+    change = _initial(ops, state)
+    call = ops.get_or_create_session(key, uuid4().hex, change, event_num, event_time)
+    session: Session = yield call
+    change.apply_temp(session.state)
+    return session
+
+
+def list_sessions(
+    ops: Ops, app_name: str, user_id: str, limit: int, offset: int, event_num: int
+) -> Flow[list[Session]]:
+    """Read a page of a user's sessions; expired ones are pruned from the index on the way.
+
+    Two steps, because a script may touch only keys that it is given: the ids first, then the
+    sessions. One that is deleted in between is left out as if it had been deleted before.
+    """
+    found: list[Session] = []
+    for _ in range(_LIST_ROUNDS_LIMIT):
+        ids: list[str] = yield ops.list_session_ids(app_name, user_id, limit, offset)
+        if not ids:
+            return []
+        sessions: list[Session | None]
+        sessions = yield ops.list_sessions(app_name, user_id, ids, event_num)
+        found = [session for session in sessions if session is not None]
+        if len(found) == len(ids):
+            break
+        gone = [name for name, session in zip(ids, sessions, strict=True) if session is None]
+        yield ops.prune_index(app_name, user_id, gone)
+    return found
+
+
+def append_events(
+    ops: Ops,
+    session: Session | SessionKey,
+    events: Iterable[Event],
+    if_version: int | None,
+    path: str,
+) -> Flow[list[Event]]:
+    """Append events, all or nothing; partial ones are only handed back."""
+    key = session_key(session)
+    results: list[Event] = []
+    prepared: list[tuple[bytes, datetime, Change]] = []
+    for number, event in enumerate(_event_list(events)):
+        here = path if path == "event" else f"{path}[{number}]"
+        if not isinstance(event, Event):
+            raise InvalidArgument(f"{here} must be an Event, not {type(event).__name__}")
+        if event.partial:
+            results.append(event)
+            continue
+        change = split(
+            ops.options.codec,
+            event.state_delta,
+            event.state_removed,
+            path=f"{here}.state_delta",
+            removed_path=f"{here}.state_removed",
+        )
+        data, copy = ops.options.codec.encode_event(_without_temp(event), here)
+        results.append(copy)
+        prepared.append((data, copy.timestamp, change))
+    if not prepared:
+        return results
+    written: Written = yield ops.append_events(key, prepared, if_version)
+    if isinstance(session, Session):
+        stored = [event for event in results if not event.partial]
+        if written.repeats:
+            yield from _reload_state(ops, session, prepared)
+            known = {event.id for event in session.events}
+            stored = [event for event in stored if event.id not in known]
+        else:
+            for _, _, change in prepared:
+                change.apply(session.state)
+        session.events.extend(stored)
+        event_limit = ops.options.session_event_limit
+        if event_limit:
+            del session.events[:-event_limit]
+        _mark(session, written)
+    return results
+
+
+def pop_event(
+    ops: Ops, session: Session | SessionKey, if_version: int | None
+) -> Flow[Event | None]:
+    """Remove the newest event, and hand it back."""
+    found = yield ops.pop_event(session_key(session), if_version)
+    if found is None:
+        return None
+    event: Event = found[0]
+    if isinstance(session, Session):
+        session.events[:] = [other for other in session.events if other.id != event.id]
+        _mark(session, found[1])
+    return event
+
+
+def clear_events(ops: Ops, session: Session | SessionKey, if_version: int | None) -> Flow[None]:
+    """Remove all events."""
+    written: Written = yield ops.clear_events(session_key(session), if_version)
+    if isinstance(session, Session):
+        session.events.clear()
+        _mark(session, written)
+
+
+def update_session_state(
+    ops: Ops,
+    session: Session | SessionKey,
+    state: Mapping[str, Any],
+    removed: Iterable[str],
+    if_version: int | None,
+) -> Flow[None]:
+    """Set and remove state in all tiers. Nothing is sent when nothing would change."""
+    key = session_key(session)
+    change = split(ops.options.codec, state, removed, path="state", removed_path="keys")
+    if change.is_stored or if_version is not None:
+        written: Written = yield ops.update_session_state(key, change, if_version)
+        if isinstance(session, Session):
+            _mark(session, written)
+    if isinstance(session, Session):
+        change.apply(session.state)
+
+
+def update_user_state(
+    ops: Ops, app_name: str, user_id: str, state: Mapping[str, Any], removed: Iterable[str]
+) -> Flow[None]:
+    """Set and remove state of the user tier. Nothing is sent when nothing would change."""
+    change = split(
+        ops.options.codec, state, removed, path="state", removed_path="keys", tier="user"
+    )
+    call = ops.update_user_state(app_name, user_id, change.user)
+    if change.is_stored:
+        yield call
+
+
+def update_app_state(
+    ops: Ops, app_name: str, state: Mapping[str, Any], removed: Iterable[str]
+) -> Flow[None]:
+    """Set and remove state of the app tier. Nothing is sent when nothing would change."""
+    change = split(ops.options.codec, state, removed, path="state", removed_path="keys", tier="app")
+    call = ops.update_app_state(app_name, change.app)
+    if change.is_stored:
+        yield call
+
+
+def session_key(session: object) -> SessionKey:
+    """The key of what a caller gave as a session.
+
+    Raises:
+        InvalidArgument: it is neither a Session nor a SessionKey.
+    """
+    if isinstance(session, (Session, SessionKey)):
+        return session.key
+    kind = type(session).__name__
+    raise InvalidArgument(f"session must be a Session or a SessionKey, not {kind}")
+
+
+def _or_new_id(session_id: str | None) -> str:
+    return str(uuid4()) if session_id is None or session_id == "" else session_id
+
+
+def _initial(ops: Ops, state: Mapping[str, Any] | None) -> Change:
+    return split(ops.options.codec, {} if state is None else state, path="state", removed_path="")
+
+
+def _event_list(events: Any) -> list[Event]:
+    if isinstance(events, Event) or not isinstance(events, Iterable):
+        raise InvalidArgument(f"events must be a list of Events, not {type(events).__name__}")
+    return list(events)
+
+
+def _without_temp(event: Event) -> Event:
+    delta, removed = event.state_delta, event.state_removed
+    if not any(key.startswith("temp:") for key in (*delta, *removed)):
+        return event
+    return msgspec.structs.replace(
+        event,
+        state_delta={key: delta[key] for key in delta if not key.startswith("temp:")},
+        state_removed=[key for key in removed if not key.startswith("temp:")],
+    )
+
+
+def _reload_state(
+    ops: Ops, session: Session, prepared: list[tuple[bytes, datetime, Change]]
+) -> Flow[None]:
+    """After a repeat, which changed nothing or only in part: what the store has now counts."""
+    fresh: Session | None = yield ops.get_session(session.key, 0, None)
+    if fresh is not None:
+        temp = {key: value for key, value in session.state.items() if key.startswith("temp:")}
+        session.state.clear()
+        session.state.update(fresh.state | temp)
+    for _, _, change in prepared:
+        change.apply_temp(session.state)
+
+
+def _mark(session: Session, written: Written) -> None:
+    session.version = written.version
+    session.updated_at = from_us(written.updated_us)

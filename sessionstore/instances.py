@@ -1,0 +1,68 @@
+"""Named Redis instances: addresses registered once, used by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .errors import InvalidArgument
+
+
+class RedisInstance(msgspec.Struct, frozen=True):
+    """Where a server is and how to connect to it.
+
+    Attributes:
+        url: `redis://`, `rediss://` or `unix://`, as redis-py reads them.
+        extra_options: further options of redis-py's connections, by name.
+    """
+
+    url: str
+    extra_options: dict[str, Any] = {}
+
+
+_registry: dict[str, RedisInstance] = {}
+
+
+def register_redis_instance(name: str, url: str, **extra_options: Any) -> None:
+    """Give a server a name for `RedisSessionService(instance_name=name)`.
+
+    Args:
+        name: not empty; registering a name again replaces its address for services made later.
+        url: `redis://`, `rediss://` or `unix://`, with database and credentials as redis-py
+            reads them.
+        **extra_options: options of redis-py's connections, such as `username`, `password`,
+            `ssl_ca_certs` or `socket_connect_timeout`.
+
+    Raises:
+        InvalidArgument: the name or the URL is not a non-empty str.
+    """
+    for argument, value in (("name", name), ("url", url)):
+        if not isinstance(value, str) or not value:
+            raise InvalidArgument(f"{argument} must be a non-empty str")
+    _registry[name] = RedisInstance(url, extra_options)
+
+
+def find_instance(
+    url: str | None, instance_name: str | None, extra_options: dict[str, Any] | None
+) -> RedisInstance:
+    """The server that a service's arguments mean; the URL wins over the name.
+
+    Raises:
+        InvalidArgument: neither is given, or no instance of that name is registered.
+    """
+    extra = dict(extra_options or {})
+    if url is not None:
+        if not isinstance(url, str):
+            raise InvalidArgument(f"url must be a str, not {type(url).__name__}")
+        return RedisInstance(url, extra)
+    if instance_name is None:
+        raise InvalidArgument("url or instance_name must be given")
+    try:
+        known = _registry[instance_name]
+    except KeyError:
+        names = ", ".join(sorted(_registry)) or "none"
+        raise InvalidArgument(
+            f"no Redis instance is registered as {instance_name!r}; registered: {names}"
+        ) from None
+    return RedisInstance(known.url, {**known.extra_options, **extra})

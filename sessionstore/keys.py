@@ -1,0 +1,136 @@
+"""The only place that spells a Redis key.
+
+    appdata:{app}              hash    app tier
+    userdata:{app:user}        hash    user tier
+    sessions:{app:user}        zset    index of the user's sessions
+    session:{app:user}:sid     hash    header and session tier
+    events:{app:user}:sid      zset    the log
+
+Every byte of an id outside `A-Z a-z 0-9 . _ ~ @ + = , -` is percent-encoded. So `:`, `{` and `}`
+in a key are always ours: no two (app, user, session) triples share a key, and no id can move a
+key to another slot or act as a pattern.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+from urllib.parse import quote
+
+from .errors import InvalidArgument
+
+ID_LIMIT = 256
+"""Largest id, in bytes of UTF-8."""
+
+PartitionBy = Literal["user", "app"]
+
+_SAFE = "._~@+=,-"
+_is_plain = re.compile(rf"[A-Za-z0-9{re.escape(_SAFE)}]{{1,{ID_LIMIT}}}", re.ASCII).fullmatch
+
+
+def encode_id(name: str, value: object) -> str:
+    """The id as it stands in a key. `name` is the argument that an error names.
+
+    Raises:
+        InvalidArgument: not a str, empty, not encodable as UTF-8 or longer than 256 bytes.
+    """
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{name} must be a str, not {type(value).__name__}")
+    if _is_plain(value):
+        return value
+    if not value:
+        raise InvalidArgument(f"{name} must not be empty")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{name} is not valid Unicode: it holds a lone surrogate") from None
+    if size > ID_LIMIT:
+        raise InvalidArgument(f"{name} is {size} bytes long; at most {ID_LIMIT} are allowed")
+    return quote(value, safe=_SAFE)
+
+
+def check_key_prefix(value: object) -> str:
+    """The prefix as given.
+
+    Raises:
+        InvalidArgument: not a str, not encodable, too long, or it holds a brace, which would
+            take the place of the hash tag.
+    """
+    if not isinstance(value, str):
+        raise InvalidArgument(f"key_prefix must be a str, not {type(value).__name__}")
+    if value:
+        encode_id("key_prefix", value)
+    if "{" in value or "}" in value:
+        raise InvalidArgument("key_prefix must not hold { or }: they mark the hash tag")
+    return value
+
+
+class UserKeys(NamedTuple):
+    """Keys of one user. `sessions` is the index of his sessions.
+
+    It shares a slot with `user`; with partition_by="app" also with `app`.
+    """
+
+    sessions: bytes
+    user: bytes
+    app: bytes
+
+
+class SessionKeys(NamedTuple):
+    """Keys of one session, in the order in which scripts take them.
+
+    All but `app` share a slot; with partition_by="app" all do.
+    """
+
+    session: bytes
+    events: bytes
+    sessions: bytes
+    user: bytes
+    app: bytes
+
+
+class Keys:
+    """Spells the keys of one service.
+
+    Args:
+        key_prefix: text in front of every key; no braces.
+        partition_by: "user" gives every user a cluster slot, "app" every application.
+    """
+
+    def __init__(self, key_prefix: str = "", partition_by: PartitionBy = "user") -> None:
+        self._prefix = check_key_prefix(key_prefix)
+        if partition_by not in ("user", "app"):
+            raise InvalidArgument(f'partition_by must be "user" or "app", not {partition_by!r}')
+        self._by_user = partition_by == "user"
+
+    def app(self, app_name: str) -> bytes:
+        """The hash of an application's state."""
+        return f"{self._prefix}appdata:{{{encode_id('app_name', app_name)}}}".encode()
+
+    def user(self, app_name: str, user_id: str) -> UserKeys:
+        """The keys of a user and of his application."""
+        app = encode_id("app_name", app_name)
+        tag = self._tag(app, encode_id("user_id", user_id))
+        prefix = self._prefix
+        return UserKeys(
+            sessions=f"{prefix}sessions:{tag}".encode(),
+            user=f"{prefix}userdata:{tag}".encode(),
+            app=f"{prefix}appdata:{{{app}}}".encode(),
+        )
+
+    def session(self, app_name: str, user_id: str, session_id: str) -> SessionKeys:
+        """The keys of a session, of its user and of its application."""
+        app = encode_id("app_name", app_name)
+        tag = self._tag(app, encode_id("user_id", user_id))
+        name = encode_id("session_id", session_id)
+        prefix = self._prefix
+        return SessionKeys(
+            session=f"{prefix}session:{tag}:{name}".encode(),
+            events=f"{prefix}events:{tag}:{name}".encode(),
+            sessions=f"{prefix}sessions:{tag}".encode(),
+            user=f"{prefix}userdata:{tag}".encode(),
+            app=f"{prefix}appdata:{{{app}}}".encode(),
+        )
+
+    def _tag(self, app: str, user: str) -> str:
+        return f"{{{app}:{user}}}" if self._by_user else f"{{{app}}}:{user}"

@@ -1,0 +1,459 @@
+"""One pure function per operation: typed arguments -> Call. Nothing is sent from here.
+
+A write is a Lua script. A read is a transaction of plain commands, which carry bulk data at the
+server's native speed, behind a small script that refreshes deadlines where that is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from .calls import Argument, Call, Command, R, status
+from .codec import corrupt, decode_event
+from .errors import LimitExceeded, ScriptContractError
+from .keys import SessionKeys
+from .model import Event, EventPage, Session, SessionKey
+from .options import Options, check_instant, check_int
+from .scripts import SCRIPTS
+from .tiers import Change, Delta, read_tier
+from .times import from_us, to_us
+
+EVENTS_PER_CALL_LIMIT = 500
+"""Most events that one call appends."""
+
+SESSIONS_PER_PAGE_LIMIT = 1000
+"""Most sessions that one call lists."""
+
+EVENTS_PER_PAGE_LIMIT = 10_000
+"""Most events that one page of the log holds."""
+
+
+class Written(msgspec.Struct, frozen=True):
+    """What a write to a session answers.
+
+    Attributes:
+        version: the session's version after the write.
+        updated_us: when it was written, microseconds since 1970.
+        repeats: events of an append that were stored already.
+    """
+
+    version: int
+    updated_us: int
+    repeats: int = 0
+
+
+class Ops:
+    """Builds the Calls of one service.
+
+    Args:
+        options: the service's options.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._keys = options.keys
+        # In the order in which every script takes them.
+        self._ttls = (options.session_ttl_ms, options.user_state_ttl_ms, options.app_state_ttl_ms)
+        self._touches = options.refresh_ttl_on_read and options.any_ttl
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    def create_session(self, key: SessionKey, generation: str, change: Change) -> Call[Session]:
+        """Create a session and read it."""
+        keys = self._keys.session(*_parts(key))
+
+        def decode(replies: list[Any]) -> Session:
+            status(replies[0], key)
+            return self._session(key, keys, replies[1:5])
+
+        return Call(
+            "create_session",
+            decode,
+            SCRIPTS["create_session"],
+            keys,
+            (key.session_id, *self._ttls, generation, *_all_tiers(change)),
+            _read_commands(keys, None),
+        )
+
+    def get_or_create_session(
+        self,
+        key: SessionKey,
+        generation: str,
+        change: Change,
+        event_num: int | None,
+        event_time: datetime | None,
+    ) -> Call[Session]:
+        """Create a session unless it exists, and read it."""
+        keys = self._keys.session(*_parts(key))
+        events, newest_first = _range_command(keys.events, event_num, event_time)
+        refresh = "1" if self.options.refresh_ttl_on_read else "0"
+
+        def decode(replies: list[Any]) -> Session:
+            status(replies[0], key)
+            return self._session(key, keys, replies[1:], newest_first)
+
+        return Call(
+            "get_or_create_session",
+            decode,
+            SCRIPTS["get_or_create_session"],
+            keys,
+            (key.session_id, *self._ttls, generation, refresh, *_all_tiers(change)),
+            _read_commands(keys, events),
+        )
+
+    def get_session(
+        self, key: SessionKey, event_num: int | None, event_time: datetime | None
+    ) -> Call[Session | None]:
+        """Read a session: header, merged state, events."""
+        keys = self._keys.session(*_parts(key))
+        events, newest_first = _range_command(keys.events, event_num, event_time)
+
+        def decode(replies: list[Any]) -> Session | None:
+            if self._touches:
+                replies = replies[1:]
+            return self._session(key, keys, replies, newest_first) if replies[0] else None
+
+        return self._read("get_session", decode, key, keys, _read_commands(keys, events))
+
+    def get_events(
+        self, key: SessionKey, after: int | None, before: int | None, limit: int
+    ) -> Call[EventPage]:
+        """Read a page of a session's log."""
+        check_int("limit", limit, low=1, high=EVENTS_PER_PAGE_LIMIT)
+        low = b"-inf" if after is None else b"(%d" % check_int("after", after, low=0)
+        high = b"+inf" if before is None else b"(%d" % check_int("before", before, low=0)
+        backward = after is None and before is not None
+        keys = self._keys.session(*_parts(key))
+        bounds = (high, low, "BYSCORE", "REV") if backward else (low, high, "BYSCORE")
+        commands: tuple[Command, ...] = (
+            ("HEXISTS", keys.session, "version"),
+            ("ZRANGE", keys.events, *bounds, "LIMIT", 0, limit, "WITHSCORES"),
+        )
+
+        def decode(replies: list[Any]) -> EventPage:
+            exists, found = replies[-2:]
+            if not exists:
+                status([b"NOT_FOUND"], key)
+            entries = _scored(found)
+            if backward:
+                entries.reverse()
+            cursor = after if after is not None else before
+            return EventPage(
+                _events(keys.events, (member for member, _ in entries)),
+                entries[0][1] if entries else cursor,
+                entries[-1][1] if entries else cursor,
+            )
+
+        return self._read("get_events", decode, key, keys, commands)
+
+    def list_session_ids(
+        self, app_name: str, user_id: str, limit: int, offset: int
+    ) -> Call[list[str]]:
+        """Ids of a page of a user's sessions, last updated first, expired ones included."""
+        check_int("limit", limit, low=1, high=SESSIONS_PER_PAGE_LIMIT)
+        check_int("offset", offset, low=0)
+        index = self._keys.user(app_name, user_id).sessions
+
+        def decode(replies: list[Any]) -> list[str]:
+            try:
+                return [member.decode() for member in replies[0]]
+            except ValueError as error:
+                raise corrupt(index, error) from None
+
+        page: Command = ("ZRANGE", index, offset, offset + limit - 1, "REV")
+        return Call("list_sessions", decode, then=(page,), writes=False)
+
+    def list_sessions(
+        self, app_name: str, user_id: str, ids: Sequence[str], event_num: int
+    ) -> Call[list[Session | None]]:
+        """Read sessions by id; None stands for one that has expired."""
+        check_int("event_num", event_num, low=0)
+        user = self._keys.user(app_name, user_id)
+        sessions = [self._keys.session(app_name, user_id, name) for name in ids]
+        commands: list[Command] = [("HGETALL", user.user), ("HGETALL", user.app)]
+        for keys in sessions:
+            commands.append(("HGETALL", keys.session))
+            if event_num:
+                commands.append(("ZRANGE", keys.events, -event_num, -1))
+        step = 2 if event_num else 1
+
+        def decode(replies: list[Any]) -> list[Session | None]:
+            found: list[Session | None] = []
+            for number, (name, keys) in enumerate(zip(ids, sessions, strict=True)):
+                at = 2 + number * step
+                parts = [replies[at], replies[0], replies[1], *replies[at + 1 : at + step]]
+                key = SessionKey(app_name, user_id, name)
+                found.append(self._session(key, keys, parts) if parts[0] else None)
+            return found
+
+        return Call("list_sessions", decode, then=tuple(commands), writes=False)
+
+    def prune_index(self, app_name: str, user_id: str, ids: Sequence[str]) -> Call[None]:
+        """Take expired sessions out of the index."""
+        index = self._keys.user(app_name, user_id).sessions
+        sessions = (self._keys.session(app_name, user_id, name).session for name in ids)
+        keys = (index, *sessions)
+        return Call("prune_index", _done, SCRIPTS["prune_index"], keys, tuple(ids))
+
+    def delete_session(self, key: SessionKey) -> Call[None]:
+        """Remove a session."""
+        keys = self._keys.session(*_parts(key))[:3]
+        return Call("delete_session", _done, SCRIPTS["delete_session"], keys, (key.session_id,))
+
+    # -- events --------------------------------------------------------------------------------
+
+    def append_events(
+        self,
+        key: SessionKey,
+        events: Sequence[tuple[bytes, datetime, Change]],
+        if_version: int | None,
+    ) -> Call[Written]:
+        """Append encoded events with their state changes.
+
+        Args:
+            key: the session.
+            events: bytes, timestamp and state change of each event.
+            if_version: the version that the session must have, or None.
+        """
+        if len(events) > EVENTS_PER_CALL_LIMIT:
+            message = f"events holds {len(events)}; at most {EVENTS_PER_CALL_LIMIT} go in one call"
+            raise LimitExceeded(message, limit=EVENTS_PER_CALL_LIMIT, actual=len(events))
+        app = any(change.app for _, _, change in events)
+        user = app or any(change.user for _, _, change in events)
+        tail: list[Any] = []
+        for data, timestamp, change in events:
+            tail += (data, to_us(timestamp))
+            tail += _tiers(change, user, app)
+        keys = self._keys.session(*_parts(key))
+        head = (key.session_id, *self._ttls, self.options.session_event_limit)
+        return Call(
+            "append_events",
+            lambda replies: _written(replies[0], key, if_version),
+            SCRIPTS["append_events"],
+            keys[: 3 + user + app],
+            (*head, _version(if_version), len(events), *tail),
+        )
+
+    def pop_event(
+        self, key: SessionKey, if_version: int | None
+    ) -> Call[tuple[Event, Written] | None]:
+        """Remove the newest event."""
+        keys = self._keys.session(*_parts(key))
+
+        def decode(replies: list[Any]) -> tuple[Event, Written] | None:
+            if status(replies[0], key, if_version) == b"EMPTY":
+                return None
+            [event] = _events(keys.events, replies[0][3:4])
+            return event, _written(replies[0], key, if_version)
+
+        return self._write("pop_event", decode, key, keys, if_version, idempotent=False)
+
+    def clear_events(self, key: SessionKey, if_version: int | None) -> Call[Written]:
+        """Remove all events."""
+        keys = self._keys.session(*_parts(key))
+
+        def decode(replies: list[Any]) -> Written:
+            return _written(replies[0], key, if_version)
+
+        idempotent = if_version is None
+        return self._write("clear_events", decode, key, keys, if_version, idempotent=idempotent)
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def update_session_state(
+        self, key: SessionKey, change: Change, if_version: int | None
+    ) -> Call[Written]:
+        """Set and remove state in all tiers."""
+        app = bool(change.app)
+        user = app or bool(change.user)
+        return Call(
+            "update_session_state",
+            lambda replies: _written(replies[0], key, if_version),
+            SCRIPTS["update_session_state"],
+            self._keys.session(*_parts(key))[: 3 + user + app],
+            (key.session_id, *self._ttls, _version(if_version), *_tiers(change, user, app)),
+            idempotent=if_version is None,
+        )
+
+    def get_user_state(self, app_name: str, user_id: str) -> Call[dict[str, Any]]:
+        """Read the user tier."""
+        tier = self._keys.user(app_name, user_id).user
+        return self._get_tier("get_user_state", tier, self.options.user_state_ttl_ms)
+
+    def get_app_state(self, app_name: str) -> Call[dict[str, Any]]:
+        """Read the app tier."""
+        tier = self._keys.app(app_name)
+        return self._get_tier("get_app_state", tier, self.options.app_state_ttl_ms)
+
+    def update_user_state(self, app_name: str, user_id: str, delta: Delta) -> Call[None]:
+        """Set and remove state of the user tier."""
+        tier = self._keys.user(app_name, user_id).user
+        return _update_tier("update_user_state", tier, self.options.user_state_ttl_ms, delta)
+
+    def update_app_state(self, app_name: str, delta: Delta) -> Call[None]:
+        """Set and remove state of the app tier."""
+        tier = self._keys.app(app_name)
+        return _update_tier("update_app_state", tier, self.options.app_state_ttl_ms, delta)
+
+    # -- shared --------------------------------------------------------------------------------
+
+    def _read(
+        self,
+        name: str,
+        decode: Callable[[list[Any]], R],
+        key: SessionKey,
+        keys: SessionKeys,
+        commands: tuple[Command, ...],
+    ) -> Call[R]:
+        if not self._touches:
+            return Call(name, decode, then=commands, writes=False)
+        args = (key.session_id, *self._ttls)
+        script = SCRIPTS["touch_session"]
+        return Call(name, decode, script, keys, args, commands, writes=False)
+
+    def _write(
+        self,
+        name: str,
+        decode: Callable[[list[Any]], R],
+        key: SessionKey,
+        keys: SessionKeys,
+        if_version: int | None,
+        *,
+        idempotent: bool,
+    ) -> Call[R]:
+        args = (key.session_id, self.options.session_ttl_ms, _version(if_version))
+        return Call(name, decode, SCRIPTS[name], keys[:3], args, idempotent=idempotent)
+
+    def _get_tier(self, name: str, tier: bytes, ttl_ms: int) -> Call[dict[str, Any]]:
+        def decode(replies: list[Any]) -> dict[str, Any]:
+            state: dict[str, Any] = {}
+            read_tier(state, _pairs(replies[-1]), tier)
+            return state
+
+        read: tuple[Command, ...] = (("HGETALL", tier),)
+        if not (ttl_ms and self.options.refresh_ttl_on_read):
+            return Call(name, decode, then=read, writes=False)
+        return Call(name, decode, SCRIPTS["touch_tier"], (tier,), (ttl_ms,), read, writes=False)
+
+    def _session(
+        self, key: SessionKey, keys: SessionKeys, parts: list[Any], newest_first: bool = False
+    ) -> Session:
+        """A Session of the replies to `_read_commands`."""
+        header: dict[bytes, bytes] = {}
+        fields: list[tuple[bytes, bytes]] = []
+        for field, value in _pairs(parts[0]):
+            if field[:1] == b".":
+                fields.append((field, value))
+            else:
+                header[field] = value
+        try:
+            version = int(header[b"version"])
+            created = from_us(int(header[b"created_us"]))
+            updated = from_us(int(header[b"updated_us"]))
+        except (KeyError, ValueError) as error:
+            raise corrupt(keys.session, error) from None
+        events = _events(keys.events, parts[3]) if len(parts) > 3 else []
+        if newest_first:
+            events.reverse()
+        state: dict[str, Any] = {}
+        read_tier(state, fields, keys.session, skip=1)
+        read_tier(state, _pairs(parts[1]), keys.user, prefix="user:")
+        read_tier(state, _pairs(parts[2]), keys.app, prefix="app:")
+        return Session(
+            key.app_name,
+            key.user_id,
+            key.session_id,
+            state,
+            events,
+            version,
+            created,
+            updated,
+        )
+
+
+def _parts(key: SessionKey) -> tuple[str, str, str]:
+    return key.app_name, key.user_id, key.session_id
+
+
+def _read_commands(keys: SessionKeys, events: Command | None) -> tuple[Command, ...]:
+    hashes = (("HGETALL", keys.session), ("HGETALL", keys.user), ("HGETALL", keys.app))
+    return (*hashes, events) if events else hashes
+
+
+def _range_command(
+    events: bytes, event_num: int | None, event_time: datetime | None
+) -> tuple[Command | None, bool]:
+    """The command that reads the events asked for, if any are; whether it answers newest first."""
+    if event_num is not None:
+        check_int("event_num", event_num, low=0)
+    if event_time is None:
+        newest: Command = ("ZRANGE", events, -event_num if event_num else 0, -1)
+        return (None if event_num == 0 else newest), False
+    since = to_us(check_instant("event_time", event_time))
+    if event_num is None:
+        return ("ZRANGE", events, since, "+inf", "BYSCORE"), False
+    if event_num == 0:
+        return None, False
+    return ("ZRANGE", events, "+inf", since, "BYSCORE", "REV", "LIMIT", 0, event_num), True
+
+
+def _tiers(change: Change, user: bool, app: bool) -> tuple[Argument, ...]:
+    """The deltas of a change for the tiers whose keys the call names."""
+    args = change.session.arguments()
+    if user:
+        args += change.user.arguments()
+    if app:
+        args += change.app.arguments()
+    return args
+
+
+def _all_tiers(change: Change) -> tuple[Argument, ...]:
+    return _tiers(change, user=True, app=True)
+
+
+def _version(if_version: int | None) -> str | int:
+    return "" if if_version is None else check_int("if_version", if_version, low=0)
+
+
+def _written(reply: Any, key: SessionKey, if_version: int | None) -> Written:
+    if status(reply, key, if_version) != b"OK":
+        raise ScriptContractError(f"a write answered {reply[0]!r}")
+    repeats = reply[3] if len(reply) > 3 and isinstance(reply[3], int) else 0
+    return Written(int(reply[1]), int(reply[2]), repeats)
+
+
+def _done(replies: list[Any]) -> None:
+    if replies[0] != [b"OK"]:
+        raise ScriptContractError(f"a script answered {replies[0]!r}")
+
+
+def _update_tier(name: str, tier: bytes, ttl_ms: int, delta: Delta) -> Call[None]:
+    args = (ttl_ms, *delta.arguments())
+    return Call(name, _done, SCRIPTS["update_tier_state"], (tier,), args)
+
+
+def _pairs(reply: Any) -> Iterable[tuple[bytes, bytes]]:
+    """Fields and values of an HGETALL reply: a flat list in RESP2, a map in RESP3."""
+    if isinstance(reply, dict):
+        return reply.items()
+    fields = iter(reply)
+    return zip(fields, fields, strict=True)
+
+
+def _scored(reply: list[Any]) -> list[tuple[bytes, int]]:
+    """Members and scores: a flat list in RESP2, pairs with floats in RESP3."""
+    if reply and isinstance(reply[0], list):
+        return [(member, int(score)) for member, score in reply]
+    flat = iter(reply)
+    return [(member, int(float(score))) for member, score in zip(flat, flat, strict=True)]
+
+
+def _events(key: bytes, members: Iterable[bytes]) -> list[Event]:
+    try:
+        return [decode_event(member) for member in members]
+    except ValueError as error:
+        raise corrupt(key, error) from None

@@ -1,0 +1,138 @@
+"""The options of a service: checked once, when it is made."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from .codec import Codec, Format
+from .errors import InvalidArgument
+from .keys import Keys, PartitionBy
+
+Duration = timedelta | float
+"""A span of time: a timedelta, or seconds."""
+
+_TTL_LIMIT_MS = 100 * 365 * 86_400_000  # a hundred years
+
+
+class Options(msgspec.Struct, frozen=True):
+    """Checked options, in the units that the scripts use.
+
+    Attributes:
+        keys: spells the keys.
+        codec: encodes and decodes.
+        session_event_limit: newest events to keep; 0 = all.
+        session_ttl_ms: TTL of sessions in milliseconds; 0 = none.
+        app_state_ttl_ms: TTL of the app tier, likewise.
+        user_state_ttl_ms: TTL of the user tier, likewise.
+        refresh_ttl_on_read: reads move deadlines too.
+    """
+
+    keys: Keys
+    codec: Codec
+    session_event_limit: int
+    session_ttl_ms: int
+    app_state_ttl_ms: int
+    user_state_ttl_ms: int
+    refresh_ttl_on_read: bool
+
+    @property
+    def any_ttl(self) -> bool:
+        """Whether anything expires."""
+        return bool(self.session_ttl_ms or self.app_state_ttl_ms or self.user_state_ttl_ms)
+
+
+def check_options(
+    *,
+    session_event_limit: int | None,
+    session_ttl: Duration | None,
+    app_state_ttl: Duration | None,
+    user_state_ttl: Duration | None,
+    refresh_ttl_on_read: bool,
+    key_prefix: str,
+    codec: Format,
+    partition_by: PartitionBy,
+    event_size_limit: int,
+    value_size_limit: int,
+) -> Options:
+    """The options of a service, checked.
+
+    Raises:
+        InvalidArgument: one of them is out of range or of the wrong type; names it.
+    """
+    if session_event_limit is None:
+        event_limit = 0
+    else:
+        event_limit = check_int("session_event_limit", session_event_limit, low=1)
+    if not isinstance(refresh_ttl_on_read, bool):
+        raise InvalidArgument("refresh_ttl_on_read must be True or False")
+    return Options(
+        keys=Keys(key_prefix, partition_by),
+        codec=Codec(
+            codec,
+            check_int("event_size_limit", event_size_limit, low=1),
+            check_int("value_size_limit", value_size_limit, low=1),
+        ),
+        session_event_limit=event_limit,
+        session_ttl_ms=_check_ttl("session_ttl", session_ttl),
+        app_state_ttl_ms=_check_ttl("app_state_ttl", app_state_ttl),
+        user_state_ttl_ms=_check_ttl("user_state_ttl", user_state_ttl),
+        refresh_ttl_on_read=refresh_ttl_on_read,
+    )
+
+
+def check_int(name: str, value: object, *, low: int, high: int | None = None) -> int:
+    """An int within a closed range.
+
+    Raises:
+        InvalidArgument: it is none, or outside of the range.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidArgument(f"{name} must be an int, not {type(value).__name__}")
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise InvalidArgument(f"{name} must be {bounds}, not {value}")
+    return value
+
+
+def check_seconds(name: str, value: object) -> float:
+    """A positive duration, in seconds.
+
+    Raises:
+        InvalidArgument: it is none, not finite, or not above 0.
+    """
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        kind = type(value).__name__
+        raise InvalidArgument(f"{name} must be a timedelta or seconds, not {kind}")
+    if not math.isfinite(value) or value <= 0:
+        raise InvalidArgument(f"{name} must be above 0, not {value}")
+    return float(value)
+
+
+def check_instant(name: str, value: object) -> datetime:
+    """A timezone-aware datetime.
+
+    Raises:
+        InvalidArgument: it is none, or has no timezone.
+    """
+    if not isinstance(value, datetime):
+        raise InvalidArgument(f"{name} must be a datetime, not {type(value).__name__}")
+    if value.utcoffset() is None:
+        raise InvalidArgument(f"{name} must be timezone-aware")
+    return value
+
+
+def _check_ttl(name: str, value: Any) -> int:
+    if value is None:
+        return 0
+    milliseconds = round(check_seconds(name, value) * 1000)
+    if milliseconds < 1:
+        raise InvalidArgument(f"{name} must be at least a millisecond, not {value}")
+    if milliseconds > _TTL_LIMIT_MS:
+        raise InvalidArgument(f"{name} must be at most 100 years; None means never")
+    return milliseconds
