@@ -1,0 +1,134 @@
+"""Carries out Calls in memory: scripts by their twins, plain commands by the keyspace."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+from ..calls import Call, Command, reply_error
+from ..errors import BackendUnavailable
+from ..options import Duration, Options, check_seconds
+from .keyspace import Entry, Keyspace, WrongType
+from .scripts import TWINS
+
+_DEFAULT_CLEANUP_S = 300.0
+
+
+class MemoryExecutor:
+    """The twin of a server and of the executor before it. Safe for threads.
+
+    Args:
+        cleanup_s: seconds between sweeps of what has expired; None = never.
+        clock: gives seconds since 1970.
+    """
+
+    def __init__(
+        self, cleanup_s: float | None = None, clock: Callable[[], float] | None = None
+    ) -> None:
+        self.keyspace = Keyspace()
+        self._clock = clock or time.time
+        self._cleanup_s = cleanup_s
+        self._swept_at = self._clock()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def of(
+        cls,
+        options: Options,
+        cleanup_interval: Duration | None,
+        clock: Callable[[], float] | None,
+    ) -> Self:
+        """The executor that a service's options ask for.
+
+        Raises:
+            InvalidArgument: `cleanup_interval` is out of range.
+        """
+        cleanup_s = _DEFAULT_CLEANUP_S if options.any_ttl else None
+        if cleanup_interval is not None:
+            cleanup_s = check_seconds("cleanup_interval", cleanup_interval)
+        return cls(cleanup_s, clock)
+
+    def execute(self, call: Call[Any]) -> list[Any]:
+        """One reply per command of the Call, atomically."""
+        with self._lock:
+            if self._closed:
+                raise BackendUnavailable("the session service is closed")
+            now = self._clock()
+            self.keyspace.now_us = int(now * 1_000_000)
+            if self._cleanup_s is not None and now - self._swept_at >= self._cleanup_s:
+                self._swept_at = now
+                self.keyspace.sweep()
+            try:
+                replies = []
+                if call.script is not None:
+                    args = [arg.encode() if isinstance(arg, str) else arg for arg in call.args]
+                    replies.append(TWINS[call.script.name](self.keyspace, call.keys, args))
+                replies += [self._command(command) for command in call.then]
+            except WrongType:
+                raise reply_error(call, "WRONGTYPE") from None
+            return replies
+
+    def close(self) -> None:
+        """Free everything."""
+        with self._lock:
+            self._closed = True
+            self.keyspace = Keyspace()
+
+    def _command(self, command: Command) -> Any:
+        name, key, *rest = command
+        assert isinstance(key, bytes)
+        if name == "HGETALL":
+            return self.keyspace.hgetall(key)
+        if name == "HEXISTS":
+            return self.keyspace.hexists(key, str(rest[0]).encode())
+        if name == "ZRANGE":
+            return self._zrange(key, *rest)
+        raise AssertionError(f"no twin of the command {name!r}")
+
+    def _zrange(self, key: bytes, start: Any, stop: Any, *options: Any) -> list[Any]:
+        rev = "REV" in options
+        entries: list[Entry]
+        if "BYSCORE" in options:
+            low, high = (stop, start) if rev else (start, stop)
+            # An offset is never asked for: LIMIT 0 count.
+            limit = options[options.index("LIMIT") + 2] if "LIMIT" in options else None
+            bounds = _bound(low), _bound(high)
+            entries = self.keyspace.zrange_by_score(key, *bounds, rev=rev, limit=limit)
+        else:
+            entries = self.keyspace.zrange_by_rank(key, start, stop, rev=rev)
+        if "WITHSCORES" in options:
+            return [[member, float(score)] for score, member in entries]
+        return [member for _, member in entries]
+
+
+class AsyncMemoryExecutor:
+    """The same for asyncio. Nothing is awaited: a Call is atomic and returns at once.
+
+    Args:
+        memory: what holds the data.
+    """
+
+    def __init__(self, memory: MemoryExecutor) -> None:
+        self._memory = memory
+
+    async def execute(self, call: Call[Any]) -> list[Any]:
+        """One reply per command of the Call, atomically."""
+        return self._memory.execute(call)
+
+    async def aclose(self) -> None:
+        """Free everything."""
+        self._memory.close()
+
+
+def _bound(text: Any) -> tuple[float, bool]:
+    """A score bound and whether it is exclusive."""
+    if isinstance(text, int):
+        return text, False
+    if isinstance(text, str):
+        text = text.encode()
+    if text.startswith(b"("):
+        return int(text[1:]), True
+    return float(text), False

@@ -1,0 +1,276 @@
+"""A small keyspace: hashes, sorted sets and deadlines, with the semantics of Redis commands.
+
+Only what the scripts use. Methods are named after the commands. Scores are integers. Time stands
+still within a Call, as it does within a script.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable
+
+Score = int
+Entry = tuple[Score, bytes]
+Hash = dict[bytes, bytes]
+
+
+class WrongType(Exception):
+    """A command met a key of another type."""
+
+
+class SortedSet:
+    """Members with scores, ordered by score, then member."""
+
+    __slots__ = ("entries", "scores")
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.scores: dict[bytes, Score] = {}
+
+    def add(self, score: Score, member: bytes) -> bool:
+        """Set a member's score; True if it is new."""
+        old = self.scores.get(member)
+        if old == score:
+            return False
+        if old is not None:
+            del self.entries[bisect_left(self.entries, (old, member))]
+        self.scores[member] = score
+        entry = (score, member)
+        if not self.entries or self.entries[-1] < entry:
+            self.entries.append(entry)
+        else:
+            insort(self.entries, entry)
+        return old is None
+
+    def remove(self, member: bytes) -> bool:
+        """Take a member out; True if it was there."""
+        score = self.scores.pop(member, None)
+        if score is None:
+            return False
+        del self.entries[bisect_left(self.entries, (score, member))]
+        return True
+
+    def cut(self, first: int, end: int) -> int:
+        """Take the entries [first, end) out; how many."""
+        gone = self.entries[first:end]
+        del self.entries[first:end]
+        for _, member in gone:
+            del self.scores[member]
+        return len(gone)
+
+
+class Keyspace:
+    """Keys, their values and deadlines. Not thread-safe: the executor holds a lock.
+
+    Attributes:
+        now_us: the time of the Call at hand, microseconds since 1970.
+    """
+
+    def __init__(self) -> None:
+        self.now_us = 0
+        self._values: dict[bytes, Hash | SortedSet] = {}
+        self._deadlines: dict[bytes, int] = {}
+
+    # -- keys ----------------------------------------------------------------------------------
+
+    def keys(self) -> list[bytes]:
+        """All keys that have not expired."""
+        return [key for key in list(self._values) if self._live(key)]
+
+    def sweep(self) -> None:
+        """Free what has expired."""
+        now_ms = self.now_us // 1000
+        for key in [key for key, deadline in self._deadlines.items() if deadline < now_ms]:
+            self._drop(key)
+
+    def kind(self, key: bytes) -> bytes:
+        """TYPE: b"hash", b"zset" or b"none"."""
+        if not self._live(key):
+            return b"none"
+        return b"hash" if isinstance(self._values[key], dict) else b"zset"
+
+    def exists(self, key: bytes) -> int:
+        """EXISTS of one key."""
+        return int(self._live(key))
+
+    def unlink(self, *keys: bytes) -> int:
+        """UNLINK."""
+        found = [key for key in keys if self._live(key)]
+        for key in found:
+            self._drop(key)
+        return len(found)
+
+    def pexpiretime(self, key: bytes) -> int:
+        """PEXPIRETIME: -1 without a deadline, -2 without a key."""
+        return self._deadlines.get(key, -1) if self._live(key) else -2
+
+    def pexpireat(self, key: bytes, deadline_ms: int, *, gt: bool = False) -> int:
+        """PEXPIREAT, with GT: no deadline counts as an infinite one."""
+        if not self._live(key):
+            return 0
+        if gt and deadline_ms <= self._deadlines.get(key, deadline_ms):
+            return 0
+        self._deadlines[key] = deadline_ms
+        if deadline_ms <= self.now_us // 1000:
+            self._drop(key)
+        return 1
+
+    def persist(self, key: bytes) -> int:
+        """PERSIST."""
+        return int(self._live(key) and self._deadlines.pop(key, None) is not None)
+
+    # -- hashes --------------------------------------------------------------------------------
+
+    def hget(self, key: bytes, field: bytes) -> bytes | None:
+        """HGET."""
+        return self._hash(key).get(field)
+
+    def hmget(self, key: bytes, *fields: bytes) -> list[bytes | None]:
+        """HMGET."""
+        stored = self._hash(key)
+        return [stored.get(field) for field in fields]
+
+    def hgetall(self, key: bytes) -> Hash:
+        """HGETALL, as RESP3 gives it."""
+        return self._hash(key).copy()
+
+    def hexists(self, key: bytes, field: bytes) -> int:
+        """HEXISTS."""
+        return int(field in self._hash(key))
+
+    def hlen(self, key: bytes) -> int:
+        """HLEN."""
+        return len(self._hash(key))
+
+    def hset(self, key: bytes, pairs: Iterable[bytes]) -> None:
+        """HSET of a flat series of fields and values."""
+        flat = iter(pairs)
+        fields = dict(zip(flat, flat, strict=True))
+        if fields:
+            stored = self._hash(key)
+            stored.update(fields)
+            self._values[key] = stored
+
+    def hdel(self, key: bytes, fields: Iterable[bytes]) -> None:
+        """HDEL."""
+        stored = self._hash(key)
+        for field in fields:
+            stored.pop(field, None)
+        if not stored:
+            self._drop(key)
+
+    # -- sorted sets ---------------------------------------------------------------------------
+
+    def zadd(self, key: bytes, score: Score, member: bytes, *, nx: bool = False) -> int:
+        """ZADD of one member."""
+        stored = self._zset(key)
+        if nx and member in stored.scores:
+            return 0
+        self._values[key] = stored
+        return int(stored.add(score, member))
+
+    def zscore(self, key: bytes, member: bytes) -> Score | None:
+        """ZSCORE."""
+        return self._zset(key).scores.get(member)
+
+    def zcard(self, key: bytes) -> int:
+        """ZCARD."""
+        return len(self._zset(key).entries)
+
+    def zrem(self, key: bytes, member: bytes) -> int:
+        """ZREM of one member."""
+        stored = self._zset(key)
+        found = stored.remove(member)
+        self._drop_if_empty(key, stored)
+        return int(found)
+
+    def zremrangebyrank(self, key: bytes, first: int, last: int) -> int:
+        """ZREMRANGEBYRANK, both ends inclusive and not negative."""
+        stored = self._zset(key)
+        count = stored.cut(first, last + 1)
+        self._drop_if_empty(key, stored)
+        return count
+
+    def zpopmax(self, key: bytes) -> Entry | None:
+        """ZPOPMAX of one member."""
+        stored = self._zset(key)
+        if not stored.entries:
+            return None
+        entry = stored.entries[-1]
+        stored.cut(len(stored.entries) - 1, len(stored.entries))
+        self._drop_if_empty(key, stored)
+        return entry
+
+    def zrange_by_rank(self, key: bytes, first: int, last: int, *, rev: bool) -> list[Entry]:
+        """ZRANGE by rank, both ends inclusive; negative ranks count from the end."""
+        entries = self._zset(key).entries
+        size = len(entries)
+        low = first if first >= 0 else max(size + first, 0)
+        high = last if last >= 0 else size + last
+        if rev:
+            found = entries[max(size - 1 - high, 0) : size - low]
+            found.reverse()
+            return found if low <= high else []
+        return entries[low : high + 1] if low <= high else []
+
+    def zrange_by_score(
+        self,
+        key: bytes,
+        low: tuple[float, bool],
+        high: tuple[float, bool],
+        *,
+        rev: bool,
+        limit: int | None = None,
+    ) -> list[Entry]:
+        """ZRANGE BYSCORE; a bound is a score and whether it is exclusive. REV reverses."""
+        entries = self._zset(key).entries
+        first = _cut_point(entries, low, upper=False)
+        end = _cut_point(entries, high, upper=True)
+        if limit is not None:
+            first, end = (max(first, end - limit), end) if rev else (first, min(end, first + limit))
+        found = entries[first:end]
+        if rev:
+            found.reverse()
+        return found
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _live(self, key: bytes) -> bool:
+        deadline = self._deadlines.get(key)
+        if deadline is not None and self.now_us // 1000 > deadline:
+            self._drop(key)
+            return False
+        return key in self._values
+
+    def _drop(self, key: bytes) -> None:
+        self._values.pop(key, None)
+        self._deadlines.pop(key, None)
+
+    def _drop_if_empty(self, key: bytes, stored: SortedSet) -> None:
+        if not stored.entries:
+            self._drop(key)
+
+    def _hash(self, key: bytes) -> Hash:
+        """The hash of a key; a new one, not stored yet, if there is none."""
+        value = self._values[key] if self._live(key) else {}
+        if not isinstance(value, dict):
+            raise WrongType
+        return value
+
+    def _zset(self, key: bytes) -> SortedSet:
+        value = self._values[key] if self._live(key) else SortedSet()
+        if not isinstance(value, SortedSet):
+            raise WrongType
+        return value
+
+
+def _cut_point(entries: list[Entry], bound: tuple[float, bool], *, upper: bool) -> int:
+    """Where a range begins, or with `upper` ends."""
+    score, exclusive = bound
+    if upper != exclusive:
+        return bisect_right(entries, score, key=_score)
+    return bisect_left(entries, score, key=_score)
+
+
+def _score(entry: Entry) -> Score:
+    return entry[0]
