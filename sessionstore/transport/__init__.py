@@ -1,0 +1,38 @@
+"""Executors that talk to a server. The only place that imports redis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .address import Address
+from .aio import AsyncRedisExecutor
+from .threads import RedisExecutor
+
+
+def connect_async(
+    url: str | None,
+    instance_name: str | None,
+    extra_options: Mapping[str, Any] | None,
+    client: Any,
+    timeout_s: float,
+) -> AsyncRedisExecutor:
+    """An executor for asyncio; nothing is sent yet. Arguments as `RedisSessionService` has them.
+
+    Raises:
+        InvalidArgument: the address is unusable, or an option unknown or not allowed.
+    """
+    address = Address(url, instance_name, extra_options, client, is_async=True)
+    return AsyncRedisExecutor(address, timeout_s)
+
+
+def connect_sync(
+    url: str | None,
+    instance_name: str | None,
+    extra_options: Mapping[str, Any] | None,
+    client: Any,
+    timeout_s: float,
+) -> RedisExecutor:
+    """The same for threads."""
+    address = Address(url, instance_name, extra_options, client, is_async=False)
+    return RedisExecutor(address, timeout_s)

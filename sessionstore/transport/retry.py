@@ -1,0 +1,96 @@
+"""When a call is sent again, and what it fails with. Sans I/O: both transports use it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from ..calls import Call, reply_error
+from ..errors import BackendError, BackendTimeout, BackendUnavailable, SessionStoreError
+from .wire import ReplyRefused
+
+_FIRST_DELAY_S = 0.01
+_LONGEST_DELAY_S = 0.5
+
+
+class ConnectFailed(Exception):
+    """No connection could be made; nothing was sent.
+
+    Attributes:
+        final: trying again is of no use (wrong password, unknown host name, ...).
+    """
+
+    def __init__(self, message: str, *, final: bool) -> None:
+        super().__init__(message)
+        self.final = final
+
+
+class ConnectionLost(Exception):
+    """A connection broke, or stayed silent too long, with the call's outcome unknown.
+
+    Attributes:
+        silent: it was given up because the server did not answer in time.
+    """
+
+    def __init__(self, message: str, *, silent: bool = False) -> None:
+        super().__init__(message)
+        self.silent = silent
+
+
+class Attempts:
+    """The attempts at one call, within its deadline.
+
+    Args:
+        call: what is being sent.
+        deadline: when to give up, on the clock whose readings `next_delay` is given.
+    """
+
+    def __init__(self, call: Call[Any], deadline: float) -> None:
+        self.deadline = deadline
+        self.whole = False
+        self._call = call
+        self._delay_s = _FIRST_DELAY_S
+        self._maybe_applied = False
+
+    def next_delay(self, problem: Exception, now: float) -> float:
+        """Seconds to wait before the next attempt.
+
+        Raises:
+            SessionStoreError: there is none; what the caller is told.
+        """
+        call = self._call
+        if isinstance(problem, ReplyRefused):
+            if problem.is_noscript and not self.whole:
+                self.whole = True
+                return 0.0
+            if not problem.is_transient:
+                raise self._with_history(reply_error(call, str(problem))) from None
+        if isinstance(problem, ConnectFailed) and problem.final:
+            raise self._failure(problem) from None
+        if isinstance(problem, ConnectionLost):
+            self._maybe_applied |= call.writes
+            if not call.idempotent:
+                raise self._failure(problem) from None
+        delay_s = self._delay_s * random.uniform(0.5, 1.5)
+        if now + delay_s >= self.deadline:
+            raise self._failure(problem) from None
+        self._delay_s = min(self._delay_s * 2, _LONGEST_DELAY_S)
+        return delay_s
+
+    def timed_out(self) -> BackendError:
+        """What the caller is told when the deadline passes between attempts."""
+        return BackendTimeout(
+            f"{self._call.name}: no connection within the call's deadline",
+            maybe_applied=self._maybe_applied,
+        )
+
+    def _failure(self, problem: Exception) -> BackendError:
+        silent = isinstance(problem, ConnectionLost) and problem.silent
+        kind = BackendTimeout if silent else BackendUnavailable
+        return kind(f"{self._call.name}: {problem}", maybe_applied=self._maybe_applied)
+
+    def _with_history(self, error: SessionStoreError) -> SessionStoreError:
+        # An earlier attempt of unknown outcome may have been carried out before this refusal.
+        if isinstance(error, BackendError):
+            error.maybe_applied = self._maybe_applied
+        return error
