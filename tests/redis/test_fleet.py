@@ -1,0 +1,389 @@
+"""The command `sessionstore fleet`: clean runs, interruptions, and its messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from click.testing import CliRunner, Result
+
+from sessionstore.cli import run
+from sessionstore.cli.commands import command_line
+from sessionstore.cli.run import redact_url
+from sessionstore.embedded import EmbeddedServer, find_servers
+from sessionstore.errors import BackendUnavailable
+from sessionstore.transport.server_info import ServerFigures, ServerInfo, figures_from_info
+
+PROJECT = Path(__file__).parents[2]
+RECORDING = PROJECT / "../shared/data/airline.jsonl"
+ALL_ZERO = {
+    "lost": 0,
+    "duplicated": 0,
+    "out_of_order": 0,
+    "altered": 0,
+    "unexpected": 0,
+    "state_mismatches": 0,
+    "read_mismatches": 0,
+    "list_mismatches": 0,
+}
+SMALL = ("--agents", "8", "--turns", "3")
+# Far more turns than can be done before a signal comes.
+ENDLESS = ("--agents", "20", "--turns", "100000")
+SECRET = "correct-horse"
+
+needs_server = pytest.mark.skipif(not find_servers(), reason="no Redis or Valkey server installed")
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.01)
+
+
+def invoke(*arguments: str) -> Result:
+    result = CliRunner().invoke(command_line, ["fleet", *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def report_of(*arguments: str, exit_code: int = 0) -> dict[str, Any]:
+    result = invoke(*arguments, "--json", "-")
+    assert result.exit_code == exit_code, result.output
+    report: dict[str, Any] = json.loads(result.stdout)
+    assert report["exit_code"] == exit_code
+    return report
+
+
+def complaint_of(*arguments: str) -> str:
+    """The one sentence that a run which cannot begin ends with."""
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    last_line = result.stderr.splitlines()[-1]
+    assert last_line.startswith("Error: ")
+    return last_line
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: EmbeddedServer) -> Iterator[redis.Redis]:
+    with redis.Redis(unix_socket_path=server.socket_path, decode_responses=True) as client:
+        client.flushall()
+        yield client
+
+
+class TestInMemory:
+    def test_a_small_run_loses_nothing(self) -> None:
+        report = report_of("--url", "memory://", *SMALL)
+        assert report["verification"] == ALL_ZERO
+        assert report["num_failed_operations"] == 0
+        assert report["num_sessions"] == report["num_verified"] == 8
+        assert report["num_events"] > 8 * 3 * 2
+        assert report["server_cpu_us_per_operation"] is None
+        assert report["server_memory_bytes_per_event"] is None
+        calls = {figures["operation"]: figures["num_calls"] for figures in report["operations"]}
+        assert calls["create_session"] == 8
+        assert calls["get_session"] == 8 * 3
+        assert calls["all"] == sum(calls.values()) - calls["all"]
+
+    def test_trimming_keeps_the_state_whole(self) -> None:
+        report = report_of("--url", "memory://", *SMALL, "--event-limit", "5")
+        assert report["verification"] == ALL_ZERO
+
+    def test_tables_show_dashes_for_the_server(self) -> None:
+        result = invoke("--url", "memory://", *SMALL)
+        assert result.exit_code == 0
+        assert "append_event" in result.stdout
+        assert "nothing lost" in result.stdout
+        [memory] = [line for line in result.stdout.splitlines() if "memory per event" in line]
+        assert memory.split()[-2] == "-"
+        assert result.stderr == ""
+
+    @pytest.mark.skipif(not RECORDING.exists(), reason="the recorded conversations are not here")
+    def test_the_recording_is_replayed(self) -> None:
+        report = report_of("--url", "memory://", "--trace", str(RECORDING))
+        assert report["num_sessions"] == report["num_verified"] == 100
+        assert report["num_events"] == 2658
+        assert report["verification"] == ALL_ZERO
+
+    def test_the_report_is_written_to_a_file_too(self, tmp_path: Path) -> None:
+        path = tmp_path / "report.json"
+        result = invoke("--url", "memory://", *SMALL, "--json", str(path))
+        assert result.exit_code == 0
+        assert "nothing lost" in result.stdout
+        assert json.loads(path.read_text())["verification"] == ALL_ZERO
+
+
+@needs_server
+class TestOnAServer:
+    def test_the_private_server_is_the_default(self) -> None:
+        report = report_of(*SMALL)
+        assert report["verification"] == ALL_ZERO
+        assert report["place"] == "a private server"
+        assert report["server"].startswith(("Redis ", "Valkey "))
+        assert report["server_cpu_us_per_operation"] > 0
+        assert report["server_memory_bytes_per_event"] > 0
+
+    def test_a_server_in_use_is_left_as_it_was(
+        self, server: EmbeddedServer, client: redis.Redis
+    ) -> None:
+        client.set("precious", "data")
+        report = report_of("--url", server.url, *SMALL, "--sessions-per-user", "3")
+        assert report["verification"] == ALL_ZERO
+        assert client.keys() == ["precious"]
+
+    def test_kept_data_is_under_the_prefix_of_the_run(
+        self, server: EmbeddedServer, client: redis.Redis
+    ) -> None:
+        report = report_of("--url", server.url, *SMALL, "--keep")
+        keys = set(client.keys())
+        assert len(keys) > 8
+        assert all(key.startswith(report["key_prefix"]) for key in keys)
+        assert report_of("--url", server.url, *SMALL)["verification"] == ALL_ZERO
+        assert set(client.keys()) == keys
+
+    def test_a_ttl_reaches_every_key(self, server: EmbeddedServer, client: redis.Redis) -> None:
+        report_of("--url", server.url, *SMALL, "--keep", "--ttl", "600")
+        lifetimes = {key: client.ttl(key) for key in client.scan_iter()}
+        assert lifetimes
+        assert {key: ttl for key, ttl in lifetimes.items() if not 0 < ttl <= 601} == {}
+
+    def test_trimming_and_no_limit(self, server: EmbeddedServer) -> None:
+        for limit in ("1", "7", "0"):
+            report = report_of("--url", server.url, *SMALL, "--event-limit", limit)
+            assert report["verification"] == ALL_ZERO, limit
+
+    @pytest.mark.skipif(not RECORDING.exists(), reason="the recorded conversations are not here")
+    def test_the_recording_is_replayed(self, server: EmbeddedServer) -> None:
+        report = report_of("--url", server.url, "--trace", str(RECORDING), "--agents", "20")
+        assert report["num_sessions"] == 100
+        assert report["num_events"] == 2658
+        assert report["verification"] == ALL_ZERO
+
+    def test_a_user_without_the_right_to_run_info_gets_no_figures(
+        self, server: EmbeddedServer, client: redis.Redis
+    ) -> None:
+        client.acl_setuser(
+            "agent", enabled=True, passwords=[f"+{SECRET}"], keys=["*"], categories=["+@all"],
+            commands=["-info"],
+        )  # fmt: skip
+        result = invoke("--url", with_login(server.url, "agent", SECRET), *SMALL)
+        assert result.exit_code == 0, result.output
+        assert "unknown server" in result.stdout
+        assert SECRET not in result.output
+
+    def test_failed_operations_are_counted_with_their_reason(
+        self, server: EmbeddedServer, client: redis.Redis
+    ) -> None:
+        client.acl_setuser(
+            "reader", enabled=True, passwords=[f"+{SECRET}"], keys=["*"], categories=["+@all"],
+            commands=["-hset"],
+        )  # fmt: skip
+        result = invoke("--url", with_login(server.url, "reader", SECRET), *SMALL)
+        assert result.exit_code == 1
+        assert "create_session: BackendRejected" in result.stdout
+        assert "FAILED" in result.stdout
+        assert SECRET not in result.output
+
+
+def with_login(url: str, user: str, password: str) -> str:
+    return url.replace("unix://", f"unix://{user}:{password}@")
+
+
+class TestMessages:
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (["--agents", "0"], "'--agents'"),
+            (["--turns", "many"], "'--turns'"),
+            (["--sessions-per-user", "-1"], "'--sessions-per-user'"),
+            (["--event-limit", "-1"], "'--event-limit'"),
+            (["--ttl", "0"], "'--ttl'"),
+            (["--seed", "x"], "'--seed'"),
+            (["--trace", "missing.jsonl"], "'--trace'"),
+            (["--json", "missing/report.json"], "'--json'"),
+            (["--url", f"http://me:{SECRET}@host"], "'--url'"),
+            (["--url", f"redis://me:{SECRET}@host:port"], "'--url'"),
+            (["--url", "localhost:6379"], "'--url'"),
+            (["--url", "unix://"], "'--url'"),
+            (["--trace", __file__, "--seed", "1"], "--seed has no effect together with --trace"),
+        ],
+    )
+    def test_a_bad_option_is_named(self, arguments: Sequence[str], expected: str) -> None:
+        complaint = complaint_of(*arguments)
+        assert expected in complaint
+        assert SECRET not in complaint
+
+    def test_a_refused_connection_is_one_sentence_without_the_password(self) -> None:
+        # Port 1 is reserved and nothing listens there.
+        complaint = complaint_of("--url", f"redis://me:{SECRET}@127.0.0.1:1/0?password={SECRET}")
+        assert complaint.startswith("Error: cannot use redis://127.0.0.1:1/0: ")
+        assert SECRET not in complaint
+
+    def test_a_url_that_redis_refuses(self) -> None:
+        complaint = complaint_of("--url", f"redis://:{SECRET}@host/0?socket_timeout=soon")
+        assert complaint.startswith("Error: cannot use redis://host/0: ")
+        assert SECRET not in complaint
+
+    def test_a_bad_line_of_a_trace(self, tmp_path: Path) -> None:
+        path = tmp_path / "trace.jsonl"
+        path.write_text('\n{"app_name": "a", "user_id": "u", "messages": []}\n')
+        complaint = complaint_of("--trace", str(path))
+        assert complaint.startswith(f"Error: {path}:2: ")
+        assert "session_id" in complaint
+
+    @needs_server
+    def test_a_wrong_password(self) -> None:
+        with EmbeddedServer() as server:
+            with redis.Redis(unix_socket_path=server.socket_path) as client:
+                client.config_set("requirepass", SECRET)
+            for password in ("wrong-guess", ""):
+                complaint = complaint_of("--url", with_login(server.url, "", password))
+                assert "cannot use unix:///" in complaint
+                assert "wrong-guess" not in complaint
+            report = report_of("--url", with_login(server.url, "", SECRET), *SMALL)
+            assert report["verification"] == ALL_ZERO
+
+    def test_a_server_that_is_too_old(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def read(_: ServerInfo) -> ServerFigures:
+            return figures_from_info({"redis_version": "6.2.14"})
+
+        monkeypatch.setattr(ServerInfo, "read", read)
+        complaint = complaint_of("--url", "redis://127.0.0.1:1")
+        assert complaint.endswith("Redis 6.2.14 is too old, the scripts need Redis 7.0")
+
+    def test_no_server_to_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class NoServer(EmbeddedServer):
+            def start(self) -> None:
+                raise BackendUnavailable("no server was found")
+
+        monkeypatch.setattr(run, "EmbeddedServer", NoServer)
+        assert complaint_of() == "Error: cannot use a private server: no server was found"
+
+    @pytest.mark.parametrize(
+        ("url", "redacted"),
+        [
+            (f"redis://me:{SECRET}@host:6379/1", "redis://host:6379/1"),
+            (f"rediss://:{SECRET}@[::1]:7/0?password={SECRET}", "rediss://[::1]:7/0"),
+            (f"unix://me:{SECRET}@/run/server.sock?db=1", "unix:///run/server.sock"),
+            (f"redis://a@b:{SECRET}@host", "redis://host"),
+        ],
+    )
+    def test_urls_are_shown_without_secrets(self, url: str, redacted: str) -> None:
+        assert redact_url(url) == redacted
+
+    @pytest.mark.parametrize("package", ["click", "rich"])
+    def test_a_missing_extra_is_one_sentence(self, package: str) -> None:
+        program = (
+            f"import sys; sys.modules[{package!r}] = None\n"
+            "from sessionstore.cli import main; main()"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 2
+        assert result.stderr == (
+            "The command line needs an extra: pip install 'sessionstore[cli]'\n"
+        )
+
+    def test_an_old_server_is_told_from_a_compatible_one(self) -> None:
+        assert figures_from_info({"redis_version": "6.2.14"}).is_too_old
+        assert not figures_from_info({"redis_version": "7.0.0"}).is_too_old
+        valkey = figures_from_info({"redis_version": "7.2.4", "valkey_version": "8.1.8"})
+        assert (valkey.name, valkey.is_too_old) == ("Valkey 8.1.8", False)
+        silent = figures_from_info({})
+        assert (silent.cpu_us, silent.used_memory_bytes, silent.is_too_old) == (None, None, False)
+        full = figures_from_info({"used_cpu_user": 1.5, "used_cpu_sys": 1, "used_memory": 7})
+        assert (full.cpu_us, full.used_memory_bytes) == (2_500_000, 7)
+
+
+@needs_server
+class TestInterruption:
+    @staticmethod
+    def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+        program = "from sessionstore.cli import main; main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", program, "fleet", *arguments],
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+            # Ctrl-C reaches all processes of a terminal's group, a private server's too.
+            start_new_session=True,
+        )
+
+    def test_ctrl_c_stops_cleanly_and_verifies(
+        self, server: EmbeddedServer, client: redis.Redis
+    ) -> None:
+        process = self.start("--url", server.url, *ENDLESS, "--json", "-")
+        self.wait_for_writes(client)
+        os.killpg(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130, stderr
+        report = json.loads(stdout)
+        assert report["is_interrupted"]
+        assert report["verification"] == ALL_ZERO
+        assert report["num_failed_operations"] == 0
+        assert report["num_events"] > 0
+        assert report["num_verified"] == report["num_sessions"] > 0
+        assert "Traceback" not in stderr
+        assert client.keys() == []
+
+    def test_ctrl_c_does_not_end_the_private_server(self) -> None:
+        # Not tmp_path: the path of a unix socket must be short.
+        with tempfile.TemporaryDirectory(prefix="fleet-") as directory:
+            process = self.start(*ENDLESS, "--json", "-", TMPDIR=directory)
+            wait_until(lambda: list(Path(directory).glob("*/*.sock")), "a private server")
+            [socket_path] = Path(directory).glob("*/*.sock")
+            with redis.Redis(unix_socket_path=str(socket_path), decode_responses=True) as client:
+                self.wait_for_writes(client)
+            os.killpg(process.pid, signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=60)
+            assert os.listdir(directory) == []
+        assert process.returncode == 130, stderr
+        report = json.loads(stdout)
+        assert report["verification"] == ALL_ZERO
+        assert report["num_failed_operations"] == 0
+
+    def test_a_second_ctrl_c_gives_up(self, server: EmbeddedServer, client: redis.Redis) -> None:
+        process = self.start("--url", server.url, *ENDLESS)
+        self.wait_for_writes(client)
+        client.client_pause(60_000)  # Operations in flight do not finish.
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stderr is not None
+        assert "Ctrl-C again" in process.stderr.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            stdout, stderr = process.communicate(timeout=30)
+        finally:
+            client.client_unpause()
+        assert process.returncode == 130
+        assert stdout == ""
+        assert stderr == "Aborted: not verified, and data of the run may be left.\n"
+
+    @staticmethod
+    def wait_for_writes(client: redis.Redis) -> None:
+        wait_until(lambda: client.keys("fleet:*events:*"), "an event")
