@@ -9,23 +9,17 @@
 --
 -- ARGV[1] session_id   bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration; "0" = never expires
--- ARGV[3] user_ttl_ms  int    likewise, for the user tier; "0" = leave expiry alone
--- ARGV[4] app_ttl_ms   int    likewise, for the app tier
--- ARGV[5] generation   bytes  random; a call that is sent again finds its own
--- ARGV[6...] tail      bytes  one delta per tier named in KEYS
+-- ARGV[3] generation   bytes  random; a call that is sent again finds its own
+-- ARGV[4...] tail      bytes  initial state, as write_tiers reads it
 --
 -- REPLY OK
 -- REPLY EXISTS
 -- COST O(1)
 --@include check_create
---@include refresh_tiers
 --@include write_create
---@include write_tiers
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
-local user_ttl_ms, app_ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
-local generation = ARGV[5]
-local tail = 6
+local session_id, generation = ARGV[1], ARGV[3]
+local tail = 4
 
 check_create(events, index, session_id, user, app)
 local header = redis.call('HMGET', session, 'version', 'generation')
@@ -37,7 +31,5 @@ if header[1] then
 end
 
 -- Write.
-local now = write_create(session, events, index, session_id, ttl_ms, generation)
-write_tiers(session, user, app, ARGV, tail)
-refresh_tiers(user, app, math.floor(now / 1000), user_ttl_ms, app_ttl_ms)
+write_create(session, events, index, user, app, ARGV, tail)
 return {'OK'}

@@ -9,40 +9,44 @@
 --
 -- ARGV[1] session_id   bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration for a new session; "0" = never expires
--- ARGV[3] user_ttl_ms  int    likewise, for the user tier; "0" = leave expiry alone
--- ARGV[4] app_ttl_ms   int    likewise, for the app tier
--- ARGV[5] generation   bytes  random; marks the session if this call creates it
--- ARGV[6] refresh      bool   also refresh a session that exists
--- ARGV[7...] tail      bytes  one delta per tier named in KEYS, applied only on create
+-- ARGV[3] generation   bytes  random; marks the session if this call creates it
+-- ARGV[4] refresh      bool   also refresh a session that exists
+-- ARGV[5] user_ttl_ms  int    duration, for refreshing the user tier; "0" = leave expiry alone
+-- ARGV[6] app_ttl_ms   int    likewise, for the app tier
+-- ARGV[7...] tail      bytes  initial state, as write_tiers reads it
 --
 -- REPLY CREATED
 -- REPLY OK
 -- COST O(1)
 --@include check_create
+--@include is_due
 --@include now_us
 --@include refresh_session
---@include refresh_tiers
+--@include refresh_tier
+--@include to_ms
 --@include write_create
---@include write_tiers
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
-local user_ttl_ms, app_ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
-local generation, refresh_existing = ARGV[5], ARGV[6] == '1'
+local session_id, ttl_ms, refresh = ARGV[1], tonumber(ARGV[2]), ARGV[4] == '1'
+local user_ttl_ms, app_ttl_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 local tail = 7
 
 check_create(events, index, session_id, user, app)
-local exists = redis.call('HEXISTS', session, 'version') == 1
+local header = redis.call('HMGET', session, 'version', 'last_us', 'deadline_ms')
 
 -- Write.
-if exists then
-  if refresh_existing then
-    local now_ms = math.floor(now_us() / 1000)
-    refresh_session(session, events, index, now_ms, ttl_ms, false, false)
-    refresh_tiers(user, app, now_ms, user_ttl_ms, app_ttl_ms)
-  end
-  return {'OK'}
+if not header[1] then
+  write_create(session, events, index, user, app, ARGV, tail)
+  return {'CREATED'}
 end
-local now = write_create(session, events, index, session_id, ttl_ms, generation)
-write_tiers(session, user, app, ARGV, tail)
-refresh_tiers(user, app, math.floor(now / 1000), user_ttl_ms, app_ttl_ms)
-return {'CREATED'}
+if refresh then
+  local now_ms = to_ms(now_us())
+  local last_us, deadline_ms = tonumber(header[2]), tonumber(header[3])
+  if deadline_ms == 0 or is_due(deadline_ms, now_ms, ttl_ms) then
+    refresh_session(session, events, index, now_ms, ttl_ms, last_us, false)
+  end
+  refresh_tier(user, now_ms, user_ttl_ms)
+  if app then
+    refresh_tier(app, now_ms, app_ttl_ms)
+  end
+end
+return {'OK'}

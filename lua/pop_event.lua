@@ -15,22 +15,21 @@
 -- REPLY STALE version
 -- COST O(log N)
 --@include close_session
---@include int
---@include is_stale
 --@include now_us
 --@include open_session
 --@include refresh_session
+--@include to_ms
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
 local session_id, ttl_ms, if_version = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
-local version, last_us, stored = open_session(session, events, index, session_id)
+local version, last_us = open_session(session, events, index, session_id)
 if not version then
   return {'NOT_FOUND'}
 end
-if is_stale(if_version, version) then
-  return {'STALE', int(version)}
+if if_version ~= '' and if_version ~= version then
+  return {'STALE', tonumber(version)}
 end
-if stored == 0 then
+if redis.call('ZCARD', events) == 0 then
   return {'EMPTY'}
 end
 local now = now_us()
@@ -39,5 +38,6 @@ local now = now_us()
 version = version + 1
 local event = redis.call('ZPOPMAX', events)[1]
 local is_new = close_session(session, index, session_id, version, last_us, now)
-refresh_session(session, events, index, math.floor(now / 1000), ttl_ms, false, is_new)
-return {'OK', int(version), int(now), event}
+-- Always, for the key of the events may be gone now.
+refresh_session(session, events, index, to_ms(now), ttl_ms, last_us, is_new)
+return {'OK', version, now, event}

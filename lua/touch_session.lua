@@ -5,7 +5,7 @@
 -- KEYS[1] session  hash
 -- KEYS[2] events   zset
 -- KEYS[3] index    zset
--- KEYS[4] user     hash   optional
+-- KEYS[4] user     hash
 -- KEYS[5] app      hash   optional
 --
 -- ARGV[1] session_id   bytes  member of the index
@@ -17,21 +17,34 @@
 -- REPLY NOT_FOUND
 -- COST O(1)
 --@include check_tiers
+--@include is_due
 --@include now_us
---@include open_session
 --@include refresh_session
---@include refresh_tiers
+--@include refresh_tier
+--@include to_ms
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
 local user_ttl_ms, app_ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
 
-if not open_session(session, events, index, session_id) then
+local header = redis.call('HMGET', session, 'version', 'last_us', 'deadline_ms')
+if not header[1] then
   return {'NOT_FOUND'}
 end
+local last_us, deadline_ms = tonumber(header[2]), tonumber(header[3])
+local now_ms = to_ms(now_us())
+local is_session_due = deadline_ms == 0 or is_due(deadline_ms, now_ms, ttl_ms)
+if is_session_due then
+  redis.call('ZSCORE', index, session_id)
+  redis.call('ZCARD', events)
+end
 check_tiers(user, app)
-local now_ms = math.floor(now_us() / 1000)
 
 -- Write.
-refresh_session(session, events, index, now_ms, ttl_ms, false, false)
-refresh_tiers(user, app, now_ms, user_ttl_ms, app_ttl_ms)
+if is_session_due then
+  refresh_session(session, events, index, now_ms, ttl_ms, last_us, false)
+end
+refresh_tier(user, now_ms, user_ttl_ms)
+if app then
+  refresh_tier(app, now_ms, app_ttl_ms)
+end
 return {'OK'}

@@ -9,13 +9,14 @@
 -- REPLY OK
 -- COST O(1)
 --@include now_us
---@include refresh
+--@include refresh_tier
+--@include to_ms
 local tier = KEYS[1]
 local ttl_ms = tonumber(ARGV[1])
 
 redis.call('HLEN', tier)
-local now_ms = math.floor(now_us() / 1000)
+local now_ms = to_ms(now_us())
 
 -- Write.
-refresh(tier, now_ms, ttl_ms)
+refresh_tier(tier, now_ms, ttl_ms)
 return {'OK'}

@@ -9,16 +9,17 @@
 -- REPLY OK
 -- COST O(1) a key
 --@include now_us
---@include refresh
+--@include refresh_tier
+--@include to_ms
 --@include write_delta
 local tier = KEYS[1]
 local ttl_ms = tonumber(ARGV[1])
 local tail = 2
 
 redis.call('HLEN', tier)
-local now_ms = math.floor(now_us() / 1000)
+local now_ms = to_ms(now_us())
 
 -- Write.
 write_delta(tier, ARGV, tail)
-refresh(tier, now_ms, ttl_ms)
+refresh_tier(tier, now_ms, ttl_ms)
 return {'OK'}

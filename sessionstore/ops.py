@@ -75,7 +75,7 @@ class Ops:
             decode,
             SCRIPTS["create_session"],
             keys,
-            (key.session_id, *self._ttls, generation, *_all_tiers(change)),
+            (key.session_id, self._ttls[0], generation, *self._tiers(change, user=True, app=True)),
             _read_commands(keys, None),
         )
 
@@ -91,6 +91,8 @@ class Ops:
         keys = self._keys.session(*_parts(key))
         events, newest_first = _range_command(keys.events, event_num, event_time)
         refresh = "1" if self.options.refresh_ttl_on_read else "0"
+        session_ttl_ms, user_ttl_ms, app_ttl_ms = self._ttls
+        head = (key.session_id, session_ttl_ms, generation, refresh, user_ttl_ms, app_ttl_ms)
 
         def decode(replies: list[Any]) -> Session:
             status(replies[0], key)
@@ -101,7 +103,7 @@ class Ops:
             decode,
             SCRIPTS["get_or_create_session"],
             keys,
-            (key.session_id, *self._ttls, generation, refresh, *_all_tiers(change)),
+            (*head, *self._tiers(change, user=True, app=True)),
             _read_commands(keys, events),
         )
 
@@ -224,18 +226,23 @@ class Ops:
             raise LimitExceeded(message, limit=EVENTS_PER_CALL_LIMIT, actual=len(events))
         app = any(change.app for _, _, change in events)
         user = app or any(change.user for _, _, change in events)
-        tail: list[Any] = []
+        options = self.options
+        args: list[Argument] = [
+            key.session_id,
+            options.session_ttl_ms,
+            options.session_event_limit,
+            _version(if_version),
+        ]
         for data, timestamp, change in events:
-            tail += (data, to_us(timestamp))
-            tail += _tiers(change, user, app)
+            tiers = self._tiers(change, user, app) if change.is_stored else ()
+            args += (data, to_us(timestamp), len(tiers), *tiers)
         keys = self._keys.session(*_parts(key))
-        head = (key.session_id, *self._ttls, self.options.session_event_limit)
         return Call(
             "append_events",
             lambda replies: _written(replies[0], key, if_version),
             SCRIPTS["append_events"],
             keys[: 3 + user + app],
-            (*head, _version(if_version), len(events), *tail),
+            tuple(args),
         )
 
     def pop_event(
@@ -245,10 +252,11 @@ class Ops:
         keys = self._keys.session(*_parts(key))
 
         def decode(replies: list[Any]) -> tuple[Event, Written] | None:
-            if status(replies[0], key, if_version) == b"EMPTY":
+            reply = replies[0]
+            if status(reply, key, if_version) == b"EMPTY":
                 return None
-            [event] = _events(keys.events, replies[0][3:4])
-            return event, _written(replies[0], key, if_version)
+            [event] = _events(keys.events, reply[3:])
+            return event, _written(reply[:3], key, if_version)
 
         return self._write("pop_event", decode, key, keys, if_version, idempotent=False)
 
@@ -275,7 +283,12 @@ class Ops:
             lambda replies: _written(replies[0], key, if_version),
             SCRIPTS["update_session_state"],
             self._keys.session(*_parts(key))[: 3 + user + app],
-            (key.session_id, *self._ttls, _version(if_version), *_tiers(change, user, app)),
+            (
+                key.session_id,
+                self.options.session_ttl_ms,
+                _version(if_version),
+                *self._tiers(change, user, app),
+            ),
             idempotent=if_version is None,
         )
 
@@ -327,6 +340,16 @@ class Ops:
     ) -> Call[R]:
         args = (key.session_id, self.options.session_ttl_ms, _version(if_version))
         return Call(name, decode, SCRIPTS[name], keys[:3], args, idempotent=idempotent)
+
+    def _tiers(self, change: Change, user: bool, app: bool) -> tuple[Argument, ...]:
+        """A change as the scripts read it: the tiers whose keys the call names, with their TTL."""
+        _, user_ttl_ms, app_ttl_ms = self._ttls
+        args = change.session.arguments()
+        if user:
+            args += (user_ttl_ms, *change.user.arguments())
+        if app:
+            args += (app_ttl_ms, *change.app.arguments())
+        return args
 
     def _get_tier(self, name: str, tier: bytes, ttl_ms: int) -> Call[dict[str, Any]]:
         def decode(replies: list[Any]) -> dict[str, Any]:
@@ -401,20 +424,6 @@ def _range_command(
     return ("ZRANGE", events, "+inf", since, "BYSCORE", "REV", "LIMIT", 0, event_num), True
 
 
-def _tiers(change: Change, user: bool, app: bool) -> tuple[Argument, ...]:
-    """The deltas of a change for the tiers whose keys the call names."""
-    args = change.session.arguments()
-    if user:
-        args += change.user.arguments()
-    if app:
-        args += change.app.arguments()
-    return args
-
-
-def _all_tiers(change: Change) -> tuple[Argument, ...]:
-    return _tiers(change, user=True, app=True)
-
-
 def _version(if_version: int | None) -> str | int:
     return "" if if_version is None else check_int("if_version", if_version, low=0)
 
@@ -422,8 +431,8 @@ def _version(if_version: int | None) -> str | int:
 def _written(reply: Any, key: SessionKey, if_version: int | None) -> Written:
     if status(reply, key, if_version) != b"OK":
         raise ScriptContractError(f"a write answered {reply[0]!r}")
-    repeats = reply[3] if len(reply) > 3 and isinstance(reply[3], int) else 0
-    return Written(int(reply[1]), int(reply[2]), repeats)
+    repeats = reply[3] if len(reply) > 3 else 0
+    return Written(reply[1], reply[2], repeats)
 
 
 def _done(replies: list[Any]) -> None:

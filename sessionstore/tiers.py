@@ -37,9 +37,6 @@ class Delta(msgspec.Struct):
         return (len(self.pairs) // 2, *self.pairs, len(self.removed), *self.removed)
 
 
-NO_DELTA = Delta().arguments()
-
-
 class Change(msgspec.Struct):
     """What one call does to state: a delta per tier, and the same for the caller's Session."""
 

@@ -1,11 +1,11 @@
---@include int
 -- cover: let the index live at least as long as a session with this deadline (-1: forever).
-local function cover(index, deadline_ms, is_new)
+-- is_new_member: ZADD has just put the session into it.
+local function cover(index, deadline_ms, is_new_member)
   if deadline_ms < 0 then
     redis.call('PERSIST', index)
-  elseif is_new then
-    redis.call('PEXPIREAT', index, int(deadline_ms))
+  elseif is_new_member and redis.call('ZCARD', index) == 1 then
+    redis.call('PEXPIREAT', index, deadline_ms)
   else
-    redis.call('PEXPIREAT', index, int(deadline_ms), 'GT')
+    redis.call('PEXPIREAT', index, deadline_ms, 'GT')
   end
 end

@@ -1,23 +1,20 @@
 --@include cover
---@include due
---@include int
--- refresh_session: give all keys of a session one deadline if that is due.
--- new_events: the log was empty before this call, so its key has no deadline yet.
--- new_member: ZADD put the session into the index for the first time.
-local function refresh_session(session, events, index, now_ms, ttl_ms, new_events, new_member)
-  if ttl_ms == 0 and not new_events and not new_member then
-    return
+--@include new_deadline
+-- refresh_session: give all keys of a session one deadline, and note it in the header, where a
+-- script finds it together with the version. 0 = events that are stored next lack it. A TTL of 0
+-- leaves the session's deadline alone, and only gives it to the others.
+local function refresh_session(session, events, index, now_ms, ttl_ms, last_us, is_new_member)
+  local deadline_ms
+  if ttl_ms > 0 then
+    deadline_ms = new_deadline(now_ms, ttl_ms)
+    redis.call('PEXPIREAT', session, deadline_ms)
+  else
+    deadline_ms = redis.call('PEXPIRETIME', session)
   end
-  local deadline_ms = redis.call('PEXPIRETIME', session)
-  local next_ms = ttl_ms > 0 and due(deadline_ms, now_ms, ttl_ms)
-  if next_ms then
-    deadline_ms = next_ms
-    redis.call('PEXPIREAT', session, int(deadline_ms))
+  cover(index, deadline_ms, is_new_member)
+  -- Before the first event last_us is 0, which makes its append come here.
+  if deadline_ms > 0 and redis.call('PEXPIREAT', events, deadline_ms) == 0 and last_us > 0 then
+    deadline_ms = 0
   end
-  if deadline_ms >= 0 and (next_ms or new_events) then
-    redis.call('PEXPIREAT', events, int(deadline_ms))
-  end
-  if next_ms or new_member then
-    cover(index, deadline_ms, new_member and redis.call('ZCARD', index) == 1)
-  end
+  redis.call('HSET', session, 'deadline_ms', deadline_ms)
 end

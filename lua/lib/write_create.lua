@@ -1,15 +1,22 @@
---@include int
+--@include cover
+--@include new_deadline
 --@include now_us
---@include refresh_session
--- write_create: write an empty session; the time of it. Keys that outlived an earlier session of
--- the same id go.
-local function write_create(session, events, index, session_id, ttl_ms, generation)
+--@include to_ms
+--@include write_tiers
+-- write_create: write a new session with its initial state. Keys that outlived an earlier session
+-- of the same id go.
+local function write_create(session, events, index, user, app, args, tail)
+  local session_id, ttl_ms, generation = args[1], tonumber(args[2]), args[3]
   local now = now_us()
-  local text = int(now)
+  local now_ms = to_ms(now)
+  local deadline_ms = ttl_ms > 0 and new_deadline(now_ms, ttl_ms) or -1
   redis.call('UNLINK', session, events)
-  redis.call('HSET', session, 'version', '1', 'created_us', text, 'updated_us', text,
-    'last_us', '0', 'generation', generation)
-  redis.call('ZADD', index, text, session_id)
-  refresh_session(session, events, index, math.floor(now / 1000), ttl_ms, false, true)
-  return now
+  redis.call('HSET', session, 'version', 1, 'created_us', now, 'updated_us', now, 'last_us', 0,
+    'deadline_ms', deadline_ms, 'generation', generation)
+  local is_new_member = redis.call('ZADD', index, now, session_id) == 1
+  if ttl_ms > 0 then
+    redis.call('PEXPIREAT', session, deadline_ms)
+  end
+  cover(index, deadline_ms, is_new_member)
+  write_tiers(session, user, app, args, tail, now_ms)
 end

@@ -1,6 +1,6 @@
--- A delta is a block of arguments: count of pairs, key, value, ..., count of removed keys, key, ...
+-- write_delta: apply a delta to a hash; index of the argument behind it. A delta is a block of
+-- arguments: count of pairs, key, value, ..., count of removed keys, key, ...
 -- unpack() stays below 1,000 values a call.
--- write_delta: apply a delta to a hash; index of the argument behind it.
 local function write_delta(hash, args, at)
   local removed = at + 1 + 2 * args[at]
   for first = at + 1, removed - 1, 900 do

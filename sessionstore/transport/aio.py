@@ -66,7 +66,8 @@ class Link(asyncio.Protocol):
         Raises:
             ConnectFailed: no connection.
         """
-        self._transport, early = await open_async(self._connection, self)
+        timeout_s = min(self._timeout_s, self._connection.socket_connect_timeout)
+        self._transport, early = await open_async(self._connection, self, timeout_s)
         self.is_open = True
         if early:
             self.data_received(early)
@@ -160,22 +161,22 @@ class Link(asyncio.Protocol):
             self._grant()
 
     def _check_silence(self) -> None:
-        """Fail the oldest call when its time is up; give up the link if the server is silent."""
+        """Fail the calls whose time is up; give up the link if the server is silent."""
         self._watch = None
         now = self._loop.time()
-        while self._pending:
-            waiter, _, deadline, _ = self._pending[0]
+        is_silent = now - self._heard_at > self._timeout_s / 4
+        if is_silent and self._pending and self._pending[0][2] <= now:
+            self.abort("no answer in time", silent=True)
+            return
+        for waiter, _, deadline, _ in self._pending:
             if deadline > now:
                 self._watch = self._loop.call_at(deadline, self._check_silence)
-                return
-            if now - self._heard_at > self._timeout_s / 4:
-                self.abort("no answer in time", silent=True)
                 return
             # The server is at work, only slow: its late reply is awaited and dropped.
             if not waiter.done():
                 waiter.set_exception(ConnectionLost("no answer in time", silent=True))
+        if self._pending:
             self._watch = self._loop.call_later(self._timeout_s / 4, self._check_silence)
-            return
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -256,15 +257,15 @@ class Channel:
                 if delay_s:
                     await asyncio.sleep(delay_s)
             if self.is_closed:
-                raise BackendUnavailable("the session service is closed")
+                raise attempts.closed()
             try:
                 async with asyncio.timeout_at(attempts.deadline):
                     link = await self._open_link()
                     if link.is_full:
                         await link.wait_for_room()
-                        if not link.is_open:
-                            problem = None
-                            continue
+                if not link.is_open:
+                    problem = ConnectFailed("connection closed by the server", final=False)
+                    continue
             except TimeoutError:
                 raise attempts.timed_out() from None
             except ConnectFailed as error:
@@ -311,7 +312,7 @@ class Channel:
         """Close; from the loop that the channel belongs to."""
         self.is_closed = True
         if self._connecting is not None:
-            await asyncio.wait([self._connecting])
+            self._connecting.cancel()
         if self._link is not None and not self._link.closed.done():
             await self._link.drain()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from typing import Any
 
 import redis
@@ -16,13 +17,16 @@ import redis
 from .retry import ConnectFailed
 
 
-async def open_async(connection: Any, protocol: asyncio.Protocol) -> tuple[Any, bytes]:
+async def open_async(
+    connection: Any, protocol: asyncio.Protocol, timeout_s: float
+) -> tuple[Any, bytes]:
     """Connect, then let `protocol` receive what arrives.
 
     Args:
         connection: a redis-py connection for asyncio, not yet connected. It must be kept until
             the transport is closed, and given to `forget_async` then.
         protocol: receives data once this returns.
+        timeout_s: time that all of it may take.
 
     Returns:
         The asyncio transport, and bytes that arrived after the handshake.
@@ -31,9 +35,13 @@ async def open_async(connection: Any, protocol: asyncio.Protocol) -> tuple[Any, 
         ConnectFailed: no connection.
     """
     try:
-        await connection.connect()
+        async with asyncio.timeout(timeout_s):
+            await connection.connect()
     except (redis.RedisError, OSError) as error:
-        raise connect_failed(error) from None
+        raise _connect_failed(error) from None
+    finally:
+        if sys.exc_info()[0] is not None:  # cancelled too
+            await connection.disconnect(nowait=True)
     transport = connection._writer.transport
     early = bytes(connection._reader._buffer)
     transport.set_protocol(protocol)
@@ -51,21 +59,22 @@ def open_sync(connection: Any, timeout_s: float) -> socket.socket:
 
     Args:
         connection: a redis-py connection for threads, not yet connected.
-        timeout_s: time that a send or a receive may take.
+        timeout_s: time that connecting may take, and each step of the handshake.
 
     Raises:
         ConnectFailed: no connection.
     """
+    connection.socket_connect_timeout = min(connection.socket_connect_timeout, timeout_s)
+    connection.socket_timeout = timeout_s
     try:
         connection.connect()
     except (redis.RedisError, OSError) as error:
-        raise connect_failed(error) from None
+        raise _connect_failed(error) from None
     link: socket.socket = connection._sock
-    link.settimeout(timeout_s)
     return link
 
 
-def connect_failed(error: Exception) -> ConnectFailed:
+def _connect_failed(error: Exception) -> ConnectFailed:
     """What a failed connect means, without credentials."""
     if isinstance(error, redis.AuthenticationError):
         return ConnectFailed(f"the server refused the credentials ({error})", final=True)
@@ -73,5 +82,7 @@ def connect_failed(error: Exception) -> ConnectFailed:
         return ConnectFailed("the server is loading its data", final=False)
     if isinstance(error, redis.ResponseError):
         return ConnectFailed(f"the server refused the connection ({error})", final=True)
+    if isinstance(error, TimeoutError):
+        return ConnectFailed("no connection in time", final=False)
     text = str(error) or type(error).__name__
     return ConnectFailed(text.rstrip("."), final=False)

@@ -77,6 +77,12 @@ class Attempts:
         self._delay_s = min(self._delay_s * 2, _LONGEST_DELAY_S)
         return delay_s
 
+    def closed(self) -> BackendError:
+        """What the caller is told when the service is closed between attempts."""
+        return BackendUnavailable(
+            "the session service is closed", maybe_applied=self._maybe_applied
+        )
+
     def timed_out(self) -> BackendError:
         """What the caller is told when the deadline passes between attempts."""
         return BackendTimeout(

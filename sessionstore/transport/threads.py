@@ -16,7 +16,6 @@ from typing import Any
 import hiredis
 
 from ..calls import Call
-from ..errors import BackendUnavailable
 from .address import Address
 from .redis_py import open_sync
 from .retry import Attempts, ConnectFailed, ConnectionLost
@@ -32,7 +31,7 @@ class Link:
 
     Args:
         connection: redis-py's connection, not yet connected.
-        timeout_s: time that a send or a receive may take.
+        timeout_s: time that connecting may take, and each step of the handshake.
 
     Raises:
         ConnectFailed: no connection.
@@ -57,6 +56,7 @@ class Link:
             ConnectionLost: the connection broke or stayed silent; it must be closed.
         """
         try:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
             self._socket.sendall(payload)
             replies: list[Any] = []
             while len(replies) < count:
@@ -72,8 +72,7 @@ class Link:
         return replies
 
     def _receive(self, deadline: float) -> None:
-        if time.monotonic() >= deadline:
-            raise TimeoutError
+        self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
         data = self._socket.recv(_RECEIVE_SIZE)
         if not data:
             raise ConnectionLost("connection closed by the server")
@@ -106,7 +105,9 @@ class RedisExecutor:
         attempts = Attempts(call, time.monotonic() + self._timeout_s)
         while True:
             try:
-                link = self._take(call)
+                if self._is_closed:
+                    raise attempts.closed()
+                link = self._take(call, attempts.deadline)
                 payload = pack(call, whole=attempts.whole)
                 try:
                     replies = link.ask(payload, reply_count(call), attempts.deadline)
@@ -128,9 +129,7 @@ class RedisExecutor:
         for link in links:
             link.close()
 
-    def _take(self, call: Call[Any]) -> Link:
-        if self._is_closed:
-            raise BackendUnavailable("the session service is closed")
+    def _take(self, call: Call[Any], deadline: float) -> Link:
         if self._pid != os.getpid():
             # A forked child must not speak on its parent's sockets. Dropping them closes only
             # the child's copies.
@@ -139,15 +138,16 @@ class RedisExecutor:
             with self._lock:
                 link = self._idle.pop() if self._idle else None
             if link is None:
-                return self._connect()
+                return self._connect(deadline)
             # What cannot be sent twice is not risked on a connection that died while idle.
             if call.idempotent or not link.is_stale:
                 return link
             link.close()
 
-    def _connect(self) -> Link:
+    def _connect(self, deadline: float) -> Link:
+        timeout_s = max(deadline - time.monotonic(), 0.001)
         try:
-            link = Link(self._address.new_connection(), self._timeout_s)
+            link = Link(self._address.new_connection(), timeout_s)
         except ConnectFailed as error:
             # As for asyncio: a server that was never there is a wrong address.
             final = error.final or not self._was_connected

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from .keyspace import Keyspace
 
@@ -16,11 +16,6 @@ Args = Sequence[Any]
 Reply = list[Any]
 
 # -- lua/lib ------------------------------------------------------------------------------------
-
-
-def _skip_delta(args: Args, at: int) -> int:
-    removed = at + 1 + 2 * int(args[at])
-    return removed + 1 + int(args[removed])
 
 
 def _write_delta(keyspace: Keyspace, key: bytes, args: Args, at: int) -> int:
@@ -33,70 +28,76 @@ def _write_delta(keyspace: Keyspace, key: bytes, args: Args, at: int) -> int:
     return behind
 
 
-def _due(deadline_ms: int, now_ms: int, ttl_ms: int) -> int | None:
-    reserve_ms = ttl_ms // 64
-    if now_ms + ttl_ms <= deadline_ms <= now_ms + ttl_ms + reserve_ms:
-        return None
-    return now_ms + ttl_ms + reserve_ms
+def _write_tiers(keyspace: Keyspace, keys: Keys, args: Args, at: int) -> None:
+    at = _write_delta(keyspace, keys[0], args, at)
+    for tier in keys[3:]:
+        ttl_ms = int(args[at])
+        at = _write_delta(keyspace, tier, args, at + 1)
+        _refresh_tier(keyspace, tier, ttl_ms)
 
 
-def _refresh(keyspace: Keyspace, key: bytes, ttl_ms: int) -> None:
-    deadline_ms = keyspace.pexpiretime(key)
-    if ttl_ms == 0 or deadline_ms == -2:
-        return
-    next_ms = _due(deadline_ms, keyspace.now_us // 1000, ttl_ms)
-    if next_ms is not None:
-        keyspace.pexpireat(key, next_ms)
+def _check_tiers(keyspace: Keyspace, keys: Keys) -> None:
+    for tier in keys[3:]:
+        keyspace.hlen(tier)
 
 
-def _cover(keyspace: Keyspace, index: bytes, deadline_ms: int, is_new: bool) -> None:
+def _new_deadline(keyspace: Keyspace, ttl_ms: int) -> int:
+    return keyspace.now_us // 1000 + ttl_ms + ttl_ms // 64
+
+
+def _is_due(keyspace: Keyspace, deadline_ms: int, ttl_ms: int) -> bool:
+    soonest = keyspace.now_us // 1000 + ttl_ms
+    return ttl_ms > 0 and not soonest <= deadline_ms <= _new_deadline(keyspace, ttl_ms)
+
+
+def _refresh_tier(keyspace: Keyspace, tier: bytes, ttl_ms: int) -> None:
+    if ttl_ms:
+        deadline_ms = keyspace.pexpiretime(tier)
+        if deadline_ms != -2 and _is_due(keyspace, deadline_ms, ttl_ms):
+            keyspace.pexpireat(tier, _new_deadline(keyspace, ttl_ms))
+
+
+def _cover(keyspace: Keyspace, index: bytes, deadline_ms: int, is_new_member: bool) -> None:
     if deadline_ms < 0:
         keyspace.persist(index)
     else:
+        is_new = is_new_member and keyspace.zcard(index) == 1
         keyspace.pexpireat(index, deadline_ms, gt=not is_new)
 
 
 def _refresh_session(
-    keyspace: Keyspace, keys: Keys, ttl_ms: int, new_events: bool, new_member: bool
+    keyspace: Keyspace, keys: Keys, ttl_ms: int, last_us: int, is_new_member: bool
 ) -> None:
     session, events, index = keys[:3]
-    if ttl_ms == 0 and not new_events and not new_member:
-        return
-    deadline_ms = keyspace.pexpiretime(session)
-    next_ms = _due(deadline_ms, keyspace.now_us // 1000, ttl_ms) if ttl_ms else None
-    if next_ms is not None:
-        deadline_ms = next_ms
+    if ttl_ms > 0:
+        deadline_ms = _new_deadline(keyspace, ttl_ms)
         keyspace.pexpireat(session, deadline_ms)
-    if deadline_ms >= 0 and (next_ms is not None or new_events):
-        keyspace.pexpireat(events, deadline_ms)
-    if next_ms is not None or new_member:
-        _cover(keyspace, index, deadline_ms, new_member and keyspace.zcard(index) == 1)
+    else:
+        deadline_ms = keyspace.pexpiretime(session)
+    _cover(keyspace, index, deadline_ms, is_new_member)
+    if deadline_ms > 0 and not keyspace.pexpireat(events, deadline_ms) and last_us > 0:
+        deadline_ms = 0
+    keyspace.hset(session, (b"deadline_ms", _int(deadline_ms)))
 
 
-def _check_tiers(keyspace: Keyspace, tiers: Keys) -> None:
-    for tier in tiers:
-        keyspace.hlen(tier)
+class _Header(NamedTuple):
+    version: int
+    last_us: int
+    deadline_ms: int
 
 
-def _write_tiers(keyspace: Keyspace, session: bytes, tiers: Keys, args: Args, at: int) -> int:
-    at = _write_delta(keyspace, session, args, at)
-    for tier in tiers:
-        at = _write_delta(keyspace, tier, args, at)
-    return at
+def _read_header(keyspace: Keyspace, session: bytes) -> _Header | None:
+    header = keyspace.hmget(session, b"version", b"last_us", b"deadline_ms")
+    return None if header[0] is None else _Header(*map(int, header))  # type: ignore[arg-type]
 
 
-def _refresh_tiers(keyspace: Keyspace, tiers: Keys, ttls_ms: Sequence[int]) -> None:
-    for tier, ttl_ms in zip(tiers, ttls_ms, strict=False):
-        _refresh(keyspace, tier, ttl_ms)
-
-
-def _open_session(keyspace: Keyspace, keys: Keys, session_id: bytes) -> tuple[int, int, int] | None:
+def _open_session(keyspace: Keyspace, keys: Keys, session_id: bytes) -> _Header | None:
     session, events, index = keys[:3]
-    version, last_us = keyspace.hmget(session, b"version", b"last_us")
-    if version is None or last_us is None:
-        return None
-    keyspace.zscore(index, session_id)
-    return int(version), int(last_us), keyspace.zcard(events)
+    header = _read_header(keyspace, session)
+    if header is not None:
+        keyspace.zscore(index, session_id)
+        keyspace.zcard(events)
+    return header
 
 
 def _close_session(
@@ -112,22 +113,25 @@ def _is_stale(if_version: Any, version: int) -> bool:
     return if_version != b"" and int(if_version) != version
 
 
-def _write_create(
-    keyspace: Keyspace, keys: Keys, session_id: bytes, ttl_ms: int, generation: bytes
-) -> None:
-    session, events, index = keys[:3]
-    now = _int(keyspace.now_us)
-    keyspace.unlink(session, events)
-    header = (b"version", b"1", b"created_us", now, b"updated_us", now)
-    keyspace.hset(session, (*header, b"last_us", b"0", b"generation", generation))
-    keyspace.zadd(index, keyspace.now_us, session_id)
-    _refresh_session(keyspace, keys, ttl_ms, False, True)
-
-
 def _check_create(keyspace: Keyspace, keys: Keys, session_id: bytes) -> None:
     keyspace.zcard(keys[1])
     keyspace.zscore(keys[2], session_id)
-    _check_tiers(keyspace, keys[3:])
+    _check_tiers(keyspace, keys)
+
+
+def _write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> None:
+    session, events, index = keys[:3]
+    session_id, ttl_ms, generation = args[:3]
+    now = _int(keyspace.now_us)
+    deadline_ms = _new_deadline(keyspace, ttl_ms) if ttl_ms > 0 else -1
+    keyspace.unlink(session, events)
+    header = (b"version", b"1", b"created_us", now, b"updated_us", now, b"last_us", b"0")
+    keyspace.hset(session, (*header, b"deadline_ms", _int(deadline_ms), b"generation", generation))
+    is_new_member = keyspace.zadd(index, keyspace.now_us, session_id) == 1
+    if ttl_ms > 0:
+        keyspace.pexpireat(session, deadline_ms)
+    _cover(keyspace, index, deadline_ms, is_new_member)
+    _write_tiers(keyspace, keys, args, tail)
 
 
 def _int(number: int) -> bytes:
@@ -139,143 +143,143 @@ def _int(number: int) -> bytes:
 
 def create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/create_session.lua"""
-    session_id, ttl_ms, *tier_ttls_ms, generation = args[:5]
+    session_id, _, generation = args[:3]
     _check_create(keyspace, keys, session_id)
     version, stored_generation = keyspace.hmget(keys[0], b"version", b"generation")
     if version is not None:
         return [b"OK"] if stored_generation == generation else [b"EXISTS"]
-    _write_create(keyspace, keys, session_id, ttl_ms, generation)
-    _write_tiers(keyspace, keys[0], keys[3:], args, 5)
-    _refresh_tiers(keyspace, keys[3:], tier_ttls_ms)
+    _write_create(keyspace, keys, args, 3)
     return [b"OK"]
 
 
 def get_or_create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/get_or_create_session.lua"""
-    session_id, ttl_ms, *tier_ttls_ms, generation, refresh_existing = args[:6]
+    session_id, ttl_ms, _, refresh, *tier_ttls_ms = args[:6]
     _check_create(keyspace, keys, session_id)
-    if keyspace.hexists(keys[0], b"version"):
-        if refresh_existing == b"1":
-            _refresh_session(keyspace, keys, ttl_ms, False, False)
-            _refresh_tiers(keyspace, keys[3:], tier_ttls_ms)
-        return [b"OK"]
-    _write_create(keyspace, keys, session_id, ttl_ms, generation)
-    _write_tiers(keyspace, keys[0], keys[3:], args, 6)
-    _refresh_tiers(keyspace, keys[3:], tier_ttls_ms)
-    return [b"CREATED"]
+    header = _read_header(keyspace, keys[0])
+    if header is None:
+        _write_create(keyspace, keys, args, 6)
+        return [b"CREATED"]
+    if refresh == b"1":
+        if header.deadline_ms == 0 or _is_due(keyspace, header.deadline_ms, ttl_ms):
+            _refresh_session(keyspace, keys, ttl_ms, header.last_us, False)
+        for tier, tier_ttl_ms in zip(keys[3:], tier_ttls_ms, strict=False):
+            _refresh_tier(keyspace, tier, tier_ttl_ms)
+    return [b"OK"]
 
 
 def touch_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/touch_session.lua"""
     session_id, ttl_ms, *tier_ttls_ms = args
-    if _open_session(keyspace, keys, session_id) is None:
+    header = _read_header(keyspace, keys[0])
+    if header is None:
         return [b"NOT_FOUND"]
-    _check_tiers(keyspace, keys[3:])
-    _refresh_session(keyspace, keys, ttl_ms, False, False)
-    _refresh_tiers(keyspace, keys[3:], tier_ttls_ms)
+    is_session_due = header.deadline_ms == 0 or _is_due(keyspace, header.deadline_ms, ttl_ms)
+    if is_session_due:
+        keyspace.zscore(keys[2], session_id)
+        keyspace.zcard(keys[1])
+    _check_tiers(keyspace, keys)
+    if is_session_due:
+        _refresh_session(keyspace, keys, ttl_ms, header.last_us, False)
+    for tier, tier_ttl_ms in zip(keys[3:], tier_ttls_ms, strict=False):
+        _refresh_tier(keyspace, tier, tier_ttl_ms)
     return [b"OK"]
 
 
 def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/append_events.lua"""
-    session_id, ttl_ms, user_ttl_ms, app_ttl_ms, event_limit, if_version, count = args[:7]
-    session, events = keys[:2]
-    tiers = keys[3:]
-    opened = _open_session(keyspace, keys, session_id)
-    if opened is None:
+    session_id, ttl_ms, event_limit, if_version = args[:4]
+    events = keys[1]
+    header = _open_session(keyspace, keys, session_id)
+    if header is None:
         return [b"NOT_FOUND"]
-    version, last_us, stored = opened
-    _check_tiers(keyspace, tiers)
+    version, last_us, deadline_ms = header
+    _check_tiers(keyspace, keys)
 
-    def skip_event(at: int) -> int:
-        at = _skip_delta(args, at + 2)
-        for _ in tiers:
-            at = _skip_delta(args, at)
-        return at
+    starts = []
+    at = 4
+    while at < len(args):
+        starts.append(at)
+        at += 3 + args[at + 2]
+    repeats = 0
+    kept = len(starts) - event_limit
+    if event_limit and kept > 0 and keyspace.zscore(events, args[starts[kept]]) is not None:
+        repeats, starts = kept, starts[kept:]
+    if _is_stale(if_version, version) and any(
+        keyspace.zscore(events, args[at]) is None for at in starts
+    ):
+        return [b"STALE", version]
 
-    first, at = 0, 7
-    if 0 < event_limit < count:
-        kept, kept_at = count - event_limit, 7
-        for _ in range(kept):
-            kept_at = skip_event(kept_at)
-        if keyspace.zscore(events, args[kept_at]) is not None:
-            first, at = kept, kept_at
-
-    if _is_stale(if_version, version):
-        event_at = at
-        for _ in range(first, count):
-            if keyspace.zscore(events, args[event_at]) is None:
-                return [b"STALE", _int(version)]
-            event_at = skip_event(event_at)
-
-    added = 0
-    for _ in range(first, count):
-        position = max(last_us + 1, min(int(args[at + 1]), keyspace.now_us))
+    added = False
+    is_first = last_us == 0
+    for at in starts:
+        position = max(last_us + 1, min(args[at + 1], keyspace.now_us))
         if keyspace.zadd(events, position, args[at], nx=True):
-            added, last_us = added + 1, position
-            at = _write_tiers(keyspace, session, tiers, args, at + 2)
+            added, last_us = True, position
+            if args[at + 2]:
+                _write_tiers(keyspace, keys, args, at + 3)
         else:
-            at = skip_event(at)
-    if added:
-        version += 1
-        if event_limit and stored + added > event_limit:
-            keyspace.zremrangebyrank(events, 0, stored + added - event_limit - 1)
-        is_new = _close_session(keyspace, keys, session_id, version, last_us)
-        _refresh_session(keyspace, keys, ttl_ms, stored == 0, is_new)
-        _refresh_tiers(keyspace, tiers, (user_ttl_ms, app_ttl_ms))
-    return [b"OK", _int(version), _int(keyspace.now_us), count - added]
+            repeats += 1
+    if not added:
+        return [b"OK", version, keyspace.now_us, repeats]
+    version += 1
+    stored = keyspace.zcard(events)
+    if event_limit and stored > event_limit:
+        keyspace.zremrangebyrank(events, 0, stored - event_limit - 1)
+    is_new = _close_session(keyspace, keys, session_id, version, last_us)
+    if is_first or is_new or deadline_ms == 0 or _is_due(keyspace, deadline_ms, ttl_ms):
+        _refresh_session(keyspace, keys, ttl_ms, last_us, is_new)
+    return [b"OK", version, keyspace.now_us, repeats]
 
 
 def update_session_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/update_session_state.lua"""
-    session_id, ttl_ms, *tier_ttls_ms, if_version = args[:5]
-    opened = _open_session(keyspace, keys, session_id)
-    if opened is None:
+    session_id, ttl_ms, if_version = args[:3]
+    header = _open_session(keyspace, keys, session_id)
+    if header is None:
         return [b"NOT_FOUND"]
-    version, last_us, _ = opened
+    version, last_us, deadline_ms = header
     if _is_stale(if_version, version):
-        return [b"STALE", _int(version)]
-    _check_tiers(keyspace, keys[3:])
+        return [b"STALE", version]
+    _check_tiers(keyspace, keys)
     version += 1
-    _write_tiers(keyspace, keys[0], keys[3:], args, 5)
+    _write_tiers(keyspace, keys, args, 3)
     is_new = _close_session(keyspace, keys, session_id, version, last_us)
-    _refresh_session(keyspace, keys, ttl_ms, False, is_new)
-    _refresh_tiers(keyspace, keys[3:], tier_ttls_ms)
-    return [b"OK", _int(version), _int(keyspace.now_us)]
+    if is_new or deadline_ms == 0 or _is_due(keyspace, deadline_ms, ttl_ms):
+        _refresh_session(keyspace, keys, ttl_ms, last_us, is_new)
+    return [b"OK", version, keyspace.now_us]
 
 
 def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/pop_event.lua"""
     session_id, ttl_ms, if_version = args
-    opened = _open_session(keyspace, keys, session_id)
-    if opened is None:
+    header = _open_session(keyspace, keys, session_id)
+    if header is None:
         return [b"NOT_FOUND"]
-    version, last_us, _ = opened
-    if _is_stale(if_version, version):
-        return [b"STALE", _int(version)]
+    if _is_stale(if_version, header.version):
+        return [b"STALE", header.version]
     popped = keyspace.zpopmax(keys[1])
     if popped is None:
         return [b"EMPTY"]
-    version += 1
-    is_new = _close_session(keyspace, keys, session_id, version, last_us)
-    _refresh_session(keyspace, keys, ttl_ms, False, is_new)
-    return [b"OK", _int(version), _int(keyspace.now_us), popped[1]]
+    version = header.version + 1
+    is_new = _close_session(keyspace, keys, session_id, version, header.last_us)
+    _refresh_session(keyspace, keys, ttl_ms, header.last_us, is_new)
+    return [b"OK", version, keyspace.now_us, popped[1]]
 
 
 def clear_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/clear_events.lua"""
     session_id, ttl_ms, if_version = args
-    opened = _open_session(keyspace, keys, session_id)
-    if opened is None:
+    header = _open_session(keyspace, keys, session_id)
+    if header is None:
         return [b"NOT_FOUND"]
-    version, last_us, _ = opened
-    if _is_stale(if_version, version):
-        return [b"STALE", _int(version)]
-    version += 1
+    if _is_stale(if_version, header.version):
+        return [b"STALE", header.version]
+    version = header.version + 1
     keyspace.unlink(keys[1])
-    is_new = _close_session(keyspace, keys, session_id, version, last_us)
-    _refresh_session(keyspace, keys, ttl_ms, False, is_new)
-    return [b"OK", _int(version), _int(keyspace.now_us)]
+    is_new = _close_session(keyspace, keys, session_id, version, header.last_us)
+    _refresh_session(keyspace, keys, ttl_ms, header.last_us, is_new)
+    return [b"OK", version, keyspace.now_us]
 
 
 def delete_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
@@ -303,14 +307,14 @@ def update_tier_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/update_tier_state.lua"""
     keyspace.hlen(keys[0])
     _write_delta(keyspace, keys[0], args, 1)
-    _refresh(keyspace, keys[0], args[0])
+    _refresh_tier(keyspace, keys[0], args[0])
     return [b"OK"]
 
 
 def touch_tier(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/touch_tier.lua"""
     keyspace.hlen(keys[0])
-    _refresh(keyspace, keys[0], args[0])
+    _refresh_tier(keyspace, keys[0], args[0])
     return [b"OK"]
 
 
