@@ -103,7 +103,7 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
 _GOOD_WORDS = frozenset((b"CREATED", b"EMPTY"))
 
 _MEANING = {
-    "OOM": "the server is out of memory (maxmemory), the write was refused whole",
+    "OOM": "the server is out of memory (maxmemory); nothing was written",
     "READONLY": "the server is a read-only replica",
     "WRONGTYPE": "a key holds another type than sessionstore stores there",
     "MISCONF": "the server cannot save its data to disk and refuses writes",

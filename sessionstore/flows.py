@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -17,7 +17,7 @@ from .calls import Call
 from .errors import InvalidArgument
 from .model import Event, Session, SessionKey
 from .ops import Ops, Written
-from .tiers import Change, split
+from .tiers import NO_CHANGE, Change, split
 from .times import from_us
 
 T = TypeVar("T")
@@ -83,32 +83,34 @@ def append_events(
     session: Session | SessionKey,
     events: Iterable[Event],
     if_version: int | None,
-    path: str,
+    name: Literal["append_event", "append_events"] = "append_events",
 ) -> Flow[list[Event]]:
     """Append events, all or nothing; partial ones are only handed back."""
     key = session_key(session)
     results: list[Event] = []
     prepared: list[tuple[bytes, datetime, Change]] = []
     for number, event in enumerate(_event_list(events)):
-        here = path if path == "event" else f"{path}[{number}]"
+        here = "event" if name == "append_event" else f"events[{number}]"
         if not isinstance(event, Event):
             raise InvalidArgument(f"{here} must be an Event, not {type(event).__name__}")
         if event.partial:
             results.append(event)
             continue
-        change = split(
-            ops.options.codec,
-            event.state_delta,
-            event.state_removed,
-            path=f"{here}.state_delta",
-            removed_path=f"{here}.state_removed",
-        )
+        change = NO_CHANGE
+        if event.state_delta or event.state_removed:
+            change = split(
+                ops.options.codec,
+                event.state_delta,
+                event.state_removed,
+                path=f"{here}.state_delta",
+                removed_path=f"{here}.state_removed",
+            )
         data, copy = ops.options.codec.encode_event(_without_temp(event), here)
         results.append(copy)
         prepared.append((data, copy.timestamp, change))
     if not prepared:
         return results
-    written: Written = yield ops.append_events(key, prepared, if_version)
+    written: Written = yield ops.append_events(key, prepared, if_version, name)
     if isinstance(session, Session):
         stored = [event for event in results if not event.partial]
         if written.repeats:
@@ -216,6 +218,8 @@ def _event_list(events: Any) -> list[Event]:
 
 def _without_temp(event: Event) -> Event:
     delta, removed = event.state_delta, event.state_removed
+    if not delta and not removed:
+        return event
     if not any(key.startswith("temp:") for key in (*delta, *removed)):
         return event
     return msgspec.structs.replace(

@@ -14,6 +14,7 @@ key to another slot or act as a pattern.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
@@ -23,6 +24,8 @@ ID_LIMIT = 256
 """Largest id, in bytes of UTF-8."""
 
 PartitionBy = Literal["user", "app"]
+
+_CACHED_SESSIONS = 16_384  # a few hundred bytes each
 
 _SAFE = "._~@+=,-"
 _is_plain = re.compile(rf"[A-Za-z0-9{re.escape(_SAFE)}]{{1,{ID_LIMIT}}}", re.ASCII).fullmatch
@@ -102,6 +105,8 @@ class Keys:
         if partition_by not in ("user", "app"):
             raise InvalidArgument(f'partition_by must be "user" or "app", not {partition_by!r}')
         self._by_user = partition_by == "user"
+        # An agent's session is named again with every event.
+        self._cached_session = lru_cache(maxsize=_CACHED_SESSIONS)(self._spell_session)
 
     def app(self, app_name: str) -> bytes:
         """The hash of an application's state."""
@@ -120,6 +125,12 @@ class Keys:
 
     def session(self, app_name: str, user_id: str, session_id: str) -> SessionKeys:
         """The keys of a session, of its user and of its application."""
+        try:
+            return self._cached_session(app_name, user_id, session_id)
+        except TypeError:  # not hashable, so no str: let the right argument be named
+            return self._spell_session(app_name, user_id, session_id)
+
+    def _spell_session(self, app_name: str, user_id: str, session_id: str) -> SessionKeys:
         app = encode_id("app_name", app_name)
         tag = self._tag(app, encode_id("user_id", user_id))
         name = encode_id("session_id", session_id)

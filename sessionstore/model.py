@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from uuid import uuid4
 
 import msgspec
 
 
 def _new_id() -> str:
-    return uuid4().hex
+    # As unique as a random UUID, at a quarter of its cost.
+    return os.urandom(16).hex()
 
 
 def _now() -> datetime:
@@ -42,8 +43,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         author: who spoke: "user", an agent's or a tool's name. Not empty.
         content: what was said: any value that the codec carries (JSON by default).
-        id: unique and not empty; a new UUID by default. Appending the same event again
-            changes nothing, which makes an append safe to repeat.
+        id: unique and not empty; 32 random hexadecimal digits by default. Appending the same
+            event again changes nothing, which makes an append safe to repeat.
         timestamp: when it happened, timezone-aware, microseconds; now by default. The store
             orders by arrival: see "Guarantees" in README.
         invocation_id: the run that the event belongs to; free text.

@@ -19,7 +19,7 @@ from .keys import SessionKeys
 from .model import Event, EventPage, Session, SessionKey
 from .options import Options, check_instant, check_int
 from .scripts import SCRIPTS
-from .tiers import Change, Delta, read_tier
+from .tiers import NO_CHANGE, Change, Delta, read_tier
 from .times import from_us, to_us
 
 EVENTS_PER_CALL_LIMIT = 500
@@ -213,6 +213,7 @@ class Ops:
         key: SessionKey,
         events: Sequence[tuple[bytes, datetime, Change]],
         if_version: int | None,
+        name: str = "append_events",
     ) -> Call[Written]:
         """Append encoded events with their state changes.
 
@@ -220,12 +221,14 @@ class Ops:
             key: the session.
             events: bytes, timestamp and state change of each event.
             if_version: the version that the session must have, or None.
+            name: the method that was called.
         """
         if len(events) > EVENTS_PER_CALL_LIMIT:
             message = f"events holds {len(events)}; at most {EVENTS_PER_CALL_LIMIT} go in one call"
             raise LimitExceeded(message, limit=EVENTS_PER_CALL_LIMIT, actual=len(events))
-        app = any(change.app for _, _, change in events)
-        user = app or any(change.user for _, _, change in events)
+        changes = [change for _, _, change in events if change is not NO_CHANGE]
+        app = any(change.app for change in changes)
+        user = app or any(change.user for change in changes)
         options = self.options
         args: list[Argument] = [
             key.session_id,
@@ -234,11 +237,14 @@ class Ops:
             _version(if_version),
         ]
         for data, timestamp, change in events:
-            tiers = self._tiers(change, user, app) if change.is_stored else ()
-            args += (data, to_us(timestamp), len(tiers), *tiers)
+            if change is NO_CHANGE:
+                args += (data, to_us(timestamp), 0)
+            else:
+                tiers = self._tiers(change, user, app)
+                args += (data, to_us(timestamp), len(tiers), *tiers)
         keys = self._keys.session(*_parts(key))
         return Call(
-            "append_events",
+            name,
             lambda replies: _written(replies[0], key, if_version),
             SCRIPTS["append_events"],
             keys[: 3 + user + app],

@@ -208,7 +208,7 @@ class SessionService:
         lua/append_events.lua; one round trip, O(log N).
         """
         [stored] = await self._drive(
-            flows.append_events(self._ops, session, [event], if_version, "event")
+            flows.append_events(self._ops, session, [event], if_version, "append_event")
         )
         return stored
 
@@ -238,9 +238,7 @@ class SessionService:
 
         lua/append_events.lua; one round trip, O(log N) an event.
         """
-        return await self._drive(
-            flows.append_events(self._ops, session, events, if_version, "events")
-        )
+        return await self._drive(flows.append_events(self._ops, session, events, if_version))
 
     async def get_events(
         self,

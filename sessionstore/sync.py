@@ -206,7 +206,7 @@ class SessionService:
         lua/append_events.lua; one round trip, O(log N).
         """
         [stored] = self._drive(
-            flows.append_events(self._ops, session, [event], if_version, "event")
+            flows.append_events(self._ops, session, [event], if_version, "append_event")
         )
         return stored
 
@@ -236,7 +236,7 @@ class SessionService:
 
         lua/append_events.lua; one round trip, O(log N) an event.
         """
-        return self._drive(flows.append_events(self._ops, session, events, if_version, "events"))
+        return self._drive(flows.append_events(self._ops, session, events, if_version))
 
     def get_events(
         self,

@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _server_paths(config: pytest.Config) -> dict[str, str]:
     """Servers to test, by a short name for test ids."""
-    paths = {}
+    paths: dict[str, str] = {}
     for server in find_servers():
         paths.setdefault(f"{server.name}-{'.'.join(map(str, server.version))}", server.path)
     for number, path in enumerate(config.getoption("--server")):
@@ -62,7 +62,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             backends += [f"{name}-async", f"{name}-sync"]
         metafunc.parametrize("backend", backends, indirect=True)
     elif "server" in metafunc.fixturenames:
-        metafunc.parametrize("server", names, indirect=True, scope="session")
+        metafunc.parametrize("server", names, indirect=True)
 
 
 class Server:
@@ -73,11 +73,15 @@ class Server:
         self.url = embedded.url
         self.raw = redis.Redis(unix_socket_path=embedded.socket_path, decode_responses=False)
 
+    def keys(self) -> list[Any]:
+        """Every key."""
+        return list(self.raw.keys("*"))
+
     def snapshot(self) -> dict[bytes, Any]:
         """Every key with type, content and deadline in milliseconds since 1970 (-1 = none)."""
         found: dict[bytes, Any] = {}
-        for key in self.raw.keys("*"):
-            kind = self.raw.type(key)
+        for key in self.keys():
+            kind: Any = self.raw.type(key)
             content: Any
             if kind == b"hash":
                 content = self.raw.hgetall(key)
@@ -109,7 +113,7 @@ def _start(config: pytest.Config, running: dict[str, Server], name: str) -> Serv
 def _check_leaks(server: Server, request: pytest.FixtureRequest) -> None:
     if request.node.get_closest_marker("without_ttl"):
         return
-    leaked = [key for key in server.raw.keys("*") if server.raw.ttl(key) < 0]
+    leaked = [key for key in server.keys() if server.raw.ttl(key) < 0]
     assert not leaked, f"keys without a deadline: {leaked}"
 
 

@@ -20,7 +20,7 @@ from ..errors import BackendUnavailable
 from .address import Address
 from .redis_py import forget_async, open_async
 from .retry import Attempts, ConnectFailed, ConnectionLost
-from .wire import ReplyRefused, pack, reply_count, unpack
+from .wire import Form, ReplyRefused, pack, reply_count, unpack
 
 CALLS_IN_FLIGHT_LIMIT = 4096
 """Most calls that wait for replies on one connection; further ones wait to be sent."""
@@ -241,8 +241,9 @@ class Channel:
         problem: Exception | None = None
         if link is not None and link.is_open and not link.is_full:
             try:
-                reply = link.submit(pack(call, whole=False), reply_count(call), deadline)
-                return unpack(await reply)
+                payload = pack(call, Form.BRIEF)
+                reply = link.submit(payload, reply_count(call, Form.BRIEF), deadline)
+                return unpack(await reply, Form.BRIEF)
             except (ReplyRefused, ConnectionLost) as error:
                 problem = error
         return await self._persist(Attempts(call, deadline), call, problem)
@@ -271,11 +272,11 @@ class Channel:
             except ConnectFailed as error:
                 problem = error
                 continue
-            payload = pack(call, whole=attempts.whole)
-            reply = link.submit(payload, reply_count(call), attempts.deadline)
+            form = attempts.form
+            reply = link.submit(pack(call, form), reply_count(call, form), attempts.deadline)
             try:
                 async with asyncio.timeout_at(attempts.deadline):
-                    return unpack(await reply)
+                    return unpack(await reply, form)
             except TimeoutError:
                 problem = ConnectionLost("no answer in time", silent=True)
             except (ReplyRefused, ConnectionLost) as error:

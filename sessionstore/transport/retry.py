@@ -7,7 +7,7 @@ from typing import Any
 
 from ..calls import Call, reply_error
 from ..errors import BackendError, BackendTimeout, BackendUnavailable, SessionStoreError
-from .wire import ReplyRefused
+from .wire import Form, ReplyRefused
 
 _FIRST_DELAY_S = 0.01
 _LONGEST_DELAY_S = 0.5
@@ -43,11 +43,14 @@ class Attempts:
     Args:
         call: what is being sent.
         deadline: when to give up, on the clock whose readings `next_delay` is given.
+
+    Attributes:
+        form: how to put the call on the wire next.
     """
 
     def __init__(self, call: Call[Any], deadline: float) -> None:
         self.deadline = deadline
-        self.whole = False
+        self.form = Form.BRIEF
         self._call = call
         self._delay_s = _FIRST_DELAY_S
         self._maybe_applied = False
@@ -60,8 +63,9 @@ class Attempts:
         """
         call = self._call
         if isinstance(problem, ReplyRefused):
-            if problem.is_noscript and not self.whole:
-                self.whole = True
+            better = problem.better_form(call, self.form)
+            if better is not None:
+                self.form = better
                 return 0.0
             if not problem.is_transient:
                 raise self._with_history(reply_error(call, str(problem))) from None

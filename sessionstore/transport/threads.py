@@ -108,14 +108,14 @@ class RedisExecutor:
                 if self._is_closed:
                     raise attempts.closed()
                 link = self._take(call, attempts.deadline)
-                payload = pack(call, whole=attempts.whole)
+                form = attempts.form
                 try:
-                    replies = link.ask(payload, reply_count(call), attempts.deadline)
+                    replies = link.ask(pack(call, form), reply_count(call, form), attempts.deadline)
                 except BaseException:
                     link.close()
                     raise
                 self._give_back(link)
-                return unpack(replies)
+                return unpack(replies, form)
             except (ReplyRefused, ConnectionLost, ConnectFailed) as problem:
                 delay_s = attempts.next_delay(problem, time.monotonic())
             if delay_s:
