@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -78,54 +78,90 @@ def list_sessions(
     return found
 
 
+def append_event(
+    ops: Ops, session: Session | SessionKey, event: Event, if_version: int | None
+) -> Flow[Event]:
+    """Append an event; a partial one is only handed back."""
+    key = session_key(session)
+    prepared = _prepare(ops, event, "event")
+    if prepared is None:
+        return event
+    data, copy, change = prepared
+    written: Written = yield ops.append_event(key, data, copy.timestamp, change, if_version)
+    if isinstance(session, Session):
+        yield from _show_appended(ops, session, [copy], [change], written)
+    return copy
+
+
 def append_events(
-    ops: Ops,
-    session: Session | SessionKey,
-    events: Iterable[Event],
-    if_version: int | None,
-    name: Literal["append_event", "append_events"] = "append_events",
+    ops: Ops, session: Session | SessionKey, events: Iterable[Event], if_version: int | None
 ) -> Flow[list[Event]]:
     """Append events, all or nothing; partial ones are only handed back."""
     key = session_key(session)
+    if isinstance(events, Event) or not isinstance(events, Iterable):
+        raise InvalidArgument(f"events must be a list of Events, not {type(events).__name__}")
     results: list[Event] = []
-    prepared: list[tuple[bytes, datetime, Change]] = []
-    for number, event in enumerate(_event_list(events)):
-        here = "event" if name == "append_event" else f"events[{number}]"
-        if not isinstance(event, Event):
-            raise InvalidArgument(f"{here} must be an Event, not {type(event).__name__}")
-        if event.partial:
+    rows: list[tuple[bytes, datetime, Change]] = []
+    stored: list[Event] = []
+    for number, event in enumerate(events):
+        prepared = _prepare(ops, event, f"events[{number}]")
+        if prepared is None:
             results.append(event)
             continue
-        change = NO_CHANGE
-        if event.state_delta or event.state_removed:
-            change = split(
-                ops.options.codec,
-                event.state_delta,
-                event.state_removed,
-                path=f"{here}.state_delta",
-                removed_path=f"{here}.state_removed",
-            )
-        data, copy = ops.options.codec.encode_event(_without_temp(event), here)
+        data, copy, change = prepared
         results.append(copy)
-        prepared.append((data, copy.timestamp, change))
-    if not prepared:
-        return results
-    written: Written = yield ops.append_events(key, prepared, if_version, name)
-    if isinstance(session, Session):
-        stored = [event for event in results if not event.partial]
-        if written.repeats:
-            yield from _reload_state(ops, session, prepared)
-            known = {event.id for event in session.events}
-            stored = [event for event in stored if event.id not in known]
-        else:
-            for _, _, change in prepared:
-                change.apply(session.state)
-        session.events.extend(stored)
-        event_limit = ops.options.session_event_limit
-        if event_limit:
-            del session.events[:-event_limit]
-        _mark(session, written)
+        stored.append(copy)
+        rows.append((data, copy.timestamp, change))
+    if rows:
+        written: Written = yield ops.append_events(key, rows, if_version)
+        if isinstance(session, Session):
+            changes = [change for _, _, change in rows]
+            yield from _show_appended(ops, session, stored, changes, written)
     return results
+
+
+def _prepare(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Change] | None:
+    """An event's bytes, its copy and its change of state; None for a partial one."""
+    if not isinstance(event, Event):
+        raise InvalidArgument(f"{path} must be an Event, not {type(event).__name__}")
+    if event.partial:
+        return None
+    codec = ops.options.codec
+    if not event.state_delta and not event.state_removed:
+        return *codec.encode_event(event, path), NO_CHANGE
+    change = split(
+        codec,
+        event.state_delta,
+        event.state_removed,
+        path=f"{path}.state_delta",
+        removed_path=f"{path}.state_removed",
+    )
+    return *codec.encode_event(_without_temp(event), path), change
+
+
+def _show_appended(
+    ops: Ops, session: Session, stored: list[Event], changes: list[Change], written: Written
+) -> Flow[None]:
+    """Let the caller's Session show what was appended."""
+    if written.repeats:
+        # Nothing changed, or only in part: what the store has now counts.
+        fresh: Session | None = yield ops.get_session(session.key, 0, None)
+        if fresh is not None:
+            temp = {key: value for key, value in session.state.items() if key.startswith("temp:")}
+            session.state.clear()
+            session.state.update(fresh.state | temp)
+        for change in changes:
+            change.apply_temp(session.state)
+        known = {event.id for event in session.events}
+        stored = [event for event in stored if event.id not in known]
+    else:
+        for change in changes:
+            change.apply(session.state)
+    session.events.extend(stored)
+    event_limit = ops.options.session_event_limit
+    if event_limit:
+        del session.events[:-event_limit]
+    _mark(session, written)
 
 
 def pop_event(
@@ -210,16 +246,8 @@ def _initial(ops: Ops, state: Mapping[str, Any] | None) -> Change:
     return split(ops.options.codec, {} if state is None else state, path="state", removed_path="")
 
 
-def _event_list(events: Any) -> list[Event]:
-    if isinstance(events, Event) or not isinstance(events, Iterable):
-        raise InvalidArgument(f"events must be a list of Events, not {type(events).__name__}")
-    return list(events)
-
-
 def _without_temp(event: Event) -> Event:
     delta, removed = event.state_delta, event.state_removed
-    if not delta and not removed:
-        return event
     if not any(key.startswith("temp:") for key in (*delta, *removed)):
         return event
     return msgspec.structs.replace(
@@ -227,19 +255,6 @@ def _without_temp(event: Event) -> Event:
         state_delta={key: delta[key] for key in delta if not key.startswith("temp:")},
         state_removed=[key for key in removed if not key.startswith("temp:")],
     )
-
-
-def _reload_state(
-    ops: Ops, session: Session, prepared: list[tuple[bytes, datetime, Change]]
-) -> Flow[None]:
-    """After a repeat, which changed nothing or only in part: what the store has now counts."""
-    fresh: Session | None = yield ops.get_session(session.key, 0, None)
-    if fresh is not None:
-        temp = {key: value for key, value in session.state.items() if key.startswith("temp:")}
-        session.state.clear()
-        session.state.update(fresh.state | temp)
-    for _, _, change in prepared:
-        change.apply_temp(session.state)
 
 
 def _mark(session: Session, written: Written) -> None:

@@ -32,6 +32,9 @@ EVENTS_PER_PAGE_LIMIT = 10_000
 """Most events that one page of the log holds."""
 
 
+_APPEND_EVENT = SCRIPTS["append_event"]
+
+
 class Written(msgspec.Struct, frozen=True):
     """What a write to a session answers.
 
@@ -208,46 +211,69 @@ class Ops:
 
     # -- events --------------------------------------------------------------------------------
 
+    def append_event(
+        self,
+        key: SessionKey,
+        data: bytes,
+        timestamp: datetime,
+        change: Change,
+        if_version: int | None,
+    ) -> Call[Written]:
+        """Append one encoded event with its state change."""
+        options = self.options
+        user = app = False
+        tiers: tuple[Argument, ...] = ()
+        if change is not NO_CHANGE:
+            user, app = _tiers_of(change)
+            tiers = self._tiers(change, user, app)
+        return Call(
+            "append_event",
+            lambda replies: _written(replies[0], key, if_version),
+            _APPEND_EVENT,
+            self._keys.session(*_parts(key))[: 3 + user + app],
+            (
+                key.session_id,
+                options.session_ttl_ms,
+                options.session_event_limit,
+                _version(if_version),
+                data,
+                to_us(timestamp),
+                *tiers,
+            ),
+        )
+
     def append_events(
         self,
         key: SessionKey,
         events: Sequence[tuple[bytes, datetime, Change]],
         if_version: int | None,
-        name: str = "append_events",
     ) -> Call[Written]:
-        """Append encoded events with their state changes.
+        """Append encoded events with their state changes, in order.
 
         Args:
             key: the session.
             events: bytes, timestamp and state change of each event.
             if_version: the version that the session must have, or None.
-            name: the method that was called.
         """
         if len(events) > EVENTS_PER_CALL_LIMIT:
             message = f"events holds {len(events)}; at most {EVENTS_PER_CALL_LIMIT} go in one call"
             raise LimitExceeded(message, limit=EVENTS_PER_CALL_LIMIT, actual=len(events))
-        changes = [change for _, _, change in events if change is not NO_CHANGE]
-        app = any(change.app for change in changes)
-        user = app or any(change.user for change in changes)
-        options = self.options
+        tiers_of = [_tiers_of(change) for _, _, change in events]
+        user, app = any(user for user, _ in tiers_of), any(app for _, app in tiers_of)
         args: list[Argument] = [
             key.session_id,
-            options.session_ttl_ms,
-            options.session_event_limit,
+            self.options.session_ttl_ms,
+            self.options.session_event_limit,
             _version(if_version),
         ]
         for data, timestamp, change in events:
-            if change is NO_CHANGE:
-                args += (data, to_us(timestamp), 0)
-            else:
-                tiers = self._tiers(change, user, app)
-                args += (data, to_us(timestamp), len(tiers), *tiers)
-        keys = self._keys.session(*_parts(key))
+            tiers = () if change is NO_CHANGE else self._tiers(change, user, app)
+            args += (data, to_us(timestamp), len(tiers), *tiers)
         return Call(
-            name,
+            "append_events",
             lambda replies: _written(replies[0], key, if_version),
             SCRIPTS["append_events"],
-            keys[: 3 + user + app],
+            self._keys.session(*_parts(key))[: 3 + user + app],
             tuple(args),
         )
 
@@ -282,8 +308,7 @@ class Ops:
         self, key: SessionKey, change: Change, if_version: int | None
     ) -> Call[Written]:
         """Set and remove state in all tiers."""
-        app = bool(change.app)
-        user = app or bool(change.user)
+        user, app = _tiers_of(change)
         return Call(
             "update_session_state",
             lambda replies: _written(replies[0], key, if_version),
@@ -402,6 +427,12 @@ class Ops:
             created,
             updated,
         )
+
+
+def _tiers_of(change: Change) -> tuple[bool, bool]:
+    """Whether a call has to name the user's key, and the app's, which stands behind it."""
+    app = bool(change.app)
+    return app or bool(change.user), app
 
 
 def _parts(key: SessionKey) -> tuple[str, str, str]:

@@ -205,12 +205,9 @@ class SessionService:
             BackendError: the store did not carry it out, or (maybe_applied) did not say so;
                 appending the same event again is safe.
 
-        lua/append_events.lua; one round trip, O(log N).
+        lua/append_event.lua; one round trip, O(log N).
         """
-        [stored] = await self._drive(
-            flows.append_events(self._ops, session, [event], if_version, "append_event")
-        )
-        return stored
+        return await self._drive(flows.append_event(self._ops, session, event, if_version))
 
     async def append_events(
         self,

@@ -203,12 +203,9 @@ class SessionService:
             BackendError: the store did not carry it out, or (maybe_applied) did not say so;
                 appending the same event again is safe.
 
-        lua/append_events.lua; one round trip, O(log N).
+        lua/append_event.lua; one round trip, O(log N).
         """
-        [stored] = self._drive(
-            flows.append_events(self._ops, session, [event], if_version, "append_event")
-        )
-        return stored
+        return self._drive(flows.append_event(self._ops, session, event, if_version))
 
     def append_events(
         self,

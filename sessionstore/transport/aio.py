@@ -289,7 +289,11 @@ class Channel:
         if self._connecting is None:
             self._connecting = self.loop.create_task(self._connect())
             self._connecting.add_done_callback(self._connected)
-        return await asyncio.shield(self._connecting)
+        task = self._connecting
+        await asyncio.wait([task])  # unlike awaiting it, leaves it alone when the caller goes
+        if task.cancelled():
+            raise ConnectFailed("the session service is closed", final=True)
+        return task.result()
 
     async def _connect(self) -> Link:
         link = Link(self._address.new_connection(), self._timeout_s)
@@ -314,6 +318,7 @@ class Channel:
         self.is_closed = True
         if self._connecting is not None:
             self._connecting.cancel()
+            await asyncio.wait([self._connecting])
         if self._link is not None and not self._link.closed.done():
             await self._link.drain()
 

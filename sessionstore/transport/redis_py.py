@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 from typing import Any
 
 import redis
@@ -37,11 +36,11 @@ async def open_async(
     try:
         async with asyncio.timeout(timeout_s):
             await connection.connect()
-    except (redis.RedisError, OSError) as error:
-        raise _connect_failed(error) from None
-    finally:
-        if sys.exc_info()[0] is not None:  # cancelled too
-            await connection.disconnect(nowait=True)
+    except BaseException as error:
+        await connection.disconnect(nowait=True)
+        if isinstance(error, (redis.RedisError, OSError)):
+            raise _connect_failed(error) from None
+        raise
     transport = connection._writer.transport
     early = bytes(connection._reader._buffer)
     transport.set_protocol(protocol)

@@ -109,6 +109,12 @@ def _close_session(
     return keyspace.zadd(keys[2], now, session_id) == 1
 
 
+def _trim(keyspace: Keyspace, events: bytes, event_limit: int) -> None:
+    stored = keyspace.zcard(events)
+    if event_limit and stored > event_limit:
+        keyspace.zremrangebyrank(events, 0, stored - event_limit - 1)
+
+
 def _is_stale(if_version: Any, version: int) -> bool:
     return if_version != b"" and int(if_version) != version
 
@@ -186,6 +192,31 @@ def touch_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     return [b"OK"]
 
 
+def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/append_event.lua"""
+    session_id, ttl_ms, event_limit, if_version, event, position = args[:6]
+    events = keys[1]
+    header = _open_session(keyspace, keys, session_id)
+    if header is None:
+        return [b"NOT_FOUND"]
+    version, last_us, deadline_ms = header
+    if _is_stale(if_version, version) and keyspace.zscore(events, event) is None:
+        return [b"STALE", version]
+    _check_tiers(keyspace, keys)
+    now = keyspace.now_us
+    position = max(last_us + 1, min(position, now))
+    if not keyspace.zadd(events, position, event, nx=True):
+        return [b"OK", version, now, 1]
+    version += 1
+    is_new = _close_session(keyspace, keys, session_id, version, position)
+    _trim(keyspace, events, event_limit)
+    if len(args) > 6:
+        _write_tiers(keyspace, keys, args, 6)
+    if last_us == 0 or is_new or deadline_ms == 0 or _is_due(keyspace, deadline_ms, ttl_ms):
+        _refresh_session(keyspace, keys, ttl_ms, position, is_new)
+    return [b"OK", version, now, 0]
+
+
 def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/append_events.lua"""
     session_id, ttl_ms, event_limit, if_version = args[:4]
@@ -223,9 +254,7 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if not added:
         return [b"OK", version, keyspace.now_us, repeats]
     version += 1
-    stored = keyspace.zcard(events)
-    if event_limit and stored > event_limit:
-        keyspace.zremrangebyrank(events, 0, stored - event_limit - 1)
+    _trim(keyspace, events, event_limit)
     is_new = _close_session(keyspace, keys, session_id, version, last_us)
     if is_first or is_new or deadline_ms == 0 or _is_due(keyspace, deadline_ms, ttl_ms):
         _refresh_session(keyspace, keys, ttl_ms, last_us, is_new)
@@ -322,6 +351,7 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
     {
         script.__name__: script
         for script in (
+            append_event,
             append_events,
             clear_events,
             create_session,
