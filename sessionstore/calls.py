@@ -30,7 +30,7 @@ Argument = bytes | str | int
 Command = tuple[Argument, ...]
 
 
-class Call(msgspec.Struct, Generic[R], frozen=True):
+class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     """One atomic step.
 
     Attributes:

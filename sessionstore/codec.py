@@ -11,7 +11,7 @@ caller holds aliases what is stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -189,6 +189,17 @@ def decode_event(data: bytes) -> Event:
     if first == _MSGPACK:
         return _decode_event_msgpack(data[1:])
     raise ValueError("no known format" if first else "no bytes")
+
+
+def decode_events(members: Iterable[bytes]) -> list[Event]:
+    """The events of stored bytes.
+
+    Raises:
+        ValueError: one of them is no event.
+    """
+    # JSON, which most are, without a call of ours between.
+    decode = _decode_event_json
+    return [decode(data) if data[:1] >= b"\x20" else decode_event(data) for data in members]
 
 
 def corrupt(key: bytes, error: Exception, field: bytes | None = None) -> CorruptData:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from .calls import Argument, Call, Command, R, status
-from .codec import corrupt, decode_event
+from .codec import corrupt, decode_events
 from .errors import LimitExceeded, ScriptContractError
 from .keys import SessionKeys
 from .model import Event, EventPage, Session, SessionKey
@@ -35,7 +35,7 @@ EVENTS_PER_PAGE_LIMIT = 10_000
 _APPEND_EVENT = SCRIPTS["append_event"]
 
 
-class Written(msgspec.Struct, frozen=True):
+class Written(msgspec.Struct, frozen=True, gc=False):
     """What a write to a session answers.
 
     Attributes:
@@ -500,6 +500,6 @@ def _scored(reply: list[Any]) -> list[tuple[bytes, int]]:
 
 def _events(key: bytes, members: Iterable[bytes]) -> list[Event]:
     try:
-        return [decode_event(member) for member in members]
+        return decode_events(members)
     except ValueError as error:
         raise corrupt(key, error) from None

@@ -100,15 +100,21 @@ class Link(asyncio.Protocol):
             self._granted -= 1
 
     def submit(self, payload: bytes, count: int, deadline: float) -> asyncio.Future[list[Any]]:
-        """Send at the end of this tick; the future gives `count` replies, or ConnectionLost."""
+        """Send in this tick of the loop; the future gives `count` replies, or ConnectionLost."""
         reply: asyncio.Future[list[Any]] = self._loop.create_future()
         size = len(payload)
+        if not self._pending:
+            # Nothing to wait for: the first call of a tick leaves at once, the others together.
+            self._pending.append((reply, count, deadline, size))
+            self._bytes = size
+            if self._watch is None:
+                self._watch = self._loop.call_at(deadline, self._check_silence)
+            self._transport.write(payload)
+            return reply
         self._pending.append((reply, count, deadline, size))
         self._bytes += size
         if not self._out:
             self._loop.call_soon(self._flush)
-            if self._watch is None:
-                self._watch = self._loop.call_at(deadline, self._check_silence)
         self._out.append(payload)
         return reply
 

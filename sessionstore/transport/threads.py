@@ -9,17 +9,19 @@ from __future__ import annotations
 import os
 import select
 import socket
-import threading
+import ssl
+import struct
 import time
 from typing import Any
 
 import hiredis
 
 from ..calls import Call
+from ..errors import BackendUnavailable
 from .address import Address
 from .redis_py import open_sync
 from .retry import Attempts, ConnectFailed, ConnectionLost
-from .wire import ReplyRefused, pack, reply_count, unpack
+from .wire import Form, ReplyRefused, pack, reply_count, unpack
 
 _RECEIVE_SIZE = 1 << 16
 
@@ -41,6 +43,11 @@ class Link:
         self._connection = connection
         self._socket: socket.socket = open_sync(connection, timeout_s)
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._bound_s = 0.0
+        # The kernel's own time-outs spare a poll() before every send and receive.
+        self._is_plain = not isinstance(self._socket, ssl.SSLSocket)
+        if self._is_plain:
+            self._socket.setblocking(True)
 
     @property
     def is_stale(self) -> bool:
@@ -49,34 +56,51 @@ class Link:
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))
 
-    def ask(self, payload: bytes, count: int, deadline: float) -> list[Any]:
+    def ask(self, payload: bytes, count: int, timeout_s: float) -> list[Any]:
         """Send a request and read its replies.
 
         Raises:
             ConnectionLost: the connection broke or stayed silent; it must be closed.
         """
+        gets = self._reader.gets
+        deadline = 0.0
         try:
-            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            self._bound(timeout_s)
             self._socket.sendall(payload)
             replies: list[Any] = []
             while len(replies) < count:
-                reply = self._reader.gets()
+                reply = gets()
                 if reply is _NOTHING:
-                    self._receive(deadline)
+                    if deadline:  # not the first receive
+                        self._bound(deadline - time.monotonic())
+                    else:
+                        deadline = time.monotonic() + timeout_s
+                    data = self._socket.recv(_RECEIVE_SIZE)
+                    if not data:
+                        raise ConnectionLost("connection closed by the server")
+                    self._reader.feed(data)
                 elif not isinstance(reply, hiredis.PushNotification):
                     replies.append(reply)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             raise ConnectionLost("no answer in time", silent=True) from None
         except (OSError, hiredis.ProtocolError) as error:
             raise ConnectionLost(f"connection lost ({error})") from None
         return replies
 
-    def _receive(self, deadline: float) -> None:
-        self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
-        data = self._socket.recv(_RECEIVE_SIZE)
-        if not data:
-            raise ConnectionLost("connection closed by the server")
-        self._reader.feed(data)
+    def _bound(self, timeout_s: float) -> None:
+        """Set the time that a send or a receive may take."""
+        if timeout_s == self._bound_s:
+            return
+        if timeout_s <= 0:
+            raise TimeoutError
+        self._bound_s = timeout_s
+        if self._is_plain:
+            seconds, microseconds = divmod(max(int(timeout_s * 1_000_000), 1), 1_000_000)
+            timeval = struct.pack("ll", seconds, microseconds)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        else:
+            self._socket.settimeout(timeout_s)
 
     def close(self) -> None:
         """Close the socket."""
@@ -95,57 +119,69 @@ class RedisExecutor:
         self._address = address
         self._timeout_s = timeout_s
         self._idle: list[Link] = []
-        self._lock = threading.Lock()
         self._pid = os.getpid()
         self._was_connected = False
         self._is_closed = False
 
     def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call."""
-        attempts = Attempts(call, time.monotonic() + self._timeout_s)
+        started = time.monotonic()
+        try:
+            return self._attempt(call, Form.BRIEF, self._timeout_s)
+        except (ReplyRefused, ConnectionLost, ConnectFailed) as error:
+            problem = error
+        attempts = Attempts(call, started + self._timeout_s)
         while True:
-            try:
-                if self._is_closed:
-                    raise attempts.closed()
-                link = self._take(call, attempts.deadline)
-                form = attempts.form
-                try:
-                    replies = link.ask(pack(call, form), reply_count(call, form), attempts.deadline)
-                except BaseException:
-                    link.close()
-                    raise
-                self._give_back(link)
-                return unpack(replies, form)
-            except (ReplyRefused, ConnectionLost, ConnectFailed) as problem:
-                delay_s = attempts.next_delay(problem, time.monotonic())
+            delay_s = attempts.next_delay(problem, time.monotonic())
             if delay_s:
                 time.sleep(delay_s)
+            if self._is_closed:
+                raise attempts.closed()
+            try:
+                timeout_s = max(attempts.deadline - time.monotonic(), 0.001)
+                return self._attempt(call, attempts.form, timeout_s)
+            except (ReplyRefused, ConnectionLost, ConnectFailed) as error:
+                problem = error
+
+    def _attempt(self, call: Call[Any], form: Form, timeout_s: float) -> list[Any]:
+        link = self._take(call, timeout_s)
+        try:
+            replies = link.ask(pack(call, form), reply_count(call, form), timeout_s)
+        except BaseException:
+            link.close()
+            raise
+        self._idle.append(link)
+        if self._is_closed:
+            self.close()  # which may have missed it
+        return unpack(replies, form)
 
     def close(self) -> None:
         """Close all connections; those in use when their call ends."""
-        with self._lock:
-            self._is_closed = True
-            links, self._idle = self._idle, []
-        for link in links:
+        self._is_closed = True
+        while (link := self._pop_idle()) is not None:
             link.close()
 
-    def _take(self, call: Call[Any], deadline: float) -> Link:
+    def _pop_idle(self) -> Link | None:
+        try:
+            return self._idle.pop()  # one step, whatever other threads do
+        except IndexError:
+            return None
+
+    def _take(self, call: Call[Any], timeout_s: float) -> Link:
+        if self._is_closed:
+            raise BackendUnavailable("the session service is closed")
         if self._pid != os.getpid():
             # A forked child must not speak on its parent's sockets. Dropping them closes only
             # the child's copies.
-            self._pid, self._lock, self._idle = os.getpid(), threading.Lock(), []
-        while True:
-            with self._lock:
-                link = self._idle.pop() if self._idle else None
-            if link is None:
-                return self._connect(deadline)
+            self._pid, self._idle = os.getpid(), []
+        while (link := self._pop_idle()) is not None:
             # What cannot be sent twice is not risked on a connection that died while idle.
             if call.idempotent or not link.is_stale:
                 return link
             link.close()
+        return self._connect(timeout_s)
 
-    def _connect(self, deadline: float) -> Link:
-        timeout_s = max(deadline - time.monotonic(), 0.001)
+    def _connect(self, timeout_s: float) -> Link:
         try:
             link = Link(self._address.new_connection(), timeout_s)
         except ConnectFailed as error:
@@ -154,10 +190,3 @@ class RedisExecutor:
             raise ConnectFailed(str(error), final=final) from None
         self._was_connected = True
         return link
-
-    def _give_back(self, link: Link) -> None:
-        with self._lock:
-            if not self._is_closed:
-                self._idle.append(link)
-                return
-        link.close()
