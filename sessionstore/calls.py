@@ -44,6 +44,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
             the second run, leaves (`version` may count both). Only such Calls are sent again
             after an unknown outcome.
         writes: it changes data, not only deadlines; so an unknown outcome matters.
+        is_bulk: it may carry so much that small calls should not have to wait behind it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     then: tuple[Command, ...] = ()
     idempotent: bool = True
     writes: bool = True
+    is_bulk: bool = False
 
 
 class AsyncExecutor(Protocol):

@@ -32,7 +32,11 @@ EVENTS_PER_PAGE_LIMIT = 10_000
 """Most events that one page of the log holds."""
 
 
+_BULK_EVENTS = 100  # reading more is bulk
+_BULK_BYTES = 1 << 17  # and so is writing more
+
 _APPEND_EVENT = SCRIPTS["append_event"]
+_TOUCH_SESSION = SCRIPTS["touch_session"]
 
 
 class Written(msgspec.Struct, frozen=True, gc=False):
@@ -108,6 +112,7 @@ class Ops:
             keys,
             (*head, *self._tiers(change, user=True, app=True)),
             _read_commands(keys, events),
+            is_bulk=_is_bulk(event_num),
         )
 
     def get_session(
@@ -122,7 +127,8 @@ class Ops:
                 replies = replies[1:]
             return self._session(key, keys, replies, newest_first) if replies[0] else None
 
-        return self._read("get_session", decode, key, keys, _read_commands(keys, events))
+        commands = _read_commands(keys, events)
+        return self._read("get_session", decode, key, keys, commands, _is_bulk(event_num))
 
     def get_events(
         self, key: SessionKey, after: int | None, before: int | None, limit: int
@@ -153,7 +159,7 @@ class Ops:
                 entries[-1][1] if entries else cursor,
             )
 
-        return self._read("get_events", decode, key, keys, commands)
+        return self._read("get_events", decode, key, keys, commands, _is_bulk(limit))
 
     def list_session_ids(
         self, app_name: str, user_id: str, limit: int, offset: int
@@ -195,7 +201,8 @@ class Ops:
                 found.append(self._session(key, keys, parts) if parts[0] else None)
             return found
 
-        return Call("list_sessions", decode, then=tuple(commands), writes=False)
+        is_bulk = _is_bulk(event_num * len(ids))
+        return Call("list_sessions", decode, then=tuple(commands), writes=False, is_bulk=is_bulk)
 
     def prune_index(self, app_name: str, user_id: str, ids: Sequence[str]) -> Call[None]:
         """Take expired sessions out of the index."""
@@ -240,6 +247,7 @@ class Ops:
                 to_us(timestamp),
                 *tiers,
             ),
+            is_bulk=len(data) > _BULK_BYTES,
         )
 
     def append_events(
@@ -275,6 +283,7 @@ class Ops:
             SCRIPTS["append_events"],
             self._keys.session(*_parts(key))[: 3 + user + app],
             tuple(args),
+            is_bulk=sum(len(data) for data, _, _ in events) > _BULK_BYTES,
         )
 
     def pop_event(
@@ -352,12 +361,14 @@ class Ops:
         key: SessionKey,
         keys: SessionKeys,
         commands: tuple[Command, ...],
+        is_bulk: bool,
     ) -> Call[R]:
         if not self._touches:
-            return Call(name, decode, then=commands, writes=False)
+            return Call(name, decode, then=commands, writes=False, is_bulk=is_bulk)
         args = (key.session_id, *self._ttls)
-        script = SCRIPTS["touch_session"]
-        return Call(name, decode, script, keys, args, commands, writes=False)
+        return Call(
+            name, decode, _TOUCH_SESSION, keys, args, commands, writes=False, is_bulk=is_bulk
+        )
 
     def _write(
         self,
@@ -427,6 +438,10 @@ class Ops:
             created,
             updated,
         )
+
+
+def _is_bulk(event_num: int | None) -> bool:
+    return event_num is None or event_num > _BULK_EVENTS
 
 
 def _tiers_of(change: Change) -> tuple[bool, bool]:

@@ -1,4 +1,4 @@
-"""Calls over asyncio: one connection per event loop, shared by all its tasks.
+"""Calls over asyncio: one connection per event loop, shared by all its tasks, and one for bulk.
 
 Calls made in one tick of the loop leave in one write. Replies come in the order of the requests,
 so each belongs to the oldest call that waits. A caller that is cancelled stops waiting; its reply
@@ -11,7 +11,8 @@ import asyncio
 import threading
 import weakref
 from collections import deque
-from typing import Any
+from collections.abc import AsyncGenerator
+from typing import Any, NamedTuple
 
 import hiredis
 
@@ -238,6 +239,7 @@ class Channel:
         self._link: Link | None = None
         self._connecting: asyncio.Task[Link] | None = None
         self._was_connected = False
+        self._guard: AsyncGenerator[None] | None = None
         self.is_closed = False
 
     async def execute(self, call: Call[Any]) -> list[Any]:
@@ -312,7 +314,22 @@ class Channel:
             raise ConnectFailed(str(error), final=final) from None
         self._was_connected = True
         self._link = link
+        if self._guard is None:
+            self._guard = self._end_with_loop()
+            await anext(self._guard)
         return link
+
+    async def _end_with_loop(self) -> AsyncGenerator[None]:
+        """Close the link when the loop ends, though nobody closed the service.
+
+        A loop that ends closes the asynchronous generators that were started on it: the one
+        public way to be told.
+        """
+        try:
+            yield
+        finally:
+            if self._link is not None:
+                self._link.abort("the event loop has ended")
 
     def _connected(self, task: asyncio.Task[Link]) -> None:
         self._connecting = None
@@ -336,6 +353,13 @@ class Channel:
             self.loop.call_soon_threadsafe(link.abort, "the session service is closed")
 
 
+class Lanes(NamedTuple):
+    """The channels of one event loop: a long history must not hold up small calls behind it."""
+
+    small: Channel
+    bulk: Channel
+
+
 class AsyncRedisExecutor:
     """Carries out Calls on a server, from any number of tasks, loops and threads.
 
@@ -347,38 +371,39 @@ class AsyncRedisExecutor:
     def __init__(self, address: Address, timeout_s: float) -> None:
         self._address = address
         self._timeout_s = timeout_s
-        self._channels: weakref.WeakKeyDictionary[Any, Channel] = weakref.WeakKeyDictionary()
+        self._by_loop: weakref.WeakKeyDictionary[Any, Lanes] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
-        self._latest: Channel | None = None
+        self._latest: Lanes | None = None
         self._is_closed = False
 
     async def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call."""
-        channel = self._latest
-        if channel is None or channel.loop is not asyncio.get_running_loop():
-            channel = self._channel()
-        return await channel.execute(call)
+        lanes = self._latest
+        if lanes is None or lanes.small.loop is not asyncio.get_running_loop():
+            lanes = self._lanes()
+        return await (lanes.bulk if call.is_bulk else lanes.small).execute(call)
 
-    def _channel(self) -> Channel:
+    def _lanes(self) -> Lanes:
         loop = asyncio.get_running_loop()
         with self._lock:
             if self._is_closed:
                 raise BackendUnavailable("the session service is closed")
-            channel = self._channels.get(loop)
-            if channel is None:
-                channel = self._channels[loop] = Channel(self._address, self._timeout_s)
-            self._latest = channel
-        return channel
+            lanes = self._by_loop.get(loop)
+            if lanes is None:
+                small, bulk = (Channel(self._address, self._timeout_s) for _ in range(2))
+                lanes = self._by_loop[loop] = Lanes(small, bulk)
+            self._latest = lanes
+        return lanes
 
     async def aclose(self) -> None:
         """Wait up to a second for calls in flight, then close every connection."""
         with self._lock:
             self._is_closed = True
             self._latest = None
-            channels = list(self._channels.values())
-            self._channels.clear()
+            channels = [channel for lanes in self._by_loop.values() for channel in lanes]
+            self._by_loop.clear()
+        here = [channel for channel in channels if channel.loop is asyncio.get_running_loop()]
         for channel in channels:
-            if channel.loop is asyncio.get_running_loop():
-                await channel.aclose()
-            else:
+            if channel not in here:
                 channel.abandon()
+        await asyncio.gather(*(channel.aclose() for channel in here))
