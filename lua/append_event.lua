@@ -54,7 +54,8 @@ if position + 0 <= last_us then
   position = last_us + 1
 end
 
--- Write. The first two fail before anything is written, or take back what was.
+-- Write.
+-- The first two commands fail before anything is written, or what was is taken back.
 if call('ZADD', events, 'NX', position, event) == 0 then
   return {'OK', version + 0, now, 1}
 end

@@ -18,7 +18,7 @@
 --@include check_create
 --@include write_create
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local session_id, generation = ARGV[1], ARGV[3]
+local session_id, ttl_ms, generation = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local tail = 4
 
 check_create(events, index, session_id, user, app)
@@ -31,5 +31,5 @@ if header[1] then
 end
 
 -- Write.
-write_create(session, events, index, user, app, ARGV, tail)
+write_create(session, events, index, user, app, session_id, ttl_ms, generation, ARGV, tail)
 return {'OK'}

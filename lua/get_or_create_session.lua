@@ -26,7 +26,8 @@
 --@include to_ms
 --@include write_create
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local session_id, ttl_ms, refresh = ARGV[1], tonumber(ARGV[2]), ARGV[4] == '1'
+local session_id, ttl_ms, generation = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local refresh = ARGV[4] == '1'
 local user_ttl_ms, app_ttl_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 local tail = 7
 
@@ -35,7 +36,7 @@ local header = redis.call('HMGET', session, 'version', 'last_us', 'deadline_ms')
 
 -- Write.
 if not header[1] then
-  write_create(session, events, index, user, app, ARGV, tail)
+  write_create(session, events, index, user, app, session_id, ttl_ms, generation, ARGV, tail)
   return {'CREATED'}
 end
 if refresh then

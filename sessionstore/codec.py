@@ -12,6 +12,7 @@ caller holds aliases what is stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
@@ -35,7 +36,8 @@ _decode_event_msgpack = msgspec.msgpack.Decoder(Event).decode
 # What an encoder raises for a value that it does not carry.
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
 
-_DEPTH_LIMIT = 200  # levels that the search for an offending value descends
+DEPTH_LIMIT = 200
+"""Most levels of lists and dicts in a value. More could be read back only from a shallow stack."""
 
 
 class Codec:
@@ -76,7 +78,7 @@ class Codec:
             try:
                 data = self._encode(value)
                 copy = decode_value(data)
-                same = copy == value
+                same = copy == value and not self._is_too_deep(data, value)
             except _UNENCODABLE:
                 same = False
             if not same:
@@ -96,7 +98,9 @@ class Codec:
         try:
             data = self._encode(event)
             copy = decode_event(data)
-            same = copy == event
+            same = copy == event and not self._is_too_deep(
+                data, (event.content, event.state_delta, event.metadata)
+            )
         except _UNENCODABLE:
             same = False
         if not same:
@@ -105,76 +109,94 @@ class Codec:
             raise _too_large(path, self._event_size_limit, len(data))
         return data, copy
 
+    def _is_too_deep(self, data: bytes, value: Any) -> bool:
+        # Every level costs a byte, in JSON a bracket: nearly always that settles it.
+        if len(data) <= DEPTH_LIMIT:
+            return False
+        if self._json and data.count(b"[") + data.count(b"{") <= DEPTH_LIMIT:
+            return False
+        level = [value]
+        for _ in range(DEPTH_LIMIT + 2):
+            level = [item for part in level for item in _parts(part)]
+            if not level:
+                return False
+        return True
+
     def _event_refusal(self, event: Event, path: str) -> InvalidArgument:
         for name in ("content", "state_delta", "metadata"):
-            value = getattr(event, name)
-            refusal = self._search(value, f"{path}.{name}", 0)
-            if refusal:
-                return InvalidArgument(refusal)
+            found = self._search(getattr(event, name), f"{path}.{name}", 0)
+            if found:
+                return InvalidArgument(found)
         for field in msgspec.structs.fields(Event):
             value = getattr(event, field.name)
             try:
                 msgspec.convert(value, field.type, strict=True)
             except msgspec.ValidationError as error:
                 return InvalidArgument(f"{path}.{field.name}: {error}")
-            if self._search(value, "", 0) and field.name != "timestamp":
-                return InvalidArgument(f"{path}.{field.name} cannot be stored: not valid Unicode")
+            if field.name == "timestamp":
+                if not isinstance(value, datetime):
+                    kind = type(value).__name__
+                    return InvalidArgument(f"{path}.timestamp must be a datetime, not {kind}")
+            else:
+                found = self._search(value, f"{path}.{field.name}", 0)
+                if found:
+                    return InvalidArgument(found)
         return InvalidArgument(f"{path} would not be read as it was written")
 
     def _refusal(self, value: Any, path: str) -> InvalidArgument:
-        return InvalidArgument(
-            self._search(value, path, 0) or f"{path} would not be read as it was written"
-        )
+        found = self._search(value, path, 0)
+        return InvalidArgument(found or f"{path} would not be read as it was written")
 
     def _search(self, value: Any, path: str, depth: int) -> str | None:
         """Why a value cannot be stored, with the path to the innermost part that is at fault."""
-        if depth > _DEPTH_LIMIT:
-            return f"{path} is nested more than {_DEPTH_LIMIT} levels deep"
-        if type(value) is dict:
-            for key, item in value.items():
-                if not isinstance(key, str) and not self._survives(key, as_key=True):
-                    kind = type(key).__name__
-                    return f"{path} has the key {key!r}, and {kind} keys would not come back"
-                found = self._search(item, f"{path}[{key!r}]", depth + 1)
-                if found:
-                    return found
-        elif type(value) is list:
-            for number, item in enumerate(value):
-                found = self._search(item, f"{path}[{number}]", depth + 1)
-                if found:
-                    return found
-            return None
+        if depth > DEPTH_LIMIT:
+            return f"{path} is nested more than {DEPTH_LIMIT} levels deep"
+        parts: Iterable[tuple[Any, Any]] = ()
+        if isinstance(value, dict):
+            parts = value.items()
+            for key in value:
+                if not self._survives({key: None}):
+                    name = type(key).__name__
+                    return f"{path} has the {name} key {key!r}, which would not come back"
+        elif isinstance(value, list):
+            parts = enumerate(value)
+        for key, item in parts:
+            found = self._search(item, f"{path}[{key!r}]", depth + 1)
+            if found:
+                return found
         if self._survives(value):
             return None
-        kind = type(value).__name__
-        if isinstance(value, (float, str, int)):
-            return f"{path} is a {kind} that cannot be stored exactly: {_describe(value)}"
+        kind: type[Any] = type(value)
+        if kind is float:
+            return f"{path} is {value!r}, which is not a finite number"
+        if kind is str:
+            return f"{path} is not valid Unicode: it holds a lone surrogate"
+        if kind is int:
+            return f"{path} is an integer of {value.bit_length()} bits; at most 64 can be stored"
         codec = "json" if self._json else "msgpack"
-        return f"{path} is a {kind}, which the {codec} codec would not give back"
+        return f"{path} is a {kind.__name__}, which the {codec} codec would not give back"
 
-    def _survives(self, value: Any, as_key: bool = False) -> bool:
-        if as_key:
-            value = {value: None}
+    def _survives(self, value: Any) -> bool:
         try:
             return bool(decode_value(self._encode(value)) == value)
         except _UNENCODABLE:
             return False
 
 
+def _parts(value: Any) -> Iterable[Any]:
+    """What a value consists of, one level down."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else ()
+
+
 def decode_value(data: bytes) -> Any:
     """The value of stored bytes, of any format.
 
     Raises:
-        ValueError: the bytes are no value; msgspec.DecodeError is one.
+        ValueError: the bytes are no value.
     """
-    first = data[:1]
-    if first >= b"\x20":
-        return _decode_json(data)
-    if first == _RAW:
-        return data[1:]
-    if first == _MSGPACK:
-        return _decode_msgpack(data[1:])
-    raise ValueError("no known format" if first else "no bytes")
+    return _decode(data, _decode_json, _decode_msgpack, raw=True)
 
 
 def decode_event(data: bytes) -> Event:
@@ -183,12 +205,8 @@ def decode_event(data: bytes) -> Event:
     Raises:
         ValueError: the bytes are no event.
     """
-    first = data[:1]
-    if first >= b"\x20":
-        return _decode_event_json(data)
-    if first == _MSGPACK:
-        return _decode_event_msgpack(data[1:])
-    raise ValueError("no known format" if first else "no bytes")
+    event: Event = _decode(data, _decode_event_json, _decode_event_msgpack)
+    return event
 
 
 def decode_events(members: Iterable[bytes]) -> list[Event]:
@@ -197,9 +215,31 @@ def decode_events(members: Iterable[bytes]) -> list[Event]:
     Raises:
         ValueError: one of them is no event.
     """
-    # JSON, which most are, without a call of ours between.
-    decode = _decode_event_json
-    return [decode(data) if data[:1] >= b"\x20" else decode_event(data) for data in members]
+    decode = _decode_event_json  # what most are, without a call of ours between
+    try:
+        return [decode(data) if data[:1] >= b"\x20" else decode_event(data) for data in members]
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _decode(
+    data: bytes,
+    json: Callable[[bytes], Any],
+    msgpack: Callable[[bytes], Any],
+    *,
+    raw: bool = False,
+) -> Any:
+    first = data[:1]
+    try:
+        if first >= b"\x20":
+            return json(data)
+        if first == _MSGPACK:
+            return msgpack(data[1:])
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if raw and first == _RAW:
+        return data[1:]
+    raise ValueError("no known format" if first else "no bytes")
 
 
 def corrupt(key: bytes, error: Exception, field: bytes | None = None) -> CorruptData:
@@ -213,11 +253,3 @@ def corrupt(key: bytes, error: Exception, field: bytes | None = None) -> Corrupt
 def _too_large(path: str, limit: int, actual: int) -> LimitExceeded:
     message = f"{path} is {actual} bytes long when encoded; at most {limit} are allowed"
     return LimitExceeded(message, limit=limit, actual=actual)
-
-
-def _describe(value: float | str) -> str:
-    if isinstance(value, float):
-        return f"{value!r} is not a finite number"
-    if isinstance(value, str):
-        return "it holds a lone surrogate"
-    return f"an integer of {value.bit_length()} bits"

@@ -17,6 +17,7 @@ from .calls import Call
 from .errors import InvalidArgument
 from .model import Event, Session, SessionKey
 from .ops import Ops, Written
+from .options import check_int
 from .tiers import NO_CHANGE, Change, split
 from .times import from_us
 
@@ -63,6 +64,7 @@ def list_sessions(
     Two steps, because a script may touch only keys that it is given: the ids first, then the
     sessions. One that is deleted in between is left out as if it had been deleted before.
     """
+    check_int("event_num", event_num, low=0)
     found: list[Session] = []
     for _ in range(_LIST_ROUNDS_LIMIT):
         ids: list[str] = yield ops.list_session_ids(app_name, user_id, limit, offset)

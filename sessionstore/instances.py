@@ -58,6 +58,9 @@ def find_instance(
         return RedisInstance(url, extra)
     if instance_name is None:
         raise InvalidArgument("url or instance_name must be given")
+    if not isinstance(instance_name, str):
+        kind = type(instance_name).__name__
+        raise InvalidArgument(f"instance_name must be a str, not {kind}")
     try:
         known = _registry[instance_name]
     except KeyError:

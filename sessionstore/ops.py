@@ -182,7 +182,6 @@ class Ops:
         self, app_name: str, user_id: str, ids: Sequence[str], event_num: int
     ) -> Call[list[Session | None]]:
         """Read sessions by id; None stands for one that has expired."""
-        check_int("event_num", event_num, low=0)
         user = self._keys.user(app_name, user_id)
         sessions = [self._keys.session(app_name, user_id, name) for name in ids]
         commands: list[Command] = [("HGETALL", user.user), ("HGETALL", user.app)]
@@ -419,7 +418,7 @@ class Ops:
             version = int(header[b"version"])
             created = from_us(int(header[b"created_us"]))
             updated = from_us(int(header[b"updated_us"]))
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, OverflowError) as error:
             raise corrupt(keys.session, error) from None
         events = _events(keys.events, parts[3]) if len(parts) > 3 else []
         if newest_first:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,7 +15,8 @@ from .keys import Keys, PartitionBy
 Duration = timedelta | float
 """A span of time: a timedelta, or seconds."""
 
-_TTL_LIMIT_MS = 100 * 365 * 86_400_000  # a hundred years
+_HIGHEST = 2**53  # the largest integer that scripts count with exactly
+_LONGEST_S = 100 * 365 * 86_400.0  # a hundred years
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -84,7 +85,7 @@ def check_options(
     )
 
 
-def check_int(name: str, value: object, *, low: int, high: int | None = None) -> int:
+def check_int(name: str, value: object, *, low: int, high: int = _HIGHEST) -> int:
     """An int within a closed range.
 
     Raises:
@@ -92,26 +93,38 @@ def check_int(name: str, value: object, *, low: int, high: int | None = None) ->
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidArgument(f"{name} must be an int, not {type(value).__name__}")
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+    if not low <= value <= high:
+        bounds = f"at least {low}" if value < low else f"at most {high}"
         raise InvalidArgument(f"{name} must be {bounds}, not {value}")
     return value
 
 
 def check_seconds(name: str, value: object) -> float:
-    """A positive duration, in seconds.
+    """A positive duration of up to 100 years, in seconds.
 
     Raises:
-        InvalidArgument: it is none, not finite, or not above 0.
+        InvalidArgument: it is none, not finite, or out of range.
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         kind = type(value).__name__
         raise InvalidArgument(f"{name} must be a timedelta or seconds, not {kind}")
-    if not math.isfinite(value) or value <= 0:
-        raise InvalidArgument(f"{name} must be above 0, not {value}")
+    if not 0 < value <= _LONGEST_S:  # NaN is neither
+        shown = "more" if value > _LONGEST_S else value
+        raise InvalidArgument(f"{name} must be above 0 and at most 100 years, not {shown}")
     return float(value)
+
+
+def check_clock(value: object) -> Callable[[], float]:
+    """A function that tells the time.
+
+    Raises:
+        InvalidArgument: it cannot be called.
+    """
+    if not callable(value):
+        raise InvalidArgument(f"clock must be a function, not {type(value).__name__}")
+    return value
 
 
 def check_instant(name: str, value: object) -> datetime:
@@ -133,6 +146,4 @@ def _check_ttl(name: str, value: Any) -> int:
     milliseconds = round(check_seconds(name, value) * 1000)
     if milliseconds < 1:
         raise InvalidArgument(f"{name} must be at least a millisecond, not {value}")
-    if milliseconds > _TTL_LIMIT_MS:
-        raise InvalidArgument(f"{name} must be at most 100 years; None means never")
     return milliseconds

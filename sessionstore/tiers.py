@@ -95,8 +95,9 @@ def split(
     """
     if not isinstance(state, Mapping):
         raise InvalidArgument(f"{path} must be a dict, not {type(state).__name__}")
-    if isinstance(removed, str):
-        raise InvalidArgument(f"{removed_path} must be a list of keys, not a str")
+    if isinstance(removed, str) or not isinstance(removed, Iterable):
+        kind = type(removed).__name__
+        raise InvalidArgument(f"{removed_path} must be a list of keys, not {kind}")
     removed = list(removed)
     if not state and not removed:
         return NO_CHANGE

@@ -73,14 +73,14 @@ class Server:
         self.url = embedded.url
         self.raw = redis.Redis(unix_socket_path=embedded.socket_path, decode_responses=False)
 
-    def keys(self) -> list[Any]:
+    def all_keys(self) -> list[Any]:
         """Every key."""
         return list(self.raw.keys("*"))
 
     def snapshot(self) -> dict[bytes, Any]:
         """Every key with type, content and deadline in milliseconds since 1970 (-1 = none)."""
         found: dict[bytes, Any] = {}
-        for key in self.keys():
+        for key in self.all_keys():
             kind: Any = self.raw.type(key)
             content: Any
             if kind == b"hash":
@@ -113,7 +113,7 @@ def _start(config: pytest.Config, running: dict[str, Server], name: str) -> Serv
 def _check_leaks(server: Server, request: pytest.FixtureRequest) -> None:
     if request.node.get_closest_marker("without_ttl"):
         return
-    leaked = [key for key in server.keys() if server.raw.ttl(key) < 0]
+    leaked = [key for key in server.all_keys() if server.raw.ttl(key) < 0]
     assert not leaked, f"keys without a deadline: {leaked}"
 
 

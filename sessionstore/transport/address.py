@@ -45,6 +45,9 @@ class Address:
         client: likewise.
         is_async: make connections for asyncio, otherwise for threads.
 
+    Attributes:
+        was_reached: a connection has succeeded once; so if none succeeds now, one may later.
+
     Raises:
         InvalidArgument: the address is unusable, or an option unknown or not allowed.
     """
@@ -78,6 +81,7 @@ class Address:
         options.setdefault("protocol", 2)
         options.setdefault("socket_connect_timeout", _CONNECT_TIMEOUT_S)
         self._options = options
+        self.was_reached = False
         self.new_connection()
 
     def new_connection(self) -> Any:
@@ -111,8 +115,11 @@ def _of_url(instance: RedisInstance, is_async: bool) -> dict[str, Any]:
             raise InvalidArgument("url: the database behind the last / must be a number")  # noqa: TRY301
     except InvalidArgument:
         raise
-    except ValueError as error:
-        raise InvalidArgument(f"url cannot be read: {error}") from None
+    except ValueError:
+        # redis-py's own message may quote what it took for the port.
+        raise InvalidArgument(
+            "url cannot be read: look at host and port, and percent-encode user and password"
+        ) from None
     if scheme == "unix" and not options.get("path"):
         raise InvalidArgument("url: unix:// needs the path of a socket")
     if not isinstance(options.get("db", 0), int):

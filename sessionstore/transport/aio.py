@@ -238,7 +238,6 @@ class Channel:
         self._timeout_s = timeout_s
         self._link: Link | None = None
         self._connecting: asyncio.Task[Link] | None = None
-        self._was_connected = False
         self._guard: AsyncGenerator[None] | None = None
         self.is_closed = False
 
@@ -310,9 +309,9 @@ class Channel:
         except ConnectFailed as error:
             # A server that was there comes back, after a restart or failover; one that never
             # was is a wrong address, and the caller wants to know at once.
-            final = error.final or not self._was_connected
+            final = error.final or not self._address.was_reached
             raise ConnectFailed(str(error), final=final) from None
-        self._was_connected = True
+        self._address.was_reached = True
         self._link = link
         if self._guard is None:
             self._guard = self._end_with_loop()

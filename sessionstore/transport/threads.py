@@ -120,7 +120,6 @@ class RedisExecutor:
         self._timeout_s = timeout_s
         self._idle: list[Link] = []
         self._pid = os.getpid()
-        self._was_connected = False
         self._is_closed = False
 
     def execute(self, call: Call[Any]) -> list[Any]:
@@ -186,7 +185,7 @@ class RedisExecutor:
             link = Link(self._address.new_connection(), timeout_s)
         except ConnectFailed as error:
             # As for asyncio: a server that was never there is a wrong address.
-            final = error.final or not self._was_connected
+            final = error.final or not self._address.was_reached
             raise ConnectFailed(str(error), final=final) from None
-        self._was_connected = True
+        self._address.was_reached = True
         return link

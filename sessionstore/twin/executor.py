@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from ..calls import Call, Command, reply_error
 from ..errors import BackendUnavailable
-from ..options import Duration, Options, check_seconds
+from ..options import Duration, Options, check_clock, check_seconds
 from .keyspace import Entry, Keyspace, WrongType
 from .scripts import TWINS
 
@@ -44,12 +44,12 @@ class MemoryExecutor:
         """The executor that a service's options ask for.
 
         Raises:
-            InvalidArgument: `cleanup_interval` is out of range.
+            InvalidArgument: `cleanup_interval` is out of range, or `clock` no function.
         """
         cleanup_s = _DEFAULT_CLEANUP_S if options.any_ttl else None
         if cleanup_interval is not None:
             cleanup_s = check_seconds("cleanup_interval", cleanup_interval)
-        return cls(cleanup_s, clock)
+        return cls(cleanup_s, None if clock is None else check_clock(clock))
 
     def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call, atomically."""
