@@ -62,6 +62,9 @@ class Codec:
         self._encode: Callable[[Any], bytes] = (
             _encode_json if self._json else lambda value: _MSGPACK + _encode_msgpack(value)
         )
+        self._decode_event: Callable[[bytes], Event] = (
+            _decode_event_json if self._json else decode_event
+        )
         self._event_size_limit = event_size_limit
         self._value_size_limit = value_size_limit
 
@@ -78,7 +81,7 @@ class Codec:
             try:
                 data = self._encode(value)
                 copy = decode_value(data)
-                same = copy == value and not self._is_too_deep(data, value)
+                same = copy == value and (self._is_flat(data) or not _is_too_deep(value))
             except _UNENCODABLE:
                 same = False
             if not same:
@@ -97,9 +100,10 @@ class Codec:
         """
         try:
             data = self._encode(event)
-            copy = decode_event(data)
-            same = copy == event and not self._is_too_deep(
-                data, (event.content, event.state_delta, event.metadata)
+            copy = self._decode_event(data)
+            same = copy == event and (
+                self._is_flat(data)
+                or not _is_too_deep((event.content, event.state_delta, event.metadata))
             )
         except _UNENCODABLE:
             same = False
@@ -109,18 +113,11 @@ class Codec:
             raise _too_large(path, self._event_size_limit, len(data))
         return data, copy
 
-    def _is_too_deep(self, data: bytes, value: Any) -> bool:
-        # Every level costs a byte, in JSON a bracket: nearly always that settles it.
-        if len(data) <= DEPTH_LIMIT:
-            return False
-        if self._json and data.count(b"[") + data.count(b"{") <= DEPTH_LIMIT:
-            return False
-        level = [value]
-        for _ in range(DEPTH_LIMIT + 2):
-            level = [item for part in level for item in _parts(part)]
-            if not level:
-                return False
-        return True
+    def _is_flat(self, data: bytes) -> bool:
+        """Whether the size alone, or in JSON the number of brackets, rules out deep nesting."""
+        return len(data) <= DEPTH_LIMIT or (
+            self._json and data.count(b"[") + data.count(b"{") <= DEPTH_LIMIT
+        )
 
     def _event_refusal(self, event: Event, path: str) -> InvalidArgument:
         for name in ("content", "state_delta", "metadata"):
@@ -181,6 +178,15 @@ class Codec:
             return bool(decode_value(self._encode(value)) == value)
         except _UNENCODABLE:
             return False
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEPTH_LIMIT + 2):
+        level = [item for part in level for item in _parts(part)]
+        if not level:
+            return False
+    return True
 
 
 def _parts(value: Any) -> Iterable[Any]:

@@ -149,6 +149,7 @@ def _show_appended(
         # Nothing changed, or only in part: what the store has now counts.
         fresh: Session | None = yield ops.get_session(session.key, 0, None)
         if fresh is not None:
+            session.version, session.updated_at = fresh.version, fresh.updated_at
             temp = {key: value for key, value in session.state.items() if key.startswith("temp:")}
             session.state.clear()
             session.state.update(fresh.state | temp)
@@ -159,11 +160,11 @@ def _show_appended(
     else:
         for change in changes:
             change.apply(session.state)
+        _mark(session, written)
     session.events.extend(stored)
     event_limit = ops.options.session_event_limit
     if event_limit:
         del session.events[:-event_limit]
-    _mark(session, written)
 
 
 def pop_event(

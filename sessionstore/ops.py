@@ -182,6 +182,7 @@ class Ops:
         self, app_name: str, user_id: str, ids: Sequence[str], event_num: int
     ) -> Call[list[Session | None]]:
         """Read sessions by id; None stands for one that has expired."""
+        check_int("event_num", event_num, low=0)
         user = self._keys.user(app_name, user_id)
         sessions = [self._keys.session(app_name, user_id, name) for name in ids]
         commands: list[Command] = [("HGETALL", user.user), ("HGETALL", user.app)]
