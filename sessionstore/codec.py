@@ -81,7 +81,7 @@ class Codec:
             try:
                 data = self._encode(value)
                 copy = decode_value(data)
-                same = copy == value and (self._is_flat(data) or not _is_too_deep(value))
+                same = copy == value and not self._is_too_deep(data, value)
             except _UNENCODABLE:
                 same = False
             if not same:
@@ -101,9 +101,10 @@ class Codec:
         try:
             data = self._encode(event)
             copy = self._decode_event(data)
-            same = copy == event and (
-                self._is_flat(data)
-                or not _is_too_deep((event.content, event.state_delta, event.metadata))
+            same = copy == event and not (
+                self._is_too_deep(data, event.content)
+                or self._is_too_deep(data, event.state_delta)
+                or self._is_too_deep(data, event.metadata)
             )
         except _UNENCODABLE:
             same = False
@@ -113,11 +114,19 @@ class Codec:
             raise _too_large(path, self._event_size_limit, len(data))
         return data, copy
 
-    def _is_flat(self, data: bytes) -> bool:
-        """Whether the size alone, or in JSON the number of brackets, rules out deep nesting."""
-        return len(data) <= DEPTH_LIMIT or (
-            self._json and data.count(b"[") + data.count(b"{") <= DEPTH_LIMIT
-        )
+    def _is_too_deep(self, data: bytes, value: Any) -> bool:
+        """Whether a value, encoded as `data` or part of it, has too many levels."""
+        # Nearly always the value, the size or in JSON the number of brackets rules it out.
+        if not value or type(value) is str or len(data) <= DEPTH_LIMIT:
+            return False
+        if self._json and data.count(b"[") + data.count(b"{") <= DEPTH_LIMIT:
+            return False
+        level = [value]
+        for _ in range(DEPTH_LIMIT + 1):
+            level = [item for part in level for item in _parts(part)]
+            if not level:
+                return False
+        return True
 
     def _event_refusal(self, event: Event, path: str) -> InvalidArgument:
         for name in ("content", "state_delta", "metadata"):
@@ -180,20 +189,11 @@ class Codec:
             return False
 
 
-def _is_too_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(DEPTH_LIMIT + 2):
-        level = [item for part in level for item in _parts(part)]
-        if not level:
-            return False
-    return True
-
-
 def _parts(value: Any) -> Iterable[Any]:
     """What a value consists of, one level down."""
     if isinstance(value, dict):
         return value.values()
-    return value if isinstance(value, (list, tuple)) else ()
+    return value if isinstance(value, list) else ()
 
 
 def decode_value(data: bytes) -> Any:
