@@ -126,6 +126,10 @@ def reply_error(call: Call[Any], message: str) -> SessionStoreError:
         )
     if code in ("NOAUTH", "WRONGPASS"):
         return BackendUnavailable(f"{where}: it wants a password, or another one ({code})")
+    if code in ("MOVED", "ASK", "CROSSSLOT"):
+        return BackendUnavailable(
+            f"{where}: it is part of a cluster, use redis+cluster:// ({code})"
+        )
     if code in _MEANING:
         key = (call.keys or (b"",))[0].decode()
         return BackendRejected(f"{where}: {_MEANING[code]} ({code}; {key})")

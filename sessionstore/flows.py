@@ -1,7 +1,11 @@
 """Operations that take several Calls, or that change the caller's Session: generators of Calls.
 
-A flow yields a Call and is sent its result; its return value is the operation's. A caller's
-Session changes only after the store has accepted the write.
+A flow yields a Call and is sent its result, or several Calls, which go out together, and is sent
+theirs; its return value is the operation's. A caller's Session changes only after the store has
+accepted the write.
+
+In a cluster the app tier may be apart, in a slot of its own (`ops.app_apart`). Reads of both go out
+together. A write that touches both is two steps, the session's first; each may be repeated.
 """
 
 from __future__ import annotations
@@ -16,13 +20,15 @@ import msgspec
 from .calls import Call
 from .errors import InvalidArgument
 from .model import Event, Session, SessionKey
-from .ops import Ops, Written
+from .ops import Ops
 from .options import check_int
-from .tiers import NO_CHANGE, Change, split
+from .replies import Written
+from .tiers import NO_CHANGE, Change, Delta, split
 from .times import from_us
 
 T = TypeVar("T")
-Flow = Generator[Call[Any], Any, T]
+Step = Call[Any] | tuple[Call[Any], ...]
+Flow = Generator[Step, Any, T]
 
 _LIST_ROUNDS_LIMIT = 100  # pages of expired sessions that one listing prunes
 
@@ -34,6 +40,9 @@ def create_session(
     key = SessionKey(app_name, user_id, _or_new_id(session_id))
     change = _initial(ops, state)
     session: Session = yield ops.create_session(key, uuid4().hex, change)
+    yield from _write_app(ops, app_name, [change])
+    if ops.app_apart:
+        _show_app(session, (yield ops.get_app_state(app_name)))
     change.apply_temp(session.state)
     return session
 
@@ -51,8 +60,28 @@ def get_or_create_session(
     key = SessionKey(app_name, user_id, _or_new_id(session_id))
     change = _initial(ops, state)
     call = ops.get_or_create_session(key, uuid4().hex, change, event_num, event_time)
-    session: Session = yield call
+    session: Session
+    session, is_new = yield call
+    if is_new:
+        yield from _write_app(ops, app_name, [change])
+    if ops.app_apart:
+        _show_app(session, (yield ops.get_app_state(app_name)))
     change.apply_temp(session.state)
+    return session
+
+
+def get_session(
+    ops: Ops, key: SessionKey, event_num: int | None, event_time: datetime | None
+) -> Flow[Session | None]:
+    """Read a session."""
+    call = ops.get_session(key, event_num, event_time)
+    session: Session | None
+    if not ops.app_apart:
+        session = yield call
+        return session
+    session, app_state = yield call, ops.get_app_state(key.app_name)
+    if session is not None:
+        _show_app(session, app_state)
     return session
 
 
@@ -71,8 +100,15 @@ def list_sessions(
         if not ids:
             return []
         sessions: list[Session | None]
-        sessions = yield ops.list_sessions(app_name, user_id, ids, event_num)
+        call = ops.list_sessions(app_name, user_id, ids, event_num)
+        app_state: dict[str, Any] = {}
+        if ops.app_apart:
+            sessions, app_state = yield call, ops.get_app_state(app_name, touch=False)
+        else:
+            sessions = yield call
         found = [session for session in sessions if session is not None]
+        for session in found:
+            _show_app(session, app_state)
         if len(found) == len(ids):
             break
         gone = [name for name, session in zip(ids, sessions, strict=True) if session is None]
@@ -90,6 +126,7 @@ def append_event(
         return event
     data, copy, change = prepared
     written: Written = yield ops.append_event(key, data, copy.timestamp, change, if_version)
+    yield from _write_app(ops, key.app_name, [change])
     if isinstance(session, Session):
         yield from _show_appended(ops, session, [copy], [change], written)
     return copy
@@ -115,9 +152,10 @@ def append_events(
         stored.append(copy)
         rows.append((data, copy.timestamp, change))
     if rows:
+        changes = [change for _, _, change in rows]
         written: Written = yield ops.append_events(key, rows, if_version)
+        yield from _write_app(ops, key.app_name, changes)
         if isinstance(session, Session):
-            changes = [change for _, _, change in rows]
             yield from _show_appended(ops, session, stored, changes, written)
     return results
 
@@ -147,7 +185,7 @@ def _show_appended(
     """Let the caller's Session show what was appended."""
     if written.repeats:
         # Nothing changed, or only in part: what the store has now counts.
-        fresh: Session | None = yield ops.get_session(session.key, 0, None)
+        fresh: Session | None = yield from get_session(ops, session.key, 0, None)
         if fresh is not None:
             session.version, session.updated_at = fresh.version, fresh.updated_at
             temp = {key: value for key, value in session.state.items() if key.startswith("temp:")}
@@ -201,6 +239,7 @@ def update_session_state(
     change = split(ops.options.codec, state, removed, path="state", removed_path="keys")
     if change.is_stored or if_version is not None:
         written: Written = yield ops.update_session_state(key, change, if_version)
+        yield from _write_app(ops, key.app_name, [change])
         if isinstance(session, Session):
             _mark(session, written)
     if isinstance(session, Session):
@@ -227,6 +266,17 @@ def update_app_state(
     call = ops.update_app_state(app_name, change.app)
     if change.is_stored:
         yield call
+
+
+def _write_app(ops: Ops, app_name: str, changes: Iterable[Change]) -> Flow[None]:
+    """The second step of a write whose app tier is apart."""
+    delta = Delta.joined(change.app for change in changes) if ops.app_apart else None
+    if delta:
+        yield ops.update_app_state(app_name, delta)
+
+
+def _show_app(session: Session, app_state: dict[str, Any]) -> None:
+    session.state.update((f"app:{name}", value) for name, value in app_state.items())
 
 
 def session_key(session: object) -> SessionKey:

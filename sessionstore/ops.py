@@ -6,21 +6,20 @@ server's native speed, behind a small script that refreshes deadlines where that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-import msgspec
-
 from .calls import Argument, Call, Command, R, status
-from .codec import corrupt, decode_events
-from .errors import LimitExceeded, ScriptContractError
+from .codec import corrupt
+from .errors import LimitExceeded
 from .keys import SessionKeys
 from .model import Event, EventPage, Session, SessionKey
 from .options import Options, check_instant, check_int
+from .replies import Written, done, events_of, pairs, read_session, scored, written
 from .scripts import SCRIPTS
 from .tiers import NO_CHANGE, Change, Delta, read_tier
-from .times import from_us, to_us
+from .times import to_us
 
 EVENTS_PER_CALL_LIMIT = 500
 """Most events that one call appends."""
@@ -39,29 +38,18 @@ _APPEND_EVENT = SCRIPTS["append_event"]
 _TOUCH_SESSION = SCRIPTS["touch_session"]
 
 
-class Written(msgspec.Struct, frozen=True, gc=False):
-    """What a write to a session answers.
-
-    Attributes:
-        version: the session's version after the write.
-        updated_us: when it was written, microseconds since 1970.
-        repeats: events of an append that were stored already.
-    """
-
-    version: int
-    updated_us: int
-    repeats: int = 0
-
-
 class Ops:
     """Builds the Calls of one service.
 
     Args:
         options: the service's options.
+        app_apart: the app tier is in a slot of its own that no script may touch together with a
+            user's. Then no Call on a session names it, and flows.py reads and writes it apart.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, *, app_apart: bool = False) -> None:
         self.options = options
+        self.app_apart = app_apart
         self._keys = options.keys
         # In the order in which every script takes them.
         self._ttls = (options.session_ttl_ms, options.user_state_ttl_ms, options.app_state_ttl_ms)
@@ -75,15 +63,15 @@ class Ops:
 
         def decode(replies: list[Any]) -> Session:
             status(replies[0], key)
-            return self._session(key, keys, replies[1:5])
+            return read_session(key, keys, self._reads(replies[1:]))
 
         return Call(
             "create_session",
             decode,
             SCRIPTS["create_session"],
-            keys,
-            (key.session_id, self._ttls[0], generation, *self._tiers(change, user=True, app=True)),
-            _read_commands(keys, None),
+            self._script_keys(keys),
+            (key.session_id, self._ttls[0], generation, *self._all_tiers(change)),
+            self._read_commands(keys, None),
         )
 
     def get_or_create_session(
@@ -93,25 +81,25 @@ class Ops:
         change: Change,
         event_num: int | None,
         event_time: datetime | None,
-    ) -> Call[Session]:
-        """Create a session unless it exists, and read it."""
+    ) -> Call[tuple[Session, bool]]:
+        """Create a session unless it exists, and read it; and whether it was created."""
         keys = self._keys.session(*_parts(key))
         events, newest_first = _range_command(keys.events, event_num, event_time)
         refresh = "1" if self.options.refresh_ttl_on_read else "0"
         session_ttl_ms, user_ttl_ms, app_ttl_ms = self._ttls
         head = (key.session_id, session_ttl_ms, generation, refresh, user_ttl_ms, app_ttl_ms)
 
-        def decode(replies: list[Any]) -> Session:
-            status(replies[0], key)
-            return self._session(key, keys, replies[1:], newest_first)
+        def decode(replies: list[Any]) -> tuple[Session, bool]:
+            is_new = status(replies[0], key) == b"CREATED"
+            return read_session(key, keys, self._reads(replies[1:]), newest_first), is_new
 
         return Call(
             "get_or_create_session",
             decode,
             SCRIPTS["get_or_create_session"],
-            keys,
-            (*head, *self._tiers(change, user=True, app=True)),
-            _read_commands(keys, events),
+            self._script_keys(keys),
+            (*head, *self._all_tiers(change)),
+            self._read_commands(keys, events),
             is_bulk=_is_bulk(event_num),
         )
 
@@ -125,9 +113,11 @@ class Ops:
         def decode(replies: list[Any]) -> Session | None:
             if self._touches:
                 replies = replies[1:]
-            return self._session(key, keys, replies, newest_first) if replies[0] else None
+            if not replies[0]:
+                return None
+            return read_session(key, keys, self._reads(replies), newest_first)
 
-        commands = _read_commands(keys, events)
+        commands = self._read_commands(keys, events)
         return self._read("get_session", decode, key, keys, commands, _is_bulk(event_num))
 
     def get_events(
@@ -149,12 +139,12 @@ class Ops:
             exists, found = replies[-2:]
             if not exists:
                 status([b"NOT_FOUND"], key)
-            entries = _scored(found)
+            entries = scored(found)
             if backward:
                 entries.reverse()
             cursor = after if after is not None else before
             return EventPage(
-                _events(keys.events, (member for member, _ in entries)),
+                events_of(keys.events, (member for member, _ in entries)),
                 entries[0][1] if entries else cursor,
                 entries[-1][1] if entries else cursor,
             )
@@ -185,7 +175,10 @@ class Ops:
         check_int("event_num", event_num, low=0)
         user = self._keys.user(app_name, user_id)
         sessions = [self._keys.session(app_name, user_id, name) for name in ids]
-        commands: list[Command] = [("HGETALL", user.user), ("HGETALL", user.app)]
+        commands: list[Command] = [("HGETALL", user.user)]
+        if not self.app_apart:
+            commands.append(("HGETALL", user.app))
+        first = len(commands)
         for keys in sessions:
             commands.append(("HGETALL", keys.session))
             if event_num:
@@ -195,10 +188,10 @@ class Ops:
         def decode(replies: list[Any]) -> list[Session | None]:
             found: list[Session | None] = []
             for number, (name, keys) in enumerate(zip(ids, sessions, strict=True)):
-                at = 2 + number * step
-                parts = [replies[at], replies[0], replies[1], *replies[at + 1 : at + step]]
+                at = first + number * step
+                parts = [replies[at], *replies[:first], *replies[at + 1 : at + step]]
                 key = SessionKey(app_name, user_id, name)
-                found.append(self._session(key, keys, parts) if parts[0] else None)
+                found.append(read_session(key, keys, self._reads(parts)) if parts[0] else None)
             return found
 
         is_bulk = _is_bulk(event_num * len(ids))
@@ -209,12 +202,12 @@ class Ops:
         index = self._keys.user(app_name, user_id).sessions
         sessions = (self._keys.session(app_name, user_id, name).session for name in ids)
         keys = (index, *sessions)
-        return Call("prune_index", _done, SCRIPTS["prune_index"], keys, tuple(ids))
+        return Call("prune_index", done, SCRIPTS["prune_index"], keys, tuple(ids))
 
     def delete_session(self, key: SessionKey) -> Call[None]:
         """Remove a session."""
         keys = self._keys.session(*_parts(key))[:3]
-        return Call("delete_session", _done, SCRIPTS["delete_session"], keys, (key.session_id,))
+        return Call("delete_session", done, SCRIPTS["delete_session"], keys, (key.session_id,))
 
     # -- events --------------------------------------------------------------------------------
 
@@ -231,11 +224,11 @@ class Ops:
         user = app = False
         tiers: tuple[Argument, ...] = ()
         if change is not NO_CHANGE:
-            user, app = _tiers_of(change)
+            user, app = self._tiers_of(change)
             tiers = self._tiers(change, user, app)
         return Call(
             "append_event",
-            lambda replies: _written(replies[0], key, if_version),
+            lambda replies: written(replies[0], key, if_version),
             _APPEND_EVENT,
             self._keys.session(*_parts(key))[: 3 + user + app],
             (
@@ -266,7 +259,7 @@ class Ops:
         if len(events) > EVENTS_PER_CALL_LIMIT:
             message = f"events holds {len(events)}; at most {EVENTS_PER_CALL_LIMIT} go in one call"
             raise LimitExceeded(message, limit=EVENTS_PER_CALL_LIMIT, actual=len(events))
-        tiers_of = [_tiers_of(change) for _, _, change in events]
+        tiers_of = [self._tiers_of(change) for _, _, change in events]
         user, app = any(user for user, _ in tiers_of), any(app for _, app in tiers_of)
         args: list[Argument] = [
             key.session_id,
@@ -279,7 +272,7 @@ class Ops:
             args += (data, to_us(timestamp), len(tiers), *tiers)
         return Call(
             "append_events",
-            lambda replies: _written(replies[0], key, if_version),
+            lambda replies: written(replies[0], key, if_version),
             SCRIPTS["append_events"],
             self._keys.session(*_parts(key))[: 3 + user + app],
             tuple(args),
@@ -296,8 +289,8 @@ class Ops:
             reply = replies[0]
             if status(reply, key, if_version) == b"EMPTY":
                 return None
-            [event] = _events(keys.events, reply[3:])
-            return event, _written(reply[:3], key, if_version)
+            [event] = events_of(keys.events, reply[3:])
+            return event, written(reply[:3], key, if_version)
 
         return self._write("pop_event", decode, key, keys, if_version, idempotent=False)
 
@@ -306,7 +299,7 @@ class Ops:
         keys = self._keys.session(*_parts(key))
 
         def decode(replies: list[Any]) -> Written:
-            return _written(replies[0], key, if_version)
+            return written(replies[0], key, if_version)
 
         idempotent = if_version is None
         return self._write("clear_events", decode, key, keys, if_version, idempotent=idempotent)
@@ -317,10 +310,10 @@ class Ops:
         self, key: SessionKey, change: Change, if_version: int | None
     ) -> Call[Written]:
         """Set and remove state in all tiers."""
-        user, app = _tiers_of(change)
+        user, app = self._tiers_of(change)
         return Call(
             "update_session_state",
-            lambda replies: _written(replies[0], key, if_version),
+            lambda replies: written(replies[0], key, if_version),
             SCRIPTS["update_session_state"],
             self._keys.session(*_parts(key))[: 3 + user + app],
             (
@@ -337,10 +330,10 @@ class Ops:
         tier = self._keys.user(app_name, user_id).user
         return self._get_tier("get_user_state", tier, self.options.user_state_ttl_ms)
 
-    def get_app_state(self, app_name: str) -> Call[dict[str, Any]]:
-        """Read the app tier."""
-        tier = self._keys.app(app_name)
-        return self._get_tier("get_app_state", tier, self.options.app_state_ttl_ms)
+    def get_app_state(self, app_name: str, *, touch: bool = True) -> Call[dict[str, Any]]:
+        """Read the app tier; `touch` refreshes its deadline."""
+        ttl_ms = self.options.app_state_ttl_ms if touch else 0
+        return self._get_tier("get_app_state", self._keys.app(app_name), ttl_ms)
 
     def update_user_state(self, app_name: str, user_id: str, delta: Delta) -> Call[None]:
         """Set and remove state of the user tier."""
@@ -367,7 +360,14 @@ class Ops:
             return Call(name, decode, then=commands, writes=False, is_bulk=is_bulk)
         args = (key.session_id, *self._ttls)
         return Call(
-            name, decode, _TOUCH_SESSION, keys, args, commands, writes=False, is_bulk=is_bulk
+            name,
+            decode,
+            _TOUCH_SESSION,
+            self._script_keys(keys),
+            args,
+            commands,
+            writes=False,
+            is_bulk=is_bulk,
         )
 
     def _write(
@@ -383,6 +383,27 @@ class Ops:
         args = (key.session_id, self.options.session_ttl_ms, _version(if_version))
         return Call(name, decode, SCRIPTS[name], keys[:3], args, idempotent=idempotent)
 
+    def _script_keys(self, keys: SessionKeys) -> tuple[bytes, ...]:
+        return keys[:4] if self.app_apart else keys
+
+    def _read_commands(self, keys: SessionKeys, events: Command | None) -> tuple[Command, ...]:
+        commands: tuple[Command, ...] = (("HGETALL", keys.session), ("HGETALL", keys.user))
+        if not self.app_apart:
+            commands += (("HGETALL", keys.app),)
+        return (*commands, events) if events else commands
+
+    def _reads(self, replies: list[Any]) -> list[Any]:
+        """The replies to `_read_commands`, with nothing for the app tier where that is apart."""
+        return [*replies[:2], (), *replies[2:]] if self.app_apart else replies
+
+    def _tiers_of(self, change: Change) -> tuple[bool, bool]:
+        """Whether a call has to name the user's key, and the app's, which stands behind it."""
+        app = bool(change.app) and not self.app_apart
+        return app or bool(change.user), app
+
+    def _all_tiers(self, change: Change) -> tuple[Argument, ...]:
+        return self._tiers(change, user=True, app=not self.app_apart)
+
     def _tiers(self, change: Change, user: bool, app: bool) -> tuple[Argument, ...]:
         """A change as the scripts read it: the tiers whose keys the call names, with their TTL."""
         _, user_ttl_ms, app_ttl_ms = self._ttls
@@ -396,7 +417,7 @@ class Ops:
     def _get_tier(self, name: str, tier: bytes, ttl_ms: int) -> Call[dict[str, Any]]:
         def decode(replies: list[Any]) -> dict[str, Any]:
             state: dict[str, Any] = {}
-            read_tier(state, _pairs(replies[-1]), tier)
+            read_tier(state, pairs(replies[-1]), tier)
             return state
 
         read: tuple[Command, ...] = (("HGETALL", tier),)
@@ -404,59 +425,13 @@ class Ops:
             return Call(name, decode, then=read, writes=False)
         return Call(name, decode, SCRIPTS["touch_tier"], (tier,), (ttl_ms,), read, writes=False)
 
-    def _session(
-        self, key: SessionKey, keys: SessionKeys, parts: list[Any], newest_first: bool = False
-    ) -> Session:
-        """A Session of the replies to `_read_commands`."""
-        header: dict[bytes, bytes] = {}
-        fields: list[tuple[bytes, bytes]] = []
-        for field, value in _pairs(parts[0]):
-            if field[:1] == b".":
-                fields.append((field, value))
-            else:
-                header[field] = value
-        try:
-            version = int(header[b"version"])
-            created = from_us(int(header[b"created_us"]))
-            updated = from_us(int(header[b"updated_us"]))
-        except (KeyError, ValueError, OverflowError) as error:
-            raise corrupt(keys.session, error) from None
-        events = _events(keys.events, parts[3]) if len(parts) > 3 else []
-        if newest_first:
-            events.reverse()
-        state: dict[str, Any] = {}
-        read_tier(state, fields, keys.session, skip=1)
-        read_tier(state, _pairs(parts[1]), keys.user, prefix="user:")
-        read_tier(state, _pairs(parts[2]), keys.app, prefix="app:")
-        return Session(
-            key.app_name,
-            key.user_id,
-            key.session_id,
-            state,
-            events,
-            version,
-            created,
-            updated,
-        )
-
 
 def _is_bulk(event_num: int | None) -> bool:
     return event_num is None or event_num > _BULK_EVENTS
 
 
-def _tiers_of(change: Change) -> tuple[bool, bool]:
-    """Whether a call has to name the user's key, and the app's, which stands behind it."""
-    app = bool(change.app)
-    return app or bool(change.user), app
-
-
 def _parts(key: SessionKey) -> tuple[str, str, str]:
     return key.app_name, key.user_id, key.session_id
-
-
-def _read_commands(keys: SessionKeys, events: Command | None) -> tuple[Command, ...]:
-    hashes = (("HGETALL", keys.session), ("HGETALL", keys.user), ("HGETALL", keys.app))
-    return (*hashes, events) if events else hashes
 
 
 def _range_command(
@@ -480,41 +455,6 @@ def _version(if_version: int | None) -> str | int:
     return "" if if_version is None else check_int("if_version", if_version, low=0)
 
 
-def _written(reply: Any, key: SessionKey, if_version: int | None) -> Written:
-    if status(reply, key, if_version) != b"OK":
-        raise ScriptContractError(f"a write answered {reply[0]!r}")
-    repeats = reply[3] if len(reply) > 3 else 0
-    return Written(reply[1], reply[2], repeats)
-
-
-def _done(replies: list[Any]) -> None:
-    if replies[0] != [b"OK"]:
-        raise ScriptContractError(f"a script answered {replies[0]!r}")
-
-
 def _update_tier(name: str, tier: bytes, ttl_ms: int, delta: Delta) -> Call[None]:
     args = (ttl_ms, *delta.arguments())
-    return Call(name, _done, SCRIPTS["update_tier_state"], (tier,), args)
-
-
-def _pairs(reply: Any) -> Iterable[tuple[bytes, bytes]]:
-    """Fields and values of an HGETALL reply: a flat list in RESP2, a map in RESP3."""
-    if isinstance(reply, dict):
-        return reply.items()
-    fields = iter(reply)
-    return zip(fields, fields, strict=True)
-
-
-def _scored(reply: list[Any]) -> list[tuple[bytes, int]]:
-    """Members and scores: a flat list in RESP2, pairs with floats in RESP3."""
-    if reply and isinstance(reply[0], list):
-        return [(member, int(score)) for member, score in reply]
-    flat = iter(reply)
-    return [(member, int(float(score))) for member, score in zip(flat, flat, strict=True)]
-
-
-def _events(key: bytes, members: Iterable[bytes]) -> list[Event]:
-    try:
-        return decode_events(members)
-    except ValueError as error:
-        raise corrupt(key, error) from None
+    return Call(name, done, SCRIPTS["update_tier_state"], (tier,), args)

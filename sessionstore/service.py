@@ -5,6 +5,7 @@ One line per method and no logic: `_run` carries out one Call, `_drive` a flow o
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
@@ -129,7 +130,7 @@ class SessionService:
         lua/touch_session.lua and plain reads; one round trip, O(events read).
         """
         key = SessionKey(app_name, user_id, session_id)
-        return await self._run(self._ops.get_session(key, event_num, event_time))
+        return await self._drive(flows.get_session(self._ops, key, event_num, event_time))
 
     async def list_sessions(
         self,
@@ -470,9 +471,13 @@ class SessionService:
 
     async def _drive(self, flow: flows.Flow[flows.T]) -> flows.T:
         try:
-            call = next(flow)
+            step = next(flow)
             while True:
-                call = flow.send(call.decode(await self._executor.execute(call)))
+                if isinstance(step, tuple):
+                    result: Any = await asyncio.gather(*map(self._run, step))
+                else:
+                    result = step.decode(await self._executor.execute(step))
+                step = flow.send(result)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]  # what the flow returned
 
@@ -538,7 +543,9 @@ class RedisSessionService(SessionService):
         )
         timeout = check_seconds("call_timeout", call_timeout)
         executor = connect_async(url, instance_name, extra_options, client, timeout)
-        super().__init__(Ops(options), executor)
+        # In a cluster, but for partition_by="app", the app tier has a slot of its own.
+        app_apart = executor.is_cluster and partition_by == "user"
+        super().__init__(Ops(options, app_apart=app_apart), executor)
 
 
 class InMemorySessionService(SessionService):

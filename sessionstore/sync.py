@@ -127,7 +127,7 @@ class SessionService:
         lua/touch_session.lua and plain reads; one round trip, O(events read).
         """
         key = SessionKey(app_name, user_id, session_id)
-        return self._run(self._ops.get_session(key, event_num, event_time))
+        return self._drive(flows.get_session(self._ops, key, event_num, event_time))
 
     def list_sessions(
         self,
@@ -464,9 +464,13 @@ class SessionService:
 
     def _drive(self, flow: flows.Flow[flows.T]) -> flows.T:
         try:
-            call = next(flow)
+            step = next(flow)
             while True:
-                call = flow.send(call.decode(self._executor.execute(call)))
+                if isinstance(step, tuple):
+                    result: Any = [self._run(call) for call in step]
+                else:
+                    result = step.decode(self._executor.execute(step))
+                step = flow.send(result)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]  # what the flow returned
 
@@ -532,7 +536,9 @@ class RedisSessionService(SessionService):
         )
         timeout = check_seconds("call_timeout", call_timeout)
         executor = connect_sync(url, instance_name, extra_options, client, timeout)
-        super().__init__(Ops(options), executor)
+        # In a cluster, but for partition_by="app", the app tier has a slot of its own.
+        app_apart = executor.is_cluster and partition_by == "user"
+        super().__init__(Ops(options, app_apart=app_apart), executor)
 
 
 class InMemorySessionService(SessionService):

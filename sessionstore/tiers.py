@@ -32,6 +32,16 @@ class Delta(msgspec.Struct):
     def __bool__(self) -> bool:
         return bool(self.pairs or self.removed)
 
+    @classmethod
+    def joined(cls, deltas: Iterable[Delta]) -> Delta:
+        """One delta that does what several do in turn."""
+        last: dict[bytes, bytes | None] = {}
+        for delta in deltas:
+            last.update(zip(delta.pairs[::2], delta.pairs[1::2], strict=True))
+            last.update(dict.fromkeys(delta.removed))
+        pairs = [part for key, value in last.items() if value is not None for part in (key, value)]
+        return cls(pairs, [key for key, value in last.items() if value is None])
+
     def arguments(self) -> tuple[int | bytes, ...]:
         """The delta as the scripts read it."""
         return (len(self.pairs) // 2, *self.pairs, len(self.removed), *self.removed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .address import Address
+from .address import Deployment
 from .aio import AsyncRedisExecutor
 from .threads import RedisExecutor
 
@@ -22,8 +22,8 @@ def connect_async(
     Raises:
         InvalidArgument: the address is unusable, or an option unknown or not allowed.
     """
-    address = Address(url, instance_name, extra_options, client, is_async=True)
-    return AsyncRedisExecutor(address, timeout_s)
+    deployment = Deployment(url, instance_name, extra_options, client, is_async=True)
+    return AsyncRedisExecutor(deployment, timeout_s)
 
 
 def connect_sync(
@@ -34,5 +34,5 @@ def connect_sync(
     timeout_s: float,
 ) -> RedisExecutor:
     """The same for threads."""
-    address = Address(url, instance_name, extra_options, client, is_async=False)
-    return RedisExecutor(address, timeout_s)
+    deployment = Deployment(url, instance_name, extra_options, client, is_async=False)
+    return RedisExecutor(deployment, timeout_s)

@@ -1,4 +1,4 @@
-"""Where a server is, checked once: makes redis-py connections, connected on demand.
+"""Where the servers are, checked once: makes redis-py connections, connected on demand.
 
 redis-py does what is hard to get right about a connection: resolving, TLS, AUTH, HELLO, SELECT.
 Its retries are switched off, for they send writes twice; its text decoding, for values are bytes.
@@ -7,7 +7,7 @@ Its retries are switched off, for they send writes twice; its text decoding, for
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +17,16 @@ from redis.asyncio.connection import parse_url as parse_url_async
 from redis.connection import parse_url as parse_url_sync
 
 from ..errors import InvalidArgument
-from ..instances import RedisInstance, find_instance
+from ..instances import find_instance
+from .location import Location, locate
+from .topology import (
+    ONLY,
+    ClusterTopology,
+    Node,
+    SentinelTopology,
+    SingleTopology,
+    Topology,
+)
 
 _CONNECT_TIMEOUT_S = 5.0
 
@@ -35,8 +44,47 @@ _FORBIDDEN = {
 }
 
 
+class Reach:
+    """Whether a server was ever reached. If it was, a refused connection may be a restart."""
+
+    was_made = False
+
+
 class Address:
-    """A server's address and the options of connections to it.
+    """Where one server is and how to connect to it.
+
+    Args:
+        factory: redis-py's class of connections.
+        options: its arguments.
+        reach: shared by all nodes of a deployment.
+
+    Raises:
+        InvalidArgument: redis-py does not take one of the options.
+    """
+
+    def __init__(self, factory: Any, options: dict[str, Any], reach: Reach) -> None:
+        self.reach = reach
+        self._factory = factory
+        self._options = options
+        self.new_connection()
+
+    def at(self, host: str, port: int, **changes: Any) -> Address:
+        """The address of another node, reached in the same way but for some options."""
+        options = {**self._options, "host": host, "port": port, **changes}
+        options = {name: value for name, value in options.items() if value is not None}
+        return Address(self._factory, options, self.reach)
+
+    def new_connection(self) -> Any:
+        """A redis-py connection, not yet connected."""
+        try:
+            return self._factory(**self._options)
+        except (TypeError, ValueError, redis.RedisError) as error:
+            text = str(error).rpartition("__init__() ")[2]
+            raise InvalidArgument(f"a connection option is refused by redis-py: {text}") from None
+
+
+class Deployment:
+    """A server, a cluster, or a master behind Sentinel, as a service's arguments name it.
 
     Args:
         url: as `RedisSessionService` takes it.
@@ -46,7 +94,7 @@ class Address:
         is_async: make connections for asyncio, otherwise for threads.
 
     Attributes:
-        was_reached: a connection has succeeded once; so if none succeeds now, one may later.
+        is_cluster: keys are spread over slots.
 
     Raises:
         InvalidArgument: the address is unusable, or an option unknown or not allowed.
@@ -66,61 +114,72 @@ class Address:
             raise InvalidArgument(f"extra_options must be a dict, not {kind}")
         extra = dict(extra_options or {})
         library: Any = redis.asyncio if is_async else redis
+        self._location = Location("", (), "")
         if client is not None:
             if url is not None or instance_name is not None:
                 raise InvalidArgument("client cannot be given together with url or instance_name")
-            self._factory, options = _of_client(client, library.Redis)
+            factory, options = _of_client(client, library.Redis)
             options.update(extra)
         else:
             instance = find_instance(url, instance_name, extra)
-            options = {**instance.extra_options, **_of_url(instance, is_async)}
-            self._factory = options.pop("connection_class", library.Connection)
+            self._location = locate(instance.url)
+            parse = parse_url_async if is_async else parse_url_sync
+            options = {**instance.extra_options, **_of_url(self._location.url, parse)}
+            factory = options.pop("connection_class", library.Connection)
+        self._sentinel_options = options.pop("sentinel_options", {})
         for name, why in _FORBIDDEN.items():
             if name in options:
                 raise InvalidArgument(f"the connection option {name} is not allowed: {why}")
         options.setdefault("protocol", 2)
         options.setdefault("socket_connect_timeout", _CONNECT_TIMEOUT_S)
-        self._options = options
-        self.was_reached = False
-        self.new_connection()
+        self._address = Address(factory, options, Reach())
+        self._addresses: dict[Node, Address] = {}
+        self.is_cluster = self._location.kind == "cluster"
 
-    def new_connection(self) -> Any:
-        """A redis-py connection, not yet connected.
+    @property
+    def was_reached(self) -> bool:
+        """Whether any node was ever reached."""
+        return self._address.reach.was_made
 
-        Raises:
-            InvalidArgument: redis-py does not take one of the options.
-        """
-        try:
-            return self._factory(**self._options)
-        except (TypeError, ValueError, redis.RedisError) as error:
-            text = str(error).rpartition("__init__() ")[2]
-            raise InvalidArgument(f"a connection option is refused by redis-py: {text}") from None
+    def new_topology(self) -> Topology:
+        """A topology that knows nothing yet."""
+        if self.is_cluster:
+            return ClusterTopology(self._location.nodes)
+        if self._location.kind == "sentinel":
+            return SentinelTopology(self._location.nodes, self._location.master_name)
+        return SingleTopology()
+
+    def address_of(self, node: Node) -> Address:
+        """How to connect to a node."""
+        if node is ONLY:
+            return self._address
+        address = self._addresses.get(node)
+        if address is None:
+            if node.is_sentinel:
+                # Sentinels have no databases, and credentials of their own.
+                none = dict.fromkeys(("db", "username", "password", "credential_provider"))
+                changes = {**none, **self._sentinel_options}
+            else:
+                changes = {}
+            address = self._address.at(node.host, node.port, **changes)
+            self._addresses[node] = address
+        return address
 
 
-def _of_url(instance: RedisInstance, is_async: bool) -> dict[str, Any]:
-    """Connection options of a URL. No message quotes the URL: it may hold a password."""
-    if "://" not in instance.url:
-        raise InvalidArgument("url must start with redis://, rediss:// or unix://")
-    scheme = instance.url.partition("://")[0]
-    if scheme not in ("redis", "rediss", "unix"):
-        raise InvalidArgument(
-            f"url must start with redis://, rediss:// or unix://, not {scheme}://"
-        )
+def _of_url(url: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """Connection options of a plain URL. No message quotes it: it may hold a password."""
     try:
-        parts = urlsplit(instance.url)
-        parse = parse_url_async if is_async else parse_url_sync
-        options = dict(parse(instance.url))
-        database = parts.path.strip("/")
-        if scheme != "unix" and database and not database.isdecimal():
-            raise InvalidArgument("url: the database behind the last / must be a number")  # noqa: TRY301
-    except InvalidArgument:
-        raise
+        parts = urlsplit(url)
+        options = dict(parse(url))
     except ValueError:
         # redis-py's own message may quote what it took for the port.
         raise InvalidArgument(
             "url cannot be read: look at host and port, and percent-encode user and password"
         ) from None
-    if scheme == "unix" and not options.get("path"):
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        raise InvalidArgument("url: the database behind the last / must be a number")
+    if parts.scheme == "unix" and not options.get("path"):
         raise InvalidArgument("url: unix:// needs the path of a socket")
     if not isinstance(options.get("db", 0), int):
         raise InvalidArgument("url: db must be a number")

@@ -11,6 +11,7 @@ from .wire import Form, ReplyRefused
 
 _FIRST_DELAY_S = 0.01
 _LONGEST_DELAY_S = 0.5
+_REDIRECTIONS_AT_ONCE = 4  # every fourth waits first, in case two nodes disagree
 
 
 class ConnectFailed(Exception):
@@ -43,16 +44,21 @@ class Attempts:
     Args:
         call: what is being sent.
         deadline: when to give up, on the clock whose readings `next_delay` is given.
+        is_routed: redirections and demoted masters are to be expected.
 
     Attributes:
         form: how to put the call on the wire next.
+        ask_at: where the next attempt goes, after ASKING; None = where the call belongs.
     """
 
-    def __init__(self, call: Call[Any], deadline: float) -> None:
+    def __init__(self, call: Call[Any], deadline: float, *, is_routed: bool) -> None:
         self.deadline = deadline
         self.form = Form.BRIEF
+        self.ask_at: str | None = None
         self._call = call
+        self._is_routed = is_routed
         self._delay_s = _FIRST_DELAY_S
+        self._redirections = 0
         self._maybe_applied = False
 
     def next_delay(self, problem: Exception, now: float) -> float:
@@ -62,12 +68,15 @@ class Attempts:
             SessionStoreError: there is none; what the caller is told.
         """
         call = self._call
+        asked, self.ask_at = self.ask_at, None
         if isinstance(problem, ReplyRefused):
             better = problem.better_form(call, self.form)
             if better is not None:
-                self.form = better
+                self.form, self.ask_at = better, asked
                 return 0.0
-            if not problem.is_transient:
+            if self._is_routed and self._is_redirected(problem):
+                return 0.0
+            if not problem.is_transient and not (self._is_routed and problem.is_misplaced):
                 raise self._with_history(reply_error(call, str(problem))) from None
         if isinstance(problem, ConnectFailed) and problem.final:
             raise self._failure(problem) from None
@@ -80,6 +89,18 @@ class Attempts:
             raise self._failure(problem) from None
         self._delay_s = min(self._delay_s * 2, _LONGEST_DELAY_S)
         return delay_s
+
+    def _is_redirected(self, problem: ReplyRefused) -> bool:
+        """Whether a reply names another node to go to at once."""
+        if len(self._call.then) + (self._call.script is not None) > 1 and problem.is_migration:
+            # No transaction spans a slot that is on its way; a script does, once its keys arrived.
+            self.form = Form.UNQUEUED
+        if problem.code not in ("MOVED", "ASK"):
+            return False
+        if problem.code == "ASK":
+            self.ask_at = str(problem)
+        self._redirections += 1
+        return self._redirections % _REDIRECTIONS_AT_ONCE != 0
 
     def closed(self) -> BackendError:
         """What the caller is told when the service is closed between attempts."""

@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 import struct
+import threading
 import time
 from typing import Any
 
@@ -18,9 +19,10 @@ import hiredis
 
 from ..calls import Call
 from ..errors import BackendUnavailable
-from .address import Address
+from .address import Deployment
 from .redis_py import open_sync
 from .retry import Attempts, ConnectFailed, ConnectionLost
+from .topology import Node, redirection
 from .wire import Form, ReplyRefused, pack, reply_count, unpack
 
 _RECEIVE_SIZE = 1 << 16
@@ -108,84 +110,120 @@ class Link:
 
 
 class RedisExecutor:
-    """Carries out Calls on a server, from any number of threads.
+    """Carries out Calls, from any number of threads.
 
     Args:
-        address: where to connect to.
+        deployment: the servers.
         timeout_s: time that a call may take, retries included.
     """
 
-    def __init__(self, address: Address, timeout_s: float) -> None:
-        self._address = address
+    def __init__(self, deployment: Deployment, timeout_s: float) -> None:
+        self.is_cluster = deployment.is_cluster
+        self._deployment = deployment
         self._timeout_s = timeout_s
-        self._idle: list[Link] = []
+        self._topology = deployment.new_topology()
+        self._idle: dict[Node, list[Link]] = {}
+        self._discovery = threading.Lock()
         self._pid = os.getpid()
         self._is_closed = False
 
     def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call."""
-        started = time.monotonic()
-        try:
-            return self._attempt(call, Form.BRIEF, self._timeout_s)
-        except (ReplyRefused, ConnectionLost, ConnectFailed) as error:
-            problem = error
-        attempts = Attempts(call, started + self._timeout_s)
+        deadline = time.monotonic() + self._timeout_s
+        attempts = None
+        problem: Exception
+        node = None
         while True:
+            try:
+                form = attempts.form if attempts else Form.BRIEF
+                ask_at = attempts.ask_at if attempts else None
+                if ask_at is not None and node is not None:
+                    node = redirection(ReplyRefused(ask_at), node)[1]
+                else:
+                    if not self._topology.is_known:
+                        self._discover(deadline)
+                    node = self._topology.node_for(call)
+                timeout_s = self._timeout_s if attempts is None else deadline - time.monotonic()
+                return self._ask(node, call, form, timeout_s, asking=ask_at is not None)
+            except (ReplyRefused, ConnectionLost, ConnectFailed) as error:
+                if isinstance(error, ConnectFailed) and not self._deployment.was_reached:
+                    error.final = True  # as for asyncio: a wrong address
+                if node is not None:
+                    self._topology.notice(error, node)
+                problem = error
+            if attempts is None:
+                attempts = Attempts(call, deadline, is_routed=self._topology.is_routed)
             delay_s = attempts.next_delay(problem, time.monotonic())
             if delay_s:
                 time.sleep(delay_s)
             if self._is_closed:
                 raise attempts.closed()
-            try:
-                timeout_s = max(attempts.deadline - time.monotonic(), 0.001)
-                return self._attempt(call, attempts.form, timeout_s)
-            except (ReplyRefused, ConnectionLost, ConnectFailed) as error:
-                problem = error
 
-    def _attempt(self, call: Call[Any], form: Form, timeout_s: float) -> list[Any]:
-        link = self._take(call, timeout_s)
+    def _ask(
+        self, node: Node, call: Call[Any], form: Form, timeout_s: float, *, asking: bool = False
+    ) -> list[Any]:
+        """One attempt at a call: one reply per command."""
+        timeout_s = max(timeout_s, 0.001)
+        link = self._take(node, call, timeout_s)
         try:
-            replies = link.ask(pack(call, form), reply_count(call, form), timeout_s)
+            payload = pack(call, form, asking=asking)
+            replies = link.ask(payload, reply_count(call, form, asking=asking), timeout_s)
         except BaseException:
             link.close()
             raise
-        self._idle.append(link)
+        self._idle[node].append(link)
         if self._is_closed:
             self.close()  # which may have missed it
-        return unpack(replies, form)
+        return unpack(replies, form, asking=asking)
+
+    def _discover(self, deadline: float) -> None:
+        """Let the topology be known; of many threads that need it, one asks."""
+        if not self._discovery.acquire(timeout=max(deadline - time.monotonic(), 0.001)):
+            raise ConnectFailed("no connection in time", final=False)
+        try:
+            if self._topology.is_known:
+                return
+            flow = self._topology.discover()
+            outcome: Any = None
+            while True:
+                try:
+                    node, call = flow.send(outcome)
+                except StopIteration:
+                    return
+                try:
+                    outcome = self._ask(node, call, Form.BRIEF, min(self._timeout_s, 2.0))
+                except (ReplyRefused, ConnectionLost, ConnectFailed) as error:
+                    outcome = error
+        finally:
+            self._discovery.release()
 
     def close(self) -> None:
         """Close all connections; those in use when their call ends."""
         self._is_closed = True
-        while (link := self._pop_idle()) is not None:
-            link.close()
+        for node in list(self._idle):
+            while (link := self._pop_idle(node)) is not None:
+                link.close()
 
-    def _pop_idle(self) -> Link | None:
+    def _pop_idle(self, node: Node) -> Link | None:
         try:
-            return self._idle.pop()  # one step, whatever other threads do
-        except IndexError:
+            return self._idle[node].pop()  # one step, whatever other threads do
+        except LookupError:
             return None
 
-    def _take(self, call: Call[Any], timeout_s: float) -> Link:
+    def _take(self, node: Node, call: Call[Any], timeout_s: float) -> Link:
         if self._is_closed:
             raise BackendUnavailable("the session service is closed")
         if self._pid != os.getpid():
             # A forked child must not speak on its parent's sockets. Dropping them closes only
             # the child's copies.
-            self._pid, self._idle = os.getpid(), []
-        while (link := self._pop_idle()) is not None:
+            self._pid, self._idle, self._discovery = os.getpid(), {}, threading.Lock()
+        while (link := self._pop_idle(node)) is not None:
             # What cannot be sent twice is not risked on a connection that died while idle.
             if call.idempotent or not link.is_stale:
                 return link
             link.close()
-        return self._connect(timeout_s)
-
-    def _connect(self, timeout_s: float) -> Link:
-        try:
-            link = Link(self._address.new_connection(), timeout_s)
-        except ConnectFailed as error:
-            # As for asyncio: a server that was never there is a wrong address.
-            final = error.final or not self._address.was_reached
-            raise ConnectFailed(str(error), final=final) from None
-        self._address.was_reached = True
+        address = self._deployment.address_of(node)
+        link = Link(address.new_connection(), timeout_s)
+        address.reach.was_made = True
+        self._idle.setdefault(node, [])
         return link

@@ -26,73 +26,96 @@ class Form(Enum):
 
     BRIEF = 1  # scripts by their hash
     WHOLE = 2  # scripts with their text, for a server that does not know them
-    UNQUEUED = 3  # reads in a script rather than a transaction, for a server out of memory
+    # Reads in a script rather than a transaction, for a server that queues none: it is out of
+    # memory, or the slot is on its way to another node.
+    UNQUEUED = 3
 
 
 class ReplyRefused(Exception):
     """An error reply of the server; the message is the server's own."""
 
+    @property
+    def code(self) -> str:
+        """The first word, which says what kind of error it is."""
+        return str(self).partition(" ")[0]
+
     def better_form(self, call: Call[Any], form: Form) -> Form | None:
         """Another form that this server will take. Nothing was done in the one it refused."""
-        text = str(self)
-        if text.startswith("NOSCRIPT") and form is Form.BRIEF:
+        if self.code == "NOSCRIPT" and form is Form.BRIEF:
             return Form.WHOLE
         # Only reads: what a write does is refused for a reason.
-        if text.startswith("OOM") and not call.writes and form is not Form.UNQUEUED:
+        if self.code == "OOM" and not call.writes and form is not Form.UNQUEUED:
             return Form.UNQUEUED
         return None
 
     @property
+    def is_migration(self) -> bool:
+        """The slot is on its way to another node."""
+        return self.code in ("ASK", "TRYAGAIN")
+
+    @property
+    def is_misplaced(self) -> bool:
+        """The node is not, or not any more, the one for this call. Nothing was done."""
+        return self.code in ("MOVED", "ASK", "READONLY")
+
+    @property
     def is_transient(self) -> bool:
         """The server will answer later. Nothing was done."""
-        return str(self).startswith(_TRANSIENT)
+        return self.code in _TRANSIENT
 
 
-def pack(call: Call[Any], form: Form) -> bytes:
+def pack(call: Call[Any], form: Form, *, asking: bool = False) -> bytes:
     """A Call in RESP, as one contiguous transaction if it has several commands.
 
     Args:
         call: what to send.
         form: how to put it.
+        asking: put ASKING before every command, for a node that is being given the slot. Then
+            a Call of several commands must be UNQUEUED.
     """
-    if form is Form.UNQUEUED:
-        return b"".join(map(_pack_command, _unqueued(call)))
     script = call.script
-    if script is None:
-        commands = call.then
-    else:
-        name, body = ("EVAL", script.text) if form is Form.WHOLE else ("EVALSHA", script.sha)
-        command = (name, body, len(call.keys), *call.keys, *call.args)
-        if not call.then:
-            return _pack_command(command)
-        commands = (command, *call.then)
-    if len(commands) == 1:
+    if script is not None and not call.then and form is Form.BRIEF and not asking:
+        # What most calls are.
+        return _pack_command(("EVALSHA", script.sha, len(call.keys), *call.keys, *call.args))
+    commands = _commands(call, form)
+    if asking:
+        commands = [part for command in commands for part in (("ASKING",), command)]
+    elif len(commands) == 1:
         return _pack_command(commands[0])
-    return b"".join((MULTI, *map(_pack_command, commands), EXEC))
+    elif form is not Form.UNQUEUED:
+        return b"".join((MULTI, *map(_pack_command, commands), EXEC))
+    return b"".join(map(_pack_command, commands))
 
 
-def reply_count(call: Call[Any], form: Form) -> int:
-    """Number of replies that the server gives to `pack(call, form)`."""
+def reply_count(call: Call[Any], form: Form, *, asking: bool = False) -> int:
+    """Number of replies that the server gives to `pack(call, form, asking=asking)`."""
     if form is Form.UNQUEUED:
-        return 1 + (call.script is not None)
-    commands = len(call.then) + (call.script is not None)
-    return 1 if commands == 1 else commands + 2
+        commands = bool(call.then) + (call.script is not None)
+    else:
+        commands = len(call.then) + (call.script is not None)
+        if commands > 1:
+            return commands + 2
+    return commands * 2 if asking else commands
 
 
-def unpack(replies: list[Any], form: Form) -> list[Any]:
+def unpack(replies: list[Any], form: Form, *, asking: bool = False) -> list[Any]:
     """One reply per command of a Call.
 
     Args:
-        replies: all that the server gave to `pack(call, form)`.
+        replies: all that the server gave to `pack(call, form, asking=asking)`.
         form: how the Call was put.
+        asking: likewise.
 
     Raises:
         ReplyRefused: the first error among them.
     """
+    if asking:
+        replies = replies[1::2]
     results = replies
     if form is Form.UNQUEUED:
-        *touched, reads = replies
-        results = [*touched, *reads[1]] if isinstance(reads, list) else replies
+        *first, last = replies
+        if isinstance(last, list) and len(last) == 2 and isinstance(last[1], list):
+            results = [*first, *last[1]]
     elif len(replies) > 1 and isinstance(replies[-1], list):
         # Otherwise a command was refused when it was queued, and that reply says why.
         results = replies[-1]
@@ -102,14 +125,23 @@ def unpack(replies: list[Any], form: Form) -> list[Any]:
     return results
 
 
-def _unqueued(call: Call[Any]) -> list[Command]:
-    """A read as one or two scripts, each with its text: this form is rare."""
+def _commands(call: Call[Any], form: Form) -> list[Command]:
     commands: list[Command] = []
-    if call.script is not None:
-        commands.append(("EVAL", call.script.text, len(call.keys), *call.keys, *call.args))
+    script = call.script
+    if script is not None:
+        brief = form is Form.BRIEF
+        name, body = ("EVALSHA", script.sha) if brief else ("EVAL", script.text)
+        commands.append((name, body, len(call.keys), *call.keys, *call.args))
+    if form is Form.UNQUEUED and call.then:
+        commands.append(_reads_in_a_script(call))
+    else:
+        commands += call.then
+    return commands
+
+
+def _reads_in_a_script(call: Call[Any]) -> Command:
     keys = [command[1] for command in call.then]
     args: list[Argument] = []
     for name, _, *rest in call.then:
         args += (len(rest), name, *rest)
-    commands.append(("EVAL", SCRIPTS["run_reads"].text, len(keys), *keys, *args))
-    return commands
+    return ("EVAL", SCRIPTS["run_reads"].text, len(keys), *keys, *args)
