@@ -1,4 +1,4 @@
-"""Calls over asyncio: to a node, from an event loop, one connection for all tasks and one for bulk."""
+"""Calls over asyncio: tasks of an event loop share a connection to each node, and one for bulk."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ class AsyncRedisExecutor:
 _DISCOVERY_TIMEOUT_S = 2.0  # for one node to say what it knows
 
 
-async def _shared(task: asyncio.Task[Any]) -> Any:
+async def _shared(task: asyncio.Task[T]) -> T:
     """The result of a task that others wait for too: it goes on when one of them is cancelled."""
     await asyncio.wait([task])
     if task.cancelled():

@@ -130,9 +130,9 @@ class RedisExecutor:
     def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call."""
         deadline = time.monotonic() + self._timeout_s
-        attempts = None
+        attempts: Attempts | None = None
         problem: Exception
-        node = None
+        node: Node | None = None
         while True:
             try:
                 form = attempts.form if attempts else Form.BRIEF
