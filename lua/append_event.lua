@@ -10,7 +10,8 @@
 -- ARGV[1] session_id    bytes  member of the index
 -- ARGV[2] ttl_ms        int    duration; "0" = leave expiry alone
 -- ARGV[3] event_limit   int    newest events to keep; "0" = all
--- ARGV[4] if_version    int    expected version; "" = any
+-- ARGV[4] condition     bytes  "" = none; a version, which must be the session's; "t" and a fencing
+--                              token, which must be that of the session's turn
 -- ARGV[5] event         bytes  encoded
 -- ARGV[6] timestamp_us  int    its time
 -- ARGV[7...] tail       bytes  its state change: none, or as write_tiers reads it
@@ -18,6 +19,7 @@
 -- REPLY OK version now_us repeats       repeats: 1 = the event was there already; nothing changed
 -- REPLY NOT_FOUND
 -- REPLY STALE version
+-- REPLY LOST                            the turn belongs to somebody else
 -- COST O(log N)
 --
 -- The way of an event without state, from here to the first return, is what a fleet does most.
@@ -26,7 +28,7 @@
 local call = redis.call
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms = ARGV[1], ARGV[2] + 0
-local event_limit, if_version = ARGV[3], ARGV[4]
+local event_limit, condition = ARGV[3], ARGV[4]
 local event, position = ARGV[5], ARGV[6]
 local tail = 7
 
@@ -35,8 +37,12 @@ local version = header[1]
 if not version then
   return {'NOT_FOUND'}
 end
-if if_version ~= '' and if_version ~= version and not call('ZSCORE', events, event) then
-  return {'STALE', version + 0}
+if condition ~= '' and condition ~= version and not call('ZSCORE', events, event) then
+  if string.sub(condition, 1, 1) ~= 't' then
+    return {'STALE', version + 0}
+  elseif condition ~= 't' .. (call('HGET', session, 'turn_token') or '') then
+    return {'LOST'}
+  end
 end
 if user then
   call('HLEN', user)

@@ -10,13 +10,15 @@
 -- ARGV[1] session_id   bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration; "0" = leave expiry alone
 -- ARGV[3] event_limit  int    newest events to keep; "0" = all
--- ARGV[4] if_version   int    expected version; "" = any
+-- ARGV[4] condition    bytes  "" = none; a version, which must be the session's; "t" and a fencing
+--                             token, which must be that of the session's turn
 -- ARGV[5...] tail      bytes  1 to 500 events: encoded, timestamp_us, number of arguments of its
 --                             state change, which is none or as write_tiers reads it
 --
 -- REPLY OK version now_us repeats       repeats: events that were there already, and so ignored
 -- REPLY NOT_FOUND
 -- REPLY STALE version
+-- REPLY LOST                            the turn belongs to somebody else
 -- COST O(log N) an event
 --@include check_tiers
 --@include close_session
@@ -28,7 +30,7 @@
 --@include write_tiers
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
-local event_limit, if_version = tonumber(ARGV[3]), ARGV[4]
+local event_limit, condition = tonumber(ARGV[3]), ARGV[4]
 local tail, tail_end = 5, #ARGV
 
 local version, last_us, deadline_ms = open_session(session, events, index, session_id)
@@ -54,12 +56,20 @@ if event_limit > 0 and tail_end - tail >= 3 * event_limit then
   end
 end
 
--- A stale version is refused, unless the call is a repeat of one that was accepted.
-if if_version ~= '' and if_version ~= version then
+-- What does not meet the condition is refused, unless it is a repeat of a call that was accepted.
+local refusal
+if string.sub(condition, 1, 1) == 't' then
+  if condition ~= 't' .. (redis.call('HGET', session, 'turn_token') or '') then
+    refusal = {'LOST'}
+  end
+elseif condition ~= '' and condition ~= version then
+  refusal = {'STALE', tonumber(version)}
+end
+if refusal then
   local at = first
   while at < tail_end do
     if not redis.call('ZSCORE', events, ARGV[at]) then
-      return {'STALE', tonumber(version)}
+      return refusal
     end
     at = at + 3 + ARGV[at + 2]
   end

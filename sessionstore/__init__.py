@@ -13,12 +13,16 @@ from .errors import (
     SessionNotFound,
     SessionStoreError,
     StaleVersion,
+    TurnLost,
+    TurnTaken,
 )
 from .instances import register_redis_instance
-from .model import Event, EventPage, Session, SessionKey
+from .model import Event, EventPage, Session, SessionKey, Turn
+from .runner import Agent, Run, RunContext, Runner
 from .service import InMemorySessionService, RedisSessionService, SessionService
 
 __all__ = [
+    "Agent",
     "BackendError",
     "BackendRejected",
     "BackendTimeout",
@@ -30,6 +34,9 @@ __all__ = [
     "InvalidArgument",
     "LimitExceeded",
     "RedisSessionService",
+    "Run",
+    "RunContext",
+    "Runner",
     "ScriptContractError",
     "Session",
     "SessionExists",
@@ -38,5 +45,8 @@ __all__ = [
     "SessionService",
     "SessionStoreError",
     "StaleVersion",
+    "Turn",
+    "TurnLost",
+    "TurnTaken",
     "register_redis_instance",
 ]

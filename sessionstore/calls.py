@@ -20,9 +20,12 @@ from .errors import (
     SessionNotFound,
     SessionStoreError,
     StaleVersion,
+    TurnLost,
+    TurnTaken,
 )
 from .model import SessionKey
 from .scripts import Script
+from .times import from_us
 
 R = TypeVar("R")
 
@@ -82,7 +85,7 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
     """The status word of a script's reply, if it is one of success.
 
     Raises:
-        SessionNotFound, SessionExists, StaleVersion: what the word means.
+        SessionNotFound, SessionExists, StaleVersion, TurnTaken, TurnLost: what the word means.
         ScriptContractError: not a word that any script declares.
     """
     word = reply[0] if isinstance(reply, list) and reply else None
@@ -93,6 +96,10 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         raise SessionNotFound(f"{name} does not exist")
     if word == b"EXISTS":
         raise SessionExists(f"{name} exists already")
+    if word == b"TAKEN":
+        raise TurnTaken(f"another run has the turn of {name}", expires_at=from_us(reply[1]))
+    if word == b"LOST":
+        raise TurnLost(f"another run has taken the turn of {name}")
     if word == b"STALE":
         actual = int(reply[1])
         expected = if_version if if_version is not None else -1

@@ -5,6 +5,8 @@ No message holds a payload or a credential: keys, limits and names only.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 
 class SessionStoreError(Exception):
     """Base class of everything that sessionstore raises on purpose."""
@@ -51,6 +53,22 @@ class StaleVersion(SessionStoreError):
         super().__init__(message)
         self.expected = expected
         self.actual = actual
+
+
+class TurnTaken(SessionStoreError):
+    """Another run has the session's turn.
+
+    Attributes:
+        expires_at: when its lease ends unless it is renewed, UTC.
+    """
+
+    def __init__(self, message: str, *, expires_at: datetime) -> None:
+        super().__init__(message)
+        self.expires_at = expires_at
+
+
+class TurnLost(SessionStoreError):
+    """The lease of a turn ended and another run took the turn. Nothing was written."""
 
 
 class CorruptData(SessionStoreError):

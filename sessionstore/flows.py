@@ -19,7 +19,7 @@ import msgspec
 
 from .calls import Call
 from .errors import InvalidArgument
-from .model import Event, Session, SessionKey
+from .model import Event, Session, SessionKey, Turn
 from .ops import Ops
 from .options import check_int
 from .replies import Written
@@ -117,15 +117,22 @@ def list_sessions(
 
 
 def append_event(
-    ops: Ops, session: Session | SessionKey, event: Event, if_version: int | None
+    ops: Ops,
+    session: Session | SessionKey,
+    event: Event,
+    if_version: int | None,
+    turn: Turn | None = None,
 ) -> Flow[Event]:
     """Append an event; a partial one is only handed back."""
     key = session_key(session)
+    if turn is not None:
+        check_turn(turn)
     prepared = _prepare(ops, event, "event")
     if prepared is None:
         return event
     data, copy, change = prepared
-    written: Written = yield ops.append_event(key, data, copy.timestamp, change, if_version)
+    timestamp = copy.timestamp
+    written: Written = yield ops.append_event(key, data, timestamp, change, if_version, turn)
     yield from _write_app(ops, key.app_name, [change])
     if isinstance(session, Session):
         yield from _show_appended(ops, session, [copy], [change], written)
@@ -133,10 +140,16 @@ def append_event(
 
 
 def append_events(
-    ops: Ops, session: Session | SessionKey, events: Iterable[Event], if_version: int | None
+    ops: Ops,
+    session: Session | SessionKey,
+    events: Iterable[Event],
+    if_version: int | None,
+    turn: Turn | None = None,
 ) -> Flow[list[Event]]:
     """Append events, all or nothing; partial ones are only handed back."""
     key = session_key(session)
+    if turn is not None:
+        check_turn(turn)
     if isinstance(events, Event) or not isinstance(events, Iterable):
         raise InvalidArgument(f"events must be a list of Events, not {type(events).__name__}")
     results: list[Event] = []
@@ -153,7 +166,7 @@ def append_events(
         rows.append((data, copy.timestamp, change))
     if rows:
         changes = [change for _, _, change in rows]
-        written: Written = yield ops.append_events(key, rows, if_version)
+        written: Written = yield ops.append_events(key, rows, if_version, turn)
         yield from _write_app(ops, key.app_name, changes)
         if isinstance(session, Session):
             yield from _show_appended(ops, session, stored, changes, written)
@@ -289,6 +302,17 @@ def session_key(session: object) -> SessionKey:
         return session.key
     kind = type(session).__name__
     raise InvalidArgument(f"session must be a Session or a SessionKey, not {kind}")
+
+
+def check_turn(turn: object) -> Turn:
+    """What a caller gave as a turn.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
+    if not isinstance(turn, Turn):
+        raise InvalidArgument(f"turn must be a Turn, not {type(turn).__name__}")
+    return turn
 
 
 def _or_new_id(session_id: str | None) -> str:

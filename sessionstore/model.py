@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
+
+from .times import utc_now
 
 
 def _new_id() -> str:
     # As unique as a random UUID, at a quarter of its cost.
     return os.urandom(16).hex()
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 class SessionKey(msgspec.Struct, frozen=True):
@@ -59,7 +57,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     author: Annotated[str, msgspec.Meta(min_length=1)]
     content: Any = None
     id: Annotated[str, msgspec.Meta(min_length=1)] = msgspec.field(default_factory=_new_id)
-    timestamp: Annotated[datetime, msgspec.Meta(tz=True)] = msgspec.field(default_factory=_now)
+    timestamp: Annotated[datetime, msgspec.Meta(tz=True)] = msgspec.field(default_factory=utc_now)
     invocation_id: str = ""
     branch: str = ""
     partial: bool = False
@@ -95,6 +93,20 @@ class Session(msgspec.Struct):
     def key(self) -> SessionKey:
         """The session's name, enough for every method that takes a session."""
         return SessionKey(self.app_name, self.user_id, self.id)
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """The right to be the only run that appends to a session: a lease with a fencing token.
+
+    Attributes:
+        key: the session.
+        token: grows with every holder; an append that carries an older one is refused.
+        expires_at: when the lease ends unless it is renewed, UTC, by the store's clock.
+    """
+
+    key: SessionKey
+    token: int
+    expires_at: datetime
 
 
 class EventPage(msgspec.Struct, frozen=True):

@@ -12,14 +12,14 @@ from typing import Any
 
 from .calls import Argument, Call, Command, R, status
 from .codec import corrupt
-from .errors import LimitExceeded
+from .errors import InvalidArgument, LimitExceeded
 from .keys import SessionKeys
-from .model import Event, EventPage, Session, SessionKey
+from .model import Event, EventPage, Session, SessionKey, Turn
 from .options import Options, check_instant, check_int
 from .replies import Written, done, events_of, pairs, read_session, scored, written
 from .scripts import SCRIPTS
 from .tiers import NO_CHANGE, Change, Delta, read_tier
-from .times import to_us
+from .times import from_us, to_us
 
 EVENTS_PER_CALL_LIMIT = 500
 """Most events that one call appends."""
@@ -218,6 +218,7 @@ class Ops:
         timestamp: datetime,
         change: Change,
         if_version: int | None,
+        turn: Turn | None,
     ) -> Call[Written]:
         """Append one encoded event with its state change."""
         options = self.options
@@ -235,7 +236,7 @@ class Ops:
                 key.session_id,
                 options.session_ttl_ms,
                 options.session_event_limit,
-                _version(if_version),
+                _condition(key, if_version, turn),
                 data,
                 to_us(timestamp),
                 *tiers,
@@ -248,6 +249,7 @@ class Ops:
         key: SessionKey,
         events: Sequence[tuple[bytes, datetime, Change]],
         if_version: int | None,
+        turn: Turn | None,
     ) -> Call[Written]:
         """Append encoded events with their state changes, in order.
 
@@ -255,6 +257,7 @@ class Ops:
             key: the session.
             events: bytes, timestamp and state change of each event.
             if_version: the version that the session must have, or None.
+            turn: the turn that the caller must have, or None.
         """
         if len(events) > EVENTS_PER_CALL_LIMIT:
             message = f"events holds {len(events)}; at most {EVENTS_PER_CALL_LIMIT} go in one call"
@@ -265,7 +268,7 @@ class Ops:
             key.session_id,
             self.options.session_ttl_ms,
             self.options.session_event_limit,
-            _version(if_version),
+            _condition(key, if_version, turn),
         ]
         for data, timestamp, change in events:
             tiers = () if change is NO_CHANGE else self._tiers(change, user, app)
@@ -303,6 +306,30 @@ class Ops:
 
         idempotent = if_version is None
         return self._write("clear_events", decode, key, keys, if_version, idempotent=idempotent)
+
+    # -- turns ---------------------------------------------------------------------------------
+
+    def acquire_turn(self, key: SessionKey, holder: str, lease_ms: int) -> Call[Turn]:
+        """Take a session's turn."""
+        keys = (self._keys.session(*_parts(key)).session,)
+
+        def decode(replies: list[Any]) -> Turn:
+            status(replies[0], key)
+            return Turn(key, replies[0][1], from_us(replies[0][2]))
+
+        args = (holder, lease_ms)
+        return Call("acquire_turn", decode, SCRIPTS["acquire_turn"], keys, args)
+
+    def renew_turn(self, turn: Turn, lease_ms: int) -> Call[Turn]:
+        """Move the end of a turn's lease; 0 gives the turn back."""
+        keys = (self._keys.session(*_parts(turn.key)).session,)
+
+        def decode(replies: list[Any]) -> Turn:
+            status(replies[0], turn.key)
+            return Turn(turn.key, turn.token, from_us(replies[0][1]))
+
+        args = (turn.token, lease_ms)
+        return Call("renew_turn", decode, SCRIPTS["renew_turn"], keys, args)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -449,6 +476,16 @@ def _range_command(
     if event_num == 0:
         return None, False
     return ("ZRANGE", events, "+inf", since, "BYSCORE", "REV", "LIMIT", 0, event_num), True
+
+
+def _condition(key: SessionKey, if_version: int | None, turn: Turn | None) -> str | int:
+    if turn is None:
+        return _version(if_version)
+    if if_version is not None:
+        raise InvalidArgument("if_version and turn cannot be given together")
+    if turn.key != key:
+        raise InvalidArgument("turn belongs to another session")
+    return f"t{turn.token}"
 
 
 def _version(if_version: int | None) -> str | int:

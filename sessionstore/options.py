@@ -140,10 +140,17 @@ def check_instant(name: str, value: object) -> datetime:
     return value
 
 
-def _check_ttl(name: str, value: Any) -> int:
-    if value is None:
-        return 0
+def check_milliseconds(name: str, value: object) -> int:
+    """A duration of at least a millisecond, in milliseconds.
+
+    Raises:
+        InvalidArgument: it is none, or out of range.
+    """
     milliseconds = round(check_seconds(name, value) * 1000)
     if milliseconds < 1:
         raise InvalidArgument(f"{name} must be at least a millisecond, not {value}")
     return milliseconds
+
+
+def _check_ttl(name: str, value: Any) -> int:
+    return 0 if value is None else check_milliseconds(name, value)

@@ -6,17 +6,20 @@ A test holds both against each other: names, signatures and docstrings are the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 from . import flows
 from .calls import Call, R, SyncExecutor
 from .codec import Format
+from .errors import SessionNotFound, TurnLost
 from .keys import PartitionBy
-from .model import Event, EventPage, Session, SessionKey
+from .model import Event, EventPage, Session, SessionKey, Turn
 from .ops import Ops
-from .options import Duration, check_options, check_seconds
+from .options import Duration, check_milliseconds, check_options, check_seconds
 from .transport import connect_sync
 from .twin import MemoryExecutor
 
@@ -181,7 +184,12 @@ class SessionService:
     # -- events --------------------------------------------------------------------------------
 
     def append_event(
-        self, session: Session | SessionKey, event: Event, *, if_version: int | None = None
+        self,
+        session: Session | SessionKey,
+        event: Event,
+        *,
+        if_version: int | None = None,
+        turn: Turn | None = None,
     ) -> Event:
         """Append an event and apply its state delta, in one atomic step, exactly once.
 
@@ -192,6 +200,7 @@ class SessionService:
             session: the session, or its key.
             event: what to append.
             if_version: append only if the session is at this version.
+            turn: append only while nobody else has taken this turn.
 
         Returns:
             The event as stored: a copy, without `temp:` state.
@@ -200,12 +209,13 @@ class SessionService:
             InvalidArgument: a field cannot be stored; names it. LimitExceeded if too large.
             SessionNotFound: there is no such session.
             StaleVersion: the session is not at `if_version`.
+            TurnLost: somebody else has the turn.
             BackendError: the store did not carry it out, or (maybe_applied) did not say so;
                 appending the same event again is safe.
 
         lua/append_event.lua; one round trip, O(log N).
         """
-        return self._drive(flows.append_event(self._ops, session, event, if_version))
+        return self._drive(flows.append_event(self._ops, session, event, if_version, turn))
 
     def append_events(
         self,
@@ -213,6 +223,7 @@ class SessionService:
         events: Iterable[Event],
         *,
         if_version: int | None = None,
+        turn: Turn | None = None,
     ) -> list[Event]:
         """Append events in order, all or nothing, as `append_event` does one.
 
@@ -220,6 +231,7 @@ class SessionService:
             session: the session, or its key.
             events: up to 500; partial ones are handed back and not stored.
             if_version: append only if the session is at this version.
+            turn: append only while nobody else has taken this turn.
 
         Returns:
             The events as stored, in the order given.
@@ -229,11 +241,12 @@ class SessionService:
                 too many.
             SessionNotFound: there is no such session.
             StaleVersion: the session is not at `if_version`.
+            TurnLost: somebody else has the turn.
             BackendError: as for `append_event`.
 
         lua/append_events.lua; one round trip, O(log N) an event.
         """
-        return self._drive(flows.append_events(self._ops, session, events, if_version))
+        return self._drive(flows.append_events(self._ops, session, events, if_version, turn))
 
     def get_events(
         self,
@@ -302,6 +315,63 @@ class SessionService:
         lua/clear_events.lua; one round trip, O(1).
         """
         self._drive(flows.clear_events(self._ops, session, if_version))
+
+    # -- turns ---------------------------------------------------------------------------------
+
+    def acquire_turn(self, session: Session | SessionKey, *, lease: Duration = 30.0) -> Turn:
+        """The turn of a session: while it is held, nobody else gets it. Does not wait.
+
+        Only appends that carry the turn are protected by it: see `append_event(turn=...)`.
+
+        Args:
+            session: the session, or its key.
+            lease: time after which the turn is free again unless it is renewed, from 1 ms.
+
+        Raises:
+            InvalidArgument: an argument is out of range or of the wrong type.
+            SessionNotFound: there is no such session.
+            TurnTaken: somebody else has it.
+            BackendError: the store did not carry it out, or did not say so.
+
+        lua/acquire_turn.lua; one round trip, O(1).
+        """
+        key = flows.session_key(session)
+        lease_ms = check_milliseconds("lease", lease)
+        return self._run(self._ops.acquire_turn(key, uuid4().hex, lease_ms))
+
+    def renew_turn(self, turn: Turn, *, lease: Duration = 30.0) -> Turn:
+        """The same turn with a new end.
+
+        Args:
+            turn: as `acquire_turn` or `renew_turn` gave it.
+            lease: time from now.
+
+        Raises:
+            InvalidArgument: an argument is out of range or of the wrong type.
+            SessionNotFound: the session is gone.
+            TurnLost: the lease had ended and somebody else has the turn.
+            BackendError: the store did not carry it out, or did not say so.
+
+        lua/renew_turn.lua; one round trip, O(1).
+        """
+        lease_ms = check_milliseconds("lease", lease)
+        return self._run(self._ops.renew_turn(flows.check_turn(turn), lease_ms))
+
+    def release_turn(self, turn: Turn) -> None:
+        """Give a turn back. One that was lost, or whose session is gone, is fine.
+
+        Args:
+            turn: as `acquire_turn` or `renew_turn` gave it.
+
+        Raises:
+            InvalidArgument: it is no Turn.
+            BackendError: the store did not carry it out, or did not say so.
+
+        lua/renew_turn.lua; one round trip, O(1).
+        """
+        call = self._ops.renew_turn(flows.check_turn(turn), 0)
+        with suppress(TurnLost, SessionNotFound):
+            self._run(call)
 
     # -- state ---------------------------------------------------------------------------------
 

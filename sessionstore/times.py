@@ -16,3 +16,8 @@ def to_us(instant: datetime) -> int:
 def from_us(microseconds: int) -> datetime:
     """The datetime, in UTC, of microseconds since 1970."""
     return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def utc_now() -> datetime:
+    """Now, by this machine's clock."""
+    return datetime.now(UTC)

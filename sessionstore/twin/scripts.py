@@ -119,6 +119,13 @@ def _is_stale(if_version: Any, version: int) -> bool:
     return if_version != b"" and int(if_version) != version
 
 
+def _refusal(keyspace: Keyspace, session: bytes, condition: Any, version: int) -> Reply | None:
+    if isinstance(condition, bytes) and condition.startswith(b"t"):
+        token = keyspace.hget(session, b"turn_token") or b""
+        return None if condition == b"t" + token else [b"LOST"]
+    return [b"STALE", version] if _is_stale(condition, version) else None
+
+
 def _check_create(keyspace: Keyspace, keys: Keys, session_id: bytes) -> None:
     keyspace.zcard(keys[1])
     keyspace.zscore(keys[2], session_id)
@@ -194,14 +201,15 @@ def touch_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/append_event.lua"""
-    session_id, ttl_ms, event_limit, if_version, event, position = args[:6]
+    session_id, ttl_ms, event_limit, condition, event, position = args[:6]
     events = keys[1]
     header = _open_session(keyspace, keys, session_id)
     if header is None:
         return [b"NOT_FOUND"]
     version, last_us, deadline_ms = header
-    if _is_stale(if_version, version) and keyspace.zscore(events, event) is None:
-        return [b"STALE", version]
+    refusal = _refusal(keyspace, keys[0], condition, version)
+    if refusal and keyspace.zscore(events, event) is None:
+        return refusal
     _check_tiers(keyspace, keys)
     now = keyspace.now_us
     position = max(last_us + 1, min(position, now))
@@ -219,7 +227,7 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/append_events.lua"""
-    session_id, ttl_ms, event_limit, if_version = args[:4]
+    session_id, ttl_ms, event_limit, condition = args[:4]
     events = keys[1]
     header = _open_session(keyspace, keys, session_id)
     if header is None:
@@ -236,10 +244,9 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     kept = len(starts) - event_limit
     if event_limit and kept > 0 and keyspace.zscore(events, args[starts[kept]]) is not None:
         repeats, starts = kept, starts[kept:]
-    if _is_stale(if_version, version) and any(
-        keyspace.zscore(events, args[at]) is None for at in starts
-    ):
-        return [b"STALE", version]
+    refusal = _refusal(keyspace, keys[0], condition, version)
+    if refusal and any(keyspace.zscore(events, args[at]) is None for at in starts):
+        return refusal
 
     added = False
     is_first = last_us == 0
@@ -332,6 +339,41 @@ def prune_index(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     return [b"OK"]
 
 
+def acquire_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/acquire_turn.lua"""
+    session, (holder, lease_ms) = keys[0], args
+    version, *turn = keyspace.hmget(
+        session, b"version", b"turn_token", b"turn_until_us", b"turn_holder"
+    )
+    if version is None:
+        return [b"NOT_FOUND"]
+    token, until_us = int(turn[0] or 0), int(turn[1] or 0)
+    if until_us > keyspace.now_us and turn[2] != holder:
+        return [b"TAKEN", until_us]
+    if turn[2] != holder:
+        token += 1
+    until_us = keyspace.now_us + lease_ms * 1000
+    lease = (b"turn_token", _int(token), b"turn_until_us", _int(until_us))
+    keyspace.hset(session, (*lease, b"turn_holder", holder))
+    return [b"OK", token, until_us]
+
+
+def renew_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/renew_turn.lua"""
+    session, (token, lease_ms) = keys[0], args
+    version, stored_token = keyspace.hmget(session, b"version", b"turn_token")
+    if version is None:
+        return [b"NOT_FOUND"]
+    if stored_token != _int(token):
+        return [b"LOST"]
+    until_us = keyspace.now_us + lease_ms * 1000
+    if lease_ms > 0:
+        keyspace.hset(session, (b"turn_until_us", _int(until_us)))
+    else:
+        keyspace.hset(session, (b"turn_until_us", b"0", b"turn_holder", b""))
+    return [b"OK", until_us]
+
+
 def update_tier_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/update_tier_state.lua"""
     keyspace.hlen(keys[0])
@@ -351,6 +393,7 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
     {
         script.__name__: script
         for script in (
+            acquire_turn,
             append_event,
             append_events,
             clear_events,
@@ -359,6 +402,7 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             get_or_create_session,
             pop_event,
             prune_index,
+            renew_turn,
             touch_session,
             touch_tier,
             update_session_state,
