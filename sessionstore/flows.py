@@ -30,6 +30,7 @@ T = TypeVar("T")
 Step = Call[Any] | tuple[Call[Any], ...]
 Flow = Generator[Step, Any, T]
 
+_SKIPPED_PER_CALL = 1000  # sessions before the offset that one call looks at
 _LIST_ROUNDS_LIMIT = 100  # pages of expired sessions that one listing prunes
 
 
@@ -91,10 +92,16 @@ def list_sessions(
     """Read a page of a user's sessions; expired ones are pruned from the index on the way.
 
     Two steps, because a script may touch only keys that it is given: the ids first, then the
-    sessions. One that is deleted in between is left out as if it had been deleted before.
+    sessions; with an offset two more for every thousand sessions before it. One that is deleted in between is left out as if it had been deleted before.
     """
     check_int("event_num", event_num, low=0)
     found: list[Session] = []
+    # Expired sessions must not count for the offset either.
+    for first in range(0, offset, _SKIPPED_PER_CALL):
+        count = min(_SKIPPED_PER_CALL, offset - first)
+        skipped: list[str] = yield ops.list_session_ids(app_name, user_id, count, first)
+        if skipped:
+            yield ops.prune_index(app_name, user_id, skipped)
     for _ in range(_LIST_ROUNDS_LIMIT):
         ids: list[str] = yield ops.list_session_ids(app_name, user_id, limit, offset)
         if not ids:

@@ -158,8 +158,8 @@ class SessionService:
             CorruptData: stored bytes do not decode.
             BackendError: the store could not be read.
 
-        Plain reads, lua/prune_index.lua where sessions have expired; two round trips,
-        O(sessions and events read).
+        Plain reads, lua/prune_index.lua where sessions have expired; two round trips, with an
+        offset four; O(offset + sessions and events read).
         """
         return self._drive(
             flows.list_sessions(self._ops, app_name, user_id, limit, offset, event_num)

@@ -48,7 +48,7 @@ class Channel:
         async with asyncio.timeout_at(deadline):
             link = await self._open_link()
             if link.is_full:
-                await link.wait_for_room()
+                await link.wait_for_room(deadline)
         if not link.is_open:
             raise ConnectFailed("connection closed by the server", final=False)
         payload = pack(call, form, asking=asking)
@@ -128,12 +128,18 @@ class Router:
             lanes = self._by_node.get(node)
             if lanes is not None:
                 link = (lanes.bulk if call.is_bulk else lanes.small).link
-                if link is not None and link.is_open and not link.is_full:
-                    # The way of nearly every call: nothing to find, open or wait for.
+                if link is not None and link.is_open:
+                    # The way of nearly every call: nothing to find or to open.
                     try:
+                        if link.is_full:
+                            await link.wait_for_room(deadline)
+                            if not link.is_open:
+                                return await self._persist(call, deadline, None)
                         payload = pack(call, Form.BRIEF)
                         reply = link.submit(payload, reply_count(call, Form.BRIEF), deadline)
                         return unpack(await reply, Form.BRIEF)
+                    except TimeoutError:
+                        raise Attempts(call, deadline, is_routed=False).timed_out() from None
                     except (ReplyRefused, ConnectionLost) as error:
                         self._topology.notice(error, node)
                         problem = error

@@ -49,7 +49,7 @@ class Link(asyncio.Protocol):
         self._bytes = 0
         self._heard_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
-        self._room: deque[asyncio.Future[None]] = deque()
+        self._room: deque[tuple[asyncio.Future[None], float]] = deque()
         self._granted = 0
         self.is_open = False
         self.closed: asyncio.Future[None] = self._loop.create_future()
@@ -77,18 +77,21 @@ class Link(asyncio.Protocol):
             or bool(self._room)
         )
 
-    async def wait_for_room(self) -> None:
-        """Wait until a call may be sent, first come first served; or until the link is closed."""
+    async def wait_for_room(self, deadline: float) -> None:
+        """Wait until a call may be sent, first come first served; or until the link is closed.
+
+        Raises:
+            TimeoutError: the deadline passed.
+        """
         turn = self._loop.create_future()
-        self._room.append(turn)
+        self._room.append((turn, deadline))
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled() and self.is_open:
+            # Those that are done stay in the queue until `_grant` passes over them.
+            if not turn.cancelled() and turn.exception() is None and self.is_open:
                 self._granted -= 1
                 self._grant()
-            elif turn in self._room:
-                self._room.remove(turn)
             raise
         if self.is_open:
             self._granted -= 1
@@ -124,7 +127,7 @@ class Link(asyncio.Protocol):
             and len(self._pending) + self._granted < CALLS_IN_FLIGHT_LIMIT
             and self._bytes < BYTES_IN_FLIGHT_LIMIT
         ):
-            turn = self._room.popleft()
+            turn, _ = self._room.popleft()
             if not turn.done():
                 self._granted += 1
                 turn.set_result(None)
@@ -168,6 +171,10 @@ class Link(asyncio.Protocol):
         if is_silent and self._pending and self._pending[0][2] <= now:
             self.abort("no answer in time", silent=True)
             return
+        while self._room and (self._room[0][1] <= now or self._room[0][0].done()):
+            turn, _ = self._room.popleft()
+            if not turn.done():
+                turn.set_exception(TimeoutError())
         for waiter, _, deadline, _ in self._pending:
             if deadline > now:
                 self._watch = self._loop.call_at(deadline, self._check_silence)
@@ -211,7 +218,7 @@ class Link(asyncio.Protocol):
                 waiter.set_exception(ConnectionLost(reason, silent=silent))
         self._pending.clear()
         self._bytes = 0
-        for turn in self._room:
+        for turn, _ in self._room:
             if not turn.done():
                 turn.set_result(None)
         self._room.clear()
