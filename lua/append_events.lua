@@ -40,19 +40,18 @@ end
 check_tiers(user, app)
 local now = now_us()
 
--- Of a batch beyond the limit only the end stays. If that is stored already, the call is a repeat,
--- and the events before it were appended and trimmed then.
+-- If the log is full and its oldest event is in the batch, the call is a repeat: the events before
+-- that one were appended then, and have been trimmed.
 local first, repeats = tail, 0
-if event_limit > 0 and tail_end - tail >= 3 * event_limit then
-  local starts = {}
-  local at = tail
+if event_limit > 0 and redis.call('ZCARD', events) >= event_limit then
+  local oldest = redis.call('ZRANGE', events, 0, 0)[1]
+  local at, number = tail, 0
   while at < tail_end do
-    starts[#starts + 1] = at
-    at = at + 3 + ARGV[at + 2]
-  end
-  local kept = #starts - event_limit + 1
-  if kept > 1 and redis.call('ZSCORE', events, ARGV[starts[kept]]) then
-    first, repeats = starts[kept], kept - 1
+    if ARGV[at] == oldest then
+      first, repeats = at, number
+      break
+    end
+    at, number = at + 3 + ARGV[at + 2], number + 1
   end
 end
 

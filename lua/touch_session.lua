@@ -35,6 +35,8 @@ local now_ms = to_ms(now_us())
 local is_session_due = deadline_ms == 0 or is_due(deadline_ms, now_ms, ttl_ms)
 if is_session_due then
   redis.call('ZSCORE', index, session_id)
+end
+if is_session_due or user_ttl_ms > 0 or app_ttl_ms > 0 then
   redis.call('ZCARD', events)
 end
 check_tiers(user, app)

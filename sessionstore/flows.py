@@ -92,7 +92,8 @@ def list_sessions(
     """Read a page of a user's sessions; expired ones are pruned from the index on the way.
 
     Two steps, because a script may touch only keys that it is given: the ids first, then the
-    sessions; with an offset two more for every thousand sessions before it. One that is deleted in between is left out as if it had been deleted before.
+    sessions; with an offset two more for every thousand sessions before it. One that is deleted
+    in between is left out as if it had been deleted before.
     """
     check_int("event_num", event_num, low=0)
     found: list[Session] = []
@@ -205,20 +206,18 @@ def _show_appended(
     """Let the caller's Session show what was appended."""
     if written.repeats:
         # Nothing changed, or only in part: what the store has now counts.
-        fresh: Session | None = yield from get_session(ops, session.key, 0, None)
+        event_num = len(session.events) + len(stored)
+        fresh: Session | None = yield from get_session(ops, session.key, event_num, None)
         if fresh is not None:
-            session.version, session.updated_at = fresh.version, fresh.updated_at
             temp = {key: value for key, value in session.state.items() if key.startswith("temp:")}
-            session.state.clear()
-            session.state.update(fresh.state | temp)
+            session.state, session.events = fresh.state | temp, fresh.events
+            session.version, session.updated_at = fresh.version, fresh.updated_at
         for change in changes:
             change.apply_temp(session.state)
-        known = {event.id for event in session.events}
-        stored = [event for event in stored if event.id not in known]
-    else:
-        for change in changes:
-            change.apply(session.state)
-        _mark(session, written)
+        return
+    for change in changes:
+        change.apply(session.state)
+    _mark(session, written)
     session.events.extend(stored)
     event_limit = ops.options.session_event_limit
     if event_limit:

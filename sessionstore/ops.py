@@ -311,24 +311,24 @@ class Ops:
 
     def acquire_turn(self, key: SessionKey, holder: str, lease_ms: int) -> Call[Turn]:
         """Take a session's turn."""
-        keys = (self._keys.session(*_parts(key)).session,)
+        keys = self._keys.session(*_parts(key))[:3]
 
         def decode(replies: list[Any]) -> Turn:
             status(replies[0], key)
             return Turn(key, replies[0][1], from_us(replies[0][2]))
 
-        args = (holder, lease_ms)
+        args = (key.session_id, self.options.session_ttl_ms, holder, lease_ms)
         return Call("acquire_turn", decode, SCRIPTS["acquire_turn"], keys, args)
 
     def renew_turn(self, turn: Turn, lease_ms: int) -> Call[Turn]:
         """Move the end of a turn's lease; 0 gives the turn back."""
-        keys = (self._keys.session(*_parts(turn.key)).session,)
+        keys = self._keys.session(*_parts(turn.key))[:3]
 
         def decode(replies: list[Any]) -> Turn:
             status(replies[0], turn.key)
             return Turn(turn.key, turn.token, from_us(replies[0][1]))
 
-        args = (turn.token, lease_ms)
+        args = (turn.key.session_id, self.options.session_ttl_ms, turn.token, lease_ms)
         return Call("renew_turn", decode, SCRIPTS["renew_turn"], keys, args)
 
     # -- state ---------------------------------------------------------------------------------

@@ -4,72 +4,97 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, MutableMapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Iterator,
+    Mapping,
+    MutableMapping,
+)
 from contextlib import aclosing, suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
+from inspect import isawaitable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 from uuid import uuid4
 
 import msgspec
 
 from .errors import BackendError, InvalidArgument, SessionNotFound, TurnTaken
+from .keys import encode_id
 from .model import Event, Session, SessionKey, Turn
-from .options import Duration, check_int, check_seconds
+from .options import Duration, check_int, check_milliseconds
 from .service import InMemorySessionService, SessionService
-from .times import utc_now
+
+T = TypeVar("T")
 
 _FIRST_POLL_S = 0.02
 _LONGEST_POLL_S = 0.25
+
+_REMOVED: Any = object()  # in place of the value of a state key that was removed
 
 
 class RunState(MutableMapping[str, Any]):
     """The session's state as the agent sees and changes it.
 
-    Changes ride on the next event that the agent yields, in the same atomic write. Keys carry
-    their tier as in `Session.state`; those of `temp:` live as long as the run.
+    Changes ride on the next event that the agent yields, in the same atomic write; those made
+    after the last one are stored with an event of their own, without content. Setting and
+    deleting keys is a change; changing a value in place is none until the value is set again.
+    Keys carry their tier as in `Session.state`; those of `temp:` live as long as the run.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._set: dict[str, Any] = {}
-        self._removed: set[str] = set()
+        self._changes: dict[str, Any] = {}
+        self._riding: dict[str, Any] = {}
 
     def __getitem__(self, key: str) -> Any:
-        if key in self._removed:
+        value = self._changes[key] if key in self._changes else self._session.state[key]
+        if value is _REMOVED:
             raise KeyError(key)
-        return self._set[key] if key in self._set else self._session.state[key]
+        return value
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._removed.discard(key)
-        self._set[key] = value
+        if not isinstance(key, str):
+            raise InvalidArgument(f"a state key must be a str, not {type(key).__name__}")
+        self._changes[key] = value
 
     def __delitem__(self, key: str) -> None:
         self[key]  # a KeyError for what is not there
-        self._set.pop(key, None)
-        self._removed.add(key)
+        self._changes[key] = _REMOVED
 
     def __iter__(self) -> Iterator[str]:
-        return iter(({*self._session.state, *self._set}) - self._removed)
+        keys = self._session.state | self._changes
+        return iter([key for key, value in keys.items() if value is not _REMOVED])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether there are changes to store."""
+        return any(not key.startswith("temp:") for key in self._changes)
+
     def onto(self, event: Event) -> Event:
         """The event with the changes made so far; what it says itself counts more."""
-        if not self._set and not self._removed:
-            return event
-        delta = {**self._set, **event.state_delta}
-        for key in event.state_removed:
-            delta.pop(key, None)
-        removed = list(dict.fromkeys([*event.state_removed, *sorted(self._removed)]))
-        removed = [key for key in removed if key not in event.state_delta]
-        return msgspec.structs.replace(event, state_delta=delta, state_removed=removed)
+        delta, removed = event.state_delta, event.state_removed
+        self._riding = dict(self._changes)
+        if not self._riding or not isinstance(delta, dict) or not isinstance(removed, list):
+            return event  # the store says what is wrong with it
+        own = {*delta, *removed}
+        changes = {key: value for key, value in self._riding.items() if key not in own}
+        return msgspec.structs.replace(
+            event,
+            state_delta={k: v for k, v in changes.items() if v is not _REMOVED} | delta,
+            state_removed=removed + [k for k, v in changes.items() if v is _REMOVED],
+        )
 
     def clear_changes(self) -> None:
-        """The changes have been stored."""
-        self._set.clear()
-        self._removed.clear()
+        """The changes that `onto` gave to an event have been stored."""
+        for key, value in self._riding.items():
+            if self._changes.get(key) is value:
+                del self._changes[key]
 
 
 class RunContext(msgspec.Struct, frozen=True):
@@ -78,7 +103,7 @@ class RunContext(msgspec.Struct, frozen=True):
     Attributes:
         session: the session with merged state and the newest events, the user's message last.
         message: what the user said, as given to `Runner.run`.
-        invocation_id: the id of this run; every event of it carries it.
+        invocation_id: the id of this run; every event of it carries it, or one of its own.
         state: the state to read and change.
     """
 
@@ -89,7 +114,10 @@ class RunContext(msgspec.Struct, frozen=True):
 
 
 class Agent(Protocol):
-    """An agent: an object with this method, or an async generator function that is it."""
+    """An agent: an object with this method, or a function that is it.
+
+    Mostly an async generator; a coroutine function that returns an async iterator will do too.
+    """
 
     def run(self, context: RunContext) -> AsyncIterator[Event]:
         """Events, in order; `partial=True` for fragments of a stream."""
@@ -100,7 +128,7 @@ class Run(AsyncIterator[Event]):
 
     Attributes:
         key: the session; known at once, also when the id was left to the Runner.
-        invocation_id: the id that every event of the run carries.
+        invocation_id: the id that every event of the run carries that has none of its own.
     """
 
     def __init__(
@@ -124,16 +152,17 @@ class Runner:
     May be used by any number of tasks at once.
 
     Args:
-        app_name: the application that all sessions belong to.
+        app_name: the application that all sessions belong to, 1 to 256 bytes of UTF-8.
         agent: an object with `async def run(context)` that yields Events, or such a function.
         session_service: where sessions are kept; never closed by the Runner. None = in memory,
             closed with the Runner.
         history_limit: newest events that the agent sees; None = all, 0 = only the message.
         serialize_turns: let only one run at a time work on a session, in any process; others
             wait. A run that loses its turn, because it could not renew it, fails with TurnLost.
-        turn_lease: time after which the turn of a run that died is free, renewed while it lives.
-        store_interrupted: store what was streamed when a run is cancelled, as an event with
-            `metadata={"interrupted": True}`.
+        turn_lease: time after which the turn of a run that died is free, renewed while it lives;
+            from 1 ms.
+        store_interrupted: store what was streamed since the last complete event when a run is
+            cancelled or closed, as an event with `metadata={"interrupted": True}`.
 
     Raises:
         InvalidArgument: an argument is out of range or of the wrong type.
@@ -150,6 +179,7 @@ class Runner:
         turn_lease: Duration = 30.0,
         store_interrupted: bool = False,
     ) -> None:
+        encode_id("app_name", app_name)
         run = getattr(agent, "run", agent)
         if not callable(run):
             raise InvalidArgument("agent must have a method run(context), or be such a function")
@@ -158,13 +188,19 @@ class Runner:
             raise InvalidArgument(f"session_service must be a SessionService, not {kind}")
         if history_limit is not None:
             check_int("history_limit", history_limit, low=0)
+        for name, value in (
+            ("serialize_turns", serialize_turns),
+            ("store_interrupted", store_interrupted),
+        ):
+            if not isinstance(value, bool):
+                raise InvalidArgument(f"{name} must be True or False")
+        self._lease = timedelta(milliseconds=check_milliseconds("turn_lease", turn_lease))
         self._run_agent = run
         self._app_name = app_name
         self._is_owner = session_service is None
-        self._service = session_service or InMemorySessionService()
+        self._service = InMemorySessionService() if session_service is None else session_service
         self._history_limit = history_limit
         self._serializes = serialize_turns
-        self._lease_s = check_seconds("turn_lease", turn_lease)
         self._stores_interrupted = store_interrupted
 
     @property
@@ -187,16 +223,27 @@ class Runner:
         Args:
             user_id: the user within the application.
             session_id: the session, created if there is none; "" or None makes a new one.
-            message: what the user says: any content, or an Event.
+            message: what the user says: any content, or an Event. After an error the same Event
+                may be given again: it is stored once. The run takes over its invocation id, or
+                else its id.
             state: initial state if the session is created.
 
         Returns:
             The run. Its events raise InvalidArgument, SessionStoreErrors of the store, TurnLost,
             and whatever the agent raises, which is also stored, as an event with
-            `metadata={"error": True}`.
+            `metadata={"error": True}`; so is the refusal of an event that cannot be stored.
+
+        Raises:
+            InvalidArgument: message is a partial Event.
         """
-        key = SessionKey(self._app_name, user_id, session_id or str(uuid4()))
         invocation_id = uuid4().hex
+        if isinstance(message, Event):
+            if message.partial:
+                raise InvalidArgument("message must not be partial: partial Events are not stored")
+            invocation_id = message.invocation_id or message.id
+        if session_id is None or session_id == "":
+            session_id = str(uuid4())
+        key = SessionKey(self._app_name, user_id, session_id)
         return Run(key, invocation_id, self._events(key, invocation_id, message, state))
 
     async def _events(
@@ -215,10 +262,12 @@ class Runner:
                 async for event in events:
                     yield event
             return
-        async with _HeldTurn(self._service, key, self._lease_s) as held:
+        async with _HeldTurn(self._service, key, self._lease) as held:
             found = await self._service.get_session(**names, event_num=self._history_limit)
             if found is None:
                 raise SessionNotFound(f"session {key.session_id!r} was deleted before its turn")
+            temp = {name: session.state[name] for name in session.state if name[:5] == "temp:"}
+            found.state.update(temp)
             async with aclosing(self._answer(found, held, invocation_id, message)) as events:
                 async for event in events:
                     yield event
@@ -232,27 +281,31 @@ class Runner:
         state = RunState(session)
         context = RunContext(session, message, invocation_id, state)
         streamed: list[Event] = []
-        agent_events = self._run_agent(context)
+        storing: Event | None = None  # while the store's answer is awaited
+        agent_events: AsyncIterator[Event] | None = None
         try:
-            async for event in agent_events:
-                if not isinstance(event, Event):
-                    kind = type(event).__name__
-                    raise InvalidArgument(f"the agent must yield Events, not {kind}")  # noqa: TRY301
+            agent_events = await _start(self._run_agent, context)
+            while event := await _next(agent_events, state):
                 if event.partial:
                     streamed.append(event)
                     yield _of_run(event, invocation_id)
                     continue
-                event = _of_run(state.onto(event), invocation_id)
-                stored = await self._append(session, held, event)
+                storing = _of_run(state.onto(event), invocation_id)
+                stored = await self._append(session, held, storing)
+                storing = None
                 state.clear_changes()
                 streamed.clear()
                 yield stored
-        except (asyncio.CancelledError, GeneratorExit):
-            if self._stores_interrupted and streamed:
-                await self._append(session, held, _interrupted(streamed, invocation_id))
+        except (asyncio.CancelledError, GeneratorExit) as error:
+            if self._stores_interrupted and (storing or streamed):
+                # What may be stored already is not stored twice: it is the same event.
+                last = storing or _interrupted(streamed, invocation_id)
+                await self._append_last(session, held, last, error)
             raise
         except Exception as error:
-            await self._store_error(session, held, invocation_id, error)
+            # After an error of the store there is nothing to store it with.
+            if storing is None or isinstance(error, InvalidArgument):
+                await self._append_last(session, held, _failed(error, invocation_id), error)
             raise
         finally:
             close = getattr(agent_events, "aclose", None)
@@ -267,15 +320,15 @@ class Runner:
             del session.events[: -max(self._history_limit, 1)]
         return stored
 
-    async def _store_error(
-        self, session: Session, held: _HeldTurn | None, invocation_id: str, error: Exception
+    async def _append_last(
+        self, session: Session, held: _HeldTurn | None, event: Event, error: BaseException
     ) -> None:
-        content = {"error": {"type": type(error).__name__, "message": str(error)}}
-        event = Event("agent", content, metadata={"error": True}, invocation_id=invocation_id)
+        """Append the event of a run that ends with an error, which is what the caller must see."""
         try:
             await self._append(session, held, event)
-        except Exception as second:  # the agent's own error is what the caller must see
-            error.add_note(f"storing this error failed too: {type(second).__name__}: {second}")
+        except Exception as second:
+            kind = type(second).__name__
+            error.add_note(f"the last event of the run could not be stored: {kind}: {second}")
 
     async def aclose(self) -> None:
         """Close the service if it is the Runner's own."""
@@ -297,10 +350,10 @@ class Runner:
 class _HeldTurn:
     """Waits for a session's turn, renews it in the background, gives it back."""
 
-    def __init__(self, service: SessionService, key: SessionKey, lease_s: float) -> None:
+    def __init__(self, service: SessionService, key: SessionKey, lease: timedelta) -> None:
         self._service = service
         self._key = key
-        self._lease = timedelta(seconds=lease_s)
+        self._lease = lease
         self._renewing: asyncio.Task[None] | None = None
         self.turn: Turn
 
@@ -308,21 +361,36 @@ class _HeldTurn:
         delay_s = _FIRST_POLL_S
         while True:
             try:
-                self.turn = await self._service.acquire_turn(self._key, lease=self._lease)
+                self.turn = await self._acquire()
                 break
-            except TurnTaken as taken:
-                left_s = _seconds_until(taken.expires_at)
-                await asyncio.sleep(max(min(delay_s * random.uniform(0.5, 1.5), left_s), 0.001))
+            except TurnTaken:
+                await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
                 delay_s = min(delay_s * 2, _LONGEST_POLL_S)
         self._renewing = asyncio.create_task(self._renew())
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await _to_its_end(asyncio.create_task(self._give_back()))
+
+    async def _acquire(self) -> Turn:
+        """The turn, if it is free. One that comes after a cancellation is given back."""
+        asking = asyncio.create_task(self._service.acquire_turn(self._key, lease=self._lease))
+        try:
+            return await _to_its_end(asking)
+        except asyncio.CancelledError:
+            if not asking.cancelled() and asking.exception() is None:
+                await self._release(asking.result())
+            raise
+
+    async def _give_back(self) -> None:
         assert self._renewing is not None
         self._renewing.cancel()
         await asyncio.wait([self._renewing])
+        await self._release(self.turn)
+
+    async def _release(self, turn: Turn) -> None:
         with suppress(BackendError):  # its lease frees it
-            await self._service.release_turn(self.turn)
+            await self._service.release_turn(turn)
 
     async def _renew(self) -> None:
         """Renew until lost or cancelled. What was lost shows at the next append."""
@@ -336,14 +404,47 @@ class _HeldTurn:
                 return
 
 
-def _seconds_until(instant: datetime) -> float:
-    return (instant - utc_now()).total_seconds()
+async def _to_its_end(task: asyncio.Task[T]) -> T:
+    """The task's result. A cancellation waits until the task is done, and does not reach it."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+async def _start(run: Any, context: RunContext) -> AsyncIterator[Any]:
+    events = run(context)
+    if isawaitable(events):
+        events = await events
+    if not isinstance(events, AsyncIterable):
+        kind = type(events).__name__
+        raise InvalidArgument(f"the agent must yield Events: run(context) gave {kind}")
+    return aiter(events)
+
+
+async def _next(agent_events: AsyncIterator[Any], state: RunState) -> Event | None:
+    """The agent's next event; behind its last one, one for what it has changed since, then None."""
+    try:
+        event = await anext(agent_events)
+    except StopAsyncIteration:
+        return Event("agent") if state.is_changed else None
+    if not isinstance(event, Event):
+        raise InvalidArgument(f"the agent must yield Events, not {type(event).__name__}")
+    return event
 
 
 def _of_run(event: Event, invocation_id: str) -> Event:
     if event.invocation_id:
         return event
     return msgspec.structs.replace(event, invocation_id=invocation_id)
+
+
+def _failed(error: Exception, invocation_id: str) -> Event:
+    # A message may hold what no text can, such as the surrogates of a path that is not UTF-8.
+    message = str(error).encode(errors="backslashreplace").decode()
+    content = {"error": {"type": type(error).__name__, "message": message}}
+    return Event("agent", content, metadata={"error": True}, invocation_id=invocation_id)
 
 
 def _interrupted(streamed: list[Event], invocation_id: str) -> Event:
@@ -356,4 +457,5 @@ def _interrupted(streamed: list[Event], invocation_id: str) -> Event:
         content,
         metadata={"interrupted": True},
         invocation_id=invocation_id,
+        branch=streamed[-1].branch,
     )

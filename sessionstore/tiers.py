@@ -121,6 +121,8 @@ def split(
         )
     for key, value in state.items():
         target, stored, full = _place(key, f"{path} key", tier)
+        if full in change.copies:
+            raise InvalidArgument(f"{path} names {full!r} twice, with and without its prefix")
         data, copy = codec.encode_value(value, f"{path}[{key!r}]")
         if target != "temp":
             getattr(change, target).pairs += (stored, data)

@@ -91,6 +91,11 @@ def _read_header(keyspace: Keyspace, session: bytes) -> _Header | None:
     return None if header[0] is None else _Header(*map(int, header))  # type: ignore[arg-type]
 
 
+def _refresh_session_if_due(keyspace: Keyspace, keys: Keys, ttl_ms: int, header: _Header) -> None:
+    if header.deadline_ms == 0 or _is_due(keyspace, header.deadline_ms, ttl_ms):
+        _refresh_session(keyspace, keys, ttl_ms, header.last_us, False)
+
+
 def _open_session(keyspace: Keyspace, keys: Keys, session_id: bytes) -> _Header | None:
     session, events, index = keys[:3]
     header = _read_header(keyspace, session)
@@ -174,8 +179,7 @@ def get_or_create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         _write_create(keyspace, keys, args, 6)
         return [b"CREATED"]
     if refresh == b"1":
-        if header.deadline_ms == 0 or _is_due(keyspace, header.deadline_ms, ttl_ms):
-            _refresh_session(keyspace, keys, ttl_ms, header.last_us, False)
+        _refresh_session_if_due(keyspace, keys, ttl_ms, header)
         for tier, tier_ttl_ms in zip(keys[3:], tier_ttls_ms, strict=False):
             _refresh_tier(keyspace, tier, tier_ttl_ms)
     return [b"OK"]
@@ -190,6 +194,7 @@ def touch_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     is_session_due = header.deadline_ms == 0 or _is_due(keyspace, header.deadline_ms, ttl_ms)
     if is_session_due:
         keyspace.zscore(keys[2], session_id)
+    if is_session_due or any(tier_ttls_ms):
         keyspace.zcard(keys[1])
     _check_tiers(keyspace, keys)
     if is_session_due:
@@ -241,9 +246,10 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         starts.append(at)
         at += 3 + args[at + 2]
     repeats = 0
-    kept = len(starts) - event_limit
-    if event_limit and kept > 0 and keyspace.zscore(events, args[starts[kept]]) is not None:
-        repeats, starts = kept, starts[kept:]
+    if event_limit and keyspace.zcard(events) >= event_limit:
+        [(_, oldest)] = keyspace.zrange_by_rank(events, 0, 0, rev=False)
+        repeats = next((n for n, at in enumerate(starts) if args[at] == oldest), 0)
+        starts = starts[repeats:]
     refusal = _refusal(keyspace, keys[0], condition, version)
     if refusal and any(keyspace.zscore(events, args[at]) is None for at in starts):
         return refusal
@@ -341,36 +347,37 @@ def prune_index(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def acquire_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/acquire_turn.lua"""
-    session, (holder, lease_ms) = keys[0], args
-    version, *turn = keyspace.hmget(
-        session, b"version", b"turn_token", b"turn_until_us", b"turn_holder"
-    )
-    if version is None:
+    session_id, ttl_ms, holder, lease_ms = args
+    header = _open_session(keyspace, keys, session_id)
+    if header is None:
         return [b"NOT_FOUND"]
+    turn = keyspace.hmget(keys[0], b"turn_token", b"turn_until_us", b"turn_holder")
     token, until_us = int(turn[0] or 0), int(turn[1] or 0)
     if until_us > keyspace.now_us and turn[2] != holder:
         return [b"TAKEN", until_us]
     if turn[2] != holder:
-        token += 1
+        token = max(token + 1, keyspace.now_us)
     until_us = keyspace.now_us + lease_ms * 1000
     lease = (b"turn_token", _int(token), b"turn_until_us", _int(until_us))
-    keyspace.hset(session, (*lease, b"turn_holder", holder))
+    keyspace.hset(keys[0], (*lease, b"turn_holder", holder))
+    _refresh_session_if_due(keyspace, keys, ttl_ms, header)
     return [b"OK", token, until_us]
 
 
 def renew_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/renew_turn.lua"""
-    session, (token, lease_ms) = keys[0], args
-    version, stored_token = keyspace.hmget(session, b"version", b"turn_token")
-    if version is None:
+    session_id, ttl_ms, token, lease_ms = args
+    header = _open_session(keyspace, keys, session_id)
+    if header is None:
         return [b"NOT_FOUND"]
-    if stored_token != _int(token):
+    if keyspace.hget(keys[0], b"turn_token") != _int(token):
         return [b"LOST"]
     until_us = keyspace.now_us + lease_ms * 1000
     if lease_ms > 0:
-        keyspace.hset(session, (b"turn_until_us", _int(until_us)))
+        keyspace.hset(keys[0], (b"turn_until_us", _int(until_us)))
     else:
-        keyspace.hset(session, (b"turn_until_us", b"0", b"turn_holder", b""))
+        keyspace.hset(keys[0], (b"turn_until_us", b"0", b"turn_holder", b""))
+    _refresh_session_if_due(keyspace, keys, ttl_ms, header)
     return [b"OK", until_us]
 
 
