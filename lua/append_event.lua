@@ -40,7 +40,7 @@ end
 if condition ~= '' and condition ~= version and not call('ZSCORE', events, event) then
   if string.sub(condition, 1, 1) ~= 't' then
     return {'STALE', version + 0}
-  elseif condition ~= 't' .. (call('HGET', session, 'turn_token') or '') then
+  elseif string.sub(condition, 2) ~= call('HGET', session, 'turn_token') then
     return {'LOST'}
   end
 end

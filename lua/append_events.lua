@@ -58,7 +58,7 @@ end
 -- What does not meet the condition is refused, unless it is a repeat of a call that was accepted.
 local refusal
 if string.sub(condition, 1, 1) == 't' then
-  if condition ~= 't' .. (redis.call('HGET', session, 'turn_token') or '') then
+  if string.sub(condition, 2) ~= redis.call('HGET', session, 'turn_token') then
     refusal = {'LOST'}
   end
 elseif condition ~= '' and condition ~= version then

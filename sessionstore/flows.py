@@ -96,6 +96,7 @@ def list_sessions(
     in between is left out as if it had been deleted before.
     """
     check_int("event_num", event_num, low=0)
+    check_int("offset", offset, low=0)
     found: list[Session] = []
     # Expired sessions must not count for the offset either.
     for first in range(0, offset, _SKIPPED_PER_CALL):

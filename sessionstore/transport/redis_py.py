@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -36,6 +37,11 @@ async def open_async(
     try:
         async with asyncio.timeout(timeout_s):
             await connection.connect()
+            # A server that wants a password closes the connection at the first large request.
+            # To this it says what it wants.
+            await connection.send_command("PING")
+            with suppress(redis.exceptions.NoPermissionError):
+                await connection.read_response()
     except BaseException as error:
         await connection.disconnect(nowait=True)
         if isinstance(error, (redis.RedisError, OSError)):
@@ -67,21 +73,29 @@ def open_sync(connection: Any, timeout_s: float) -> socket.socket:
     connection.socket_timeout = timeout_s
     try:
         connection.connect()
+        connection.send_command("PING")  # as for asyncio
+        with suppress(redis.exceptions.NoPermissionError):
+            connection.read_response()
     except (redis.RedisError, OSError) as error:
+        connection.disconnect()
         raise _connect_failed(error) from None
     link: socket.socket = connection._sock
     return link
 
 
-def _connect_failed(error: Exception) -> ConnectFailed:
+def _connect_failed(error: BaseException) -> ConnectFailed:
     """What a failed connect means, without credentials."""
-    if isinstance(error, redis.AuthenticationError):
-        return ConnectFailed(f"the server refused the credentials ({error})", final=True)
+    if isinstance(error.__cause__, redis.RedisError):
+        error = error.__cause__  # redis-py for asyncio wraps what the handshake was answered
+    text = str(error).rstrip(".") or type(error).__name__
+    if isinstance(error, (redis.AuthenticationError, redis.ResponseError)):
+        if "HELLO" in text or "required" in text:
+            return ConnectFailed("the server wants a password", final=True)
+        if isinstance(error, redis.AuthenticationError):
+            return ConnectFailed(f"the server refused the credentials ({text})", final=True)
+        return ConnectFailed(f"the server refused the connection ({text})", final=True)
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return ConnectFailed("the server is loading its data", final=False)
-    if isinstance(error, redis.ResponseError):
-        return ConnectFailed(f"the server refused the connection ({error})", final=True)
     if isinstance(error, TimeoutError):
         return ConnectFailed("no connection in time", final=False)
-    text = str(error) or type(error).__name__
-    return ConnectFailed(text.rstrip("."), final=False)
+    return ConnectFailed(text, final=False)
