@@ -1,0 +1,150 @@
+"""What goes over the wire: only what is needed, in as few round trips as documented."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from conftest import Server
+from redis_support import OPERATIONS, Operation, make_service, operation_name, prepare
+
+# All that a user of sessionstore has to be allowed, once connected.
+ON_THE_WIRE = {"MULTI", "EXEC", "EVALSHA", "EVAL", "HGETALL", "HEXISTS", "ZRANGE"}
+IN_SCRIPTS = {
+    "EXISTS",
+    "HDEL",
+    "HEXISTS",
+    "HGET",
+    "HGETALL",
+    "HLEN",
+    "HMGET",
+    "HSET",
+    "PERSIST",
+    "PEXPIREAT",
+    "PEXPIRETIME",
+    "TIME",
+    "UNLINK",
+    "ZADD",
+    "ZCARD",
+    "ZPOPMAX",
+    "ZRANGE",
+    "ZREM",
+    "ZREMRANGEBYRANK",
+    "ZSCORE",
+}
+# What redis-py says of itself when it connects.
+ON_CONNECT = {"HELLO", "CLIENT", "SELECT", "AUTH"}
+
+Seen = list[tuple[str, bool]]  # name of a command, and whether a script called it
+
+
+class Ear:
+    """Hears every command that the server is given."""
+
+    def __init__(self, server: Server) -> None:
+        self._raw = server.raw
+        self._monitor = server.raw.monitor()  # type: ignore[no-untyped-call]  # redis-py has no types
+
+    def __enter__(self) -> Ear:
+        self._monitor.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._monitor.__exit__(*error)
+
+    def heard(self) -> Seen:
+        """Commands since the last time; what the test's own client says is left out."""
+        marker = uuid4().hex
+        self._raw.echo(marker)
+        seen: Seen = []
+        while True:
+            entry = self._monitor.next_command()
+            name = entry["command"].split(" ")[0].upper()
+            if marker in entry["command"]:
+                return seen
+            seen.append((name, entry["client_type"] == "lua"))
+
+
+@pytest.fixture(params=["async", "sync"])
+async def service(request: pytest.FixtureRequest, server: Server) -> AsyncIterator[Any]:
+    found = make_service(request.param, server.url)
+    yield found
+    await found.aclose()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=operation_name)
+async def test_commands_and_round_trips(server: Server, service: Any, operation: Operation) -> None:
+    await prepare(service, server)
+    await operation.run(service)  # connections are open and scripts known now
+    await prepare(service, server)
+    with Ear(server) as ear:
+        ear.heard()
+        await operation.run(service)
+        seen = ear.heard()
+    sent = [name for name, is_lua in seen if not is_lua]
+    assert set(sent) <= ON_THE_WIRE - {"EVAL"}
+    assert {name for name, is_lua in seen if is_lua} <= IN_SCRIPTS
+    # A transaction leaves in one write, and so does a command alone.
+    trips, is_open = 0, False
+    for name in sent:
+        if name == "MULTI":
+            assert not is_open
+            is_open = True
+        elif name == "EXEC":
+            is_open = False
+        if not is_open:
+            trips += 1
+    assert not is_open
+    assert trips == operation.trips
+
+
+async def test_a_list_without_expired_sessions_takes_two_round_trips(
+    server: Server, service: Any
+) -> None:
+    for number in range(3):
+        await service.create_session(app_name="a", user_id="u", session_id=f"s{number}")
+    await service.list_sessions(app_name="a", user_id="u")
+    with Ear(server) as ear:
+        ear.heard()
+        await service.list_sessions(app_name="a", user_id="u", event_num=5)
+        sent = [name for name, _ in ear.heard()]
+    assert sent[0] == "ZRANGE"
+    assert sent[1] == "MULTI"
+    assert sent[-1] == "EXEC"
+    assert sent.count("EXEC") == 1
+
+
+async def test_commands_from_the_first_connect_on(server: Server, service: Any) -> None:
+    """Nothing is looked up, registered or configured before work begins."""
+    server.raw.script_flush()
+    with Ear(server) as ear:
+        ear.heard()
+        await service.create_session(app_name="a", user_id="u", session_id="s")
+        await service.get_session(app_name="a", user_id="u", session_id="s")
+        seen = ear.heard()
+    sent = {name for name, is_lua in seen if not is_lua}
+    assert sent <= ON_THE_WIRE | ON_CONNECT
+    assert "EVAL" in sent
+
+
+async def test_a_client_that_may_do_no_more_can_do_everything(server: Server) -> None:
+    """Least privilege: these commands on these keys, and all operations work."""
+    allowed = " ".join(f"+{name.lower()}" for name in (ON_THE_WIRE | IN_SCRIPTS))
+    rules = f"on >secret ~*{{a}}* ~*{{a:u}}* resetchannels -@all {allowed}".split()
+    server.raw.execute_command("ACL", "SETUSER", "worker", "reset", *rules)  # type: ignore[no-untyped-call]
+    try:
+        for mode in ("async", "sync"):
+            plain = make_service(mode, server.url)
+            worker = make_service(
+                mode, server.url, extra_options={"username": "worker", "password": "secret"}
+            )
+            for operation in OPERATIONS:
+                await prepare(plain, server)
+                server.raw.script_flush()
+                await operation.run(worker)
+            await plain.aclose()
+            await worker.aclose()
+    finally:
+        server.raw.execute_command("ACL", "DELUSER", "worker")  # type: ignore[no-untyped-call]

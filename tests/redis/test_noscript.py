@@ -1,0 +1,158 @@
+"""A server that has forgotten the scripts: flushed or restarted between any two calls."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from conftest import Server
+from redis_support import (
+    IDS,
+    KEY,
+    OPERATIONS,
+    USER,
+    Operation,
+    ids_of,
+    make_event,
+    make_service,
+    operation_name,
+    prepare,
+)
+
+from sessionstore import Event, EventPage, Session, Turn
+from sessionstore.embedded import EmbeddedServer
+
+both_modes = pytest.mark.parametrize("mode", ["async", "sync"])
+
+
+def comparable(result: Any) -> Any:
+    """A result without its times."""
+    if isinstance(result, Session):
+        return result.id, result.state, ids_of(result.events), result.version
+    if isinstance(result, Event):
+        return result.id
+    if isinstance(result, EventPage):
+        return ids_of(result.events)
+    if isinstance(result, Turn):
+        return result.key
+    if isinstance(result, list):
+        return [comparable(each) for each in result]
+    return result
+
+
+@both_modes
+@pytest.mark.parametrize("operation", OPERATIONS, ids=operation_name)
+async def test_every_operation_right_after_a_flush(
+    server: Server, mode: str, operation: Operation
+) -> None:
+    service = make_service(mode, server.url)
+    await prepare(service, server)
+    expected = comparable(await operation.run(service))
+    keys = sorted(server.snapshot())
+    await prepare(service, server)
+    server.raw.script_flush()
+    assert comparable(await operation.run(service)) == expected
+    assert sorted(server.snapshot()) == keys
+    await service.aclose()
+
+
+@both_modes
+async def test_two_hundred_calls_at_once_right_after_a_flush(server: Server, mode: str) -> None:
+    service = make_service(mode, server.url)
+    await service.create_session(**IDS)
+    for _ in range(3):
+        server.raw.flushall()
+        await service.create_session(**IDS)
+        await service.update_user_state("a", "u", {"k": 1})
+        server.raw.script_flush()
+        results = await asyncio.gather(
+            *(
+                service.append_event(KEY, make_event(f"{number:03}"))
+                if number % 2
+                else service.get_user_state("a", "u")
+                for number in range(200)
+            )
+        )
+        for number, result in enumerate(results):
+            if number % 2:
+                assert result.id == f"{number:03}"
+            else:
+                assert result == {"k": 1}
+        found = await service.get_session(**IDS)
+        assert sorted(ids_of(found.events)) == [f"{number:03}" for number in range(1, 200, 2)]
+        assert found.version == 101
+    await service.aclose()
+
+
+@both_modes
+async def test_flushes_in_the_midst_of_calls(server: Server, mode: str) -> None:
+    service = make_service(mode, server.url)
+    await service.create_session(**IDS)
+    is_over = asyncio.Event()
+
+    async def flush() -> int:
+        count = 0
+        while not is_over.is_set():
+            await asyncio.to_thread(server.raw.script_flush)
+            count += 1
+        return count
+
+    flushing = asyncio.create_task(flush())
+
+    async def append(agent: int) -> None:
+        for number in range(25):
+            await service.append_event(KEY, make_event(f"{agent}-{number:02}"))
+
+    await asyncio.gather(*(append(agent) for agent in range(4)))
+    is_over.set()
+    assert await flushing > 0
+    found = await service.get_session(**IDS)
+    assert found.version == 101
+    for agent in range(4):
+        own = [name for name in ids_of(found.events) if name.startswith(f"{agent}-")]
+        assert own == [f"{agent}-{number:02}" for number in range(25)]
+    await service.aclose()
+
+
+@both_modes
+async def test_a_restart_between_any_two_calls(server: Server, tmp_path: Path, mode: str) -> None:
+    own = EmbeddedServer(tmp_path / "data", executable=server.embedded.executable)
+    await asyncio.to_thread(own.start)
+    try:
+        path = own.socket_path
+
+        async def restart() -> None:
+            await asyncio.to_thread(own.stop)
+            await asyncio.to_thread(own.start)
+            assert own.socket_path == path
+
+        service = make_service(mode, own.url)
+        await service.create_session(**IDS, state={"k": 1, "user:k": 2, "app:k": 3})
+        await restart()
+        await service.append_event(KEY, make_event("e1", state_delta={"k": 2}))
+        await restart()
+        await service.append_event(KEY, make_event("e2"))
+        await restart()
+        assert len(await service.list_sessions(**USER)) == 1
+        await restart()
+        # Not idempotent: safe all the same, as the dead connection is noticed before it is sent.
+        event = await service.pop_event(KEY)
+        assert event.id == "e2"
+        await restart()
+        await service.update_session_state(KEY, {"n": 1})
+        await restart()
+        found = await service.get_session(**IDS)
+        assert ids_of(found.events) == ["e1"]
+        assert found.state == {"k": 2, "n": 1, "user:k": 2, "app:k": 3}
+        assert found.version == 5
+        await restart()
+        with redis.Redis(unix_socket_path=path) as raw:
+            # Deadlines outlive a restart too.
+            deadline = raw.pexpiretime("session:{a:u}:s")
+            assert deadline == raw.pexpiretime("events:{a:u}:s") > 0
+        await service.aclose()
+    finally:
+        await asyncio.to_thread(own.stop)

@@ -1,0 +1,113 @@
+"""A server at its memory limit: every write is refused whole; reads and deletes go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from conftest import Server
+from redis_support import (
+    IDS,
+    KEY,
+    OPERATIONS,
+    STATE,
+    USER,
+    Operation,
+    ids_of,
+    make_event,
+    make_service,
+    operation_name,
+    prepare,
+)
+
+from sessionstore import BackendRejected
+
+both_modes = pytest.mark.parametrize("mode", ["async", "sync"])
+WRITES = [operation for operation in OPERATIONS if operation.is_write]
+
+
+@contextmanager
+def memory_full(server: Server) -> Iterator[None]:
+    """The server holds as much as it may and evicts nothing."""
+    server.raw.config_set("maxmemory-policy", "noeviction")
+    server.raw.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        server.raw.config_set("maxmemory", 0)
+
+
+@both_modes
+@pytest.mark.parametrize("operation", WRITES, ids=operation_name)
+async def test_a_write_is_refused_whole(server: Server, mode: str, operation: Operation) -> None:
+    service = make_service(mode, server.url)
+    await prepare(service, server)
+    await operation.run(service)  # the server knows the script, and then does not
+    for is_known in (True, False):
+        await prepare(service, server)
+        if not is_known:
+            server.raw.script_flush()
+        before = server.snapshot()
+        with memory_full(server):
+            with pytest.raises(BackendRejected, match="out of memory") as caught:
+                await operation.run(service)
+            assert not caught.value.maybe_applied
+            assert server.snapshot() == before
+        await operation.run(service)
+    await service.aclose()
+
+
+@both_modes
+async def test_the_callers_session_does_not_change(server: Server, mode: str) -> None:
+    service = make_service(mode, server.url)
+    await prepare(service, server)
+    session = await service.get_session(**IDS)
+    before = await service.get_session(**IDS)
+    with memory_full(server):
+        with pytest.raises(BackendRejected):
+            await service.append_event(session, make_event("new", state_delta={"k": 2}))
+        with pytest.raises(BackendRejected):
+            await service.update_session_state(session, {"k": 2})
+        assert session == before
+    await service.append_event(session, make_event("new", state_delta={"k": 2}))
+    assert ids_of(session.events) == ["e0", "e1", "e2", "new"]
+    assert session.state["k"] == 2
+    await service.aclose()
+
+
+@both_modes
+@pytest.mark.parametrize("refresh_ttl_on_read", [True, False])
+async def test_reads_and_deletes_go_on(
+    server: Server, mode: str, refresh_ttl_on_read: bool
+) -> None:
+    service = make_service(mode, server.url, refresh_ttl_on_read=refresh_ttl_on_read)
+    for is_known in (True, False):
+        await prepare(service, server)
+        if not is_known:
+            server.raw.script_flush()
+        with memory_full(server):
+            found = await service.get_session(**IDS)
+            assert found.state == STATE
+            assert ids_of(found.events) == ["e0", "e1", "e2"]
+            found = await service.get_session(**IDS, event_num=1)
+            assert ids_of(found.events) == ["e2"]
+            page = await service.get_events(KEY, limit=2)
+            assert ids_of(page.events) == ["e0", "e1"]
+            page = await service.get_events(KEY, after=page.last)
+            assert ids_of(page.events) == ["e2"]
+            listed = await service.list_sessions(**USER, event_num=1)
+            assert sorted(each.id for each in listed) == ["held", "s"]
+            assert await service.get_user_state("a", "u") == {"k": 2}
+            assert await service.get_app_state("a") == {"k": 3}
+            assert (await service.get_session(**USER, session_id="missing")) is None
+            # What makes room.
+            assert (await service.pop_event(KEY)).id == "e2"
+            await service.clear_events(KEY)
+            found = await service.get_session(**IDS)
+            assert found.events == []
+            await service.delete_session(**IDS)
+            await service.delete_session(**USER, session_id="held")
+            assert await service.list_sessions(**USER) == []
+            assert sorted(server.snapshot()) == [b"appdata:{a}", b"userdata:{a:u}"]
+    await service.aclose()

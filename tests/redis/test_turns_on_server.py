@@ -1,0 +1,33 @@
+"""Turns where it matters who was there before: sessions deleted, expired and created again."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import WITH_TTL, Server
+from redis_support import IDS, KEY, ids_of, make_event
+
+from sessionstore import RedisSessionService, TurnLost
+
+
+@pytest.mark.parametrize("how", ["deleted", "expired"])
+async def test_a_turn_of_an_earlier_session_is_lost(server: Server, how: str) -> None:
+    async with RedisSessionService(server.url, **WITH_TTL) as service:
+        await service.create_session(**IDS)
+        old = await service.acquire_turn(KEY)
+        if how == "deleted":
+            await service.delete_session(**IDS)
+        else:
+            server.raw.delete("session:{a:u}:s", "events:{a:u}:s")
+        await service.create_session(**IDS)
+        new = await service.acquire_turn(KEY)
+        assert new.token > old.token
+        with pytest.raises(TurnLost):
+            await service.append_event(KEY, make_event("old"), turn=old)
+        with pytest.raises(TurnLost):
+            await service.renew_turn(old)
+        await service.release_turn(old)  # and does not free the new one's
+        await service.append_event(KEY, make_event("new"), turn=new)
+        await service.renew_turn(new)
+        found = await service.get_session(**IDS)
+        assert found
+        assert ids_of(found.events) == ["new"]

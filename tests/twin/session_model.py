@@ -1,0 +1,410 @@
+"""The third voice: what the documentation promises, in plain Python. Knows no keys and no scripts.
+
+Times are integer microseconds, deadlines integer milliseconds since 1970; None = never.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sessionstore import (
+    Event,
+    Session,
+    SessionKey,
+    SessionNotFound,
+    StaleVersion,
+    Turn,
+    TurnLost,
+    TurnTaken,
+)
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TOLERANCE_MS = 2000  # a call's time is known only roughly when it stores none
+
+Deadline = int | None
+User = tuple[str, str]
+
+
+def instant(microseconds: int) -> datetime:
+    return EPOCH + timedelta(microseconds=microseconds)
+
+
+def microseconds(moment: datetime) -> int:
+    return (moment - EPOCH) // timedelta(microseconds=1)
+
+
+@dataclass
+class Stored:
+    """An event in a log. Equal events of different formats are different entries."""
+
+    position: int
+    identity: object
+    event: Event
+
+
+@dataclass
+class Tier:
+    """State that several sessions share; there is none without a key in it."""
+
+    state: dict[str, Any] = field(default_factory=dict)
+    deadline: Deadline = None
+
+
+@dataclass
+class Lease:
+    """Who has the turn, until when. Ends belong to nobody."""
+
+    token: int
+    holder: str
+    until_us: int
+
+
+@dataclass
+class StoredSession:
+    created_us: int
+    updated_us: int
+    version: int = 1
+    last_position: int = 0
+    deadline: Deadline = None
+    state: dict[str, Any] = field(default_factory=dict)
+    log: list[Stored] = field(default_factory=list)
+    lease: Lease | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of a service that the model has to know. TTLs in milliseconds; 0 = none."""
+
+    event_limit: int
+    session_ttl: int
+    user_ttl: int
+    app_ttl: int
+    refresh_on_read: bool
+    codec: str
+
+    @property
+    def touches(self) -> bool:
+        return self.refresh_on_read and bool(self.session_ttl or self.user_ttl or self.app_ttl)
+
+
+class Refused(Exception):
+    """What a call has to be refused with."""
+
+    def __init__(self, kind: type[Exception], actual: int | None = None) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.actual = actual
+
+
+class Model:
+    """Sessions and state. `now_us` is the time of the call at hand.
+
+    Attributes:
+        refreshed: what the call at hand has to give a fresh deadline, with the TTL: sessions by
+            SessionKey, user tiers by (app, user), app tiers by name.
+        may_refresh: the same for what it may refresh or leave alone.
+    """
+
+    def __init__(self) -> None:
+        self.now_us = 0
+        self.sessions: dict[SessionKey, StoredSession] = {}
+        self.users: dict[User, Tier] = {}
+        self.apps: dict[str, Tier] = {}
+        self.refreshed: dict[Any, int] = {}
+        self.may_refresh: dict[Any, int] = {}
+
+    def begin(self, now_us: int) -> None:
+        self.now_us = now_us
+        self.refreshed, self.may_refresh = {}, {}
+
+    # -- reads ---------------------------------------------------------------------------------
+
+    def get(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        event_num: int | None = None,
+        event_time: datetime | None = None,
+    ) -> Session | None:
+        if key not in self.sessions:
+            return None
+        if settings.touches:
+            self._refresh_all(settings, key)
+        return self.view(key, event_num, event_time)
+
+    def view(
+        self, key: SessionKey, event_num: int | None = None, event_time: datetime | None = None
+    ) -> Session:
+        stored = self.sessions[key]
+        events = [
+            entry.event
+            for entry in stored.log
+            if event_time is None or entry.position >= microseconds(event_time)
+        ]
+        if event_num is not None:
+            events = events[len(events) - event_num :] if event_num < len(events) else events
+        user = self.users.get((key.app_name, key.user_id), Tier())
+        app = self.apps.get(key.app_name, Tier())
+        state = stored.state | {f"user:{name}": value for name, value in user.state.items()}
+        state |= {f"app:{name}": value for name, value in app.state.items()}
+        return Session(
+            key.app_name,
+            key.user_id,
+            key.session_id,
+            state,
+            events,
+            stored.version,
+            instant(stored.created_us),
+            instant(stored.updated_us),
+        )
+
+    def page(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        after: int | None,
+        before: int | None,
+        limit: int,
+    ) -> list[Stored]:
+        stored = self._open(key)
+        if settings.touches:
+            self._refresh_all(settings, key)
+        found = [
+            entry
+            for entry in stored.log
+            if (after is None or entry.position > after)
+            and (before is None or entry.position < before)
+        ]
+        if after is None and before is not None:
+            return found[-limit:]
+        return found[:limit]
+
+    def listed(self, user: User) -> list[SessionKey]:
+        """A user's sessions, last updated first."""
+        keys = [key for key in self.sessions if (key.app_name, key.user_id) == user]
+        return sorted(keys, key=lambda key: self.sessions[key].updated_us, reverse=True)
+
+    # -- writes --------------------------------------------------------------------------------
+
+    def create(self, settings: Settings, key: SessionKey, state: dict[str, Any]) -> Session:
+        self.sessions[key] = StoredSession(self.now_us, self.now_us)
+        self._change(key, state, [])
+        self.refreshed[key] = settings.session_ttl
+        self._refresh_tiers(settings, key)
+        return self.view(key)
+
+    def append(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        events: list[Event],
+        if_version: int | None,
+        turn: Turn | None = None,
+    ) -> None:
+        stored = self._open(key)
+        batch = [((settings.codec, event.id), event) for event in events]
+        known = {entry.identity for entry in stored.log}
+        limit = settings.event_limit
+        # Once the log is full, its oldest event tells a repeat: what was before that is trimmed.
+        if limit and len(stored.log) >= limit:
+            sent = [identity for identity, _ in batch]
+            oldest = stored.log[0].identity
+            if len(batch) > 1 and oldest in sent:
+                batch = batch[sent.index(oldest) :]
+        is_repeat = all(identity in known for identity, _ in batch)
+        if not is_repeat:
+            self._check_version(stored, if_version)
+            if turn is not None and (not stored.lease or stored.lease.token != turn.token):
+                raise Refused(TurnLost)
+        # A script that is given a tier's key for one event refreshes it for others too.
+        names = [name for event in events for name in (*event.state_delta, *event.state_removed)]
+        self._tiers_named(settings, key, names)
+        added = False
+        for identity, event in batch:
+            if identity in {entry.identity for entry in stored.log}:
+                continue
+            position = min(microseconds(event.timestamp), self.now_us)
+            position = max(position, stored.last_position + 1)
+            stored.log.append(Stored(position, identity, event))
+            stored.last_position = position
+            self._change(key, event.state_delta, event.state_removed)
+            self._tiers_written(settings, key, [*event.state_delta, *event.state_removed])
+            added = True
+        if added:
+            if limit:
+                del stored.log[:-limit]
+            self._wrote(settings, key)
+
+    def pop(self, settings: Settings, key: SessionKey, if_version: int | None) -> Event | None:
+        stored = self._open(key)
+        self._check_version(stored, if_version)
+        if not stored.log:
+            return None
+        self._wrote(settings, key)
+        return stored.log.pop().event
+
+    def clear(self, settings: Settings, key: SessionKey, if_version: int | None) -> None:
+        stored = self._open(key)
+        self._check_version(stored, if_version)
+        stored.log.clear()
+        self._wrote(settings, key)
+
+    def update(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        state: dict[str, Any],
+        removed: list[str],
+        if_version: int | None,
+    ) -> None:
+        stored = self._open(key)
+        self._check_version(stored, if_version)
+        self._change(key, state, removed)
+        self._tiers_named(settings, key, [*state, *removed])
+        self._tiers_written(settings, key, [*state, *removed])
+        self._wrote(settings, key)
+
+    def update_user(
+        self, settings: Settings, user: User, state: dict[str, Any], removed: list[str]
+    ) -> None:
+        _write_tier(self.users, user, state, removed)
+        self.refreshed[user] = settings.user_ttl
+
+    def update_app(
+        self, settings: Settings, app: str, state: dict[str, Any], removed: list[str]
+    ) -> None:
+        _write_tier(self.apps, app, state, removed)
+        self.refreshed[app] = settings.app_ttl
+
+    def acquire_turn(
+        self, settings: Settings, key: SessionKey, holder: str, lease_ms: int, token: int
+    ) -> Turn:
+        """`token` is what the store answered: any will do that is larger than the last."""
+        stored = self._open(key)
+        old = stored.lease
+        is_mine = old is not None and old.holder == holder
+        if old is not None and old.until_us > self.now_us and not is_mine:
+            raise Refused(TurnTaken, old.until_us)
+        until_us = self.now_us + lease_ms * 1000
+        if old is not None:
+            assert token == old.token if is_mine else token > old.token
+        stored.lease = Lease(token, holder, until_us)
+        self.refreshed[key] = settings.session_ttl
+        return Turn(key, token, instant(until_us))
+
+    def renew_turn(self, settings: Settings, turn: Turn, lease_ms: int) -> Turn:
+        lease = self._open(turn.key).lease
+        if lease is None or lease.token != turn.token:
+            raise Refused(TurnLost)
+        until_us = self.now_us + lease_ms * 1000
+        lease.until_us = until_us if lease_ms else 0
+        lease.holder = lease.holder if lease_ms else ""
+        self.refreshed[turn.key] = settings.session_ttl
+        return Turn(turn.key, turn.token, instant(until_us))
+
+    def delete(self, key: SessionKey) -> None:
+        self.sessions.pop(key, None)
+
+    def pass_time(self, milliseconds: int) -> None:
+        """Let deadlines come nearer, and end what has reached its own."""
+        now_ms = self.now_us // 1000
+        for stored in self.sessions.values():
+            if stored.lease and stored.lease.until_us:
+                stored.lease.until_us -= milliseconds * 1000
+        holders: tuple[dict[Any, Any], ...] = (self.sessions, self.users, self.apps)
+        for holder in holders:
+            for name, item in list(holder.items()):
+                if item.deadline is not None:
+                    item.deadline -= milliseconds
+                    if item.deadline <= now_ms:
+                        del holder[name]
+
+    # -- deadlines -----------------------------------------------------------------------------
+
+    def check_deadline(self, name: Any, actual: Deadline) -> None:
+        """Hold the deadline that is stored against the promise; then take it over."""
+        holders: dict[type, dict[Any, Any]] = {
+            SessionKey: self.sessions,
+            tuple: self.users,
+            str: self.apps,
+        }
+        item = holders[type(name)][name]
+        ttl = self.refreshed.get(name) or self.may_refresh.get(name) or 0
+        fresh = self.now_us // 1000 + ttl
+        is_fresh = (
+            ttl > 0
+            and actual is not None
+            and fresh - TOLERANCE_MS <= actual <= fresh + ttl // 64 + TOLERANCE_MS
+        )
+        if self.refreshed.get(name):
+            assert is_fresh, f"{name}: the deadline is not fresh"
+        else:
+            assert actual == item.deadline or is_fresh, f"{name}: the deadline has moved"
+        item.deadline = actual
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _open(self, key: SessionKey) -> StoredSession:
+        if key not in self.sessions:
+            raise Refused(SessionNotFound)
+        return self.sessions[key]
+
+    def _check_version(self, stored: StoredSession, if_version: int | None) -> None:
+        if if_version is not None and if_version != stored.version:
+            raise Refused(StaleVersion, stored.version)
+
+    def _wrote(self, settings: Settings, key: SessionKey) -> None:
+        stored = self.sessions[key]
+        stored.version += 1
+        stored.updated_us = self.now_us
+        self.refreshed[key] = settings.session_ttl
+
+    def _change(self, key: SessionKey, state: dict[str, Any], removed: list[str]) -> None:
+        for full in (*state, *removed):
+            prefix, _, name = full.partition(":")
+            change = ({}, [name]) if full in removed else ({name: state[full]}, [])
+            if prefix == "user":
+                _write_tier(self.users, (key.app_name, key.user_id), *change)
+            elif prefix == "app":
+                _write_tier(self.apps, key.app_name, *change)
+            elif full in removed:
+                self.sessions[key].state.pop(full, None)
+            else:
+                self.sessions[key].state[full] = state[full]
+
+    def _tiers_written(self, settings: Settings, key: SessionKey, names: list[str]) -> None:
+        prefixes = {name.partition(":")[0] for name in names}
+        user = (key.app_name, key.user_id)
+        if "user" in prefixes:
+            self.refreshed[user] = settings.user_ttl
+        if "app" in prefixes:
+            self.refreshed[key.app_name] = settings.app_ttl
+
+    def _tiers_named(self, settings: Settings, key: SessionKey, names: list[str]) -> None:
+        """Whoever is given the app's key is given the user's too."""
+        prefixes = {name.partition(":")[0] for name in names}
+        if prefixes & {"user", "app"}:
+            self.may_refresh[key.app_name, key.user_id] = settings.user_ttl
+        if "app" in prefixes:
+            self.may_refresh[key.app_name] = settings.app_ttl
+
+    def _refresh_all(self, settings: Settings, key: SessionKey) -> None:
+        self.refreshed[key] = settings.session_ttl
+        self._refresh_tiers(settings, key)
+
+    def _refresh_tiers(self, settings: Settings, key: SessionKey) -> None:
+        self.refreshed[key.app_name, key.user_id] = settings.user_ttl
+        self.refreshed[key.app_name] = settings.app_ttl
+
+
+def _write_tier(
+    tiers: dict[Any, Tier], name: Any, state: dict[str, Any], removed: list[str]
+) -> None:
+    tier = tiers.setdefault(name, Tier())
+    tier.state.update(state)
+    for key in removed:
+        tier.state.pop(key, None)
+    if not tier.state:
+        del tiers[name]

@@ -1,0 +1,678 @@
+"""Random calls on the twin, on every real server, and on a plain model of what is promised.
+
+After every call the three are held against each other: results, error classes, and for twin and
+server every key with its content and deadline.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+
+import pytest
+from conftest import Server
+from dumps import Dump, dump_server, dump_twin
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from session_model import TOLERANCE_MS, Model, Refused, Settings, microseconds
+
+from sessionstore import (
+    Event,
+    EventPage,
+    Session,
+    SessionKey,
+    SessionStoreError,
+    StaleVersion,
+    Turn,
+    TurnTaken,
+    flows,
+)
+from sessionstore.calls import Call
+from sessionstore.codec import decode_event
+from sessionstore.keys import Keys
+from sessionstore.ops import Ops
+from sessionstore.options import check_options
+from sessionstore.replies import Written
+from sessionstore.transport import connect_sync
+from sessionstore.transport.threads import RedisExecutor
+from sessionstore.twin import MemoryExecutor
+
+DAY_MS = 86_400_000
+NUM_EVENTS = 10
+
+# Two services that share what they store, and a third that is the second without refreshing.
+SERVICES = (
+    Settings(3, DAY_MS, 2 * DAY_MS, 3 * DAY_MS, True, "json"),
+    Settings(0, 0, 0, 0, True, "msgpack"),
+    Settings(5, 4 * DAY_MS, 0, DAY_MS, False, "json"),
+)
+
+KEYS = (
+    SessionKey("a", "u", "s"),
+    SessionKey("a", "u", "t"),
+    SessionKey("a", "u}:s", "*"),
+    SessionKey("a:u", "s{1}", "ü\n%00 ?"),
+    SessionKey("a", "u:s", "t"),
+)
+APPS = sorted({key.app_name for key in KEYS})
+USERS = sorted({(key.app_name, key.user_id) for key in KEYS})
+
+LONG_AGO = datetime(2001, 2, 3, tzinfo=UTC)
+TIMES = (
+    LONG_AGO,
+    LONG_AGO + timedelta(microseconds=1),
+    datetime(1969, 7, 20, tzinfo=UTC),
+    LONG_AGO + timedelta(days=1),
+    datetime(2100, 1, 1, tzinfo=UTC),
+)
+
+STATE_KEYS = ("k", "version", ".", "user:k", "user:", "app:k", "ü{}", "user:x")
+CHANGES: tuple[tuple[dict[str, Any], list[str]], ...] = (
+    ({}, []),
+    ({}, []),
+    ({"k": 1, "version": [None, 1.5, "ü"]}, []),
+    ({"user:k": {"a": True}}, ["k"]),
+    ({"app:k": b"\x00raw", ".": ""}, []),
+    ({"user:k": 2, "app:x": None, "k": "two"}, ["version"]),
+    ({}, ["user:k", "app:k", "k", "missing"]),
+    ({"user:x": "ü" * 50}, ["app:x"]),
+)
+
+
+def make_event(number: int) -> Event:
+    """The event of a number: always the same, so that numbers drawn again are repeats."""
+    state, removed = CHANGES[number % len(CHANGES)]
+    return Event(
+        "x",
+        {"number": number, "text": "ü" * number},
+        id=f"e{number}",
+        timestamp=TIMES[number % len(TIMES)],
+        # The JSON codec carries bytes only as the whole value of a state key.
+        state_delta={key: value for key, value in state.items() if not isinstance(value, bytes)},
+        state_removed=removed,
+    )
+
+
+EVENTS = [make_event(number) for number in range(NUM_EVENTS)]
+
+services = st.integers(0, len(SERVICES) - 1)
+keys = st.sampled_from(KEYS)
+users = st.sampled_from(USERS)
+apps = st.sampled_from(APPS)
+event_nums = st.none() | st.integers(0, 7)
+event_times = st.none() | st.sampled_from(TIMES)
+numbers = st.integers(0, NUM_EVENTS - 1)
+changes = st.sampled_from(CHANGES)
+holders = st.sampled_from(("h1", "h2"))
+leases = st.sampled_from((60_000, 5 * DAY_MS))
+version_steps = st.sampled_from((None, None, None, 0, 0, -1, 1))
+
+# The times in a session's header move along.
+PASS_TIME = """
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local deadline = redis.call('PEXPIRETIME', key)
+  if redis.call('TYPE', key).ok == 'hash' then
+    local noted = tonumber(redis.call('HGET', key, 'deadline_ms') or 0)
+    if noted > 0 then redis.call('HINCRBY', key, 'deadline_ms', -ARGV[1]) end
+    local turn = tonumber(redis.call('HGET', key, 'turn_until_us') or 0)
+    if turn > 0 then redis.call('HINCRBY', key, 'turn_until_us', -ARGV[1] * 1000) end
+  end
+  if deadline > 0 then redis.call('PEXPIREAT', key, string.format('%.0f', deadline - ARGV[1])) end
+end
+"""
+
+
+def make_ops(chosen: Settings) -> Ops:
+    def seconds(milliseconds: int) -> float | None:
+        return milliseconds / 1000 or None
+
+    return Ops(
+        check_options(
+            session_event_limit=chosen.event_limit or None,
+            session_ttl=seconds(chosen.session_ttl),
+            app_state_ttl=seconds(chosen.app_ttl),
+            user_state_ttl=seconds(chosen.user_ttl),
+            refresh_ttl_on_read=chosen.refresh_on_read,
+            key_prefix="",
+            codec="json" if chosen.codec == "json" else "msgpack",
+            partition_by="user",
+            event_size_limit=1 << 20,
+            value_size_limit=1 << 20,
+        )
+    )
+
+
+OPS = [make_ops(chosen) for chosen in SERVICES]
+READER = make_ops(Settings(0, 0, 0, 0, False, "json"))  # refreshes nothing
+
+
+class Outcome:
+    """A result, or an exception with what can be told of it."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self.error: Exception | None = None
+        self.result: Any = None
+        try:
+            self.result = run()
+        except (SessionStoreError, Refused) as error:
+            self.error = error
+
+    def value(self) -> Any:
+        """The result; raises what was raised."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+    def told(self) -> Any:
+        """What is held against another outcome."""
+        if isinstance(self.error, StaleVersion):
+            return StaleVersion, self.error.actual
+        if isinstance(self.error, TurnTaken):
+            return TurnTaken, microseconds(self.error.expires_at)
+        if isinstance(self.error, Refused):
+            kind, actual = self.error.kind, self.error.actual
+            return kind if actual is None else (kind, actual)
+        return self.result if self.error is None else type(self.error)
+
+
+class TwinMachine(RuleBasedStateMachine):
+    """One sequence of calls. `server` and `executors` are set by the test."""
+
+    server: ClassVar[Server]
+    executors: ClassVar[tuple[RedisExecutor, ...]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.server.raw.flushall()
+        self.clock_us = self._server_us()
+        self.twin = MemoryExecutor(clock=lambda: (self.clock_us + 0.5) / 1e6)
+        self.model = Model()
+        self.turns: list[Turn] = []
+        self.executor = self.executors[0]
+
+    @initialize(number=st.integers(0, 1))
+    def choose_protocol(self, number: int) -> None:
+        self.executor = self.executors[number]
+
+    def teardown(self) -> None:
+        self.server.raw.flushall()
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    @rule(service=services, key=keys, change=changes)
+    def create_session(self, service: int, key: SessionKey, change: Any) -> None:
+        flow = flows.create_session(OPS[service], *_parts(key), change[0])
+        outcome = self._drive(flow)
+        if key in self.model.sessions:
+            assert outcome.told().__name__ == "SessionExists"
+        else:
+            self._expect(outcome, lambda: self.model.create(SERVICES[service], key, change[0]))
+        self._check()
+
+    @rule(
+        service=services,
+        key=keys,
+        change=changes,
+        event_num=event_nums,
+        event_time=event_times,
+    )
+    def get_or_create_session(
+        self,
+        service: int,
+        key: SessionKey,
+        change: Any,
+        event_num: int | None,
+        event_time: datetime | None,
+    ) -> None:
+        flow = flows.get_or_create_session(
+            OPS[service], *_parts(key), change[0], event_num, event_time
+        )
+        outcome = self._drive(flow)
+        chosen = SERVICES[service]
+
+        def expected() -> Session | None:
+            if key not in self.model.sessions:
+                return self.model.create(chosen, key, change[0])
+            return self.model.get(chosen, key, event_num, event_time)
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(service=services, key=keys, event_num=event_nums, event_time=event_times)
+    def get_session(
+        self,
+        service: int,
+        key: SessionKey,
+        event_num: int | None,
+        event_time: datetime | None,
+    ) -> None:
+        outcome = self._drive(flows.get_session(OPS[service], key, event_num, event_time))
+        self._expect(outcome, lambda: self.model.get(SERVICES[service], key, event_num, event_time))
+        self._check()
+
+    @rule(
+        service=services,
+        user=users,
+        limit=st.integers(1, 4),
+        offset=st.integers(0, 2),
+        event_num=st.integers(0, 4),
+    )
+    def list_sessions(
+        self, service: int, user: tuple[str, str], limit: int, offset: int, event_num: int
+    ) -> None:
+        outcome = self._drive(flows.list_sessions(OPS[service], *user, limit, offset, event_num))
+
+        def expected() -> list[Session]:
+            listed = self.model.listed(user)[offset : offset + limit]
+            return [self.model.view(key, event_num) for key in listed]
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(key=keys)
+    def delete_session(self, key: SessionKey) -> None:
+        self._expect(self._run(OPS[0].delete_session(key)), lambda: self.model.delete(key))
+        self._check()
+
+    @rule(user=users, names=st.lists(st.sampled_from([*KEYS]), max_size=3))
+    def prune_index(self, user: tuple[str, str], names: list[SessionKey]) -> None:
+        ids = [key.session_id for key in names]
+        self._expect(self._run(OPS[0].prune_index(*user, ids)), lambda: None)
+        self._check()
+
+    # -- events --------------------------------------------------------------------------------
+
+    @rule(service=services, key=keys, number=numbers, step=version_steps)
+    def append_event(self, service: int, key: SessionKey, number: int, step: int | None) -> None:
+        if_version = self._version(key, step)
+        event = EVENTS[number]
+        outcome = self._drive(flows.append_event(OPS[service], key, event, if_version))
+
+        def expected() -> Event:
+            self.model.append(SERVICES[service], key, [event], if_version)
+            return event
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(
+        service=services,
+        key=keys,
+        batch=st.lists(numbers, max_size=8),
+        step=version_steps,
+    )
+    def append_events(
+        self, service: int, key: SessionKey, batch: list[int], step: int | None
+    ) -> None:
+        if_version = self._version(key, step)
+        events = [EVENTS[number] for number in batch]
+        outcome = self._drive(flows.append_events(OPS[service], key, events, if_version))
+
+        def expected() -> list[Event]:
+            if events:
+                self.model.append(SERVICES[service], key, events, if_version)
+            return events
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(
+        service=services,
+        key=keys,
+        after=st.none() | st.integers(-1, 5),
+        before=st.none() | st.integers(-1, 5),
+        limit=st.integers(1, 6),
+    )
+    def get_events(
+        self, service: int, key: SessionKey, after: int | None, before: int | None, limit: int
+    ) -> None:
+        low, high = self._cursor(key, after), self._cursor(key, before)
+        outcome = self._run(OPS[service].get_events(key, low, high, limit))
+        chosen = SERVICES[service]
+
+        def expected() -> EventPage:
+            page = self.model.page(chosen, key, low, high, limit)
+            cursor = low if low is not None else high
+            return EventPage(
+                [entry.event for entry in page],
+                page[0].position if page else cursor,
+                page[-1].position if page else cursor,
+            )
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(service=services, key=keys, step=version_steps)
+    def pop_event(self, service: int, key: SessionKey, step: int | None) -> None:
+        if_version = self._version(key, step)
+        outcome = self._drive(flows.pop_event(OPS[service], key, if_version))
+        self._expect(outcome, lambda: self.model.pop(SERVICES[service], key, if_version))
+        self._check()
+
+    @rule(service=services, key=keys, step=version_steps)
+    def clear_events(self, service: int, key: SessionKey, step: int | None) -> None:
+        if_version = self._version(key, step)
+        outcome = self._drive(flows.clear_events(OPS[service], key, if_version))
+        self._expect(outcome, lambda: self.model.clear(SERVICES[service], key, if_version))
+        self._check()
+
+    # -- turns ---------------------------------------------------------------------------------
+
+    @rule(service=services, key=keys, holder=holders, lease_ms=leases)
+    def acquire_turn(self, service: int, key: SessionKey, holder: str, lease_ms: int) -> None:
+        outcome = self._run(OPS[service].acquire_turn(key, holder, lease_ms), lease_ms)
+        token = 0
+        if isinstance(outcome.result, Turn):
+            self.turns.append(outcome.result)
+            token = outcome.result.token
+        chosen = SERVICES[service]
+        self._expect(outcome, lambda: self.model.acquire_turn(chosen, key, holder, lease_ms, token))
+        self._check()
+
+    @precondition(lambda self: self.turns)
+    @rule(service=services, number=st.integers(0, 5), lease_ms=leases | st.just(0))
+    def renew_turn(self, service: int, number: int, lease_ms: int) -> None:
+        turn = self.turns[-1 - number % len(self.turns)]
+        outcome = self._run(OPS[service].renew_turn(turn, lease_ms), lease_ms)
+        chosen = SERVICES[service]
+        self._expect(outcome, lambda: self.model.renew_turn(chosen, turn, lease_ms))
+        self._check()
+
+    @precondition(lambda self: self.turns)
+    @rule(service=services, number=st.integers(0, 5), batch=st.lists(numbers, max_size=4))
+    def append_with_turn(self, service: int, number: int, batch: list[int]) -> None:
+        turn = self.turns[-1 - number % len(self.turns)]
+        events = [EVENTS[number] for number in batch]
+        ops, key, chosen = OPS[service], turn.key, SERVICES[service]
+        if len(events) == 1:
+            outcome = self._drive(flows.append_event(ops, key, events[0], None, turn))
+        else:
+            outcome = self._drive(flows.append_events(ops, key, events, None, turn))
+
+        def expected() -> Any:
+            if events:
+                self.model.append(chosen, key, events, None, turn)
+            return events[0] if len(events) == 1 else events
+
+        self._expect(outcome, expected)
+        self._check()
+
+    # -- state ---------------------------------------------------------------------------------
+
+    @rule(service=services, key=keys, change=changes, step=version_steps)
+    def update_session_state(
+        self, service: int, key: SessionKey, change: Any, step: int | None
+    ) -> None:
+        state, removed = change
+        if_version = self._version(key, step)
+        flow = flows.update_session_state(OPS[service], key, state, removed, if_version)
+        outcome = self._drive(flow)
+
+        def expected() -> None:
+            if state or removed or if_version is not None:
+                self.model.update(SERVICES[service], key, state, removed, if_version)
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(service=services, user=users, change=st.sampled_from([({"k": 1}, []), ({}, ["k"])]))
+    def update_user_state(self, service: int, user: tuple[str, str], change: Any) -> None:
+        outcome = self._drive(flows.update_user_state(OPS[service], *user, *change))
+        chosen = SERVICES[service]
+        self._expect(outcome, lambda: self.model.update_user(chosen, user, *change))
+        self._check()
+
+    @rule(service=services, app=apps, change=st.sampled_from([({"k": 1}, []), ({}, ["k", "x"])]))
+    def update_app_state(self, service: int, app: str, change: Any) -> None:
+        outcome = self._drive(flows.update_app_state(OPS[service], app, *change))
+        chosen = SERVICES[service]
+        self._expect(outcome, lambda: self.model.update_app(chosen, app, *change))
+        self._check()
+
+    @rule(service=services, user=users)
+    def get_user_state(self, service: int, user: tuple[str, str]) -> None:
+        outcome = self._run(OPS[service].get_user_state(*user))
+        chosen = SERVICES[service]
+
+        def expected() -> dict[str, Any]:
+            if user not in self.model.users:
+                return {}
+            if chosen.refresh_on_read:
+                self.model.refreshed[user] = chosen.user_ttl
+            return self.model.users[user].state
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(service=services, app=apps)
+    def get_app_state(self, service: int, app: str) -> None:
+        outcome = self._run(OPS[service].get_app_state(app))
+        chosen = SERVICES[service]
+
+        def expected() -> dict[str, Any]:
+            if app not in self.model.apps:
+                return {}
+            if chosen.refresh_on_read:
+                self.model.refreshed[app] = chosen.app_ttl
+            return self.model.apps[app].state
+
+        self._expect(outcome, expected)
+        self._check()
+
+    # -- time ----------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.model.sessions)
+    @rule(days=st.sampled_from((1 / 100, 1 / 50, 0.3, 0.9, 1.5, 3.5, 5.0)))
+    def pass_time(self, days: float) -> None:
+        """As if time had passed: every deadline comes nearer, and some things expire."""
+        milliseconds = int(days * DAY_MS)
+        self.server.raw.eval(PASS_TIME, 0, milliseconds)
+        self.clock_us = self._server_us()
+        self.model.begin(self.clock_us)
+        keyspace = self.twin.keyspace
+        keyspace.now_us = self.clock_us
+        for key in keyspace.keys():  # noqa: SIM118  # no mapping
+            deadline_ms = keyspace.pexpiretime(key)
+            if keyspace.kind(key) == b"hash":
+                noted = int(keyspace.hget(key, b"deadline_ms") or 0)
+                if noted > 0:
+                    keyspace.hset(key, (b"deadline_ms", b"%d" % (noted - milliseconds)))
+                turn = int(keyspace.hget(key, b"turn_until_us") or 0)
+                if turn > 0:
+                    turn -= milliseconds * 1000
+                    keyspace.hset(key, (b"turn_until_us", b"%d" % turn))
+            if deadline_ms > 0:
+                keyspace.pexpireat(key, deadline_ms - milliseconds)
+        self.model.pass_time(milliseconds)
+        self._check()
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _server_us(self) -> int:
+        seconds, rest = self.server.raw.time()
+        return seconds * 1_000_000 + rest
+
+    def _version(self, key: SessionKey, step: int | None) -> int | None:
+        """None, or a version so many steps from the right one."""
+        if step is None:
+            return None
+        stored = self.model.sessions.get(key)
+        return max((stored.version if stored else 1) + step, 0)
+
+    def _cursor(self, key: SessionKey, number: int | None) -> int | None:
+        """A position in the log, near one, or outside of it."""
+        if number is None:
+            return None
+        stored = self.model.sessions.get(key)
+        positions = [entry.position for entry in stored.log] if stored else []
+        if number < 0 or not positions:
+            return 5
+        return positions[number % len(positions)] + (number >= len(positions))
+
+    def _run(self, call: Call[Any], lease_ms: int = 0) -> Outcome:
+        """A call on both sides; what the server's replies mean."""
+        before_us = self._server_us()
+        real = Outcome(lambda: call.decode(self.executor.execute(call)))
+        after_us = self._server_us()
+        # What the call has put into an index, or answered, tells its time exactly.
+        stamps = [
+            score
+            for key, (_, _, content) in dump_server(self.server).items()
+            if key.startswith(b"sessions:")
+            for _, score in content
+        ]
+        if isinstance(real.result, Written):
+            stamps.append(real.result.updated_us)
+        if isinstance(real.result, Turn):
+            stamps.append(microseconds(real.result.expires_at) - lease_ms * 1000)
+        exact = [stamp for stamp in stamps if before_us <= stamp <= after_us]
+        self.clock_us = exact[0] if exact else after_us
+        twin = Outcome(lambda: call.decode(self.twin.execute(call)))
+        assert twin.told() == real.told()
+        return real
+
+    def _drive(self, flow: flows.Flow[Any]) -> Outcome:
+        def drive() -> Any:
+            try:
+                step = next(flow)
+                while True:
+                    calls = step if isinstance(step, tuple) else (step,)
+                    results = [self._run(call).value() for call in calls]
+                    step = flow.send(tuple(results) if isinstance(step, tuple) else results[0])
+            except StopIteration as end:
+                return end.value
+
+        return Outcome(drive)
+
+    def _expect(self, outcome: Outcome, expected: Callable[[], Any]) -> None:
+        """Hold what came against the model's answer."""
+        self.model.begin(self.clock_us)
+        assert outcome.told() == Outcome(expected).told()
+
+    def _check(self) -> None:
+        """Twin and server store the same, and it is what the model says."""
+        real, twin = dump_server(self.server), dump_twin(self.twin.keyspace)
+        assert sorted(twin) == sorted(real)
+        for key, (kind, deadline_ms, content) in real.items():
+            twin_kind, twin_deadline_ms, twin_content = twin[key]
+            assert twin_kind == kind
+            assert _is_near(twin_deadline_ms, deadline_ms), key
+            if key.startswith(b"session:"):
+                noted = int(content.pop(b"deadline_ms"))
+                assert _is_near(int(twin_content.pop(b"deadline_ms")), noted)
+                assert noted in (0, deadline_ms)
+            assert twin_content == content
+        self._check_model(real)
+
+    def _check_model(self, real: Dump) -> None:
+        spelled = Keys()
+        expected_keys = set()
+        for key, stored in self.model.sessions.items():
+            names = spelled.session(*_parts(key))
+            expected_keys.add(names.session)
+            self.model.check_deadline(key, _deadline(real, names.session))
+            if stored.log:
+                expected_keys.add(names.events)
+                assert real[names.events][1] == real[names.session][1]
+            index = real[names.sessions]
+            assert dict(index[2])[key.session_id.encode()] == stored.updated_us
+            # The index lives as long as every session in it.
+            assert index[1] == -1 or index[1] >= (stored.deadline or math.inf)
+            call = READER.get_session(key, None, None)
+            assert call.decode(self.executor.execute(call)) == self.model.view(key)
+            positions = [(entry.position, entry.event) for entry in stored.log]
+            log = real[names.events][2] if stored.log else []
+            assert [(score, decode_event(member)) for member, score in log] == positions
+        for user in self.model.users:
+            name = spelled.user(*user).user
+            expected_keys.add(name)
+            self.model.check_deadline(user, _deadline(real, name))
+        for app in self.model.apps:
+            name = spelled.app(app)
+            expected_keys.add(name)
+            self.model.check_deadline(app, _deadline(real, name))
+        indexes = {name for name in real if name.startswith(b"sessions:")}
+        assert set(real) - indexes == expected_keys
+
+
+def _parts(key: SessionKey) -> tuple[str, str, str]:
+    return key.app_name, key.user_id, key.session_id
+
+
+def _is_near(left: int, right: int) -> bool:
+    if min(left, right) <= 0:
+        return left == right
+    return abs(left - right) <= TOLERANCE_MS
+
+
+def _deadline(real: Dump, name: bytes) -> int | None:
+    deadline_ms = real[name][1]
+    return None if deadline_ms < 0 else deadline_ms
+
+
+@pytest.fixture
+def executors(server: Server) -> Iterator[tuple[RedisExecutor, ...]]:
+    """The executor for threads, over RESP2 and over RESP3."""
+    found = tuple(
+        connect_sync(server.url, None, {"protocol": protocol}, None, 10.0) for protocol in (2, 3)
+    )
+    yield found
+    for executor in found:
+        executor.close()
+
+
+def test_twin_server_and_model_agree(server: Server, executors: tuple[RedisExecutor, ...]) -> None:
+    machine = type("Machine", (TwinMachine,), {"server": server, "executors": executors})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=120,
+            stateful_step_count=40,
+            deadline=None,
+            print_blob=True,
+            # To make a failing sequence short takes minutes: add Phase.shrink for that.
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_both_let_keys_expire(server: Server, executors: tuple[RedisExecutor, ...]) -> None:
+    ops = make_ops(Settings(3, 200, 100, 150, True, "json"))
+    clock = [time.time()]
+    twin = MemoryExecutor(clock=lambda: clock[0])
+    key = KEYS[3]
+
+    def run(step: flows.Step) -> tuple[Any, Any]:
+        assert isinstance(step, Call)
+        clock[0] = time.time()
+        return step.decode(executors[0].execute(step)), step.decode(twin.execute(step))
+
+    run(next(flows.create_session(ops, *_parts(key), {"k": 1, "user:k": 2, "app:k": 3})))
+    run(next(flows.append_event(ops, key, EVENTS[0], None)))
+    assert len(dump_twin(twin.keyspace)) == len(dump_server(server)) == 5
+    reader = READER.get_session(key, None, None)
+    limit = time.monotonic() + 5
+    while server.raw.dbsize() and time.monotonic() < limit:
+        real, twins = run(reader)
+        if real and twins:
+            # At most the time between two readings apart.
+            assert set(real.state) - set(twins.state) <= {"user:k", "app:k"}
+        time.sleep(0.005)
+    clock[0] = time.time()
+    assert run(reader) == (None, None)
+    assert dump_server(server) == dump_twin(twin.keyspace) == {}
+    # What has expired leaves nothing behind for a session of the same name.
+    real, twins = run(next(flows.create_session(ops, *_parts(key), None)))
+    assert real.state == twins.state == {}
+    assert real.events == twins.events == []

@@ -1,0 +1,378 @@
+"""What services do around the Calls: nothing is sent in vain, and a Session changes only after."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pytest
+from unit_support import NOON, make_ops
+
+from sessionstore import (
+    BackendTimeout,
+    Event,
+    InMemorySessionService,
+    InvalidArgument,
+    LimitExceeded,
+    Session,
+    SessionKey,
+    SessionNotFound,
+    SessionService,
+    StaleVersion,
+)
+from sessionstore.calls import Call
+from sessionstore.ops import EVENTS_PER_CALL_LIMIT
+from sessionstore.tiers import STATE_KEY_LIMIT, STATE_KEYS_LIMIT
+
+KEY = SessionKey("app", "user", "sid")
+IDS: dict[str, Any] = {"app_name": "app", "user_id": "user", "session_id": "sid"}
+USER: dict[str, Any] = {"app_name": "app", "user_id": "user"}
+
+Write = Callable[[SessionService, Session], Awaitable[Any]]
+
+
+class Recorder:
+    """Stands where a store stands, and records what reaches it."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.sent: list[Call[Any]] = []
+        self._error = error
+
+    async def execute(self, call: Call[Any]) -> list[Any]:
+        self.sent.append(call)
+        if self._error is not None:
+            raise self._error
+        pytest.fail(f"{call.name} was sent")
+
+    async def aclose(self) -> None:
+        pass
+
+
+def recording_service(
+    error: Exception | None = None, **options: Any
+) -> tuple[SessionService, Recorder]:
+    recorder = Recorder(error)
+    return SessionService(make_ops(**options), recorder), recorder
+
+
+def make_session() -> Session:
+    return Session(
+        app_name="app",
+        user_id="user",
+        id="sid",
+        state={"a": {"b": [1]}, "user:c": 2, "app:d": 3, "temp:e": 4},
+        events=[Event("user", {"text": "hello"}, id="e1", timestamp=NOON)],
+        version=5,
+        created_at=NOON,
+        updated_at=NOON,
+    )
+
+
+# -- refused before anything is sent ------------------------------------------------------------
+
+BAD_STATES: list[Any] = [
+    {"a": {1, 2}},
+    {"a": float("nan")},
+    {"a": (1,)},
+    {"a": "\ud800"},
+    {"": 1},
+    {"app:": 1},
+    {"user:": 1},
+    {"temp:": 1},
+    {5: 1},
+    {None: 1},
+    {"\ud800": 1},
+    {"x" * (STATE_KEY_LIMIT + 1): 1},
+    {"temp:a": object()},
+    {str(number): 0 for number in range(STATE_KEYS_LIMIT + 1)},
+    ["a"],
+    "a",
+    5,
+    [],
+    "",
+    0,
+]
+BAD_KEYS: list[Any] = ["", "app:", "user:", "temp:", 5, None, b"a", "\ud800", "x" * 1025]
+BAD_EVENTS: list[Any] = [
+    None,
+    "text",
+    {"author": "user"},
+    Event("", "content"),
+    Event("user", {1}),
+    Event("user", id=""),
+    Event("user", timestamp=datetime(2024, 5, 15)),
+    Event("user", state_delta={"a": {1}}),
+    Event("user", state_delta={"": 1}),
+    Event("user", state_delta={5: 1}),  # type: ignore[dict-item]  # likewise below: no Event
+    Event("user", state_delta=None),  # type: ignore[arg-type]
+    Event("user", state_delta=[]),  # type: ignore[arg-type]
+    Event("user", state_delta=["a"]),  # type: ignore[arg-type]
+    Event("user", state_removed=None),  # type: ignore[arg-type]
+    Event("user", state_removed=5),  # type: ignore[arg-type]
+    Event("user", state_removed="a"),  # type: ignore[arg-type]
+    Event("user", state_removed=("a",)),  # type: ignore[arg-type]
+    Event("user", state_removed=[5]),  # type: ignore[list-item]
+    Event("user", state_removed=[""]),
+    Event("user", state_delta={"a": 1}, state_removed=["a"]),
+    Event("user", state_delta={"user:a": 1}, state_removed=["user:a"]),
+    Event("user", metadata={"a": object()}),
+    Event("user", metadata=None),  # type: ignore[arg-type]
+]
+BAD_SESSIONS: list[Any] = [
+    None,
+    "sid",
+    ("app", "user", "sid"),
+    SessionKey("", "user", "sid"),
+    SessionKey("app", "x" * 257, "sid"),
+    SessionKey("app", "user", "\ud800"),
+    SessionKey("app", "user", None),  # type: ignore[arg-type]  # likewise
+]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A method of a service with the arguments to call it with."""
+
+    method: str
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+    async def on(self, service: SessionService) -> Any:
+        return await getattr(service, self.method)(*self.args, **self.options)
+
+
+def attempt(method: str, *args: Any, **options: Any) -> Attempt:
+    return Attempt(method, args, options)
+
+
+def refused_attempts() -> Iterator[Attempt]:
+    for state in BAD_STATES:
+        yield attempt("create_session", **IDS, state=state)
+        yield attempt("get_or_create_session", **IDS, state=state)
+        yield attempt("update_session_state", KEY, state)
+        yield attempt("update_user_state", "app", "user", state)
+        yield attempt("update_app_state", "app", state)
+    for key in BAD_KEYS:
+        yield attempt("delete_session_state", KEY, "a", key)
+        yield attempt("delete_user_state", "app", "user", key)
+        yield attempt("delete_app_state", "app", "a", key)
+    for event in BAD_EVENTS:
+        yield attempt("append_event", KEY, event)
+        yield attempt("append_events", KEY, [Event("user"), event, Event("user")])
+    for session in BAD_SESSIONS:
+        yield attempt("append_event", session, Event("user"))
+        yield attempt("get_events", session)
+        yield attempt("pop_event", session)
+        yield attempt("clear_events", session)
+        yield attempt("update_session_state", session, {"a": 1})
+        yield attempt("delete_session_state", session, "a")
+    for events in (None, 5, Event("user"), "text", {"a": 1}):
+        yield attempt("append_events", KEY, events)
+    for key in ("app:a", "temp:a"):
+        yield attempt("update_user_state", "app", "user", {key: 1})
+        yield attempt("delete_user_state", "app", "user", key)
+    for key in ("user:a", "temp:a"):
+        yield attempt("update_app_state", "app", {key: 1})
+        yield attempt("delete_app_state", "app", key)
+    for limit, offset in ((0, 0), (1001, 0), (-1, 0), (True, 0), ("5", 0), (1, -1), (1, None)):
+        yield attempt("list_sessions", **USER, limit=limit, offset=offset)
+    for event_num in (-1, True, "5", None):
+        yield attempt("list_sessions", **USER, event_num=event_num)
+    for no_id in ("", "x" * 257, "\ud800", None, 5):
+        yield attempt("get_user_state", "app", no_id)
+        yield attempt("get_app_state", no_id)
+        yield attempt("update_app_state", no_id, {"a": 1})
+        yield attempt("list_sessions", app_name="app", user_id=no_id)
+        yield attempt("create_session", app_name="app", user_id=no_id)
+        yield attempt("get_session", **USER, session_id=no_id)
+        yield attempt("delete_session", **USER, session_id=no_id)
+    for bad_id in ("x" * 257, "\ud800", 5, b"x"):
+        yield attempt("create_session", **USER, session_id=bad_id)
+        yield attempt("get_or_create_session", **USER, session_id=bad_id)
+
+
+REFUSED = list(refused_attempts())
+
+
+@pytest.mark.parametrize(
+    "refused", REFUSED, ids=[f"{number}-{one.method}" for number, one in enumerate(REFUSED)]
+)
+async def test_what_is_refused_is_not_sent(refused: Attempt) -> None:
+    service, recorder = recording_service()
+    with pytest.raises(InvalidArgument):
+        await refused.on(service)
+    assert recorder.sent == []
+
+
+async def test_too_many_events_are_not_sent() -> None:
+    service, recorder = recording_service()
+    events = [Event("user") for _ in range(EVENTS_PER_CALL_LIMIT + 1)]
+    with pytest.raises(LimitExceeded):
+        await service.append_events(KEY, events)
+    assert recorder.sent == []
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        attempt("append_events", KEY, []),
+        attempt("append_event", KEY, Event("agent", "fragment", partial=True)),
+        attempt("append_events", KEY, [Event("agent", partial=True)] * 3),
+        attempt("update_session_state", KEY, {}),
+        attempt("update_session_state", KEY, {"temp:a": 1}),
+        attempt("delete_session_state", KEY),
+        attempt("delete_session_state", KEY, "temp:a"),
+        attempt("update_user_state", "app", "user", {}),
+        attempt("delete_user_state", "app", "user"),
+        attempt("update_app_state", "app", {}),
+        attempt("delete_app_state", "app"),
+    ],
+    ids=lambda one: one.method,
+)
+async def test_what_changes_nothing_is_not_sent(idle: Attempt) -> None:
+    service, recorder = recording_service()
+    await idle.on(service)
+    assert recorder.sent == []
+
+
+# -- the caller's Session -----------------------------------------------------------------------
+
+WRITES: dict[str, Write] = {
+    "append": lambda s, session: s.append_event(
+        session, Event("user", state_delta={"a": 2, "temp:x": 1}, state_removed=["user:c"])
+    ),
+    "append_events": lambda s, session: s.append_events(
+        session, [Event("user", state_delta={"a": 2}), Event("agent", partial=True)]
+    ),
+    "pop": lambda s, session: s.pop_event(session),
+    "clear": lambda s, session: s.clear_events(session),
+    "update": lambda s, session: s.update_session_state(session, {"a": 2, "temp:x": 1}),
+    "delete": lambda s, session: s.delete_session_state(session, "a", "user:c", "temp:e"),
+    "refused event": lambda s, session: s.append_event(
+        session, Event("user", {1}, state_delta={"a": 2, "temp:x": 1})
+    ),
+    "refused batch": lambda s, session: s.append_events(
+        session, [Event("user", state_delta={"a": 2}), Event("user", {1})]
+    ),
+    "refused update": lambda s, session: s.update_session_state(session, {"a": 2, "b": {1}}),
+    "refused version": lambda s, session: s.append_event(session, Event("u"), if_version=-1),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_a_session_stays_as_it_is_when_a_write_fails(name: str) -> None:
+    for maybe_applied in (False, True):
+        error = BackendTimeout("no answer", maybe_applied=maybe_applied)
+        service, _ = recording_service(error)
+        session = make_session()
+        before = copy.deepcopy(session)
+        with pytest.raises((BackendTimeout, InvalidArgument)):
+            await WRITES[name](service, session)
+        assert session == before
+
+
+@pytest.mark.parametrize("name", ["append", "append_events", "pop", "clear", "update", "delete"])
+async def test_a_session_stays_as_it_is_when_it_is_missing(name: str) -> None:
+    async with InMemorySessionService() as service:
+        session = make_session()
+        before = copy.deepcopy(session)
+        with pytest.raises(SessionNotFound):
+            await WRITES[name](service, session)
+        assert session == before
+
+
+async def test_a_session_stays_as_it_is_when_its_version_is_stale() -> None:
+    attempts: list[Write] = [
+        lambda s, x: s.append_event(x, Event("u", state_delta={"a": 2}), if_version=9),
+        lambda s, x: s.append_events(x, [Event("u", state_delta={"temp:a": 2})], if_version=9),
+        lambda s, x: s.pop_event(x, if_version=9),
+        lambda s, x: s.clear_events(x, if_version=9),
+        lambda s, x: s.update_session_state(x, {"a": 2, "temp:b": 1}, if_version=9),
+        lambda s, x: s.update_session_state(x, {"temp:b": 1}, if_version=9),
+        lambda s, x: s.delete_session_state(x, "a", if_version=9),
+    ]
+    async with InMemorySessionService() as service:
+        session = await service.create_session(**IDS, state={"a": 1})
+        await service.append_event(session, Event("user"))
+        for write in attempts:
+            before = copy.deepcopy(session)
+            with pytest.raises(StaleVersion):
+                await write(service, session)
+            assert session == before
+
+
+async def test_a_session_shows_what_was_written() -> None:
+    async with InMemorySessionService() as service:
+        session = await service.create_session(**IDS, state={"a": 1, "user:b": 2, "temp:c": 3})
+        event = Event("u", state_delta={"d": 4, "app:e": 5, "temp:f": 6}, state_removed=["a"])
+        stored = await service.append_event(session, event)
+        assert session.state == {"user:b": 2, "temp:c": 3, "d": 4, "app:e": 5, "temp:f": 6}
+        assert session.events == [stored]
+        assert stored.state_delta == {"d": 4, "app:e": 5}
+        await service.delete_session_state(session, "d", "user:b", "temp:f", "missing")
+        assert session.state == {"temp:c": 3, "app:e": 5}
+        fresh = await service.get_session(**IDS)
+        assert fresh is not None
+        assert (fresh.version, fresh.updated_at) == (session.version, session.updated_at)
+        assert fresh.state | {"temp:c": 3} == session.state
+        assert await service.pop_event(session) == stored
+        assert session.events == []
+        assert session.version == fresh.version + 1
+
+
+METHODS = [
+    attempt("create_session", **IDS),
+    attempt("get_or_create_session", **IDS),
+    attempt("get_session", **IDS),
+    attempt("list_sessions", **USER),
+    attempt("delete_session", **IDS),
+    attempt("append_event", KEY, Event("user")),
+    attempt("append_events", KEY, [Event("user"), Event("user")]),
+    attempt("get_events", KEY),
+    attempt("pop_event", KEY),
+    attempt("clear_events", KEY),
+    attempt("update_session_state", KEY, {"a": 1, "user:b": 2, "app:c": 3}),
+    attempt("delete_session_state", KEY, "a"),
+    attempt("get_user_state", "app", "user"),
+    attempt("update_user_state", "app", "user", {"a": 1}),
+    attempt("delete_user_state", "app", "user", "a"),
+    attempt("get_app_state", "app"),
+    attempt("update_app_state", "app", {"a": 1}),
+    attempt("delete_app_state", "app", "a"),
+]
+
+
+async def test_a_call_is_named_after_the_method() -> None:
+    """Errors name it. Removing state is updating it."""
+    for method in METHODS:
+        service, recorder = recording_service(BackendTimeout("no answer"))
+        with pytest.raises(BackendTimeout):
+            await method.on(service)
+        name = re.sub(r"^delete_(.*)_state$", r"update_\1_state", method.method)
+        assert [call.name for call in recorder.sent] in ([name], [method.method])
+
+
+async def test_all_operations_but_a_list_are_one_call() -> None:
+    class Counter:
+        def __init__(self, inner: Any) -> None:
+            self.inner, self.count = inner, 0
+
+        async def execute(self, call: Call[Any]) -> list[Any]:
+            self.count += 1
+            found: list[Any] = await self.inner.execute(call)
+            return found
+
+        async def aclose(self) -> None:
+            await self.inner.aclose()
+
+    for method in METHODS:
+        async with InMemorySessionService(session_ttl=60) as memory:
+            if method.method != "create_session":
+                await memory.create_session(**IDS)
+            counter = Counter(memory._executor)
+            await method.on(SessionService(make_ops(session_ttl=60), counter))
+            assert counter.count == (2 if method.method == "list_sessions" else 1)

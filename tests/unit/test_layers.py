@@ -1,0 +1,132 @@
+"""Imports point downward only, and only the transport knows redis-py."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sessionstore
+
+PACKAGE = Path(sessionstore.__file__).parent
+
+# From the bottom up. A module imports only from lower lines, a part of a package also its siblings.
+LAYERS: list[set[str]] = [
+    {"errors", "times", "scripts"},
+    {"model"},
+    {"keys", "codec", "calls", "instances"},
+    {"tiers", "options"},
+    {"replies"},
+    {"ops"},
+    {"flows"},
+    {"transport", "twin"},
+    {"service", "sync"},
+    {"embedded", "runner"},
+    {"sessionstore"},  # the package's own __init__
+    {"adapters", "cli"},
+]
+RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+# What an adapter imports is its own affair: every one has an extra.
+LIBRARIES = {
+    "redis": {"transport"},
+    "hiredis": {"transport"},
+    "msgspec": set(RANKS) - {"errors", "times", "embedded"},
+    "click": {"cli"},
+    "rich": {"cli"},
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every module with the name that stands for it in LAYERS."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield ("sessionstore" if parts == ("__init__",) else parts[0]), path
+
+
+def imports(text: str, depth: int = 1) -> Iterator[tuple[str | None, str | None]]:
+    """(module of ours, None) or (None, library) for every import, nested ones too.
+
+    Args:
+        text: a module.
+        depth: levels below the package at which it stands; 1 = directly in it.
+    """
+    for node in ast.walk(ast.parse(text)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        elif isinstance(node, ast.ImportFrom) and node.level == depth:
+            if node.module:
+                yield node.module.partition(".")[0], None
+                continue
+            for alias in node.names:
+                yield (alias.name if alias.name in RANKS else "sessionstore"), None
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top == "sessionstore":
+                yield (rest.partition(".")[0] or "sessionstore"), None
+            else:
+                yield None, top
+
+
+def imports_of(path: Path) -> Iterator[tuple[str | None, str | None]]:
+    return imports(path.read_text("utf-8"), len(path.relative_to(PACKAGE).parts))
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {name for name, _ in modules()} <= set(RANKS)
+
+
+def test_imports_point_downward_only() -> None:
+    upward = [
+        f"{path.relative_to(PACKAGE)} imports {target}"
+        for name, path in modules()
+        for target, _ in imports_of(path)
+        if target is not None and target != name and RANKS[target] >= RANKS[name]
+    ]
+    assert upward == []
+
+
+def test_libraries_are_imported_only_where_they_belong() -> None:
+    misplaced = [
+        f"{path.relative_to(PACKAGE)} imports {library}"
+        for name, path in modules()
+        for _, library in imports_of(path)
+        if library is not None
+        and library not in sys.stdlib_module_names
+        and name != "adapters"
+        and name not in LIBRARIES.get(library, set())
+    ]
+    assert misplaced == []
+
+
+@pytest.mark.parametrize(
+    ("text", "depth", "found"),
+    [
+        ("from .service import SessionService", 1, ("service", None)),
+        ("from . import flows", 1, ("flows", None)),
+        ("from . import Event", 1, ("sessionstore", None)),
+        ("from ..service import SessionService", 2, ("service", None)),
+        ("from .. import RedisSessionService", 2, ("sessionstore", None)),
+        ("import sessionstore", 1, ("sessionstore", None)),
+        ("import sessionstore.sync", 1, ("sync", None)),
+        ("from sessionstore.cli.run import x", 1, ("cli", None)),
+        ("import redis.asyncio", 1, (None, "redis")),
+        ("from redis import Redis", 2, (None, "redis")),
+        ("def f():\n    import redis", 1, (None, "redis")),
+        ("if True:\n    from .ops import Ops", 1, ("ops", None)),
+    ],
+)
+def test_imports_of_every_kind_are_found(
+    text: str, depth: int, found: tuple[str | None, str | None]
+) -> None:
+    assert list(imports(text, depth)) == [found]
+
+
+def test_a_sibling_of_the_same_package_is_no_import_from_a_layer() -> None:
+    assert list(imports("from .wire import pack", depth=2)) == []

@@ -1,0 +1,309 @@
+"""Calls are pure data: built alike every time, marked for what they do, refused before sending."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import pytest
+from unit_support import NOON, make_ops
+
+from sessionstore import Event, InvalidArgument, LimitExceeded, SessionKey, Turn
+from sessionstore.calls import Call, reply_error
+from sessionstore.errors import (
+    BackendRejected,
+    BackendUnavailable,
+    ScriptContractError,
+    SessionExists,
+    SessionNotFound,
+    StaleVersion,
+)
+from sessionstore.ops import EVENTS_PER_CALL_LIMIT, Ops
+from sessionstore.replies import Written
+from sessionstore.tiers import Change, Delta, split
+
+KEY = SessionKey("app", "user", "sid")
+TURN = Turn(KEY, 3, NOON)
+
+
+def change_of(ops: Ops, **state: Any) -> Change:
+    return split(ops.options.codec, state, path="state", removed_path="keys")
+
+
+def prepared(ops: Ops, count: int) -> list[tuple[bytes, datetime, Change]]:
+    data, _ = ops.options.codec.encode_event(Event("user", id="e", timestamp=NOON), "event")
+    return [(data, NOON, change_of(ops))] * count
+
+
+def all_calls(ops: Ops) -> dict[str, Call[Any]]:
+    change = change_of(ops, a=1)
+    return {
+        "create_session": ops.create_session(KEY, "generation", change),
+        "get_or_create_session": ops.get_or_create_session(KEY, "generation", change, None, None),
+        "get_session": ops.get_session(KEY, 5, NOON),
+        "get_events": ops.get_events(KEY, 1, 9, 10),
+        "list_session_ids": ops.list_session_ids("app", "user", 10, 0),
+        "list_sessions": ops.list_sessions("app", "user", ["sid"], 5),
+        "prune_index": ops.prune_index("app", "user", ["sid"]),
+        "delete_session": ops.delete_session(KEY),
+        "append_event": ops.append_event(KEY, *prepared(ops, 1)[0], None, None),
+        "append_event if_version": ops.append_event(KEY, *prepared(ops, 1)[0], 5, None),
+        "append_event with turn": ops.append_event(KEY, *prepared(ops, 1)[0], None, TURN),
+        "append_events": ops.append_events(KEY, prepared(ops, 2), None, None),
+        "append_events if_version": ops.append_events(KEY, prepared(ops, 2), 5, None),
+        "append_events with turn": ops.append_events(KEY, prepared(ops, 2), None, TURN),
+        "acquire_turn": ops.acquire_turn(KEY, "holder", 30_000),
+        "renew_turn": ops.renew_turn(TURN, 30_000),
+        "release_turn": ops.renew_turn(TURN, 0),
+        "pop_event": ops.pop_event(KEY, None),
+        "pop_event if_version": ops.pop_event(KEY, 5),
+        "clear_events": ops.clear_events(KEY, None),
+        "clear_events if_version": ops.clear_events(KEY, 5),
+        "update_session_state": ops.update_session_state(KEY, change, None),
+        "update_session_state if_version": ops.update_session_state(KEY, change, 5),
+        "get_user_state": ops.get_user_state("app", "user"),
+        "get_app_state": ops.get_app_state("app"),
+        "update_user_state": ops.update_user_state("app", "user", Delta([b"a", b"1"])),
+        "update_app_state": ops.update_app_state("app", Delta([b"a", b"1"])),
+    }
+
+
+OPTIONS: list[dict[str, Any]] = [{}, {"session_ttl": 60, "app_state_ttl": 5, "user_state_ttl": 5}]
+each_options = pytest.mark.parametrize("options", OPTIONS, ids=["without_ttl", "with_ttl"])
+
+
+@each_options
+def test_a_call_is_built_alike_every_time(options: dict[str, Any]) -> None:
+    first, second = all_calls(make_ops(**options)), all_calls(make_ops(**options))
+    for name, call in first.items():
+        other = second[name]
+        assert (call.script, call.keys, call.args, call.then) == (
+            other.script,
+            other.keys,
+            other.args,
+            other.then,
+        )
+
+
+@each_options
+def test_a_call_is_data_that_does_not_change(options: dict[str, Any]) -> None:
+    for call in all_calls(make_ops(**options)).values():
+        assert isinstance(call.keys, tuple)
+        assert isinstance(call.args, tuple)
+        assert all(isinstance(key, bytes) for key in call.keys)
+        assert all(type(arg) in (bytes, str, int) for arg in call.args)
+        assert all(type(arg) in (bytes, str, int) for command in call.then for arg in command)
+        with pytest.raises(AttributeError):
+            call.keys = ()  # type: ignore[misc]  # that it cannot be set is the point
+
+
+@each_options
+def test_what_is_safe_to_send_twice_says_so(options: dict[str, Any]) -> None:
+    once = {name for name, call in all_calls(make_ops(**options)).items() if not call.idempotent}
+    assert once == {
+        "pop_event",
+        "pop_event if_version",
+        "clear_events if_version",
+        "update_session_state if_version",
+    }
+
+
+@each_options
+def test_what_writes_says_so(options: dict[str, Any]) -> None:
+    reads = {name for name, call in all_calls(make_ops(**options)).items() if not call.writes}
+    assert reads == {
+        "get_session",
+        "get_events",
+        "list_session_ids",
+        "list_sessions",
+        "get_user_state",
+        "get_app_state",
+    }
+
+
+@each_options
+def test_no_plain_command_writes(options: dict[str, Any]) -> None:
+    for call in all_calls(make_ops(**options)).values():
+        assert {command[0] for command in call.then} <= {"HGETALL", "HEXISTS", "ZRANGE"}
+
+
+def test_a_read_that_refreshes_nothing_needs_no_script() -> None:
+    reads = ("get_session", "get_events", "get_user_state", "get_app_state")
+    several: list[dict[str, Any]] = [{}, {"session_ttl": 60, "refresh_ttl_on_read": False}]
+    for options in several:
+        calls = all_calls(make_ops(**options))
+        assert [calls[name].script for name in reads] == [None] * 4
+    calls = all_calls(make_ops(session_ttl=60, user_state_ttl=60, app_state_ttl=60))
+    assert None not in [calls[name].script for name in reads]
+
+
+def test_an_append_names_only_the_tiers_that_it_changes() -> None:
+    ops = make_ops()
+    for state, count in (({}, 3), ({"a": 1}, 3), ({"user:a": 1}, 4), ({"app:a": 1}, 5)):
+        [(data, timestamp, _)] = prepared(ops, 1)
+        change = change_of(ops, **state)
+        assert len(ops.append_event(KEY, data, timestamp, change, None, None).keys) == count
+        rows = [(data, timestamp, change), *prepared(ops, 2)]
+        assert len(ops.append_events(KEY, rows, None, None).keys) == count
+
+
+def test_no_call_on_a_session_names_an_app_tier_that_is_apart() -> None:
+    for options in OPTIONS:
+        for name, call in all_calls(make_ops(app_apart=True, **options)).items():
+            named = [*call.keys, *(command[1] for command in call.then)]
+            of_app = [key for key in named if isinstance(key, bytes) and b"appdata:" in key]
+            assert bool(of_app) == (name in ("get_app_state", "update_app_state"))
+
+
+# -- refusals -----------------------------------------------------------------------------------
+
+NO_COUNTS: list[Any] = [-1, True, "5", 5.0, None]
+TOO_LARGE = 2**53 + 1  # scripts count in doubles
+
+
+@pytest.mark.parametrize("value", [*NO_COUNTS[:-1], TOO_LARGE])
+def test_a_bad_event_num_is_refused_by_name(value: Any) -> None:
+    ops = make_ops()
+    for build in (
+        lambda: ops.get_session(KEY, value, None),
+        lambda: ops.get_session(KEY, value, NOON),
+        lambda: ops.get_or_create_session(KEY, "g", change_of(ops), value, None),
+        lambda: ops.list_sessions("app", "user", ["sid"], value),
+    ):
+        with pytest.raises(InvalidArgument, match=r"^event_num\b"):
+            build()
+
+
+@pytest.mark.parametrize("value", [0, *NO_COUNTS, 10_001])
+def test_a_bad_page_limit_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"^limit\b"):
+        make_ops().get_events(KEY, None, None, value)
+
+
+@pytest.mark.parametrize("value", [0, *NO_COUNTS, 1001])
+def test_a_bad_list_limit_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"^limit\b"):
+        make_ops().list_session_ids("app", "user", value, 0)
+
+
+@pytest.mark.parametrize("value", [*NO_COUNTS, TOO_LARGE])
+def test_a_bad_offset_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"^offset\b"):
+        make_ops().list_session_ids("app", "user", 10, value)
+
+
+@pytest.mark.parametrize("value", [*NO_COUNTS[:-1], TOO_LARGE])
+def test_a_bad_cursor_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"^after\b"):
+        make_ops().get_events(KEY, value, None, 10)
+    with pytest.raises(InvalidArgument, match=r"^before\b"):
+        make_ops().get_events(KEY, None, value, 10)
+
+
+@pytest.mark.parametrize("value", [*NO_COUNTS[:-1], TOO_LARGE])
+def test_a_bad_version_is_refused_by_name(value: Any) -> None:
+    ops = make_ops()
+    for build in (
+        lambda: ops.append_event(KEY, *prepared(ops, 1)[0], value, None),
+        lambda: ops.append_events(KEY, prepared(ops, 1), value, None),
+        lambda: ops.pop_event(KEY, value),
+        lambda: ops.clear_events(KEY, value),
+        lambda: ops.update_session_state(KEY, change_of(ops), value),
+    ):
+        with pytest.raises(InvalidArgument, match=r"^if_version\b"):
+            build()
+
+
+def test_more_events_than_one_call_takes_are_refused() -> None:
+    ops = make_ops()
+    ops.append_events(KEY, prepared(ops, EVENTS_PER_CALL_LIMIT), None, None)
+    with pytest.raises(LimitExceeded, match=r"^events\b") as caught:
+        ops.append_events(KEY, prepared(ops, EVENTS_PER_CALL_LIMIT + 1), None, None)
+    assert (caught.value.limit, caught.value.actual) == (500, 501)
+
+
+@pytest.mark.parametrize("value", ["", "x" * 257, "\ud800", None, 5, b"x", ["x"]])
+def test_a_bad_id_is_refused_by_name(value: Any) -> None:
+    ops = make_ops()
+    for name, key in (
+        ("app_name", SessionKey(value, "u", "s")),
+        ("user_id", SessionKey("a", value, "s")),
+        ("session_id", SessionKey("a", "u", value)),
+    ):
+        for build in (
+            lambda key=key: ops.get_session(key, None, None),
+            lambda key=key: ops.delete_session(key),
+            lambda key=key: ops.append_events(key, prepared(ops, 1), None, None),
+        ):
+            with pytest.raises(InvalidArgument, match=rf"^{name}\b"):
+                build()
+
+
+def test_a_turn_goes_with_no_version_and_no_other_session() -> None:
+    ops = make_ops()
+    builders: list[Callable[[SessionKey, int | None], Call[Any]]] = [
+        lambda key, version: ops.append_event(key, *prepared(ops, 1)[0], version, TURN),
+        lambda key, version: ops.append_events(key, prepared(ops, 1), version, TURN),
+    ]
+    for build in builders:
+        with pytest.raises(InvalidArgument, match=r"if_version and turn"):
+            build(KEY, 5)
+        with pytest.raises(InvalidArgument, match=r"^turn\b"):
+            build(SessionKey("app", "user", "other"), None)
+
+
+# -- replies ------------------------------------------------------------------------------------
+
+
+def test_status_words_become_results_and_exceptions() -> None:
+    ops = make_ops()
+    append = ops.append_events(KEY, prepared(ops, 2), 3, None)
+    written = append.decode([[b"OK", 4, 1_715_774_400_000_000, 1]])
+    assert written == Written(4, 1_715_774_400_000_000, 1)
+    with pytest.raises(SessionNotFound, match=r"'sid'.*'user'.*'app'"):
+        append.decode([[b"NOT_FOUND"]])
+    with pytest.raises(StaleVersion) as caught:
+        append.decode([[b"STALE", 7]])
+    assert (caught.value.expected, caught.value.actual) == (3, 7)
+    with pytest.raises(SessionExists):
+        ops.create_session(KEY, "g", change_of(ops)).decode([[b"EXISTS"], {}, {}, {}])
+    assert ops.pop_event(KEY, None).decode([[b"EMPTY"]]) is None
+    assert ops.get_session(KEY, None, None).decode([{}, {}, {}, []]) is None
+
+
+def test_a_reply_that_no_header_declares_is_a_bug_of_ours() -> None:
+    calls = all_calls(make_ops())
+    for name in ("append_events", "pop_event", "clear_events", "delete_session", "prune_index"):
+        for reply in ([b"WHAT"], [], [b"CREATED"] if name != "pop_event" else [b"X"], None):
+            with pytest.raises(ScriptContractError):
+                calls[name].decode([reply])
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'.", BackendRejected),
+        ("READONLY You can't write against a read only replica.", BackendRejected),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", BackendRejected),
+        ("NOPERM User x has no permissions to run the 'evalsha' command", BackendRejected),
+        ("MISCONF Redis is configured to save RDB snapshots", BackendRejected),
+        ("NOREPLICAS Not enough good replicas to write.", BackendRejected),
+        ("ERR value is not an integer or out of range", BackendRejected),
+        ("NOAUTH Authentication required.", BackendUnavailable),
+        ("WRONGPASS invalid username-password pair", BackendUnavailable),
+        ("BUG that cannot happen", ScriptContractError),
+        ("ERR BUG that cannot happen", ScriptContractError),
+    ],
+)
+def test_a_servers_error_is_told_for_what_it_is(message: str, kind: type[Exception]) -> None:
+    call = make_ops().delete_session(KEY)
+    error = reply_error(call, message)
+    assert type(error) is kind
+    assert "delete_session" in str(error)
+
+
+def test_a_servers_error_does_not_quote_arguments() -> None:
+    message = "ERR unknown command 'EVALSHA', with args beginning with: 'secret' 'secret'"
+    call = make_ops().delete_session(KEY)
+    assert "secret" not in str(reply_error(call, message))
