@@ -8,11 +8,12 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
+    Awaitable,
     Iterator,
     Mapping,
     MutableMapping,
 )
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from inspect import isawaitable
 from types import TracebackType
@@ -138,8 +139,8 @@ class Run(AsyncIterator[Event]):
         self.invocation_id = invocation_id
         self._events = events
 
-    async def __anext__(self) -> Event:
-        return await anext(self._events)
+    def __anext__(self) -> Awaitable[Event]:
+        return self._events.__anext__()
 
     async def aclose(self) -> None:
         """Stop the run; what it has yielded so far is stored."""
@@ -236,10 +237,11 @@ class Runner:
         Raises:
             InvalidArgument: message is a partial Event.
         """
-        invocation_id = uuid4().hex
-        if isinstance(message, Event):
-            if message.partial:
-                raise InvalidArgument("message must not be partial: partial Events are not stored")
+        if not isinstance(message, Event):
+            invocation_id = uuid4().hex
+        elif message.partial:
+            raise InvalidArgument("message must not be partial: partial Events are not stored")
+        else:
             invocation_id = message.invocation_id or message.id
         if session_id is None or session_id == "":
             session_id = str(uuid4())
@@ -249,68 +251,65 @@ class Runner:
     async def _events(
         self, key: SessionKey, invocation_id: str, message: Any, state: Mapping[str, Any] | None
     ) -> AsyncGenerator[Event, None]:
+        said = message if isinstance(message, Event) else Event("user", message)
+        async with AsyncExitStack() as stack:
+            session, held = await self._open(stack, key, state)
+            await self._append(session, held, _of_run(said, invocation_id))
+            context = RunContext(session, message, invocation_id, RunState(session))
+            streamed: list[Event] = []
+            storing: Event | None = None  # while the store's answer is awaited
+            agent_events: AsyncIterator[Event] | None = None
+            try:
+                agent_events = await _start(self._run_agent, context)
+                while event := await _next(agent_events, context.state):
+                    if event.partial:
+                        streamed.append(event)
+                        yield _of_run(event, invocation_id)
+                        continue
+                    storing = _of_run(context.state.onto(event), invocation_id)
+                    stored = await self._append(session, held, storing)
+                    storing = None
+                    context.state.clear_changes()
+                    streamed.clear()
+                    yield stored
+            except (asyncio.CancelledError, GeneratorExit) as error:
+                if self._stores_interrupted and (storing or streamed):
+                    # What may be stored already is not stored twice: it is the same event.
+                    last = storing or _interrupted(streamed, invocation_id)
+                    await self._append_last(session, held, last, error)
+                raise
+            except Exception as error:
+                # After an error of the store there is nothing to store it with.
+                if storing is None or isinstance(error, InvalidArgument):
+                    await self._append_last(session, held, _failed(error, invocation_id), error)
+                raise
+            finally:
+                close = getattr(agent_events, "aclose", None)
+                if close is not None:
+                    await close()
+
+    async def _open(
+        self, stack: AsyncExitStack, key: SessionKey, state: Mapping[str, Any] | None
+    ) -> tuple[Session, _HeldTurn | None]:
+        """The session, and where runs are serialized its turn, which the stack gives back."""
         names: dict[str, Any] = {
             "app_name": key.app_name,
             "user_id": key.user_id,
             "session_id": key.session_id,
         }
-        session = await self._service.get_or_create_session(
-            **names, state=state, event_num=0 if self._serializes else self._history_limit
-        )
         if not self._serializes:
-            async with aclosing(self._answer(session, None, invocation_id, message)) as events:
-                async for event in events:
-                    yield event
-            return
-        async with _HeldTurn(self._service, key, self._lease) as held:
-            found = await self._service.get_session(**names, event_num=self._history_limit)
-            if found is None:
-                raise SessionNotFound(f"session {key.session_id!r} was deleted before its turn")
-            temp = {name: session.state[name] for name in session.state if name[:5] == "temp:"}
-            found.state.update(temp)
-            async with aclosing(self._answer(found, held, invocation_id, message)) as events:
-                async for event in events:
-                    yield event
-
-    async def _answer(
-        self, session: Session, held: _HeldTurn | None, invocation_id: str, message: Any
-    ) -> AsyncGenerator[Event, None]:
-        """The events of a run on a session whose turn, if any, is held."""
-        said = message if isinstance(message, Event) else Event("user", message)
-        await self._append(session, held, _of_run(said, invocation_id))
-        state = RunState(session)
-        context = RunContext(session, message, invocation_id, state)
-        streamed: list[Event] = []
-        storing: Event | None = None  # while the store's answer is awaited
-        agent_events: AsyncIterator[Event] | None = None
-        try:
-            agent_events = await _start(self._run_agent, context)
-            while event := await _next(agent_events, state):
-                if event.partial:
-                    streamed.append(event)
-                    yield _of_run(event, invocation_id)
-                    continue
-                storing = _of_run(state.onto(event), invocation_id)
-                stored = await self._append(session, held, storing)
-                storing = None
-                state.clear_changes()
-                streamed.clear()
-                yield stored
-        except (asyncio.CancelledError, GeneratorExit) as error:
-            if self._stores_interrupted and (storing or streamed):
-                # What may be stored already is not stored twice: it is the same event.
-                last = storing or _interrupted(streamed, invocation_id)
-                await self._append_last(session, held, last, error)
-            raise
-        except Exception as error:
-            # After an error of the store there is nothing to store it with.
-            if storing is None or isinstance(error, InvalidArgument):
-                await self._append_last(session, held, _failed(error, invocation_id), error)
-            raise
-        finally:
-            close = getattr(agent_events, "aclose", None)
-            if close is not None:
-                await close()
+            session = await self._service.get_or_create_session(
+                **names, state=state, event_num=self._history_limit
+            )
+            return session, None
+        session = await self._service.get_or_create_session(**names, state=state, event_num=0)
+        held = await stack.enter_async_context(_HeldTurn(self._service, key, self._lease))
+        found = await self._service.get_session(**names, event_num=self._history_limit)
+        if found is None:
+            raise SessionNotFound(f"session {key.session_id!r} was deleted before its turn")
+        temp = {name: session.state[name] for name in session.state if name[:5] == "temp:"}
+        found.state.update(temp)
+        return found, held
 
     async def _append(self, session: Session, held: _HeldTurn | None, event: Event) -> Event:
         turn = held.turn if held else None

@@ -125,8 +125,9 @@ def command_line() -> None:
 def fleet(context: click.Context, /, **values: Any) -> None:
     """Run a fleet of simulated agents and prove that nothing was lost.
 
-    Every agent creates a session, reads it before each turn and appends what was said, as agents
-    do. At the end all sessions are read back and compared with what was sent.
+    Every agent creates a session. Then a Runner takes it through its turns: loads the session,
+    appends the user's message, and what the agent says about it. At the end all sessions are read
+    back and compared with what was sent.
 
     The keys of a run have a prefix of their own and are deleted at the end, so a server in use
     can be tried. Ctrl-C stops the agents and verifies what was written; once more, it gives up.

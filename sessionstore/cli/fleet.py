@@ -5,25 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from .. import SessionService
+from .. import RunContext, Runner, SessionService
 from ..errors import BackendError, SessionStoreError
-from ..model import Session, SessionKey
+from ..model import Event, Session, SessionKey
 from .verification import Discrepancies, Ledger, SharedKeys, compare_session
-from .workload import Conversation, Step
+from .workload import Conversation, Turn
 
 READ_EVENTS = 20
-"""An agent reads so many of the newest events before a turn."""
+"""An agent sees so many of the newest events, the user's message included."""
 
 MAX_REASONS = 5
 """So many different reasons of failed operations are kept for the report."""
 
 _NUM_CHECKERS = 64  # Bounds the memory that whole sessions take while they are compared.
 _LIST_PAGE = 100
+_APPENDED_AT_ONCE = 100
 
 _T = TypeVar("_T")
 
@@ -83,8 +84,60 @@ class Failures:
             self.reasons.append(reason)
 
 
+class MeasuredService(SessionService):
+    """Passes on what agents ask of a service; notes how long it took, and what failed.
+
+    Args:
+        service: carries out the calls.
+        meter: is told how long each one took.
+        failures: is told of those that raised.
+
+    Attributes:
+        stored_errors: the last event of a session whose agent failed, in which the Runner says so.
+    """
+
+    def __init__(self, service: SessionService, meter: Meter, failures: Failures) -> None:
+        super().__init__(service._ops, service._executor)
+        self.stored_errors: dict[SessionKey, Event] = {}
+        self._service = service
+        self._meter = meter
+        self._failures = failures
+
+    async def create_session(self, **arguments: Any) -> Session:
+        return await self._call("create_session", self._service.create_session(**arguments))
+
+    async def get_or_create_session(self, **arguments: Any) -> Session:
+        call = self._service.get_or_create_session(**arguments)
+        return await self._call("get_or_create_session", call)
+
+    async def append_event(
+        self, session: Session | SessionKey, event: Event, **conditions: Any
+    ) -> Event:
+        call = self._service.append_event(session, event, **conditions)
+        stored = await self._call("append_event", call)
+        if event.metadata.get("error"):
+            self.stored_errors[session.key] = event
+        return stored
+
+    async def append_events(
+        self, session: Session | SessionKey, events: Iterable[Event], **conditions: Any
+    ) -> list[Event]:
+        call = self._service.append_events(session, events, **conditions)
+        return await self._call("append_events", call)
+
+    async def _call(self, operation: str, call: Awaitable[_T]) -> _T:
+        try:
+            return await self._meter.time(operation, call)
+        except SessionStoreError as error:
+            self._failures.record(error)
+            raise
+
+
 class Fleet:
     """Many agents that hold conversations at once, and the check of what they left.
+
+    A Runner drives each agent. What the agents will say is known beforehand, so whatever is lost,
+    changed or repeated on the way shows, be it the fault of the Runner or of the store.
 
     Run `run_agents`, then `verify`, then, to leave nothing behind, `clean_up`.
 
@@ -118,6 +171,7 @@ class Fleet:
         self.num_verified = 0
         self.elapsed_seconds = 0.0
         self._service = service
+        self._measured = MeasuredService(service, self.meter, self.failures)
         self._ledgers = [Ledger(conversation) for conversation in conversations]
         self._shared = SharedKeys(conversations)
         self._num_agents = num_agents
@@ -142,7 +196,7 @@ class Fleet:
         return sum(min(num_events, self._event_limit or num_events) for num_events in sent)
 
     def stop(self) -> None:
-        """Lets every agent finish the operation it is in and start no other."""
+        """Lets every agent finish the event it is at and begin no other."""
         self._is_stopping = True
 
     async def run_agents(self) -> None:
@@ -182,55 +236,63 @@ class Fleet:
         if self._is_stopping:
             return
         try:
-            await self._create(ledger)
-            for turn in ledger.conversation.turns():
+            opening, turns = ledger.conversation.replay()
+            await self._open(ledger, opening)
+            for turn in turns:
                 if self._is_stopping:
                     return
                 await self._take_turn(ledger, turn)
                 self._progress.advance()
         except SessionStoreError as error:
             ledger.reject(maybe_applied=isinstance(error, BackendError) and error.maybe_applied)
+            stored_error = self._measured.stored_errors.pop(ledger.conversation.key, None)
+            if stored_error is not None:
+                ledger.announce_step([stored_error])
+                ledger.confirm()
 
-    async def _create(self, ledger: Ledger) -> None:
+    async def _open(self, ledger: Ledger, opening: list[Event]) -> None:
+        """Creates the session and appends what comes before the first user message."""
         key = ledger.conversation.key
         ledger.announce_create()
-        await self._call(
-            "create_session",
-            self._service.create_session(
-                app_name=key.app_name,
-                user_id=key.user_id,
-                session_id=key.session_id,
-                state=ledger.conversation.initial_state,
-            ),
+        session = await self._measured.create_session(
+            app_name=key.app_name,
+            user_id=key.user_id,
+            session_id=key.session_id,
+            state=ledger.conversation.initial_state,
         )
         ledger.confirm()
-
-    async def _take_turn(self, ledger: Ledger, turn: Sequence[Step]) -> None:
-        session = await self._call("get_session", self._get(ledger, event_num=READ_EVENTS))
-        limit = min(READ_EVENTS, self._event_limit or READ_EVENTS)
-        if compare_session(ledger, session, limit=limit, shared=self._shared).total:
-            self.discrepancies.read_mismatches += 1
-        for step in turn:
-            # A store in memory never waits; without this its agents would not take turns.
-            await asyncio.sleep(0)
-            if self._is_stopping:
-                return
+        for start in range(0, len(opening), _APPENDED_AT_ONCE):
+            step = opening[start : start + _APPENDED_AT_ONCE]
             ledger.announce_step(step)
-            await self._append(session or ledger.conversation.key, step)
+            await self._measured.append_events(session, step)
             ledger.confirm()
 
-    async def _append(self, session: Session | SessionKey, step: Step) -> None:
-        if len(step) == 1:
-            await self._call("append_event", self._service.append_event(session, step[0]))
-        else:
-            await self._call("append_events", self._service.append_events(session, step))
+    async def _take_turn(self, ledger: Ledger, turn: Turn) -> None:
+        """Lets the Runner answer the turn's message with the rest of it."""
+        message, *answers = turn
 
-    async def _call(self, operation: str, call: Awaitable[_T]) -> _T:
-        try:
-            return await self.meter.time(operation, call)
-        except SessionStoreError as error:
-            self.failures.record(error)
-            raise
+        async def answer(context: RunContext) -> AsyncIterator[Event]:
+            ledger.confirm()
+            limit = min(READ_EVENTS, self._event_limit or READ_EVENTS)
+            if compare_session(ledger, context.session, limit=limit, shared=self._shared).total:
+                self.discrepancies.read_mismatches += 1
+            for event in answers:
+                # A store in memory never waits; without this its agents would not take turns.
+                await asyncio.sleep(0)
+                if self._is_stopping:
+                    return
+                ledger.announce_step([event])
+                yield event
+                ledger.confirm()
+
+        key = ledger.conversation.key
+        runner = Runner(key.app_name, answer, self._measured, history_limit=READ_EVENTS)
+        ledger.announce_step([message])
+        run = runner.run(key.user_id, key.session_id, message)
+        handed_on = [event async for event in run]
+        expected = answers[: len(handed_on)] if self._is_stopping else answers
+        if handed_on != expected:
+            self.discrepancies.read_mismatches += 1
 
     async def _get(self, ledger: Ledger, *, event_num: int | None) -> Session | None:
         key = ledger.conversation.key

@@ -43,7 +43,8 @@ class Discrepancies:
             left over, after the run.
         version_mismatches: sessions whose version is not 1 and one more for each accepted write:
             a write was carried out twice, or counted wrongly.
-        read_mismatches: reads between writes whose events, state or version were not the newest.
+        read_mismatches: reads between writes whose events, state or version were not the newest,
+            and runs that handed on other events than their agent had said.
         list_mismatches: sessions missing from their user's list, listed twice or though never
             created, or listed before one that was updated later.
     """

@@ -11,7 +11,7 @@ import hashlib
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,13 +27,10 @@ Message = dict[str, Any]
 """One message as recorded: `role` and whatever else the recording holds."""
 
 Step = list[Event]
-"""Events that an agent appends together, in one atomic call."""
+"""Events that are appended together, in one atomic call."""
 
-Turn = list[Step]
-"""What follows one user message: the message, and all that the agent does about it."""
-
-MAX_STEP_EVENTS = 100
-"""A longer run of tool results is appended in several steps; the store takes 500 at once."""
+Turn = list[Event]
+"""A user message, and all that the agent says and does about it."""
 
 NUM_SHARED_APP_KEYS = 16
 """So many synthetic sessions write to the app tier: every session of the app reads all of it."""
@@ -80,7 +77,7 @@ class Conversation:
     Attributes:
         key: the session that the conversation is held in.
         initial_state: the state to create the session with.
-        num_turns: how many turns `turns` yields.
+        num_turns: how many turns `replay` gives.
         messages: yields the messages from the first on, the same ones every time.
         shared_keys: keys of the app and user tiers (`app:...`, `user:...`) that every tool
             result of this conversation writes. No other conversation writes them.
@@ -92,13 +89,17 @@ class Conversation:
     messages: Callable[[], Iterator[Message]]
     shared_keys: tuple[str, ...] = ()
 
-    def turns(self) -> Iterator[Turn]:
-        """The turns in order, as events ready to append; events carry the time of the call."""
+    def replay(self) -> tuple[list[Event], Iterator[Turn]]:
+        """What was said before the first user message, if anything, and the turns in order.
+
+        Events are ready to append. They carry the time at which they are asked for.
+        """
         writer = _EventWriter(self.key, self.shared_keys)
-        for number, messages in enumerate(_split_turns(self.messages())):
-            # Agents differ in when they save a call: at once, or together with its result.
-            steps = _split_steps(messages, saves_calls_at_once=number % 2 == 0)
-            yield [[writer.event(message, number) for message in step] for step in steps]
+        parts = (
+            [writer.event(message, number) for message in messages]
+            for number, messages in enumerate(_split_turns(self.messages()))
+        )
+        return next(parts), parts
 
 
 class _EventWriter:
@@ -146,32 +147,14 @@ class _EventWriter:
 
 
 def _split_turns(messages: Iterable[Message]) -> Iterator[list[Message]]:
-    """A turn begins at a user message; what comes before the first one belongs to its turn."""
-    turn: list[Message] = []
-    has_user = False
+    """What comes before the first user message, be it nothing; then a part for each of them."""
+    part: list[Message] = []
     for message in messages:
-        if message["role"] == "user" and has_user:
-            yield turn
-            turn = []
-        has_user = has_user or message["role"] == "user"
-        turn.append(message)
-    if turn:
-        yield turn
-
-
-def _split_steps(turn: Sequence[Message], *, saves_calls_at_once: bool) -> Iterator[list[Message]]:
-    """Results of one tool call make one step, with or without the call; the rest go singly."""
-    step: list[Message] = []
-    for message in turn:
-        joins = message["role"] in TOOL_ROLES and len(step) < MAX_STEP_EVENTS
-        if saves_calls_at_once and step and step[-1]["role"] not in TOOL_ROLES:
-            joins = False
-        if step and not joins:
-            yield step
-            step = []
-        step.append(message)
-    if step:
-        yield step
+        if message["role"] == "user":
+            yield part
+            part = []
+        part.append(message)
+    yield part
 
 
 def _initial_state(source: str) -> dict[str, Any]:
@@ -346,7 +329,7 @@ def _trace_conversation(line: bytes, place: str) -> Conversation:
     return Conversation(
         key=SessionKey(recorded.app_name, recorded.user_id, recorded.session_id),
         initial_state=_initial_state("trace"),
-        num_turns=_num_turns(recorded.messages),
+        num_turns=sum(message["role"] == "user" for message in recorded.messages),
         messages=lambda: iter(_decode_trace_line(line).messages),
     )
 
@@ -360,8 +343,3 @@ def _check_message(message: Message, place: str) -> None:
     name = message.get("name")
     if name is not None and not isinstance(name, str):
         raise TraceError(f"{place} has a name that is not text")
-
-
-def _num_turns(messages: Sequence[Message]) -> int:
-    num_user_messages = [message["role"] for message in messages].count("user")
-    return max(num_user_messages, min(1, len(messages)))

@@ -109,9 +109,11 @@ class TestInMemory:
         assert report["server_cpu_us_per_operation"] is None
         assert report["server_memory_bytes_per_event"] is None
         calls = {figures["operation"]: figures["num_calls"] for figures in report["operations"]}
-        assert calls["create_session"] == 8
-        assert calls["get_session"] == 8 * 3
+        assert calls["create_session"] == calls["append_events"] == 8
+        assert calls["get_or_create_session"] == 8 * 3
+        assert calls["append_event"] == report["num_events"] - 8
         assert calls["all"] == sum(calls.values()) - calls["all"]
+        assert len(calls) == 5
 
     def test_trimming_keeps_the_state_whole(self) -> None:
         report = report_of("--url", "memory://", *SMALL, "--event-limit", "6")
@@ -132,6 +134,28 @@ class TestInMemory:
         assert report["num_sessions"] == report["num_verified"] == 100
         assert report["num_events"] == 2658
         assert report["verification"] == ALL_ZERO
+
+    def test_conversations_of_odd_shapes_are_replayed(self, tmp_path: Path) -> None:
+        shapes = {
+            "empty": [],
+            "no user": ["system", *["assistant"] * 249],
+            "no agent": ["user"] * 3,
+            "late user": ["assistant", "tool", "user", "assistant"],
+        }
+        path = tmp_path / "trace.jsonl"
+        with path.open("w") as file:
+            for name, roles in shapes.items():
+                messages = [{"role": role, "content": "..."} for role in roles]
+                ids = {"app_name": "app", "user_id": "user", "session_id": name}
+                print(json.dumps({**ids, "messages": messages}), file=file)
+        report = report_of("--url", "memory://", "--trace", str(path))
+        assert report["verification"] == ALL_ZERO
+        assert report["num_sessions"] == report["num_verified"] == 4
+        assert report["num_events"] == 250 + 3 + 4
+        calls = {figures["operation"]: figures["num_calls"] for figures in report["operations"]}
+        assert calls["append_events"] == 3 + 1
+        assert calls["get_or_create_session"] == 3 + 1
+        assert calls["append_event"] == 3 + 2
 
     def test_the_report_is_written_to_a_file_too(self, tmp_path: Path) -> None:
         path = tmp_path / "report.json"

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from sessionstore.cli.workload import (
-    MAX_STEP_EVENTS,
     NUM_SHARED_APP_KEYS,
     Conversation,
     TraceError,
@@ -36,7 +35,12 @@ def synthetic(num_sessions: int, *, num_turns: int = 8, seed: int = 1) -> list[C
 
 
 def events_of(conversation: Conversation) -> list[Event]:
-    return [event for turn in conversation.turns() for step in turn for event in step]
+    opening, turns = conversation.replay()
+    return [*opening, *(event for turn in turns for event in turn)]
+
+
+def roles_of(events: list[Event]) -> list[str]:
+    return [event.content["role"] for event in events]
 
 
 def without_time(event: Event) -> dict[str, Any]:
@@ -103,14 +107,15 @@ class TestSynthetic:
 
     def test_every_turn_is_a_question_calls_with_results_and_an_answer(self) -> None:
         for conversation in synthetic(50):
-            turns = list(conversation.turns())
+            opening, parts = conversation.replay()
+            turns = list(parts)
+            assert roles_of(opening) == ["system"]
             assert len(turns) == conversation.num_turns == 8
-            for number, turn in enumerate(turns):
-                messages = [event.content for step in turn for event in step]
-                roles = [message["role"] for message in messages]
-                opening = ["system", "user"] if number == 0 else ["user"]
-                num_rounds = (len(roles) - len(opening) - 1) // 2
-                assert roles == [*opening, *["assistant", "tool"] * num_rounds, "assistant"]
+            for turn in turns:
+                messages = [event.content for event in turn]
+                roles = roles_of(turn)
+                num_rounds = (len(roles) - 2) // 2
+                assert roles == ["user", *["assistant", "tool"] * num_rounds, "assistant"]
                 calls = [m["tool_calls"][0]["id"] for m in messages if "tool_calls" in m]
                 assert calls == [m["tool_call_id"] for m in messages if m["role"] == "tool"]
 
@@ -152,15 +157,23 @@ class TestSynthetic:
         assert sorted(users.values()) == [2, 4, 4]
 
 
-class TestTurnsAndSteps:
-    def test_a_call_is_saved_alone_or_with_its_result(self, tmp_path: Path) -> None:
+class TestTurns:
+    def test_a_turn_begins_at_a_user_message(self, tmp_path: Path) -> None:
         call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
         result = {"role": "tool", "tool_call_id": "1", "name": "search", "content": "found"}
-        messages = [{"role": "user", "content": "?"}, call, result, result] * 2
+        system, user = {"role": "system", "content": "!"}, {"role": "user", "content": "?"}
+        messages = [system, call, user, call, result, result, user, user, call]
         path = trace_of(tmp_path / "trace.jsonl", {**GOOD_LINE, "messages": messages})
         [conversation] = load_trace(path)
-        sizes = [[len(step) for step in turn] for turn in conversation.turns()]
-        assert sizes == [[1, 1, 2], [1, 3]]
+        opening, turns = conversation.replay()
+        assert roles_of(opening) == ["system", "assistant"]
+        assert [roles_of(turn) for turn in turns] == [
+            ["user", "assistant", "tool", "tool"],
+            ["user"],
+            ["user", "assistant"],
+        ]
+        names = [event.invocation_id for event in events_of(conversation)]
+        assert names == [f"turn-{number}" for number in (0, 0, 1, 1, 1, 1, 2, 3, 3)]
 
     def test_a_tool_result_removes_what_its_call_has_set(self, tmp_path: Path) -> None:
         call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
@@ -172,22 +185,12 @@ class TestTurnsAndSteps:
         user, asking, answer = events_of(conversation)
         assert (user.author, asking.author, answer.author) == ("user", "assistant", "search")
         assert user.state_delta == {}
-        assert asking.state_delta == {"pending_call": {"turn": 0}}
+        assert asking.state_delta == {"pending_call": {"turn": 1}}
         assert answer.state_removed == ["pending_call"]
         assert answer.state_delta == {
             "num_tool_results": 1,
             "last_result": {"tool": "search", "call": "1"},
         }
-
-    def test_many_results_are_appended_in_bounded_steps(self, tmp_path: Path) -> None:
-        result = {"role": "tool", "tool_call_id": "1", "content": "found"}
-        messages = [{"role": "user", "content": "?"}] + [result] * (2 * MAX_STEP_EVENTS + 1)
-        [conversation] = load_trace(
-            trace_of(tmp_path / "trace.jsonl", {**GOOD_LINE, "messages": messages})
-        )
-        [turn] = conversation.turns()
-        assert max(map(len, turn)) == MAX_STEP_EVENTS
-        assert sum(map(len, turn)) == len(messages)
 
     @pytest.mark.parametrize("roles", [[], ["system"], ["assistant", "user"], ["user"] * 3])
     def test_the_number_of_turns_is_right_for_odd_conversations(
@@ -197,7 +200,7 @@ class TestTurnsAndSteps:
         [conversation] = load_trace(
             trace_of(tmp_path / "trace.jsonl", {**GOOD_LINE, "messages": messages})
         )
-        assert len(list(conversation.turns())) == conversation.num_turns
+        assert len(list(conversation.replay()[1])) == conversation.num_turns
         assert [event.content for event in events_of(conversation)] == messages
 
 
@@ -276,4 +279,4 @@ class TestTrace:
         assert len(conversations) == 100
         for conversation, line in zip(conversations, recorded, strict=True):
             assert [event.content for event in events_of(conversation)] == line["messages"]
-            assert len(list(conversation.turns())) == conversation.num_turns
+            assert len(list(conversation.replay()[1])) == conversation.num_turns
