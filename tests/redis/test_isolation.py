@@ -35,7 +35,7 @@ IN_SCRIPTS = {
     "ZSCORE",
 }
 # What redis-py says of itself when it connects.
-ON_CONNECT = {"HELLO", "CLIENT", "SELECT", "AUTH"}
+ON_CONNECT = {"HELLO", "CLIENT", "SELECT", "AUTH", "PING"}
 
 Seen = list[tuple[str, bool]]  # name of a command, and whether a script called it
 

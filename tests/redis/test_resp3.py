@@ -125,7 +125,7 @@ async def test_a_wrong_or_missing_password_is_one_clear_sentence_at_once(
     guarded: EmbeddedServer, mode: str, protocol: int, options: dict[str, str]
 ) -> None:
     service = make_service(
-        mode, guarded.url, extra_options={**options, "protocol": protocol}, call_timeout=4
+        mode, guarded.url, extra_options={**options, "protocol": protocol}, call_timeout=8
     )
     started = time.monotonic()
     tries: tuple[Callable[[], Any], ...] = (
@@ -142,7 +142,7 @@ async def test_a_wrong_or_missing_password_is_one_clear_sentence_at_once(
         assert "quote" not in message
         assert "\n" not in message
         assert not caught.value.maybe_applied
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 6
     await service.aclose()
 
 
@@ -163,7 +163,7 @@ async def test_a_password_in_the_url(guarded: EmbeddedServer, mode: str) -> None
 async def test_a_password_that_is_changed_while_connected(
     guarded: EmbeddedServer, mode: str
 ) -> None:
-    service = make_service(mode, guarded.url, extra_options={"password": PASSWORD}, call_timeout=4)
+    service = make_service(mode, guarded.url, extra_options={"password": PASSWORD}, call_timeout=8)
     await service.create_session(**IDS)
     with redis.Redis(unix_socket_path=guarded.socket_path, password=PASSWORD) as raw:
         raw.config_set("requirepass", "another")
@@ -173,7 +173,7 @@ async def test_a_password_that_is_changed_while_connected(
         for _ in range(2):
             with pytest.raises(BackendUnavailable) as caught:
                 await service.append_event(KEY, make_event("e1"))
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 6
         assert PASSWORD not in str(caught.value)
         raw.config_set("requirepass", PASSWORD)
     await service.append_event(KEY, make_event("e1"))

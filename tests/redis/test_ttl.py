@@ -350,45 +350,73 @@ async def test_an_expired_session_starts_empty_when_it_is_created_again(
     server.raw.flushall()
 
 
+@pytest.mark.parametrize("options", [ALL_TTL, NO_TTL])
+async def test_a_session_starts_empty_whatever_was_left_behind(
+    server: Server, make: Make, options: dict[str, Any]
+) -> None:
+    service = make(**ALL_TTL)
+    for create in (make(**options).create_session, make(**options).get_or_create_session):
+        server.raw.flushall()
+        await service.create_session(**IDS, state=STATE)
+        await service.append_event(KEY, make_event("old"))
+        # As a server does that evicts keys.
+        server.raw.delete("session:{a:u}:s")
+        assert await service.get_session(**IDS) is None
+        assert await service.list_sessions(**USER) == []
+        found = await create(**IDS, state={"n": 1})
+        assert found.state == {"n": 1, "user:k": 2, "app:k": 3}
+        assert found.events == []
+        assert deadline(server, EVENTS) == -2
+        await make(**options).append_event(KEY, make_event("new"))
+        again = await service.get_session(**IDS)
+        assert again
+        assert ids_of(again.events) == ["new"]
+        check_session(server)
+    server.raw.flushall()
+
+
 async def test_a_sub_second_ttl(server: Server, make: Make) -> None:
     service = make(session_ttl=timedelta(milliseconds=300), user_state_ttl=0.2, app_state_ttl=0.25)
     started = time.monotonic()
     await service.create_session(**IDS, state=STATE)
     await service.append_event(KEY, make_event("e1"))
-    seen: dict[str, float] = {}  # when something was last there
-    while True:
+    gone: dict[bytes, float] = {}  # when a key was first missed
+    while len(gone) < 5:
         # Looked at from beside, for a read would refresh.
-        asked = time.monotonic() - started
-        keys = set(server.all_keys())
-        for name, key in (("session", SESSION), ("user", USER_TIER), ("app", APP_TIER)):
-            if key in keys:
-                seen[name] = asked
-        if SESSION in keys:
-            assert EVENTS in keys or deadline(server, SESSION) < now_ms(server) + 5
-        if not keys:
-            break
-        assert asked < 5
+        keys = server.all_keys()
+        elapsed = time.monotonic() - started
+        for key in (SESSION, EVENTS, INDEX, USER_TIER, APP_TIER):
+            if key not in keys:
+                gone.setdefault(key, elapsed)
+        assert elapsed < 10
         await asyncio.sleep(0.001)
-    gone = time.monotonic() - started
-    assert seen["user"] > 0.19
-    assert seen["app"] > 0.24
-    assert 0.29 < seen["session"] <= gone < 3
+    assert gone[USER_TIER] >= 0.2
+    assert gone[APP_TIER] >= 0.25
+    assert min(gone[SESSION], gone[EVENTS], gone[INDEX]) >= 0.3
     assert await service.get_session(**IDS) is None
 
 
 async def test_reading_keeps_a_session_alive_and_not_reading_does_not(
     server: Server, make: Make
 ) -> None:
-    service = make(session_ttl=0.3)
-    await service.create_session(**IDS)
-    await service.append_event(KEY, make_event("e1"))
-    started = time.monotonic()
-    while time.monotonic() - started < 0.8:
-        found = await service.get_session(**IDS)
-        assert found
-        assert ids_of(found.events) == ["e1"]
-        await asyncio.sleep(0.01)
-    limit = time.monotonic() + 5
+    ttl_s = 0.4
+    service = make(session_ttl=ttl_s)
+    for _ in range(10):
+        await service.create_session(**IDS)
+        await service.append_event(KEY, make_event("e1"))
+        started = read = time.monotonic()
+        while read - started < 2.5 * ttl_s:
+            found = await service.get_session(**IDS)
+            if found is None:
+                # Not but because the machine was too busy to read in time.
+                assert time.monotonic() - read >= ttl_s
+                break
+            assert ids_of(found.events) == ["e1"]
+            read = time.monotonic()
+            await asyncio.sleep(0.01)
+        else:
+            break
+    limit = time.monotonic() + 10
     while server.all_keys():
         assert time.monotonic() < limit
         await asyncio.sleep(0.005)

@@ -38,7 +38,7 @@ from sessionstore import (
     flows,
 )
 from sessionstore.calls import Call
-from sessionstore.codec import decode_event
+from sessionstore.codec import decode_event, decode_value
 from sessionstore.keys import Keys
 from sessionstore.ops import Ops
 from sessionstore.options import check_options
@@ -198,6 +198,7 @@ class TwinMachine(RuleBasedStateMachine):
         self.twin = MemoryExecutor(clock=lambda: (self.clock_us + 0.5) / 1e6)
         self.model = Model()
         self.turns: list[Turn] = []
+        self.stored: Dump = {}  # by the server, after the last call
         self.executor = self.executors[0]
 
     @initialize(number=st.integers(0, 1))
@@ -477,6 +478,7 @@ class TwinMachine(RuleBasedStateMachine):
         """As if time had passed: every deadline comes nearer, and some things expire."""
         milliseconds = int(days * DAY_MS)
         self.server.raw.eval(PASS_TIME, 0, milliseconds)
+        self.dump()
         self.clock_us = self._server_us()
         self.model.begin(self.clock_us)
         keyspace = self.twin.keyspace
@@ -497,6 +499,11 @@ class TwinMachine(RuleBasedStateMachine):
         self._check()
 
     # -- inside --------------------------------------------------------------------------------
+
+    def dump(self) -> Dump:
+        """What the server stores now."""
+        self.stored = dump_server(self.server)
+        return self.stored
 
     def _server_us(self) -> int:
         seconds, rest = self.server.raw.time()
@@ -527,7 +534,7 @@ class TwinMachine(RuleBasedStateMachine):
         # What the call has put into an index, or answered, tells its time exactly.
         stamps = [
             score
-            for key, (_, _, content) in dump_server(self.server).items()
+            for key, (_, _, content) in self.dump().items()
             if key.startswith(b"sessions:")
             for _, score in content
         ]
@@ -561,16 +568,17 @@ class TwinMachine(RuleBasedStateMachine):
 
     def _check(self) -> None:
         """Twin and server store the same, and it is what the model says."""
-        real, twin = dump_server(self.server), dump_twin(self.twin.keyspace)
+        real, twin = self.stored, dump_twin(self.twin.keyspace)
         assert sorted(twin) == sorted(real)
         for key, (kind, deadline_ms, content) in real.items():
             twin_kind, twin_deadline_ms, twin_content = twin[key]
             assert twin_kind == kind
             assert _is_near(twin_deadline_ms, deadline_ms), key
             if key.startswith(b"session:"):
-                noted = int(content.pop(b"deadline_ms"))
-                assert _is_near(int(twin_content.pop(b"deadline_ms")), noted)
+                noted = int(content[b"deadline_ms"])
                 assert noted in (0, deadline_ms)
+                assert _is_near(int(twin_content.pop(b"deadline_ms")), noted)
+                content = {name: content[name] for name in content if name != b"deadline_ms"}
             assert twin_content == content
         self._check_model(real)
 
@@ -588,18 +596,24 @@ class TwinMachine(RuleBasedStateMachine):
             assert dict(index[2])[key.session_id.encode()] == stored.updated_us
             # The index lives as long as every session in it.
             assert index[1] == -1 or index[1] >= (stored.deadline or math.inf)
-            call = READER.get_session(key, None, None)
-            assert call.decode(self.executor.execute(call)) == self.model.view(key)
+            header = real[names.session][2]
+            assert int(header[b"version"]) == stored.version
+            assert int(header[b"updated_us"]) == stored.updated_us
+            assert int(header[b"created_us"]) == stored.created_us
+            state = {name[1:]: value for name, value in header.items() if name[:1] == b"."}
+            assert _decoded(state) == stored.state
             positions = [(entry.position, entry.event) for entry in stored.log]
             log = real[names.events][2] if stored.log else []
             assert [(score, decode_event(member)) for member, score in log] == positions
-        for user in self.model.users:
+        for user, tier in self.model.users.items():
             name = spelled.user(*user).user
             expected_keys.add(name)
+            assert _decoded(real[name][2]) == tier.state
             self.model.check_deadline(user, _deadline(real, name))
-        for app in self.model.apps:
+        for app, tier in self.model.apps.items():
             name = spelled.app(app)
             expected_keys.add(name)
+            assert _decoded(real[name][2]) == tier.state
             self.model.check_deadline(app, _deadline(real, name))
         indexes = {name for name in real if name.startswith(b"sessions:")}
         assert set(real) - indexes == expected_keys
@@ -607,6 +621,10 @@ class TwinMachine(RuleBasedStateMachine):
 
 def _parts(key: SessionKey) -> tuple[str, str, str]:
     return key.app_name, key.user_id, key.session_id
+
+
+def _decoded(fields: dict[bytes, bytes]) -> dict[str, Any]:
+    return {name.decode(): decode_value(value) for name, value in fields.items()}
 
 
 def _is_near(left: int, right: int) -> bool:

@@ -26,6 +26,7 @@ from sessionstore.model import Event, SessionKey, Turn
 from sessionstore.ops import Ops
 from sessionstore.scripts import SCRIPTS, lua_directory
 from sessionstore.tiers import Change, split
+from sessionstore.transport import wire
 
 LUA = lua_directory()
 TEXTS = {path.stem: path.read_text("utf-8") for path in LUA.glob("*.lua")}
@@ -274,8 +275,6 @@ def commands_on_the_wire(payload: bytes) -> Iterator[list[bytes]]:
 @pytest.mark.parametrize("options", OPTIONS, ids=repr)
 def test_the_wire_carries_what_the_headers_declare(options: dict[str, Any]) -> None:
     """In every form: transports build commands around a Call, and scripts of their own."""
-    from sessionstore.transport import wire
-
     by_source = {script.text: name for name, script in SCRIPTS.items()}
     by_source |= {script.sha: name for name, script in SCRIPTS.items()}
     for _, call in built_calls(options):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+import hiredis
 import pytest
 from unit_support import NOON, make_ops
 
@@ -22,6 +23,7 @@ from sessionstore.errors import (
 from sessionstore.ops import EVENTS_PER_CALL_LIMIT, Ops
 from sessionstore.replies import Written
 from sessionstore.tiers import Change, Delta, split
+from sessionstore.transport import wire
 
 KEY = SessionKey("app", "user", "sid")
 TURN = Turn(KEY, 3, NOON)
@@ -154,6 +156,24 @@ def test_no_call_on_a_session_names_an_app_tier_that_is_apart() -> None:
             named = [*call.keys, *(command[1] for command in call.then)]
             of_app = [key for key in named if isinstance(key, bytes) and b"appdata:" in key]
             assert bool(of_app) == (name in ("get_app_state", "update_app_state"))
+
+
+@each_options
+def test_a_call_of_several_commands_is_one_transaction(options: dict[str, Any]) -> None:
+    for call in all_calls(make_ops(**options)).values():
+        for form in (wire.Form.BRIEF, wire.Form.WHOLE):
+            reader = hiredis.Reader()
+            reader.feed(wire.pack(call, form))
+            names = []
+            while (command := reader.gets()) is not False:
+                names.append(command[0].decode())
+            expected = [str(command[0]) for command in call.then]
+            if call.script is not None:
+                expected.insert(0, "EVALSHA" if form is wire.Form.BRIEF else "EVAL")
+            if len(expected) > 1:
+                expected = ["MULTI", *expected, "EXEC"]
+            assert names == expected
+            assert wire.reply_count(call, form) == len(names)
 
 
 # -- refusals -----------------------------------------------------------------------------------
