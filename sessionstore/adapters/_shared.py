@@ -1,0 +1,332 @@
+"""Pydantic models and state values as JSON, without loss: for frameworks whose events are models.
+
+A framework keeps arguments and results of tools, state and metadata as `Any`. What stands there
+need not be JSON: bytes, datetimes, tuples. An event is stored as the framework's own JSON and, for
+each value that this does not give back, a patch: the path to it and the value, packed. Most events
+need none, which a comparison in C tells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, date, datetime, time, timedelta
+from enum import Enum
+from operator import itemgetter
+from types import NoneType
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+
+import msgspec
+import pydantic_core
+from pydantic import BaseModel, ValidationError
+
+from ..errors import CorruptData, InvalidArgument
+from ..model import Session
+from ..service import SessionService
+from .packing import pack, unpack
+
+M = TypeVar("M", bound=BaseModel)
+
+Patch = list[Any]
+"""Two things: the path to a value that JSON alone does not give back, and the value, packed."""
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+_encode_msgpack = msgspec.msgpack.Encoder().encode
+
+_DEPTH_READ = 200  # levels of JSON that pydantic reads; so many brackets may be too many
+
+# What serialisers and readers raise on purpose, for what they are given.
+_REFUSALS = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
+
+# Annotations whose values the framework's own JSON always gives back.
+_CLOSED = (str, bool, int, bytes, datetime, date, time, timedelta, Enum, NoneType)
+
+
+class JsonForm(Generic[M]):
+    """Writes models of one class as JSON text and reads them back.
+
+    Args:
+        model: the class. Models of its subclasses are written as this one.
+        framework: the framework's name, for error messages.
+        apart: fields that the caller sees to itself, by class and name.
+    """
+
+    def __init__(self, model: type[M], framework: str, apart: set[tuple[type[Any], str]]) -> None:
+        self._to_json = model.__pydantic_serializer__.to_json
+        self._from_json = model.model_validate_json
+        self._framework = framework
+        self._apart = apart
+        # Fields that may hold something which JSON does not give back, by class, and what takes
+        # them out of a model's __dict__.
+        self._open: dict[type[Any], tuple[str, ...]] = {}
+        self._parts: dict[type[Any], Callable[[Any], tuple[Any, ...]]] = {}
+        self._open_fields(model)
+
+    def encode(self, model: M, path: str, exclude: Any = None) -> tuple[str, list[Patch]]:
+        """The framework's JSON of a model, and what is to be patched when it is read.
+
+        Args:
+            model: the model.
+            path: what an error calls it.
+            exclude: what to leave out, as pydantic takes it.
+
+        Raises:
+            InvalidArgument: the framework cannot serialise a part of it; names the path.
+        """
+        try:
+            if self._survives(model):
+                text = self._to_json(model, exclude=exclude, exclude_none=True, warnings="error")
+                if text.count(b"{") + text.count(b"[") < _DEPTH_READ:
+                    return text.decode(), []
+        except _REFUSALS:
+            pass  # what it is, and whether it matters, is found below
+        patches: list[Patch] = []
+        with self._refusing(path):
+            self._search(model, path, [], patches)
+            text = self._to_json(model, exclude=exclude, exclude_none=True, warnings=False)
+            self.decode(text.decode(), patches)
+        return text.decode(), patches
+
+    def decode(self, text: str, patches: list[Patch]) -> M:
+        """The model of what `encode` gave.
+
+        Raises:
+            ValueError, TypeError, LookupError, AttributeError: it did not come from there.
+        """
+        model: M = self._from_json(text)
+        for path, packed in patches:
+            holder: Any = model
+            for step in path[:-1]:
+                holder = getattr(holder, str(step)) if _is_model(holder) else holder[step]
+            if _is_model(holder):
+                setattr(holder, str(path[-1]), unpack(packed))
+            else:
+                holder[path[-1]] = unpack(packed)
+        return model
+
+    def freeze(self, value: Any, path: str) -> Any:
+        """A state value as JSON carries it, for `unpack`.
+
+        Raises:
+            InvalidArgument: the framework cannot serialise a part of it; names the path.
+        """
+        if type(value) in (str, bool, NoneType):
+            return value
+        with suppress(*_REFUSALS):
+            data = _encode(value)
+            _encode_msgpack(value)  # whatever the service's codec is
+            if _decode(data) == value and b'"$":' not in data:
+                return value
+        with self._refusing(path):
+            packed = pack(value)
+            if _is_json(packed):
+                return packed
+            self._search(value, path, [], [])
+            return pack(
+                pydantic_core.to_jsonable_python(value, by_alias=False, bytes_mode="base64")
+            )
+
+    def freeze_all(self, state: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """Every value of a state but those of `temp:` keys, which are never stored.
+
+        Raises:
+            InvalidArgument: as for `freeze`.
+        """
+        return {
+            key: self.freeze(value, f"{path}[{key!r}]")
+            for key, value in state.items()
+            if not (isinstance(key, str) and key.startswith("temp:"))
+        }
+
+    @contextmanager
+    def _refusing(self, path: str) -> Iterator[None]:
+        """Turn what serialising and reading back raise into InvalidArgument."""
+        try:
+            yield
+        except InvalidArgument:
+            raise
+        except ValidationError as error:
+            steps = error.errors()[0]["loc"]
+            where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+            raise InvalidArgument(
+                f"{path}{where} is of a type, or so deep, that {self._framework} could not read it"
+            ) from None
+        except RecursionError:
+            raise InvalidArgument(f"{path} is nested too deeply") from None
+        except _REFUSALS as error:
+            kind = type(error).__name__
+            raise InvalidArgument(
+                f"{path} cannot be serialised by {self._framework} ({kind})"
+            ) from None
+
+    def _is_plain(self, value: Any) -> bool:
+        try:
+            return self._survives(value)
+        except _REFUSALS:
+            return False
+
+    def _survives(self, value: Any) -> bool:
+        """Whether JSON gives a value back as it is. Made for speed: every append asks."""
+        kind = type(value)
+        parts = self._parts.get(kind)
+        if parts is not None:
+            found = parts(value.__dict__)
+            if any(found):
+                for part in found:
+                    if part and not self._survives(part):
+                        return False
+            return True
+        if kind is str or kind is bool or value is None:
+            return True
+        if kind is float:
+            return math.isfinite(value)
+        if kind is list and value and (type(value[0]) in self._parts or _is_model(value[0])):
+            return all(map(self._survives, value))
+        if kind is not dict and kind is not list and _is_model(value):
+            self._open_fields(kind)
+            return self._survives(value)
+        return bool(_decode(_encode(value)) == value)
+
+    def _search(self, value: Any, where: str, path: list[str | int], patches: list[Patch]) -> None:
+        """Note what JSON does not give back.
+
+        Raises:
+            InvalidArgument: the framework cannot serialise a part; names the path.
+        """
+        if _is_model(value):
+            kind = type(value)
+            names = self._open_fields(kind)
+            for name in kind.model_fields:
+                if (kind, name) not in self._apart:
+                    part = getattr(value, name)
+                    noted = patches if name in names else []
+                    self._search(part, f"{where}.{name}", [*path, name], noted)
+        elif isinstance(value, str):
+            self._check_leaf(value, where)
+        elif isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            for key, item in value.items():
+                self._search(item, f"{where}[{key!r}]", [*path, key], patches)
+        elif isinstance(value, list):
+            for number, item in enumerate(value):
+                self._search(item, f"{where}[{number}]", [*path, number], patches)
+        elif not self._is_plain(value):
+            packed = pack(value)
+            if packed is not value and _is_json(packed):
+                patches.append([path, packed])
+            else:
+                self._check_leaf(value, where)
+
+    def _check_leaf(self, value: Any, where: str) -> None:
+        """Refuse what the framework cannot serialise. The rest is read as the framework's JSON."""
+        if isinstance(value, (tuple, set, frozenset)):
+            for number, item in enumerate(value):
+                self._check_leaf(item, f"{where}[{number}]")
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                self._check_leaf(key, f"{where} key {key!r}")
+                self._check_leaf(item, f"{where}[{key!r}]")
+        else:
+            try:
+                pydantic_core.to_json(value, bytes_mode="base64")
+            except _REFUSALS:
+                kind = type(value).__name__
+                raise InvalidArgument(
+                    f"{where} is a {kind} that {self._framework} cannot serialise"
+                ) from None
+
+    def _open_fields(self, model: type[Any]) -> tuple[str, ...]:
+        if model not in self._open:
+            # A class that contains itself takes itself for open, which only costs time.
+            self._open[model] = tuple(model.model_fields)
+            self._open[model] = tuple(
+                name
+                for name, field in model.model_fields.items()
+                if (model, name) not in self._apart and self._is_open(field.annotation)
+            )
+            self._parts[model] = _getter(self._open[model])
+        return self._open[model]
+
+    def _is_open(self, annotation: Any) -> bool:
+        """Whether a value of this annotation may be something which JSON does not give back."""
+        if get_origin(annotation) is Literal:
+            return False
+        parts = get_args(annotation)
+        if parts:
+            return any(self._is_open(part) for part in parts if part is not Ellipsis)
+        if not isinstance(annotation, type):
+            return True
+        if issubclass(annotation, BaseModel):
+            return bool(self._open_fields(annotation))
+        return not issubclass(annotation, _CLOSED)
+
+
+def thaw_all(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Every value of a state, as it was before `JsonForm.freeze`.
+
+    Raises:
+        ValueError, TypeError, LookupError: a value did not come from there.
+    """
+    return {key: unpack(value) for key, value in state.items()}
+
+
+def to_instant(timestamp: float, path: str) -> datetime:
+    """Seconds since 1970, as the frameworks stamp events, moved to where a datetime can be.
+
+    Raises:
+        InvalidArgument: it is no finite number; `path` is what the error calls it.
+    """
+    try:
+        return datetime.fromtimestamp(timestamp, UTC)
+    except (ValueError, OverflowError, OSError):
+        if not math.isfinite(timestamp):
+            raise InvalidArgument(f"{path} is {timestamp!r}, which is no time") from None
+        edge = datetime.max if timestamp > 0 else datetime.min
+        return edge.replace(tzinfo=UTC)
+    except TypeError:
+        kind = type(timestamp).__name__
+        raise InvalidArgument(f"{path} must be a float, not {kind}") from None
+
+
+def check_service(adapter: str, service: object) -> SessionService:
+    """The service that an adapter was given.
+
+    Raises:
+        InvalidArgument: it is none for asyncio.
+    """
+    if not isinstance(service, SessionService):
+        kind = type(service)
+        raise InvalidArgument(
+            f"{adapter} needs a RedisSessionService or an InMemorySessionService of sessionstore, "
+            f"not {kind.__module__}.{kind.__name__}"
+        )
+    return service
+
+
+@contextmanager
+def reading(session: Session, what: str, adapter: str) -> Iterator[None]:
+    """Turn what reading a part of a stored session raises into CorruptData."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError):
+        where = f"session {session.id!r} of user {session.user_id!r}: {what}"
+        raise CorruptData(f"{where} was not written by {adapter}", key=where) from None
+
+
+def _getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    """What takes these fields out of a model's __dict__."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda fields: tuple(fields[name] for name in names)
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, BaseModel)
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(_decode(_encode(value)) == value)
+    except _REFUSALS:
+        return False

@@ -1,0 +1,311 @@
+"""LangGraph's checkpoints and writes as they stand in the log and the state of sessions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from threading import Lock
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from ..errors import CorruptData, InvalidArgument, SessionNotFound
+from ..model import Session, SessionKey
+from .flows import Flow, append, read_log, read_session
+
+_CHECKPOINT = "checkpoint/"  # + checkpoint id
+_WRITE = "write/"  # + [checkpoint id, task id, index] as JSON
+
+PAGE_LIMIT = 100
+"""Events of a log, or sessions of an index, that are read at once."""
+
+_ID_LIMIT = 256  # bytes of a session id
+_REMOVED_LIMIT = 5_000  # state keys that one call removes
+_SESSIONS_LIMIT = 10_000  # sessions whose state keys are remembered
+
+_UUID_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_decode_json = msgspec.json.Decoder().decode
+_encode_json = msgspec.json.Encoder().encode
+
+Serialized = list[str]
+"""Type and base64 of what the saver's serde made of a value."""
+
+
+class StoredCheckpoint(msgspec.Struct):
+    """A checkpoint as it is stored, under `checkpoint/ID`.
+
+    Attributes:
+        namespace: its namespace.
+        parent: id of the checkpoint that it follows.
+        checkpoint: what was put.
+        metadata: likewise.
+        parent_writes: writes that its parent had by then, as far as the saver knew.
+    """
+
+    namespace: str
+    parent: str | None
+    checkpoint: Serialized
+    metadata: Serialized
+    parent_writes: int = 0
+
+
+class StoredWrite(msgspec.Struct):
+    """A write as it is stored, under `write/[CHECKPOINT, TASK, INDEX]`."""
+
+    channel: str
+    path: str
+    value: Serialized
+
+
+class History(msgspec.Struct):
+    """Checkpoints and writes of one thread and namespace, by checkpoint id."""
+
+    checkpoints: dict[str, StoredCheckpoint] = {}
+    writes: dict[str, dict[tuple[str, int], StoredWrite]] = {}
+
+    def add(self, state: Mapping[str, Any], key: SessionKey) -> None:
+        """Take in a state, or the change of one.
+
+        Raises:
+            CorruptData: it was not written by the saver.
+        """
+        for name, value in state.items():
+            try:
+                if name.startswith(_CHECKPOINT):
+                    found = msgspec.convert(value, StoredCheckpoint)
+                    self.checkpoints[name.removeprefix(_CHECKPOINT)] = found
+                elif name.startswith(_WRITE):
+                    checkpoint_id, task_id, index = _decode_json(name.removeprefix(_WRITE))
+                    written = self.writes.setdefault(checkpoint_id, {})
+                    written[task_id, index] = msgspec.convert(value, StoredWrite)
+            except (TypeError, ValueError) as error:
+                where = f"{name!r} of session {key.session_id!r}"
+                raise CorruptData(
+                    f"{where} was not written by StoredCheckpointSaver ({type(error).__name__})",
+                    key=where,
+                ) from None
+
+    @property
+    def newest(self) -> str:
+        """The highest checkpoint id, which is the last; "" if there is none."""
+        return max(self.checkpoints, default="")
+
+    def writes_of(self, checkpoint_id: str) -> list[tuple[str, StoredWrite]]:
+        """Task and write, in the order in which a run applies them."""
+        written = self.writes.get(checkpoint_id, {})
+        order = sorted(written, key=lambda place: (written[place].path, *place))
+        return [(place[0], written[place]) for place in order]
+
+
+class StateKeys:
+    """State keys that a saver has put or read, so that a put can remove those it supersedes.
+
+    Only a help to keep state small: one that is not known stays until it is read.
+    """
+
+    def __init__(self) -> None:
+        self._ids: OrderedDict[SessionKey, dict[str, str]] = OrderedDict()  # key -> checkpoint id
+        self._lock = Lock()
+
+    def add(self, key: SessionKey, names: Iterable[str]) -> None:
+        """Remember keys that are there."""
+        with self._lock:
+            known = self._ids.setdefault(key, {})
+            known.update((name, owner_of(name)) for name in names)
+            self._ids.move_to_end(key)
+            while len(self._ids) > _SESSIONS_LIMIT:
+                self._ids.popitem(last=False)
+
+    def before(self, key: SessionKey, checkpoint_id: str) -> list[str]:
+        """Those of earlier checkpoints: their writes, and themselves even if not known."""
+        with self._lock:
+            known = self._ids.get(key, {})
+            found = {name: owner for name, owner in known.items() if owner < checkpoint_id}
+        return [*found, *({checkpoint_name(owner) for owner in found.values()} - found.keys())]
+
+    def writes_of(self, key: SessionKey, checkpoint_id: str) -> int:
+        """How many writes of a checkpoint are known."""
+        with self._lock:
+            known = self._ids.get(key, {})
+            return sum(
+                owner == checkpoint_id and name.startswith(_WRITE) for name, owner in known.items()
+            )
+
+    def discard(self, key: SessionKey, names: Iterable[str]) -> None:
+        """Forget keys that were removed."""
+        with self._lock:
+            known = self._ids.get(key, {})
+            for name in names:
+                known.pop(name, None)
+
+
+class Threads:
+    """Where a saver's threads are, and what can be done with them whole. Flows but for `key`.
+
+    Args:
+        app_name: the application.
+        user_id: the user whose sessions the threads are, or a function that tells it.
+    """
+
+    def __init__(self, app_name: str, user_id: str | Callable[[str], str]) -> None:
+        self._app_name = app_name
+        self._user_id = user_id
+        self.known = StateKeys()
+
+    def key(self, thread_id: object, namespace: str) -> SessionKey:
+        """The session of a thread's namespace."""
+        thread = str(thread_id)
+        user_id = self._user_id if isinstance(self._user_id, str) else self._user_id(thread)
+        if not namespace:
+            return SessionKey(self._app_name, user_id, thread)
+        name = namespace.encode()
+        if len(name) > _ID_LIMIT:
+            namespace = f"sha256:{hashlib.sha256(name).hexdigest()}"
+        return SessionKey(self._app_name, f"{user_id}/{thread}", namespace)
+
+    def parent(self, thread_id: object, key: SessionKey) -> SessionKey | None:
+        """The thread's own session, if `key` is that of a subgraph's namespace."""
+        root = self.key(thread_id, "")
+        return None if key == root else root
+
+    def keys(self, thread_id: str) -> Flow[list[SessionKey]]:
+        """A thread's sessions: its own first, then those of its subgraphs."""
+        root = self.key(thread_id, "")
+        user_id = f"{root.user_id}/{root.session_id}"
+        keys = {root: None}
+        offset = 0
+        while True:
+            page: list[Session] = yield _listing(self._app_name, user_id, offset)
+            keys.update((session.key, None) for session in page)
+            if len(page) < PAGE_LIMIT:
+                return [*keys]
+            offset += PAGE_LIMIT
+
+    def page(self, offset: int) -> Flow[tuple[list[str], int | None]]:
+        """A page of thread ids, the last written first, and where the next page begins, if any.
+
+        Raises:
+            InvalidArgument: it cannot be known which threads there are.
+        """
+        user_id = self._user_id
+        if not isinstance(user_id, str):
+            raise InvalidArgument("config must name a thread: with a user_id for each, none is all")
+        sessions: list[Session] = yield _listing(self._app_name, user_id, offset)
+        threads = [session.id for session in sessions]
+        return threads, offset + PAGE_LIMIT if len(sessions) == PAGE_LIMIT else None
+
+    def read_state(self, key: SessionKey) -> Flow[History]:
+        """The newest checkpoint with its writes, and what has not been removed yet."""
+        history = History()
+        session = yield from read_session(key, 0)
+        if session is not None:
+            history.add(session.state, key)
+            self.known.add(key, filter(is_ours, session.state))
+        return history
+
+    def read_history(self, key: SessionKey) -> Flow[History]:
+        """Everything that is there. What the state has is newer than what the log has."""
+        history = History()
+        events = yield from read_log(key, PAGE_LIMIT)
+        for event in events:
+            history.add(event.state_delta, key)
+        session = yield from read_session(key, 0)
+        if session is not None:
+            history.add(session.state, key)
+        return history
+
+    def delete(self, thread_id: str) -> Flow[None]:
+        """Remove a thread with all its namespaces."""
+        for key in reversed((yield from self.keys(thread_id))):
+            yield _deletion(key)
+
+    def copy(self, source_id: str, target_id: str) -> Flow[None]:
+        """Copy a thread with all its namespaces."""
+        for source in (yield from self.keys(source_id)):
+            session = yield from read_session(source, 0)
+            if session is None:
+                continue
+            events = yield from read_log(source, PAGE_LIMIT)
+            target = self.key(target_id, "")
+            if source.user_id != self.key(source_id, "").user_id:
+                target = SessionKey(
+                    source.app_name, f"{target.user_id}/{target_id}", source.session_id
+                )
+            yield from append(target, events, self.parent(target_id, target))
+            # The newest may stand in the state only, when the log was trimmed or pruned.
+            state = {name: value for name, value in session.state.items() if is_ours(name)}
+            yield from _update_state(target, state)
+
+    def remove_state(self, key: SessionKey, names: Sequence[str]) -> Flow[None]:
+        """Remove state keys of a session that is there."""
+        for first in range(0, len(names), _REMOVED_LIMIT):
+            yield _removal(key, names[first : first + _REMOVED_LIMIT])
+        self.known.discard(key, names)
+
+
+def checkpoint_name(checkpoint_id: str) -> str:
+    """The state key of a checkpoint."""
+    return _CHECKPOINT + checkpoint_id
+
+
+def write_name(checkpoint_id: str, task_id: str, index: int) -> str:
+    """The state key of a write."""
+    return _WRITE + _encode_json([checkpoint_id, task_id, index]).decode()
+
+
+def is_ours(name: str) -> bool:
+    """Whether a state key is that of a checkpoint or a write."""
+    return name.startswith((_CHECKPOINT, _WRITE))
+
+
+def owner_of(name: str) -> str:
+    """The checkpoint that a state key belongs to."""
+    if name.startswith(_CHECKPOINT):
+        return name.removeprefix(_CHECKPOINT)
+    checkpoint_id, _, _ = _decode_json(name.removeprefix(_WRITE))
+    return str(checkpoint_id)
+
+
+def instant_of(checkpoint_id: str) -> datetime:
+    """When a checkpoint was made, as LangGraph's ids (UUIDs of version 6) tell; else 1970.
+
+    Always the same for an id, so that what is stored again is found to be there.
+    """
+    try:
+        number = UUID(checkpoint_id)
+    except ValueError:
+        return _EPOCH
+    if number.version != 6:
+        return _EPOCH
+    ticks = number.int >> 96 << 28 | (number.int >> 80 & 0xFFFF) << 12 | number.int >> 64 & 0xFFF
+    return _UUID_EPOCH + timedelta(microseconds=ticks // 10)
+
+
+def _listing(app_name: str, user_id: str, offset: int) -> Callable[[Any], Any]:
+    return lambda service: service.list_sessions(
+        app_name=app_name, user_id=user_id, limit=PAGE_LIMIT, offset=offset
+    )
+
+
+def _deletion(key: SessionKey) -> Callable[[Any], Any]:
+    return lambda service: service.delete_session(
+        app_name=key.app_name, user_id=key.user_id, session_id=key.session_id
+    )
+
+
+def _removal(key: SessionKey, names: Sequence[str]) -> Callable[[Any], Any]:
+    return lambda service: service.delete_session_state(key, *names)
+
+
+def _update_state(key: SessionKey, state: Mapping[str, Any]) -> Flow[None]:
+    try:
+        yield lambda service: service.update_session_state(key, state)
+    except SessionNotFound:  # a source without events
+        yield lambda service: service.get_or_create_session(
+            app_name=key.app_name, user_id=key.user_id, session_id=key.session_id, state=state
+        )

@@ -1,0 +1,209 @@
+"""Pydantic AI: the message history of a conversation, loaded and stored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+import sessionstore.sync
+
+from ..errors import CorruptData, InvalidArgument
+from ..model import Event, SessionKey
+from . import framework
+from .flows import AnyService, Flow, Services, append, clear_events, read_events
+from .packing import pack, unpack
+
+with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.0,<3"):
+    from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequest, ModelResponse
+    from pydantic_core import to_jsonable_python
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelMessage
+
+
+class StoredMessageHistory:
+    """The messages of one conversation, as `new_messages()` gives, `message_history=` takes them.
+
+        history = StoredMessageHistory("today", service, app_name="shop", user_id="ann")
+        result = await agent.run("Hi", message_history=await history.load())
+        await history.store(result.new_messages())
+
+    Every message is one event, as Pydantic AI's own `ModelMessagesTypeAdapter` writes it; the
+    session is created by the first. TTL and event limit are the service's. Where that would lose
+    something, such as bytes that a tool returned, it is kept all the same. What remains is what
+    Pydantic AI makes of it: a model that a tool returned comes back as a dict, an image given as
+    `BinaryContent` as a `BinaryImage`.
+
+    Args:
+        session_id: the conversation, 1 to 256 bytes of UTF-8.
+        service: a service for asyncio, which has only the asynchronous methods; or one of
+            `sessionstore.sync`, with which those run in threads.
+        app_name: 1 to 256 bytes of UTF-8.
+        user_id: likewise.
+        sync_service: one of `sessionstore.sync` beside one for asyncio, to have both kinds of
+            methods without threads. In memory the two would share nothing.
+
+    Raises:
+        InvalidArgument: a service is none, or both are of one kind.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        service: AnyService,
+        *,
+        app_name: str,
+        user_id: str,
+        sync_service: sessionstore.sync.SessionService | None = None,
+    ) -> None:
+        self.session_id = session_id
+        self._key = SessionKey(app_name, user_id, session_id)
+        self._services = Services("StoredMessageHistory", service, sync_service)
+
+    async def load(self, limit: int | None = None) -> list[ModelMessage]:
+        """The newest messages, oldest first; none if nothing was stored.
+
+        Args:
+            limit: most messages to return; None = all. The first may then be the result of a tool
+                whose call is left out, which models refuse.
+
+        Raises:
+            InvalidArgument: `limit` is negative.
+            CorruptData: what is stored is no message.
+            BackendError: the store could not be read.
+
+        One round trip, O(messages read).
+        """
+        return await self._services.arun(self._load(limit))
+
+    def load_sync(self, limit: int | None = None) -> list[ModelMessage]:
+        """The newest messages. See `load`.
+
+        Raises:
+            NotImplementedError: there is only a service for asyncio.
+        """
+        return self._services.run(self._load(limit))
+
+    async def store(self, messages: Sequence[ModelMessage]) -> None:
+        """Append messages; up to 500 in one atomic step.
+
+        Args:
+            messages: a run's `new_messages()`.
+
+        Raises:
+            InvalidArgument: a message cannot be serialised or stored; names the path within it.
+                LimitExceeded if too large.
+            BackendError: the store did not carry it out, or (maybe_applied) did not say so.
+
+        One round trip, O(log N) a message; the first message of a session takes three.
+        """
+        await self._services.arun(self._store(messages))
+
+    def store_sync(self, messages: Sequence[ModelMessage]) -> None:
+        """Append messages. See `store`.
+
+        Raises:
+            NotImplementedError: there is only a service for asyncio.
+        """
+        self._services.run(self._store(messages))
+
+    async def clear(self) -> None:
+        """Remove all messages. State that was stored with the session stays.
+
+        Raises:
+            BackendError: the store did not carry it out, or did not say so.
+
+        One round trip, O(1).
+        """
+        await self._services.arun(clear_events(self._key))
+
+    def clear_sync(self) -> None:
+        """Remove all messages. See `clear`.
+
+        Raises:
+            NotImplementedError: there is only a service for asyncio.
+        """
+        self._services.run(clear_events(self._key))
+
+    def _load(self, limit: int | None) -> Flow[list[ModelMessage]]:
+        events = yield from read_events(self._key, limit)
+        try:
+            return _messages(events)
+        except (LookupError, TypeError, ValueError) as error:
+            where = f"session {self._key.session_id!r}"
+            raise CorruptData(
+                f"{where} holds what is no message of Pydantic AI ({type(error).__name__})",
+                key=where,
+            ) from None
+
+    def _store(self, messages: Sequence[ModelMessage]) -> Flow[None]:
+        yield from append(self._key, _events(list(messages)))
+
+
+def _events(messages: list[ModelMessage]) -> list[Event]:
+    for number, message in enumerate(messages):
+        if not isinstance(message, (ModelRequest, ModelResponse)):
+            kind = type(message).__name__
+            raise InvalidArgument(f"messages[{number}] must be a ModelMessage, not {kind}")
+    try:
+        contents: list[Any] = ModelMessagesTypeAdapter.dump_python(messages, mode="json")
+    except (ValueError, TypeError) as error:
+        path, part = _search(messages, "messages")
+        raise InvalidArgument(
+            f"{path} is a {type(part).__name__}, which Pydantic AI does not serialise "
+            f"({type(error).__name__})"
+        ) from None
+    events = [Event(content["kind"], content) for content in contents]
+    for number, back in enumerate(_messages(events)):
+        if back != messages[number]:
+            content = _packed(messages[number])
+            if content is not None:
+                events[number] = Event(content["kind"], content, metadata={"packed": True})
+    return events
+
+
+def _packed(message: ModelMessage) -> Any:
+    """A message with all that its JSON loses; None if that does not give it back either."""
+    try:
+        [content] = ModelMessagesTypeAdapter.dump_python([message])
+        packed = pack(content)
+        same = msgspec.json.decode(msgspec.json.encode(packed)) == packed
+        [back] = ModelMessagesTypeAdapter.validate_python([unpack(packed)])
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return None
+    return packed if same and back == message else None
+
+
+def _messages(events: Sequence[Event]) -> list[ModelMessage]:
+    """The messages of events.
+
+    Raises:
+        LookupError, TypeError, ValueError: one of them holds none.
+    """
+    # As JSON, in which bytes are base64.
+    plain = [event.content for event in events if not event.metadata.get("packed")]
+    found = iter(ModelMessagesTypeAdapter.validate_json(msgspec.json.encode(plain)))
+    packed = [unpack(event.content) for event in events if event.metadata.get("packed")]
+    revived = iter(ModelMessagesTypeAdapter.validate_python(packed))
+    return [next(revived if event.metadata.get("packed") else found) for event in events]
+
+
+def _search(value: Any, path: str) -> tuple[str, Any]:
+    """The innermost part that is at fault of a value which cannot be serialised."""
+    parts: Iterable[tuple[str, Any]] = ()
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        parts = [(f".{field.name}", getattr(value, field.name)) for field in fields]
+    elif isinstance(value, dict):
+        parts = [(f"[{key!r}]", part) for key, part in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [(f"[{number}]", part) for number, part in enumerate(value)]
+    for step, part in parts:
+        try:
+            to_jsonable_python(part)
+        except (ValueError, TypeError):
+            return _search(part, path + step)
+    return path, value

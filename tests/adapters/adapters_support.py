@@ -1,0 +1,78 @@
+"""Shared by the tests of adapters: frameworks, services, recordings, examples."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import sessionstore
+import sessionstore.sync
+
+EXAMPLES = Path(__file__).parent / "examples"
+
+RECORDINGS = Path(__file__).parents[3] / "shared" / "data" / "airline.jsonl"
+
+# In every tier, so that the leak check sees a key that lost its deadline.
+WITH_TTL: dict[str, Any] = {"session_ttl": 600, "user_state_ttl": 600, "app_state_ttl": 600}
+
+Backend = tuple[str, Any]
+"""What the fixture `backend` gives: "async" or "sync", and a server or None for memory."""
+
+
+def needs(module: str, extra: str) -> Any:
+    """A module, or a skip of the whole test module. Warnings of frameworks are not ours."""
+    with warnings.catch_warnings(action="ignore"):
+        return pytest.importorskip(
+            module, reason=f"needs the extra {extra}", exc_type=ModuleNotFoundError
+        )
+
+
+@asynccontextmanager
+async def opened(backend: Backend, **options: Any) -> AsyncIterator[Any]:
+    """A service on a backend, of the kind that the backend is for."""
+    mode, server = backend
+    options = {**WITH_TTL, **options}
+    service: Any
+    if mode == "sync":
+        in_threads = sessionstore.sync
+        service = (
+            in_threads.RedisSessionService(server.url, **options)
+            if server
+            else in_threads.InMemorySessionService(**options)
+        )
+        with service:
+            yield service
+    else:
+        service = (
+            sessionstore.RedisSessionService(server.url, **options)
+            if server
+            else sessionstore.InMemorySessionService(**options)
+        )
+        async with service:
+            yield service
+
+
+def recordings() -> list[dict[str, Any]]:
+    """Recorded conversations, in OpenAI's chat format; skips the test when they are not there."""
+    if not RECORDINGS.exists():
+        pytest.skip("there are no recordings")
+    found: list[dict[str, Any]] = [
+        msgspec.json.decode(line) for line in RECORDINGS.read_bytes().splitlines()
+    ]
+    return found
+
+
+def run_example(name: str, *arguments: str) -> str:
+    """What an example prints, in a process of its own in which warnings are errors."""
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    return outcome.stdout

@@ -1,0 +1,374 @@
+"""Pydantic AI: agents that remember, every kind of message, fidelity, recordings, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from adapters_support import Backend, needs, opened, recordings, run_example
+
+import sessionstore
+import sessionstore.sync
+from sessionstore import CorruptData, Event, InvalidArgument, LimitExceeded, SessionKey
+
+pydantic_ai: Any = needs("pydantic_ai", "pydantic-ai")
+messages: Any = needs("pydantic_ai.messages", "pydantic-ai")
+models: Any = needs("pydantic_ai.models.test", "pydantic-ai")
+usage: Any = needs("pydantic_ai.usage", "pydantic-ai")
+adapter: Any = needs("sessionstore.adapters.pydantic_ai", "pydantic-ai")
+
+INSTANT = datetime(2024, 5, 15, 12, 0, 0, 123456, tzinfo=timezone(timedelta(hours=-4)))
+
+
+def every_message() -> list[Any]:
+    """Requests and responses with parts of every kind, everything filled in."""
+    m = messages
+    image = m.BinaryContent.narrow_type(m.BinaryContent(b"\xff\x00", media_type="image/png"))
+    user = [
+        "What is this? \u2615 \U0001f600",
+        image,
+        m.BinaryContent(b"\x00%PDF", media_type="application/pdf"),
+        m.ImageUrl("https://example.com/a.png", vendor_metadata={"detail": "high"}),
+        m.DocumentUrl("https://example.com/a.pdf"),
+        m.AudioUrl("https://example.com/a.mp3"),
+        m.VideoUrl("https://example.com/a.mp4"),
+    ]
+    request = m.ModelRequest(
+        parts=[
+            m.SystemPromptPart("Be brief.", timestamp=INSTANT, dynamic_ref="ref"),
+            m.UserPromptPart("Hi", timestamp=INSTANT),
+            m.UserPromptPart(user, timestamp=INSTANT),
+        ],
+        instructions="Answer.",
+    )
+    response = m.ModelResponse(
+        parts=[
+            m.ThinkingPart("hm", id="t", signature="x", provider_name="test"),
+            m.TextPart("Let me see.", id="1"),
+            m.ToolCallPart("look", {"at": ["a", 1, None]}, "call_1"),
+            m.ToolCallPart("look", '{"at": "b"}', "call_2"),
+            m.FilePart(image),
+        ],
+        usage=usage.RequestUsage(input_tokens=3, output_tokens=5, details={"reasoning": 1}),
+        model_name="m",
+        timestamp=INSTANT,
+        provider_details={"logprobs": [-0.5]},
+        finish_reason="tool_call",
+    )
+    results = m.ModelRequest(
+        parts=[
+            m.ToolReturnPart("look", {"found": [1, 2.5]}, "call_1", metadata={"n": 1}),
+            m.RetryPromptPart("No.", tool_name="look", tool_call_id="call_2"),
+        ]
+    )
+    return [request, response, results, m.ModelResponse(parts=[m.TextPart("Done.")])]
+
+
+def said(text: str) -> Any:
+    return messages.ModelRequest(parts=[messages.UserPromptPart(text)])
+
+
+def returned(content: Any) -> Any:
+    return messages.ModelRequest(parts=[messages.ToolReturnPart("look", content, "call_1")])
+
+
+def stored(service: Any, session_id: str = "one", user_id: str = "ann", **options: Any) -> Any:
+    return adapter.StoredMessageHistory(
+        session_id, service, app_name="shop", user_id=user_id, **options
+    )
+
+
+async def call(service: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    result = getattr(service, name)(*args, **kwargs)
+    return await result if isinstance(result, Awaitable) else result
+
+
+@pytest.fixture
+async def service(backend: Backend) -> AsyncIterator[Any]:
+    async with opened(backend) as service:
+        yield service
+
+
+# -- agents ----------------------------------------------------------------------------------------
+
+
+async def test_an_agent_remembers(service: Any) -> None:
+    agent = pydantic_ai.Agent(models.TestModel(), tools=[_look])
+    expected: list[Any] = []
+    for question in ("one", "two", "three"):
+        history = stored(service)
+        result = await agent.run(question, message_history=await history.load())
+        await history.store(result.new_messages())
+        expected += result.new_messages()
+        assert await stored(service).load() == expected == result.all_messages()
+    assert len(expected) == 12
+    assert [type(message) for message in await stored(service).load()] == [
+        type(message) for message in expected
+    ]
+
+
+def _look(at: str) -> dict[str, Any]:
+    """Look."""
+    return {"at": at, "when": INSTANT, "raw": b"\xff"}
+
+
+async def test_streamed_runs(service: Any) -> None:
+    agent = pydantic_ai.Agent(models.TestModel())
+    async with agent.run_stream("Hi") as result:
+        await result.get_output()
+    await stored(service).store(result.new_messages())
+    assert await stored(service).load() == result.all_messages()
+
+
+def test_runs_without_await() -> None:
+    history = stored(sessionstore.sync.InMemorySessionService())
+    history.store_sync(every_message())
+    assert history.load_sync() == every_message_as_now(history.load_sync())
+    assert history.load_sync(1) == history.load_sync()[-1:]
+    history.clear_sync()
+    assert history.load_sync() == []
+
+
+def every_message_as_now(found: list[Any]) -> list[Any]:
+    """`every_message`, with the instants at which `found` was made where none was given."""
+    return [
+        dataclasses.replace(
+            made,
+            parts=[
+                dataclasses.replace(part, timestamp=other.timestamp)
+                if hasattr(part, "timestamp")
+                else part
+                for part, other in zip(made.parts, message.parts, strict=True)
+            ],
+            **({"timestamp": message.timestamp} if hasattr(made, "timestamp") else {}),
+        )
+        for made, message in zip(every_message(), found, strict=True)
+    ]
+
+
+# -- messages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+async def test_every_message_comes_back_equal(backend: Backend, codec: str) -> None:
+    written = every_message()
+    async with opened(backend, codec=codec) as service:
+        await stored(service).store(written[:1])
+        await stored(service).store([])
+        await stored(service).store(written[1:])
+        found = await stored(service).load()
+    assert found == written
+    assert [type(message) for message in found] == [type(message) for message in written]
+
+
+async def test_a_message_is_stored_as_pydantic_ai_writes_it(service: Any) -> None:
+    await stored(service).store(every_message())
+    [session] = await call(service, "list_sessions", app_name="shop", user_id="ann", event_num=9)
+    assert [event.author for event in session.events] == ["request", "response"] * 2
+    assert (
+        messages.ModelMessagesTypeAdapter.validate_json(
+            sessionstore.codec.msgspec.json.encode([event.content for event in session.events])
+        )
+        == await stored(service).load()
+    )
+
+
+@dataclasses.dataclass
+class Found:
+    """What a tool may return."""
+
+    rows: list[int]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\x00",
+        {"raw": b"\xff", "at": INSTANT, "of": (1, 2), "only": {3}},
+        INSTANT,
+        timedelta(seconds=1),
+        {1: "a"},
+        [float("inf"), 1 << 200],
+        {"$": "bytes"},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+async def test_what_a_tool_returned_comes_back_as_it_was(
+    backend: Backend, codec: str, content: Any
+) -> None:
+    written = [said("Hi"), returned(content), said("again")]
+    async with opened(backend, codec=codec) as service:
+        await stored(service).store(written)
+        found = await stored(service).load()
+    assert found == written
+    assert repr(found[1].parts[0].content) == repr(content)
+
+
+async def test_what_remains_is_what_pydantic_ai_makes_of_it(service: Any) -> None:
+    odd = [
+        returned(Found([1])),
+        messages.ModelRequest(
+            parts=[
+                messages.UserPromptPart([messages.BinaryContent(b"\xff", media_type="image/png")])
+            ]
+        ),
+    ]
+    await stored(service).store(odd)
+    kind = messages.ModelMessagesTypeAdapter
+    assert await stored(service).load() == kind.validate_json(kind.dump_json(odd))
+
+
+async def test_limits_and_clearing(service: Any) -> None:
+    written = [said(str(number)) for number in range(5)]
+    history = stored(service)
+    assert await history.load() == []
+    await history.clear()
+    await history.store(written)
+    assert await history.load(2) == written[-2:]
+    assert await history.load(9) == written
+    assert await history.load(0) == []
+    with pytest.raises(InvalidArgument):
+        await history.load(-1)
+    await history.clear()
+    assert await history.load() == []
+
+
+async def test_histories_are_apart(service: Any) -> None:
+    places = [("one", "ann"), ("two", "ann"), ("one", "bob")]
+    written = [said(str(number)) for number in range(3)]
+    for where, message in zip(places, written, strict=True):
+        await stored(service, *where).store([message])
+    for where, message in zip(places, written, strict=True):
+        assert await stored(service, *where).load() == [message]
+
+
+async def test_the_services_limit_trims(backend: Backend) -> None:
+    written = [said(str(number)) for number in range(9)]
+    async with opened(backend, session_event_limit=3) as service:
+        await stored(service).store(written)
+        assert await stored(service).load() == written[-3:]
+
+
+async def test_the_services_ttl_expires() -> None:
+    now = [1_700_000_000.0]
+    service = sessionstore.InMemorySessionService(session_ttl=60, clock=lambda: now[0])
+    await stored(service).store([said("Hi")])
+    now[0] += 59
+    assert len(await stored(service).load()) == 1
+    now[0] += 62
+    assert await stored(service).load() == []
+
+
+async def test_recorded_conversations_come_back_equal(service: Any) -> None:
+    conversations = [(found, _as_messages(found["messages"])) for found in recordings()]
+    for found, written in conversations:
+        where = {"app_name": found["app_name"], "user_id": found["user_id"]}
+        history = adapter.StoredMessageHistory(found["session_id"], service, **where)
+        await history.store(written)
+    for found, written in conversations:
+        where = {"app_name": found["app_name"], "user_id": found["user_id"]}
+        history = adapter.StoredMessageHistory(found["session_id"], service, **where)
+        assert await history.load() == written
+
+
+def _as_messages(chat: list[dict[str, Any]]) -> list[Any]:
+    """A conversation in OpenAI's chat format as messages of Pydantic AI."""
+    m = messages
+    found: list[Any] = []
+    for said in chat:
+        content = said.get("content") or ""
+        if said["role"] == "system":
+            found.append(m.ModelRequest(parts=[m.SystemPromptPart(content)]))
+        elif said["role"] == "user":
+            found.append(m.ModelRequest(parts=[m.UserPromptPart(content)]))
+        elif said["role"] == "tool":
+            part = m.ToolReturnPart(said.get("name") or "tool", content, said["tool_call_id"])
+            found.append(m.ModelRequest(parts=[part]))
+        else:
+            calls = [
+                m.ToolCallPart(each["function"]["name"], each["function"]["arguments"], each["id"])
+                for each in said.get("tool_calls") or []
+            ]
+            found.append(
+                m.ModelResponse(parts=[*([m.TextPart(content)] if content else []), *calls])
+            )
+    return found
+
+
+# -- services and refusals -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda history: history.load_sync(),
+        lambda history: history.store_sync([said("Hi")]),
+        lambda history: history.clear_sync(),
+    ],
+)
+def test_a_service_for_asyncio_alone_has_only_the_methods_with_await(
+    ask: Callable[[Any], Any],
+) -> None:
+    with pytest.raises(NotImplementedError, match=r"give it one of sessionstore\.sync"):
+        ask(stored(sessionstore.InMemorySessionService()))
+
+
+class Odd:
+    """Nothing that anybody serialises."""
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: returned(Odd()), r"messages\[1\]\.parts\[0\]\.content is a Odd"),
+        (
+            lambda: returned({"a": [1, Odd()]}),
+            r"messages\[1\]\.parts\[0\]\.content\['a'\]\[1\] is a Odd",
+        ),
+        (lambda: said("\ud800"), r"messages\[1\]\.parts\[0\]\.content is a str, which"),
+        (lambda: "Hi", r"messages\[1\] must be a ModelMessage, not str"),
+        (lambda: {"kind": "request"}, r"messages\[1\] must be a ModelMessage, not dict"),
+    ],
+)
+async def test_what_cannot_be_stored_is_refused_with_its_path(
+    service: Any, make: Callable[[], Any], says: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        await stored(service).store([said("Hi"), make()])
+    assert await stored(service).load() == []
+
+
+async def test_what_is_too_large_is_refused(backend: Backend) -> None:
+    async with opened(backend, event_size_limit=1000) as service:
+        with pytest.raises(LimitExceeded):
+            await stored(service).store([said("x" * 1000)])
+
+
+@pytest.mark.parametrize(
+    ("content", "metadata"),
+    [("Hi", {}), ({"kind": "no"}, {}), (None, {}), ({"$": "odd", "value": 1}, {"packed": True})],
+)
+async def test_what_is_no_message_is_not_read_as_one(
+    service: Any, content: Any, metadata: dict[str, Any]
+) -> None:
+    await stored(service).store([said("Hi")])
+    event = Event("user", content, metadata=metadata)
+    await call(service, "append_event", SessionKey("shop", "ann", "one"), event)
+    with pytest.raises(CorruptData, match="no message of Pydantic AI"):
+        await stored(service).load()
+
+
+def test_the_example_runs() -> None:
+    assert run_example("pydantic_ai_example.py").splitlines() == [
+        "Do you remember me? I was sent 1 messages.",
+        "And now? I was sent 3 messages.",
+        "4 messages are stored",
+    ]
+
+
+def test_the_example_runs_on_a_server(server: Any) -> None:
+    assert "4 messages are stored" in run_example("pydantic_ai_example.py", server.url)
