@@ -1,0 +1,343 @@
+"""How fast are appends, against plain redis-py, against the bytes alone, against raw commands?
+
+An append is `await service.append_event(session.key, Event("agent", <1 KB>))`: the event is made,
+encoded, checked and sent. "redis-py, same script" makes and encodes its event too, as one would by
+hand, without checks; the other reference lines send what was made beforehand. All sessions hold
+as many events as they may, so every append trims one (not with 512 agents, whose sessions start
+empty).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import redis
+import redis.asyncio
+
+import sessionstore.sync
+from sessionstore import SessionKey
+
+from .bare import Request
+from .harness import Harness, Server, Variant, main
+from .results import Figure, Group, Result, Target, busier_cpu_of, server_cpu_of, time_of
+from .workload import (
+    EVENT_LIMIT,
+    Recorder,
+    by_hand,
+    evalsha,
+    make_sessions,
+    new_event,
+    options,
+    raw_append,
+    read,
+    request_of,
+    service_of,
+    split,
+    transaction,
+)
+
+OURS = "sessionstore"
+OURS_HANDLE = "sessionstore, Session handle"
+PLAIN = "redis-py, same script"
+PLAIN_MADE = "redis-py, same script, events made before"
+CEILING = "ceiling: same bytes, bare hiredis"
+RAW = "raw commands in MULTI, bare hiredis"
+
+# redis-py's default pool raises an error when more connections than this are wanted.
+_POOL_LIMIT = 100
+
+
+class _Setup:
+    """Sessions and clients of one setting."""
+
+    def __init__(self, harness: Harness, server: Server, agents: int, stored: int) -> None:
+        self.harness = harness
+        self.server = server
+        self.agents = agents
+        self.service = service_of(server.url)
+        self.recorder = Recorder()
+        self.keys: dict[str, list[SessionKey]] = {}
+        harness.at_end(self.service.aclose)
+        for number, name in enumerate((OURS, OURS_HANDLE, PLAIN, CEILING, RAW)):
+            app = f"append{number}-{agents:03}"
+            sessions = harness.run(make_sessions(self.service, app, agents, stored))
+            self.keys[name] = [session.key for session in sessions]
+        self.bare = harness.connect_bare(server)
+        self.note = ""
+        self.requests: list[list[Request]] = []
+        self.calls: list[list[tuple[Any, ...]]] = []
+
+    # -- ours ----------------------------------------------------------------------------------
+
+    def ours(self, count: int) -> Variant:
+        """Every agent appends to its session by key."""
+        each = split(count, self.agents)
+        append = self.service.append_event
+
+        async def agent(key: SessionKey) -> None:
+            for _ in range(each):
+                await append(key, new_event())
+
+        async def work() -> None:
+            await asyncio.gather(*map(agent, self.keys[OURS]))
+
+        return Variant(OURS, each * self.agents, work)
+
+    def ours_with_handle(self, count: int) -> Variant:
+        """Every agent appends to its session by a Session object, which is kept up to date."""
+        each = split(count, self.agents)
+        append = self.service.append_event
+        run = self.harness.run
+        handles = [run(read(self.service, key, None)) for key in self.keys[OURS_HANDLE]]
+
+        async def agent(handle: Any) -> None:
+            for _ in range(each):
+                await append(handle, new_event())
+
+        async def work() -> None:
+            await asyncio.gather(*map(agent, handles))
+
+        return Variant(OURS_HANDLE, each * self.agents, work)
+
+    # -- reference lines -----------------------------------------------------------------------
+
+    def connect_plain(self) -> Any:
+        """redis-py's asyncio client as one makes it; one that waits where its pool is too small."""
+        alone, crowd = self.agents == 1, self.agents > _POOL_LIMIT
+        kind: Any = redis.asyncio.BlockingConnectionPool if crowd else redis.asyncio.ConnectionPool
+        pool = kind.from_url(self.server.url, **({"timeout": None} if crowd else {}))
+        client = redis.asyncio.Redis(connection_pool=pool, single_connection_client=alone)
+        self.harness.at_end(pool.aclose)
+        self.harness.at_end(client.aclose)
+        self.note = f"a pool of {pool.max_connections} that waits" if crowd else ""
+        return client
+
+    def plain(self, count: int) -> Variant:
+        """Every agent makes and encodes an event and calls redis-py's `evalsha`."""
+        each, client = split(count, self.agents), self.connect_plain()
+        makers: list[Callable[[], Sequence[Any]]] = [
+            by_hand(self.harness.run(self.recorder.appends(key, 1))[0]) for key in self.keys[PLAIN]
+        ]
+
+        async def agent(make: Callable[[], Sequence[Any]]) -> None:
+            for _ in range(each):
+                await client.evalsha(*make())
+
+        async def work() -> None:
+            await asyncio.gather(*map(agent, makers))
+
+        return Variant(PLAIN, each * self.agents, work, note=self.note)
+
+    def plain_made(self, count: int) -> Variant:
+        """The same with arguments that were made beforehand."""
+        each, client = split(count, self.agents), self.connect_plain()
+
+        async def prepare() -> None:
+            self.calls = [
+                [evalsha(call) for call in await self.recorder.appends(key, each)]
+                for key in self.keys[PLAIN]
+            ]
+
+        async def agent(calls: Sequence[tuple[Any, ...]]) -> None:
+            for call in calls:
+                await client.evalsha(*call)
+
+        async def work() -> None:
+            await asyncio.gather(*map(agent, self.calls))
+
+        return Variant(PLAIN_MADE, each * self.agents, work, prepare, self.note)
+
+    def ceiling(self, count: int) -> Variant:
+        """The bytes that sessionstore sends, made beforehand."""
+        each = split(count, self.agents)
+
+        async def prepare() -> None:
+            self.requests = [
+                [request_of(call) for call in await self.recorder.appends(key, each)]
+                for key in self.keys[CEILING]
+            ]
+
+        async def work() -> None:
+            await self.bare.run_agents(self.requests)
+
+        return Variant(CEILING, each * self.agents, work, prepare)
+
+    def raw(self, count: int) -> Variant:
+        """The writes of the script as plain commands, made beforehand."""
+        each = split(count, self.agents)
+
+        def prepare() -> None:
+            self.requests = [
+                [transaction(*raw_append(key, new_event(), number)) for number in range(each)]
+                for key in self.keys[RAW]
+            ]
+
+        async def work() -> None:
+            await self.bare.run_agents(self.requests)
+
+        return Variant(RAW, each * self.agents, work, prepare)
+
+
+def measure_async(harness: Harness, server: Server, agents: int) -> list[Group]:
+    """Appends of many tasks, or of one."""
+    stored = EVENT_LIMIT if agents <= _POOL_LIMIT else 0
+    setup = _Setup(harness, server, agents, harness.pick(stored, 20))
+    count = harness.pick(2000 if agents == 1 else 8192, agents * 2)
+    fewer = count if agents == 1 else harness.pick(2048, count)
+    variants = [
+        setup.ours(count),
+        setup.plain(fewer),
+        setup.plain_made(fewer),
+        setup.ceiling(count),
+        setup.ours_with_handle(count),
+        setup.raw(count),
+    ]
+    name = "asyncio, 1 agent" if agents == 1 else f"asyncio, {agents} agents"
+    return _measure(harness, server, name, variants, alone=agents == 1)
+
+
+def _measure(
+    harness: Harness, server: Server, name: str, variants: list[Variant], *, alone: bool
+) -> list[Group]:
+    """One call at a time is measured twice: with a core each for client and server, and one."""
+    if not alone:
+        return [harness.measure(server, name, "append", variants)]
+    groups = [harness.measure(server, f"{name}, a core each", "append", variants)]
+    with harness.shared_core():
+        groups.append(harness.measure(server, f"{name}, one core for both", "append", variants))
+    return groups
+
+
+def measure_sync(harness: Harness, server: Server, threads: int) -> list[Group]:
+    """Appends of threads."""
+    service = sessionstore.sync.RedisSessionService(server.url, **options())
+    recorder = Recorder()
+    client: Any = redis.Redis.from_url(server.url)
+    pool = ThreadPoolExecutor(threads)
+    for close in (service.close, client.close, pool.shutdown):
+        harness.at_end(close)
+    each = split(harness.pick(2000, 8), threads)
+    filler = service_of(server.url)
+    stored = harness.pick(EVENT_LIMIT, 20)
+    keys = {
+        name: [
+            session.key
+            for session in harness.run(
+                make_sessions(filler, f"sync-{number}-{threads}", threads, stored)
+            )
+        ]
+        for number, name in enumerate((OURS, PLAIN))
+    }
+    harness.run(filler.aclose())
+    makers = [by_hand(harness.run(recorder.appends(key, 1))[0]) for key in keys[PLAIN]]
+    calls: list[list[tuple[Any, ...]]] = []
+
+    def ours(key: SessionKey) -> None:
+        for _ in range(each):
+            service.append_event(key, new_event())
+
+    def plain(make: Callable[[], Sequence[Any]]) -> None:
+        for _ in range(each):
+            client.evalsha(*make())
+
+    def plain_made(requests: list[tuple[Any, ...]]) -> None:
+        for request in requests:
+            client.evalsha(*request)
+
+    async def prepare() -> None:
+        calls[:] = [
+            [evalsha(call) for call in await recorder.appends(key, each)] for key in keys[PLAIN]
+        ]
+
+    def spread(work: Any, items: Sequence[Any]) -> None:
+        if threads == 1:
+            work(items[0])
+        else:
+            list(pool.map(work, items))
+
+    count = each * threads
+    variants = [
+        Variant(OURS, count, lambda: spread(ours, keys[OURS])),
+        Variant(PLAIN, count, lambda: spread(plain, makers)),
+        Variant(PLAIN_MADE, count, lambda: spread(plain_made, calls), prepare),
+    ]
+    name = "sync, 1 thread" if threads == 1 else f"sync, {threads} threads"
+    return _measure(harness, server, name, variants, alone=threads == 1)
+
+
+def run(harness: Harness) -> Result:
+    """Measure."""
+    server = harness.start_server()
+    one, one_core = measure_async(harness, server, 1)
+    [many] = measure_async(harness, server, harness.pick(64, 8))
+    [crowd] = measure_async(harness, server, harness.pick(512, 128))
+    sync_one, sync_one_core = measure_sync(harness, server, 1)
+    [sync_many] = measure_sync(harness, server, 8)
+    plain, sync_plain = "against redis-py asyncio", "against redis-py sync"
+    latency, sync_time = "append latency, one agent", "append time, sync, one thread"
+    targets = [
+        Target(
+            f"append throughput, 64 agents, {plain} with the same script",
+            many.ratio(PLAIN, OURS, time_of),
+            ">=",
+            5,
+        ),
+        Target(
+            "append throughput, 64 agents, against the bare hiredis ceiling",
+            many.ratio(CEILING, OURS, time_of),
+            ">=",
+            0.6,
+        ),
+        Target(f"{latency}, {plain}, a core each", one.ratio(OURS, PLAIN, time_of), "<=", 0.6),
+        Target(f"{latency}, {plain}, one core", one_core.ratio(OURS, PLAIN, time_of), "<=", 0.6),
+        Target(
+            f"{sync_time}, {sync_plain}, a core each",
+            sync_one.ratio(OURS, PLAIN, time_of),
+            "<=",
+            0.8,
+        ),
+        Target(
+            f"{sync_time}, {sync_plain}, one core",
+            sync_one_core.ratio(OURS, PLAIN, time_of),
+            "<=",
+            0.8,
+        ),
+        Target(
+            "server CPU per append, against MULTI/EXEC of the same writes",
+            many.ratio(CEILING, RAW, server_cpu_of),
+            "<=",
+            1.5,
+        ),
+    ]
+    return harness.result(
+        "bench_append",
+        "How fast are appends of 1 KB events?",
+        groups=[one, one_core, many, crowd, sync_one, sync_one_core, sync_many],
+        figures=[
+            Figure(
+                f"64 agents, {plain}, by processor time of the busier side",
+                many.ratio(PLAIN, OURS, busier_cpu_of),
+                "x",
+            ),
+            Figure(
+                "64 agents, against the ceiling, by processor time of the busier side",
+                many.ratio(CEILING, OURS, busier_cpu_of),
+                "x",
+            ),
+        ],
+        targets=targets,
+        notes=[
+            "sessionstore makes, encodes and checks every event within the time that is measured. "
+            "redis-py's first line makes and encodes it too. The others send what was made before.",
+            "Server CPU is compared between the two lines that send bytes made beforehand, so that "
+            "both keep the server equally busy.",
+            "redis-py's default pool raises an error at 512 agents; one that waits is used there.",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,125 @@
+"""Does a long history make a session slow?
+
+Appends to one session that holds 0 to 100,000 events already, by one agent and by 64 tasks at
+once, with no limit on its events, so that nothing is trimmed. Reads of the newest 20 events. After
+every round the session is cut back to where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from sessionstore import RedisSessionService, SessionKey
+
+from .harness import Harness, Server, Variant, main
+from .results import Group, Result, Target, server_cpu_of, time_of
+from .workload import fill, keys_of, make_sessions, new_event, read, service_of
+
+_TASKS = 64
+
+
+class _Histories:
+    """Sessions that hold more and more."""
+
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
+        self.server: Server = harness.start_server()
+        self.service: RedisSessionService = service_of(self.server.url, event_limit=None)
+        harness.at_end(self.service.aclose)
+        self.sizes = harness.pick([0, 1_000, 10_000, 100_000], [0, 100, 1_000])
+        self.keys: dict[int, SessionKey] = {}
+        for size in self.sizes:
+            [session] = harness.run(make_sessions(self.service, f"history{size:06}", 1))
+            harness.run(fill(self.service, session.key, size))
+            self.keys[size] = session.key
+
+    def appends(self, tasks: int) -> Group:
+        """Appends to every session in turns."""
+        count = self.harness.pick(1024 if tasks == 1 else 4096, 64)
+        variants = [
+            Variant(
+                _name(size),
+                count,
+                partial(self._append, self.keys[size], tasks, count // tasks),
+                partial(self._cut_back, size),
+            )
+            for size in self.sizes
+        ]
+        agents = "1 agent" if tasks == 1 else f"{tasks} tasks on one session"
+        return self.harness.measure(self.server, f"append, {agents}", "append", variants)
+
+    async def _append(self, key: SessionKey, tasks: int, each: int) -> None:
+        append = self.service.append_event
+
+        async def task() -> None:
+            for _ in range(each):
+                await append(key, new_event())
+
+        if tasks == 1:
+            await task()
+        else:
+            await asyncio.gather(*(task() for _ in range(tasks)))
+
+    def _cut_back(self, size: int) -> None:
+        self.server.client.zremrangebyrank(keys_of(self.keys[size]).events, size, -1)
+
+    def reads(self) -> Group:
+        """Reads of the newest 20 events of every session in turns."""
+        count = self.harness.pick(500, 10)
+        variants = [
+            Variant(
+                _name(size),
+                count,
+                partial(self._read, self.keys[size], count),
+                partial(self._cut_back, size),
+            )
+            for size in self.sizes
+            if size
+        ]
+        return self.harness.measure(self.server, "read the newest 20, 1 agent", "read", variants)
+
+    async def _read(self, key: SessionKey, count: int) -> None:
+        for _ in range(count):
+            session = await read(self.service, key, 20)
+            assert session is not None
+            assert len(session.events) == 20
+
+
+def _name(size: int) -> str:
+    return f"sessionstore, {size:,} events stored"
+
+
+def run(harness: Harness) -> Result:
+    """Measure."""
+    histories = _Histories(harness)
+    one, many, reads = histories.appends(1), histories.appends(_TASKS), histories.reads()
+    least, most = _name(0), _name(histories.sizes[-1])
+    span = f"at {histories.sizes[-1]:,} stored events against 0"
+    first_read = _name(histories.sizes[1])
+    targets = [
+        Target(f"append {span}, one agent, time", one.ratio(most, least, time_of), "<=", 1.1),
+        Target(f"append {span}, 64 tasks, time", many.ratio(most, least, time_of), "<=", 1.1),
+        Target(
+            f"append {span}, 64 tasks, server CPU",
+            many.ratio(most, least, server_cpu_of),
+            "<=",
+            1.1,
+        ),
+        Target(
+            f"read the newest 20 at {histories.sizes[-1]:,} against {histories.sizes[1]:,}, time",
+            reads.ratio(most, first_read, time_of),
+            "<=",
+            1.1,
+        ),
+    ]
+    return harness.result(
+        "bench_history",
+        "Does a long history make a session slow?",
+        groups=[one, many, reads],
+        targets=targets,
+    )
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,262 @@
+"""What does each script cost the server, against the same writes as plain commands?
+
+The calls that a service makes are recorded and sent over a bare connection, 64 in flight, so that
+the server does nothing but run them. Beside each stand the commands that do the same without a
+script, in MULTI and EXEC: no check, position and version known from elsewhere. Read the server CPU.
+What goes to replicas is read from the growth of an append-only file on a second server: it holds
+what a replica would be sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sessionstore import Event, SessionKey, SessionService
+
+from .bare import Request
+from .harness import Harness, Server, Variant, main
+from .payload import TEXT, TTL_SECONDS
+from .results import Figure, Group, Result, server_cpu_of
+from .workload import (
+    EVENT_LIMIT,
+    Command,
+    Recorder,
+    keys_of,
+    make_sessions,
+    new_event,
+    raw_append,
+    read,
+    request_of,
+    service_of,
+    split,
+    transaction,
+)
+
+OURS = "sessionstore's script, bare hiredis"
+RAW = "plain commands, bare hiredis"
+
+_AGENTS = 64
+_BATCH = 10
+_TTL_MS = TTL_SECONDS * 1000
+_DELTA = {"turns": 4, "topic": "travel", "user:mood": "curious"}
+_NOW_US = 1_700_000_000_000_000
+
+Work = Callable[[SessionService, SessionKey], Awaitable[object]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation.
+
+    Attributes:
+        name: what it does.
+        work: does it with a service.
+        raw: the plain commands that do the same.
+    """
+
+    name: str
+    work: Work
+    raw: Callable[[SessionKey], Sequence[Command]]
+
+
+def _deadlines(key: SessionKey, *, tiers: int = 0) -> list[Command]:
+    keys = keys_of(key)
+    touched = (keys.session, keys.events, keys.sessions, keys.user, keys.app)[: 3 + tiers]
+    return [("PEXPIRE", name, _TTL_MS) for name in touched]
+
+
+def _header(key: SessionKey, *state: bytes | str) -> list[Command]:
+    keys = keys_of(key)
+    fields = ("version", 7, "updated_us", _NOW_US, "last_us", _NOW_US, *state)
+    return [
+        ("HSET", keys.session, *fields),
+        ("ZADD", keys.sessions, _NOW_US, key.session_id),
+    ]
+
+
+def _reads(key: SessionKey, num: int) -> list[Command]:
+    keys = keys_of(key)
+    hashes: list[Command] = [("HGETALL", name) for name in (keys.session, keys.user, keys.app)]
+    return [*hashes, ("ZRANGE", keys.events, -num, -1)]
+
+
+def _raw_delta(key: SessionKey) -> list[Command]:
+    keys = keys_of(key)
+    event = msgspec.json.encode(Event("agent", TEXT, state_delta=_DELTA))
+    return [
+        ("ZADD", keys.events, "NX", _NOW_US, event),
+        ("ZREMRANGEBYRANK", keys.events, 0, -EVENT_LIMIT - 1),
+        *_header(key, ".turns", b"4", ".topic", b'"travel"'),
+        ("HSET", keys.user, "mood", b'"curious"'),
+        *_deadlines(key, tiers=1),
+    ]
+
+
+def _raw_batch(key: SessionKey) -> list[Command]:
+    keys = keys_of(key)
+    pairs: list[bytes | int] = []
+    for number in range(_BATCH):
+        pairs += (_NOW_US + number, msgspec.json.encode(new_event()))
+    return [
+        ("ZADD", keys.events, "NX", *pairs),
+        ("ZREMRANGEBYRANK", keys.events, 0, -EVENT_LIMIT - 1),
+        *_header(key),
+        *_deadlines(key),
+    ]
+
+
+async def _append_batch(service: SessionService, key: SessionKey) -> None:
+    await service.append_events(key, [new_event() for _ in range(_BATCH)])
+
+
+def _raw_append(key: SessionKey) -> list[Command]:
+    return raw_append(key, new_event(), version=7)
+
+
+CASES = [
+    Case(
+        "append_events, one event",
+        lambda service, key: service.append_event(key, new_event()),
+        _raw_append,
+    ),
+    Case(
+        "append_events, one event with a delta of three keys",
+        lambda service, key: service.append_event(key, Event("agent", TEXT, state_delta=_DELTA)),
+        _raw_delta,
+    ),
+    Case(f"append_events, {_BATCH} events", _append_batch, _raw_batch),
+    Case(
+        "touch_session and the read of 20 events",
+        lambda service, key: read(service, key, 20),
+        lambda key: [*_deadlines(key, tiers=2), *_reads(key, 20)],
+    ),
+    Case(
+        "update_session_state, two keys",
+        lambda service, key: service.update_session_state(key, {"turns": 4, "topic": "travel"}),
+        lambda key: [*_header(key, ".turns", b"4", ".topic", b'"travel"'), *_deadlines(key)],
+    ),
+    Case(
+        "update_tier_state, two keys",
+        lambda service, key: service.update_user_state(
+            key.app_name, key.user_id, {"mood": "curious", "city": "Paris"}
+        ),
+        lambda key: [
+            ("HSET", keys_of(key).user, "mood", b'"curious"', "city", b'"Paris"'),
+            ("PEXPIRE", keys_of(key).user, _TTL_MS),
+        ],
+    ),
+    Case(
+        "get_or_create_session that exists, and the read of 20 events",
+        lambda service, key: service.get_or_create_session(
+            app_name=key.app_name, user_id=key.user_id, session_id=key.session_id, event_num=20
+        ),
+        lambda key: [*_deadlines(key, tiers=2), *_reads(key, 20)],
+    ),
+    Case(
+        "clear_events of none",
+        lambda service, key: service.clear_events(key),
+        lambda key: [("UNLINK", keys_of(key).events), *_header(key), *_deadlines(key)],
+    ),
+]
+
+
+class _Bench:
+    """One server with sessions for each line."""
+
+    def __init__(self, harness: Harness, server: Server, stored: int) -> None:
+        self.harness = harness
+        self.server = server
+        self.recorder = Recorder()
+        self.bare = harness.connect_bare(server)
+        self.agents = harness.pick(_AGENTS, 2)
+        self.service = service_of(server.url)
+        harness.at_end(self.service.aclose)
+        self.ours, self.raw = (self._make(app, stored) for app in ("case-a", "case-b"))
+        self.requests: list[list[Request]] = []
+
+    def _make(self, app: str, stored: int) -> list[SessionKey]:
+        sessions = self.harness.run(make_sessions(self.service, app, self.agents, stored))
+        return [session.key for session in sessions]
+
+    def load(self, work: Work) -> None:
+        """Let the server know the script; EVALSHA does not send it."""
+
+        async def once() -> None:
+            await work(self.service, self.ours[0])
+
+        self.harness.run(once())
+
+    def lines(self, case: Case, count: int) -> list[Variant]:
+        """The script and the plain commands."""
+        each = split(count, self.agents)
+
+        async def prepare_ours() -> None:
+            self.requests = [
+                [request_of(await self._call(case.work, key)) for _ in range(each)]
+                for key in self.ours
+            ]
+
+        def prepare_raw() -> None:
+            self.requests = [[transaction(*case.raw(key)) for _ in range(each)] for key in self.raw]
+
+        async def work() -> None:
+            await self.bare.run_agents(self.requests)
+
+        total = each * self.agents
+        return [
+            Variant(OURS, total, work, prepare_ours),
+            Variant(RAW, total, work, prepare_raw),
+        ]
+
+    async def _call(self, work: Work, key: SessionKey) -> Any:
+        return await self.recorder.call_of(work(self.recorder, key))
+
+
+def replicated(harness: Harness, bench: _Bench, lines: Sequence[Variant]) -> list[float]:
+    """Bytes that go to a replica per operation, of each line."""
+    found = []
+    for line in lines:
+        harness.finish(line.prepare() if line.prepare else None)
+        before = bench.server.read().aof_bytes
+        harness.finish(line.work())
+        found.append((bench.server.read().aof_bytes - before) / line.operations)
+    return found
+
+
+def run(harness: Harness) -> Result:
+    """Measure."""
+    stored = harness.pick(EVENT_LIMIT, 20)
+    bench = _Bench(harness, harness.start_server(), stored)
+    with_file = harness.start_server(
+        appendonly="yes", appendfsync="no", auto_aof_rewrite_percentage="0"
+    )
+    file_bench = _Bench(harness, with_file, stored)
+    groups: list[Group] = []
+    figures: list[Figure] = []
+    count = harness.pick(4096, 4)
+    for case in CASES:
+        for each in (bench, file_bench):
+            each.load(case.work)
+        group = harness.measure(bench.server, case.name, "call", bench.lines(case, count))
+        groups.append(group)
+        ratio = group.ratio(OURS, RAW, server_cpu_of)
+        ours, raw = replicated(harness, file_bench, file_bench.lines(case, count // 8))
+        figures += [
+            Figure(f"{case.name}: server CPU", ratio, "x plain commands"),
+            Figure(f"{case.name}: to replicas", ours, "bytes per call"),
+            Figure(f"{case.name}: to replicas, plain commands", raw, "bytes per call"),
+        ]
+    return harness.result(
+        "bench_scripts",
+        "What does each script cost the server, against the same writes as plain commands?",
+        groups=groups,
+        figures=figures,
+    )
+
+
+if __name__ == "__main__":
+    main(run)

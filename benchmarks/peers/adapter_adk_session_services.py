@@ -1,0 +1,16 @@
+"""adk-session-services: RedisSessionService. It knows no TTL."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from . import adapter_adk_memory
+
+
+class Adapter(adapter_adk_memory.Adapter):
+    """What the worker calls."""
+
+    async def _make_service(self, url: str) -> Any:
+        sessions: Any = import_module("adk_session_services.redis_session.redis_session_service")
+        return sessions.RedisSessionService(url)

@@ -1,0 +1,34 @@
+"""openai-agents: RedisSession, with a TTL; all sessions share a client."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+from uuid import uuid4
+
+from ..payload import TEXT, TTL_SECONDS
+
+
+class Adapter:
+    """What the worker calls."""
+
+    async def open(self, url: str) -> None:
+        """Connect."""
+        self._session: Any = import_module("agents.extensions.memory.redis_session").RedisSession
+        self._client: Any = import_module("redis.asyncio").Redis.from_url(url)
+
+    async def make(self) -> Any:
+        """A new session."""
+        return self._session(session_id=uuid4().hex, redis_client=self._client, ttl=TTL_SECONDS)
+
+    def event(self) -> Any:
+        """A fresh item."""
+        return {"role": "assistant", "content": TEXT, "id": uuid4().hex}
+
+    async def append(self, session: Any) -> None:
+        """Append a fresh item."""
+        await session.add_items([self.event()])
+
+    async def read(self, session: Any, last: int) -> int:
+        """Read the newest items; how many there were."""
+        return len(await session.get_items(limit=last))

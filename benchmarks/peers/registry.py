@@ -1,0 +1,106 @@
+"""Which peers there are, what they need, where their venvs are."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+DIRECTORY = Path(
+    os.environ.get("SESSIONSTORE_PEERS") or Path(__file__).resolve().parent.parent / ".peers"
+)
+"""Where the venvs are; the variable SESSIONSTORE_PEERS says otherwise."""
+
+REQUIREMENTS = {
+    "trpc-agent-py": [
+        "trpc-agent-py==1.2.0",
+        "sqlalchemy[asyncio]==2.1.9",
+        "redis==8.1.0",
+        "hiredis==3.5.0",
+    ],
+    "google-adk": [
+        "google-adk==2.13.0",
+        "google-adk-community==0.5.0",
+        "sqlalchemy[asyncio]==2.1.9",
+        "aiosqlite==0.22.1",
+        "hiredis==3.5.0",
+    ],
+    "adk-session-services": ["adk-session-services==0.1.4", "hiredis==3.5.0"],
+    "openai-agents": ["openai-agents[redis]==0.24.0", "hiredis==3.5.0"],
+    "llama-index": ["llama-index-storage-chat-store-redis==0.8.0", "hiredis==3.5.0"],
+    "langchain-community": ["langchain-community==0.4.2", "redis==8.1.0", "hiredis==3.5.0"],
+}
+"""What each venv holds."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One session store.
+
+    Attributes:
+        name: what a reader is told.
+        venv: the venv that it runs in; "" = ours.
+        adapter: the module that uses it.
+        package: the package whose version is reported.
+    """
+
+    name: str
+    venv: str
+    adapter: str
+    package: str
+
+    @property
+    def python(self) -> Path:
+        """The interpreter of its venv."""
+        if not self.venv:
+            return Path(sys.executable)
+        return DIRECTORY / self.venv / ("Scripts" if os.name == "nt" else "bin") / "python"
+
+
+OURS = Peer("sessionstore", "", "adapter_sessionstore", "sessionstore")
+
+ON_REDIS = [
+    Peer("trpc-agent-py RedisSessionService", "trpc-agent-py", "adapter_trpc", "trpc-agent-py"),
+    Peer(
+        "google-adk-community RedisSessionService",
+        "google-adk",
+        "adapter_adk_community",
+        "google-adk-community",
+    ),
+    Peer(
+        "google-adk DatabaseSessionService, SQLite",
+        "google-adk",
+        "adapter_adk_database",
+        "google-adk",
+    ),
+    Peer(
+        "adk-session-services RedisSessionService",
+        "adk-session-services",
+        "adapter_adk_session_services",
+        "adk-session-services",
+    ),
+    Peer("openai-agents RedisSession", "openai-agents", "adapter_openai_agents", "openai-agents"),
+    Peer(
+        "llama-index RedisChatStore",
+        "llama-index",
+        "adapter_llama_index",
+        "llama-index-storage-chat-store-redis",
+    ),
+    Peer(
+        "langchain RedisChatMessageHistory",
+        "langchain-community",
+        "adapter_langchain",
+        "langchain-community",
+    ),
+]
+
+IN_MEMORY = [
+    Peer("google-adk InMemorySessionService", "google-adk", "adapter_adk_memory", "google-adk"),
+    Peer(
+        "trpc-agent-py InMemorySessionService",
+        "trpc-agent-py",
+        "adapter_trpc_memory",
+        "trpc-agent-py",
+    ),
+]

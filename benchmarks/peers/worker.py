@@ -1,0 +1,138 @@
+"""Runs one peer: `python -m benchmarks.peers.worker ADAPTER PACKAGE`, in the peer's venv.
+
+Reads one JSON object per line from stdin and answers each with one on stdout:
+
+    {"do": "open", "url": ...}                      -> {"versions": {...}}
+    {"do": "make", "name": ..., "sessions": n, "stored": n}   -> {}
+    {"do": "append", "name": ..., "each": n}        -> {"seconds": s, "cpu_seconds": s}
+    {"do": "read", "name": ..., "last": n, "count": n}        -> {"seconds": s, "cpu_seconds": s}
+    {"do": "events", "count": n}                    -> {"seconds": s, "cpu_seconds": s}
+
+`make` makes sessions and remembers them by name; `append` lets one task per session append `each`
+events one by one; `read` reads the newest events of the first one; `events` only makes events. An
+answer {"error": ...} says why something cannot be done. The worker ends with its input.
+
+Imports nothing but the standard library and the adapter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+
+class Worker:
+    """Carries out commands on one adapter.
+
+    Args:
+        adapter: as `adapter_*` modules define it.
+        package: the package whose version is reported.
+    """
+
+    def __init__(self, adapter: Any, package: str) -> None:
+        self._adapter = adapter
+        self._package = package
+        self._sessions: dict[str, list[Any]] = {}
+
+    async def open(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Connect."""
+        await self._adapter.open(command["url"])
+        return {"versions": {"Python": platform.python_version()} | self._versions()}
+
+    def _versions(self) -> dict[str, str]:
+        found = {}
+        for package in (self._package, "redis", "hiredis"):
+            try:
+                found["redis-py" if package == "redis" else package] = version(package)
+            except PackageNotFoundError:
+                continue
+        return found
+
+    async def make(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Make sessions with events."""
+        made = [await self._adapter.make() for _ in range(command["sessions"])]
+        for session in made:
+            for _ in range(command["stored"]):
+                await self._adapter.append(session)
+        self._sessions[command["name"]] = made
+        return {}
+
+    async def append(self, command: dict[str, Any]) -> dict[str, Any]:
+        """One task per session, each appending one event after the other."""
+        append = self._adapter.append
+
+        async def task(session: Any) -> None:
+            for _ in range(command["each"]):
+                await append(session)
+
+        sessions = self._sessions[command["name"]]
+        clock = Clock()
+        if len(sessions) == 1:
+            await task(sessions[0])
+        else:
+            await asyncio.gather(*map(task, sessions))
+        return clock.stop()
+
+    async def read(self, command: dict[str, Any]) -> dict[str, Any]:
+        """One task that reads again and again."""
+        session, last = self._sessions[command["name"]][0], command["last"]
+        clock = Clock()
+        for _ in range(command["count"]):
+            found = await self._adapter.read(session, last)
+            if found != last:
+                raise RuntimeError(f"read {found} events, not {last}")
+        return clock.stop()
+
+    async def events(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Only make events."""
+        make_event: Callable[[], object] = self._adapter.event
+        clock = Clock()
+        for _ in range(command["count"]):
+            make_event()
+        return clock.stop()
+
+
+class Clock:
+    """Wall and processor time since it was made."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        self._cpu, self._start = time.process_time(), time.perf_counter()
+
+    def stop(self) -> dict[str, float]:
+        """Both, in seconds."""
+        seconds = time.perf_counter() - self._start
+        return {"seconds": seconds, "cpu_seconds": time.process_time() - self._cpu}
+
+
+def main() -> None:
+    """Answer commands until there are no more."""
+    adapter_name, package = sys.argv[1:]
+    # What a peer prints must not end up between the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    with asyncio.Runner() as runner:
+        worker: Worker | None = None
+        for line in sys.stdin:
+            command = json.loads(line)
+            try:
+                if worker is None:
+                    module = import_module(f"{__package__}.{adapter_name}")
+                    worker = Worker(module.Adapter(), package)
+                answer = runner.run(getattr(worker, command["do"])(command))
+            except Exception as error:  # whatever a peer raises is the reason that is reported
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

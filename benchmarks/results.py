@@ -1,0 +1,272 @@
+"""What a bench finds out, as data: samples, medians, ratios, targets; as JSON and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Literal
+
+import msgspec
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """What one variant did in one round.
+
+    Attributes:
+        operations: operations carried out.
+        seconds: time from the start of the first to the end of the last.
+        client_cpu_us: processor time of this process per operation, microseconds.
+        server_cpu_us: processor time of the server per operation; None where there is none.
+        sent_bytes: bytes that the server received per operation; None likewise.
+        received_bytes: bytes that the server sent per operation; None likewise.
+    """
+
+    operations: int
+    seconds: float
+    client_cpu_us: float
+    server_cpu_us: float | None = None
+    sent_bytes: float | None = None
+    received_bytes: float | None = None
+
+    @property
+    def us(self) -> float:
+        """Microseconds per operation: with many agents the inverse of their joint throughput."""
+        return self.seconds / self.operations * 1e6
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One variant of a group.
+
+    Attributes:
+        name: what was measured.
+        samples: one per round, in order.
+        note: what a reader has to know to read the figures right.
+    """
+
+    name: str
+    samples: list[Sample]
+    note: str = ""
+
+    @property
+    def us(self) -> float:
+        """Median of microseconds per operation."""
+        return median(sample.us for sample in self.samples)
+
+    @property
+    def client_cpu_us(self) -> float:
+        """Median of this process's microseconds of processor time per operation."""
+        return median(sample.client_cpu_us for sample in self.samples)
+
+    @property
+    def server_cpu_us(self) -> float | None:
+        """Median of the server's microseconds of processor time per operation."""
+        return _median([sample.server_cpu_us for sample in self.samples])
+
+    @property
+    def sent_bytes(self) -> float | None:
+        """Median of bytes sent to the server per operation."""
+        return _median([sample.sent_bytes for sample in self.samples])
+
+    @property
+    def received_bytes(self) -> float | None:
+        """Median of bytes received from the server per operation."""
+        return _median([sample.received_bytes for sample in self.samples])
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Variants that ran in turns, and so may be compared.
+
+    Attributes:
+        name: the setting that they share.
+        operation: what one operation is.
+        rows: the variants, in the order in which they ran.
+    """
+
+    name: str
+    operation: str
+    rows: list[Row]
+
+    def row(self, name: str) -> Row:
+        """The variant of this name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def ratio(self, one: str, other: str, of: Callable[[Sample], float | None]) -> float:
+        """Median over the rounds of `of(one) / of(other)`, both from the same round."""
+        pairs = zip(self.row(one).samples, self.row(other).samples, strict=True)
+        return median(_known(of(mine)) / _known(of(theirs)) for mine, theirs in pairs)
+
+
+def time_of(sample: Sample) -> float:
+    """Time per operation, for `Group.ratio`."""
+    return sample.us
+
+
+def server_cpu_of(sample: Sample) -> float | None:
+    """Server processor time per operation, for `Group.ratio`."""
+    return sample.server_cpu_us
+
+
+def busier_cpu_of(sample: Sample) -> float | None:
+    """Processor time per operation of client or server, whichever needs more.
+
+    With many agents that is the time an operation takes where both have a core to themselves; so
+    it tells the ratio that would be had if no other program were running.
+    """
+    if sample.server_cpu_us is None:
+        return None
+    return max(sample.client_cpu_us, sample.server_cpu_us)
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """A single figure, such as bytes per event.
+
+    Attributes:
+        name: what it says.
+        value: the figure.
+        unit: its unit.
+    """
+
+    name: str
+    value: float
+    unit: str
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A figure and the bound that it has to keep.
+
+    Attributes:
+        name: what is compared with what.
+        figure: what was measured.
+        sense: whether the bound is the least or the most.
+        bound: the bound.
+        unit: of figure and bound: "x" for ratios.
+    """
+
+    name: str
+    figure: float
+    sense: Literal[">=", "<="]
+    bound: float
+    unit: str = "x"
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the figure keeps the bound."""
+        return self.figure >= self.bound if self.sense == ">=" else self.figure <= self.bound
+
+
+class Result(msgspec.Struct):
+    """What one bench found out.
+
+    Attributes:
+        bench: its module's name.
+        question: what it answers.
+        versions: of everything that took part.
+        settings: "full" or "small", rounds and the like.
+        groups: what was measured in turns.
+        figures: what was measured once.
+        targets: what has to be reached.
+        notes: what a reader has to know.
+    """
+
+    bench: str
+    question: str
+    versions: dict[str, str]
+    settings: dict[str, str | int]
+    groups: list[Group] = []
+    figures: list[Figure] = []
+    targets: list[Target] = []
+    notes: list[str] = []
+
+    def as_json(self) -> bytes:
+        """Samples, medians and targets, indented."""
+        data = msgspec.to_builtins(self)
+        for group, view in zip(self.groups, data["groups"], strict=True):
+            for row, entry in zip(group.rows, view["rows"], strict=True):
+                entry["median"] = {name: getattr(row, name) for name in _MEDIANS}
+        for target, entry in zip(self.targets, data["targets"], strict=True):
+            entry["is_reached"] = target.is_reached
+        return msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n"
+
+    def as_markdown(self) -> str:
+        """The same for people."""
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        parts = [f"## {self.bench}", self.question, f"{versions} ({settings})"]
+        for group in self.groups:
+            parts += [f"### {group.name}", _group_table(group)]
+        if self.figures:
+            figures = [[f.name, f"{f.value:,.1f} {f.unit}"] for f in self.figures]
+            parts.append(table(["figure", "value"], figures))
+        if self.targets:
+            parts.append(target_table(self.targets))
+        if self.notes:
+            parts.append("\n".join(f"* {note}" for note in self.notes))
+        return "\n\n".join(parts) + "\n"
+
+
+_MEDIANS = ("us", "client_cpu_us", "server_cpu_us", "sent_bytes", "received_bytes")
+
+
+def target_table(targets: Sequence[Target]) -> str:
+    """The table "must reach"."""
+    rows = [
+        [
+            target.name,
+            f"{target.sense} {_short(target.bound)} {target.unit}",
+            f"{_short(target.figure)} {target.unit}",
+            "yes" if target.is_reached else "NO",
+        ]
+        for target in targets
+    ]
+    return table(["must reach", "bound", "figure", "reached"], rows)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, padded so that it reads well as plain text too."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(head))]
+    lines.insert(1, ["-" * width for width in widths])
+    padded = [
+        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def _group_table(group: Group) -> str:
+    """Medians of every variant, and how many times the first one's time each takes."""
+    first = group.rows[0]
+    head = ["variant", f"µs per {group.operation}", "a second", "of the first's time"]
+    head += ["client CPU µs", "server CPU µs", "bytes sent", "received"]
+    rows = [
+        [
+            row.name + (f" ({row.note})" if row.note else ""),
+            f"{row.us:,.1f}",
+            f"{1e6 / row.us:,.0f}",
+            f"{group.ratio(row.name, first.name, time_of):.2f} x",
+            f"{row.client_cpu_us:,.1f}",
+            _or_dash(row.server_cpu_us, "{:,.1f}"),
+            _or_dash(row.sent_bytes, "{:,.0f}"),
+            _or_dash(row.received_bytes, "{:,.0f}"),
+        ]
+        for row in group.rows
+    ]
+    return table(head, rows)
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def _known(value: float | None) -> float:
+    if value is None:
+        raise ValueError("this was not measured")
+    return value

@@ -1,0 +1,192 @@
+"""What the benches do: events, filled sessions, and the same calls for the reference lines.
+
+`new_event` and the services stand for what an application does. For the reference lines the very
+Calls that a service makes are recorded, to be sent by something else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import hiredis
+import msgspec
+
+from sessionstore import Event, RedisSessionService, Session, SessionKey, SessionService
+from sessionstore.calls import Call
+from sessionstore.keys import Keys, SessionKeys
+
+from .bare import Request
+from .payload import TEXT, TTL_SECONDS
+
+EVENT_LIMIT = 200
+
+STATE = {"topic": "travel", "turns": 3, "user:name": "Ada", "app:model": "large"}
+
+_BATCH = 100
+
+_pack_command: Any = hiredis.pack_command
+
+Command = tuple[bytes | str | int, ...]
+
+
+def new_event(text: str = TEXT) -> Event:
+    """A fresh event, as an agent makes one."""
+    return Event("agent", text)
+
+
+def options(event_limit: int | None = EVENT_LIMIT) -> dict[str, Any]:
+    """Options of the services that are measured: TTLs in all tiers."""
+    return {
+        "session_event_limit": event_limit,
+        "session_ttl": TTL_SECONDS,
+        "user_state_ttl": TTL_SECONDS,
+        "app_state_ttl": TTL_SECONDS,
+    }
+
+
+def service_of(url: str, event_limit: int | None = EVENT_LIMIT) -> RedisSessionService:
+    """The service that is measured."""
+    return RedisSessionService(url, **options(event_limit))
+
+
+async def make_sessions(
+    service: SessionService, app: str, count: int, stored: int = 0, text: str = TEXT
+) -> list[Session]:
+    """New sessions, each of its own user, with events stored and state in every tier."""
+    sessions = [
+        await service.create_session(app_name=app, user_id=f"user{number:05}", state=STATE)
+        for number in range(count)
+    ]
+    await asyncio.gather(*(fill(service, session.key, stored, text) for session in sessions))
+    return sessions
+
+
+async def fill(service: SessionService, key: SessionKey, stored: int, text: str = TEXT) -> None:
+    """Append events in batches."""
+    for first in range(0, stored, _BATCH):
+        batch = [new_event(text) for _ in range(min(_BATCH, stored - first))]
+        await service.append_events(key, batch)
+
+
+async def read(service: SessionService, key: SessionKey, event_num: int | None) -> Session | None:
+    """`get_session` by key."""
+    return await service.get_session(
+        app_name=key.app_name, user_id=key.user_id, session_id=key.session_id, event_num=event_num
+    )
+
+
+def split(count: int, agents: int) -> int:
+    """Operations of each agent, so that all together carry out about `count`; at least one."""
+    return max(count // agents, 1)
+
+
+# -- the same calls, sent by something else ------------------------------------------------------
+
+
+class _Recorded(Exception):  # not an error: carries the Call out
+    def __init__(self, call: Call[Any]) -> None:
+        self.call = call
+
+
+class _Recording:
+    """An executor that sends nothing."""
+
+    async def execute(self, call: Call[Any]) -> list[Any]:
+        raise _Recorded(call)
+
+    async def aclose(self) -> None:
+        pass
+
+
+class Recorder(RedisSessionService):
+    """A service that sends nothing; what it would have sent can be had.
+
+    Args:
+        event_limit: as the measured service has it.
+    """
+
+    def __init__(self, event_limit: int | None = EVENT_LIMIT) -> None:
+        super().__init__("redis://localhost", **options(event_limit))
+        self._executor = _Recording()
+
+    async def call_of(self, operation: Awaitable[Any]) -> Call[Any]:
+        """The first Call of an operation of this service."""
+        try:
+            await operation
+        except _Recorded as recorded:
+            return recorded.call
+        raise AssertionError("the operation sent nothing")
+
+    async def appends(self, key: SessionKey, count: int) -> list[Call[Any]]:
+        """The Calls that append fresh events one by one."""
+        return [await self.call_of(self.append_event(key, new_event())) for _ in range(count)]
+
+    async def read(self, key: SessionKey, event_num: int | None) -> Call[Any]:
+        """The Call that reads a session."""
+        return await self.call_of(read(self, key, event_num))
+
+
+def request_of(call: Call[Any]) -> Request:
+    """A Call as it goes over the wire, a transaction if it has several commands."""
+    commands: list[Command] = list(call.then)
+    if call.script is not None:
+        commands.insert(0, ("EVALSHA", *evalsha(call)))
+    return transaction(*commands) if len(commands) > 1 else (pack(*commands), 1)
+
+
+def evalsha(call: Call[Any]) -> tuple[Any, ...]:
+    """The arguments of redis-py's `evalsha` for a Call."""
+    assert call.script is not None
+    return (call.script.sha.decode(), len(call.keys), *call.keys, *call.args)
+
+
+def by_hand(call: Call[Any]) -> Callable[[], Sequence[Any]]:
+    """Makes the same arguments around a fresh event each time, as one would by hand."""
+    arguments = list(evalsha(call))
+    at = max(range(len(arguments)), key=lambda place: _size(arguments[place]))
+
+    def make() -> Sequence[Any]:
+        arguments[at] = msgspec.json.encode(new_event())
+        return arguments
+
+    return make
+
+
+def _size(argument: Any) -> int:
+    return len(argument) if isinstance(argument, bytes) else 0
+
+
+def keys_of(key: SessionKey) -> SessionKeys:
+    """The Redis keys of a session."""
+    return Keys().session(key.app_name, key.user_id, key.session_id)
+
+
+def pack(*commands: Command) -> bytes:
+    """Commands in RESP, one behind the other."""
+    return b"".join(_pack_command(command) for command in commands)
+
+
+def transaction(*commands: Command) -> Request:
+    """Commands in MULTI and EXEC."""
+    return pack(("MULTI",), *commands, ("EXEC",)), len(commands) + 2
+
+
+def raw_append(key: SessionKey, event: Event, version: int) -> list[Command]:
+    """The writes of an append as plain commands: no script and no check.
+
+    What a caller could send, in a transaction, who knows position and version from elsewhere.
+    """
+    keys = keys_of(key)
+    ttl_ms = TTL_SECONDS * 1000
+    now = int(event.timestamp.timestamp() * 1e6)
+    return [
+        ("ZADD", keys.events, "NX", now, msgspec.json.encode(event)),
+        ("ZREMRANGEBYRANK", keys.events, 0, -EVENT_LIMIT - 1),
+        ("HSET", keys.session, "version", version, "updated_us", now, "last_us", now),
+        ("ZADD", keys.sessions, now, key.session_id),
+        ("PEXPIRE", keys.session, ttl_ms),
+        ("PEXPIRE", keys.events, ttl_ms),
+        ("PEXPIRE", keys.sessions, ttl_ms),
+    ]
