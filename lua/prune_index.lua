@@ -6,7 +6,7 @@
 --
 -- ARGV[1...] tail   bytes  the sessions' members of the index, in the order of KEYS
 --
--- REPLY OK
+-- REPLY OK pruned
 -- COST O(log N) a session
 local index = KEYS[1]
 local tail = 1
@@ -14,9 +14,10 @@ local tail = 1
 redis.call('ZCARD', index)
 
 -- Write.
+local pruned = 0
 for at = 2, #KEYS do
   if redis.call('EXISTS', KEYS[at]) == 0 then
-    redis.call('ZREM', index, ARGV[at - 2 + tail])
+    pruned = pruned + redis.call('ZREM', index, ARGV[at - 2 + tail])
   end
 end
-return {'OK'}
+return {'OK', pruned}

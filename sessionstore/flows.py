@@ -99,11 +99,14 @@ def list_sessions(
     check_int("offset", offset, low=0)
     found: list[Session] = []
     # Expired sessions must not count for the offset either.
-    for first in range(0, offset, _SKIPPED_PER_CALL):
-        count = min(_SKIPPED_PER_CALL, offset - first)
-        skipped: list[str] = yield ops.list_session_ids(app_name, user_id, count, first)
-        if skipped:
-            yield ops.prune_index(app_name, user_id, skipped)
+    skipped = 0
+    while skipped < offset:
+        count = min(_SKIPPED_PER_CALL, offset - skipped)
+        before: list[str] = yield ops.list_session_ids(app_name, user_id, count, skipped)
+        if not before:
+            return []
+        pruned: int = yield ops.prune_index(app_name, user_id, before)
+        skipped += len(before) - pruned
     for _ in range(_LIST_ROUNDS_LIMIT):
         ids: list[str] = yield ops.list_session_ids(app_name, user_id, limit, offset)
         if not ids:

@@ -16,7 +16,7 @@ from .errors import InvalidArgument, LimitExceeded
 from .keys import SessionKeys
 from .model import Event, EventPage, Session, SessionKey, Turn
 from .options import Options, check_instant, check_int
-from .replies import Written, done, events_of, pairs, read_session, scored, written
+from .replies import Written, counted, done, events_of, pairs, read_session, scored, written
 from .scripts import SCRIPTS
 from .tiers import NO_CHANGE, Change, Delta, read_tier
 from .times import from_us, to_us
@@ -197,12 +197,13 @@ class Ops:
         is_bulk = _is_bulk(event_num * len(ids))
         return Call("list_sessions", decode, then=tuple(commands), writes=False, is_bulk=is_bulk)
 
-    def prune_index(self, app_name: str, user_id: str, ids: Sequence[str]) -> Call[None]:
-        """Take expired sessions out of the index."""
+    def prune_index(self, app_name: str, user_id: str, ids: Sequence[str]) -> Call[int]:
+        """Take expired sessions out of the index; how many there were."""
         index = self._keys.user(app_name, user_id).sessions
         sessions = (self._keys.session(app_name, user_id, name).session for name in ids)
         keys = (index, *sessions)
-        return Call("prune_index", done, SCRIPTS["prune_index"], keys, tuple(ids))
+        script = SCRIPTS["prune_index"]
+        return Call("prune_index", counted, script, keys, tuple(ids))
 
     def delete_session(self, key: SessionKey) -> Call[None]:
         """Remove a session."""

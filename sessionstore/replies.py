@@ -44,6 +44,14 @@ def done(replies: list[Any]) -> None:
         raise ScriptContractError(f"a script answered {replies[0]!r}")
 
 
+def counted(replies: list[Any]) -> int:
+    """The result of a write that answers a number."""
+    reply = replies[0]
+    if not isinstance(reply, list) or reply[:1] != [b"OK"] or len(reply) != 2:
+        raise ScriptContractError(f"a script answered {reply!r}")
+    return int(reply[1])
+
+
 def read_session(
     key: SessionKey, keys: SessionKeys, parts: list[Any], newest_first: bool = False
 ) -> Session:

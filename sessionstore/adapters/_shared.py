@@ -35,7 +35,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _encode_msgpack = msgspec.msgpack.Encoder().encode
 
-_DEPTH_READ = 200  # levels of JSON that pydantic reads; so many brackets may be too many
+_SURELY_READ = 100  # levels of JSON, and as many brackets; pydantic reads 200
 
 # What serialisers and readers raise on purpose, for what they are given.
 _REFUSALS = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
@@ -78,8 +78,7 @@ class JsonForm(Generic[M]):
         try:
             if self._survives(model):
                 text = self._to_json(model, exclude=exclude, exclude_none=True, warnings="error")
-                if text.count(b"{") + text.count(b"[") < _DEPTH_READ:
-                    return text.decode(), []
+                return text.decode(), []
         except _REFUSALS:
             pass  # what it is, and whether it matters, is found below
         patches: list[Patch] = []
@@ -169,25 +168,29 @@ class JsonForm(Generic[M]):
 
     def _survives(self, value: Any) -> bool:
         """Whether JSON gives a value back as it is. Made for speed: every append asks."""
-        kind = type(value)
-        parts = self._parts.get(kind)
-        if parts is not None:
-            found = parts(value.__dict__)
-            if any(found):
-                for part in found:
-                    if part and not self._survives(part):
-                        return False
-            return True
-        if kind is str or kind is bool or value is None:
-            return True
-        if kind is float:
-            return math.isfinite(value)
-        if kind is list and value and (type(value[0]) in self._parts or _is_model(value[0])):
-            return all(map(self._survives, value))
-        if kind is not dict and kind is not list and _is_model(value):
-            self._open_fields(kind)
-            return self._survives(value)
-        return bool(_decode(_encode(value)) == value)
+        parts = self._parts
+        left = [value]
+        while left:
+            value = left.pop()
+            kind = type(value)
+            take = parts.get(kind)
+            if take is not None:
+                left += filter(None, take(value.__dict__))
+            elif kind is str or kind is bool:
+                continue
+            elif kind is float:
+                if not math.isfinite(value):
+                    return False
+            elif kind is list and value and (type(value[0]) in parts or _is_model(value[0])):
+                left += value
+            elif kind is not dict and kind is not list and _is_model(value):
+                self._open_fields(kind)
+                left.append(value)
+            else:
+                data = _encode(value)
+                if _decode(data) != value or data.count(b"[") + data.count(b"{") > _SURELY_READ:
+                    return False
+        return True
 
     def _search(self, value: Any, where: str, path: list[str | int], patches: list[Patch]) -> None:
         """Note what JSON does not give back.

@@ -157,7 +157,15 @@ def _events(messages: list[ModelMessage]) -> list[Event]:
             f"({type(error).__name__})"
         ) from None
     events = [Event(content["kind"], content) for content in contents]
-    for number, back in enumerate(_messages(events)):
+    try:
+        found = _messages(events)
+    except UnicodeEncodeError:
+        return events  # to be refused with the path
+    except ValueError as error:
+        raise InvalidArgument(
+            f"messages would not be read back by Pydantic AI ({type(error).__name__})"
+        ) from None
+    for number, back in enumerate(found):
         if back != messages[number]:
             content = _packed(messages[number])
             if content is not None:

@@ -339,10 +339,11 @@ def prune_index(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/prune_index.lua"""
     index, *sessions = keys
     keyspace.zcard(index)
+    pruned = 0
     for session, session_id in zip(sessions, args, strict=True):
         if not keyspace.exists(session):
-            keyspace.zrem(index, session_id)
-    return [b"OK"]
+            pruned += keyspace.zrem(index, session_id)
+    return [b"OK", pruned]
 
 
 def acquire_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:

@@ -356,19 +356,23 @@ async def test_a_call_is_named_after_the_method() -> None:
         assert [call.name for call in recorder.sent] in ([name], [method.method])
 
 
+class Counter:
+    """Passes Calls on to a store, and counts them."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.count = inner, 0
+
+    async def execute(self, call: Call[Any]) -> list[Any]:
+        self.count += 1
+        assert self.count < 100, "one operation sends Calls without end"
+        found: list[Any] = await self.inner.execute(call)
+        return found
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
 async def test_all_operations_but_a_list_are_one_call() -> None:
-    class Counter:
-        def __init__(self, inner: Any) -> None:
-            self.inner, self.count = inner, 0
-
-        async def execute(self, call: Call[Any]) -> list[Any]:
-            self.count += 1
-            found: list[Any] = await self.inner.execute(call)
-            return found
-
-        async def aclose(self) -> None:
-            await self.inner.aclose()
-
     for method in METHODS:
         async with InMemorySessionService(session_ttl=60) as memory:
             if method.method != "create_session":
@@ -376,3 +380,34 @@ async def test_all_operations_but_a_list_are_one_call() -> None:
             counter = Counter(memory._executor)
             await method.on(SessionService(make_ops(session_ttl=60), counter))
             assert counter.count == (2 if method.method == "list_sessions" else 1)
+
+
+@pytest.mark.parametrize("num_sessions", [0, 5])
+@pytest.mark.parametrize("offset", [10, 10**9, 2**53])
+async def test_an_offset_beyond_the_end_is_found_out_at_once(
+    num_sessions: int, offset: int
+) -> None:
+    async with InMemorySessionService() as memory:
+        for _ in range(num_sessions):
+            await memory.create_session(**USER)
+        counter = Counter(memory._executor)
+        service = SessionService(make_ops(), counter)
+        assert await service.list_sessions(**USER, offset=offset) == []
+        assert counter.count <= 4
+
+
+async def test_expired_sessions_count_for_no_offset() -> None:
+    """Wherever they stand in the index, which pruning moves while it is looked at."""
+    now = 1_000_000.0
+    async with InMemorySessionService(session_ttl=100, clock=lambda: now) as service:
+        names = [f"s{number:04}" for number in range(2500)]
+        for name in reversed(names):
+            now += 0.001
+            await service.create_session(**USER, session_id=name)
+        kept = [*names[500:1000], *names[1500:]]
+        now += 60
+        for name in kept:
+            await service.get_session(**USER, session_id=name)
+        now += 60
+        listed = await service.list_sessions(**USER, limit=3, offset=1400)
+        assert [found.id for found in listed] == kept[1400:1403]
