@@ -392,7 +392,8 @@ async def test_an_answer_that_is_not_resp_is_an_error_and_no_hang(
 ) -> None:
     service = make_service(mode, proxy.url)
     await create(service)
-    await service.append_events(KEY, [make_event(1), make_event(2)])
+    await service.append_events(KEY, [make_event(number) for number in (1, 2, 9)])
+    await service.pop_event(KEY)  # the server knows the script now
     proxy.hold("reply")
     async with asyncio.timeout(8), nothing_unheard():
         before = proxy.passed("request")
