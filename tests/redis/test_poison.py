@@ -96,15 +96,15 @@ async def test_a_wrong_type_is_refused_whole(
                 assert server.snapshot()[key] == before[key] or aged != "none"
 
 
-@pytest.mark.parametrize("slot", ["session", "events"])
-@pytest.mark.parametrize("poison", ["string", "hash", "zset"])
+@pytest.mark.parametrize(
+    ("slot", "poison"),
+    [("session", "string"), ("session", "zset"), ("events", "string"), ("events", "hash")],
+)
 async def test_creating_over_a_wrong_type(
     server: Server, service: Any, slot: str, poison: str
 ) -> None:
     """A create unlinks what an earlier session left behind, but no other data."""
-    key, kind = SLOTS[slot]
-    if poison == kind.decode():
-        return
+    key, _ = SLOTS[slot]
     for create in (service.create_session, service.get_or_create_session):
         server.raw.flushall()
         await service.update_user_state("a", "u", {"k": 1})
