@@ -22,6 +22,7 @@
 -- COST O(log N) an event
 --@include check_tiers
 --@include close_session
+--@include fold_deltas
 --@include is_due
 --@include now_us
 --@include open_session
@@ -76,7 +77,7 @@ end
 
 -- Write.
 local now_ms = to_ms(now)
-local is_first, added, at = last_us == 0, false, first
+local is_first, added, deltas, at = last_us == 0, false, {}, first
 while at < tail_end do
   local position = tonumber(ARGV[at + 1])
   if position > now then
@@ -89,7 +90,7 @@ while at < tail_end do
   if redis.call('ZADD', events, 'NX', position, ARGV[at]) == 1 then
     added, last_us = true, position
     if size > 0 then
-      write_tiers(session, user, app, ARGV, at + 3, now_ms)
+      deltas[#deltas + 1] = at + 3
     end
   else
     repeats = repeats + 1
@@ -98,6 +99,12 @@ while at < tail_end do
 end
 if not added then
   return {'OK', tonumber(version), now, repeats}
+end
+if #deltas == 1 then
+  write_tiers(session, user, app, ARGV, deltas[1], now_ms)
+elseif #deltas > 1 then
+  local tiers = app and 3 or user and 2 or 1
+  write_tiers(session, user, app, fold_deltas(ARGV, deltas, tiers), 1, now_ms)
 end
 version = version + 1
 if event_limit > 0 then

@@ -32,8 +32,8 @@ local now = now_us()
 
 -- Write.
 version = version + 1
-redis.call('UNLINK', events)
 local is_new = close_session(session, index, session_id, version, last_us, now)
--- Always, for the key of the events is gone now.
-refresh_session(session, events, index, to_ms(now), ttl_ms, last_us, is_new)
+refresh_session(session, nil, index, to_ms(now), ttl_ms, last_us, is_new)
+-- Last, for then the key is gone: see write_delta.
+redis.call('UNLINK', events)
 return {'OK', version, now}

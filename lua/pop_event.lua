@@ -29,15 +29,18 @@ end
 if if_version ~= '' and if_version ~= version then
   return {'STALE', tonumber(version)}
 end
-if redis.call('ZCARD', events) == 0 then
+local newest = redis.call('ZRANGE', events, -2, -1)
+local event = newest[#newest]
+if not event then
   return {'EMPTY'}
 end
 local now = now_us()
 
 -- Write.
 version = version + 1
-local event = redis.call('ZPOPMAX', events)[1]
 local is_new = close_session(session, index, session_id, version, last_us, now)
--- Always, for the key of the events may be gone now.
-refresh_session(session, events, index, to_ms(now), ttl_ms, last_us, is_new)
+local remaining = #newest > 1 and events or nil
+refresh_session(session, remaining, index, to_ms(now), ttl_ms, last_us, is_new)
+-- Last, for then the key of the events may be gone: see write_delta.
+redis.call('ZREM', events, event)
 return {'OK', version, now, event}

@@ -9,7 +9,6 @@
 -- REPLY OK
 -- COST O(1) a key
 --@include now_us
---@include refresh_tier
 --@include to_ms
 --@include write_delta
 local tier = KEYS[1]
@@ -20,6 +19,5 @@ redis.call('HLEN', tier)
 local now_ms = to_ms(now_us())
 
 -- Write.
-write_delta(tier, ARGV, tail)
-refresh_tier(tier, now_ms, ttl_ms)
+write_delta(tier, ARGV, tail, ttl_ms, now_ms)
 return {'OK'}

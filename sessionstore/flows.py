@@ -11,6 +11,7 @@ together. A write that touches both is two steps, the session's first; each may 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
+from copy import deepcopy
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -120,7 +121,7 @@ def list_sessions(
             sessions = yield call
         found = [session for session in sessions if session is not None]
         for session in found:
-            _show_app(session, app_state)
+            _show_app(session, deepcopy(app_state))  # sessions share nothing
         if len(found) == len(ids):
             break
         gone = [name for name, session in zip(ids, sessions, strict=True) if session is None]

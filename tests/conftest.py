@@ -2,6 +2,8 @@
 
 Every worker starts servers of its own on unix sockets, one per binary: what is found on PATH, the
 one bundled by the `embedded` extra, and those named with `--server PATH`.
+
+Clusters and Sentinels run on the bundled server alone, and all tests that use one in one worker.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import redis
 
 import sessionstore
 import sessionstore.sync
+from benchmarks.clusters import Cluster, SentinelGroup
+from benchmarks.nodes import HOST, bundled_server
 from sessionstore.embedded import EmbeddedServer, find_servers
 
 # Options that give every key a deadline, so that the leak check sees a key that lost its own.
@@ -25,6 +29,17 @@ WITH_TTL: dict[str, Any] = {
     "user_state_ttl": 600,
     "app_state_ttl": 600,
 }
+
+
+# Backends that are more than one server, with the options that their services need.
+ROUTED: dict[str, dict[str, Any]] = {
+    "cluster-async": {},
+    "cluster-sync": {},
+    "cluster_by_app-async": {"partition_by": "app"},
+    "sentinel-async": {},
+}
+# Those on which an app's state has a slot of its own: no read or write spans it and the rest.
+APP_APART = {"cluster-async", "cluster-sync"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,12 +72,35 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what uses a server on every server, and the contract on every backend."""
     names = list(_server_paths(metafunc.config))
     if "backend" in metafunc.fixturenames:
-        backends = ["memory-async", "memory-sync"]
+        backends: list[Any] = ["memory-async", "memory-sync"]
         for name in names:
             backends += [f"{name}-async", f"{name}-sync"]
+        if bundled_server():
+            backends += ROUTED
         metafunc.parametrize("backend", backends, indirect=True)
     elif "server" in metafunc.fixturenames:
         metafunc.parametrize("server", names, indirect=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let one worker run all tests that use a cluster, and one all that use Sentinels.
+
+    The mark `xdist_group` is for that, but pytest-xdist 3.8 loses it under pytest 9.
+    """
+    # pytest-xdist has no types.
+    from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]
+
+    class Scheduler(LoadGroupScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            if "[sentinel-" in nodeid or "/test_sentinel.py" in nodeid:
+                return "sentinel"
+            if "[cluster" in nodeid or "/test_cluster" in nodeid:
+                return "cluster"
+            scope: str = super()._split_scope(nodeid)
+            return scope
+
+    return Scheduler(config, log)
 
 
 class Server:
@@ -73,24 +111,61 @@ class Server:
         self.url = embedded.url
         self.raw = redis.Redis(unix_socket_path=embedded.socket_path, decode_responses=False)
 
+    def clients(self) -> list[redis.Redis]:
+        """Raw clients of all servers that hold keys."""
+        return [self.raw]
+
+    def empty(self) -> None:
+        """Remove every key."""
+        for client in self.clients():
+            client.flushall()
+
     def all_keys(self) -> list[Any]:
         """Every key."""
-        return list(self.raw.keys("*"))
+        return [key for client in self.clients() for key in client.keys("*")]
 
     def snapshot(self) -> dict[bytes, Any]:
         """Every key with type, content and deadline in milliseconds since 1970 (-1 = none)."""
         found: dict[bytes, Any] = {}
-        for key in self.all_keys():
-            kind: Any = self.raw.type(key)
-            content: Any
-            if kind == b"hash":
-                content = self.raw.hgetall(key)
-            elif kind == b"zset":
-                content = self.raw.zrange(key, 0, -1, withscores=True)
-            else:
-                content = self.raw.dump(key)
-            found[key] = (kind, content, self.raw.pexpiretime(key))
+        for client in self.clients():
+            keys: list[Any] = client.keys("*")
+            for key in keys:
+                kind: Any = client.type(key)
+                content: Any
+                if kind == b"hash":
+                    content = client.hgetall(key)
+                elif kind == b"zset":
+                    content = client.zrange(key, 0, -1, withscores=True)
+                else:
+                    content = client.dump(key)
+                found[key] = (kind, content, client.pexpiretime(key))
         return found
+
+
+class Group(Server):
+    """The same for a cluster, or a master behind Sentinels."""
+
+    def __init__(self, group: Cluster | SentinelGroup) -> None:
+        self.url = group.url
+        self.group = group
+        self._by_port: dict[int, redis.Redis] = {}
+
+    def clients(self) -> list[redis.Redis]:
+        """Raw clients of the primaries."""
+        if isinstance(self.group, Cluster):
+            primaries = self.group.primaries()
+        else:
+            primaries = [self.group.master()]
+        for port in (node.port for node in primaries):
+            if port not in self._by_port:
+                self._by_port[port] = redis.Redis(host=HOST, port=port, decode_responses=False)
+        return [self._by_port[node.port] for node in primaries]
+
+    def close(self) -> None:
+        """End it."""
+        for client in self._by_port.values():
+            client.close()
+        self.group.close()
 
 
 @pytest.fixture(scope="session")
@@ -110,10 +185,30 @@ def _start(config: pytest.Config, running: dict[str, Server], name: str) -> Serv
     return running[name]
 
 
+@pytest.fixture(scope="session")
+def _groups() -> Iterator[dict[str, Group]]:
+    running: dict[str, Group] = {}
+    yield running
+    for group in running.values():
+        group.close()
+
+
+def _start_group(running: dict[str, Group], kind: str) -> Group:
+    if kind not in running:
+        group: Cluster | SentinelGroup
+        if kind == "sentinel":
+            group = SentinelGroup()
+        else:
+            group = Cluster(replicas=3 if kind == "replicated_cluster" else 0)
+        group.start()
+        running[kind] = Group(group)
+    return running[kind]
+
+
 def _check_leaks(server: Server, request: pytest.FixtureRequest) -> None:
     if request.node.get_closest_marker("without_ttl"):
         return
-    leaked = [key for key in server.all_keys() if server.raw.ttl(key) < 0]
+    leaked = [key for key, (_, _, deadline) in server.snapshot().items() if deadline < 0]
     assert not leaked, f"keys without a deadline: {leaked}"
 
 
@@ -127,16 +222,54 @@ def server(request: pytest.FixtureRequest, _servers: dict[str, Server]) -> Itera
 
 
 @pytest.fixture
+def cluster(_groups: dict[str, Group]) -> Iterator[Cluster]:
+    """Three primaries without keys; slots that the test leaves open are closed."""
+    yield from _fresh_cluster(_groups, "cluster")
+
+
+@pytest.fixture
+def replicated_cluster(_groups: dict[str, Group]) -> Iterator[Cluster]:
+    """The same with a replica each; nodes that the test stops or kills are revived."""
+    yield from _fresh_cluster(_groups, "replicated_cluster")
+
+
+def _fresh_cluster(running: dict[str, Group], kind: str) -> Iterator[Cluster]:
+    found = _start_group(running, kind)
+    assert isinstance(found.group, Cluster)
+    found.empty()
+    try:
+        yield found.group
+    finally:
+        found.group.revive()
+
+
+@pytest.fixture
+def sentinel_group(_groups: dict[str, Group]) -> Iterator[SentinelGroup]:
+    """A master, two replicas and three Sentinels; those that the test ends are revived."""
+    found = _start_group(_groups, "sentinel")
+    assert isinstance(found.group, SentinelGroup)
+    found.empty()
+    try:
+        yield found.group
+    finally:
+        found.group.revive()
+
+
+@pytest.fixture
 def backend(
-    request: pytest.FixtureRequest, _servers: dict[str, Server]
+    request: pytest.FixtureRequest, _servers: dict[str, Server], _groups: dict[str, Group]
 ) -> Iterator[tuple[str, Server | None]]:
     """How to make a service ("memory" or "redis", "async" or "sync") and its server."""
     name, _, mode = request.param.rpartition("-")
     if name == "memory":
         yield mode, None
         return
-    found = _start(request.config, _servers, name)
-    found.raw.flushall()
+    found: Server
+    if request.param in ROUTED:
+        found = _start_group(_groups, name.partition("_")[0])
+    else:
+        found = _start(request.config, _servers, name)
+    found.empty()
     yield mode, found
     _check_leaks(found, request)
 
@@ -158,20 +291,29 @@ class Awaited:
         return call
 
 
+@pytest.fixture
+def app_apart(request: pytest.FixtureRequest) -> bool:
+    """Whether the backend gives an app's state a slot of its own."""
+    return request.node.callspec.params["backend"] in APP_APART
+
+
 ServiceFactory = Callable[..., Any]
 
 
 @pytest.fixture
-async def make_service(backend: tuple[str, Server | None]) -> AsyncIterator[ServiceFactory]:
+async def make_service(
+    request: pytest.FixtureRequest, backend: tuple[str, Server | None]
+) -> AsyncIterator[ServiceFactory]:
     """Makes services that share what they store; with a TTL in every tier unless told otherwise.
 
     Memory services share nothing with each other: a test makes one and keeps to it.
     """
     mode, server = backend
+    needed = ROUTED.get(request.node.callspec.params["backend"], {})
     async with AsyncExitStack() as stack:
 
         def make(**options: Any) -> Any:
-            options = {**WITH_TTL, **options}
+            options = {**WITH_TTL, **needed, **options}
             service: Any
             if server is None and mode == "async":
                 service = sessionstore.InMemorySessionService(**options)

@@ -11,14 +11,12 @@ from typing import Any, NamedTuple, TypeVar
 from ..calls import Call
 from ..errors import BackendUnavailable
 from .address import Address, Deployment
-from .link import Link
+from .link import SILENCE_S, Link
 from .retry import Attempts, ConnectFailed, ConnectionLost
-from .topology import Node, redirection
+from .topology import ANSWER_TIMEOUT_S, DISCOVERY_TIMEOUT_S, Node, redirection
 from .wire import Form, ReplyRefused, pack, reply_count, unpack
 
 T = TypeVar("T")
-
-_DISCOVERY_TIMEOUT_S = 2.0  # for one node to say what it knows
 
 
 class Channel:
@@ -35,6 +33,7 @@ class Channel:
         self._address = address
         self._timeout_s = timeout_s
         self._opening: asyncio.Task[Link] | None = None
+        self._opening_since = 0.0
 
     async def ask(
         self, call: Call[Any], form: Form, deadline: float, *, asking: bool = False
@@ -64,6 +63,7 @@ class Channel:
         if self.link is not None and self.link.is_open:
             return self.link
         if self._opening is None:
+            self._opening_since = self._loop.time()
             self._opening = self._loop.create_task(self._open())
             self._opening.add_done_callback(self._opened)
         return await _shared(self._opening)
@@ -88,8 +88,21 @@ class Channel:
         if self.link is not None and not self.link.closed.done():
             await self.link.drain()
 
+    def is_silent(self, now: float) -> bool:
+        """Whether calls wait and nothing has been heard for a while, if only of a connection."""
+        if self._opening is not None:
+            return now - self._opening_since > SILENCE_S
+        return self.link is not None and self.link.is_silent(now)
+
+    def was_used(self, since: float) -> bool:
+        """Whether calls wait, or something was heard."""
+        is_heard = self.link is not None and self.link.was_used(since)
+        return is_heard or self._opening is not None
+
     def abort(self, reason: str) -> None:
         """Close at once."""
+        if self._opening is not None:
+            self._opening.cancel()
         if self.link is not None:
             self.link.abort(reason)
 
@@ -118,11 +131,15 @@ class Router:
         self._by_node: dict[Node, Lanes] = {}
         self._discovering: asyncio.Task[None] | None = None
         self._guard: AsyncGenerator[None] | None = None
+        self._is_unwatched = self._topology.is_routed
+        self._looked_at = 0.0
 
     async def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call."""
         deadline = self.loop.time() + self._timeout_s
         problem: Exception | None = None
+        if self._is_unwatched:
+            self._watch()
         if self._topology.is_known:
             node = self._topology.node_for(call)
             lanes = self._by_node.get(node)
@@ -172,6 +189,8 @@ class Router:
             except TimeoutError:
                 raise attempts.timed_out() from None
             except (ReplyRefused, ConnectionLost, ConnectFailed) as error:
+                if isinstance(error, ConnectFailed) and self.is_closed:
+                    raise attempts.closed() from None
                 if isinstance(error, ConnectFailed) and not self._deployment.was_reached:
                     # One that was never there is a wrong address; the caller wants to know now.
                     error.final = True
@@ -192,22 +211,25 @@ class Router:
         if self._guard is None:
             self._guard = self._end_with_loop()
             await anext(self._guard)
-        if self._topology.is_known:
-            return
+        if not self._topology.is_known:
+            await _shared(self._ask_anew())
+
+    def _ask_anew(self) -> asyncio.Task[None]:
         if self._discovering is None:
             self._discovering = self.loop.create_task(self._ask_around())
             self._discovering.add_done_callback(self._discovered)
-        await _shared(self._discovering)
+        return self._discovering
 
     async def _ask_around(self) -> None:
         flow = self._topology.discover()
+        end = self.loop.time() + DISCOVERY_TIMEOUT_S
         outcome: Any = None
         while True:
             try:
                 node, call = flow.send(outcome)
             except StopIteration:
                 return
-            deadline = self.loop.time() + min(self._timeout_s, _DISCOVERY_TIMEOUT_S)
+            deadline = min(self.loop.time() + min(self._timeout_s, ANSWER_TIMEOUT_S), end)
             try:
                 channel = self._channel(node, is_bulk=False)
                 outcome = await channel.ask(call, Form.BRIEF, deadline)
@@ -218,6 +240,33 @@ class Router:
         self._discovering = None
         if not task.cancelled():
             task.exception()  # as in Channel
+        now = self.loop.time()
+        for node, lanes in self._by_node.items():
+            if node not in self._topology.nodes and not node.is_sentinel:
+                for channel in lanes:
+                    if channel.is_silent(now):
+                        channel.abort("the node has been replaced")
+
+    def _watch(self) -> None:
+        """Look, as long as calls are made, whether nodes that say nothing have been replaced."""
+        self._is_unwatched = False
+        self._looked_at = self.loop.time()
+        self.loop.call_later(SILENCE_S, self._look)
+
+    def _look(self) -> None:
+        if self.is_closed:
+            return
+        since, now = self._looked_at, self.loop.time()
+        used = [node for node, lanes in self._by_node.items() if _any_used(lanes, since)]
+        if all(node.is_sentinel for node in used):
+            self._is_unwatched = True  # until the next call
+            return
+        silent = [node for node in used if _any_silent(self._by_node[node], now)]
+        for node in silent:
+            self._topology.suspect(node)
+        if silent or self._topology.is_polled:
+            self._ask_anew()
+        self._watch()
 
     async def _end_with_loop(self) -> AsyncGenerator[None]:
         """Close the links when the loop ends, though nobody closed the service.
@@ -302,12 +351,17 @@ class AsyncRedisExecutor:
                 router.abandon()
 
 
-_DISCOVERY_TIMEOUT_S = 2.0  # for one node to say what it knows
+def _any_used(lanes: Lanes, since: float) -> bool:
+    return any(channel.was_used(since) for channel in lanes)
+
+
+def _any_silent(lanes: Lanes, now: float) -> bool:
+    return any(channel.is_silent(now) for channel in lanes)
 
 
 async def _shared(task: asyncio.Task[T]) -> T:
     """The result of a task that others wait for too: it goes on when one of them is cancelled."""
     await asyncio.wait([task])
     if task.cancelled():
-        raise ConnectFailed("the session service is closed", final=True)
+        raise ConnectFailed("given up", final=False)
     return task.result()

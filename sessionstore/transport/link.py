@@ -22,6 +22,10 @@ CALLS_IN_FLIGHT_LIMIT = 4096
 BYTES_IN_FLIGHT_LIMIT = 16 << 20
 """Most bytes of requests that wait for replies on one connection, likewise."""
 
+SILENCE_S = 0.5
+"""Time without a word from a server that has calls to answer, after which others are asked whether
+it still is the one to ask, where there are others."""
+
 _CLOSE_TIMEOUT_S = 1.0  # for calls in flight when a service is closed
 
 _NOTHING = object()  # what the reader gives when it has no whole reply
@@ -131,6 +135,14 @@ class Link(asyncio.Protocol):
             if not turn.done():
                 self._granted += 1
                 turn.set_result(None)
+
+    def is_silent(self, now: float) -> bool:
+        """Whether calls wait and nothing has been heard for a while."""
+        return bool(self._pending) and now - self._heard_at > SILENCE_S
+
+    def was_used(self, since: float) -> bool:
+        """Whether calls wait, or something was heard."""
+        return bool(self._pending) or self._heard_at > since
 
     # -- receiving -----------------------------------------------------------------------------
 

@@ -46,8 +46,8 @@ def locate(url: str) -> Location:
         InvalidArgument: it cannot be read.
     """
     scheme, found, rest = url.partition("://")
-    base, _, kind = scheme.partition("+")
-    if not found or base not in _PLAIN or (kind and (kind not in _KINDS or base == "unix")):
+    base, plus, kind = scheme.partition("+")
+    if not found or base not in _PLAIN or (plus and (kind not in _KINDS or base == "unix")):
         shown = f", not {scheme}://" if found and scheme.replace("+", "").isalnum() else ""
         raise InvalidArgument(f"url must start with {_SCHEMES}{shown}")
     if not kind:

@@ -6,6 +6,7 @@ the same time and no more.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
@@ -13,6 +14,8 @@ import ssl
 import struct
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import hiredis
@@ -20,9 +23,10 @@ import hiredis
 from ..calls import Call
 from ..errors import BackendUnavailable
 from .address import Deployment
+from .link import SILENCE_S
 from .redis_py import open_sync
 from .retry import Attempts, ConnectFailed, ConnectionLost
-from .topology import Node, redirection
+from .topology import ANSWER_TIMEOUT_S, DISCOVERY_TIMEOUT_S, Node, redirection
 from .wire import Form, ReplyRefused, pack, reply_count, unpack
 
 _RECEIVE_SIZE = 1 << 16
@@ -45,7 +49,7 @@ class Link:
         self._connection = connection
         self._socket: socket.socket = open_sync(connection, timeout_s)
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
-        self._bound_s = 0.0
+        self._bounds_s = (0.0, 0.0)
         # The kernel's own time-outs spare a poll() before every send and receive.
         self._is_plain = not isinstance(self._socket, ssl.SSLSocket)
         if self._is_plain:
@@ -58,26 +62,40 @@ class Link:
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))
 
-    def ask(self, payload: bytes, count: int, timeout_s: float) -> list[Any]:
+    def ask(
+        self,
+        payload: bytes,
+        count: int,
+        timeout_s: float,
+        is_replaced: Callable[[], bool] | None = None,
+    ) -> list[Any]:
         """Send a request and read its replies.
+
+        Args:
+            payload: the request.
+            count: its replies.
+            timeout_s: time that all of it may take.
+            is_replaced: asked again and again while the server says nothing; True = give up.
 
         Raises:
             ConnectionLost: the connection broke or stayed silent; it must be closed.
         """
         gets = self._reader.gets
         deadline = 0.0
+        patience_s = timeout_s if is_replaced is None else min(timeout_s, SILENCE_S)
         try:
-            self._bound(timeout_s)
+            self._bound(timeout_s, patience_s)
             self._socket.sendall(payload)
             replies: list[Any] = []
             while len(replies) < count:
                 reply = gets()
                 if reply is _NOTHING:
                     if deadline:  # not the first receive
-                        self._bound(deadline - time.monotonic())
+                        patience_s = min(patience_s, deadline - time.monotonic())
+                        self._bound(timeout_s, patience_s)
                     else:
                         deadline = time.monotonic() + timeout_s
-                    data = self._socket.recv(_RECEIVE_SIZE)
+                    data = self._receive(deadline, is_replaced)
                     if not data:
                         raise ConnectionLost("connection closed by the server")
                     self._reader.feed(data)
@@ -89,24 +107,40 @@ class Link:
             raise ConnectionLost(f"connection lost ({error})") from None
         return replies
 
-    def _bound(self, timeout_s: float) -> None:
-        """Set the time that a send or a receive may take."""
-        if timeout_s == self._bound_s:
+    def _receive(self, deadline: float, is_replaced: Callable[[], bool] | None) -> bytes:
+        send_s, receive_s = self._bounds_s
+        if not self._is_plain and send_s != receive_s:
+            self._socket.settimeout(receive_s)
+        while True:
+            try:
+                return self._socket.recv(_RECEIVE_SIZE)
+            except (TimeoutError, BlockingIOError):
+                if is_replaced is None or time.monotonic() >= deadline:
+                    raise
+                if is_replaced():
+                    raise ConnectionLost("the node has been replaced", silent=True) from None
+
+    def _bound(self, send_s: float, receive_s: float) -> None:
+        """Set the time that a send and a receive may take."""
+        is_set = (send_s, receive_s) == self._bounds_s
+        if is_set and (self._is_plain or send_s == receive_s):
             return
-        if timeout_s <= 0:
+        if receive_s <= 0:
             raise TimeoutError
-        self._bound_s = timeout_s
+        self._bounds_s = (send_s, receive_s)
         if self._is_plain:
-            seconds, microseconds = divmod(max(int(timeout_s * 1_000_000), 1), 1_000_000)
-            timeval = struct.pack("ll", seconds, microseconds)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(send_s))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(receive_s))
         else:
-            self._socket.settimeout(timeout_s)
+            self._socket.settimeout(send_s)  # and receive_s before a receive
 
     def close(self) -> None:
         """Close the socket."""
         self._connection.disconnect()
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("ll", *divmod(max(int(seconds * 1_000_000), 1), 1_000_000))
 
 
 class RedisExecutor:
@@ -124,6 +158,7 @@ class RedisExecutor:
         self._topology = deployment.new_topology()
         self._idle: dict[Node, list[Link]] = {}
         self._discovery = threading.Lock()
+        self._poll_at = 0.0 if self._topology.is_polled else math.inf
         self._pid = os.getpid()
         self._is_closed = False
 
@@ -142,6 +177,9 @@ class RedisExecutor:
                 else:
                     if not self._topology.is_known:
                         self._discover(deadline)
+                    elif deadline > self._poll_at:
+                        self._poll_at = deadline + SILENCE_S
+                        self._ask_around()
                     node = self._topology.node_for(call)
                 timeout_s = self._timeout_s if attempts is None else deadline - time.monotonic()
                 return self._ask(node, call, form, timeout_s, asking=ask_at is not None)
@@ -160,16 +198,31 @@ class RedisExecutor:
                 raise attempts.closed()
 
     def _ask(
-        self, node: Node, call: Call[Any], form: Form, timeout_s: float, *, asking: bool = False
+        self,
+        node: Node,
+        call: Call[Any],
+        form: Form,
+        timeout_s: float,
+        *,
+        asking: bool = False,
+        is_watched: bool = True,
     ) -> list[Any]:
         """One attempt at a call: one reply per command."""
         timeout_s = max(timeout_s, 0.001)
         link = self._take(node, call, timeout_s)
         try:
             payload = pack(call, form, asking=asking)
-            replies = link.ask(payload, reply_count(call, form, asking=asking), timeout_s)
-        except BaseException:
+            is_replaced = None
+            if is_watched and self._topology.is_routed:
+                is_replaced = partial(self._is_replaced, node)
+            count = reply_count(call, form, asking=asking)
+            replies = link.ask(payload, count, timeout_s, is_replaced)
+        except BaseException as error:
             link.close()
+            if isinstance(error, ConnectionLost):
+                # The others that lie idle are lost too, or will find out soon.
+                while (idle := self._pop_idle(node)) is not None:
+                    idle.close()
             raise
         self._idle[node].append(link)
         if self._is_closed:
@@ -181,21 +234,41 @@ class RedisExecutor:
         if not self._discovery.acquire(timeout=max(deadline - time.monotonic(), 0.001)):
             raise ConnectFailed("no connection in time", final=False)
         try:
-            if self._topology.is_known:
-                return
-            flow = self._topology.discover()
-            outcome: Any = None
-            while True:
-                try:
-                    node, call = flow.send(outcome)
-                except StopIteration:
-                    return
-                try:
-                    outcome = self._ask(node, call, Form.BRIEF, min(self._timeout_s, 2.0))
-                except (ReplyRefused, ConnectionLost, ConnectFailed) as error:
-                    outcome = error
+            if not self._topology.is_known:
+                self._run_discovery()
         finally:
             self._discovery.release()
+
+    def _ask_around(self) -> None:
+        """Ask again where the data is, unless another thread does; what was known stays so."""
+        if self._discovery.acquire(blocking=False):
+            try:
+                self._run_discovery()
+            except ConnectFailed:
+                pass  # nobody knows better
+            finally:
+                self._discovery.release()
+
+    def _run_discovery(self) -> None:
+        flow = self._topology.discover()
+        end = time.monotonic() + DISCOVERY_TIMEOUT_S
+        outcome: Any = None
+        while True:
+            try:
+                node, call = flow.send(outcome)
+            except StopIteration:
+                return
+            timeout_s = min(self._timeout_s, ANSWER_TIMEOUT_S, end - time.monotonic())
+            try:
+                outcome = self._ask(node, call, Form.BRIEF, timeout_s, is_watched=False)
+            except (ReplyRefused, ConnectionLost, ConnectFailed) as error:
+                outcome = error
+
+    def _is_replaced(self, node: Node) -> bool:
+        """Whether a node that says nothing is not the one to ask any more."""
+        self._topology.suspect(node)
+        self._ask_around()
+        return node not in self._topology.nodes
 
     def close(self) -> None:
         """Close all connections; those in use when their call ends."""
@@ -223,6 +296,9 @@ class RedisExecutor:
                 return link
             link.close()
         address = self._deployment.address_of(node)
+        if self._topology.is_routed:
+            # One that is slower may be gone, and its successor be known meanwhile.
+            timeout_s = min(timeout_s, ANSWER_TIMEOUT_S)
         link = Link(address.new_connection(), timeout_s)
         address.reach.was_made = True
         self._idle.setdefault(node, [])

@@ -18,6 +18,12 @@ from .wire import ReplyRefused
 
 SLOTS = 16_384
 
+ANSWER_TIMEOUT_S = 2.0
+"""Time that one node has to say what it knows."""
+
+DISCOVERY_TIMEOUT_S = 5.0
+"""Time that all have who are asked, one after the other."""
+
 
 class Node(NamedTuple):
     """The address of one server process."""
@@ -42,11 +48,20 @@ class Topology(Protocol):
     is_routed: bool
     """Redirections and replicas are to be expected."""
 
+    is_polled: bool
+    """Whoever is replaced may not know it: ask again and again where the data is."""
+
+    nodes: frozenset[Node]
+    """The nodes that Calls go to, as far as they are known."""
+
     def node_for(self, call: Call[Any]) -> Node:
         """Where to send a Call."""
 
     def notice(self, problem: Exception, node: Node) -> None:
         """Take note of what a node answered, or that it did not."""
+
+    def suspect(self, node: Node) -> None:
+        """A node says nothing; others are to be asked before it."""
 
     def discover(self) -> Discovery:
         """Find out; yields whom to ask what, and is sent the reply or the exception.
@@ -61,6 +76,8 @@ class SingleTopology:
 
     is_known = True
     is_routed = False
+    is_polled = False
+    nodes = frozenset((ONLY,))
 
     def node_for(self, call: Call[Any]) -> Node:  # noqa: ARG002  # the same for all
         """The server."""
@@ -68,6 +85,9 @@ class SingleTopology:
 
     def notice(self, problem: Exception, node: Node) -> None:
         """Nothing to learn."""
+
+    def suspect(self, node: Node) -> None:
+        """There is no other."""
 
     def discover(self) -> Discovery:
         """Nothing to find out."""
@@ -83,12 +103,14 @@ class SentinelTopology:
     """
 
     is_routed = True
+    is_polled = True
 
     def __init__(self, sentinels: Iterable[Node], master_name: str) -> None:
         self.is_known = False
         self._sentinels = list(sentinels)
         self._master_name = master_name
         self._master = ONLY
+        self.nodes: frozenset[Node] = frozenset()
 
     def node_for(self, call: Call[Any]) -> Node:  # noqa: ARG002  # the same for all
         """The master."""
@@ -99,36 +121,46 @@ class SentinelTopology:
         if not isinstance(problem, ReplyRefused) or problem.code in ("READONLY", "MASTERDOWN"):
             self.is_known = False
 
+    def suspect(self, node: Node) -> None:
+        """Who the master is, its own word does not decide."""
+
     def discover(self) -> Discovery:
-        """Ask the Sentinels for the master, and the master whether it knows."""
+        """Ask the Sentinels for the master, and a new one whether it knows."""
         ask = _command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._master_name)
-        problem: Any = None
-        unknown = 0
+        problems = _Problems()
+        is_unknown = False
         for number, sentinel in enumerate(list(self._sentinels)):
             reply = yield sentinel, ask
             if isinstance(reply, Exception):
-                problem = reply
+                if _is_unknown_command(reply):
+                    raise ConnectFailed("the server is no Sentinel: use redis://", final=True)
+                problems.add(reply)
                 continue
             if reply[0] is None:
-                unknown += 1
+                text = f"the Sentinels know no master named {self._master_name!r}"
+                problems.add(ConnectFailed(text, final=False))
+                is_unknown = True
                 continue
             master = Node(reply[0][0].decode(), int(reply[0][1]))
+            if self.is_known and master == self._master:
+                return  # as before; whether it answers, calls find out
             role = yield master, _ROLE
             if isinstance(role, Exception):
-                problem = role
+                problems.add(role)
             elif role[0][0] != b"master":
-                problem = "the Sentinels name a master that is none"
+                text = "the Sentinels name a master that is none"
+                problems.add(ConnectFailed(text, final=False))
             else:
                 self._master = master
+                self.nodes = frozenset((master,))
                 self.is_known = True
                 # The one that knew is asked first the next time.
                 self._sentinels.insert(0, self._sentinels.pop(number))
                 return
-        if unknown and unknown == len(self._sentinels):
-            raise ConnectFailed(
-                f"the Sentinels know no master named {self._master_name!r}", final=True
-            )
-        raise ConnectFailed(f"no master found by way of Sentinel ({problem})", final=False)
+        error = problems.as_error("no master found by way of Sentinel")
+        # A name that was never known is a wrong one; later it is a Sentinel that has forgotten it.
+        error.final |= is_unknown and self._master is ONLY
+        raise error
 
 
 class ClusterTopology:
@@ -139,52 +171,65 @@ class ClusterTopology:
     """
 
     is_routed = True
+    is_polled = False  # one that is replaced answers MOVED
 
     def __init__(self, seeds: Iterable[Node]) -> None:
         self.is_known = False
         self._seeds = list(seeds)
-        self._nodes: list[Node | None] = [None] * SLOTS
+        self._by_slot: list[Node | None] = [None] * SLOTS
+        self._lost: set[Node] = set()
+        self.nodes: frozenset[Node] = frozenset()
 
     def node_for(self, call: Call[Any]) -> Node:
         """The primary of the slot of the Call's keys."""
-        node = self._nodes[slot_of(call)]
+        node = self._by_slot[slot_of(call)]
         return node if node is not None else random.choice(self._seeds)
 
     def notice(self, problem: Exception, node: Node) -> None:
         """A redirection corrects one slot at once; it and a lost node call for a new map."""
         if not isinstance(problem, ReplyRefused):
             self.is_known = False
+            self._lost.add(node)
         elif problem.code == "MOVED":
             slot, target = redirection(problem, node)
-            self._nodes[slot] = target
+            self._by_slot[slot] = target
+            self.nodes |= {target}
             self.is_known = False
         elif problem.code in ("READONLY", "CLUSTERDOWN", "MASTERDOWN"):
             self.is_known = False
 
+    def suspect(self, node: Node) -> None:
+        """Ask it for the map last."""
+        self._lost.add(node)
+
     def discover(self) -> Discovery:
-        """Ask any node for the map of the slots."""
-        known = list({node for node in self._nodes if node is not None})
-        random.shuffle(known)
-        problem: Any = None
-        for node in dict.fromkeys([*known, *self._seeds]):
+        """Ask any node for the map of the slots; those that were lost come last."""
+        known = random.sample(sorted(self.nodes), len(self.nodes))
+        problems = _Problems()
+        for node in sorted(dict.fromkeys([*known, *self._seeds]), key=self._lost.__contains__):
             reply = yield node, _CLUSTER_SLOTS
-            if isinstance(reply, ReplyRefused) and "cluster support disabled" in str(reply):
-                raise ConnectFailed("the server is not part of a cluster: use redis://", final=True)
             if isinstance(reply, Exception):
-                problem = reply
+                if _is_unknown_command(reply) or "cluster support disabled" in str(reply):
+                    text = "the server is not part of a cluster: use redis://"
+                    raise ConnectFailed(text, final=True)
+                problems.add(reply)
+                self._lost.add(node)
                 continue
             self._learn(reply[0], node)
+            self._lost.clear()
             self.is_known = True
             return
-        raise ConnectFailed(f"no node of the cluster answers ({problem})", final=False)
+        raise problems.as_error("no node of the cluster answers")
 
     def _learn(self, ranges: list[Any], asked: Node) -> None:
-        nodes: list[Node | None] = [None] * SLOTS
+        by_slot: list[Node | None] = [None] * SLOTS
+        found = set()
         for first, last, primary, *_ in ranges:
-            host = primary[0].decode() if primary[0] else ""
-            node = Node(host or asked.host, primary[1])
-            nodes[first : last + 1] = [node] * (last + 1 - first)
-        self._nodes = nodes
+            node = Node(_host(primary[0] or b"", asked), primary[1])
+            by_slot[first : last + 1] = [node] * (last + 1 - first)
+            found.add(node)
+        self._by_slot = by_slot
+        self.nodes = frozenset(found)
 
 
 def slot_of(call: Call[Any]) -> int:
@@ -199,7 +244,37 @@ def redirection(problem: ReplyRefused, node: Node) -> tuple[int, Node]:
     """Slot and node of a MOVED or ASK reply that `node` gave."""
     _, slot, address = str(problem).split(" ")[:3]
     host, _, port = address.rpartition(":")
-    return int(slot), Node(host or node.host, int(port))
+    return int(slot), Node(_host(host.encode(), node), int(port))
+
+
+def _host(name: bytes, asked: Node) -> str:
+    """A host as a node tells it. One that does not know it gives nothing, or "?"."""
+    return asked.host if name in (b"", b"?") else name.decode()
+
+
+class _Problems:
+    """Why nobody could tell."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._final = True
+
+    def add(self, problem: Exception) -> None:
+        """Take note of what one of those who were asked answered."""
+        self._texts.append(str(problem) or "no answer in time")
+        if isinstance(problem, ReplyRefused):
+            self._final &= not problem.is_transient
+        else:
+            self._final &= isinstance(problem, ConnectFailed) and problem.final
+
+    def as_error(self, text: str) -> ConnectFailed:
+        """What they amount to; final if it is so for all of them."""
+        why = "; ".join(dict.fromkeys(self._texts))
+        return ConnectFailed(f"{text} ({why})", final=self._final)
+
+
+def _is_unknown_command(problem: Exception) -> bool:
+    return isinstance(problem, ReplyRefused) and str(problem).startswith("ERR unknown command")
 
 
 def _command(*words: str) -> Call[Any]:

@@ -18,10 +18,14 @@ Reply = list[Any]
 # -- lua/lib ------------------------------------------------------------------------------------
 
 
-def _write_delta(keyspace: Keyspace, key: bytes, args: Args, at: int) -> int:
+def _write_delta(
+    keyspace: Keyspace, key: bytes, args: Args, at: int, ttl_ms: int | None = None
+) -> int:
     removed = at + 1 + 2 * int(args[at])
     if removed > at + 1:
         keyspace.hset(key, args[at + 1 : removed])
+    if ttl_ms is not None:
+        _refresh_tier(keyspace, key, ttl_ms)
     behind = removed + 1 + int(args[removed])
     if behind > removed + 1:
         keyspace.hdel(key, args[removed + 1 : behind])
@@ -31,9 +35,28 @@ def _write_delta(keyspace: Keyspace, key: bytes, args: Args, at: int) -> int:
 def _write_tiers(keyspace: Keyspace, keys: Keys, args: Args, at: int) -> None:
     at = _write_delta(keyspace, keys[0], args, at)
     for tier in keys[3:]:
-        ttl_ms = int(args[at])
-        at = _write_delta(keyspace, tier, args, at + 1)
-        _refresh_tier(keyspace, tier, ttl_ms)
+        at = _write_delta(keyspace, tier, args, at + 1, int(args[at]))
+
+
+def _fold_deltas(args: Args, starts: list[int], tiers: int) -> Args:
+    folded: list[Any] = []
+    for tier in range(tiers):
+        values: dict[bytes, Any] = {}
+        ttl_ms: Any = None
+        for number, start in enumerate(starts):
+            at = start
+            if tier > 0:
+                ttl_ms, at = args[at], at + 1
+            removed = at + 1 + 2 * int(args[at])
+            values.update(zip(args[at + 1 : removed : 2], args[at + 2 : removed : 2], strict=True))
+            behind = removed + 1 + int(args[removed])
+            values.update(dict.fromkeys(args[removed + 1 : behind]))
+            starts[number] = behind
+        kept = [part for pair in values.items() if pair[1] is not None for part in pair]
+        gone = [key for key, value in values.items() if value is None]
+        folded += [] if tier == 0 else [ttl_ms]
+        folded += [len(kept) // 2, *kept, len(gone), *gone]
+    return folded
 
 
 def _check_tiers(keyspace: Keyspace, keys: Keys) -> None:
@@ -255,17 +278,20 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         return refusal
 
     added = False
+    deltas = []
     is_first = last_us == 0
     for at in starts:
         position = max(last_us + 1, min(args[at + 1], keyspace.now_us))
         if keyspace.zadd(events, position, args[at], nx=True):
             added, last_us = True, position
             if args[at + 2]:
-                _write_tiers(keyspace, keys, args, at + 3)
+                deltas.append(at + 3)
         else:
             repeats += 1
     if not added:
         return [b"OK", version, keyspace.now_us, repeats]
+    if deltas:
+        _write_tiers(keyspace, keys, _fold_deltas(args, deltas, len(keys) - 2), 0)
     version += 1
     _trim(keyspace, events, event_limit)
     is_new = _close_session(keyspace, keys, session_id, version, last_us)
@@ -385,8 +411,7 @@ def renew_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def update_tier_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/update_tier_state.lua"""
     keyspace.hlen(keys[0])
-    _write_delta(keyspace, keys[0], args, 1)
-    _refresh_tier(keyspace, keys[0], args[0])
+    _write_delta(keyspace, keys[0], args, 1, args[0])
     return [b"OK"]
 
 

@@ -199,14 +199,18 @@ async def test_the_same_event_again_changes_nothing(service: Any) -> None:
     assert session == before
 
 
-async def test_the_same_event_again_does_not_undo_a_later_delta(service: Any) -> None:
+async def test_the_same_event_again_does_not_undo_a_later_delta(
+    service: Any, app_apart: bool
+) -> None:
+    """An app's state that has a slot of its own is set again: its writer cannot see the event."""
     session = await create(service)
-    first = Event("user", 1, state_delta={"count": 1, "user:who": "first", "app:who": "first"})
+    app_delta = {} if app_apart else {"app:who": "first"}
+    first = Event("user", 1, state_delta={"count": 1, "user:who": "first", **app_delta})
     await service.append_event(session, first)
-    await service.append_event(
-        session,
-        Event("user", 2, state_delta={"count": 2, "user:who": "second"}, state_removed=["app:who"]),
+    second = Event(
+        "user", 2, state_delta={"count": 2, "user:who": "second"}, state_removed=[*app_delta]
     )
+    await service.append_event(session, second)
     before = await read(service)
     await service.append_event(session, first)
     after = await read(service)

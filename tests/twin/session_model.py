@@ -222,6 +222,8 @@ class Model:
         names = [name for event in events for name in (*event.state_delta, *event.state_removed)]
         self._tiers_named(settings, key, names)
         added = False
+        state: dict[str, Any] = {}
+        removed: list[str] = []
         for identity, event in batch:
             if identity in {entry.identity for entry in stored.log}:
                 continue
@@ -229,10 +231,15 @@ class Model:
             position = max(position, stored.last_position + 1)
             stored.log.append(Stored(position, identity, event))
             stored.last_position = position
-            self._change(key, event.state_delta, event.state_removed)
+            removed = [name for name in removed if name not in event.state_delta]
+            removed += event.state_removed
+            state = {**state, **event.state_delta}
             self._tiers_written(settings, key, [*event.state_delta, *event.state_removed])
             added = True
         if added:
+            # One change for all: what one event removes and a later one sets, stays.
+            kept = {name: value for name, value in state.items() if name not in removed}
+            self._change(key, kept, removed)
             if limit:
                 del stored.log[:-limit]
             self._wrote(settings, key)

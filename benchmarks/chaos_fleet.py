@@ -1,0 +1,283 @@
+"""A fleet of agents that keep account of what they were promised, and the audit at the end.
+
+Every agent appends numbered events to its session, each with a delta in every tier, and reads them
+back. A call that fails is made again with the same event until it succeeds: that is what an agent
+has to do, and what event ids are for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from sessionstore import BackendError, Event, SessionKey
+
+CALM = "calm"
+"""What the time between two faults is called."""
+
+_PAGE = 1000
+_SLOW_S = 0.1
+_WORST_S = 60.0  # an agent that gets no answer for so long gives up
+
+
+@dataclass
+class Account:
+    """What happened to calls while one fault was on.
+
+    Attributes:
+        calls: calls that were answered.
+        failed: calls that raised an error, by the error's name.
+        longest_s: the longest that a call took, failed ones included.
+        slow: begin and end of the calls that took long, on the clock `time.monotonic`.
+        longest_behind_s: the longest that a call took from when another server had taken over.
+    """
+
+    calls: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    longest_s: float = 0.0
+    slow: list[tuple[float, float]] = field(default_factory=list)
+    longest_behind_s: float = 0.0
+
+    @property
+    def failures(self) -> int:
+        """Calls that raised an error."""
+        return self.failed.total()
+
+
+@dataclass
+class Audit:
+    """What was promised, compared with what is stored.
+
+    Attributes:
+        sessions: sessions that were read back.
+        acknowledged: appends that were answered without an error.
+        lost: those whose event is not there.
+        lost_at: when each of them was acknowledged, on the clock `time.monotonic`.
+        duplicated: events that stand twice.
+        disordered: events that stand before an earlier one of the same agent.
+        state_wrong: values of any tier that are not what the newest event set.
+        stale_reads: reads that did not show the reader's own last write.
+    """
+
+    sessions: int = 0
+    acknowledged: int = 0
+    lost: int = 0
+    lost_at: list[float] = field(default_factory=list)
+    duplicated: int = 0
+    disordered: int = 0
+    state_wrong: int = 0
+    stale_reads: int = 0
+
+    @property
+    def is_clean(self) -> bool:
+        """Nothing lost, nothing twice, nothing out of order."""
+        return not (self.lost or self.duplicated or self.disordered or self.state_wrong)
+
+
+@dataclass
+class _Agent:
+    name: str
+    key: SessionKey
+    service: Any
+    random: random.Random
+    acknowledged_at: list[float] = field(default_factory=list)
+    app_number: int | None = None
+
+
+class Fleet:
+    """Agents at work.
+
+    Args:
+        services: asyncio services that the agents share, dealt out.
+        agents: how many there are. Every fifth shares the session of the one before it.
+        label: part of the users' ids, so that fleets do not meet.
+        seed: of their pauses.
+        pause_s: mean pause of an agent between two turns.
+        app_every: every so many events change the app tier too; 0 = none do.
+
+    Attributes:
+        fault: what is being done to the servers now; calls are booked under it.
+        accounts: calls by what was done to the servers.
+        stale_reads: reads that did not show the reader's own last write.
+        gave_up: agents that got no answer for so long that they stopped.
+    """
+
+    def __init__(
+        self,
+        services: Sequence[Any],
+        agents: int,
+        label: str,
+        seed: int,
+        *,
+        pause_s: float = 0.05,
+        app_every: int = 10,
+    ) -> None:
+        self.fault = CALM
+        self.accounts: dict[str, Account] = {}
+        self.stale_reads = 0
+        self.gave_up = 0
+        self._pause_s = pause_s
+        self._app_every = app_every
+        self._is_over = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._agents: list[_Agent] = []
+        for number in range(agents):
+            owner = number - (number % 5 == 1)
+            key = SessionKey(f"app-{label}", f"user-{label}-{owner}", f"session-{owner}")
+            seeded = random.Random(f"{seed}-{label}-{number}")
+            service = services[number % len(services)]
+            self._agents.append(_Agent(f"agent-{number}", key, service, seeded))
+
+    @property
+    def keys(self) -> list[SessionKey]:
+        """The sessions of the fleet."""
+        return list(dict.fromkeys(agent.key for agent in self._agents))
+
+    async def start(self) -> None:
+        """Create the sessions and set to work."""
+        owners = {agent.key: agent for agent in self._agents}
+        await asyncio.gather(*(self._create(agent) for agent in owners.values()))
+        self._tasks = [asyncio.create_task(self._work(agent)) for agent in self._agents]
+
+    async def _create(self, agent: _Agent) -> None:
+        key = agent.key
+        await agent.service.get_or_create_session(
+            app_name=key.app_name, user_id=key.user_id, session_id=key.session_id
+        )
+
+    async def stop(self) -> None:
+        """Let every agent finish the call that it is in, however often it has to be made."""
+        self._is_over = True
+        await asyncio.gather(*self._tasks)
+
+    # -- at work -------------------------------------------------------------------------------
+
+    async def _work(self, agent: _Agent) -> None:
+        try:
+            while not self._is_over:
+                await self._append(agent)
+                if len(agent.acknowledged_at) % 3 == 0:
+                    await self._read(agent)
+                await asyncio.sleep(agent.random.expovariate(1 / self._pause_s))
+        except BackendError:
+            self.gave_up += 1
+
+    async def _append(self, agent: _Agent) -> None:
+        number = len(agent.acknowledged_at)
+        delta: dict[str, Any] = {agent.name: number, f"user:{agent.name}": number}
+        if self._app_every and number % self._app_every == 0:
+            delta[f"app:{agent.name}"] = number
+        event = Event(
+            agent.name, number, id=f"{agent.name}-{number}", state_delta=delta, metadata={"n": 1}
+        )
+        await self._insist(agent, agent.service.append_event, agent.key, event)
+        agent.acknowledged_at.append(time.monotonic())
+        if f"app:{agent.name}" in delta:
+            agent.app_number = number
+
+    async def _read(self, agent: _Agent) -> None:
+        key = agent.key
+        found = await self._insist(
+            agent,
+            agent.service.get_session,
+            app_name=key.app_name,
+            user_id=key.user_id,
+            session_id=key.session_id,
+            event_num=3,
+        )
+        newest = len(agent.acknowledged_at) - 1
+        state = {} if found is None else found.state
+        if state.get(agent.name) != newest or state.get(f"user:{agent.name}") != newest:
+            self.stale_reads += 1
+
+    async def _insist(self, agent: _Agent, call: Any, *args: Any, **options: Any) -> Any:
+        worst = time.monotonic() + _WORST_S
+        while True:
+            before, start = self.fault, time.monotonic()
+            error: BackendError | None = None
+            try:
+                return await call(*args, **options)
+            except BackendError as problem:
+                error = problem
+            finally:
+                # A call belongs to the fault that it met, at its end or at its start.
+                fault = before if self.fault == CALM else self.fault
+                self._book(fault, start, time.monotonic(), error)
+            if time.monotonic() > worst:
+                raise error
+            await asyncio.sleep(agent.random.uniform(0.02, 0.1))
+
+    def _book(self, fault: str, start: float, end: float, error: BackendError | None) -> None:
+        account = self.accounts.setdefault(fault, Account())
+        account.longest_s = max(account.longest_s, end - start)
+        if end - start > _SLOW_S:
+            account.slow.append((start, end))
+        if error is None:
+            account.calls += 1
+        else:
+            account.failed[type(error).__name__] += 1
+
+    def note_takeovers(self, takeovers: Sequence[float]) -> None:
+        """Find out how long calls took behind the moments at which servers had taken over."""
+        for account in self.accounts.values():
+            behind = [
+                end - at for start, end in account.slow for at in takeovers if start < at < end
+            ]
+            account.longest_behind_s = max(behind, default=0.0)
+            account.slow.clear()
+
+    # -- the end -------------------------------------------------------------------------------
+
+    async def audit(self, service: Any) -> Audit:
+        """Read every session back and compare it with what its agents were promised."""
+        found = Audit(stale_reads=self.stale_reads)
+        app_states: dict[str, dict[str, Any]] = {}
+        for app_name in {key.app_name for key in self.keys}:
+            app_states[app_name] = await service.get_app_state(app_name)
+        for key in self.keys:
+            agents = [agent for agent in self._agents if agent.key == key]
+            await self._audit(service, key, agents, app_states[key.app_name], found)
+        return found
+
+    async def _audit(
+        self,
+        service: Any,
+        key: SessionKey,
+        agents: list[_Agent],
+        app_state: dict[str, Any],
+        found: Audit,
+    ) -> None:
+        found.sessions += 1
+        stored: dict[str, list[int]] = {agent.name: [] for agent in agents}
+        after = None
+        while True:
+            page = await service.get_events(key, after=after, limit=_PAGE)
+            for event in page.events:
+                stored[event.author].append(event.content)
+            after = page.last
+            if len(page.events) < _PAGE:
+                break
+        session = await service.get_session(
+            app_name=key.app_name, user_id=key.user_id, session_id=key.session_id, event_num=0
+        )
+        for agent in agents:
+            numbers = stored[agent.name]
+            there = set(numbers)
+            lost = [at for n, at in enumerate(agent.acknowledged_at) if n not in there]
+            found.acknowledged += len(agent.acknowledged_at)
+            found.lost += len(lost)
+            found.lost_at += lost
+            found.duplicated += len(numbers) - len(there)
+            found.disordered += sum(a > b for a, b in pairwise(numbers))
+            newest = len(agent.acknowledged_at) - 1
+            if newest >= 0:
+                found.state_wrong += session.state.get(agent.name) != newest
+                found.state_wrong += session.state.get(f"user:{agent.name}") != newest
+            if agent.app_number is not None:
+                found.state_wrong += app_state.get(agent.name) != agent.app_number

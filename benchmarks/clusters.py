@@ -1,0 +1,445 @@
+"""Real clusters, and real masters behind Sentinels, for tests and benchmarks.
+
+    with Cluster(primaries=3, replicas=3) as cluster:
+        service = RedisSessionService(cluster.url)
+
+Plain processes on loopback ports, formed with the commands of the servers themselves: no Docker
+and no command-line tools. Everything waits for a condition and for a bounded time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import redis
+
+from sessionstore.embedded import ServerBinary
+
+from .nodes import CONFIG, HOST, SETTLE_TIMEOUT_S, Group, Node, Unsettled, wait_until
+
+__all__ = ["Cluster", "Node", "SentinelGroup", "Unsettled", "wait_until"]
+
+SLOTS = 16_384
+
+
+class Cluster(Group):
+    """A cluster with its slots in equal parts on its primaries.
+
+    Args:
+        primaries: nodes that hold slots.
+        replicas: further nodes, dealt out to the primaries.
+        config: settings of all nodes, as `redis.conf` spells them.
+        node_timeout_ms: silence after which a node counts as failed.
+        server: what to run; None = the bundled server.
+    """
+
+    def __init__(
+        self,
+        primaries: int = 3,
+        replicas: int = 3,
+        config: Mapping[str, str] | None = None,
+        *,
+        node_timeout_ms: int = 1500,
+        server: ServerBinary | None = None,
+    ) -> None:
+        super().__init__(server)
+        self.node_timeout_ms = node_timeout_ms
+        self._primary_count = primaries
+        self._replica_count = replicas
+        self._config = {
+            **CONFIG,
+            "cluster-enabled": "yes",
+            "cluster-node-timeout": str(node_timeout_ms),
+            "cluster-allow-replica-migration": "no",
+            **(config or {}),
+        }
+
+    @property
+    def url(self) -> str:
+        """The URL that names all nodes."""
+        return "redis+cluster://" + ",".join(f"{HOST}:{node.port}" for node in self.nodes)
+
+    def _form(self) -> None:
+        count = self._primary_count + self._replica_count
+        names = [f"node-{number}" for number in range(count)]
+        nodes = self._add(names, iter([self._config] * count))
+        for node in nodes:
+            node.start()
+        for number, node in enumerate(nodes):
+            node.wait_for_answer()
+            node.id = node.run("CLUSTER MYID")
+            node.run("CLUSTER SET-CONFIG-EPOCH", number + 1)
+        bounds = [SLOTS * part // self._primary_count for part in range(self._primary_count + 1)]
+        primaries, replicas = nodes[: self._primary_count], nodes[self._primary_count :]
+        for node, first, behind in zip(primaries, bounds, bounds[1:], strict=False):
+            node.run("CLUSTER ADDSLOTSRANGE", first, behind - 1)
+        for node in nodes:
+            for other in nodes:
+                if other is not node:
+                    node.run("CLUSTER MEET", HOST, other.port, self._bus_port(other))
+        for node in replicas:
+            wait_until(partial(self._knows_all, node), f"{node.name} knows the others")
+        for number, node in enumerate(replicas):
+            node.run("CLUSTER REPLICATE", primaries[number % len(primaries)].id)
+        self.wait_until_settled()
+
+    def _knows_all(self, node: Node) -> bool:
+        return _map_of(node).keys() >= {each.id for each in self.nodes}
+
+    def _bus_port(self, node: Node) -> int:
+        text = (node.directory / "server.conf").read_text()
+        return int(text.partition('cluster-port "')[2].partition('"')[0])
+
+    # -- who is what ---------------------------------------------------------------------------
+
+    def node_of(self, node_id: str) -> Node:
+        """The node of an id."""
+        return next(node for node in self.nodes if node.id == node_id)
+
+    def primaries(self) -> list[Node]:
+        """The nodes that hold slots, as the first node that answers knows them."""
+        found = self._roles()[0]
+        return [node for node in self.nodes if node in found]
+
+    def replicas_of(self, primary: Node) -> list[Node]:
+        """The replicas of a primary."""
+        return self._roles()[0].get(primary, [])
+
+    def owners(self) -> dict[int, Node]:
+        """The primary of every slot."""
+        return self._roles()[1]
+
+    def owner_of(self, slot: int) -> Node:
+        """The primary of a slot."""
+        return self.owners()[slot]
+
+    def _roles(self) -> tuple[dict[Node, list[Node]], dict[int, Node]]:
+        rows = wait_until(self._any_map, "a node tells the map")
+        replicas: dict[Node, list[Node]] = {}
+        slots: dict[int, Node] = {}
+        for node_id, row in rows.items():
+            if row["slots"]:
+                node = self.node_of(node_id)
+                replicas.setdefault(node, [])
+                for first, last in row["slots"]:
+                    slots.update(dict.fromkeys(range(first, last + 1), node))
+        for node_id, row in rows.items():
+            if row["primary"] != "-" and self.node_of(row["primary"]) in replicas:
+                replicas[self.node_of(row["primary"])].append(self.node_of(node_id))
+        return replicas, slots
+
+    def _any_map(self) -> dict[str, Any]:
+        for node in self.nodes:
+            if node.is_running:
+                try:
+                    return _map_of(node)
+                except (redis.RedisError, OSError):
+                    continue
+        return {}
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    def _mend(self) -> None:
+        """Close slots that are open: their keys go where most of the way leads."""
+        for node in self.nodes:
+            node.wait_for_answer()
+        for slot in sorted({slot for node in self.nodes for slot in _open_slots(node)}):
+            targets = [node for node in self.nodes if _open_slots(node).get(slot) == "importing"]
+            source = self.owner_of(slot)
+            for target in targets:
+                if target is not source:
+                    self.move_keys(slot, source, target)
+                    self.end_migration(slot, source, target)
+            for node in self.primaries():
+                node.run("CLUSTER SETSLOT", slot, "STABLE")
+
+    def _is_settled(self) -> bool:
+        maps = []
+        for node in self.nodes:
+            rows = _map_of(node)
+            state = node.run("CLUSTER INFO")["cluster_state"]
+            if state != "ok" or len(rows) != len(self.nodes):
+                return False
+            if any(row["flags"] & _TROUBLE or row["moving"] for row in rows.values()):
+                return False
+            replication = node.info("replication")
+            if replication.get("master_link_status", "up") != "up":
+                return False
+            if replication.get("master_sync_in_progress", 0):
+                return False
+            maps.append({key: (row["primary"], row["slots"]) for key, row in rows.items()})
+        if any(other != maps[0] for other in maps):
+            return False
+        replicas, slots = self._roles()
+        return len(slots) == SLOTS and sum(map(len, replicas.values())) == self._replica_count
+
+    # -- what is done to it --------------------------------------------------------------------
+
+    def fail_over(self, replica: Node) -> None:
+        """Let a replica take over from its living primary, gracefully; returns when it has."""
+        replica.run("CLUSTER FAILOVER")
+        wait_until(
+            lambda: replica.info("replication")["role"] == "master",
+            f"{replica.name} takes over",
+        )
+
+    def flush(self) -> None:
+        """Remove all keys."""
+        for node in self.primaries():
+            node.run("FLUSHALL", "SYNC")
+
+    def begin_migration(self, slot: int, target: Node) -> Node:
+        """Open a slot for its way to another primary; the one that it leaves."""
+        source = self.owner_of(slot)
+        target.run("CLUSTER SETSLOT", slot, "IMPORTING", source.id)
+        source.run("CLUSTER SETSLOT", slot, "MIGRATING", target.id)
+        return source
+
+    def move_keys(
+        self, slot: int, source: Node, target: Node, keys: Sequence[bytes | str] | None = None
+    ) -> int:
+        """Move some keys of an open slot, or all that it has; how many."""
+        moved = 0
+        while True:
+            batch = keys or source.run("CLUSTER GETKEYSINSLOT", slot, 10)
+            if batch:
+                source.run("MIGRATE", HOST, target.port, "", 0, 2000, "KEYS", *batch)
+                moved += len(batch)
+            if keys or not batch:
+                return moved
+
+    def end_migration(self, slot: int, source: Node, target: Node) -> None:
+        """Give an open slot, which is empty here, to the other primary; all primaries are told.
+
+        The target must know all epochs. If the source has a later one, which it got for a slot
+        that it was given itself, its next message takes the slot back and its keys are deleted.
+        """
+        primaries = self.primaries()
+        wait_until(partial(self._know_epochs, primaries), "all primaries know all epochs")
+        others = [node for node in primaries if node not in (source, target)]
+        for node in (target, source, *others):
+            node.run("CLUSTER SETSLOT", slot, "NODE", target.id)
+
+    @staticmethod
+    def _know_epochs(nodes: Sequence[Node]) -> bool:
+        return len({node.run("CLUSTER INFO")["cluster_current_epoch"] for node in nodes}) == 1
+
+    def migrate(self, slot: int, target: Node) -> int:
+        """Move a slot with all its keys, as `--cluster reshard` does; keys moved."""
+        source = self.begin_migration(slot, target)
+        moved = self.move_keys(slot, source, target)
+        self.end_migration(slot, source, target)
+        return moved
+
+
+class SentinelGroup(Group):
+    """A master and its replicas, watched by Sentinels.
+
+    Args:
+        replicas: replicas of the master.
+        sentinels: Sentinels; more than half of them agree on a failover.
+        config: settings of master and replicas, as `redis.conf` spells them.
+        down_after_ms: silence after which the master counts as down.
+        master_name: what the Sentinels call the master.
+        server: what to run; None = the bundled server.
+    """
+
+    def __init__(
+        self,
+        replicas: int = 2,
+        sentinels: int = 3,
+        config: Mapping[str, str] | None = None,
+        *,
+        down_after_ms: int = 1500,
+        master_name: str = "agents",
+        server: ServerBinary | None = None,
+    ) -> None:
+        super().__init__(server)
+        self.down_after_ms = down_after_ms
+        self.master_name = master_name
+        self.sentinels: list[Node] = []
+        self._replica_count = replicas
+        self._sentinel_count = sentinels
+        self._config = {**CONFIG, **(config or {})}
+
+    @property
+    def url(self) -> str:
+        """The URL that names all Sentinels."""
+        hosts = ",".join(f"{HOST}:{node.port}" for node in self.sentinels)
+        return f"redis+sentinel://{hosts}/{self.master_name}"
+
+    @property
+    def servers(self) -> list[Node]:
+        """Master and replicas."""
+        return [node for node in self.nodes if node not in self.sentinels]
+
+    def _form(self) -> None:
+        count = 1 + self._replica_count
+        servers = self._add([f"server-{n}" for n in range(count)], iter([self._config] * count))
+        master, *replicas = servers
+        for node in servers:
+            node.start()
+        for node in servers:
+            node.wait_for_answer()
+        for node in replicas:
+            node.run("REPLICAOF", HOST, master.port)
+        # The program knows by its name that it is to be a Sentinel.
+        program = self.processes.directory / f"{self.server.name}-sentinel"
+        program.symlink_to(self.server.path)
+        names = [f"sentinel-{number}" for number in range(self._sentinel_count)]
+        config = {"bind": HOST, "protected-mode": "no"}
+        self.sentinels = self._add(names, iter([config] * len(names)), str(program))
+        for node in self.sentinels:
+            node.start()
+        quorum = self._sentinel_count // 2 + 1
+        for node in self.sentinels:
+            node.wait_for_answer()
+            name = self.master_name
+            node.run("SENTINEL MONITOR", name, HOST, master.port, quorum)
+            node.run("SENTINEL SET", name, "down-after-milliseconds", self.down_after_ms)
+            # Twice this time passes before Sentinels fail over by themselves again.
+            node.run("SENTINEL SET", name, "failover-timeout", 2000)
+            node.run("SENTINEL SET", name, "parallel-syncs", max(self._replica_count, 1))
+        self.wait_until_settled()
+
+    def master(self) -> Node:
+        """The master, as the Sentinels have it."""
+
+        def ask() -> Node | None:
+            for node in self.sentinels:
+                if node.is_running:
+                    port = int(node.client.sentinel_get_master_addr_by_name(self.master_name)[1])
+                    return next(found for found in self.servers if found.port == port)
+            return None
+
+        found: Node = wait_until(ask, "a Sentinel tells the master")
+        return found
+
+    def _is_settled(self) -> bool:
+        master = self.master()
+        for node in self.sentinels:
+            state = _fields(node.run("SENTINEL MASTER", self.master_name))
+            if int(state["port"]) != master.port or state["flags"] != "master":
+                return False
+            if int(state["num-slaves"]) < self._replica_count:
+                return False
+            if int(state["num-other-sentinels"]) != self._sentinel_count - 1:
+                return False
+            for found in node.run("SENTINEL REPLICAS", self.master_name):
+                if _fields(found)["flags"] != "slave":
+                    return False
+        if master.info("replication")["role"] != "master":
+            return False
+        for node in self.servers:
+            state = node.info("replication")
+            if node is not master and (
+                state["role"] != "slave"
+                or state["master_port"] != master.port
+                or state["master_link_status"] != "up"
+            ):
+                return False
+        return True
+
+    def fail_over(self) -> Node:
+        """SENTINEL FAILOVER; the new master, once all Sentinels name it.
+
+        The old one goes on taking writes, which are lost, until the Sentinels make it a replica.
+        """
+        old = self.master()
+        sentinel = next(node for node in self.sentinels if node.is_running)
+        wait_until(
+            lambda: sentinel.run("SENTINEL FAILOVER", self.master_name), "a failover is begun"
+        )
+        return self.wait_for_other_master(old)
+
+    def hand_over(self) -> Node:
+        """The same without a loss: writes are held back until the new master is there."""
+        wait_until(self._has_successors, "the Sentinel has looked at the replicas")
+        old = self.master()
+        # What Sentinels publish is held back with the writes; they must not take it for silence.
+        self._set_down_after(60_000)
+        old.run("CLIENT PAUSE", 30_000, "WRITE")
+        try:
+            wait_until(partial(self._are_level, old), "the replicas have all that the master has")
+            new = self.fail_over()
+            old.run("REPLICAOF", HOST, new.port)
+        finally:
+            old.run("CLIENT UNPAUSE")
+            self._set_down_after(self.down_after_ms)
+        return new
+
+    def _has_successors(self) -> bool:
+        """Whether a Sentinel would promote any replica; it looks at them every ten seconds."""
+        rows = map(_fields, self.sentinels[0].run("SENTINEL REPLICAS", self.master_name))
+        return all(row["master-link-status"] == "ok" for row in rows)
+
+    def _set_down_after(self, milliseconds: int) -> None:
+        for node in self.sentinels:
+            node.run("SENTINEL SET", self.master_name, "down-after-milliseconds", milliseconds)
+
+    @staticmethod
+    def _are_level(master: Node) -> bool:
+        state = master.info("replication")
+        replicas = [value for key, value in state.items() if re.fullmatch(r"slave\d+", key)]
+        return all(each["offset"] == state["master_repl_offset"] for each in replicas)
+
+    def _mend(self) -> None:
+        """Let those that think that they are the master follow it; Sentinels take their time."""
+        for node in self.nodes:
+            node.wait_for_answer()
+        master = self.master()
+        for node in self.servers:
+            if node is not master and node.info("replication")["role"] == "master":
+                node.run("REPLICAOF", HOST, master.port)
+
+    def wait_for_other_master(self, old: Node, limit_s: float = SETTLE_TIMEOUT_S) -> Node:
+        """Return the new master, once all Sentinels name it."""
+
+        def named() -> set[int]:
+            return {
+                int(node.client.sentinel_get_master_addr_by_name(self.master_name)[1])
+                for node in self.sentinels
+                if node.is_running
+            }
+
+        def is_other() -> bool:
+            ports = named()
+            return len(ports) == 1 and old.port not in ports
+
+        wait_until(is_other, "the Sentinels name another master", limit_s)
+        return self.master()
+
+
+_TROUBLE = frozenset(("fail", "fail?", "handshake", "noaddr"))
+
+
+def _map_of(node: Node) -> dict[str, Any]:
+    """CLUSTER NODES: by node id its flags, its primary ("-" = none), slots and open slots."""
+    rows = {}
+    for row in node.run("CLUSTER NODES").values():
+        rows[row["node_id"]] = {
+            "flags": frozenset(row["flags"].split(",")),
+            "primary": row["master_id"],
+            "slots": [(int(each[0]), int(each[-1])) for each in row["slots"]],
+            "moving": bool(row.get("migrations")),
+        }
+    return rows
+
+
+def _open_slots(node: Node) -> dict[int, str]:
+    """Slots on their way from or to a node: "migrating" or "importing"."""
+    found = {}
+    for row in node.run("CLUSTER NODES").values():
+        for each in row.get("migrations", ()):
+            found[int(each["slot"])] = str(each["state"])
+    return found
+
+
+def _fields(reply: Any) -> dict[str, Any]:
+    if isinstance(reply, dict):
+        return reply
+    flat = iter(reply)
+    return dict(zip(flat, flat, strict=True))
