@@ -316,7 +316,7 @@ class SentinelGroup(Group):
         def ask() -> Node | None:
             for node in self.sentinels:
                 if node.is_running:
-                    port = int(node.client.sentinel_get_master_addr_by_name(self.master_name)[1])
+                    port = int(node.run("SENTINEL GET-MASTER-ADDR-BY-NAME", self.master_name)[1])
                     return next(found for found in self.servers if found.port == port)
             return None
 
@@ -405,7 +405,7 @@ class SentinelGroup(Group):
 
         def named() -> set[int]:
             return {
-                int(node.client.sentinel_get_master_addr_by_name(self.master_name)[1])
+                int(node.run("SENTINEL GET-MASTER-ADDR-BY-NAME", self.master_name)[1])
                 for node in self.sentinels
                 if node.is_running
             }
