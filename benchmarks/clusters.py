@@ -32,6 +32,7 @@ class Cluster(Group):
         primaries: nodes that hold slots.
         replicas: further nodes, dealt out to the primaries.
         config: settings of all nodes, as `redis.conf` spells them.
+        users: users beside the default one: name and rules, as ACL SETUSER takes them.
         node_timeout_ms: silence after which a node counts as failed.
         server: what to run; None = the bundled server.
     """
@@ -43,6 +44,7 @@ class Cluster(Group):
         config: Mapping[str, str] | None = None,
         *,
         node_timeout_ms: int = 1500,
+        users: Sequence[Sequence[str]] = (),
         server: ServerBinary | None = None,
     ) -> None:
         super().__init__(server)
@@ -54,6 +56,7 @@ class Cluster(Group):
             "cluster-enabled": "yes",
             "cluster-node-timeout": str(node_timeout_ms),
             "cluster-allow-replica-migration": "no",
+            **self._users_file(users),
             **(config or {}),
         }
 
@@ -242,6 +245,7 @@ class SentinelGroup(Group):
         replicas: replicas of the master.
         sentinels: Sentinels; more than half of them agree on a failover.
         config: settings of master and replicas, as `redis.conf` spells them.
+        users: users beside the default one: name and rules, as ACL SETUSER takes them.
         down_after_ms: silence after which the master counts as down.
         master_name: what the Sentinels call the master.
         server: what to run; None = the bundled server.
@@ -255,6 +259,7 @@ class SentinelGroup(Group):
         *,
         down_after_ms: int = 1500,
         master_name: str = "agents",
+        users: Sequence[Sequence[str]] = (),
         server: ServerBinary | None = None,
     ) -> None:
         super().__init__(server)
@@ -263,7 +268,7 @@ class SentinelGroup(Group):
         self.sentinels: list[Node] = []
         self._replica_count = replicas
         self._sentinel_count = sentinels
-        self._config = {**CONFIG, **(config or {})}
+        self._config = {**CONFIG, **self._users_file(users), **(config or {})}
 
     @property
     def url(self) -> str:

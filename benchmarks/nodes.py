@@ -195,6 +195,15 @@ class Group:
             self.close()
             raise
 
+    def _users_file(self, users: Sequence[Sequence[str]]) -> dict[str, str]:
+        """The setting that makes servers know users."""
+        if not users:
+            return {}
+        path = self.processes.directory / "users.acl"
+        everything = ["default", "on", "nopass", "~*", "&*", "+@all"]
+        path.write_text("".join(f"user {' '.join(user)}\n" for user in (everything, *users)))
+        return {"aclfile": str(path)}
+
     def _form(self) -> None:
         raise NotImplementedError
 

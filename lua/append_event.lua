@@ -63,6 +63,7 @@ end
 -- Write.
 -- The first two commands fail before anything is written, or what was is taken back.
 if call('ZADD', events, 'NX', position, event) == 0 then
+  call('HSET', session, 'version', version) -- which makes WAIT wait for the event
   return {'OK', version + 0, now, 1}
 end
 local moved = redis.pcall('ZADD', index, now, session_id)

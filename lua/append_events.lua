@@ -98,6 +98,7 @@ while at < tail_end do
   at = at + 3 + size
 end
 if not added then
+  redis.call('HSET', session, 'version', version) -- which makes WAIT wait for the events
   return {'OK', tonumber(version), now, repeats}
 end
 if #deltas == 1 then

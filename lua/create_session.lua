@@ -23,13 +23,14 @@ local tail = 4
 
 check_create(events, index, session_id, user, app)
 local header = redis.call('HMGET', session, 'version', 'generation')
-if header[1] then
-  if header[2] == generation then
-    return {'OK'}
-  end
+if header[1] and header[2] ~= generation then
   return {'EXISTS'}
 end
 
 -- Write.
+if header[1] then
+  redis.call('HSET', session, 'version', header[1]) -- which makes WAIT wait for the session
+  return {'OK'}
+end
 write_create(session, events, index, user, app, session_id, ttl_ms, generation, ARGV, tail)
 return {'OK'}

@@ -6,6 +6,7 @@ No message holds a payload or a credential: keys, limits and names only.
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 
 class SessionStoreError(Exception):
@@ -108,6 +109,25 @@ class BackendRejected(BackendError):
 
     A write that was refused left nothing behind.
     """
+
+
+class NotReplicated(BackendError):
+    """A write is done, but fewer replicas confirmed it than `wait_replicas` asks for.
+
+    It stays done unless the server is lost before they have it. A Session that was given shows it.
+    Appending the same event again asks again.
+
+    Attributes:
+        confirmed: replicas that did.
+        result: what the call would have returned.
+        replies: what the server answered; `result` is made from it.
+    """
+
+    def __init__(self, message: str, *, confirmed: int, replies: list[Any]) -> None:
+        super().__init__(message, maybe_applied=True)
+        self.confirmed = confirmed
+        self.result: Any = None
+        self.replies = replies
 
 
 class ScriptContractError(SessionStoreError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -14,6 +14,12 @@ from .keys import Keys, PartitionBy
 
 Duration = timedelta | float
 """A span of time: a timedelta, or seconds."""
+
+WaitReplicas = tuple[int, Duration]
+"""Replicas that have to confirm a write, 1 or more, and the time that they have."""
+
+ReadFrom = Literal["primary", "replica"]
+"""Which servers answer plain reads."""
 
 _HIGHEST = 2**53  # the largest integer that scripts count with exactly
 _LONGEST_S = 100 * 365 * 86_400.0  # a hundred years
@@ -114,6 +120,38 @@ def check_seconds(name: str, value: object) -> float:
         shown = "more" if value > _LONGEST_S else value
         raise InvalidArgument(f"{name} must be above 0 and at most 100 years, not {shown}")
     return float(value)
+
+
+def check_wait_replicas(value: object, call_timeout_s: float) -> tuple[int, float] | None:
+    """Replicas that have to confirm a write, and seconds to wait for them; None = do not wait.
+
+    Raises:
+        InvalidArgument: it is no such pair, or longer than a call may take.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise InvalidArgument("wait_replicas must be None or a pair (replicas, timeout)")
+    replicas = check_int("wait_replicas: the number of replicas", value[0], low=1, high=1000)
+    timeout_s = check_milliseconds("wait_replicas: the timeout", value[1]) / 1000
+    if timeout_s > call_timeout_s:
+        raise InvalidArgument("wait_replicas: the timeout must not be above call_timeout")
+    return replicas, timeout_s
+
+
+def check_read_from(value: object, *, refreshes: object) -> ReadFrom:
+    """Where plain reads go.
+
+    Raises:
+        InvalidArgument: it is neither, or reads write too.
+    """
+    if value not in ("primary", "replica"):
+        raise InvalidArgument(f"read_from must be 'primary' or 'replica', not {value!r}")
+    if value == "replica" and refreshes:
+        raise InvalidArgument(
+            "read_from='replica' needs refresh_ttl_on_read=False: replicas move no deadlines"
+        )
+    return "replica" if value == "replica" else "primary"
 
 
 def check_clock(value: object) -> Callable[[], float]:

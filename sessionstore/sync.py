@@ -15,11 +15,20 @@ from uuid import uuid4
 from . import flows
 from .calls import Call, R, SyncExecutor
 from .codec import Format
-from .errors import SessionNotFound, TurnLost
+from .errors import NotReplicated, SessionNotFound, TurnLost
 from .keys import PartitionBy
 from .model import Event, EventPage, Session, SessionKey, Turn
 from .ops import Ops
-from .options import Duration, check_milliseconds, check_options, check_seconds
+from .options import (
+    Duration,
+    ReadFrom,
+    WaitReplicas,
+    check_milliseconds,
+    check_options,
+    check_read_from,
+    check_seconds,
+    check_wait_replicas,
+)
 from .transport import connect_sync
 from .twin import MemoryExecutor
 
@@ -530,19 +539,32 @@ class SessionService:
         self.close()
 
     def _run(self, call: Call[R]) -> R:
-        return call.decode(self._executor.execute(call))
+        try:
+            return call.decode(self._executor.execute(call))
+        except NotReplicated as error:
+            error.result = call.decode(error.replies)
+            raise
 
     def _drive(self, flow: flows.Flow[flows.T]) -> flows.T:
+        shortage: NotReplicated | None = None
         try:
             step = next(flow)
             while True:
-                if isinstance(step, tuple):
-                    result: Any = [self._run(call) for call in step]
-                else:
-                    result = step.decode(self._executor.execute(step))
+                try:
+                    if isinstance(step, tuple):
+                        result: Any = [self._run(call) for call in step]
+                    else:
+                        result = step.decode(self._executor.execute(step))
+                except NotReplicated as error:
+                    # The write is done, so the rest of the operation is done too.
+                    shortage = error
+                    result = step.decode(error.replies)  # type: ignore[union-attr]  # reads do not wait
                 step = flow.send(result)
         except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]  # what the flow returned
+            if shortage is None:
+                return end.value  # type: ignore[no-any-return]  # what the flow returned
+            shortage.result = end.value
+        raise shortage
 
 
 class RedisSessionService(SessionService):
@@ -565,6 +587,10 @@ class RedisSessionService(SessionService):
         event_size_limit: largest encoded event, in bytes.
         value_size_limit: largest encoded state value, in bytes.
         call_timeout: time that a call may take, retries included, before BackendTimeout.
+        wait_replicas: (n, timeout): a write succeeds once n replicas have it; if they do not
+            within the timeout, NotReplicated. The timeout is at most `call_timeout`.
+        read_from: "replica" lets replicas answer plain reads, which may miss the newest writes.
+            Needs refresh_ttl_on_read=False and a cluster or Sentinel.
         extra_options: further options of redis-py's connections, by name.
         client: a `redis.Redis` to take address and connection options from, in place of
             a URL; its own connections are not used.
@@ -589,6 +615,8 @@ class RedisSessionService(SessionService):
         event_size_limit: int = 1 << 20,
         value_size_limit: int = 1 << 20,
         call_timeout: Duration = 10.0,
+        wait_replicas: WaitReplicas | None = None,
+        read_from: ReadFrom = "primary",
         extra_options: Mapping[str, Any] | None = None,
         client: Any = None,
     ) -> None:
@@ -605,7 +633,15 @@ class RedisSessionService(SessionService):
             value_size_limit=value_size_limit,
         )
         timeout = check_seconds("call_timeout", call_timeout)
-        executor = connect_sync(url, instance_name, extra_options, client, timeout)
+        executor = connect_sync(
+            url,
+            instance_name,
+            extra_options,
+            client,
+            timeout,
+            check_wait_replicas(wait_replicas, timeout),
+            check_read_from(read_from, refreshes=refresh_ttl_on_read),
+        )
         # In a cluster, but for partition_by="app", the app tier has a slot of its own.
         app_apart = executor.is_cluster and partition_by == "user"
         super().__init__(Ops(options, app_apart=app_apart), executor)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +33,12 @@ WITH_TTL: dict[str, Any] = {
 }
 
 
+AGENT = "agent:password@"
+"""What README's ACL line makes, as a URL has it."""
+
+KEY_PREFIXES = ("p:", "one:", "two:", "limit-*:")
+"""Those that the tests of the contract use, as patterns."""
+
 # Backends that are more than one server, with the options that their services need.
 ROUTED: dict[str, dict[str, Any]] = {
     "cluster-async": {},
@@ -38,6 +46,8 @@ ROUTED: dict[str, dict[str, Any]] = {
     "cluster_by_app-async": {"partition_by": "app"},
     "sentinel-async": {},
 }
+# One server, and a user that may do what README says has to be allowed, and no more.
+LEAST_PRIVILEGE = "least_privilege-async"
 # Those on which an app's state has a slot of its own: no read or write spans it and the rest.
 APP_APART = {"cluster-async", "cluster-sync"}
 
@@ -76,7 +86,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for name in names:
             backends += [f"{name}-async", f"{name}-sync"]
         if bundled_server():
-            backends += ROUTED
+            backends += [LEAST_PRIVILEGE, *ROUTED]
         metafunc.parametrize("backend", backends, indirect=True)
     elif "server" in metafunc.fixturenames:
         metafunc.parametrize("server", names, indirect=True)
@@ -107,9 +117,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 class Server:
     """A running server of this worker, and a raw client to look behind the scenes."""
 
-    def __init__(self, embedded: EmbeddedServer) -> None:
+    def __init__(self, embedded: EmbeddedServer, user: str = "") -> None:
         self.embedded = embedded
-        self.url = embedded.url
+        self.url = embedded.url.replace("://", f"://{user}")
         self.raw = redis.Redis(unix_socket_path=embedded.socket_path, decode_responses=False)
 
     def clients(self) -> list[redis.Redis]:
@@ -147,7 +157,7 @@ class Group(Server):
     """The same for a cluster, or a master behind Sentinels."""
 
     def __init__(self, group: Cluster | SentinelGroup) -> None:
-        self.url = group.url
+        self.url = group.url.replace("://", f"://{AGENT}")
         self.group = group
         self._by_port: dict[int, redis.Redis] = {}
 
@@ -186,6 +196,28 @@ def _start(config: pytest.Config, running: dict[str, Server], name: str) -> Serv
     return running[name]
 
 
+def _start_least_privilege(running: dict[str, Server]) -> Server:
+    if LEAST_PRIVILEGE not in running:
+        bundled = bundled_server()
+        assert bundled is not None
+        embedded = EmbeddedServer(executable=bundled.path)
+        embedded.start()
+        running[LEAST_PRIVILEGE] = found = Server(embedded, AGENT)
+        command: Any = found.raw.execute_command
+        command("ACL", "SETUSER", *acl_user())
+    return running[LEAST_PRIVILEGE]
+
+
+def acl_user(*further: str) -> list[str]:
+    """The user of README's ACL line: name and rules. Further commands, and keys with prefixes."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    [line] = re.findall(r"^ACL SETUSER (.+)$", readme, re.MULTILINE)
+    rules = line.split()
+    keys = [rule[1:] for rule in rules if rule.startswith("~")]
+    prefixed = [f"~{prefix}{name}" for prefix in KEY_PREFIXES for name in keys]
+    return [*rules, *prefixed, *(f"+{name}" for name in further)]
+
+
 @pytest.fixture(scope="session")
 def _groups() -> Iterator[dict[str, Group]]:
     running: dict[str, Group] = {}
@@ -198,9 +230,10 @@ def _start_group(running: dict[str, Group], kind: str) -> Group:
     if kind not in running:
         group: Cluster | SentinelGroup
         if kind == "sentinel":
-            group = SentinelGroup()
+            group = SentinelGroup(users=[acl_user("role")])
         else:
-            group = Cluster(replicas=3 if kind == "replicated_cluster" else 0)
+            replicas = 3 if kind == "replicated_cluster" else 0
+            group = Cluster(replicas=replicas, users=[acl_user("asking", "cluster|slots")])
         group.start()
         running[kind] = Group(group)
     return running[kind]
@@ -266,7 +299,9 @@ def backend(
         yield mode, None
         return
     found: Server
-    if request.param in ROUTED:
+    if request.param == LEAST_PRIVILEGE:
+        found = _start_least_privilege(_servers)
+    elif request.param in ROUTED:
         found = _start_group(_groups, name.partition("_")[0])
     else:
         found = _start(request.config, _servers, name)

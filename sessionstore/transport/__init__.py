@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..options import ReadFrom
 from .address import Deployment
 from .aio import AsyncRedisExecutor
+from .durability import Durability
 from .threads import RedisExecutor
 
 
@@ -16,14 +18,16 @@ def connect_async(
     extra_options: Mapping[str, Any] | None,
     client: Any,
     timeout_s: float,
+    wait_replicas: tuple[int, float] | None = None,
+    read_from: ReadFrom = "primary",
 ) -> AsyncRedisExecutor:
     """An executor for asyncio; nothing is sent yet. Arguments as `RedisSessionService` has them.
 
     Raises:
         InvalidArgument: the address is unusable, or an option unknown or not allowed.
     """
-    deployment = Deployment(url, instance_name, extra_options, client, is_async=True)
-    return AsyncRedisExecutor(deployment, timeout_s)
+    deployment = Deployment(url, instance_name, extra_options, client, read_from, is_async=True)
+    return AsyncRedisExecutor(deployment, timeout_s, _durability(wait_replicas))
 
 
 def connect_sync(
@@ -32,7 +36,13 @@ def connect_sync(
     extra_options: Mapping[str, Any] | None,
     client: Any,
     timeout_s: float,
+    wait_replicas: tuple[int, float] | None = None,
+    read_from: ReadFrom = "primary",
 ) -> RedisExecutor:
     """The same for threads."""
-    deployment = Deployment(url, instance_name, extra_options, client, is_async=False)
-    return RedisExecutor(deployment, timeout_s)
+    deployment = Deployment(url, instance_name, extra_options, client, read_from, is_async=False)
+    return RedisExecutor(deployment, timeout_s, _durability(wait_replicas))
+
+
+def _durability(wait_replicas: tuple[int, float] | None) -> Durability | None:
+    return None if wait_replicas is None else Durability(*wait_replicas)

@@ -18,6 +18,7 @@ from redis.connection import parse_url as parse_url_sync
 
 from ..errors import InvalidArgument
 from ..instances import find_instance
+from ..options import ReadFrom
 from .location import Location, locate
 from .topology import (
     ONLY,
@@ -27,6 +28,7 @@ from .topology import (
     SingleTopology,
     Topology,
 )
+from .wire import pack_command
 
 _CONNECT_TIMEOUT_S = 5.0
 
@@ -58,12 +60,16 @@ class Address:
         options: its arguments.
         reach: shared by all nodes of a deployment.
 
+    Attributes:
+        greeting: a request that goes first on every connection, in RESP; has one reply.
+
     Raises:
         InvalidArgument: redis-py does not take one of the options.
     """
 
     def __init__(self, factory: Any, options: dict[str, Any], reach: Reach) -> None:
         self.reach = reach
+        self.greeting = b""
         self._factory = factory
         self._options = options
         self.new_connection()
@@ -91,6 +97,7 @@ class Deployment:
         instance_name: likewise.
         extra_options: likewise.
         client: likewise.
+        read_from: likewise.
         is_async: make connections for asyncio, otherwise for threads.
 
     Attributes:
@@ -106,6 +113,7 @@ class Deployment:
         instance_name: str | None,
         extra_options: Mapping[str, Any] | None,
         client: Any,
+        read_from: ReadFrom = "primary",
         *,
         is_async: bool,
     ) -> None:
@@ -135,6 +143,11 @@ class Deployment:
         self._address = Address(factory, options, Reach())
         self._addresses: dict[Node, Address] = {}
         self.is_cluster = self._location.kind == "cluster"
+        self._uses_replicas = read_from == "replica"
+        if self._uses_replicas and not self._location.kind:
+            raise InvalidArgument(
+                'read_from="replica" needs a redis+cluster:// or redis+sentinel:// URL'
+            )
 
     @property
     def was_reached(self) -> bool:
@@ -144,9 +157,13 @@ class Deployment:
     def new_topology(self) -> Topology:
         """A topology that knows nothing yet."""
         if self.is_cluster:
-            return ClusterTopology(self._location.nodes)
+            return ClusterTopology(self._location.nodes, uses_replicas=self._uses_replicas)
         if self._location.kind == "sentinel":
-            return SentinelTopology(self._location.nodes, self._location.master_name)
+            return SentinelTopology(
+                self._location.nodes,
+                self._location.master_name,
+                uses_replicas=self._uses_replicas,
+            )
         return SingleTopology()
 
     def address_of(self, node: Node) -> Address:
@@ -162,6 +179,8 @@ class Deployment:
             else:
                 changes = {}
             address = self._address.at(node.host, node.port, **changes)
+            if node.is_replica and self.is_cluster:
+                address.greeting = pack_command(("READONLY",))
             self._addresses[node] = address
         return address
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 from ..calls import Call
 from ..errors import BackendUnavailable
 from .address import Address, Deployment
+from .durability import Durability
 from .link import SILENCE_S, Link
-from .retry import Attempts, ConnectFailed, ConnectionLost
+from .retry import Attempts, ConnectFailed, ConnectionLost, check_greeting
 from .topology import ANSWER_TIMEOUT_S, DISCOVERY_TIMEOUT_S, Node, redirection
 from .wire import Form, ReplyRefused, pack, reply_count, unpack
 
@@ -25,13 +26,18 @@ class Channel:
     Args:
         address: where to connect to.
         timeout_s: time that a call may take.
+        durability: what calls on this channel wait for.
     """
 
-    def __init__(self, address: Address, timeout_s: float) -> None:
+    def __init__(
+        self, address: Address, timeout_s: float, durability: Durability | None = None
+    ) -> None:
         self.link: Link | None = None
         self._loop = asyncio.get_running_loop()
         self._address = address
         self._timeout_s = timeout_s
+        self._durability = durability
+        self._confirmations: Confirmations | None = None
         self._opening: asyncio.Task[Link] | None = None
         self._opening_since = 0.0
 
@@ -43,6 +49,7 @@ class Channel:
         Raises:
             TimeoutError: nothing was sent by the deadline.
             ConnectFailed, ConnectionLost, ReplyRefused: it did not succeed.
+            NotReplicated: it did, but was not confirmed.
         """
         async with asyncio.timeout_at(deadline):
             link = await self._open_link()
@@ -54,9 +61,23 @@ class Channel:
         reply = link.submit(payload, reply_count(call, form, asking=asking), deadline)
         try:
             async with asyncio.timeout_at(deadline):
-                return unpack(await reply, form, asking=asking)
+                replies = unpack(await reply, form, asking=asking)
         except TimeoutError:
             raise ConnectionLost("no answer in time", silent=True) from None
+        if self._durability is not None:
+            answer = await self._confirmation(link, self._durability, deadline)
+            self._durability.judge(call, replies, answer)
+        return replies
+
+    async def _confirmation(self, link: Link, durability: Durability, deadline: float) -> Any:
+        """The answer to a WAIT that was sent by now or later; None if there is none in time."""
+        if self._confirmations is None or self._confirmations.link is not link:
+            self._confirmations = Confirmations(link, durability)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._confirmations.next_answer()
+        except TimeoutError:
+            return None
 
     async def _open_link(self) -> Link:
         """The live link; of many that ask for it at once, one connects."""
@@ -71,14 +92,16 @@ class Channel:
     async def _open(self) -> Link:
         link = Link(self._address.new_connection(), self._timeout_s)
         await link.open()
+        if self._address.greeting:
+            deadline = self._loop.time() + self._timeout_s
+            check_greeting(await link.submit(self._address.greeting, 1, deadline))
         self._address.reach.was_made = True
         self.link = link
         return link
 
     def _opened(self, task: asyncio.Task[Link]) -> None:
         self._opening = None
-        if not task.cancelled():
-            task.exception()  # those who wait have been told; nobody may be left waiting
+        _look_at(task)
 
     async def aclose(self) -> None:
         """Close, once the calls in flight have their replies or a second has passed."""
@@ -107,11 +130,49 @@ class Channel:
             self.link.abort(reason)
 
 
+class Confirmations:
+    """The WAITs on one link: one at a time, for all writes answered before it is sent.
+
+    Args:
+        link: where the writes were sent.
+        durability: what is waited for.
+    """
+
+    def __init__(self, link: Link, durability: Durability) -> None:
+        self.link = link
+        self._durability = durability
+        self._sent: asyncio.Task[Any] | None = None
+        self._next: asyncio.Task[Any] | None = None
+
+    async def next_answer(self) -> Any:
+        """The answer to the next WAIT; who asks while it is held back shares it.
+
+        Raises:
+            ConnectionLost: there is none.
+        """
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._ask())
+            self._next.add_done_callback(_look_at)
+        return await _shared(self._next)
+
+    async def _ask(self) -> Any:
+        if self._sent is not None:
+            await asyncio.wait([self._sent])
+        self._sent, self._next = self._next, None
+        if not self.link.is_open:
+            raise ConnectionLost("connection closed by the server")
+        deadline = asyncio.get_running_loop().time() + self._durability.timeout_s
+        [answer] = await self.link.submit(self._durability.request, 1, deadline)
+        return answer
+
+
 class Lanes(NamedTuple):
-    """The channels to one node: a long history must not hold up small calls behind it."""
+    """The channels to one node: a long history must not hold up small calls behind it, nor a
+    write that waits for replicas."""
 
     small: Channel
     bulk: Channel
+    confirmed: Channel
 
 
 class Router:
@@ -120,13 +181,17 @@ class Router:
     Args:
         deployment: the servers.
         timeout_s: time that a call may take, retries included.
+        durability: what writes wait for.
     """
 
-    def __init__(self, deployment: Deployment, timeout_s: float) -> None:
+    def __init__(
+        self, deployment: Deployment, timeout_s: float, durability: Durability | None
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.is_closed = False
         self._deployment = deployment
         self._timeout_s = timeout_s
+        self._durability = durability
         self._topology = deployment.new_topology()
         self._by_node: dict[Node, Lanes] = {}
         self._discovering: asyncio.Task[None] | None = None
@@ -140,7 +205,7 @@ class Router:
         problem: Exception | None = None
         if self._is_unwatched:
             self._watch()
-        if self._topology.is_known:
+        if self._topology.is_known and not (self._durability and call.writes):
             node = self._topology.node_for(call)
             lanes = self._by_node.get(node)
             if lanes is not None:
@@ -183,7 +248,7 @@ class Router:
                     async with asyncio.timeout_at(deadline):
                         await self._discover()
                     node = self._topology.node_for(call)
-                channel = self._channel(node, is_bulk=call.is_bulk)
+                channel = self._channel(node, call)
                 is_asking = asking is not None
                 return await channel.ask(call, attempts.form, deadline, asking=is_asking)
             except TimeoutError:
@@ -198,13 +263,16 @@ class Router:
                     self._topology.notice(error, node)
                 problem = error
 
-    def _channel(self, node: Node, *, is_bulk: bool) -> Channel:
+    def _channel(self, node: Node, call: Call[Any]) -> Channel:
         lanes = self._by_node.get(node)
         if lanes is None:
             address = self._deployment.address_of(node)
             small, bulk = (Channel(address, self._timeout_s) for _ in range(2))
-            lanes = self._by_node[node] = Lanes(small, bulk)
-        return lanes.bulk if is_bulk else lanes.small
+            confirmed = Channel(address, self._timeout_s, self._durability)
+            lanes = self._by_node[node] = Lanes(small, bulk, confirmed)
+        if self._durability and call.writes:
+            return lanes.confirmed
+        return lanes.bulk if call.is_bulk else lanes.small
 
     async def _discover(self) -> None:
         """Let the topology be known; of many that need it at once, one asks."""
@@ -231,15 +299,14 @@ class Router:
                 return
             deadline = min(self.loop.time() + min(self._timeout_s, ANSWER_TIMEOUT_S), end)
             try:
-                channel = self._channel(node, is_bulk=False)
+                channel = self._channel(node, call)
                 outcome = await channel.ask(call, Form.BRIEF, deadline)
             except (ReplyRefused, ConnectionLost, ConnectFailed, TimeoutError) as error:
                 outcome = error
 
     def _discovered(self, task: asyncio.Task[None]) -> None:
         self._discovering = None
-        if not task.cancelled():
-            task.exception()  # as in Channel
+        _look_at(task)
         now = self.loop.time()
         for node, lanes in self._by_node.items():
             if node not in self._topology.nodes and not node.is_sentinel:
@@ -264,6 +331,9 @@ class Router:
         silent = [node for node in used if _any_silent(self._by_node[node], now)]
         for node in silent:
             self._topology.suspect(node)
+            if node.is_replica:  # a primary can answer what it was asked
+                for channel in self._by_node[node]:
+                    channel.abort("no answer from a replica")
         if silent or self._topology.is_polled:
             self._ask_anew()
         self._watch()
@@ -308,12 +378,16 @@ class AsyncRedisExecutor:
     Args:
         deployment: the servers.
         timeout_s: time that a call may take, retries included.
+        durability: what writes wait for; None = nothing.
     """
 
-    def __init__(self, deployment: Deployment, timeout_s: float) -> None:
+    def __init__(
+        self, deployment: Deployment, timeout_s: float, durability: Durability | None = None
+    ) -> None:
         self.is_cluster = deployment.is_cluster
         self._deployment = deployment
         self._timeout_s = timeout_s
+        self._durability = durability
         self._by_loop: weakref.WeakKeyDictionary[Any, Router] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         self._latest: Router | None = None
@@ -333,7 +407,8 @@ class AsyncRedisExecutor:
                 raise BackendUnavailable("the session service is closed")
             router = self._by_loop.get(loop)
             if router is None:
-                router = self._by_loop[loop] = Router(self._deployment, self._timeout_s)
+                router = Router(self._deployment, self._timeout_s, self._durability)
+                self._by_loop[loop] = router
             self._latest = router
         return router
 
@@ -357,6 +432,12 @@ def _any_used(lanes: Lanes, since: float) -> bool:
 
 def _any_silent(lanes: Lanes, now: float) -> bool:
     return any(channel.is_silent(now) for channel in lanes)
+
+
+def _look_at(task: asyncio.Task[Any]) -> None:
+    """Take note of a failure. Those who waited have been told; there may be none."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _shared(task: asyncio.Task[T]) -> T:

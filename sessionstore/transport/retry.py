@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import hiredis
+
 from ..calls import Call, reply_error
 from ..errors import BackendError, BackendTimeout, BackendUnavailable, SessionStoreError
 from .wire import Form, ReplyRefused
@@ -37,6 +39,16 @@ class ConnectionLost(Exception):
     def __init__(self, message: str, *, silent: bool = False) -> None:
         super().__init__(message)
         self.silent = silent
+
+
+def check_greeting(replies: list[Any]) -> None:
+    """Look at what was answered to the first request on a connection.
+
+    Raises:
+        ConnectFailed: it was refused.
+    """
+    if isinstance(replies[0], hiredis.ReplyError):
+        raise ConnectFailed(f"the server refused the connection ({replies[0]})", final=False)
 
 
 class Attempts:

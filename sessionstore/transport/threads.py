@@ -23,9 +23,10 @@ import hiredis
 from ..calls import Call
 from ..errors import BackendUnavailable
 from .address import Deployment
+from .durability import Durability
 from .link import SILENCE_S
 from .redis_py import open_sync
-from .retry import Attempts, ConnectFailed, ConnectionLost
+from .retry import Attempts, ConnectFailed, ConnectionLost, check_greeting
 from .topology import ANSWER_TIMEOUT_S, DISCOVERY_TIMEOUT_S, Node, redirection
 from .wire import Form, ReplyRefused, pack, reply_count, unpack
 
@@ -139,6 +140,10 @@ class Link:
         self._connection.disconnect()
 
 
+def _has_error(replies: list[Any]) -> bool:
+    return any(isinstance(reply, hiredis.ReplyError) for reply in replies)
+
+
 def _timeval(seconds: float) -> bytes:
     return struct.pack("ll", *divmod(max(int(seconds * 1_000_000), 1), 1_000_000))
 
@@ -149,12 +154,16 @@ class RedisExecutor:
     Args:
         deployment: the servers.
         timeout_s: time that a call may take, retries included.
+        durability: what writes wait for; None = nothing.
     """
 
-    def __init__(self, deployment: Deployment, timeout_s: float) -> None:
+    def __init__(
+        self, deployment: Deployment, timeout_s: float, durability: Durability | None = None
+    ) -> None:
         self.is_cluster = deployment.is_cluster
         self._deployment = deployment
         self._timeout_s = timeout_s
+        self._durability = durability
         self._topology = deployment.new_topology()
         self._idle: dict[Node, list[Link]] = {}
         self._discovery = threading.Lock()
@@ -217,6 +226,9 @@ class RedisExecutor:
                 is_replaced = partial(self._is_replaced, node)
             count = reply_count(call, form, asking=asking)
             replies = link.ask(payload, count, timeout_s, is_replaced)
+            durability = self._durability if call.writes else None
+            if durability is not None and not _has_error(replies):
+                [answer] = link.ask(durability.request, 1, durability.timeout_s, is_replaced)
         except BaseException as error:
             link.close()
             if isinstance(error, ConnectionLost):
@@ -227,7 +239,10 @@ class RedisExecutor:
         self._idle[node].append(link)
         if self._is_closed:
             self.close()  # which may have missed it
-        return unpack(replies, form, asking=asking)
+        replies = unpack(replies, form, asking=asking)
+        if durability is not None:
+            durability.judge(call, replies, answer)
+        return replies
 
     def _discover(self, deadline: float) -> None:
         """Let the topology be known; of many threads that need it, one asks."""
@@ -268,7 +283,7 @@ class RedisExecutor:
         """Whether a node that says nothing is not the one to ask any more."""
         self._topology.suspect(node)
         self._ask_around()
-        return node not in self._topology.nodes
+        return node.is_replica or node not in self._topology.nodes
 
     def close(self) -> None:
         """Close all connections; those in use when their call ends."""
@@ -300,6 +315,12 @@ class RedisExecutor:
             # One that is slower may be gone, and its successor be known meanwhile.
             timeout_s = min(timeout_s, ANSWER_TIMEOUT_S)
         link = Link(address.new_connection(), timeout_s)
+        if address.greeting:
+            try:
+                check_greeting(link.ask(address.greeting, 1, timeout_s))
+            except BaseException:
+                link.close()
+                raise
         address.reach.was_made = True
         self._idle.setdefault(node, [])
         return link

@@ -7,6 +7,7 @@ cluster every slot has its node, and redirections say where it went.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Generator, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -25,13 +26,16 @@ ANSWER_TIMEOUT_S = 2.0
 DISCOVERY_TIMEOUT_S = 5.0
 """Time that all have who are asked, one after the other."""
 
+_UNFIT_S = 2.0  # for which a replica that did not answer a read is not asked again
+
 
 class Node(NamedTuple):
-    """The address of one server process."""
+    """The address of one server process, and what it is asked as."""
 
     host: str
     port: int
     is_sentinel: bool = False
+    is_replica: bool = False
 
 
 ONLY = Node("", 0)
@@ -95,35 +99,70 @@ class SingleTopology:
         yield from ()
 
 
+class _Replicas:
+    """The replicas that reads may go to."""
+
+    def __init__(self, is_used: bool) -> None:
+        self.is_used = is_used
+        self.by_primary: dict[Node, list[Node]] = {}
+        self._unfit_until: dict[Node, float] = {}
+
+    def one_for(self, call: Call[Any], primary: Node) -> Node:
+        """A replica, if the Call is a read that one can answer; else the primary."""
+        if not self.is_used or call.writes or call.script is not None:
+            return primary
+        now = time.monotonic()
+        replicas = self.by_primary.get(primary, ())
+        fit = [node for node in replicas if self._unfit_until.get(node, 0.0) <= now]
+        return random.choice(fit) if fit else primary
+
+    def avoid(self, node: Node) -> None:
+        """Send nothing to a replica for a while."""
+        self._unfit_until[node] = time.monotonic() + _UNFIT_S
+
+    @property
+    def nodes(self) -> set[Node]:
+        """All of them."""
+        return {node for nodes in self.by_primary.values() for node in nodes}
+
+
 class SentinelTopology:
     """The master that a group of Sentinels watches.
 
     Args:
         sentinels: addresses of Sentinels; one that answers is enough.
         master_name: the name that they know the master by.
+        uses_replicas: plain reads go to its replicas.
     """
 
     is_routed = True
     is_polled = True
 
-    def __init__(self, sentinels: Iterable[Node], master_name: str) -> None:
+    def __init__(
+        self, sentinels: Iterable[Node], master_name: str, *, uses_replicas: bool = False
+    ) -> None:
         self.is_known = False
         self._sentinels = list(sentinels)
         self._master_name = master_name
         self._master = ONLY
+        self._replicas = _Replicas(uses_replicas)
         self.nodes: frozenset[Node] = frozenset()
 
-    def node_for(self, call: Call[Any]) -> Node:  # noqa: ARG002  # the same for all
-        """The master."""
-        return self._master
+    def node_for(self, call: Call[Any]) -> Node:
+        """The master, or a replica."""
+        return self._replicas.one_for(call, self._master)
 
-    def notice(self, problem: Exception, node: Node) -> None:  # noqa: ARG002  # there is but one
+    def notice(self, problem: Exception, node: Node) -> None:
         """A master that is gone, or is none any more, makes the Sentinels be asked again."""
-        if not isinstance(problem, ReplyRefused) or problem.code in ("READONLY", "MASTERDOWN"):
+        if node.is_replica:
+            self._replicas.avoid(node)
+        elif not isinstance(problem, ReplyRefused) or problem.code in ("READONLY", "MASTERDOWN"):
             self.is_known = False
 
     def suspect(self, node: Node) -> None:
-        """Who the master is, its own word does not decide."""
+        """A replica is left alone. Who the master is, its own word does not decide."""
+        if node.is_replica:
+            self._replicas.avoid(node)
 
     def discover(self) -> Discovery:
         """Ask the Sentinels for the master, and a new one whether it knows."""
@@ -143,7 +182,12 @@ class SentinelTopology:
                 is_unknown = True
                 continue
             master = Node(reply[0][0].decode(), int(reply[0][1]))
+            if self._replicas.is_used:
+                reply = yield sentinel, _command("SENTINEL", "REPLICAS", self._master_name)
+                if not isinstance(reply, Exception):
+                    self._replicas.by_primary = {master: _healthy_replicas(reply[0])}
             if self.is_known and master == self._master:
+                self.nodes = frozenset((master, *self._replicas.nodes))
                 return  # as before; whether it answers, calls find out
             role = yield master, _ROLE
             if isinstance(role, Exception):
@@ -153,7 +197,7 @@ class SentinelTopology:
                 problems.add(ConnectFailed(text, final=False))
             else:
                 self._master = master
-                self.nodes = frozenset((master,))
+                self.nodes = frozenset((master, *self._replicas.nodes))
                 self.is_known = True
                 # The one that knew is asked first the next time.
                 self._sentinels.insert(0, self._sentinels.pop(number))
@@ -169,25 +213,31 @@ class ClusterTopology:
 
     Args:
         seeds: addresses of nodes; one that answers is enough.
+        uses_replicas: plain reads go to replicas.
     """
 
     is_routed = True
     is_polled = False  # one that is replaced answers MOVED
 
-    def __init__(self, seeds: Iterable[Node]) -> None:
+    def __init__(self, seeds: Iterable[Node], *, uses_replicas: bool = False) -> None:
         self.is_known = False
         self._seeds = list(seeds)
         self._by_slot: list[Node | None] = [None] * SLOTS
         self._lost: set[Node] = set()
+        self._replicas = _Replicas(uses_replicas)
         self.nodes: frozenset[Node] = frozenset()
 
     def node_for(self, call: Call[Any]) -> Node:
-        """The primary of the slot of the Call's keys."""
+        """The primary of the slot of the Call's keys, or a replica of it."""
         node = self._by_slot[slot_of(call)]
-        return node if node is not None else random.choice(self._seeds)
+        if node is None:
+            return random.choice(self._seeds)
+        return self._replicas.one_for(call, node)
 
     def notice(self, problem: Exception, node: Node) -> None:
         """A redirection corrects one slot at once; it and a lost node call for a new map."""
+        if node.is_replica:
+            self._replicas.avoid(node)
         if not isinstance(problem, ReplyRefused):
             self.is_known = False
             self._lost.add(node)
@@ -200,12 +250,16 @@ class ClusterTopology:
             self.is_known = False
 
     def suspect(self, node: Node) -> None:
-        """Ask it for the map last."""
-        self._lost.add(node)
+        """A replica is left alone, a primary asked for the map last."""
+        if node.is_replica:
+            self._replicas.avoid(node)
+        else:
+            self._lost.add(node)
 
     def discover(self) -> Discovery:
         """Ask any node for the map of the slots; those that were lost come last."""
-        known = random.sample(sorted(self.nodes), len(self.nodes))
+        known = [node for node in self.nodes if not node.is_replica]
+        random.shuffle(known)
         problems = _Problems()
         for node in sorted(dict.fromkeys([*known, *self._seeds]), key=self._lost.__contains__):
             reply = yield node, _CLUSTER_SLOTS
@@ -225,12 +279,18 @@ class ClusterTopology:
     def _learn(self, ranges: list[Any], asked: Node) -> None:
         by_slot: list[Node | None] = [None] * SLOTS
         found = set()
-        for first, last, primary, *_ in ranges:
+        self._replicas.by_primary = {}
+        for first, last, primary, *replicas in ranges:
             node = Node(_host(primary[0] or b"", asked), primary[1])
             by_slot[first : last + 1] = [node] * (last + 1 - first)
             found.add(node)
+            if self._replicas.is_used:
+                self._replicas.by_primary[node] = [
+                    Node(_host(replica[0] or b"", asked), replica[1], is_replica=True)
+                    for replica in replicas
+                ]
         self._by_slot = by_slot
-        self.nodes = frozenset(found)
+        self.nodes = frozenset(found | self._replicas.nodes)
 
 
 def slot_of(call: Call[Any]) -> int:
@@ -253,6 +313,16 @@ def redirection(problem: ReplyRefused, node: Node) -> tuple[int, Node]:
     _, slot, address = str(problem).split(" ")[:3]
     host, _, port = address.rpartition(":")
     return int(slot), Node(_host(host.encode(), node), int(port))
+
+
+def _healthy_replicas(found: list[list[bytes]]) -> list[Node]:
+    """What SENTINEL REPLICAS tells, without those that are down or out of touch."""
+    healthy = []
+    for values in found:
+        fields = dict(zip(values[::2], values[1::2], strict=True))
+        if fields[b"flags"] == b"slave" and fields[b"master-link-status"] == b"ok":
+            healthy.append(Node(fields[b"ip"].decode(), int(fields[b"port"]), is_replica=True))
+    return healthy
 
 
 def _host(name: bytes, asked: Node) -> str:

@@ -12,10 +12,11 @@ from ..calls import Argument, Call, Command
 from ..scripts import SCRIPTS
 
 # hiredis declares a tuple of one; it takes any number.
-_pack_command: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
+pack_command: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
+"""A command in RESP."""
 
-MULTI = _pack_command(("MULTI",))
-EXEC = _pack_command(("EXEC",))
+MULTI = pack_command(("MULTI",))
+EXEC = pack_command(("EXEC",))
 
 # Error replies that say "not now": nothing was done, so any call may be sent again.
 _TRANSIENT = ("LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
@@ -76,15 +77,15 @@ def pack(call: Call[Any], form: Form, *, asking: bool = False) -> bytes:
     script = call.script
     if script is not None and not call.then and form is Form.BRIEF and not asking:
         # What most calls are.
-        return _pack_command(("EVALSHA", script.sha, len(call.keys), *call.keys, *call.args))
+        return pack_command(("EVALSHA", script.sha, len(call.keys), *call.keys, *call.args))
     commands = _commands(call, form)
     if asking:
         commands = [part for command in commands for part in (("ASKING",), command)]
     elif len(commands) == 1:
-        return _pack_command(commands[0])
+        return pack_command(commands[0])
     elif form is not Form.UNQUEUED:
-        return b"".join((MULTI, *map(_pack_command, commands), EXEC))
-    return b"".join(map(_pack_command, commands))
+        return b"".join((MULTI, *map(pack_command, commands), EXEC))
+    return b"".join(map(pack_command, commands))
 
 
 def reply_count(call: Call[Any], form: Form, *, asking: bool = False) -> int:

@@ -191,16 +191,6 @@ class Keyspace:
         self._drop_if_empty(key, stored)
         return count
 
-    def zpopmax(self, key: bytes) -> Entry | None:
-        """ZPOPMAX of one member."""
-        stored = self._zset(key)
-        if not stored.entries:
-            return None
-        entry = stored.entries[-1]
-        stored.cut(len(stored.entries) - 1, len(stored.entries))
-        self._drop_if_empty(key, stored)
-        return entry
-
     def zrange_by_rank(self, key: bytes, first: int, last: int, *, rev: bool) -> list[Entry]:
         """ZRANGE by rank, both ends inclusive; negative ranks count from the end."""
         entries = self._zset(key).entries

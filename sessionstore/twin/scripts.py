@@ -326,13 +326,15 @@ def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         return [b"NOT_FOUND"]
     if _is_stale(if_version, header.version):
         return [b"STALE", header.version]
-    popped = keyspace.zpopmax(keys[1])
-    if popped is None:
+    newest = keyspace.zrange_by_rank(keys[1], -1, -1, rev=False)
+    if not newest:
         return [b"EMPTY"]
+    [(_, event)] = newest
     version = header.version + 1
+    keyspace.zrem(keys[1], event)
     is_new = _close_session(keyspace, keys, session_id, version, header.last_us)
     _refresh_session(keyspace, keys, ttl_ms, header.last_us, is_new)
-    return [b"OK", version, keyspace.now_us, popped[1]]
+    return [b"OK", version, keyspace.now_us, event]
 
 
 def clear_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:

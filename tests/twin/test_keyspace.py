@@ -52,7 +52,6 @@ STEPS = (
     step("zcard", keys),
     step("zrem", keys, members),
     step("zremrangebyrank", keys, st.integers(0, 5), st.integers(0, 5)),
-    step("zpopmax", keys),
     step("zrange_by_rank", keys, ranks, ranks, st.booleans()),
     step("zrange_by_score", keys, bounds, bounds, st.booleans(), st.none() | st.integers(1, 4)),
     step("hset", keys, pairs),
@@ -125,8 +124,6 @@ def on_server(raw: redis.Redis, name: str, args: tuple[Any, ...]) -> Any:
     reply: Any = raw.execute_command(*as_command(name, args))  # type: ignore[no-untyped-call]  # redis-py has no types for it
     if name in ("zrange_by_rank", "zrange_by_score"):
         return [(int(score), member) for member, score in reply]
-    if name == "zpopmax":
-        return (int(reply[0][1]), reply[0][0]) if reply else None
     if name == "zscore":
         return None if reply is None else int(reply)
     return reply

@@ -131,6 +131,35 @@ def test_a_bad_call_timeout_is_refused_by_name(mode: str, value: Any) -> None:
         REDIS[mode](URL, call_timeout=value)
 
 
+@pytest.mark.parametrize("mode", sorted(REDIS))
+@pytest.mark.parametrize(
+    "value",
+    [1, (1,), [1, 0.1], (0, 0.1), (True, 0.1), (1.0, 0.1), (1, 0), (1, "1"), (1, None), (1, 10.5)],
+)
+def test_a_bad_wait_for_replicas_is_refused_by_name(mode: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"^wait_replicas\b"):
+        REDIS[mode](URL, wait_replicas=value)
+
+
+@pytest.mark.parametrize("mode", sorted(REDIS))
+@pytest.mark.parametrize("value", ["replicas", None, 1])
+def test_a_bad_place_to_read_from_is_refused_by_name(mode: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"^read_from\b"):
+        REDIS[mode](URL, read_from=value, refresh_ttl_on_read=False)
+
+
+@pytest.mark.parametrize("mode", sorted(REDIS))
+def test_replicas_cannot_move_deadlines(mode: str) -> None:
+    with pytest.raises(InvalidArgument, match="needs refresh_ttl_on_read=False"):
+        REDIS[mode]("redis+cluster://localhost:1", read_from="replica")
+
+
+@pytest.mark.parametrize("mode", sorted(REDIS))
+def test_a_single_server_has_no_replicas_to_read_from(mode: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"needs a redis\+cluster:// or redis\+sentinel://"):
+        REDIS[mode](URL, read_from="replica", refresh_ttl_on_read=False)
+
+
 # -- where the server is ------------------------------------------------------------------------
 
 

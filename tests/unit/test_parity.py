@@ -121,6 +121,7 @@ def test_arguments_are_named_alike_everywhere() -> None:
 
 def test_both_services_of_a_module_take_the_same_options() -> None:
     only_redis = {"url", "instance_name", "call_timeout", "extra_options", "client"}
+    only_redis |= {"wait_replicas", "read_from"}
     only_memory = {"cleanup_interval", "clock"}
     for module in (sessionstore.service, sessionstore.sync):
         redis_options = dict(inspect.signature(module.RedisSessionService).parameters)

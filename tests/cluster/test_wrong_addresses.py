@@ -1,0 +1,95 @@
+"""Addresses that lead nowhere, or to something else: one clear error, and soon."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+
+import pytest
+from cluster_support import MODES, create, make_service
+from conftest import Server
+
+from benchmarks.clusters import Cluster
+from sessionstore import BackendUnavailable, SessionKey
+
+KEY = SessionKey("app", "user", "s")
+SOON_S = 6.0  # connecting may take 5
+
+
+@pytest.fixture
+def closed() -> Iterator[str]:
+    """Addresses that nobody listens on."""
+    with socket.socket() as first, socket.socket() as second:
+        for each in (first, second):
+            each.bind(("127.0.0.1", 0))
+        ports = [each.getsockname()[1] for each in (first, second)]
+        yield ",".join(f"127.0.0.1:{port}" for port in ports)
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """An address that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+async def fails(mode: str, url: str, message: str) -> None:
+    """The first call fails soon, and so does the next; neither may have been carried out."""
+    service = make_service(mode, url)
+    for _ in range(2):
+        with pytest.raises(BackendUnavailable, match=message) as caught:
+            async with asyncio.timeout(SOON_S):
+                await create(service, KEY)
+        assert not caught.value.maybe_applied
+    await service.aclose()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("url", ["redis+cluster://{}", "redis+sentinel://{}/agents"])
+async def test_nobody_listens(closed: str, mode: str, url: str) -> None:
+    await fails(mode, url.format(closed), "no node of the cluster|no master found")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("url", ["redis+cluster://{}", "redis+sentinel://{}/agents"])
+async def test_somebody_listens_and_says_nothing(silent: str, mode: str, url: str) -> None:
+    await fails(mode, url.format(silent), "no node of the cluster|no master found")
+
+
+@pytest.fixture
+def plain_port(server: Server) -> Iterator[int]:
+    """A port that leads to a plain server, for as long as the test."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server.raw.config_set("bind", "127.0.0.1")
+    server.raw.config_set("port", port)
+    yield port
+    server.raw.config_set("port", 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_plain_server_is_no_cluster(plain_port: int, mode: str) -> None:
+    await fails(mode, f"redis+cluster://127.0.0.1:{plain_port}", "not part of a cluster: use redis")
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_plain_server_is_no_sentinel(plain_port: int, mode: str) -> None:
+    await fails(mode, f"redis+sentinel://127.0.0.1:{plain_port}/agents", "no Sentinel: use redis")
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_node_of_a_cluster_is_no_plain_server(cluster: Cluster, mode: str) -> None:
+    for node in cluster.nodes:
+        service = make_service(mode, f"redis://127.0.0.1:{node.port}", partition_by="app")
+        keys = [SessionKey(f"app-{number}", "user", "s") for number in range(8)]
+        outcomes = await asyncio.gather(
+            *(create(service, key) for key in keys), return_exceptions=True
+        )
+        refused = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        assert refused
+        for error in refused:
+            assert isinstance(error, BackendUnavailable)
+            assert "part of a cluster, use redis+cluster://" in str(error)
+        await service.aclose()
