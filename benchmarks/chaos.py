@@ -46,10 +46,15 @@ _SENTINEL_LOSSES = (faults.KILL_MASTER, faults.STOP_MASTER, faults.SENTINEL_FAIL
 CLUSTER_PLANS = (
     Plan("cluster, safe", (*_FOR_BOTH, faults.RESHARD, faults.CLUSTER_FAILOVER)),
     Plan("cluster, unsafe", _CLUSTER_LOSSES, may_lose=True),
+    Plan("cluster, confirmed by 1", _CLUSTER_LOSSES, wait_replicas=(1, 1.0)),
 )
 SENTINEL_PLANS = (
     Plan("Sentinel, safe", (*_FOR_BOTH, faults.HAND_OVER)),
     Plan("Sentinel, unsafe", _SENTINEL_LOSSES, may_lose=True),
+    # The Sentinels choose the replica that has most. But SENTINEL FAILOVER leaves the old master
+    # its other replica for a while, which goes on confirming what will be lost.
+    Plan("Sentinel, confirmed by 1 of 2", _SENTINEL_LOSSES[:2], wait_replicas=(1, 1.0)),
+    Plan("Sentinel, confirmed by 2 of 2", _SENTINEL_LOSSES, wait_replicas=(2, 1.0)),
 )
 
 
@@ -187,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="of everything random")
-    parser.add_argument("--seconds", type=float, default=120.0, help="time for all fleets")
+    parser.add_argument("--seconds", type=float, default=180.0, help="time for all fleets")
     parser.add_argument("--agents", type=int, default=200, help="agents of a fleet")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args(argv)

@@ -31,7 +31,7 @@ class Takeover:
 
     Attributes:
         begun: when the other was about to go, on the clock `time.monotonic`.
-        done: when it had taken over, on the same clock.
+        done: when it had taken over and clients could find it, on the same clock.
     """
 
     begun: float
@@ -73,15 +73,11 @@ class Fault:
 
 
 @contextmanager
-def _takeover(scene: Scene, successors: Sequence[Node]) -> Iterator[None]:
-    """What is done within makes one of the successors take over; leaves when it has."""
+def _takeover(scene: Scene, is_done: Callable[[], bool]) -> Iterator[None]:
+    """What is done within makes another server take over; leaves when clients can find it."""
 
     def watch() -> float:
-        wait_until(
-            lambda: any(node.info("replication")["role"] == "master" for node in successors),
-            f"one of {successors} takes over",
-            _TAKEOVER_LIMIT_S,
-        )
+        wait_until(is_done, "another server takes over", _TAKEOVER_LIMIT_S)
         return time.monotonic()
 
     begun = time.monotonic()
@@ -152,13 +148,13 @@ def fail_over_gracefully(scene: Scene) -> None:
     cluster: Cluster = scene.group
     for primary in cluster.primaries():
         replica = scene.random.choice(cluster.replicas_of(primary))
-        with _takeover(scene, [replica]):
+        with _takeover(scene, _promotion(replica)):
             cluster.fail_over(replica)
         cluster.wait_until_settled()
 
 
 def reshard(scene: Scene) -> None:
-    """Move the slots with most keys to other primaries, and back."""
+    """Move the slots with most keys to other primaries, key by key, and back."""
     cluster: Cluster = scene.group
     slots = {key_slot(f"{{{key.app_name}:{key.user_id}}}".encode()) for key in scene.keys}
     slots |= {key_slot(f"{{{key.app_name}}}".encode()) for key in scene.keys}
@@ -167,9 +163,9 @@ def reshard(scene: Scene) -> None:
     busiest = sorted(slots, key=lambda slot: (-sizes[slot], slot))[:_SLOTS_AT_ONCE]
     for slot in busiest:
         others = [node for node in cluster.primaries() if node is not owners[slot]]
-        cluster.migrate(slot, scene.random.choice(others))
+        cluster.migrate(slot, scene.random.choice(others), batch=1)
     for slot in busiest:
-        cluster.migrate(slot, owners[slot])
+        cluster.migrate(slot, owners[slot], batch=1)
     cluster.wait_until_settled()
 
 
@@ -177,7 +173,8 @@ def kill_primary(scene: Scene) -> None:
     """kill -9 a primary; start it again when its replica has taken over."""
     cluster: Cluster = scene.group
     primary = scene.random.choice(cluster.primaries())
-    with _takeover(scene, cluster.replicas_of(primary)):
+    [replica] = cluster.replicas_of(primary)
+    with _takeover(scene, _promotion(replica)):
         primary.kill()
     primary.start()
     cluster.wait_until_settled()
@@ -187,13 +184,17 @@ def stop_primary(scene: Scene) -> None:
     """Stop a primary, and continue it when its replica has taken over."""
     cluster: Cluster = scene.group
     primary = scene.random.choice(cluster.primaries())
-    replicas = cluster.replicas_of(primary)
+    [replica] = cluster.replicas_of(primary)
     try:
-        with _takeover(scene, replicas):
+        with _takeover(scene, _promotion(replica)):
             primary.stop()
     finally:
         primary.cont()
     cluster.wait_until_settled()
+
+
+def _promotion(replica: Node) -> Callable[[], bool]:
+    return lambda: bool(replica.info("replication")["role"] == "master")
 
 
 # -- Sentinels -----------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ def stop_primary(scene: Scene) -> None:
 def hand_over(scene: Scene) -> None:
     """Hand the master's work over with writes held back meanwhile."""
     group: SentinelGroup = scene.group
-    with _takeover(scene, _replicas(group)):
+    with _takeover(scene, _naming(group)):
         group.hand_over()
     group.wait_until_settled()
 
@@ -210,7 +211,7 @@ def hand_over(scene: Scene) -> None:
 def sentinel_failover(scene: Scene) -> None:
     """SENTINEL FAILOVER, which leaves the old master taking writes for a while."""
     group: SentinelGroup = scene.group
-    with _takeover(scene, _replicas(group)):
+    with _takeover(scene, _naming(group)):
         group.fail_over()
     group.wait_until_settled(2 * _TAKEOVER_LIMIT_S)
 
@@ -219,7 +220,7 @@ def kill_master(scene: Scene) -> None:
     """kill -9 the master; start it again when another has taken over."""
     group: SentinelGroup = scene.group
     master = group.master()
-    with _takeover(scene, _replicas(group)):
+    with _takeover(scene, _naming(group)):
         master.kill()
         group.wait_for_other_master(master, _TAKEOVER_LIMIT_S)
     master.start()
@@ -230,9 +231,8 @@ def stop_master(scene: Scene) -> None:
     """Stop the master, and continue it when another has taken over."""
     group: SentinelGroup = scene.group
     master = group.master()
-    replicas = _replicas(group)
     try:
-        with _takeover(scene, replicas):
+        with _takeover(scene, _naming(group)):
             master.stop()
             group.wait_for_other_master(master, _TAKEOVER_LIMIT_S)
     finally:
@@ -240,9 +240,10 @@ def stop_master(scene: Scene) -> None:
     group.wait_until_settled()
 
 
-def _replicas(group: SentinelGroup) -> list[Node]:
-    master = group.master()
-    return [node for node in group.servers if node is not master]
+def _naming(group: SentinelGroup) -> Callable[[], bool]:
+    """Whether a Sentinel names another master than now; before that, no client can know."""
+    old = group.master()
+    return lambda: any(group.named_by(node) is not old for node in group.sentinels)
 
 
 _GONE = ("BackendUnavailable", "BackendTimeout")

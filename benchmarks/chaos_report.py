@@ -94,9 +94,13 @@ def judge(outcome: Outcome, plan: Plan) -> None:
 
 def judge_stalls(outcome: Outcome, plan: Plan) -> None:
     """Note the promises about time that were not kept."""
+    limit_s = _NOTICE_S * _NOISE
+    if plan.wait_replicas:
+        # Each of a call's steps, one per slot, may wait for a WAIT under way before its own.
+        limit_s += 4 * plan.wait_replicas[1]
     for fault in plan.faults:
         behind_s = outcome.account(fault.name).longest_behind_s
-        if fault.is_failover and behind_s > _NOTICE_S * _NOISE:
+        if fault.is_failover and behind_s > limit_s:
             outcome.broken.append(f"{fault.name}: a call took {behind_s:.1f} s from the takeover")
 
 
@@ -143,6 +147,8 @@ def as_table(outcomes: Sequence[Outcome]) -> str:
         if outcome.audit.lost:
             rows.append([f"{outcome.name}: when the lost were acknowledged", _lost_by(outcome)])
     rows += _failures(outcomes)
+    time_outs = " / ".join(f"{time_out:g} s" for time_out in {each.timeout_s for each in outcomes})
+    rows.append(["silence after which the servers give a node up", time_outs])
     rows += _stalls(outcomes, "graceful failover", lambda name: name == "graceful failover")
     rows += _stalls(outcomes, "another failover", lambda name: name != "graceful failover")
     held = " / ".join(f"{share:.1%}" for share in shares(_USERS, _PRIMARIES, 1))
@@ -151,15 +157,19 @@ def as_table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _failures(outcomes: Sequence[Outcome]) -> list[list[str]]:
-    """Calls that failed, by fault."""
-    rows = []
+    """Calls that failed, by fault; the faults by which none did come first, in one row."""
+    rows, kept, kept_calls = [], [], 0
     for name in dict.fromkeys(name for outcome in outcomes for name in outcome.faults):
         accounts = [outcome.account(name) for outcome in outcomes]
         failed = sum((account.failed for account in accounts), Counter[str]())
         calls = sum(account.calls + account.failures for account in accounts)
-        why = f" ({_counts(failed)})" if failed else ""
-        rows.append([f"calls that failed: {name}", f"{failed.total():,} of {calls:,}{why}"])
-    return rows
+        if failed:
+            figure = f"{failed.total():,} of {calls:,} ({_counts(failed)})"
+            rows.append([f"calls that failed: {name}", figure])
+        else:
+            kept.append(name)
+            kept_calls += calls
+    return [[f"calls that failed: {', '.join(kept)}", f"0 of {kept_calls:,}"], *rows]
 
 
 def _stalls(
@@ -175,8 +185,7 @@ def _stalls(
             took = max(outcome.takeover_s[name] for name in names)
             rows.append(
                 [
-                    f"{outcome.name}: longest call on {what}"
-                    f" (the servers' time-out is {outcome.timeout_s:g} s)",
+                    f"{outcome.name}: longest call on {what}",
                     f"{longest:.2f} s (takeover after {took:.2f} s, calls {behind:.2f} s later)",
                 ]
             )

@@ -33,11 +33,16 @@ async def _run(group: Cluster | SentinelGroup, plan: Plan) -> Outcome:
 
 
 @pytest.mark.timeout(_TIME_LIMIT_S)
-@pytest.mark.parametrize("plan", [CLUSTER_PLANS[0], BY_APP], ids=lambda plan: plan.name)
+@pytest.mark.parametrize("plan", [CLUSTER_PLANS[0], BY_APP], ids=["by_user", "by_app"])
 async def test_a_cluster_loses_nothing(replicated_cluster: Cluster, plan: Plan) -> None:
     outcome = await _run(replicated_cluster, plan)
     assert faults.RESHARD.name in as_text(outcome)
     assert "lost 0, duplicated 0, out of order 0" in as_table([outcome])
+
+
+@pytest.mark.timeout(_TIME_LIMIT_S)
+async def test_what_a_replica_confirmed_outlives_the_primary(replicated_cluster: Cluster) -> None:
+    await _run(replicated_cluster, CLUSTER_PLANS[2])
 
 
 @pytest.mark.timeout(_TIME_LIMIT_S)
