@@ -7,6 +7,7 @@ on top of it costs more.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -101,3 +102,30 @@ class BareConnection(asyncio.Protocol):
     def close(self) -> None:
         """Close the connection."""
         self._transport.abort()
+
+
+class BareSocket:
+    """The same for a thread: one request at a time over a blocking socket."""
+
+    def __init__(self, socket_path: str) -> None:
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(socket_path)
+
+    def run(self, requests: Sequence[Request]) -> None:
+        """Send each request once the one before is answered.
+
+        Raises:
+            hiredis.ReplyError: the server refused one.
+        """
+        for request, count in requests:
+            self._socket.sendall(request)
+            for _ in range(count):
+                while (reply := self._reader.gets()) is _NOTHING:
+                    self._reader.feed(self._socket.recv(1 << 16))
+                if isinstance(reply, hiredis.ReplyError):
+                    raise reply
+
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()

@@ -20,7 +20,7 @@ import redis.asyncio
 import sessionstore.sync
 from sessionstore import SessionKey
 
-from .bare import Request
+from .bare import BareSocket, Request
 from .harness import Harness, Server, Variant, main
 from .results import Figure, Group, Result, Target, busier_cpu_of, server_cpu_of, time_of
 from .workload import (
@@ -45,6 +45,7 @@ PLAIN = "redis-py, same script"
 PLAIN_MADE = "redis-py, same script, events made before"
 CEILING = "ceiling: same bytes, bare hiredis"
 RAW = "raw commands in MULTI, bare hiredis"
+SYNC_CEILING = "ceiling: same bytes, bare socket"
 
 # redis-py's default pool raises an error when more connections than this are wanted.
 _POOL_LIMIT = 100
@@ -229,11 +230,15 @@ def measure_sync(harness: Harness, server: Server, threads: int) -> list[Group]:
                 make_sessions(filler, f"sync-{number}-{threads}", threads, stored)
             )
         ]
-        for number, name in enumerate((OURS, PLAIN))
+        for number, name in enumerate((OURS, PLAIN, SYNC_CEILING))
     }
     harness.run(filler.aclose())
     makers = [by_hand(harness.run(recorder.appends(key, 1))[0]) for key in keys[PLAIN]]
     calls: list[list[tuple[Any, ...]]] = []
+    requests: list[list[Request]] = []
+    sockets = [BareSocket(server.socket_path) for _ in range(threads)]
+    for bare in sockets:
+        harness.at_end(bare.close)
 
     def ours(key: SessionKey) -> None:
         for _ in range(each):
@@ -243,14 +248,23 @@ def measure_sync(harness: Harness, server: Server, threads: int) -> list[Group]:
         for _ in range(each):
             client.evalsha(*make())
 
-    def plain_made(requests: list[tuple[Any, ...]]) -> None:
-        for request in requests:
-            client.evalsha(*request)
+    def plain_made(calls: list[tuple[Any, ...]]) -> None:
+        for call in calls:
+            client.evalsha(*call)
 
     async def prepare() -> None:
         calls[:] = [
             [evalsha(call) for call in await recorder.appends(key, each)] for key in keys[PLAIN]
         ]
+
+    async def prepare_bytes() -> None:
+        requests[:] = [
+            [request_of(call) for call in await recorder.appends(key, each)]
+            for key in keys[SYNC_CEILING]
+        ]
+
+    def bare_one(number: int) -> None:
+        sockets[number].run(requests[number])
 
     def spread(work: Any, items: Sequence[Any]) -> None:
         if threads == 1:
@@ -263,6 +277,7 @@ def measure_sync(harness: Harness, server: Server, threads: int) -> list[Group]:
         Variant(OURS, count, lambda: spread(ours, keys[OURS])),
         Variant(PLAIN, count, lambda: spread(plain, makers)),
         Variant(PLAIN_MADE, count, lambda: spread(plain_made, calls), prepare),
+        Variant(SYNC_CEILING, count, lambda: spread(bare_one, range(threads)), prepare_bytes),
     ]
     name = "sync, 1 thread" if threads == 1 else f"sync, {threads} threads"
     return _measure(harness, server, name, variants, alone=threads == 1)

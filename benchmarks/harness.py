@@ -27,6 +27,7 @@ import redis
 from sessionstore.embedded import EmbeddedServer
 
 from .bare import BareConnection
+from .nodes import bundled_server
 from .pictures import NO_PICTURES, draw
 from .results import Figure, Group, Result, Row, Sample, Target
 
@@ -402,7 +403,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that every bench takes."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--small", action="store_true", help="a setting that takes a second")
-    options.add_argument("--server", metavar="PATH", help="redis-server or valkey-server to run")
+    options.add_argument(
+        "--server",
+        metavar="PATH",
+        help="redis-server or valkey-server to run (default: the bundled Valkey)",
+    )
     options.add_argument("--rounds", type=int, metavar="N", help="rounds to measure")
     options.add_argument(
         "--patience",
@@ -432,9 +437,10 @@ def main(run: Callable[[Harness], Result], argv: Sequence[str] | None = None) ->
     """The command line of one bench: run it, print it, write JSON and pictures."""
     module = inspect.getmodule(run)
     arguments = parser(module.__doc__ if module else None).parse_args(argv)
+    bundled = bundled_server()
     with Harness(
         small=arguments.small,
-        server=arguments.server,
+        server=arguments.server or (bundled.path if bundled else None),
         rounds=arguments.rounds,
         patience_seconds=0.0 if arguments.small else arguments.patience,
     ) as harness:
