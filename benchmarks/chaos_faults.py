@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +26,19 @@ _SLOTS_AT_ONCE = 12  # slots that one reshard moves, there and back
 
 
 @dataclass(frozen=True)
+class Takeover:
+    """A server took the place of another.
+
+    Attributes:
+        begun: when the other was about to go, on the clock `time.monotonic`.
+        done: when it had taken over and clients could find it, on the same clock.
+    """
+
+    begun: float
+    done: float
+
+
+@dataclass(frozen=True)
 class Scene:
     """What a fault works on.
 
@@ -31,13 +46,13 @@ class Scene:
         group: the servers.
         keys: the sessions of the agents.
         random: what choices are made by.
-        takeovers: when another server had taken over, on the clock `time.monotonic`.
+        takeovers: filled by the faults.
     """
 
     group: Any
     keys: Sequence[SessionKey]
     random: random.Random
-    takeovers: list[float] = field(default_factory=list)
+    takeovers: list[Takeover] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -47,17 +62,29 @@ class Fault:
     Attributes:
         name: what a reader is told.
         run: does it; returns when the servers have recovered.
-        is_safe: no acknowledged append may be lost by it.
-        may_fail: calls may fail by it, and not only become slower.
-        is_failover: another server takes over; the longest stall is compared with the time after
-            which the servers themselves notice.
+        may_fail: errors that calls may raise by it; all others may only become slower.
+        is_failover: another server takes over.
     """
 
     name: str
     run: Callable[[Scene], None]
-    is_safe: bool = True
-    may_fail: bool = False
+    may_fail: tuple[str, ...] = ()
     is_failover: bool = False
+
+
+@contextmanager
+def _takeover(scene: Scene, is_done: Callable[[], bool]) -> Iterator[None]:
+    """What is done within makes another server take over; leaves when clients can find it."""
+
+    def watch() -> float:
+        wait_until(is_done, "another server takes over", _TAKEOVER_LIMIT_S)
+        return time.monotonic()
+
+    begun = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(watch)
+        yield
+        scene.takeovers.append(Takeover(begun, done.result()))
 
 
 def _primaries(group: Group) -> list[Node]:
@@ -120,13 +147,14 @@ def fail_over_gracefully(scene: Scene) -> None:
     """CLUSTER FAILOVER of every primary."""
     cluster: Cluster = scene.group
     for primary in cluster.primaries():
-        cluster.fail_over(scene.random.choice(cluster.replicas_of(primary)))
-        scene.takeovers.append(time.monotonic())
+        replica = scene.random.choice(cluster.replicas_of(primary))
+        with _takeover(scene, _promotion(replica)):
+            cluster.fail_over(replica)
         cluster.wait_until_settled()
 
 
 def reshard(scene: Scene) -> None:
-    """Move the slots with most keys to other primaries, and back."""
+    """Move the slots with most keys to other primaries, key by key, and back."""
     cluster: Cluster = scene.group
     slots = {key_slot(f"{{{key.app_name}:{key.user_id}}}".encode()) for key in scene.keys}
     slots |= {key_slot(f"{{{key.app_name}}}".encode()) for key in scene.keys}
@@ -135,9 +163,9 @@ def reshard(scene: Scene) -> None:
     busiest = sorted(slots, key=lambda slot: (-sizes[slot], slot))[:_SLOTS_AT_ONCE]
     for slot in busiest:
         others = [node for node in cluster.primaries() if node is not owners[slot]]
-        cluster.migrate(slot, scene.random.choice(others))
+        cluster.migrate(slot, scene.random.choice(others), batch=1)
     for slot in busiest:
-        cluster.migrate(slot, owners[slot])
+        cluster.migrate(slot, owners[slot], batch=1)
     cluster.wait_until_settled()
 
 
@@ -145,8 +173,9 @@ def kill_primary(scene: Scene) -> None:
     """kill -9 a primary; start it again when its replica has taken over."""
     cluster: Cluster = scene.group
     primary = scene.random.choice(cluster.primaries())
-    primary.kill()
-    _wait_for_successor(scene, primary)
+    [replica] = cluster.replicas_of(primary)
+    with _takeover(scene, _promotion(replica)):
+        primary.kill()
     primary.start()
     cluster.wait_until_settled()
 
@@ -155,25 +184,17 @@ def stop_primary(scene: Scene) -> None:
     """Stop a primary, and continue it when its replica has taken over."""
     cluster: Cluster = scene.group
     primary = scene.random.choice(cluster.primaries())
-    primary.stop()
+    [replica] = cluster.replicas_of(primary)
     try:
-        _wait_for_successor(scene, primary)
+        with _takeover(scene, _promotion(replica)):
+            primary.stop()
     finally:
         primary.cont()
     cluster.wait_until_settled()
 
 
-def _wait_for_successor(scene: Scene, primary: Node) -> None:
-    others = [node for node in scene.group.nodes if node is not primary]
-    replica = next(
-        node for node in others if node.info("replication").get("master_port") == primary.port
-    )
-    wait_until(
-        lambda: replica.info("replication")["role"] == "master",
-        f"{replica.name} takes over",
-        _TAKEOVER_LIMIT_S,
-    )
-    scene.takeovers.append(time.monotonic())
+def _promotion(replica: Node) -> Callable[[], bool]:
+    return lambda: bool(replica.info("replication")["role"] == "master")
 
 
 # -- Sentinels -----------------------------------------------------------------------------------
@@ -181,25 +202,27 @@ def _wait_for_successor(scene: Scene, primary: Node) -> None:
 
 def hand_over(scene: Scene) -> None:
     """Hand the master's work over with writes held back meanwhile."""
-    scene.group.hand_over()
-    scene.takeovers.append(time.monotonic())
-    scene.group.wait_until_settled()
+    group: SentinelGroup = scene.group
+    with _takeover(scene, _naming(group)):
+        group.hand_over()
+    group.wait_until_settled()
 
 
 def sentinel_failover(scene: Scene) -> None:
     """SENTINEL FAILOVER, which leaves the old master taking writes for a while."""
-    scene.group.fail_over()
-    scene.takeovers.append(time.monotonic())
-    scene.group.wait_until_settled(2 * _TAKEOVER_LIMIT_S)
+    group: SentinelGroup = scene.group
+    with _takeover(scene, _naming(group)):
+        group.fail_over()
+    group.wait_until_settled(2 * _TAKEOVER_LIMIT_S)
 
 
 def kill_master(scene: Scene) -> None:
     """kill -9 the master; start it again when another has taken over."""
     group: SentinelGroup = scene.group
     master = group.master()
-    master.kill()
-    group.wait_for_other_master(master, _TAKEOVER_LIMIT_S)
-    scene.takeovers.append(time.monotonic())
+    with _takeover(scene, _naming(group)):
+        master.kill()
+        group.wait_for_other_master(master, _TAKEOVER_LIMIT_S)
     master.start()
     group.wait_until_settled()
 
@@ -208,34 +231,32 @@ def stop_master(scene: Scene) -> None:
     """Stop the master, and continue it when another has taken over."""
     group: SentinelGroup = scene.group
     master = group.master()
-    master.stop()
     try:
-        group.wait_for_other_master(master, _TAKEOVER_LIMIT_S)
-        scene.takeovers.append(time.monotonic())
+        with _takeover(scene, _naming(group)):
+            master.stop()
+            group.wait_for_other_master(master, _TAKEOVER_LIMIT_S)
     finally:
         master.cont()
     group.wait_until_settled()
 
 
-_FOR_BOTH = (
-    Fault("connection reset", reset_connections),
-    Fault("SCRIPT FLUSH", flush_scripts),
-    Fault("SIGSTOP, SIGCONT", pause),
-    Fault("out of memory", fill_memory, may_fail=True),
-)
+def _naming(group: SentinelGroup) -> Callable[[], bool]:
+    """Whether a Sentinel names another master than now; before that, no client can know."""
+    old = group.master()
+    return lambda: any(group.named_by(node) is not old for node in group.sentinels)
 
-SAFE_CLUSTER_FAULTS = (
-    *_FOR_BOTH,
-    Fault("live reshard", reshard),
-    Fault("graceful failover", fail_over_gracefully, is_failover=True),
-)
-UNSAFE_CLUSTER_FAULTS = (
-    Fault("kill -9", kill_primary, is_safe=False, may_fail=True, is_failover=True),
-    Fault("SIGSTOP until failover", stop_primary, is_safe=False, may_fail=True, is_failover=True),
-)
-SAFE_SENTINEL_FAULTS = (*_FOR_BOTH, Fault("graceful failover", hand_over, is_failover=True))
-UNSAFE_SENTINEL_FAULTS = (
-    Fault("kill -9", kill_master, is_safe=False, may_fail=True, is_failover=True),
-    Fault("SIGSTOP until failover", stop_master, is_safe=False, may_fail=True, is_failover=True),
-    Fault("SENTINEL FAILOVER", sentinel_failover, is_safe=False, may_fail=True, is_failover=True),
-)
+
+_GONE = ("BackendUnavailable", "BackendTimeout")
+
+RESETS = Fault("connection reset", reset_connections)
+SCRIPT_FLUSH = Fault("SCRIPT FLUSH", flush_scripts)
+PAUSE = Fault("SIGSTOP, SIGCONT", pause)
+OUT_OF_MEMORY = Fault("out of memory", fill_memory, may_fail=("BackendRejected",))
+RESHARD = Fault("live reshard", reshard)
+CLUSTER_FAILOVER = Fault("graceful failover", fail_over_gracefully, is_failover=True)
+HAND_OVER = Fault("graceful failover", hand_over, is_failover=True)
+KILL_PRIMARY = Fault("kill -9", kill_primary, _GONE, is_failover=True)
+STOP_PRIMARY = Fault("SIGSTOP until failover", stop_primary, _GONE, is_failover=True)
+KILL_MASTER = Fault("kill -9", kill_master, _GONE, is_failover=True)
+STOP_MASTER = Fault("SIGSTOP until failover", stop_master, _GONE, is_failover=True)
+SENTINEL_FAILOVER = Fault("SENTINEL FAILOVER", sentinel_failover, _GONE, is_failover=True)

@@ -58,7 +58,7 @@ class Audit:
         sessions: sessions that were read back.
         acknowledged: appends that were answered without an error.
         lost: those whose event is not there.
-        lost_at: when each of them was acknowledged, on the clock `time.monotonic`.
+        lost_by: the same by what was done to the servers when they were acknowledged.
         duplicated: events that stand twice.
         disordered: events that stand before an earlier one of the same agent.
         state_wrong: values of any tier that are not what the newest event set.
@@ -68,16 +68,11 @@ class Audit:
     sessions: int = 0
     acknowledged: int = 0
     lost: int = 0
-    lost_at: list[float] = field(default_factory=list)
+    lost_by: Counter[str] = field(default_factory=Counter)
     duplicated: int = 0
     disordered: int = 0
     state_wrong: int = 0
     stale_reads: int = 0
-
-    @property
-    def is_clean(self) -> bool:
-        """Nothing lost, nothing twice, nothing out of order."""
-        return not (self.lost or self.duplicated or self.disordered or self.state_wrong)
 
 
 @dataclass
@@ -86,7 +81,7 @@ class _Agent:
     key: SessionKey
     service: Any
     random: random.Random
-    acknowledged_at: list[float] = field(default_factory=list)
+    acknowledged: list[str] = field(default_factory=list)  # what was done meanwhile, by number
     app_number: int | None = None
 
 
@@ -94,7 +89,7 @@ class Fleet:
     """Agents at work.
 
     Args:
-        services: asyncio services that the agents share, dealt out.
+        services: services with methods to await, which the agents share, dealt out.
         agents: how many there are. Every fifth shares the session of the one before it.
         label: part of the users' ids, so that fleets do not meet.
         seed: of their pauses.
@@ -102,7 +97,6 @@ class Fleet:
         app_every: every so many events change the app tier too; 0 = none do.
 
     Attributes:
-        fault: what is being done to the servers now; calls are booked under it.
         accounts: calls by what was done to the servers.
         stale_reads: reads that did not show the reader's own last write.
         gave_up: agents that got no answer for so long that they stopped.
@@ -118,12 +112,14 @@ class Fleet:
         pause_s: float = 0.05,
         app_every: int = 10,
     ) -> None:
-        self.fault = CALM
         self.accounts: dict[str, Account] = {}
         self.stale_reads = 0
         self.gave_up = 0
         self._pause_s = pause_s
         self._app_every = app_every
+        self._fault = CALM
+        self._latest = CALM
+        self._faults = 0
         self._is_over = False
         self._tasks: list[asyncio.Task[None]] = []
         self._agents: list[_Agent] = []
@@ -138,6 +134,13 @@ class Fleet:
     def keys(self) -> list[SessionKey]:
         """The sessions of the fleet."""
         return list(dict.fromkeys(agent.key for agent in self._agents))
+
+    def meet(self, fault: str) -> None:
+        """From now on this is being done to the servers, or nothing (CALM)."""
+        self._fault = fault
+        if fault != CALM:
+            self._latest = fault
+            self._faults += 1
 
     async def start(self) -> None:
         """Create the sessions and set to work."""
@@ -162,14 +165,14 @@ class Fleet:
         try:
             while not self._is_over:
                 await self._append(agent)
-                if len(agent.acknowledged_at) % 3 == 0:
+                if len(agent.acknowledged) % 3 == 0:
                     await self._read(agent)
                 await asyncio.sleep(agent.random.expovariate(1 / self._pause_s))
         except BackendError:
             self.gave_up += 1
 
     async def _append(self, agent: _Agent) -> None:
-        number = len(agent.acknowledged_at)
+        number = len(agent.acknowledged)
         delta: dict[str, Any] = {agent.name: number, f"user:{agent.name}": number}
         if self._app_every and number % self._app_every == 0:
             delta[f"app:{agent.name}"] = number
@@ -177,7 +180,7 @@ class Fleet:
             agent.name, number, id=f"{agent.name}-{number}", state_delta=delta, metadata={"n": 1}
         )
         await self._insist(agent, agent.service.append_event, agent.key, event)
-        agent.acknowledged_at.append(time.monotonic())
+        agent.acknowledged.append(self._fault)
         if f"app:{agent.name}" in delta:
             agent.app_number = number
 
@@ -191,7 +194,7 @@ class Fleet:
             session_id=key.session_id,
             event_num=3,
         )
-        newest = len(agent.acknowledged_at) - 1
+        newest = len(agent.acknowledged) - 1
         state = {} if found is None else found.state
         if state.get(agent.name) != newest or state.get(f"user:{agent.name}") != newest:
             self.stale_reads += 1
@@ -199,16 +202,16 @@ class Fleet:
     async def _insist(self, agent: _Agent, call: Any, *args: Any, **options: Any) -> Any:
         worst = time.monotonic() + _WORST_S
         while True:
-            before, start = self.fault, time.monotonic()
+            is_calm, faults, start = self._fault == CALM, self._faults, time.monotonic()
             error: BackendError | None = None
             try:
                 return await call(*args, **options)
             except BackendError as problem:
                 error = problem
             finally:
-                # A call belongs to the fault that it met, at its end or at its start.
-                fault = before if self.fault == CALM else self.fault
-                self._book(fault, start, time.monotonic(), error)
+                # A call belongs to the fault that it met, if only at its start or at its end.
+                is_calm = is_calm and faults == self._faults
+                self._book(CALM if is_calm else self._latest, start, time.monotonic(), error)
             if time.monotonic() > worst:
                 raise error
             await asyncio.sleep(agent.random.uniform(0.02, 0.1))
@@ -269,13 +272,13 @@ class Fleet:
         for agent in agents:
             numbers = stored[agent.name]
             there = set(numbers)
-            lost = [at for n, at in enumerate(agent.acknowledged_at) if n not in there]
-            found.acknowledged += len(agent.acknowledged_at)
+            lost = [fault for n, fault in enumerate(agent.acknowledged) if n not in there]
+            found.acknowledged += len(agent.acknowledged)
             found.lost += len(lost)
-            found.lost_at += lost
+            found.lost_by.update(lost)
             found.duplicated += len(numbers) - len(there)
             found.disordered += sum(a > b for a, b in pairwise(numbers))
-            newest = len(agent.acknowledged_at) - 1
+            newest = len(agent.acknowledged) - 1
             if newest >= 0:
                 found.state_wrong += session.state.get(agent.name) != newest
                 found.state_wrong += session.state.get(f"user:{agent.name}") != newest

@@ -202,16 +202,21 @@ class Cluster(Group):
         return source
 
     def move_keys(
-        self, slot: int, source: Node, target: Node, keys: Sequence[bytes | str] | None = None
+        self,
+        slot: int,
+        source: Node,
+        target: Node,
+        keys: Sequence[bytes | str] | None = None,
+        batch: int = 10,
     ) -> int:
-        """Move some keys of an open slot, or all that it has; how many."""
+        """Move some keys of an open slot, or all that it has, so many at a time; how many."""
         moved = 0
         while True:
-            batch = keys or source.run("CLUSTER GETKEYSINSLOT", slot, 10)
-            if batch:
-                source.run("MIGRATE", HOST, target.port, "", 0, 2000, "KEYS", *batch)
-                moved += len(batch)
-            if keys or not batch:
+            found = keys or source.run("CLUSTER GETKEYSINSLOT", slot, batch)
+            if found:
+                source.run("MIGRATE", HOST, target.port, "", 0, 2000, "KEYS", *found)
+                moved += len(found)
+            if keys or not found:
                 return moved
 
     def end_migration(self, slot: int, source: Node, target: Node) -> None:
@@ -230,10 +235,10 @@ class Cluster(Group):
     def _know_epochs(nodes: Sequence[Node]) -> bool:
         return len({node.run("CLUSTER INFO")["cluster_current_epoch"] for node in nodes}) == 1
 
-    def migrate(self, slot: int, target: Node) -> int:
+    def migrate(self, slot: int, target: Node, batch: int = 10) -> int:
         """Move a slot with all its keys, as `--cluster reshard` does; keys moved."""
         source = self.begin_migration(slot, target)
-        moved = self.move_keys(slot, source, target)
+        moved = self.move_keys(slot, source, target, batch=batch)
         self.end_migration(slot, source, target)
         return moved
 
@@ -316,12 +321,16 @@ class SentinelGroup(Group):
         def ask() -> Node | None:
             for node in self.sentinels:
                 if node.is_running:
-                    port = int(node.run("SENTINEL GET-MASTER-ADDR-BY-NAME", self.master_name)[1])
-                    return next(found for found in self.servers if found.port == port)
+                    return self.named_by(node)
             return None
 
         found: Node = wait_until(ask, "a Sentinel tells the master")
         return found
+
+    def named_by(self, sentinel: Node) -> Node:
+        """The master, as one Sentinel has it."""
+        port = int(sentinel.run("SENTINEL GET-MASTER-ADDR-BY-NAME", self.master_name)[1])
+        return next(found for found in self.servers if found.port == port)
 
     def _is_settled(self) -> bool:
         master = self.master()
@@ -368,7 +377,9 @@ class SentinelGroup(Group):
         self._set_down_after(60_000)
         old.run("CLIENT PAUSE", 30_000, "WRITE")
         try:
-            wait_until(partial(self._are_level, old), "the replicas have all that the master has")
+            # What comes later are the master's pings, which the replicas need not have.
+            offset = old.info("replication")["master_repl_offset"]
+            wait_until(partial(self._have, old, offset), "the replicas have all that was written")
             new = self.fail_over()
             old.run("REPLICAOF", HOST, new.port)
         finally:
@@ -386,10 +397,10 @@ class SentinelGroup(Group):
             node.run("SENTINEL SET", self.master_name, "down-after-milliseconds", milliseconds)
 
     @staticmethod
-    def _are_level(master: Node) -> bool:
+    def _have(master: Node, offset: int) -> bool:
         state = master.info("replication")
         replicas = [value for key, value in state.items() if re.fullmatch(r"slave\d+", key)]
-        return all(each["offset"] == state["master_repl_offset"] for each in replicas)
+        return all(each["offset"] >= offset for each in replicas)
 
     def _mend(self) -> None:
         """Let those that think that they are the master follow it; Sentinels take their time."""
@@ -403,16 +414,9 @@ class SentinelGroup(Group):
     def wait_for_other_master(self, old: Node, limit_s: float = SETTLE_TIMEOUT_S) -> Node:
         """Return the new master, once all Sentinels name it."""
 
-        def named() -> set[int]:
-            return {
-                int(node.run("SENTINEL GET-MASTER-ADDR-BY-NAME", self.master_name)[1])
-                for node in self.sentinels
-                if node.is_running
-            }
-
         def is_other() -> bool:
-            ports = named()
-            return len(ports) == 1 and old.port not in ports
+            named = {self.named_by(node) for node in self.sentinels if node.is_running}
+            return len(named) == 1 and old not in named
 
         wait_until(is_other, "the Sentinels name another master", limit_s)
         return self.master()

@@ -25,6 +25,7 @@ SETTLE_TIMEOUT_S = 30.0
 
 _POLL_S = 0.02
 _CLIENT_TIMEOUT_S = 2.0
+_LOG_END = 1000  # characters of a log that say why a server has ended
 # Below what the system hands out to outgoing connections, one of which might take the port of a
 # node that is down for a moment. The port of the cluster bus is given apart.
 _PORTS = range(20_000, 32_000)
@@ -128,8 +129,18 @@ class Node:
         self._processes.start(self.name, command, self.directory / "log")
 
     def wait_for_answer(self) -> None:
-        """Return when the server answers. LOADING is no answer."""
-        wait_until(self.client.ping, f"{self.name} answers")
+        """Return when the server answers. LOADING is no answer.
+
+        Raises:
+            Unsettled: it does not, or has ended.
+        """
+
+        def answers() -> bool:
+            if not self.is_running:
+                raise Unsettled(f"{self.name} has ended: {self.log()[-_LOG_END:]}")
+            return bool(self.client.ping())
+
+        wait_until(answers, f"{self.name} answers")
 
     @property
     def is_running(self) -> bool:

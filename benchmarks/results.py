@@ -101,6 +101,11 @@ def time_of(sample: Sample) -> float:
     return sample.us
 
 
+def client_cpu_of(sample: Sample) -> float:
+    """Client processor time per operation, for `Group.ratio`."""
+    return sample.client_cpu_us
+
+
 def server_cpu_of(sample: Sample) -> float | None:
     """Server processor time per operation, for `Group.ratio`."""
     return sample.server_cpu_us

@@ -294,9 +294,11 @@ def update_app_state(
 
 def _write_app(ops: Ops, app_name: str, changes: Iterable[Change]) -> Flow[None]:
     """The second step of a write whose app tier is apart."""
-    delta = Delta.joined(change.app for change in changes) if ops.app_apart else None
-    if delta:
-        yield ops.update_app_state(app_name, delta)
+    if not ops.app_apart:
+        return
+    deltas = [change.app for change in changes if change is not NO_CHANGE and change.app]
+    if deltas:
+        yield ops.update_app_state(app_name, Delta.joined(deltas))
 
 
 def _show_app(session: Session, app_state: dict[str, Any]) -> None:

@@ -103,9 +103,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduler(LoadGroupScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            if "[sentinel-" in nodeid or "/test_sentinel.py" in nodeid:
+            is_here = "/cluster/" in nodeid
+            if "[sentinel-" in nodeid or (is_here and "sentinel" in nodeid):
                 return "sentinel"
-            if "[cluster" in nodeid or "/test_cluster" in nodeid:
+            if "[cluster" in nodeid or is_here:
                 return "cluster"
             scope: str = super()._split_scope(nodeid)
             return scope

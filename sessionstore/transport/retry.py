@@ -13,6 +13,7 @@ from .wire import Form, ReplyRefused
 
 _FIRST_DELAY_S = 0.01
 _LONGEST_DELAY_S = 0.5
+_LONGEST_DELAY_ROUTED_S = 0.2  # another server will take over, and may have done so just now
 _REDIRECTIONS_AT_ONCE = 4  # every fourth waits first, in case two nodes disagree
 
 
@@ -70,6 +71,7 @@ class Attempts:
         self._call = call
         self._is_routed = is_routed
         self._delay_s = _FIRST_DELAY_S
+        self._longest_delay_s = _LONGEST_DELAY_ROUTED_S if is_routed else _LONGEST_DELAY_S
         self._redirections = 0
         self._maybe_applied = False
 
@@ -99,7 +101,7 @@ class Attempts:
         delay_s = self._delay_s * random.uniform(0.5, 1.5)
         if now + delay_s >= self.deadline:
             raise self._failure(problem) from None
-        self._delay_s = min(self._delay_s * 2, _LONGEST_DELAY_S)
+        self._delay_s = min(self._delay_s * 2, self._longest_delay_s)
         return delay_s
 
     def _is_redirected(self, problem: ReplyRefused) -> bool:

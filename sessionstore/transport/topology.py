@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Generator, Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from redis.crc import key_slot
@@ -296,6 +297,13 @@ def slot_of(call: Call[Any]) -> int:
     """The slot of a Call's keys, which share one."""
     key = call.keys[0] if call.keys else call.then[0][1]
     assert isinstance(key, bytes)
+    return slot_of_key(key)
+
+
+# An agent's session is named again with every event, and its keys are cached as well.
+@lru_cache(maxsize=16_384)
+def slot_of_key(key: bytes) -> int:
+    """The slot of one key: the CRC of its hash tag, or of all of it if it has none."""
     slot: int = key_slot(key)
     return slot
 

@@ -32,6 +32,7 @@ EXPECTED = {
     "bench_scripts": (0, 8),
     "bench_in_memory": (1, 4),
     "bench_many_agents": (2, 0),
+    "bench_routing": (2, 2),
     "bench_peers": (0, 4),
 }
 

@@ -353,7 +353,7 @@ def test_not_now_is_tried_again_with_growing_pauses(call: Call[Any], code: str) 
     tried = attempts(call)
     delays = [tried.next_delay(ReplyRefused(f"{code} why"), 0.0) for _ in range(12)]
     assert 0.005 <= delays[0] <= 0.015
-    assert delays[-1] >= 0.25
+    assert 0.1 <= delays[-1] <= 0.3
     with pytest.raises(BackendUnavailable, match=code) as caught:
         tried.next_delay(ReplyRefused(f"{code} why"), 9.99)
     assert not caught.value.maybe_applied

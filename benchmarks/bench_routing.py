@@ -1,0 +1,189 @@
+"""What does it cost a client that its sessions are spread over a cluster?
+
+The same appends of 1 KB events go to one server, to three servers with a service each among which
+the agents are dealt out by hand, and to a cluster of three primaries, all over TCP on loopback.
+The client's processor time per append is compared: what the servers need runs beside it. Three
+servers rather than one cost a client more writes and reads of sockets, for fewer calls leave
+together; finding the right one of them comes on top.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import sessionstore.sync
+from sessionstore import RedisSessionService, SessionKey
+from sessionstore.keys import Keys
+from sessionstore.transport.topology import SLOTS, slot_of_key
+
+from .clusters import Cluster
+from .harness import Harness, Variant, main
+from .nodes import CONFIG, HOST, Group
+from .results import Figure, Result, Target, client_cpu_of
+from .results import Group as Measured
+from .workload import EVENT_LIMIT, make_sessions, new_event, options, service_of, split
+
+ONE = "one server"
+THREE = "three servers, a service each"
+CLUSTER = "cluster of three primaries"
+
+_USERS = 10_000
+_PRIMARIES = 3
+
+
+class Servers(Group):
+    """Servers that know nothing of each other.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(None)
+        self._count = count
+
+    @property
+    def urls(self) -> list[str]:
+        """The URL of each."""
+        return [f"redis://{HOST}:{node.port}" for node in self.nodes]
+
+    def _form(self) -> None:
+        names = [f"server-{number}" for number in range(self._count)]
+        for node in self._add(names, iter([CONFIG] * self._count)):
+            node.start()
+        for node in self.nodes:
+            node.wait_for_answer()
+
+    def _is_settled(self) -> bool:
+        return all(node.client.ping() for node in self.nodes)
+
+
+class _Setting:
+    """Where the appends of each variant go: a URL or three, and the sessions there."""
+
+    def __init__(self, harness: Harness, agents: int) -> None:
+        self.harness = harness
+        self.agents = agents
+        one, three, cluster = Servers(1), Servers(_PRIMARIES), Cluster(_PRIMARIES, replicas=0)
+        for group in (one, three, cluster):
+            harness.at_end(group.close)
+            group.start()
+        self.urls = {ONE: one.urls, THREE: three.urls, CLUSTER: [cluster.url]}
+        stored = harness.pick(EVENT_LIMIT, 4)
+        self.keys = {
+            name: harness.run(self._fill(urls, stored)) for name, urls in self.urls.items()
+        }
+
+    async def _fill(self, urls: Sequence[str], stored: int) -> list[list[SessionKey]]:
+        """Sessions, as many for each URL."""
+        found = []
+        for url in urls:
+            async with service_of(url) as service:
+                count = split(self.agents, len(urls))
+                sessions = await make_sessions(service, "routing", count, stored)
+                found.append([session.key for session in sessions])
+        return found
+
+    def variant(self, name: str, count: int) -> Variant:
+        """Every agent, a task, appends to its session."""
+        services = [service_of(url) for url in self.urls[name]]
+        for service in services:
+            self.harness.at_end(service.aclose)
+        dealt = list(zip(services, self.keys[name], strict=True))
+        agents = sum(len(keys) for _, keys in dealt)
+        each = split(count, agents)
+
+        async def agent(service: RedisSessionService, key: SessionKey) -> None:
+            for _ in range(each):
+                await service.append_event(key, new_event())
+
+        async def work() -> None:
+            await asyncio.gather(*(agent(service, key) for service, keys in dealt for key in keys))
+
+        return Variant(name, each * agents, work)
+
+    def sync_variant(self, name: str, count: int) -> Variant:
+        """One thread appends to all sessions in turns."""
+        dealt: list[tuple[Any, SessionKey]] = []
+        for url, keys in zip(self.urls[name], self.keys[name], strict=True):
+            service = sessionstore.sync.RedisSessionService(url, **options())
+            self.harness.at_end(service.close)
+            dealt += [(service, key) for key in keys]
+        each = split(count, len(dealt))
+
+        def work() -> None:
+            for _ in range(each):
+                for service, key in dealt:
+                    service.append_event(key, new_event())
+
+        return Variant(name, each * len(dealt), work)
+
+
+def shares(users: int, primaries: int, seed: int) -> list[float]:
+    """The part of random users whose keys each primary holds, slots being in equal parts."""
+    chosen, keys = random.Random(seed), Keys()
+    bounds = [SLOTS * part // primaries for part in range(1, primaries + 1)]
+    held: Counter[int] = Counter()
+    for _ in range(users):
+        slot = slot_of_key(keys.user("app", f"user-{chosen.getrandbits(64):x}").user)
+        held[next(at for at, bound in enumerate(bounds) if slot < bound)] += 1
+    return [held[at] / users for at in range(primaries)]
+
+
+def run(harness: Harness) -> Result:
+    """Measure."""
+    setting = _Setting(harness, harness.pick(63, 6))
+    count = harness.pick(12_600, 12)
+    sync_count = harness.pick(3_150, 6)
+    names = (ONE, THREE, CLUSTER)
+    variants = [setting.variant(name, count) for name in names]
+    tasks = harness.measure(None, "asyncio, 63 agents", "append", variants)
+    variants = [setting.sync_variant(name, sync_count) for name in names]
+    thread = harness.measure(None, "sync, 1 thread", "append", variants)
+    held = shares(_USERS, _PRIMARIES, 1)
+    pairs = [(CLUSTER, THREE), (THREE, ONE), (CLUSTER, ONE)]
+    return harness.result(
+        "bench_routing",
+        "What does it cost a client that its sessions are spread over a cluster?",
+        groups=[tasks, thread],
+        figures=[
+            *(_figure(group, *pair) for group in (tasks, thread) for pair in pairs),
+            Figure(
+                f"{_USERS:,} random users over {_PRIMARIES} primaries, farthest from a third",
+                max(abs(share * _PRIMARIES - 1) for share in held) * 100,
+                "%",
+            ),
+        ],
+        targets=[
+            Target(
+                f"{tasks.name}: client CPU per append, cluster against one server",
+                tasks.ratio(CLUSTER, ONE, client_cpu_of),
+                "<=",
+                1.15,
+            ),
+            Target(
+                f"{thread.name}: client CPU per append, cluster against three servers",
+                thread.ratio(CLUSTER, THREE, client_cpu_of),
+                "<=",
+                1.15,
+            ),
+        ],
+        notes=[
+            "Read the client's processor time; the times also hold what the servers need.",
+            "A single thread waits for every answer. It pays for three servers as such, cluster or "
+            "not: each of them has been idle for longer and takes longer to wake.",
+        ],
+    )
+
+
+def _figure(group: Measured, one: str, other: str) -> Figure:
+    percent = group.ratio(one, other, client_cpu_of) * 100
+    return Figure(f"{group.name}: client CPU per append, {one}, of that for {other}", percent, "%")
+
+
+if __name__ == "__main__":
+    main(run)
