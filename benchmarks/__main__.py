@@ -26,6 +26,7 @@ BENCHES = (
     "bench_scripts",
     "bench_in_memory",
     "bench_many_agents",
+    "bench_adapters",
     "bench_peers",
 )
 
