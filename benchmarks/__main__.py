@@ -27,6 +27,7 @@ BENCHES = (
     "bench_in_memory",
     "bench_many_agents",
     "bench_routing",
+    "bench_adapters",
     "bench_peers",
 )
 

@@ -329,7 +329,7 @@ class SentinelGroup(Group):
 
     def named_by(self, sentinel: Node) -> Node:
         """The master, as one Sentinel has it."""
-        port = int(sentinel.client.sentinel_get_master_addr_by_name(self.master_name)[1])
+        port = int(sentinel.run("SENTINEL GET-MASTER-ADDR-BY-NAME", self.master_name)[1])
         return next(found for found in self.servers if found.port == port)
 
     def _is_settled(self) -> bool:

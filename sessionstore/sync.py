@@ -557,7 +557,7 @@ class SessionService:
                         result = step.decode(self._executor.execute(step))
                 except NotReplicated as error:
                     # The write is done, so the rest of the operation is done too.
-                    shortage = error
+                    shortage = shortage or error
                     result = step.decode(error.replies)  # type: ignore[union-attr]  # reads do not wait
                 step = flow.send(result)
         except StopIteration as end:

@@ -169,7 +169,8 @@ class AdkSessionService(BaseSessionService):
         """
         if user_id is None:
             raise NotImplementedError(
-                "AdkSessionService lists the sessions of one user: list_sessions needs a user_id"
+                "AdkSessionService lists the sessions of one user: list_sessions needs a user_id "
+                "(the store's indexes are per user, each in one atomic step with its sessions)"
             )
         found: dict[str, StoredSession] = {}
         offset = 0

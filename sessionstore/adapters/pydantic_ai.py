@@ -16,7 +16,7 @@ from . import framework
 from .flows import AnyService, Flow, Services, append, clear_events, read_events
 from .packing import pack, unpack
 
-with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.0,<3"):
+with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
     from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequest, ModelResponse
     from pydantic_core import to_jsonable_python
 

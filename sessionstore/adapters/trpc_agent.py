@@ -205,7 +205,8 @@ class TrpcSessionService(BaseSessionService):
         """
         if user_id is None:
             raise NotImplementedError(
-                f"{_ADAPTER} lists the sessions of one user: list_sessions needs a user_id"
+                f"{_ADAPTER} lists the sessions of one user: list_sessions needs a user_id "
+                "(the store's indexes are per user, each in one atomic step with its sessions)"
             )
         found: dict[str, StoredSession] = {}
         offset = 0

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,17 @@ Backend = tuple[str, Any]
 
 
 def needs(module: str, extra: str) -> Any:
-    """A module, or a skip of the whole test module. Warnings of frameworks are not ours."""
-    with warnings.catch_warnings(action="ignore"):
-        return pytest.importorskip(
-            module, reason=f"needs the extra {extra}", exc_type=ModuleNotFoundError
-        )
+    """A module, or a skip of the whole test module if it is not installed.
+
+    One that is installed and does not import is an error. Warnings of frameworks are not ours.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise
+    return pytest.skip(f"needs the extra {extra}", allow_module_level=True)
 
 
 @asynccontextmanager

@@ -22,6 +22,9 @@ messages: Any = needs("langchain_core.messages", "langchain")
 history_module: Any = needs("langchain_core.chat_history", "langchain")
 adapter: Any = needs("sessionstore.adapters.langchain", "langchain")
 
+# Early versions of LangChain use what pydantic has deprecated since.
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the 'model_fields':DeprecationWarning")
+
 INSTANT = datetime(2024, 5, 15, 12, 0, 0, 123456, tzinfo=timezone(timedelta(hours=-4)))
 
 TOOL_CALL = {"name": "add", "args": {"item": "mug", "count": 2}, "id": "call_1"}

@@ -27,7 +27,9 @@ INSTANT = datetime(2024, 5, 15, 12, 0, 0, 123456, tzinfo=timezone(timedelta(hour
 def every_message() -> list[Any]:
     """Requests and responses with parts of every kind, everything filled in."""
     m = messages
-    image = m.BinaryContent.narrow_type(m.BinaryContent(b"\xff\x00", media_type="image/png"))
+    image = m.BinaryContent(b"\xff\x00", media_type="image/png")
+    if hasattr(m, "BinaryImage"):  # not in the earliest versions
+        image = m.BinaryContent.narrow_type(image)
     user = [
         "What is this? \u2615 \U0001f600",
         image,
@@ -145,7 +147,9 @@ async def test_every_message_comes_back_equal(backend: Backend, codec: str) -> N
         await stored(service).store([])
         await stored(service).store(written[1:])
         found = await stored(service).load()
-    assert found == written
+    # Early versions do not give back images and addresses themselves.
+    adapted = messages.ModelMessagesTypeAdapter
+    assert found in (written, adapted.validate_json(adapted.dump_json(written)))
     assert [type(message) for message in found] == [type(message) for message in written]
 
 

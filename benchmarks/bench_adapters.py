@@ -1,0 +1,259 @@
+"""What does an adapter cost on top of the engine, and what the framework's own storage?
+
+The adapter is given the framework's own messages; the engine is given events of the same bytes, as
+the adapter makes them. Making the framework's message is in neither time. What the framework needs
+to turn its message into bytes is in the adapter's. A framework that is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import warnings
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sessionstore import Event, InMemorySessionService, RedisSessionService, SessionKey
+
+from .frameworks import FRAMEWORKS, Append
+from .harness import Harness, Server, Variant, VariantFailedError, main
+from .results import Figure, Group, Result, Sample, Target, time_of
+from .workload import EVENT_LIMIT, fill, service_of, split
+
+ENGINE = "sessionstore, the same bytes"
+SERIALISED = "the framework's own serialisation"
+
+_FIELDS = (
+    "author",
+    "content",
+    "id",
+    "timestamp",
+    "invocation_id",
+    "branch",
+    "state_delta",
+    "state_removed",
+    "metadata",
+)
+
+
+class Recorder(InMemorySessionService):
+    """A service that keeps the event it was given last, to see what an adapter stores."""
+
+    def __init__(self) -> None:
+        super().__init__(session_event_limit=1)
+        self.seen = Event("none", None)
+
+    async def append_event(self, session: Any, event: Event, **options: Any) -> Event:
+        """Keep it, then append it."""
+        self.seen = event
+        return await super().append_event(session, event, **options)
+
+
+def installed() -> list[Any]:
+    """The frameworks that can be measured here."""
+    found = []
+    for framework in FRAMEWORKS:
+        with suppress(ImportError), warnings.catch_warnings(action="ignore"):
+            found.append(framework())
+    return found
+
+
+async def recorder_of(framework: Any) -> Callable[[Any], Awaitable[dict[str, Any]]]:
+    """What tells of a message the fields of the event that the adapter makes of it."""
+    recorder = Recorder()
+    session = await recorder.create_session(app_name="bench", user_id="user", session_id="one")
+    append = await framework.appender(recorder, session.key)
+
+    async def fields_of(message: Any) -> dict[str, Any]:
+        await append(message)
+        return {name: getattr(recorder.seen, name) for name in _FIELDS}
+
+    return fields_of
+
+
+class _Setup:
+    """The sessions of one framework in one setting, one an agent and variant."""
+
+    def __init__(self, harness: Harness, server: Server, framework: Any, agents: int) -> None:
+        self.harness = harness
+        self.server = server
+        self.framework = framework
+        self.agents = agents
+        self.service: RedisSessionService = service_of(server.url)
+        harness.at_end(self.service.aclose)
+        self.stored = harness.pick(EVENT_LIMIT, 20)
+
+    def keys(self, name: str) -> list[SessionKey]:
+        """New sessions, full."""
+        app_name = f"{self.framework.extra}-{name}-{self.agents}"
+        return [self.harness.run(self._make(app_name, at)) for at in range(self.agents)]
+
+    async def _make(self, app_name: str, number: int) -> SessionKey:
+        session = await self.service.create_session(
+            app_name=app_name, user_id=f"user{number:05}", session_id="one"
+        )
+        await fill(self.service, session.key, self.stored)
+        return session.key
+
+    def variant(
+        self,
+        name: str,
+        count: int,
+        appends: Sequence[Append],
+        new_message: Callable[[], Any],
+        note: str = "",
+    ) -> Variant:
+        """Every agent appends to its session what was made before."""
+        each = split(count, self.agents)
+        made: list[list[Any]] = []
+
+        async def agent(append: Append, messages: list[Any]) -> None:
+            for message in messages:
+                await append(message)
+
+        def prepare() -> None:
+            made[:] = [[new_message() for _ in range(each)] for _ in appends]
+
+        async def work() -> None:
+            outcomes = await asyncio.gather(*map(agent, appends, made), return_exceptions=True)
+            for error in outcomes:
+                if isinstance(error, Exception):
+                    raise VariantFailedError(f"{type(error).__name__}: {error}") from error
+
+        return Variant(name, each * self.agents, work, prepare, note)
+
+    def engine(self, count: int) -> Variant:
+        """The engine's own append; it makes its event within the time, as the adapter does."""
+        run = self.harness.run
+        fields_of = run(recorder_of(self.framework))
+        append = self.service.append_event
+
+        async def append_to(key: SessionKey, fields: dict[str, Any]) -> None:
+            await append(key, Event(**fields))
+
+        def new_fields() -> dict[str, Any]:
+            fields: dict[str, Any] = run(fields_of(self.framework.new_message()))
+            return fields
+
+        appends = [partial(append_to, key) for key in self.keys("engine")]
+        return self.variant(ENGINE, count, appends, new_fields)
+
+    def adapter(self, count: int) -> Variant:
+        """The same through the adapter."""
+        run = self.harness.run
+        appends = [
+            run(self.framework.appender(self.service, key))
+            for key in (self._emptied(key) for key in self.keys("adapter"))
+        ]
+        new_message = self.framework.new_message
+        for append in appends:
+            run(_append_all(append, [new_message() for _ in range(self.stored)]))
+        return self.variant(self.framework.adapter, count, appends, new_message)
+
+    def _emptied(self, key: SessionKey) -> SessionKey:
+        """A session without the events that the adapter did not write."""
+        self.harness.run(self.service.clear_events(key))
+        return key
+
+    def serialised(self, count: int) -> Variant:
+        """What nobody can do without who stores the framework's messages."""
+
+        async def serialise(message: Any) -> None:
+            self.framework.serialise(message)
+
+        appends = [serialise] * self.agents
+        return self.variant(
+            SERIALISED, count, appends, self.framework.new_message, "nothing is stored"
+        )
+
+    def own(self, count: int, directory: Path) -> list[Variant]:
+        """The framework's own storages. Some are deprecated, which is not said here."""
+        variants = []
+        with warnings.catch_warnings(action="ignore"):
+            makers = dict(self.framework.own(self.harness, directory))
+            with suppress(ImportError):
+                makers.update(self.framework.own_on_redis(self.harness, self.server))
+            for name, make in makers.items():
+                appends = [self.harness.finish(make(number)) for number in range(self.agents)]
+                variants.append(
+                    self.variant(name, count, appends, self.framework.new_message, "keeps all")
+                )
+        return variants
+
+
+async def _append_all(append: Append, messages: list[Any]) -> None:
+    for message in messages:
+        await append(message)
+
+
+def measure(harness: Harness, server: Server, framework: Any, agents: int) -> Group:
+    """Appends of many tasks, or of one."""
+    setup = _Setup(harness, server, framework, agents)
+    count = harness.pick(1024 if agents == 1 else 4096, agents * 2)
+    fewer = harness.pick(64, agents * 2)
+    directory = tempfile.TemporaryDirectory()
+    harness.at_end(directory.cleanup)
+    variants = [setup.engine(count), setup.adapter(count), setup.serialised(count)]
+    variants += setup.own(fewer, Path(directory.name))
+    name = f"{framework.name}, {agents} agents"
+    if agents > 1:
+        return harness.measure(server, name, "append", variants)
+    with harness.shared_core():
+        name = f"{framework.name}, 1 agent, one core for both"
+        return harness.measure(server, name, "append", variants)
+
+
+def _shares(group: Group, framework: Any) -> list[tuple[str, float]]:
+    """What adapter and framework take of the engine's processor time."""
+    return [
+        ("adapter / engine", group.ratio(framework.adapter, ENGINE, _client_cpu_of)),
+        (f"{SERIALISED} / engine", group.ratio(SERIALISED, ENGINE, _client_cpu_of)),
+    ]
+
+
+def _client_cpu_of(sample: Sample) -> float:
+    return sample.client_cpu_us
+
+
+def run(harness: Harness) -> Result:
+    """Measure."""
+    server = harness.start_server()
+    found = installed()
+    groups: list[Group] = []
+    figures: list[Figure] = []
+    targets: list[Target] = []
+    for framework in found:
+        for agents in (1, 64):
+            group = measure(harness, server, framework, agents)
+            groups.append(group)
+            ratio = group.ratio(framework.adapter, ENGINE, time_of)
+            name = f"{group.name}: an append, against the engine"
+            targets.append(Target(name, ratio, "<=", 1.25))
+            figures += [
+                Figure(f"{group.name}: {what}, by processor time of the client", ratio, "x")
+                for what, ratio in _shares(group, framework)
+            ]
+    missing = [kind for kind in FRAMEWORKS if not any(isinstance(one, kind) for one in found)]
+    return harness.result(
+        "bench_adapters",
+        "What do the adapters cost on top of the engine?",
+        groups=groups,
+        figures=figures,
+        targets=targets,
+        notes=[
+            "Of the adapter's time the framework's own serialisation is a part, which whoever "
+            "stores its messages has to spend.",
+            *(
+                f"{kind.name} is not installed, so it is left out: "
+                f"pip install 'sessionstore[{kind.extra}]'."
+                for kind in missing
+            ),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,325 @@
+"""Agent frameworks, as bench_adapters uses them: a message, the adapter, their own storages.
+
+A class imports its framework when it is made, and so raises ImportError where that is missing. Its
+methods: `new_message` makes what is appended, with 1 KB of text; `serialise` turns it into bytes or
+text by the framework's own means; `appender` gives what appends it through the adapter; `own` and
+`own_on_redis` give, by name, what makes an appender to session number n of a storage that the
+framework brings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sessionstore import SessionKey
+
+from .harness import Harness, Server
+from .payload import TEXT, TTL_SECONDS
+
+Append = Callable[[Any], Awaitable[Any]]
+"""Appends one message of the framework to one session."""
+
+Makers = dict[str, Callable[[int], Any]]
+"""By name, what gives or awaits to an appender to session number n."""
+
+
+class Framework:
+    """What a framework may leave out."""
+
+    name = ""
+    extra = ""
+    adapter = ""
+
+    def own(self, harness: Harness, directory: Path) -> Makers:
+        """Storages in memory or in a file of the directory."""
+        del harness, directory
+        return {}
+
+    def own_on_redis(self, harness: Harness, server: Server) -> Makers:
+        """Storages on Redis."""
+        del harness, server
+        return {}
+
+
+class OpenAIAgents(Framework):
+    """OpenAI Agents SDK: an item."""
+
+    name = "openai-agents"
+    extra = "openai-agents"
+    adapter = "StoredSession.add_items"
+
+    def __init__(self) -> None:
+        self._adapter: Any = import_module("sessionstore.adapters.openai_agents").StoredSession
+
+    def new_message(self) -> Any:
+        """An item as the SDK adds it."""
+        return {"role": "assistant", "content": TEXT}
+
+    def serialise(self, item: Any) -> Any:
+        """As the SDK's own sessions do."""
+        return json.dumps(item)
+
+    async def appender(self, service: Any, key: SessionKey) -> Append:
+        """What appends through the adapter."""
+        session = self._adapter(key.session_id, service, app_name=key.app_name, user_id=key.user_id)
+        return lambda item: session.add_items([item])
+
+    def own(self, harness: Harness, directory: Path) -> Makers:
+        """SQLite, which the SDK's documentation begins with."""
+        sqlite: Any = import_module("agents").SQLiteSession
+
+        def in_sqlite(number: int) -> Append:
+            session = sqlite(f"session{number}", directory / "sessions.db")
+            harness.at_end(session.close)
+            return lambda item: session.add_items([item])
+
+        return {"openai-agents SQLiteSession, a file": in_sqlite}
+
+    def own_on_redis(self, harness: Harness, server: Server) -> Makers:
+        """The SDK's extension."""
+        session_of: Any = import_module("agents.extensions.memory.redis_session").RedisSession
+        client: Any = import_module("redis.asyncio").Redis(unix_socket_path=server.socket_path)
+        harness.at_end(client.aclose)
+
+        def in_redis(number: int) -> Append:
+            session = session_of(f"session{number}", redis_client=client, ttl=TTL_SECONDS)
+            return lambda item: session.add_items([item])
+
+        return {"openai-agents RedisSession": in_redis}
+
+
+class LangChain(Framework):
+    """LangChain: a message of a model."""
+
+    name = "langchain-core"
+    extra = "langchain"
+    adapter = "StoredChatMessageHistory.aadd_messages"
+
+    def __init__(self) -> None:
+        self._adapter: Any = import_module(
+            "sessionstore.adapters.langchain"
+        ).StoredChatMessageHistory
+        self._kind: Any = import_module("langchain_core.messages").AIMessage
+        self._to_dict: Any = import_module("langchain_core.messages").message_to_dict
+
+    def new_message(self) -> Any:
+        """An answer of a model."""
+        return self._kind(content=TEXT)
+
+    def serialise(self, message: Any) -> Any:
+        """As LangChain's own histories do."""
+        return json.dumps(self._to_dict(message))
+
+    async def appender(self, service: Any, key: SessionKey) -> Append:
+        """What appends through the adapter."""
+        history = self._adapter(key.session_id, service, app_name=key.app_name, user_id=key.user_id)
+        return lambda message: history.aadd_messages([message])
+
+    def own(self, harness: Harness, directory: Path) -> Makers:
+        """A list in memory."""
+        del harness, directory
+        kind: Any = import_module("langchain_core.chat_history").InMemoryChatMessageHistory
+
+        def in_memory(number: int) -> Append:
+            del number
+            history = kind()
+            return lambda message: history.aadd_messages([message])
+
+        return {"langchain InMemoryChatMessageHistory": in_memory}
+
+    def own_on_redis(self, harness: Harness, server: Server) -> Makers:
+        """The one of langchain-community, if that is installed."""
+        del harness
+        kind: Any = import_module(
+            "langchain_community.chat_message_histories.redis"
+        ).RedisChatMessageHistory
+
+        def in_redis(number: int) -> Append:
+            history = kind(f"session{number}", url=server.url, ttl=TTL_SECONDS)
+            return lambda message: history.aadd_messages([message])
+
+        return {"langchain-community RedisChatMessageHistory": in_redis}
+
+
+class PydanticAI(Framework):
+    """Pydantic AI: a model's response. The framework stores nothing itself."""
+
+    name = "pydantic-ai"
+    extra = "pydantic-ai"
+    adapter = "StoredMessageHistory.store"
+
+    def __init__(self) -> None:
+        self._adapter: Any = import_module("sessionstore.adapters.pydantic_ai").StoredMessageHistory
+        self._messages: Any = import_module("pydantic_ai.messages")
+
+    def new_message(self) -> Any:
+        """An answer of a model."""
+        return self._messages.ModelResponse(parts=[self._messages.TextPart(TEXT)])
+
+    def serialise(self, message: Any) -> Any:
+        """As Pydantic AI's documentation does."""
+        return self._messages.ModelMessagesTypeAdapter.dump_json([message])
+
+    async def appender(self, service: Any, key: SessionKey) -> Append:
+        """What appends through the adapter."""
+        history = self._adapter(key.session_id, service, app_name=key.app_name, user_id=key.user_id)
+        return lambda message: history.store([message])
+
+
+class LangGraph(Framework):
+    """LangGraph: a checkpoint with one channel."""
+
+    name = "langgraph"
+    extra = "langgraph"
+    adapter = "StoredCheckpointSaver.aput"
+
+    def __init__(self) -> None:
+        self._adapter: Any = import_module("sessionstore.adapters.langgraph").StoredCheckpointSaver
+        self._empty: Any = import_module("langgraph.checkpoint.base").empty_checkpoint
+        jsonplus: Any = import_module("langgraph.checkpoint.serde.jsonplus")
+        self._serde: Any = jsonplus.JsonPlusSerializer()
+
+    def new_message(self) -> Any:
+        """A checkpoint; later ones have higher ids."""
+        versions = {"text": 1}
+        return {**self._empty(), "channel_values": {"text": TEXT}, "channel_versions": versions}
+
+    def serialise(self, made: Any) -> Any:
+        """As LangGraph's own savers do."""
+        return self._serde.dumps_typed(made)
+
+    async def appender(self, service: Any, key: SessionKey) -> Append:
+        """What appends through the adapter."""
+        saver = self._adapter(service, app_name=key.app_name, user_id=key.user_id)
+        return self._appender(saver, key.session_id)
+
+    def _appender(self, saver: Any, thread_id: str) -> Append:
+        config = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+        metadata = {"source": "loop", "step": 1}
+        return lambda made: saver.aput(config, made, metadata, made["channel_versions"])
+
+    def own(self, harness: Harness, directory: Path) -> Makers:
+        """Dicts in memory."""
+        del harness, directory
+        saver: Any = import_module("langgraph.checkpoint.memory").InMemorySaver()
+        return {"langgraph InMemorySaver": lambda number: self._appender(saver, f"t{number}")}
+
+
+class GoogleADK(Framework):
+    """Agent Development Kit: an event of a model."""
+
+    name = "google-adk"
+    extra = "adk"
+    adapter = "AdkSessionService.append_event"
+
+    def __init__(self) -> None:
+        self._adapter: Any = import_module("sessionstore.adapters.adk").AdkSessionService
+        self._event: Any = import_module("google.adk.events").Event
+        self._types: Any = import_module("google.genai.types")
+
+    def new_message(self) -> Any:
+        """An event with an answer of a model."""
+        part = self._types.Part(text=TEXT)
+        content = self._types.Content(role="model", parts=[part])
+        return self._event(author="agent", content=content)
+
+    def serialise(self, event: Any) -> Any:
+        """As ADK's own services on databases do."""
+        return event.model_dump_json(exclude_none=True)
+
+    async def appender(self, service: Any, key: SessionKey) -> Append:
+        """What appends through the adapter."""
+        return await self._appender(self._adapter(service), key)
+
+    async def _appender(self, sessions: Any, key: SessionKey) -> Append:
+        ids = {"app_name": key.app_name, "user_id": key.user_id, "session_id": key.session_id}
+        session = await sessions.get_session(**ids) or await sessions.create_session(**ids)
+        return lambda event: sessions.append_event(session, event)
+
+    def own(self, harness: Harness, directory: Path) -> Makers:
+        """Dicts in memory, and SQLite if what ADK needs for it is installed."""
+        sessions: Any = import_module("google.adk.sessions")
+        found: Makers = {}
+
+        def of(service: Any) -> Callable[[int], Any]:
+            return lambda number: self._appender(service, SessionKey("own", f"u{number}", "one"))
+
+        found["google-adk InMemorySessionService"] = of(sessions.InMemorySessionService())
+        try:
+            database: Any = import_module("google.adk.sessions.sqlite_session_service")
+        except ImportError:
+            return found
+        in_file = database.SqliteSessionService(str(directory / "adk.db"))
+        found["google-adk SqliteSessionService, a file"] = of(in_file)
+        harness.at_end(getattr(in_file, "close", lambda: None))
+        return found
+
+
+class TrpcAgent(Framework):
+    """tRPC-Agent: an event of a model."""
+
+    name = "trpc-agent-py"
+    extra = "trpc-agent"
+    adapter = "TrpcSessionService.append_event"
+
+    def __init__(self) -> None:
+        self._adapter: Any = import_module("sessionstore.adapters.trpc_agent").TrpcSessionService
+        self._event: Any = import_module("trpc_agent_sdk.events").Event
+        self._types: Any = import_module("trpc_agent_sdk.types")
+
+    def new_message(self) -> Any:
+        """An event with an answer of a model."""
+        part = self._types.Part(text=TEXT)
+        content = self._types.Content(role="model", parts=[part])
+        return self._event(invocation_id="i", author="agent", content=content)
+
+    def serialise(self, event: Any) -> Any:
+        """As the framework's own services on databases do."""
+        return event.model_dump_json(exclude_none=True)
+
+    async def appender(self, service: Any, key: SessionKey) -> Append:
+        """What appends through the adapter."""
+        return await self._appender(self._adapter(service), key)
+
+    async def _appender(self, sessions: Any, key: SessionKey) -> Append:
+        session = await sessions.create_session(
+            app_name=key.app_name, user_id=key.user_id, session_id=key.session_id
+        )
+        return lambda event: sessions.append_event(session, event)
+
+    def own(self, harness: Harness, directory: Path) -> Makers:
+        """Dicts in memory."""
+        del directory
+        sessions: Any = import_module("trpc_agent_sdk.sessions").InMemorySessionService()
+        harness.at_end(sessions.close)
+        return {
+            "trpc-agent-py InMemorySessionService": lambda number: self._appender(
+                sessions, SessionKey("own", f"u{number}", "one")
+            )
+        }
+
+    def own_on_redis(self, harness: Harness, server: Server) -> Makers:
+        """The framework's own, on the same server."""
+        sessions: Any = import_module("trpc_agent_sdk.sessions").RedisSessionService(
+            db_url=server.url
+        )
+        harness.at_end(sessions.close)
+        return {
+            "trpc-agent-py RedisSessionService": lambda number: self._appender(
+                sessions, SessionKey("own", f"u{number}", "one")
+            )
+        }
+
+
+FRAMEWORKS: list[type[Any]] = [
+    OpenAIAgents,
+    LangChain,
+    PydanticAI,
+    LangGraph,
+    GoogleADK,
+    TrpcAgent,
+]
