@@ -250,7 +250,7 @@ _GONE = ("BackendUnavailable", "BackendTimeout")
 
 RESETS = Fault("connection reset", reset_connections)
 SCRIPT_FLUSH = Fault("SCRIPT FLUSH", flush_scripts)
-PAUSE = Fault("SIGSTOP, SIGCONT", pause)
+PAUSE = Fault("SIGSTOP/SIGCONT", pause)
 OUT_OF_MEMORY = Fault("out of memory", fill_memory, may_fail=("BackendRejected",))
 RESHARD = Fault("live reshard", reshard)
 CLUSTER_FAILOVER = Fault("graceful failover", fail_over_gracefully, is_failover=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .bench_routing import shares
-from .chaos_faults import Fault
+from .chaos_faults import RESHARD, Fault
 from .chaos_fleet import CALM, Account, Audit
 from .results import table
 
@@ -157,19 +157,21 @@ def as_table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _failures(outcomes: Sequence[Outcome]) -> list[list[str]]:
-    """Calls that failed, by fault; the faults by which none did come first, in one row."""
+    """Calls that failed, by fault; those by which none did share a row, but for the reshard."""
     rows, kept, kept_calls = [], [], 0
     for name in dict.fromkeys(name for outcome in outcomes for name in outcome.faults):
         accounts = [outcome.account(name) for outcome in outcomes]
         failed = sum((account.failed for account in accounts), Counter[str]())
         calls = sum(account.calls + account.failures for account in accounts)
-        if failed:
-            figure = f"{failed.total():,} of {calls:,} ({_counts(failed)})"
-            rows.append([f"calls that failed: {name}", figure])
+        if failed or name == RESHARD.name:
+            why = f" ({_counts(failed)})" if failed else ""
+            rows.append([f"calls that failed: {name}", f"{failed.total():,} of {calls:,}{why}"])
         else:
             kept.append(name)
             kept_calls += calls
-    return [[f"calls that failed: {', '.join(kept)}", f"0 of {kept_calls:,}"], *rows]
+    if kept:
+        rows.insert(0, [f"calls that failed: {', '.join(kept)}", f"0 of {kept_calls:,}"])
+    return rows
 
 
 def _stalls(
