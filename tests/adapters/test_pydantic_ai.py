@@ -128,7 +128,7 @@ async def test_streamed_runs(service: Any) -> None:
 
 def test_runs_without_await() -> None:
     history = stored(sessionstore.sync.InMemorySessionService())
-    written = every_message()
+    written = [said("Hi"), returned({"found": [1, 2.5]}), *every_message()[-1:]]
     history.store_sync(written)
     assert history.load_sync() == written
     assert history.load_sync(1) == written[-1:]

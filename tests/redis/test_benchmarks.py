@@ -14,7 +14,6 @@ import pytest
 
 from benchmarks import bench_adapters
 from benchmarks.__main__ import BENCHES
-from benchmarks.frameworks import FRAMEWORKS as ALL_FRAMEWORKS
 from benchmarks.harness import Harness, Variant, VariantFailedError
 from benchmarks.peers import registry
 from benchmarks.peers.link import CannotRunError, Link
@@ -71,33 +70,6 @@ def test_small(name: str) -> None:
     again: dict[str, Any] = json.loads(result.as_json())
     assert again["bench"] == name
     assert result.question in result.as_markdown()
-
-
-def test_frameworks_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Missing:
-        name, extra = "no-such-framework", "none"
-
-        def __init__(self) -> None:
-            raise ImportError
-
-    monkeypatch.setattr(bench_adapters, "FRAMEWORKS", [Missing])
-    with Harness(small=True) as harness:
-        result = bench_adapters.run(harness)
-    assert result.groups == []
-    assert "no-such-framework is not installed, so it is left out: pip install" in result.notes[-1]
-
-
-@pytest.mark.parametrize("kind", ALL_FRAMEWORKS, ids=lambda kind: kind.extra)
-def test_the_engine_is_given_the_adapters_bytes(kind: Any) -> None:
-    found = [framework for framework in FRAMEWORKS if isinstance(framework, kind)]
-    if not found:
-        pytest.skip(f"needs the extra {kind.extra}")
-    with Harness(small=True) as harness:
-        group = bench_adapters.measure(harness, harness.start_server(), found[0], 1)
-    engine, adapter = group.row(bench_adapters.ENGINE), group.row(found[0].adapter)
-    assert engine.sent_bytes
-    assert adapter.sent_bytes
-    assert adapter.sent_bytes / engine.sent_bytes == pytest.approx(1, abs=0.05)
 
 
 def test_many_agents_lose_nothing() -> None:
