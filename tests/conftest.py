@@ -44,7 +44,9 @@ ROUTED: dict[str, dict[str, Any]] = {
     "cluster-async": {},
     "cluster-sync": {},
     "cluster_by_app-async": {"partition_by": "app"},
+    "cluster_by_app-sync": {"partition_by": "app"},
     "sentinel-async": {},
+    "sentinel-sync": {},
 }
 # One server, and a user that may do what README says has to be allowed, and no more.
 LEAST_PRIVILEGE = "least_privilege-async"
