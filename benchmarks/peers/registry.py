@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 DIRECTORY = Path(
@@ -34,6 +35,14 @@ REQUIREMENTS = {
 """What each venv holds."""
 
 
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Peer:
     """One session store.
@@ -52,10 +61,10 @@ class Peer:
 
     @property
     def python(self) -> Path:
-        """The interpreter of its venv."""
-        if not self.venv:
-            return Path(sys.executable)
-        return DIRECTORY / self.venv / ("Scripts" if os.name == "nt" else "bin") / "python"
+        """The interpreter of its venv; without one, ours if the package is installed here."""
+        apart = DIRECTORY / self.venv / ("Scripts" if os.name == "nt" else "bin") / "python"
+        is_here = not self.venv or (not apart.exists() and _is_installed(self.package))
+        return Path(sys.executable) if is_here else apart
 
 
 OURS = Peer("sessionstore", "", "adapter_sessionstore", "sessionstore")

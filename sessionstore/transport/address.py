@@ -146,7 +146,7 @@ class Deployment:
         self._uses_replicas = read_from == "replica"
         if self._uses_replicas and not self._location.kind:
             raise InvalidArgument(
-                'read_from="replica" needs a redis+cluster:// or redis+sentinel:// URL'
+                "read_from='replica' needs a redis+cluster:// or redis+sentinel:// URL"
             )
 
     @property
