@@ -13,7 +13,7 @@ class RedisInstance(msgspec.Struct, frozen=True):
     """Where a server is and how to connect to it.
 
     Attributes:
-        url: `redis://`, `rediss://` or `unix://`, as redis-py reads them.
+        url: as `RedisSessionService` takes it.
         extra_options: further options of redis-py's connections, by name.
     """
 
@@ -29,8 +29,7 @@ def register_redis_instance(name: str, url: str, **extra_options: Any) -> None:
 
     Args:
         name: not empty; registering a name again replaces its address for services made later.
-        url: `redis://`, `rediss://` or `unix://`, with database and credentials as redis-py
-            reads them.
+        url: as `RedisSessionService` takes it, clusters and Sentinels included.
         **extra_options: options of redis-py's connections, such as `username`, `password`,
             `ssl_ca_certs` or `socket_connect_timeout`.
 

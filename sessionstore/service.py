@@ -580,7 +580,9 @@ class RedisSessionService(SessionService):
     Nothing is sent before the first call. See "Options" in README for every default.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`, with database and credentials.
+        url: `redis://`, `rediss://` or `unix://`, with database and credentials;
+            `redis+cluster://host:port,...`; `redis+sentinel://host:port,.../master_name`; or these
+            two with `rediss+`.
         instance_name: a name given to `register_redis_instance`; the URL wins over it.
         session_event_limit: newest events that a session keeps, 1 or more; None = all.
         session_ttl: idle time after which a session expires; None = never.
