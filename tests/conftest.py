@@ -96,6 +96,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 if not needed or "make_service" in metafunc.fixturenames
             ]
         metafunc.parametrize("backend", backends, indirect=True)
+    elif "place" in metafunc.fixturenames:
+        metafunc.parametrize("place", ["memory", *names], indirect=True)
     elif "server" in metafunc.fixturenames:
         metafunc.parametrize("server", names, indirect=True)
 
@@ -264,20 +266,32 @@ def server(request: pytest.FixtureRequest, _servers: dict[str, Server]) -> Itera
 
 
 @pytest.fixture
+def place(request: pytest.FixtureRequest, _servers: dict[str, Server]) -> Iterator[Server | None]:
+    """An empty server, or None for memory."""
+    if request.param == "memory":
+        yield None
+        return
+    found = _start(request.config, _servers, request.param)
+    found.empty()
+    yield found
+    _check_leaks(found, request)
+
+
+@pytest.fixture
 def cluster(_groups: dict[str, Group]) -> Iterator[Cluster]:
     """Three primaries without keys; slots that the test leaves open are closed."""
-    yield from _fresh_cluster(_groups, "cluster")
+    yield from _fresh(_groups, "cluster")
 
 
 @pytest.fixture
 def replicated_cluster(_groups: dict[str, Group]) -> Iterator[Cluster]:
     """The same with a replica each; nodes that the test stops or kills are revived."""
-    yield from _fresh_cluster(_groups, "replicated_cluster")
+    yield from _fresh(_groups, "replicated_cluster")
 
 
-def _fresh_cluster(running: dict[str, Group], kind: str) -> Iterator[Cluster]:
+def _fresh(running: dict[str, Group], kind: str) -> Iterator[Any]:
+    """The servers of a group, without keys; revived at the end."""
     found = _start_group(running, kind)
-    assert isinstance(found.group, Cluster)
     found.empty()
     try:
         yield found.group
@@ -288,13 +302,7 @@ def _fresh_cluster(running: dict[str, Group], kind: str) -> Iterator[Cluster]:
 @pytest.fixture
 def sentinel_group(_groups: dict[str, Group]) -> Iterator[SentinelGroup]:
     """A master, two replicas and three Sentinels; those that the test ends are revived."""
-    found = _start_group(_groups, "sentinel")
-    assert isinstance(found.group, SentinelGroup)
-    found.empty()
-    try:
-        yield found.group
-    finally:
-        found.group.revive()
+    yield from _fresh(_groups, "sentinel")
 
 
 @pytest.fixture

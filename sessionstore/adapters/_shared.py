@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import CorruptData, InvalidArgument
 from ..model import Session
+from ..ops import SESSIONS_PER_PAGE_LIMIT
 from ..service import SessionService
 from .packing import pack, unpack
 
@@ -305,6 +306,36 @@ def check_service(adapter: str, service: object) -> SessionService:
             f"not {kind.__module__}.{kind.__name__}"
         )
     return service
+
+
+async def all_sessions(
+    service: SessionService, adapter: str, app_name: str, user_id: str | None
+) -> list[Session]:
+    """All sessions of a user, the last updated first, with their newest event.
+
+    Raises:
+        NotImplementedError: no `user_id`.
+    """
+    if user_id is None:
+        raise NotImplementedError(
+            f"{adapter} lists the sessions of one user: list_sessions needs a user_id "
+            "(the store's indexes are per user, each in one atomic step with its sessions)"
+        )
+    found: dict[str, Session] = {}
+    offset = 0
+    while True:
+        page = await service.list_sessions(
+            app_name=app_name,
+            user_id=user_id,
+            limit=SESSIONS_PER_PAGE_LIMIT,
+            offset=offset,
+            event_num=1,
+        )
+        # A session that is written meanwhile moves to the front and others move back.
+        found.update((session.id, session) for session in page)
+        offset += len(page)
+        if len(page) < SESSIONS_PER_PAGE_LIMIT:
+            return list(found.values())
 
 
 @contextmanager

@@ -20,7 +20,6 @@ from ..errors import SessionExists, SessionNotFound, StaleVersion
 from ..model import Event as StoredEvent
 from ..model import Session as StoredSession
 from ..model import SessionKey
-from ..ops import SESSIONS_PER_PAGE_LIMIT
 from ..service import SessionService
 from . import framework
 
@@ -37,7 +36,7 @@ with framework("google-adk", extra="adk", tested=">=2.8,<3"):
     )
     from google.adk.sessions.session import Session
 
-    from ._shared import JsonForm, check_service, reading, thaw_all, to_instant
+    from ._shared import JsonForm, all_sessions, check_service, reading, thaw_all, to_instant
 
 __all__ = ["AdkSessionService"]
 
@@ -167,27 +166,8 @@ class AdkSessionService(BaseSessionService):
 
         Two round trips for up to 1,000 sessions each.
         """
-        if user_id is None:
-            raise NotImplementedError(
-                "AdkSessionService lists the sessions of one user: list_sessions needs a user_id "
-                "(the store's indexes are per user, each in one atomic step with its sessions)"
-            )
-        found: dict[str, StoredSession] = {}
-        offset = 0
-        while True:
-            page = await self._service.list_sessions(
-                app_name=app_name,
-                user_id=user_id,
-                limit=SESSIONS_PER_PAGE_LIMIT,
-                offset=offset,
-                event_num=1,
-            )
-            # A session that is written meanwhile moves to the front and others move back.
-            found.update((session.id, session) for session in page)
-            offset += len(page)
-            if len(page) < SESSIONS_PER_PAGE_LIMIT:
-                break
-        sessions = [self._session(session, []) for session in found.values()]
+        found = await all_sessions(self._service, "AdkSessionService", app_name, user_id)
+        sessions = [self._session(session, []) for session in found]
         sessions.sort(key=lambda session: (session.last_update_time, session.id))
         return ListSessionsResponse(sessions=sessions)
 

@@ -24,7 +24,6 @@ from ..errors import InvalidArgument, SessionExists, SessionNotFound, StaleVersi
 from ..model import Event as StoredEvent
 from ..model import Session as StoredSession
 from ..model import SessionKey
-from ..ops import SESSIONS_PER_PAGE_LIMIT
 from ..service import SessionService
 from . import framework
 
@@ -36,7 +35,7 @@ with framework("trpc-agent-py", extra="trpc-agent", tested=">=1.2,<2"):
     from trpc_agent_sdk.types import EventActions
     from trpc_agent_sdk.utils import user_key
 
-    from ._shared import JsonForm, check_service, reading, thaw_all, to_instant
+    from ._shared import JsonForm, all_sessions, check_service, reading, thaw_all, to_instant
     from .packing import unpack
 
 __all__ = ["TrpcSessionService"]
@@ -203,27 +202,8 @@ class TrpcSessionService(BaseSessionService):
 
         Two round trips for up to 1,000 sessions each.
         """
-        if user_id is None:
-            raise NotImplementedError(
-                f"{_ADAPTER} lists the sessions of one user: list_sessions needs a user_id "
-                "(the store's indexes are per user, each in one atomic step with its sessions)"
-            )
-        found: dict[str, StoredSession] = {}
-        offset = 0
-        while True:
-            page = await self._service.list_sessions(
-                app_name=app_name,
-                user_id=user_id,
-                limit=SESSIONS_PER_PAGE_LIMIT,
-                offset=offset,
-                event_num=1,
-            )
-            # A session that is written meanwhile moves to the front and others move back.
-            found.update((session.id, session) for session in page)
-            offset += len(page)
-            if len(page) < SESSIONS_PER_PAGE_LIMIT:
-                break
-        return ListSessionsResponse(sessions=[_session(session) for session in found.values()])
+        found = await all_sessions(self._service, _ADAPTER, app_name, user_id)
+        return ListSessionsResponse(sessions=[_session(session) for session in found])
 
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
         """Remove a session with its events and its state; a missing one is fine.

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -18,7 +18,7 @@ from uuid import UUID
 
 import pytest
 from adapters_support import WITH_TTL, needs, run_example
-from conftest import Server, _check_leaks, _server_paths, _start
+from conftest import Server
 
 import sessionstore.sync
 from sessionstore import CorruptData, InvalidArgument, SessionKey
@@ -49,24 +49,6 @@ IDS: dict[str, Any] = {**OWNER, "session_id": "sid"}
 Make = Callable[..., AdkSessionService]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.EXPERIMENTAL:UserWarning")  # older ADK says so
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "place" in metafunc.fixturenames:
-        names = ["memory", *_server_paths(metafunc.config)]
-        metafunc.parametrize("place", names, indirect=True)
-
-
-@pytest.fixture
-def place(request: pytest.FixtureRequest, _servers: dict[str, Server]) -> Iterator[Server | None]:
-    """An empty server, or None for memory."""
-    if request.param == "memory":
-        yield None
-        return
-    server = _start(request.config, _servers, request.param)
-    server.raw.flushall()
-    yield server
-    _check_leaks(server, request)
 
 
 @pytest.fixture
@@ -179,7 +161,7 @@ async def test_lists_are_ordered_by_the_last_event(sessions: AdkSessionService) 
 async def test_a_list_may_be_longer_than_a_page(
     sessions: AdkSessionService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessionstore.adapters.adk.SESSIONS_PER_PAGE_LIMIT", 3)
+    monkeypatch.setattr("sessionstore.adapters._shared.SESSIONS_PER_PAGE_LIMIT", 3)
     for number in range(7):
         await sessions.create_session(**OWNER, session_id=str(number))
     found = (await sessions.list_sessions(**OWNER)).sessions

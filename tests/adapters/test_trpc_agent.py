@@ -9,14 +9,14 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from adapters_support import WITH_TTL, needs, run_example
-from conftest import Server, _check_leaks, _server_paths, _start
+from conftest import Server
 
 import sessionstore.sync
 from sessionstore import CorruptData, InvalidArgument, SessionKey, SessionNotFound
@@ -51,24 +51,6 @@ OWNER: dict[str, Any] = {"app_name": "app", "user_id": "user"}
 IDS: dict[str, Any] = {**OWNER, "session_id": "sid"}
 
 Make = Callable[..., TrpcSessionService]
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "place" in metafunc.fixturenames:
-        names = ["memory", *_server_paths(metafunc.config)]
-        metafunc.parametrize("place", names, indirect=True)
-
-
-@pytest.fixture
-def place(request: pytest.FixtureRequest, _servers: dict[str, Server]) -> Iterator[Server | None]:
-    """An empty server, or None for memory."""
-    if request.param == "memory":
-        yield None
-        return
-    server = _start(request.config, _servers, request.param)
-    server.raw.flushall()
-    yield server
-    _check_leaks(server, request)
 
 
 @pytest.fixture
@@ -188,7 +170,7 @@ async def test_creating_again_overwrites_nothing(make: Make) -> None:
 async def test_sessions_are_listed_without_events(
     sessions: TrpcSessionService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessionstore.adapters.trpc_agent.SESSIONS_PER_PAGE_LIMIT", 2)
+    monkeypatch.setattr("sessionstore.adapters._shared.SESSIONS_PER_PAGE_LIMIT", 2)
     for name in ("a", "b", "c", "d", "e"):
         session = await sessions.create_session(**OWNER, session_id=name, state={"is": name})
         session.conversation_count = 2
