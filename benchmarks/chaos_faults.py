@@ -22,6 +22,7 @@ from .clusters import Cluster, SentinelGroup
 from .nodes import Group, Node, wait_until
 
 _TAKEOVER_LIMIT_S = 30.0
+_AMID_WORK_S = 0.1  # between two blows, for agents to reconnect and be at work again
 _SLOTS_AT_ONCE = 12  # slots that one reshard moves, there and back
 
 
@@ -110,7 +111,7 @@ def reset_connections(scene: Scene) -> None:
     for _ in range(5):
         for node in _primaries(scene.group):
             node.run("CLIENT KILL", "TYPE", "normal", "SKIPME", "yes")
-        time.sleep(0.1)
+        time.sleep(_AMID_WORK_S)
 
 
 def flush_scripts(scene: Scene) -> None:
@@ -118,14 +119,14 @@ def flush_scripts(scene: Scene) -> None:
     for _ in range(5):
         for node in _primaries(scene.group):
             node.run("SCRIPT FLUSH")
-        time.sleep(0.1)
+        time.sleep(_AMID_WORK_S)
 
 
 def pause(scene: Scene) -> None:
     """Stop a primary and continue it before the others give it up."""
     node = scene.random.choice(_primaries(scene.group))
     node.stop()
-    time.sleep(timeout_s(scene.group) * 0.4)
+    time.sleep(timeout_s(scene.group) * 0.4)  # well below what makes the others act
     node.cont()
     scene.group.wait_until_settled()
 
@@ -135,7 +136,7 @@ def fill_memory(scene: Scene) -> None:
     nodes = _primaries(scene.group)
     for node in nodes:
         node.run("CONFIG SET", "maxmemory", node.info("memory")["used_memory"] // 2)
-    time.sleep(0.3)
+    time.sleep(3 * _AMID_WORK_S)
     for node in nodes:
         node.run("CONFIG SET", "maxmemory", 0)
 
