@@ -267,7 +267,10 @@ def server(request: pytest.FixtureRequest, _servers: dict[str, Server]) -> Itera
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest, _servers: dict[str, Server]) -> Iterator[Server | None]:
-    """An empty server, or None for memory."""
+    """An empty server, or None for memory, for what has no twin for threads.
+
+    Afterwards every key left must have a deadline.
+    """
     if request.param == "memory":
         yield None
         return

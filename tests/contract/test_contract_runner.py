@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from conftest import WITH_TTL, Server, _check_leaks, _server_paths, _start
+from conftest import WITH_TTL, Server
 from contract_support import APP, KEY, OWNER, USER, create, numbers_of, read, results_of, run_all
 
 from sessionstore import (
@@ -28,24 +28,6 @@ from sessionstore import (
 from sessionstore.calls import AsyncExecutor, Call
 
 MakeRunner = Callable[..., Runner]
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The Runner has no twin for threads: memory, and every server."""
-    if "place" in metafunc.fixturenames:
-        metafunc.parametrize("place", ["memory", *_server_paths(metafunc.config)], indirect=True)
-
-
-@pytest.fixture
-def place(request: pytest.FixtureRequest, _servers: dict[str, Server]) -> Iterator[Server | None]:
-    """An empty server, or None for memory. Afterwards every key left must have a deadline."""
-    if request.param == "memory":
-        yield None
-        return
-    found = _start(request.config, _servers, request.param)
-    found.raw.flushall()
-    yield found
-    _check_leaks(found, request)
 
 
 @pytest.fixture
