@@ -148,7 +148,10 @@ def append_event(
     written: Written = yield ops.append_event(key, data, timestamp, change, if_version, turn)
     yield from _write_app(ops, key.app_name, [change])
     if isinstance(session, Session):
-        yield from _show_appended(ops, session, [copy], [change], written)
+        if written.repeats:
+            yield from _show_repeated(ops, session, [copy], [change])
+        else:
+            _show_appended(ops, session, [copy], [change], written)
     return copy
 
 
@@ -182,7 +185,10 @@ def append_events(
         written: Written = yield ops.append_events(key, rows, if_version, turn)
         yield from _write_app(ops, key.app_name, changes)
         if isinstance(session, Session):
-            yield from _show_appended(ops, session, stored, changes, written)
+            if written.repeats:
+                yield from _show_repeated(ops, session, stored, changes)
+            else:
+                _show_appended(ops, session, stored, changes, written)
     return results
 
 
@@ -207,26 +213,32 @@ def _prepare(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Change] |
 
 def _show_appended(
     ops: Ops, session: Session, stored: list[Event], changes: list[Change], written: Written
-) -> Flow[None]:
+) -> None:
     """Let the caller's Session show what was appended."""
-    if written.repeats:
-        # Nothing changed, or only in part: what the store has now counts.
-        event_num = len(session.events) + len(stored)
-        fresh: Session | None = yield from get_session(ops, session.key, event_num, None)
-        if fresh is not None:
-            temp = {key: value for key, value in session.state.items() if key.startswith("temp:")}
-            session.state, session.events = fresh.state | temp, fresh.events
-            session.version, session.updated_at = fresh.version, fresh.updated_at
-        for change in changes:
-            change.apply_temp(session.state)
-        return
     for change in changes:
-        change.apply(session.state)
+        if change is not NO_CHANGE:
+            change.apply(session.state)
     _mark(session, written)
-    session.events.extend(stored)
+    session.events += stored
     event_limit = ops.options.session_event_limit
     if event_limit:
         del session.events[:-event_limit]
+
+
+def _show_repeated(
+    ops: Ops, session: Session, stored: list[Event], changes: list[Change]
+) -> Flow[None]:
+    """Let the caller's Session show what is there after an append that changed it in part or not
+    at all.
+    """
+    event_num = len(session.events) + len(stored)
+    fresh: Session | None = yield from get_session(ops, session.key, event_num, None)
+    if fresh is not None:
+        temp = {key: value for key, value in session.state.items() if key.startswith("temp:")}
+        session.state, session.events = fresh.state | temp, fresh.events
+        session.version, session.updated_at = fresh.version, fresh.updated_at
+    for change in changes:
+        change.apply_temp(session.state)
 
 
 def pop_event(
