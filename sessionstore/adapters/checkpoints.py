@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from threading import Lock
 from typing import Any
-from uuid import UUID
 
 import msgspec
 
@@ -26,14 +26,19 @@ _ID_LIMIT = 256  # bytes of a session id
 _REMOVED_LIMIT = 5_000  # state keys that one call removes
 _SESSIONS_LIMIT = 10_000  # sessions whose state keys are remembered
 
+_UUID6 = re.compile("([0-9a-f]{8})-([0-9a-f]{4})-6([0-9a-f]{3})-[0-9a-f]{4}-[0-9a-f]{12}")
 _UUID_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _decode_json = msgspec.json.Decoder().decode
 _encode_json = msgspec.json.Encoder().encode
 
-Serialized = list[str]
-"""Type and base64 of what the saver's serde made of a value."""
+
+class Serialized(msgspec.Struct, array_like=True):
+    """What the saver's serde made of a value; as JSON a list of type and base64."""
+
+    type: str
+    data: bytes
 
 
 class StoredCheckpoint(msgspec.Struct):
@@ -112,21 +117,28 @@ class StateKeys:
         self._ids: OrderedDict[SessionKey, dict[str, str]] = OrderedDict()  # key -> checkpoint id
         self._lock = Lock()
 
-    def add(self, key: SessionKey, names: Iterable[str]) -> None:
-        """Remember keys that are there."""
+    def replace(self, key: SessionKey, gone: Iterable[str], names: Iterable[str]) -> None:
+        """Forget keys that were removed, remember keys that are there."""
         with self._lock:
-            known = self._ids.setdefault(key, {})
-            known.update((name, owner_of(name)) for name in names)
-            self._ids.move_to_end(key)
-            while len(self._ids) > _SESSIONS_LIMIT:
+            known = self._ids.get(key)
+            if known is None:
+                known = self._ids[key] = {}
+            else:
+                self._ids.move_to_end(key)
+            for name in gone:
+                known.pop(name, None)
+            for name in names:
+                known[name] = owner_of(name)
+            if len(self._ids) > _SESSIONS_LIMIT:
                 self._ids.popitem(last=False)
 
-    def before(self, key: SessionKey, checkpoint_id: str) -> list[str]:
+    def before(self, key: SessionKey, checkpoint_id: str) -> set[str]:
         """Those of earlier checkpoints: their writes, and themselves even if not known."""
         with self._lock:
             known = self._ids.get(key, {})
-            found = {name: owner for name, owner in known.items() if owner < checkpoint_id}
-        return [*found, *({checkpoint_name(owner) for owner in found.values()} - found.keys())]
+            found = {name for name, owner in known.items() if owner < checkpoint_id}
+            found.update([checkpoint_name(known[name]) for name in found])
+        return found
 
     def writes_of(self, key: SessionKey, checkpoint_id: str) -> int:
         """How many writes of a checkpoint are known."""
@@ -135,13 +147,6 @@ class StateKeys:
             return sum(
                 owner == checkpoint_id and name.startswith(_WRITE) for name, owner in known.items()
             )
-
-    def discard(self, key: SessionKey, names: Iterable[str]) -> None:
-        """Forget keys that were removed."""
-        with self._lock:
-            known = self._ids.get(key, {})
-            for name in names:
-                known.pop(name, None)
 
 
 class Threads:
@@ -205,7 +210,7 @@ class Threads:
         session = yield from read_session(key, 0)
         if session is not None:
             history.add(session.state, key)
-            self.known.add(key, filter(is_ours, session.state))
+            self.known.replace(key, (), filter(is_ours, session.state))
         return history
 
     def read_history(self, key: SessionKey) -> Flow[History]:
@@ -245,7 +250,7 @@ class Threads:
         """Remove state keys of a session that is there."""
         for first in range(0, len(names), _REMOVED_LIMIT):
             yield _removal(key, names[first : first + _REMOVED_LIMIT])
-        self.known.discard(key, names)
+        self.known.replace(key, names, ())
 
 
 def checkpoint_name(checkpoint_id: str) -> str:
@@ -276,13 +281,10 @@ def instant_of(checkpoint_id: str) -> datetime:
 
     Always the same for an id, so that what is stored again is found to be there.
     """
-    try:
-        number = UUID(checkpoint_id)
-    except ValueError:
+    found = _UUID6.fullmatch(checkpoint_id)
+    if not found:
         return _EPOCH
-    if number.version != 6:
-        return _EPOCH
-    ticks = number.int >> 96 << 28 | (number.int >> 80 & 0xFFFF) << 12 | number.int >> 64 & 0xFFF
+    ticks = int("".join(found.groups()), 16)
     return _UUID_EPOCH + timedelta(microseconds=ticks // 10)
 
 

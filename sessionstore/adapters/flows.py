@@ -104,7 +104,9 @@ class Services:
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]  # what the flow returned
 
-    async def aappend(self, key: SessionKey, events: Sequence[Event]) -> None:
+    async def aappend(
+        self, key: SessionKey, events: Sequence[Event], parent: SessionKey | None = None
+    ) -> None:
         """Carry out `append`; one event to a session that is there with nothing in between."""
         service = self._for_asyncio
         if service is not None and len(events) == 1:
@@ -114,15 +116,17 @@ class Services:
                 pass
             else:
                 return
-        await self.arun(append(key, events))
+        await self.arun(append(key, events, parent))
 
-    def append(self, key: SessionKey, events: Sequence[Event]) -> None:
+    def append(
+        self, key: SessionKey, events: Sequence[Event], parent: SessionKey | None = None
+    ) -> None:
         """Carry out `append`.
 
         Raises:
             NotImplementedError: there is only a service for asyncio.
         """
-        self.run(append(key, events))
+        self.run(append(key, events, parent))
 
 
 def append(

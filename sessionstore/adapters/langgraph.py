@@ -9,9 +9,9 @@ read in one round trip, in whatever order they arrived, and trimming the log nev
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
@@ -31,7 +31,7 @@ from .checkpoints import (
     instant_of,
     write_name,
 )
-from .flows import AnyService, Flow, Services, append, clear_events
+from .flows import AnyService, Flow, Services, clear_events
 
 with framework("langgraph-checkpoint", extra="langgraph", tested=">=3.0,<5"):
     from langgraph.checkpoint.base import (
@@ -119,17 +119,21 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         config: RunnableConfig,
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
+        new_versions: ChannelVersions,  # noqa: ARG002  # part of the interface
     ) -> RunnableConfig:
         """Store a checkpoint. See `aput`."""
-        return self._services.run(self._put(config, checkpoint, metadata, new_versions))
+        change = self._checkpoint(config, checkpoint, metadata)
+        self._services.append(change.key, [change.event], change.root)
+        if change.left:
+            self._services.run(self._threads.remove_state(change.key, change.left))
+        return self._stored(change)
 
     async def aput(
         self,
         config: RunnableConfig,
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
+        new_versions: ChannelVersions,  # noqa: ARG002  # part of the interface
     ) -> RunnableConfig:
         """Store a checkpoint; storing it again changes nothing.
 
@@ -148,7 +152,11 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
 
         One round trip, O(size); the first of a thread takes three.
         """
-        return await self._services.arun(self._put(config, checkpoint, metadata, new_versions))
+        change = self._checkpoint(config, checkpoint, metadata)
+        await self._services.aappend(change.key, [change.event], change.root)
+        if change.left:
+            await self._services.arun(self._threads.remove_state(change.key, change.left))
+        return self._stored(change)
 
     def put_writes(
         self,
@@ -158,7 +166,10 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         task_path: str = "",
     ) -> None:
         """Store what a task wrote. See `aput_writes`."""
-        self._services.run(self._put_writes(config, writes, task_id, task_path))
+        change = self._writes(config, writes, task_id, task_path)
+        if change is not None:
+            self._services.append(change.key, [change.event], change.root)
+            self._stored(change)
 
     async def aput_writes(
         self,
@@ -182,7 +193,10 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
 
         One round trip, O(size).
         """
-        await self._services.arun(self._put_writes(config, writes, task_id, task_path))
+        change = self._writes(config, writes, task_id, task_path)
+        if change is not None:
+            await self._services.aappend(change.key, [change.event], change.root)
+            self._stored(change)
 
     # -- many ----------------------------------------------------------------------------------
 
@@ -326,74 +340,6 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
             return None
         return self._tuple(thread_id, checkpoint_id, history)
 
-    def _put(
-        self,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,  # noqa: ARG002  # part of the interface
-    ) -> Flow[RunnableConfig]:
-        thread_id, namespace = _place(config)
-        key, checkpoint_id = self._threads.key(thread_id, namespace), checkpoint["id"]
-        parent = get_checkpoint_id(config)
-        record = StoredCheckpoint(
-            namespace,
-            parent,
-            self._dump(checkpoint, "checkpoint"),
-            self._dump(get_checkpoint_metadata(config, metadata), "metadata"),
-            self._threads.known.writes_of(key, parent) if parent else 0,
-        )
-        name = checkpoint_name(checkpoint_id)
-        superseded = self._threads.known.before(key, checkpoint_id)
-        if parent is not None and parent < checkpoint_id:
-            superseded = [*{*superseded, checkpoint_name(parent)}]
-        is_many = len(superseded) > _REMOVED_LIMIT  # too many to keep in the log for ever
-        event = Event(
-            "checkpoint",
-            id=checkpoint_id,
-            timestamp=instant_of(checkpoint_id),
-            state_delta={name: msgspec.to_builtins(record)},
-            state_removed=[] if is_many else sorted(superseded),
-        )
-        yield from append(key, [event], self._threads.parent(thread_id, key))
-        if is_many:
-            yield from self._threads.remove_state(key, superseded)
-        self._threads.known.discard(key, superseded)
-        self._threads.known.add(key, [name])
-        return _config(thread_id, namespace, checkpoint_id)
-
-    def _put_writes(
-        self,
-        config: RunnableConfig,
-        writes: Sequence[tuple[str, Any]],
-        task_id: str,
-        task_path: str,
-    ) -> Flow[None]:
-        thread_id, namespace = _place(config)
-        key, checkpoint_id = self._threads.key(thread_id, namespace), get_checkpoint_id(config)
-        if checkpoint_id is None:
-            raise InvalidArgument("config must name a checkpoint: checkpoint_id is missing")
-        delta: dict[str, Any] = {}
-        is_special = False
-        for number, (channel, value) in enumerate(writes):
-            index = WRITES_IDX_MAP.get(channel, number)
-            is_special = is_special or index < 0
-            name = write_name(checkpoint_id, task_id, index)
-            written = StoredWrite(channel, task_path, self._dump(value, f"writes[{number}]"))
-            delta[name] = msgspec.to_builtins(written)
-        if not delta:
-            return
-        # An error or an interrupt may come back to what it was before: that is a change too.
-        unique = uuid4().hex if is_special else ""
-        event = Event(
-            "writes",
-            id=f"{checkpoint_id}/{task_id}/{unique}",
-            timestamp=instant_of(checkpoint_id),
-            state_delta=delta,
-        )
-        yield from append(key, [event], self._threads.parent(thread_id, key))
-        self._threads.known.add(key, delta)
-
     def _page(
         self, config: RunnableConfig | None, offset: int
     ) -> Flow[tuple[Sequence[str], int | None]]:
@@ -434,7 +380,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
                 yield from clear_events(key)
                 stale = self._threads.known.before(key, history.newest)
                 if stale:
-                    yield from self._threads.remove_state(key, stale)
+                    yield from self._threads.remove_state(key, sorted(stale))
 
     def _delta_history(
         self, config: RunnableConfig, channels: Sequence[str]
@@ -468,6 +414,74 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
 
     # -- parts ---------------------------------------------------------------------------------
 
+    def _checkpoint(
+        self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata
+    ) -> _Change:
+        """What storing a checkpoint changes."""
+        thread_id, namespace = _place(config)
+        key, checkpoint_id = self._threads.key(thread_id, namespace), checkpoint["id"]
+        parent = get_checkpoint_id(config)
+        record = StoredCheckpoint(
+            namespace,
+            parent,
+            self._dump(checkpoint, "checkpoint"),
+            self._dump(get_checkpoint_metadata(config, metadata), "metadata"),
+            self._threads.known.writes_of(key, parent) if parent else 0,
+        )
+        superseded = self._threads.known.before(key, checkpoint_id)
+        if parent is not None and parent < checkpoint_id:
+            superseded.add(checkpoint_name(parent))
+        removed = sorted(superseded)
+        event = Event(
+            "checkpoint",
+            id=checkpoint_id,
+            timestamp=_instant(checkpoint),
+            state_delta={checkpoint_name(checkpoint_id): msgspec.to_builtins(record)},
+            state_removed=removed[:_REMOVED_LIMIT],
+        )
+        root = self._threads.key(thread_id, "") if namespace else None
+        answer = _config(thread_id, namespace, checkpoint_id)
+        return _Change(key, event, root, removed[_REMOVED_LIMIT:], answer)
+
+    def _writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str,
+    ) -> _Change | None:
+        """What storing a task's writes changes; None = nothing."""
+        thread_id, namespace = _place(config)
+        key, checkpoint_id = self._threads.key(thread_id, namespace), get_checkpoint_id(config)
+        if checkpoint_id is None:
+            raise InvalidArgument("config must name a checkpoint: checkpoint_id is missing")
+        delta: dict[str, Any] = {}
+        is_special = False
+        for number, (channel, value) in enumerate(writes):
+            index = WRITES_IDX_MAP.get(channel, number)
+            is_special = is_special or index < 0
+            name = write_name(checkpoint_id, task_id, index)
+            written = StoredWrite(channel, task_path, self._dump(value, f"writes[{number}]"))
+            delta[name] = msgspec.to_builtins(written)
+        if not delta:
+            return None
+        # An error or an interrupt may come back to what it was before: that is a change too.
+        unique = uuid4().hex if is_special else ""
+        event = Event(
+            "writes",
+            id=f"{checkpoint_id}/{task_id}/{unique}",
+            timestamp=instant_of(checkpoint_id),
+            state_delta=delta,
+        )
+        root = self._threads.key(thread_id, "") if namespace else None
+        return _Change(key, event, root, [], config)
+
+    def _stored(self, change: _Change) -> RunnableConfig:
+        """Note what is stored now; the change's answer."""
+        event = change.event
+        self._threads.known.replace(change.key, event.state_removed, event.state_delta)
+        return change.answer
+
     def _tuple(self, thread_id: str, checkpoint_id: str, history: History) -> CheckpointTuple:
         record = history.checkpoints[checkpoint_id]
         namespace, parent = record.namespace, record.parent
@@ -484,14 +498,13 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
 
     def _dump(self, value: Any, path: str) -> Serialized:
         try:
-            kind, data = self.serde.dumps_typed(value)
+            return Serialized(*self.serde.dumps_typed(value))
         except Exception as error:
             where, part = self._search(value, path)
             raise InvalidArgument(
                 f"{where} is a {type(part).__name__}, which {type(self.serde).__name__} does not "
                 f"serialise ({type(error).__name__})"
             ) from None
-        return [kind, b64encode(data).decode()]
 
     def _search(self, value: Any, path: str) -> tuple[str, Any]:
         """The innermost part that is at fault of a value which cannot be serialised."""
@@ -508,8 +521,25 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         return path, value
 
     def _load(self, serialized: Serialized) -> Any:
-        kind, data = serialized
-        return self.serde.loads_typed((kind, b64decode(data)))
+        return self.serde.loads_typed((serialized.type, serialized.data))
+
+
+class _Change(NamedTuple):
+    """An event of a thread's log.
+
+    Attributes:
+        key: the session it goes to.
+        event: the event.
+        root: the thread's own session, which is created too, if `key` is a subgraph's.
+        left: superseded state keys beyond those that the event names.
+        answer: a config that names the checkpoint.
+    """
+
+    key: SessionKey
+    event: Event
+    root: SessionKey | None
+    left: list[str]
+    answer: RunnableConfig
 
 
 class _Wanted:
@@ -567,6 +597,17 @@ def _place(config: RunnableConfig) -> tuple[str, str]:
     if "thread_id" not in configurable:
         raise InvalidArgument("config must name a thread: configurable.thread_id is missing")
     return configurable["thread_id"], configurable.get("checkpoint_ns") or ""
+
+
+def _instant(checkpoint: Checkpoint) -> datetime:
+    """When a checkpoint was made, as it says itself; the same whenever it is stored again."""
+    try:
+        made = datetime.fromisoformat(checkpoint["ts"])
+        if made.tzinfo is not None:
+            return made
+    except (KeyError, TypeError, ValueError):
+        pass
+    return instant_of(checkpoint["id"])
 
 
 def _config(thread_id: str, namespace: str, checkpoint_id: str) -> RunnableConfig:

@@ -426,6 +426,22 @@ async def test_the_same_again_is_stored_once(service: Any, saver: Any) -> None:
     assert (await saver.aget_tuple(THREAD)).pending_writes == [("task", "a", 1), ("task", "b", 2)]
 
 
+@pytest.mark.parametrize("said", ["2024-05-15T12:00:00.123456-04:00", "today", "2024-05-15", None])
+async def test_an_event_has_the_time_of_its_checkpoint(
+    service: Any, saver: Any, said: str | None
+) -> None:
+    made = checkpoint(1) | {"ts": said}
+    now = datetime.now(UTC)
+    await put(saver, made)
+    await saver.aput_writes(place(made["id"]), [("a", 1)], "task")
+    first, second = (await session_of(service)).events
+    if said and "T" in said:
+        assert first.timestamp == datetime.fromisoformat(said)
+    else:
+        assert abs(first.timestamp - now) < timedelta(seconds=60)  # as its id tells
+    assert abs(second.timestamp - now) < timedelta(seconds=60)
+
+
 async def test_an_error_may_come_back(saver: Any) -> None:
     made = checkpoint(1)
     await put(saver, made)
