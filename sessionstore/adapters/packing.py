@@ -15,8 +15,14 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 _TAG = "$"  # {"$": kind, "value": how the kind writes it}; a dict with such a key is a kind itself
 _LARGEST = 1 << 63
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+_encode_msgpack = msgspec.msgpack.Encoder().encode
 
 
 def _write_items(value: dict[Any, Any]) -> list[Any]:
@@ -88,3 +94,12 @@ def unpack(value: Any) -> Any:
     if _TAG in value:
         return _READERS[value[_TAG]](value["value"])
     return {key: unpack(item) for key, item in value.items()}
+
+
+def is_carried(value: Any) -> bool:
+    """Whether a service gives a value back as it is, whatever its codec."""
+    try:
+        _encode_msgpack(value)
+        return bool(_decode(_encode(value)) == value)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return False

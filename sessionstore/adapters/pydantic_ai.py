@@ -13,8 +13,9 @@ import sessionstore.sync
 from ..errors import CorruptData, InvalidArgument
 from ..model import Event, SessionKey
 from . import framework
-from .flows import AnyService, Flow, Services, append, clear_events, read_events
-from .packing import pack, unpack
+from .flows import AnyService, Flow, Services, clear_events, read_events
+from .packing import is_carried, pack, unpack
+from .shapes import Shapes
 
 with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
     from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequest, ModelResponse
@@ -100,7 +101,7 @@ class StoredMessageHistory:
 
         One round trip, O(log N) a message; the first message of a session takes three.
         """
-        await self._services.arun(self._store(messages))
+        await self._services.aappend(self._key, _events(messages))
 
     def store_sync(self, messages: Sequence[ModelMessage]) -> None:
         """Append messages. See `store`.
@@ -108,7 +109,7 @@ class StoredMessageHistory:
         Raises:
             NotImplementedError: there is only a service for asyncio.
         """
-        self._services.run(self._store(messages))
+        self._services.append(self._key, _events(messages))
 
     async def clear(self) -> None:
         """Remove all messages. State that was stored with the session stays.
@@ -139,46 +140,65 @@ class StoredMessageHistory:
                 key=where,
             ) from None
 
-    def _store(self, messages: Sequence[ModelMessage]) -> Flow[None]:
-        yield from append(self._key, _events(list(messages)))
+
+def _events(messages: Iterable[ModelMessage]) -> list[Event]:
+    return [_event(message, f"messages[{number}]") for number, message in enumerate(messages)]
 
 
-def _events(messages: list[ModelMessage]) -> list[Event]:
-    for number, message in enumerate(messages):
-        if not isinstance(message, (ModelRequest, ModelResponse)):
-            kind = type(message).__name__
-            raise InvalidArgument(f"messages[{number}] must be a ModelMessage, not {kind}")
+def _event(message: ModelMessage, path: str) -> Event:
+    """A message as an event.
+
+    Raises:
+        InvalidArgument: it cannot be serialised; names the path.
+    """
+    if not isinstance(message, (ModelRequest, ModelResponse)):
+        raise InvalidArgument(f"{path} must be a ModelMessage, not {type(message).__name__}")
+    content = _SHAPES.plain(message)
+    return _read_back(message, path) if content is None else Event(message.kind, content)
+
+
+def _comes_back(content: dict[str, Any], message: ModelMessage) -> bool:
     try:
-        contents: list[Any] = ModelMessagesTypeAdapter.dump_python(messages, mode="json")
+        return _messages([Event(message.kind, content)]) == [message]
+    except (LookupError, TypeError, ValueError):
+        return False
+
+
+_SHAPES = Shapes(_comes_back)
+
+
+def _read_back(message: ModelMessage, path: str) -> Event:
+    """A message as an event, of which nothing is known before."""
+    try:
+        [content] = ModelMessagesTypeAdapter.dump_python([message], mode="json", warnings=False)
     except (ValueError, TypeError) as error:
-        path, part = _search(messages, "messages")
+        where, part = _search(message, path)
         raise InvalidArgument(
-            f"{path} is a {type(part).__name__}, which Pydantic AI does not serialise "
+            f"{where} is a {type(part).__name__}, which Pydantic AI does not serialise "
             f"({type(error).__name__})"
         ) from None
-    events = [Event(content["kind"], content) for content in contents]
+    event = Event(message.kind, content)
     try:
-        found = _messages(events)
+        if _messages([event]) == [message] and is_carried(content):
+            return event
     except UnicodeEncodeError:
-        return events  # to be refused with the path
+        return event  # to be refused with the path
     except ValueError as error:
         raise InvalidArgument(
-            f"messages would not be read back by Pydantic AI ({type(error).__name__})"
+            f"{path} would not be read back by Pydantic AI ({type(error).__name__})"
         ) from None
-    for number, back in enumerate(found):
-        if back != messages[number]:
-            content = _packed(messages[number])
-            if content is not None:
-                events[number] = Event(content["kind"], content, metadata={"packed": True})
-    return events
+    content = _packed(message)
+    if content is None:
+        return event
+    return Event(message.kind, content, metadata={"packed": True})
 
 
 def _packed(message: ModelMessage) -> Any:
     """A message with all that its JSON loses; None if that does not give it back either."""
     try:
-        [content] = ModelMessagesTypeAdapter.dump_python([message])
+        [content] = ModelMessagesTypeAdapter.dump_python([message], warnings=False)
         packed = pack(content)
-        same = msgspec.json.decode(msgspec.json.encode(packed)) == packed
+        same = is_carried(packed)
         [back] = ModelMessagesTypeAdapter.validate_python([unpack(packed)])
     except (ValueError, TypeError, OverflowError, RecursionError):
         return None

@@ -14,6 +14,7 @@ from adapters_support import Backend, needs, opened, recordings, run_example
 import sessionstore
 import sessionstore.sync
 from sessionstore import CorruptData, Event, InvalidArgument, LimitExceeded, SessionKey
+from sessionstore.adapters.shapes import Shapes
 
 pydantic_ai: Any = needs("pydantic_ai", "pydantic-ai")
 messages: Any = needs("pydantic_ai.messages", "pydantic-ai")
@@ -165,6 +166,47 @@ async def test_a_message_is_stored_as_pydantic_ai_writes_it(service: Any) -> Non
     )
 
 
+async def test_one_message_of_a_shape_is_read_back(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Any] = []
+
+    def comes_back(content: dict[str, Any], message: Any) -> bool:
+        read.append(message)
+        return bool(adapter._comes_back(content, message))
+
+    monkeypatch.setattr(adapter, "_SHAPES", Shapes(comes_back))
+    m = messages
+    written = [
+        m.ModelResponse(parts=[m.TextPart(text), m.ToolCallPart("look", {text: 1}, text)])
+        for text in ("one", "two", "three")
+    ]
+    await stored(service).store(written)
+    assert read == written[:1]
+    assert await stored(service).load() == written
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parts": [messages.TextPart(5)]},
+        {"finish_reason": "whatever"},
+        {"timestamp": "yesterday"},
+    ],
+    ids=repr,
+)
+async def test_what_a_known_shape_cannot_hold_is_refused(
+    service: Any, change: dict[str, Any]
+) -> None:
+    filled = {"finish_reason": "stop", "model_name": "m"}
+    known = messages.ModelResponse(parts=[messages.TextPart("x")], **filled)
+    await stored(service).store([known])
+    odd = dataclasses.replace(known, **change)
+    with pytest.raises(InvalidArgument, match=r"^messages\[1\] "):
+        await stored(service).store([known, odd])
+    assert await stored(service).load() == [known]
+
+
 @dataclasses.dataclass
 class Found:
     """What a tool may return."""
@@ -181,6 +223,7 @@ class Found:
         timedelta(seconds=1),
         {1: "a"},
         [float("inf"), 1 << 200],
+        {"n": 1 << 200},
         {"$": "bytes"},
     ],
     ids=repr,
