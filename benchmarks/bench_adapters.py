@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import warnings
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -26,11 +27,12 @@ from .workload import EVENT_LIMIT, fill, service_of, split
 ENGINE = "sessionstore, the same bytes"
 SERIALISED = "the framework's own serialisation"
 
+BY_HAND = "serialised by the framework, then the engine"
+
+_OWN_FIELDS = ("id", "timestamp")
 _FIELDS = (
     "author",
     "content",
-    "id",
-    "timestamp",
     "invocation_id",
     "branch",
     "state_delta",
@@ -69,7 +71,8 @@ async def recorder_of(framework: Any) -> Callable[[Any], Awaitable[dict[str, Any
 
     async def fields_of(message: Any) -> dict[str, Any]:
         await append(message)
-        return {name: getattr(recorder.seen, name) for name in _FIELDS}
+        names = _FIELDS + _OWN_FIELDS if framework.gives_ids else _FIELDS
+        return {name: getattr(recorder.seen, name) for name in names}
 
     return fields_of
 
@@ -158,6 +161,20 @@ class _Setup:
         self.harness.run(self.service.clear_events(key))
         return key
 
+    def by_hand(self, count: int) -> Variant:
+        """What somebody writes who has no adapter."""
+        append, serialise = self.service.append_event, self.framework.serialise
+
+        async def append_to(key: SessionKey, message: Any) -> None:
+            text = serialise(message)
+            if isinstance(text, tuple):  # LangGraph's: type and bytes
+                text = b64encode(text[1])
+            await append(key, Event("agent", text if isinstance(text, str) else text.decode()))
+
+        appends = [partial(append_to, key) for key in self.keys("by hand")]
+        new_message = self.framework.new_message
+        return self.variant(BY_HAND, count, appends, new_message, "as text")
+
     def serialised(self, count: int) -> Variant:
         """What nobody can do without who stores the framework's messages."""
 
@@ -196,7 +213,8 @@ def measure(harness: Harness, server: Server, framework: Any, agents: int) -> Gr
     fewer = harness.pick(64, agents * 2)
     directory = tempfile.TemporaryDirectory()
     harness.at_end(directory.cleanup)
-    variants = [setup.engine(count), setup.adapter(count), setup.serialised(count)]
+    variants = [setup.engine(count), setup.adapter(count), setup.by_hand(count)]
+    variants.append(setup.serialised(count))
     variants += setup.own(fewer, Path(directory.name))
     name = f"{framework.name}, {agents} agents"
     if agents > 1:
@@ -210,6 +228,7 @@ def _shares(group: Group, framework: Any) -> list[tuple[str, float]]:
     """What adapter and framework take of the engine's processor time."""
     return [
         ("adapter / engine", group.ratio(framework.adapter, ENGINE, _client_cpu_of)),
+        (f"adapter / {BY_HAND}", group.ratio(framework.adapter, BY_HAND, _client_cpu_of)),
         (f"{SERIALISED} / engine", group.ratio(SERIALISED, ENGINE, _client_cpu_of)),
     ]
 

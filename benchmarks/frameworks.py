@@ -28,11 +28,19 @@ Makers = dict[str, Callable[[int], Any]]
 
 
 class Framework:
-    """What a framework may leave out."""
+    """What a framework may leave out.
+
+    Attributes:
+        name: of its distribution.
+        extra: ours that installs it.
+        adapter: what is measured of the adapter.
+        gives_ids: whether its messages have ids and times of their own, which the adapter takes.
+    """
 
     name = ""
     extra = ""
     adapter = ""
+    gives_ids = False
 
     def own(self, harness: Harness, directory: Path) -> Makers:
         """Storages in memory or in a file of the directory."""
@@ -176,6 +184,7 @@ class LangGraph(Framework):
     name = "langgraph"
     extra = "langgraph"
     adapter = "StoredCheckpointSaver.aput"
+    gives_ids = True
 
     def __init__(self) -> None:
         self._adapter: Any = import_module("sessionstore.adapters.langgraph").StoredCheckpointSaver
@@ -215,6 +224,7 @@ class GoogleADK(Framework):
     name = "google-adk"
     extra = "adk"
     adapter = "AdkSessionService.append_event"
+    gives_ids = True
 
     def __init__(self) -> None:
         self._adapter: Any = import_module("sessionstore.adapters.adk").AdkSessionService
@@ -265,6 +275,7 @@ class TrpcAgent(Framework):
     name = "trpc-agent-py"
     extra = "trpc-agent"
     adapter = "TrpcSessionService.append_event"
+    gives_ids = True
 
     def __init__(self) -> None:
         self._adapter: Any = import_module("sessionstore.adapters.trpc_agent").TrpcSessionService
