@@ -48,6 +48,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
             after an unknown outcome.
         writes: it changes data, not only deadlines; so an unknown outcome matters.
         is_bulk: it may carry so much that small calls should not have to wait behind it.
+        slot: where no key is named, a cluster slot of the server that is asked, or a key in it.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     idempotent: bool = True
     writes: bool = True
     is_bulk: bool = False
+    slot: int | bytes | None = None
 
 
 class AsyncExecutor(Protocol):

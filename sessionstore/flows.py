@@ -129,6 +129,20 @@ def list_sessions(
     return found
 
 
+def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:
+    """The users of an application, by a walk over all keys of all servers."""
+    slots: list[int | None] = [None]
+    if ops.app_apart:  # and so users are spread over a cluster
+        slots = yield ops.list_primaries()
+    users: set[str] = set()
+    for slot in slots:
+        cursor: int | None = None
+        while cursor != 0:
+            cursor, found = yield ops.list_users(app_name, slot, cursor or 0)
+            users.update(found)
+    return sorted(users)
+
+
 def append_event(
     ops: Ops,
     session: Session | SessionKey,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from typing import Literal, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from .errors import InvalidArgument
 
@@ -92,6 +92,23 @@ class SessionKeys(NamedTuple):
     app: bytes
 
 
+class UserPattern(NamedTuple):
+    """Every index of an application's users is spelt `head`, encoded user id, `tail`."""
+
+    head: str
+    tail: str
+
+    @property
+    def glob(self) -> str:
+        """As SCAN takes it."""
+        return re.sub(r"([*?\[\]\\])", r"\\\1", self.head) + "*" + self.tail
+
+    def user_id(self, key: bytes) -> str:
+        """The user whose index a key is."""
+        name = key.decode()
+        return unquote(name[len(self.head) : len(name) - len(self.tail)])
+
+
 class Keys:
     """Spells the keys of one service.
 
@@ -129,6 +146,12 @@ class Keys:
             return self._cached_session(app_name, user_id, session_id)
         except TypeError:  # not hashable, so no str: let the right argument be named
             return self._spell_session(app_name, user_id, session_id)
+
+    def users(self, app_name: str) -> UserPattern:
+        """What the indexes of all users of an application have in common."""
+        tag = self._tag(encode_id("app_name", app_name), "*")
+        head, _, tail = tag.partition("*")
+        return UserPattern(f"{self._prefix}sessions:{head}", tail)
 
     def _spell_session(self, app_name: str, user_id: str, session_id: str) -> SessionKeys:
         app = encode_id("app_name", app_name)

@@ -31,6 +31,7 @@ EVENTS_PER_PAGE_LIMIT = 10_000
 """Most events that one page of the log holds."""
 
 
+_KEYS_PER_SCAN = 1000  # that one SCAN looks at
 _BULK_EVENTS = 100  # reading more is bulk
 _BULK_BYTES = 1 << 17  # and so is writing more
 
@@ -196,6 +197,39 @@ class Ops:
 
         is_bulk = _is_bulk(event_num * len(ids))
         return Call("list_sessions", decode, then=tuple(commands), writes=False, is_bulk=is_bulk)
+
+    def list_primaries(self) -> Call[list[int]]:
+        """A slot of every primary of the cluster."""
+
+        def decode(replies: list[Any]) -> list[int]:
+            first = {tuple(primary[:3]): slot for slot, _, primary, *_ in replies[0]}
+            return sorted(first.values())
+
+        command: Command = ("CLUSTER", "SLOTS")
+        return Call("list_users", decode, then=(command,), writes=False, slot=0)
+
+    def list_users(
+        self, app_name: str, slot: int | None, cursor: int
+    ) -> Call[tuple[int, list[str]]]:
+        """Some users of an application, and where to go on; 0 = at the end.
+
+        Args:
+            app_name: the application.
+            slot: one of the server that is asked; None = that of the application's own keys.
+            cursor: where to go on.
+        """
+        pattern = self._keys.users(app_name)
+
+        def decode(replies: list[Any]) -> tuple[int, list[str]]:
+            position, found = replies[0]
+            return int(position), [pattern.user_id(key) for key in found]
+
+        command: Command = (
+            *("SCAN", cursor, "MATCH", pattern.glob),
+            *("COUNT", _KEYS_PER_SCAN, "TYPE", "zset"),
+        )
+        place = self._keys.app(app_name) if slot is None else slot
+        return Call("list_users", decode, then=(command,), writes=False, slot=place)
 
     def prune_index(self, app_name: str, user_id: str, ids: Sequence[str]) -> Call[int]:
         """Take expired sessions out of the index; how many there were."""

@@ -177,6 +177,23 @@ class SessionService:
             flows.list_sessions(self._ops, app_name, user_id, limit, offset, event_num)
         )
 
+    async def list_users(self, app_name: str) -> list[str]:
+        """The users of an application that have sessions, in alphabetical order.
+
+        For administration, not for requests: it walks over all keys of all servers. A user whose
+        first session is created meanwhile, or whose slot moves, may be missing.
+
+        Args:
+            app_name: 1 to 256 bytes of UTF-8.
+
+        Raises:
+            InvalidArgument: the name is none.
+            BackendError: the store could not be read.
+
+        Plain SCAN; a round trip for every thousand keys, O(all keys).
+        """
+        return await self._drive(flows.list_users(self._ops, app_name))
+
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
         """Remove a session with its events and its state; a missing one is fine.
 

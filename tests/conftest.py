@@ -214,7 +214,7 @@ def _start_least_privilege(running: dict[str, Server]) -> Server:
         embedded.start()
         running[LEAST_PRIVILEGE] = found = Server(embedded, AGENT)
         command: Any = found.raw.execute_command
-        command("ACL", "SETUSER", *acl_user())
+        command("ACL", "SETUSER", *acl_user("scan"))
     return running[LEAST_PRIVILEGE]
 
 
@@ -240,10 +240,10 @@ def _start_group(running: dict[str, Group], kind: str) -> Group:
     if kind not in running:
         group: Cluster | SentinelGroup
         if kind == "sentinel":
-            group = SentinelGroup(users=[acl_user("role")])
+            group = SentinelGroup(users=[acl_user("role", "scan")])
         else:
             replicas = 3 if kind == "replicated_cluster" else 0
-            group = Cluster(replicas=replicas, users=[acl_user("asking", "cluster|slots")])
+            group = Cluster(replicas=replicas, users=[acl_user("asking", "cluster|slots", "scan")])
         group.start()
         running[kind] = Group(group)
     return running[kind]

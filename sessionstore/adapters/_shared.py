@@ -309,18 +309,14 @@ def check_service(adapter: str, service: object) -> SessionService:
 
 
 async def all_sessions(
-    service: SessionService, adapter: str, app_name: str, user_id: str | None
+    service: SessionService, app_name: str, user_id: str | None
 ) -> list[Session]:
-    """All sessions of a user, the last updated first, with their newest event.
-
-    Raises:
-        NotImplementedError: no `user_id`.
-    """
+    """All sessions of a user, the last updated first, with their newest event; None = of all."""
     if user_id is None:
-        raise NotImplementedError(
-            f"{adapter} lists the sessions of one user: list_sessions needs a user_id "
-            "(the store's indexes are per user, each in one atomic step with its sessions)"
-        )
+        all_found = []
+        for user in await service.list_users(app_name):
+            all_found += await all_sessions(service, app_name, user)
+        return sorted(all_found, key=lambda session: session.updated_at, reverse=True)
     found: dict[str, Session] = {}
     offset = 0
     while True:

@@ -192,17 +192,17 @@ class TrpcSessionService(BaseSessionService):
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise.
+            user_id: likewise; None = all users, found by a walk over all keys of the store.
 
         Raises:
-            NotImplementedError: no `user_id`: the store has an index of sessions per user.
             InvalidArgument: an argument is out of range.
             CorruptData: a session holds something that this adapter did not write.
             BackendError: the store could not be read.
 
-        Two round trips for up to 1,000 sessions each.
+        Two round trips for up to 1,000 sessions each of a user; for all users one more for every
+        thousand keys of the store.
         """
-        found = await all_sessions(self._service, _ADAPTER, app_name, user_id)
+        found = await all_sessions(self._service, app_name, user_id)
         return ListSessionsResponse(sessions=[_session(session) for session in found])
 
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:

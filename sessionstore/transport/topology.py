@@ -294,7 +294,9 @@ class ClusterTopology:
 
 
 def slot_of(call: Call[Any]) -> int:
-    """The slot of a Call's keys, which share one."""
+    """The slot of a Call's keys, which share one; or that which it names."""
+    if call.slot is not None:
+        return call.slot if isinstance(call.slot, int) else slot_of_key(call.slot)
     key = call.keys[0] if call.keys else call.then[0][1]
     assert isinstance(key, bytes)
     return slot_of_key(key)

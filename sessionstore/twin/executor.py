@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -79,6 +80,8 @@ class MemoryExecutor:
 
     def _command(self, command: Command) -> Any:
         name, key, *rest = command
+        if name == "SCAN":
+            return self._scan(str(rest[1]))
         assert isinstance(key, bytes)
         if name == "HGETALL":
             return self.keyspace.hgetall(key)
@@ -87,6 +90,20 @@ class MemoryExecutor:
         if name == "ZRANGE":
             return self._zrange(key, *rest)
         raise AssertionError(f"no twin of the command {name!r}")
+
+    def _scan(self, glob: str) -> list[Any]:
+        """All sorted sets of which the name matches a pattern with one star."""
+        head, _, tail = glob.rpartition("*")
+        head = re.sub(r"\\(.)", r"\1", head)
+        names = self.keyspace.keys()
+        found = [
+            key
+            for key in names
+            if key.startswith(head.encode())
+            and key.endswith(tail.encode())
+            and self.keyspace.kind(key) == b"zset"
+        ]
+        return [b"0", found]
 
     def _zrange(self, key: bytes, start: Any, stop: Any, *options: Any) -> list[Any]:
         rev = "REV" in options

@@ -168,9 +168,18 @@ async def test_a_list_may_be_longer_than_a_page(
     assert [session.id for session in found] == [str(number) for number in range(7)]
 
 
-async def test_sessions_of_all_users_are_not_listed(sessions: AdkSessionService) -> None:
-    with pytest.raises(NotImplementedError, match="user_id"):
-        await sessions.list_sessions(app_name="app")
+async def test_sessions_of_all_users_are_listed(sessions: AdkSessionService) -> None:
+    assert (await sessions.list_sessions(app_name="app")).sessions == []
+    for app, user, name in (("app", "a", "1"), ("app", "b:*", "2"), ("other", "a", "3")):
+        ids = {"app_name": app, "user_id": user, "session_id": name}
+        await sessions.create_session(**ids, state={"name": name, "user:is": user, "app:x": 1})
+    session = await sessions.get_session(app_name="app", user_id="a", session_id="1")
+    assert session is not None
+    await sessions.append_event(session, said("hi", timestamp=time.time() + 10))
+    found = (await sessions.list_sessions(app_name="app")).sessions
+    assert [(session.user_id, session.id) for session in found] == [("b:*", "2"), ("a", "1")]
+    assert found[1].state == {"name": "1", "user:is": "a", "app:x": 1}
+    assert [session.events for session in found] == [[], []]
 
 
 # -- state -------------------------------------------------------------------------------------
@@ -671,8 +680,17 @@ async def test_it_answers_as_adks_own_service(sessions: AdkSessionService, seed:
                     assert ours.last_update_time == theirs.last_update_time
         elif action == "list":
             listed = [(await service.list_sessions(**user)).sessions for service in (sessions, own)]
-            states = [{session.id: session.state for session in found} for found in listed]
+            app_name = user["app_name"]
+            listed += [
+                (await service.list_sessions(app_name=app_name)).sessions
+                for service in (sessions, own)
+            ]
+            states = [
+                {(session.user_id, session.id): session.state for session in found}
+                for found in listed
+            ]
             assert states[0] == states[1]
+            assert states[2] == states[3]
             assert await sessions.get_user_state(**user) == await own.get_user_state(**user)
         elif action == "delete":
             for service in (sessions, own):

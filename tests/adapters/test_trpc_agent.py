@@ -182,8 +182,10 @@ async def test_sessions_are_listed_without_events(
     assert all(session.events == [] for session in found)
     assert all(session.conversation_count == 2 for session in found)
     assert (await sessions.list_sessions(app_name="app", user_id="other")).sessions == []
-    with pytest.raises(NotImplementedError, match="user_id"):
-        await sessions.list_sessions(app_name="app")
+    await sessions.create_session(app_name="app", user_id="other", session_id="f")
+    await sessions.create_session(app_name="another", user_id="other", session_id="g")
+    everybodys = (await sessions.list_sessions(app_name="app")).sessions
+    assert [session.id for session in everybodys] == ["f", "e", "d", "c", "b", "a"]
 
 
 async def test_tiers_are_shared_as_their_prefix_says(sessions: TrpcSessionService) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +21,7 @@ from contract_support import (
     read,
 )
 
-from sessionstore import Event, EventPage, SessionKey, SessionNotFound
+from sessionstore import Event, EventPage, InvalidArgument, SessionKey, SessionNotFound
 
 ALL = list(range(25))
 LATEST = 2**53  # the largest position
@@ -207,6 +209,51 @@ async def test_a_deleted_session_is_not_listed(service: Any) -> None:
     assert await listed(service) == ["c", "a"]
     await create(service, key_of("b"))
     assert await listed(service) == ["b", "c", "a"]
+
+
+# -- users --------------------------------------------------------------------------------------
+
+
+STRANGE = ["a", "b:c", "*", "[a]", "{x}", "a}", "\\", "\u00e9\U0001f600", "100%", "a b"]
+
+
+@pytest.mark.parametrize("options", [{}, {"key_prefix": "p:"}, {"key_prefix": "limit-*:"}])
+async def test_the_users_of_an_application(
+    make_service: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    service = make_service(**options)
+    other = make_service(key_prefix="limit-[:" if options else "p:")
+    await create(other, SessionKey(APP, "elsewhere", "one"))
+    for app in (APP, "ap", "app:", "app*", "*", "{app}"):
+        assert await service.list_users(app) == []
+        for user in STRANGE[: 3 if app != APP else None]:
+            await create(service, SessionKey(app, user, f"of-{app}"))
+            await create(service, SessionKey(app, user, "another"))
+    assert await service.list_users(APP) == sorted(STRANGE)
+    assert await service.list_users("*") == sorted(STRANGE[:3])
+    assert await service.list_users("a") == []
+    assert await other.list_users(APP) == ["elsewhere"]
+
+
+async def test_a_user_whose_sessions_are_gone_is_not_listed(service: Any) -> None:
+    for user in ("a", "b"):
+        await create(service, SessionKey(APP, user, "one"), state={"user:name": user})
+    await service.delete_session(app_name=APP, user_id="a", session_id="one")
+    assert await service.list_users(APP) == ["b"]
+
+
+async def test_many_users_are_all_listed(service: Any) -> None:
+    users = [f"user{number:04}" for number in range(2500)]
+    for first in range(0, len(users), 100):
+        await asyncio.gather(
+            *(create(service, SessionKey(APP, user, "one")) for user in users[first : first + 100])
+        )
+    assert await service.list_users(APP) == users
+
+
+async def test_the_name_of_the_application_is_checked(service: Any) -> None:
+    with pytest.raises(InvalidArgument, match="app_name must not be empty"):
+        await service.list_users("")
 
 
 # -- event_num ----------------------------------------------------------------------------------

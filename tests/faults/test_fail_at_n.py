@@ -199,6 +199,7 @@ OPERATIONS = (
         lambda s, session: s.delete_session_state(session, "k", "user:k", "app:k"),
         counts_twice=True,
     ),
+    Operation("list_users", lambda s, _: s.list_users("a")),
     Operation("get_user_state", lambda s, _: s.get_user_state("a", "u")),
     Operation("update_user_state", lambda s, _: s.update_user_state("a", "u", {"n": 1})),
     Operation("delete_user_state", lambda s, _: s.delete_user_state("a", "u", "k")),

@@ -10,7 +10,7 @@ import pytest
 from conftest import Server, acl_user
 from redis_support import OPERATIONS, Operation, make_service, operation_name, prepare
 
-from sessionstore import RedisSessionService
+from sessionstore import BackendRejected, RedisSessionService
 
 # All that a user of sessionstore has to be allowed, once connected.
 ALLOWED = {rule[1:].upper() for rule in acl_user() if rule.startswith("+")}
@@ -124,6 +124,18 @@ async def test_nothing_is_allowed_that_is_not_used(server: Server, service: Any)
     used |= await _used_without_ttl(server)
     server.raw.flushall()
     assert ALLOWED - used == set()
+
+
+async def test_users_are_listed_only_with_the_right_to_scan(server: Server) -> None:
+    command: Any = server.raw.execute_command
+    command("ACL", "SETUSER", *acl_user())
+    url = server.url.replace("unix://", "unix://agent:password@")
+    async with RedisSessionService(url) as service:
+        with pytest.raises(BackendRejected, match="list_users was refused by the server: NOPERM"):
+            await service.list_users("a")
+        command("ACL", "SETUSER", "agent", "+scan")
+        assert await service.list_users("a") == []
+    command("ACL", "DELUSER", "agent")
 
 
 async def _used_without_ttl(server: Server) -> set[str]:

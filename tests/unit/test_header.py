@@ -192,6 +192,8 @@ BUILDERS: dict[str, Callable[[Ops], list[Call[Any]]]] = {
     "list_sessions": lambda ops: [
         ops.list_sessions("app", "user", ["a", "b"], event_num) for event_num in (0, 5)
     ],
+    "list_primaries": lambda ops: [ops.list_primaries()],
+    "list_users": lambda ops: [ops.list_users("app", None, 0), ops.list_users("app", 7, 42)],
     "prune_index": lambda ops: [ops.prune_index("app", "user", ["a", "b"])],
     "delete_session": lambda ops: [ops.delete_session(KEY)],
     "append_event": lambda ops: [
