@@ -32,7 +32,7 @@ class StoredMessageHistory:
         result = await agent.run("Hi", message_history=await history.load())
         await history.store(result.new_messages())
 
-    Every message is one event, as Pydantic AI's own `ModelMessagesTypeAdapter` writes it; the
+    Every message is one event, JSON that Pydantic AI's own `ModelMessagesTypeAdapter` reads; the
     session is created by the first. TTL and event limit are the service's. Where that would lose
     something, such as bytes that a tool returned, it is kept all the same. What remains is what
     Pydantic AI makes of it: a model that a tool returned comes back as a dict, an image given as

@@ -154,7 +154,7 @@ async def test_every_message_comes_back_equal(backend: Backend, codec: str) -> N
     assert [type(message) for message in found] == [type(message) for message in written]
 
 
-async def test_a_message_is_stored_as_pydantic_ai_writes_it(service: Any) -> None:
+async def test_a_message_is_stored_as_pydantic_ai_reads_it(service: Any) -> None:
     await stored(service).store(every_message())
     [session] = await call(service, "list_sessions", app_name="shop", user_id="ann", event_num=9)
     assert [event.author for event in session.events] == ["request", "response"] * 2
