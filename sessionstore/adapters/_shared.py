@@ -41,6 +41,9 @@ _SURELY_READ = 100  # levels of JSON, and as many brackets; pydantic reads 200
 # What serialisers and readers raise on purpose, for what they are given.
 _REFUSALS = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
 
+# Types of which JSON gives an empty value back.
+_SURE_IF_EMPTY = (NoneType, str, bool, int, float, list, dict)
+
 # Annotations whose values the framework's own JSON always gives back.
 _CLOSED = (str, bool, int, bytes, datetime, date, time, timedelta, Enum, NoneType)
 
@@ -176,7 +179,11 @@ class JsonForm(Generic[M]):
             kind = type(value)
             take = parts.get(kind)
             if take is not None:
-                left += filter(None, take(value.__dict__))
+                left += [
+                    part
+                    for part in take(value.__dict__)
+                    if part or type(part) not in _SURE_IF_EMPTY
+                ]
             elif kind is str or kind is bool:
                 continue
             elif kind is float:
@@ -348,7 +355,10 @@ def _getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
     """What takes these fields out of a model's __dict__."""
     if len(names) > 1:
         return itemgetter(*names)
-    return lambda fields: tuple(fields[name] for name in names)
+    if names:
+        [name] = names
+        return lambda fields: (fields[name],)
+    return lambda _: ()
 
 
 def _is_model(value: Any) -> bool:

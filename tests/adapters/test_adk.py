@@ -282,6 +282,18 @@ async def test_a_complete_event_is_read_as_it_was(sessions: AdkSessionService) -
     assert session.last_update_time == 1_700_000_000.123_456_7
 
 
+@pytest.mark.parametrize("empty", [(), b"", set(), frozenset(), timedelta(), Decimal(0)], ids=repr)
+async def test_what_is_empty_is_read_as_it_was(sessions: AdkSessionService, empty: Any) -> None:
+    session = await sessions.create_session(**IDS)
+    event = Event(author="agent", output=empty)
+    whole = event.model_copy(deep=True)
+    await sessions.append_event(session, event)
+    found = await sessions.get_session(**IDS)
+    assert found is not None
+    assert found.events == [whole]
+    assert type(found.events[0].output) is type(empty)
+
+
 ODD: dict[str, Any] = {
     "bytes": b"\xff\x00",
     "naive": datetime(2024, 5, 15, 12, 0, 0, 5),
