@@ -1,14 +1,16 @@
 """What does an adapter cost on top of the engine, and what the framework's own storage?
 
 The adapter is given the framework's own messages; the engine is given events of the same bytes, as
-the adapter makes them. Making the framework's message is in neither time. What the framework needs
-to turn its message into bytes is in the adapter's. A framework that is not installed is left out.
+the adapter makes them. Making the message is in neither time. It is made shortly before, as by an
+agent, so that it is at hand for the processor. What the framework needs to turn its message into
+bytes is in the adapter's time. A framework that is not installed is left out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 import warnings
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,10 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from sessionstore import Event, InMemorySessionService, RedisSessionService, SessionKey
 
 from .frameworks import FRAMEWORKS, Append
-from .harness import Harness, Server, Variant, VariantFailedError, main
+from .harness import Harness, Server, Timing, Variant, VariantFailedError, main
 from .results import Figure, Group, Result, Sample, Target, time_of
 from .workload import EVENT_LIMIT, fill, service_of, split
 
@@ -28,6 +32,8 @@ ENGINE = "sessionstore, the same bytes"
 SERIALISED = "the framework's own serialisation"
 
 BY_HAND = "serialised by the framework, then the engine"
+
+_AT_ONCE = 8  # messages that an agent appends one after the other before new ones are made
 
 _OWN_FIELDS = ("id", "timestamp")
 _FIELDS = (
@@ -108,41 +114,52 @@ class _Setup:
         appends: Sequence[Append],
         new_message: Callable[[], Any],
         note: str = "",
+        prepare: Callable[[int], None] | None = None,
     ) -> Variant:
-        """Every agent appends to its session what was made before."""
-        each = split(count, self.agents)
-        made: list[list[Any]] = []
+        """Every agent appends to its session what was made just before."""
+        turns = max(split(count, self.agents) // _AT_ONCE, 1)
+        operations = turns * _AT_ONCE * self.agents
 
         async def agent(append: Append, messages: list[Any]) -> None:
             for message in messages:
                 await append(message)
 
-        def prepare() -> None:
-            made[:] = [[new_message() for _ in range(each)] for _ in appends]
+        async def work() -> Timing:
+            seconds = cpu_seconds = 0.0
+            begun = time.process_time()
+            for _ in range(turns):
+                made = [[new_message() for _ in range(_AT_ONCE)] for _ in appends]
+                cpu, start = time.process_time(), time.perf_counter()
+                outcomes = await asyncio.gather(*map(agent, appends, made), return_exceptions=True)
+                seconds += time.perf_counter() - start
+                cpu_seconds += time.process_time() - cpu
+                for error in outcomes:
+                    if isinstance(error, Exception):
+                        raise VariantFailedError(f"{type(error).__name__}: {error}") from error
+            return Timing(seconds, cpu_seconds, time.process_time() - begun - cpu_seconds)
 
-        async def work() -> None:
-            outcomes = await asyncio.gather(*map(agent, appends, made), return_exceptions=True)
-            for error in outcomes:
-                if isinstance(error, Exception):
-                    raise VariantFailedError(f"{type(error).__name__}: {error}") from error
-
-        return Variant(name, each * self.agents, work, prepare, note)
+        return Variant(name, operations, work, prepare and partial(prepare, operations), note)
 
     def engine(self, count: int) -> Variant:
         """The engine's own append; it makes its event within the time, as the adapter does."""
         run = self.harness.run
         fields_of = run(recorder_of(self.framework))
+        stock: list[dict[str, Any]] = []
         append = self.service.append_event
 
         async def append_to(key: SessionKey, fields: dict[str, Any]) -> None:
             await append(key, Event(**fields))
 
+        def prepare(operations: int) -> None:
+            new_message = self.framework.new_message
+            stock[:] = [run(fields_of(new_message())) for _ in range(operations)][::-1]
+
         def new_fields() -> dict[str, Any]:
-            fields: dict[str, Any] = run(fields_of(self.framework.new_message()))
-            return fields
+            fields = stock.pop()
+            return fields | {name: _copy(fields[name]) for name in ("content", "state_delta")}
 
         appends = [partial(append_to, key) for key in self.keys("engine")]
-        return self.variant(ENGINE, count, appends, new_fields)
+        return self.variant(ENGINE, count, appends, new_fields, prepare=prepare)
 
     def adapter(self, count: int) -> Variant:
         """The same through the adapter."""
@@ -199,6 +216,11 @@ class _Setup:
                     self.variant(name, count, appends, self.framework.new_message, "keeps all")
                 )
         return variants
+
+
+def _copy(value: Any) -> Any:
+    """A copy that was made just now."""
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 async def _append_all(append: Append, messages: list[Any]) -> None:

@@ -44,15 +44,17 @@ _QUIET = 0.2  # cores that other programs may keep busy during a round that coun
 
 @dataclass(frozen=True)
 class Timing:
-    """What a variant that takes the time itself, in a process of its own, hands back.
+    """What a variant that takes the time itself hands back.
 
     Attributes:
-        seconds: time from the start of the first to the end of the last operation.
-        cpu_seconds: processor time of that process.
+        seconds: time that the operations took.
+        cpu_seconds: processor time that they took, of this process or another.
+        cpu_seconds_beside: processor time of what was done between them.
     """
 
     seconds: float
     cpu_seconds: float
+    cpu_seconds_beside: float = 0.0
 
 
 class VariantFailedError(Exception):
@@ -326,32 +328,36 @@ class Harness:
                     self.finish(variant.prepare())
                 gc.collect()
                 busy_before = _busy_seconds()
-                sample = self._sample(server, variant)
+                sample, beside = self._sample(server, variant)
             except VariantFailedError as reason:
                 del running[variant.name]
                 self.failures.append(f"{variant.name} fails: {name}: {reason}")
                 continue
             cpu_us = sample.client_cpu_us + (sample.server_cpu_us or 0.0)
-            others += _busy_seconds() - busy_before - cpu_us * sample.operations / 1e6
+            others += _busy_seconds() - busy_before - cpu_us * sample.operations / 1e6 - beside
             busy += sample.seconds
             samples[variant.name] = sample
         return Round(samples, max(others / busy, 0.0) if busy > _TELLING_SECONDS else 0.0)
 
-    def _sample(self, server: Server | None, variant: Variant) -> Sample:
+    def _sample(self, server: Server | None, variant: Variant) -> tuple[Sample, float]:
+        """What was measured, and processor time beside it."""
         before = server.read() if server else None
         cpu, start = time.process_time(), time.perf_counter()
         timing = self.finish(variant.work())
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+        beside = 0.0
         if isinstance(timing, Timing):
             seconds, cpu_seconds = timing.seconds, timing.cpu_seconds
+            beside = timing.cpu_seconds_beside
         count = variant.operations
         client_cpu_us = cpu_seconds / count * 1e6
         if server is None or before is None:
-            return Sample(count, seconds, client_cpu_us)
+            return Sample(count, seconds, client_cpu_us), beside
         server_cpu_us, received, sent = server.between(before, server.read())
-        return Sample(
+        sample = Sample(
             count, seconds, client_cpu_us, server_cpu_us / count, received / count, sent / count
         )
+        return sample, beside
 
     def finish(self, outcome: Any) -> Any:
         """What a function gave, or what it gives once it is awaited."""
