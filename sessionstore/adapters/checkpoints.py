@@ -107,6 +107,26 @@ class History(msgspec.Struct):
         return [(place[0], written[place]) for place in order]
 
 
+Put = tuple[str, int]
+"""A checkpoint, and how many writes of its parent were known when it was put."""
+
+
+class _Known(msgspec.Struct):
+    """What is known of one session.
+
+    Attributes:
+        owners: its state keys, and the checkpoint that each belongs to.
+        last_put: the checkpoint that was put last.
+        superseded: what that put removed.
+        parent_writes: writes that its parent had.
+    """
+
+    owners: dict[str, str]
+    last_put: str = ""
+    superseded: list[str] = []
+    parent_writes: int = 0
+
+
 class StateKeys:
     """State keys that a saver has put or read, so that a put can remove those it supersedes.
 
@@ -114,39 +134,59 @@ class StateKeys:
     """
 
     def __init__(self) -> None:
-        self._ids: OrderedDict[SessionKey, dict[str, str]] = OrderedDict()  # key -> checkpoint id
+        self._sessions: OrderedDict[SessionKey, _Known] = OrderedDict()
         self._lock = Lock()
 
-    def replace(self, key: SessionKey, gone: Iterable[str], names: Iterable[str]) -> None:
-        """Forget keys that were removed, remember keys that are there."""
+    def replace(
+        self, key: SessionKey, gone: list[str], names: Iterable[str], put: Put | None = None
+    ) -> None:
+        """Forget keys that were removed, remember keys that are there.
+
+        Args:
+            key: the session.
+            gone: what was removed.
+            names: what is there.
+            put: the checkpoint that was put, if one was, and the writes that its parent had.
+        """
         with self._lock:
-            known = self._ids.get(key)
+            known = self._sessions.get(key)
             if known is None:
-                known = self._ids[key] = {}
+                known = self._sessions[key] = _Known({})
             else:
-                self._ids.move_to_end(key)
+                self._sessions.move_to_end(key)
             for name in gone:
-                known.pop(name, None)
+                known.owners.pop(name, None)
             for name in names:
-                known[name] = owner_of(name)
-            if len(self._ids) > _SESSIONS_LIMIT:
-                self._ids.popitem(last=False)
+                known.owners[name] = owner_of(name)
+            if put is not None:
+                known.last_put, known.parent_writes = put
+                known.superseded = gone
+            if len(self._sessions) > _SESSIONS_LIMIT:
+                self._sessions.popitem(last=False)
 
-    def before(self, key: SessionKey, checkpoint_id: str) -> set[str]:
-        """Those of earlier checkpoints: their writes, and themselves even if not known."""
-        with self._lock:
-            known = self._ids.get(key, {})
-            found = {name for name, owner in known.items() if owner < checkpoint_id}
-            found.update([checkpoint_name(known[name]) for name in found])
-        return found
+    def before(
+        self, key: SessionKey, checkpoint_id: str, parent: str | None = None
+    ) -> tuple[set[str], int]:
+        """Those of earlier checkpoints: their writes, and themselves even if not known.
 
-    def writes_of(self, key: SessionKey, checkpoint_id: str) -> int:
-        """How many writes of a checkpoint are known."""
+        And how many writes of the parent are known. For the checkpoint that was put last, both
+        as they were then: so putting it again is nothing new.
+        """
         with self._lock:
-            known = self._ids.get(key, {})
-            return sum(
-                owner == checkpoint_id and name.startswith(_WRITE) for name, owner in known.items()
-            )
+            known = self._sessions.get(key)
+            if known is None:
+                return set(), 0
+            if checkpoint_id == known.last_put:
+                return {*known.superseded}, known.parent_writes
+            owners = known.owners
+            found = {name for name, owner in owners.items() if owner < checkpoint_id}
+            found.update([checkpoint_name(owners[name]) for name in found])
+            writes = [
+                name
+                for name, owner in owners.items()
+                if owner == parent and name.startswith(_WRITE)
+            ]
+        return found, len(writes)
 
 
 class Threads:
@@ -210,7 +250,7 @@ class Threads:
         session = yield from read_session(key, 0)
         if session is not None:
             history.add(session.state, key)
-            self.known.replace(key, (), filter(is_ours, session.state))
+            self.known.replace(key, [], filter(is_ours, session.state))
         return history
 
     def read_history(self, key: SessionKey) -> Flow[History]:
@@ -250,7 +290,7 @@ class Threads:
         """Remove state keys of a session that is there."""
         for first in range(0, len(names), _REMOVED_LIMIT):
             yield _removal(key, names[first : first + _REMOVED_LIMIT])
-        self.known.replace(key, names, ())
+        self.known.replace(key, [*names], ())
 
 
 def checkpoint_name(checkpoint_id: str) -> str:

@@ -23,6 +23,7 @@ from ..model import Event, SessionKey
 from . import framework
 from .checkpoints import (
     History,
+    Put,
     Serialized,
     StoredCheckpoint,
     StoredWrite,
@@ -378,7 +379,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
                 if self._load(newest.metadata).get("counters_since_delta_snapshot"):
                     continue
                 yield from clear_events(key)
-                stale = self._threads.known.before(key, history.newest)
+                stale, _ = self._threads.known.before(key, history.newest)
                 if stale:
                     yield from self._threads.remove_state(key, sorted(stale))
 
@@ -421,14 +422,14 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         thread_id, namespace = _place(config)
         key, checkpoint_id = self._threads.key(thread_id, namespace), checkpoint["id"]
         parent = get_checkpoint_id(config)
+        superseded, parent_writes = self._threads.known.before(key, checkpoint_id, parent)
         record = StoredCheckpoint(
             namespace,
             parent,
             self._dump(checkpoint, "checkpoint"),
             self._dump(get_checkpoint_metadata(config, metadata), "metadata"),
-            self._threads.known.writes_of(key, parent) if parent else 0,
+            parent_writes,
         )
-        superseded = self._threads.known.before(key, checkpoint_id)
         if parent is not None and parent < checkpoint_id:
             superseded.add(checkpoint_name(parent))
         removed = sorted(superseded)
@@ -441,7 +442,8 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         )
         root = self._threads.key(thread_id, "") if namespace else None
         answer = _config(thread_id, namespace, checkpoint_id)
-        return _Change(key, event, root, removed[_REMOVED_LIMIT:], answer)
+        put = checkpoint_id, parent_writes
+        return _Change(key, event, root, removed[_REMOVED_LIMIT:], answer, put)
 
     def _writes(
         self,
@@ -479,7 +481,8 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
     def _stored(self, change: _Change) -> RunnableConfig:
         """Note what is stored now; the change's answer."""
         event = change.event
-        self._threads.known.replace(change.key, event.state_removed, event.state_delta)
+        gone = event.state_removed + change.left
+        self._threads.known.replace(change.key, gone, event.state_delta, change.put)
         return change.answer
 
     def _tuple(self, thread_id: str, checkpoint_id: str, history: History) -> CheckpointTuple:
@@ -533,6 +536,7 @@ class _Change(NamedTuple):
         root: the thread's own session, which is created too, if `key` is a subgraph's.
         left: superseded state keys beyond those that the event names.
         answer: a config that names the checkpoint.
+        put: the checkpoint, if the event is one.
     """
 
     key: SessionKey
@@ -540,6 +544,7 @@ class _Change(NamedTuple):
     root: SessionKey | None
     left: list[str]
     answer: RunnableConfig
+    put: Put | None = None
 
 
 class _Wanted:

@@ -416,13 +416,16 @@ async def test_writes_may_come_before_their_checkpoint(service: Any, saver: Any)
         assert (await each.aget_tuple(place(second["id"]))).pending_writes == [("task", "a", 1)]
 
 
-async def test_the_same_again_is_stored_once(service: Any, saver: Any) -> None:
-    made = checkpoint(1, a=1)
+@pytest.mark.parametrize("has_parent", [True, False])
+async def test_the_same_again_is_stored_once(service: Any, saver: Any, has_parent: bool) -> None:
+    first, made = checkpoint(0), checkpoint(1, a=1)
+    await put(saver, first)
+    await saver.aput_writes(place(first["id"]), [("a", 0)], "task")
     for _ in range(3):
-        await put(saver, made)
+        await put(saver, made, first if has_parent else None)
         await saver.aput_writes(place(made["id"]), [("a", 1), ("b", 2)], "task", "path")
     session = await session_of(service)
-    assert [event.author for event in session.events] == ["checkpoint", "writes"]
+    assert [event.author for event in session.events] == ["checkpoint", "writes"] * 2
     assert (await saver.aget_tuple(THREAD)).pending_writes == [("task", "a", 1), ("task", "b", 2)]
 
 
