@@ -6,19 +6,20 @@
 
 What is read equals what was written, or the write is refused: everything encoded is decoded once
 more and compared before it is sent. The decoded copy is what callers get back, so nothing that a
-caller holds aliases what is stored.
+caller holds aliases what is stored. Only a CarriedEvent and its state are taken as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import copy
 from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
 
 from .errors import CorruptData, InvalidArgument, LimitExceeded
-from .model import Event
+from .model import CarriedEvent, Event
 
 Format = Literal["json", "msgpack"]
 
@@ -67,6 +68,16 @@ class Codec:
         )
         self._event_size_limit = event_size_limit
         self._value_size_limit = value_size_limit
+        self._reads_back = True
+        self._trusting = copy(self)
+        self._trusting._reads_back = False
+
+    def of(self, event: Event) -> Codec:
+        """The codec of an event and its state: for a CarriedEvent one that does not read back.
+
+        Nor does that one copy: what it gives as a copy is what it was given.
+        """
+        return self._trusting if type(event) is CarriedEvent else self
 
     def encode_value(self, value: Any, path: str) -> tuple[bytes, Any]:
         """The bytes of a state value, and a copy that shares nothing with it.
@@ -76,19 +87,19 @@ class Codec:
             LimitExceeded: it is larger than `value_size_limit`.
         """
         if isinstance(value, bytes):
-            data, copy = _RAW + value, value
+            data, found = _RAW + value, value
         else:
             try:
                 data = self._encode(value)
-                copy = decode_value(data)
-                same = copy == value and not self._is_too_deep(data, value)
+                found = decode_value(data) if self._reads_back else value
+                same = found == value and not self._is_too_deep(data, value)
             except _UNENCODABLE:
                 same = False
             if not same:
                 raise self._refusal(value, path)
         if len(data) > self._value_size_limit:
             raise _too_large(path, self._value_size_limit, len(data))
-        return data, copy
+        return data, found
 
     def encode_event(self, event: Event, path: str) -> tuple[bytes, Event]:
         """The bytes of an event, and a copy that shares nothing with it.
@@ -100,19 +111,22 @@ class Codec:
         """
         try:
             data = self._encode(event)
-            copy = self._decode_event(data)
-            same = copy == event and not (
-                self._is_too_deep(data, event.content)
-                or self._is_too_deep(data, event.state_delta)
-                or self._is_too_deep(data, event.metadata)
-            )
+            if self._reads_back:
+                found = self._decode_event(data)
+                same = found == event and not (
+                    self._is_too_deep(data, event.content)
+                    or self._is_too_deep(data, event.state_delta)
+                    or self._is_too_deep(data, event.metadata)
+                )
+            else:
+                found, same = event, True
         except _UNENCODABLE:
             same = False
         if not same:
             raise self._event_refusal(event, path)
         if len(data) > self._event_size_limit:
             raise _too_large(path, self._event_size_limit, len(data))
-        return data, copy
+        return data, found
 
     def _is_too_deep(self, data: bytes, value: Any) -> bool:
         """Whether a value, encoded as `data` or part of it, has too many levels."""
@@ -124,12 +138,7 @@ class Codec:
             others = len(data.replace(b"[", b"")) + len(data.replace(b"{", b""))
             if 2 * len(data) - others <= DEPTH_LIMIT:
                 return False
-        level = [value]
-        for _ in range(DEPTH_LIMIT + 1):
-            level = [item for part in level for item in _parts(part)]
-            if not level:
-                return False
-        return True
+        return is_deeper(value, DEPTH_LIMIT)
 
     def _event_refusal(self, event: Event, path: str) -> InvalidArgument:
         for name in ("content", "state_delta", "metadata"):
@@ -190,6 +199,16 @@ class Codec:
             return bool(decode_value(self._encode(value)) == value)
         except _UNENCODABLE:
             return False
+
+
+def is_deeper(value: Any, limit: int) -> bool:
+    """Whether a value has more levels of lists and dicts than `limit`."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [item for part in level for item in _parts(part)]
+        if not level:
+            return False
+    return True
 
 
 def _parts(value: Any) -> Iterable[Any]:

@@ -212,7 +212,7 @@ def _prepare(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Change] |
         raise InvalidArgument(f"{path} must be an Event, not {type(event).__name__}")
     if event.partial:
         return None
-    codec = ops.options.codec
+    codec = ops.options.codec.of(event)
     if not event.state_delta and not event.state_removed:
         return *codec.encode_event(event, path), NO_CHANGE
     change = split(

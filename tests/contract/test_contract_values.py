@@ -12,6 +12,7 @@ from contract_support import APP, IDS, KEY, OWNER, USER, create, read
 import sessionstore
 import sessionstore.sync
 from sessionstore import Event, InvalidArgument
+from sessionstore.model import CarriedEvent
 
 VALUES: dict[str, Any] = {
     "true": True,
@@ -216,3 +217,26 @@ async def test_services_with_different_codecs_read_each_other(server: Server) ->
             assert threaded.get_session(**IDS) == found
         assert await one.pop_event(KEY) == events[-1]
         assert await two.pop_event(KEY) == events[-2]
+
+
+@pytest.mark.parametrize("codec", FORMATS)
+async def test_a_carried_event_is_stored_like_any(make_service: ServiceFactory, codec: str) -> None:
+    service = make_service(codec=codec)
+    session = await create(service)
+    values = {name: value for name, value in VALUES.items() if name != "200 kB nested"}
+    fields: dict[str, Any] = {
+        "content": values,
+        "state_delta": {"a": values, "user:b": [1], "app:c": None, "temp:d": {"e": 1}},
+        "metadata": {"f": 1},
+    }
+    event = CarriedEvent("agent", id="1", **fields)
+    await service.append_event(session, event)
+    await service.append_events(KEY, [CarriedEvent("agent", "x", id="2"), event])
+    found = await read(service)
+    state = {key: value for key, value in fields["state_delta"].items() if key != "temp:d"}
+    first, second = found.events
+    assert type(first) is type(second) is Event
+    assert (first.content, first.metadata, second.content) == (values, {"f": 1}, "x")
+    assert is_exact(first.state_delta, state)
+    assert is_exact(found.state, state)
+    assert session.state == {**state, "temp:d": {"e": 1}}
