@@ -1,19 +1,18 @@
 """Pydantic models and state values as JSON, without loss: for frameworks whose events are models.
 
-A framework keeps arguments and results of tools, state and metadata as `Any`. What stands there
-need not be JSON: bytes, datetimes, tuples. An event is stored as the framework's own JSON and, for
-each value that this does not give back, a patch: the path to it and the value, packed. Most events
-need none, which a comparison in C tells.
+Most events are stored as JSON values that are known to give them back, see shapes.py. A framework
+keeps arguments and results of tools, state and metadata as `Any`, and what stands there need not be
+JSON: bytes, datetimes, tuples. Such an event is stored as the framework's own JSON, a text, and for
+each value that this does not give back, a patch: the path to it and the value, packed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, time, timedelta
 from enum import Enum
-from operator import itemgetter
 from types import NoneType
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
@@ -22,10 +21,12 @@ import pydantic_core
 from pydantic import BaseModel, ValidationError
 
 from ..errors import CorruptData, InvalidArgument
-from ..model import Session
+from ..model import CarriedEvent, Session
+from ..model import Event as StoredEvent
 from ..ops import SESSIONS_PER_PAGE_LIMIT
 from ..service import SessionService
 from .packing import pack, unpack
+from .shapes import Shapes
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -36,78 +37,119 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _encode_msgpack = msgspec.msgpack.Encoder().encode
 
-_SURELY_READ = 100  # levels of JSON, and as many brackets; pydantic reads 200
+_STATE_DELTA = {"actions": {"state_delta"}}  # what is left out of an event that has one
 
 # What serialisers and readers raise on purpose, for what they are given.
 _REFUSALS = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
-
-# Types of which JSON gives an empty value back.
-_SURE_IF_EMPTY = (NoneType, str, bool, int, float, list, dict)
 
 # Annotations whose values the framework's own JSON always gives back.
 _CLOSED = (str, bool, int, bytes, datetime, date, time, timedelta, Enum, NoneType)
 
 
 class JsonForm(Generic[M]):
-    """Writes models of one class as JSON text and reads them back.
+    """Writes events of a framework as JSON and reads them back.
+
+    An event has `timestamp`, which the caller sees to, and `actions.state_delta`, which stands
+    beside it: it is neither written nor read here.
 
     Args:
-        model: the class. Models of its subclasses are written as this one.
+        event: their class. Those of its subclasses are written as this one.
+        actions: the class of their `actions`.
         framework: the framework's name, for error messages.
-        apart: fields that the caller sees to itself, by class and name.
     """
 
-    def __init__(self, model: type[M], framework: str, apart: set[tuple[type[Any], str]]) -> None:
-        self._to_json = model.__pydantic_serializer__.to_json
-        self._from_json = model.model_validate_json
+    def __init__(self, event: type[M], actions: type[BaseModel], framework: str) -> None:
+        self._to_json = event.__pydantic_serializer__.to_json
+        self._from_json = event.model_validate_json
+        self._event = event
         self._framework = framework
-        self._apart = apart
-        # Fields that may hold something which JSON does not give back, by class, and what takes
-        # them out of a model's __dict__.
+        self._apart = {(actions, "state_delta"), (event, "timestamp")}
+        self._shapes = Shapes(self._comes_back, {(actions, "state_delta")})
+        # Fields that may hold something which JSON does not give back, by class.
         self._open: dict[type[Any], tuple[str, ...]] = {}
-        self._parts: dict[type[Any], Callable[[Any], tuple[Any, ...]]] = {}
-        self._open_fields(model)
 
-    def encode(self, model: M, path: str, exclude: Any = None) -> tuple[str, list[Patch]]:
-        """The framework's JSON of a model, and what is to be patched when it is read.
+    def store(self, event: Any, metadata: dict[str, Any] | None = None) -> StoredEvent:
+        """What is to be stored of an event.
 
         Args:
-            model: the model.
-            path: what an error calls it.
-            exclude: what to leave out, as pydantic takes it.
+            event: the event.
+            metadata: what else is stored with it, JSON.
 
         Raises:
             InvalidArgument: the framework cannot serialise a part of it; names the path.
         """
-        try:
-            if self._survives(model):
-                text = self._to_json(model, exclude=exclude, exclude_none=True, warnings="error")
-                return text.decode(), []
-        except _REFUSALS:
-            pass  # what it is, and whether it matters, is found below
-        patches: list[Patch] = []
-        with self._refusing(path):
-            self._search(model, path, [], patches)
-            text = self._to_json(model, exclude=exclude, exclude_none=True, warnings=False)
-            self.decode(text.decode(), patches)
-        return text.decode(), patches
+        delta = event.actions.state_delta
+        kind: type[StoredEvent] = CarriedEvent
+        content: Any = self._shapes.plain(event) if type(event) is self._event else None
+        if content is None or not event.id:
+            kind = StoredEvent
+            content, patches = self.encode(event, "event")
+            if patches:
+                metadata = {**(metadata or {}), "patches": patches}
+        return kind(
+            event.author or "unknown",
+            content,
+            event.id,
+            to_instant(event.timestamp, "event.timestamp"),
+            event.invocation_id,
+            event.branch or "",
+            state_delta=self.freeze_all(delta, "event.actions.state_delta") if delta else {},
+            metadata=metadata or {},
+        )
 
-    def decode(self, text: str, patches: list[Patch]) -> M:
-        """The model of what `encode` gave.
+    def restore(self, stored: StoredEvent) -> M:
+        """The event of what `store` gave.
 
         Raises:
             ValueError, TypeError, LookupError, AttributeError: it did not come from there.
         """
-        model: M = self._from_json(text)
+        return self.decode(stored.content, stored.metadata.get("patches", []), stored.state_delta)
+
+    def encode(self, event: M, path: str) -> tuple[str, list[Patch]]:
+        """The framework's JSON of an event, and what is to be patched when it is read.
+
+        Args:
+            event: the event.
+            path: what an error calls it.
+
+        Raises:
+            InvalidArgument: the framework cannot serialise a part of it; names the path.
+        """
+        exclude = _STATE_DELTA if event.actions.state_delta else None  # type: ignore[attr-defined]  # every event has actions
+        patches: list[Patch] = []
+        with self._refusing(path):
+            self._search(event, path, [], patches)
+            text = self._to_json(event, exclude=exclude, exclude_none=True, warnings=False)
+            self.decode(text.decode(), patches, {})
+        return text.decode(), patches
+
+    def decode(self, content: Any, patches: Iterable[Patch], delta: Mapping[str, Any]) -> M:
+        """The event of what `encode` gave, or of JSON values, with its state delta.
+
+        Raises:
+            ValueError, TypeError, LookupError, AttributeError: it did not come from there.
+        """
+        event: Any = self._from_json(content if type(content) is str else _encode(content))
         for path, packed in patches:
-            holder: Any = model
+            holder: Any = event
             for step in path[:-1]:
                 holder = getattr(holder, str(step)) if _is_model(holder) else holder[step]
             if _is_model(holder):
                 setattr(holder, str(path[-1]), unpack(packed))
             else:
                 holder[path[-1]] = unpack(packed)
-        return model
+        if delta:
+            event.actions.state_delta = thaw_all(delta)
+        found: M = event
+        return found
+
+    def _comes_back(self, content: dict[str, Any], event: Any) -> bool:
+        try:
+            found: Any = self.decode(content, [], {})
+            found.actions.state_delta = event.actions.state_delta
+            return bool(found == event)
+        except _REFUSALS:
+            return False
 
     def freeze(self, value: Any, path: str) -> Any:
         """A state value as JSON carries it, for `unpack`.
@@ -164,42 +206,6 @@ class JsonForm(Generic[M]):
                 f"{path} cannot be serialised by {self._framework} ({kind})"
             ) from None
 
-    def _is_plain(self, value: Any) -> bool:
-        try:
-            return self._survives(value)
-        except _REFUSALS:
-            return False
-
-    def _survives(self, value: Any) -> bool:
-        """Whether JSON gives a value back as it is. Made for speed: every append asks."""
-        parts = self._parts
-        left = [value]
-        while left:
-            value = left.pop()
-            kind = type(value)
-            take = parts.get(kind)
-            if take is not None:
-                left += [
-                    part
-                    for part in take(value.__dict__)
-                    if part or type(part) not in _SURE_IF_EMPTY
-                ]
-            elif kind is str or kind is bool:
-                continue
-            elif kind is float:
-                if not math.isfinite(value):
-                    return False
-            elif kind is list and value and (type(value[0]) in parts or _is_model(value[0])):
-                left += value
-            elif kind is not dict and kind is not list and _is_model(value):
-                self._open_fields(kind)
-                left.append(value)
-            else:
-                data = _encode(value)
-                if _decode(data) != value or data.count(b"[") + data.count(b"{") > _SURELY_READ:
-                    return False
-        return True
-
     def _search(self, value: Any, where: str, path: list[str | int], patches: list[Patch]) -> None:
         """Note what JSON does not give back.
 
@@ -222,7 +228,7 @@ class JsonForm(Generic[M]):
         elif isinstance(value, list):
             for number, item in enumerate(value):
                 self._search(item, f"{where}[{number}]", [*path, number], patches)
-        elif not self._is_plain(value):
+        elif not _is_json(value):
             packed = pack(value)
             if packed is not value and _is_json(packed):
                 patches.append([path, packed])
@@ -256,7 +262,6 @@ class JsonForm(Generic[M]):
                 for name, field in model.model_fields.items()
                 if (model, name) not in self._apart and self._is_open(field.annotation)
             )
-            self._parts[model] = _getter(self._open[model])
         return self._open[model]
 
     def _is_open(self, annotation: Any) -> bool:
@@ -271,6 +276,24 @@ class JsonForm(Generic[M]):
         if issubclass(annotation, BaseModel):
             return bool(self._open_fields(annotation))
         return not issubclass(annotation, _CLOSED)
+
+
+class _Stamp(msgspec.Struct):
+    timestamp: float
+
+
+_decode_stamp = msgspec.json.Decoder(_Stamp).decode
+
+
+def timestamp_of(content: Any) -> float:
+    """The timestamp of an event, of what is stored of it.
+
+    Raises:
+        ValueError, TypeError: it did not come from `JsonForm`.
+    """
+    if isinstance(content, str):
+        return _decode_stamp(content).timestamp
+    return msgspec.convert(content, _Stamp).timestamp
 
 
 def thaw_all(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -349,16 +372,6 @@ def reading(session: Session, what: str, adapter: str) -> Iterator[None]:
     except (ValueError, TypeError, LookupError, AttributeError):
         where = f"session {session.id!r} of user {session.user_id!r}: {what}"
         raise CorruptData(f"{where} was not written by {adapter}", key=where) from None
-
-
-def _getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
-    """What takes these fields out of a model's __dict__."""
-    if len(names) > 1:
-        return itemgetter(*names)
-    if names:
-        [name] = names
-        return lambda fields: (fields[name],)
-    return lambda _: ()
 
 
 def _is_model(value: Any) -> bool:

@@ -14,8 +14,6 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
-
 from ..errors import SessionExists, SessionNotFound, StaleVersion
 from ..model import Event as StoredEvent
 from ..model import Session as StoredSession
@@ -36,23 +34,23 @@ with framework("google-adk", extra="adk", tested=">=2.8,<3"):
     )
     from google.adk.sessions.session import Session
 
-    from ._shared import JsonForm, all_sessions, check_service, reading, thaw_all, to_instant
+    from ._shared import (
+        JsonForm,
+        all_sessions,
+        check_service,
+        reading,
+        thaw_all,
+        timestamp_of,
+        to_instant,
+    )
 
 __all__ = ["AdkSessionService"]
 
-_FORM = JsonForm(Event, "google-adk", {(EventActions, "state_delta"), (Event, "timestamp")})
-_STATE_DELTA = {"actions": {"state_delta"}}
+_FORM = JsonForm(Event, EventActions, "google-adk")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOCK_AHEAD = timedelta(days=1)  # at most, of a host that stamps events
 _LATE = 1e11  # in the year 5138
-
-
-class _Stamp(msgspec.Struct):
-    timestamp: float
-
-
-_decode_stamp = msgspec.json.Decoder(_Stamp).decode
 
 
 class AdkSessionService(BaseSessionService):
@@ -230,7 +228,7 @@ class AdkSessionService(BaseSessionService):
         """
         if event.partial:
             return event
-        stored = _stored(event)
+        stored = _FORM.store(event)
         told = StoredSession(
             session.app_name, session.user_id, session.id, {}, [], 0, _EPOCH, _EPOCH
         )
@@ -290,7 +288,7 @@ class AdkSessionService(BaseSessionService):
         updated = found.updated_at.timestamp()
         if found.events:
             with reading(found, "its newest event", "AdkSessionService"):
-                updated = _decode_stamp(found.events[-1].content).timestamp
+                updated = timestamp_of(found.events[-1].content)
         session = Session(
             id=found.id,
             app_name=found.app_name,
@@ -304,27 +302,9 @@ class AdkSessionService(BaseSessionService):
         return session
 
 
-def _stored(event: Event) -> StoredEvent:
-    delta = event.actions.state_delta
-    text, patches = _FORM.encode(event, "event", _STATE_DELTA if delta else None)
-    return StoredEvent(
-        event.author or "unknown",
-        text,
-        event.id,
-        to_instant(event.timestamp, "event.timestamp"),
-        event.invocation_id,
-        event.branch or "",
-        state_delta=_FORM.freeze_all(delta, "event.actions.state_delta") if delta else {},
-        metadata={"patches": patches} if patches else {},
-    )
-
-
 def _event(found: StoredSession, stored: StoredEvent) -> Event:
     with reading(found, f"event {stored.id!r}", "AdkSessionService"):
-        event = _FORM.decode(stored.content, stored.metadata.get("patches", []))
-        if stored.state_delta:
-            event.actions.state_delta = thaw_all(stored.state_delta)
-    return event
+        return _FORM.restore(stored)
 
 
 def _first_position(after: float | None) -> datetime | None:

@@ -19,7 +19,7 @@ import msgspec
 import sessionstore.sync
 
 from ..errors import CorruptData, InvalidArgument
-from ..model import Event, SessionKey
+from ..model import CarriedEvent, Event, SessionKey
 from . import framework
 from .checkpoints import (
     History,
@@ -433,7 +433,8 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         if parent is not None and parent < checkpoint_id:
             superseded.add(checkpoint_name(parent))
         removed = sorted(superseded)
-        event = Event(
+        # What is written are texts; only the id is not known to be one.
+        event = (CarriedEvent if type(checkpoint_id) is str and checkpoint_id else Event)(
             "checkpoint",
             id=checkpoint_id,
             timestamp=_instant(checkpoint),

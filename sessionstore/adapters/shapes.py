@@ -1,139 +1,292 @@
-"""Plain values of dataclasses, for those of a shape that was seen to come back from them.
+"""Plain values of models, for those of a shape that was seen to come back from them.
 
 A framework's own way to JSON and back again, to see whether anything is lost, costs many times what
 storing does. Whether something is lost depends on what the fields hold, not on every word: on their
 types, and on the values of those that say what a thing is. This is a model's shape. Of each shape
 one model is read back and compared; for the others a walk over the fields is enough.
+
+Models are dataclasses and pydantic's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import UTC, datetime
+from enum import Enum
 from functools import partial
-from operator import itemgetter
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from ..codec import DEPTH_LIMIT, is_deeper
 from .packing import is_carried
 
-_LIMIT = 10_000  # forms and shapes that are remembered; more would be none
+_FORMS_LIMIT = 1_000  # that are compiled; models that need more are not made plain
+_SHAPES_LIMIT = 10_000  # that are remembered; models of others are read back each time
+_DEPTH_LIMIT = DEPTH_LIMIT // 2  # levels of models, and as many in a value of theirs
 _SMALLEST, _LARGEST = -(1 << 63), (1 << 64) - 1
 
 Step = Callable[[Any, "list[Any]"], Any]
 """Makes a field's value plain, and notes the shapes of models in it."""
-
-_Forms = dict[tuple[Any, ...], "_Form | None"]
-"""By class, names and types: forms of the models in one place, such as a field of a class."""
 
 
 class _NotPlainError(Exception):
     """A value is none that may be made plain here."""
 
 
-class _Form:
-    """How models of one class are made plain whose fields hold values of the same types.
+# What a walk over values of any kind may raise.
+_OBSTACLES = (_NotPlainError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
+
+
+_Form = Callable[[Any, "list[Any]"], "dict[str, Any] | None"]
+"""Makes models of one class plain whose fields hold values of the same types; None = not this."""
+
+
+class _Place:
+    """Where models stand, such as a field of a class.
 
     Attributes:
-        steps: fields that do not stay as they are, and what becomes of them.
-        telling: takes the fields of which the value, not only the type, is part of the shape.
+        latest: the form that was used there last, which is tried first.
+        forms: by class, names and types; None = such models are not made plain.
     """
 
-    __slots__ = ("steps", "telling")
+    __slots__ = ("forms", "latest")
 
-    def __init__(self, steps: list[tuple[str, Step]], names: list[str]) -> None:
-        self.steps = steps
-        self.telling = itemgetter(*names) if names else None
+    def __init__(self) -> None:
+        self.latest: _Form = lambda *_: None
+        self.forms: dict[tuple[Any, ...], _Form | None] = {}
 
 
-_Shape = _Form | tuple[_Form, Any]
+class _Field(NamedTuple):
+    """What a class says of a field.
+
+    Attributes:
+        hint: its annotation.
+        kinds: the types that stand in it, parts of unions each for itself.
+        is_free: any JSON value is read as it is.
+        is_checked: reading a model may refuse or change the value whatever its type.
+    """
+
+    hint: Any
+    kinds: set[Any]
+    is_free: bool = False
+    is_checked: bool = False
 
 
 class Shapes:
-    """Makes dataclasses plain that are known to come back.
+    """Makes models plain that are known to come back.
 
     Args:
         comes_back: whether what was made of a model is read as that model.
+        left_out: fields that stand elsewhere, by class and name.
     """
 
-    def __init__(self, comes_back: Callable[[dict[str, Any], Any], bool]) -> None:
+    def __init__(
+        self,
+        comes_back: Callable[[dict[str, Any], Any], bool],
+        left_out: Set[tuple[type[Any], str]] = frozenset(),
+    ) -> None:
         self._comes_back = comes_back
-        self._forms: _Forms = {}
+        self._left_out = left_out
+        self._root = _Place()
         self._form_count = 0
-        self._known: set[_Shape] = set()
+        self._known: set[Any] = set()
+        self._refused: set[tuple[Any, ...]] = set()
 
     def plain(self, model: Any) -> dict[str, Any] | None:
         """A model as JSON values, without what is None; None = it may not come back from those."""
-        shapes: list[_Shape] = []
+        shapes: list[Any] = []
         try:
-            content = self._walk(self._forms, model, shapes)
-        except _NotPlainError:
+            content = self._walk(self._root, model, shapes)
+        except _OBSTACLES:
             return None
-        if not self._known.issuperset(shapes):
-            if not self._comes_back(content, model):
-                return None
-            if len(self._known) < _LIMIT:
-                self._known.update(shapes)
+        if not self._known.issuperset(shapes) and not self._learn(shapes, content, model):
+            return None
         return content
 
-    def _walk(self, forms: _Forms, model: Any, shapes: list[_Shape]) -> dict[str, Any]:
-        try:
-            fields = model.__dict__
-        except AttributeError:
-            raise _NotPlainError from None
-        content = {name: value for name, value in fields.items() if value is not None}
-        key = (type(model), len(fields), *content, *map(type, content.values()))
-        form = forms.get(key)
+    def _learn(self, shapes: list[Any], content: dict[str, Any], model: Any) -> bool:
+        """Whether models of these shapes come back, by the first."""
+        if tuple(shapes) in self._refused:
+            return False
+        if is_deeper(content, _DEPTH_LIMIT) or not self._comes_back(content, model):
+            if len(self._refused) < _SHAPES_LIMIT:
+                self._refused.add(tuple(shapes))
+            return False
+        if len(self._known) < _SHAPES_LIMIT:
+            self._known.update(shapes)
+        return True
+
+    def _walk(self, place: _Place, model: Any, shapes: list[Any]) -> dict[str, Any]:
+        content = place.latest(model, shapes)
+        if content is None:
+            form = place.latest = self._form_of(place, type(model), model.__dict__)
+            content = form(model, shapes)
+            if content is None:
+                raise _NotPlainError
+        return content
+
+    def _walk_each(self, place: _Place, models: list[Any], shapes: list[Any]) -> list[Any]:
+        return [self._walk(place, model, shapes) for model in models]
+
+    def _form_of(self, place: _Place, kind: type[Any], fields: dict[str, Any]) -> _Form:
+        """How to make models plain that are like the one with these fields; made only once."""
+        left_out = [name for name in fields if (kind, name) in self._left_out]
+        content = {
+            name: value
+            for name, value in fields.items()
+            if value is not None and name not in left_out
+        }
+        key = (kind, *fields, *content, *map(type, content.values()))
+        form = place.forms.get(key)
         if form is None:
-            form = self._add_form(forms, key, fields)
-        for name, step in form.steps:
-            content[name] = step(content[name], shapes)
-        shapes.append((form, form.telling(content)) if form.telling else form)
-        return content
+            if key in place.forms or self._form_count >= _FORMS_LIMIT:
+                raise _NotPlainError
+            self._form_count += 1
+            place.forms[key] = None
+            form = place.forms[key] = self._new_form(kind, fields.keys(), content, left_out)
+        return form
 
-    def _walk_each(self, forms: _Forms, models: list[Any], shapes: list[_Shape]) -> list[Any]:
-        return [self._walk(forms, model, shapes) for model in models]
+    def _new_form(
+        self, kind: type[Any], names: Set[str], content: dict[str, Any], left_out: list[str]
+    ) -> _Form:
+        known = _fields_of(kind)
+        absent = names - content.keys() - {*left_out}
+        steps: dict[str, Step] = {}
+        telling = []
+        for name, value in content.items():
+            if name not in known:
+                raise _NotPlainError
+            field = known[name]
+            step = self._step(value, field)
+            if step is not None:
+                steps[name] = step
+            if step is _member or (type(value) in _SCALARS and _tells(name, field)):
+                telling.append(name)
+        types = {name: type(value) for name, value in content.items()}
+        return _compiled(kind, len(names), absent, types, steps, telling)
 
-    def _add_form(self, forms: _Forms, key: tuple[Any, ...], fields: dict[str, Any]) -> _Form:
-        """How to make models plain that are like the one with these fields; asked only once."""
-        kind = key[0]
-        if key in forms or self._form_count >= _LIMIT or not dataclasses.is_dataclass(kind):
-            raise _NotPlainError
-        self._form_count += 1
-        forms[key] = None
-        content = {name: value for name, value in fields.items() if value is not None}
-        names = {field.name for field in dataclasses.fields(kind)}
-        if not names <= fields.keys() and len(content) < len(fields):
-            raise _NotPlainError  # some fields are None, and some not there, as on the class
+    def _step(self, value: Any, field: _Field) -> Step | None:
+        """What becomes of values of this one's type; None = they stay as they are."""
+        kind = type(value)
+        if field.is_checked:
+            return _empty
+        if kind in _SCALARS:
+            named = kind in field.kinds or field.kinds <= _ANYTHING or _tells("", field)
+            if not named or not all(map(_is_apart, field.kinds)):
+                raise _NotPlainError  # what is read may be of another type
+            return _SCALARS[kind]
+        if isinstance(value, Enum):
+            return _member
+        if kind in (dict, list):
+            item = _item_of(field.hint, kind)
+            if field.is_free or (kind is dict and item is Any):
+                return _json
+            if kind is dict or item in _SCALARS:
+                return partial(_each, item)
+            return partial(self._walk_each, _Place())
+        if kind in _STEPS:
+            return _STEPS[kind]
+        return _default(value, partial(self._walk, _Place()))
+
+
+def _compiled(
+    kind: type[Any],
+    count: int,
+    absent: Set[str],
+    types: dict[str, type[Any]],
+    steps: dict[str, Step],
+    telling: list[str],
+) -> _Form:
+    """A form, written out and compiled as dataclasses are.
+
+    Models have dozens of fields of which few are set, and it has to be seen of each whether it is:
+    no loop does that as fast.
+
+    Args:
+        kind: the class.
+        count: how many fields there are, with those that are left out.
+        absent: fields that are None.
+        types: the others, with the types of their values.
+        steps: of these, fields that do not stay as they are, and what becomes of them.
+        telling: fields of which the value, not only the type, is part of the shape.
+    """
+    variables = {name: f"value{number}" for number, name in enumerate(types)}
+    space: dict[str, Any] = {"kind": kind}
+    tests = [f"len(fields) != {count}", *(f"fields[{name!r}] is not None" for name in absent)]
+    others = ["False"]
+    items = []
+    for name, variable in variables.items():
+        space |= {f"type_of_{variable}": types[name], f"step_of_{variable}": steps.get(name)}
+        others.append(f"type({variable}) is not type_of_{variable}")
+        step = f"step_of_{variable}({variable}, shapes)" if name in steps else variable
+        items.append(f"{name!r}: {step}")
+    lines = [
+        "def form(model, shapes):",
+        "    if type(model) is not kind: return None",
+        "    fields = model.__dict__",
+        f"    if {' or '.join(tests)}: return None",
+        *(f"    {variable} = fields[{name!r}]" for name, variable in variables.items()),
+        f"    if {' or '.join(others)}: return None",
+        f"    shapes.append((form, {', '.join(variables[name] for name in telling)}))"
+        if telling
+        else "    shapes.append(form)",
+        f"    return {{{', '.join(items)}}}",
+    ]
+    exec("\n".join(lines), space)
+    form: _Form = space["form"]
+    return form
+
+
+def _fields_of(kind: type[Any]) -> dict[str, _Field]:
+    """The fields of a class of models."""
+    if not _is_model(kind):
+        raise _NotPlainError
+    if dataclasses.is_dataclass(kind):
         try:
             hints = get_type_hints(kind)
         except NameError:  # of what is imported for type checkers only
             raise _NotPlainError from None
-        steps, telling = [], []
-        for name, value in content.items():
-            if name not in names:
-                raise _NotPlainError
-            if type(value) in (str, bool):
-                if _is_literal(hints[name]) or name.endswith("kind"):
-                    telling.append(name)
-            else:
-                steps.append((name, self._step(value, hints[name])))
-        form = forms[key] = _Form(steps, telling)
-        return form
+        names = [field.name for field in dataclasses.fields(kind)]
+        return {name: _Field(hints[name], _kinds_of(hints[name])) for name in names}
+    validators = kind.__pydantic_decorators__.field_validators.values()
+    checked = {name for validator in validators for name in validator.info.fields}
+    if "*" in checked or kind.model_config.get("extra") == "allow":
+        raise _NotPlainError
+    fields = {}
+    for name, field in kind.model_fields.items():
+        kinds = _kinds_of(field.annotation)
+        is_checked = name in checked or bool(field.metadata)
+        fields[name] = _Field(field.annotation, kinds, kinds <= _ANYTHING, is_checked)
+    return fields
 
-    def _step(self, value: Any, hint: Any) -> Step:
-        if type(value) is dict:
-            return _json if _is_json(hint) else _empty
-        if type(value) is list:
-            return partial(self._walk_each, {})
-        if dataclasses.is_dataclass(value):
-            return partial(self._walk, {})
-        if type(value) not in _STEPS:
-            raise _NotPlainError
-        return _STEPS[type(value)]
+
+def _is_model(kind: type[Any]) -> bool:
+    return dataclasses.is_dataclass(kind) or hasattr(kind, "__pydantic_decorators__")
+
+
+def _default(value: Any, walk: Step) -> Step:
+    """The step of a model; if this one has nothing set, one that is quicker with such."""
+    kind = type(value)
+    _fields_of(kind)  # refuses classes whose models hold more
+    try:
+        default = kind().__dict__
+    except Exception:  # whatever a class raises that needs arguments
+        return walk
+    if value.__dict__ != default:
+        return walk
+    known = object()
+
+    def step(model: Any, shapes: list[Any]) -> Any:
+        if model.__dict__ == default:
+            shapes.append(known)
+            return {}
+        return walk(model, shapes)
+
+    return step
 
 
 def _integer(value: int, _: list[Any]) -> int:
@@ -154,29 +307,94 @@ def _instant(value: datetime, _: list[Any]) -> Any:
     return msgspec.to_builtins(value)
 
 
-def _empty(value: dict[str, Any], _: list[Any]) -> dict[str, Any]:
+def _bytes(value: bytes, _: list[Any]) -> str:
+    if not value:
+        raise _NotPlainError  # it would not show how bytes are read
+    return urlsafe_b64encode(value).decode()
+
+
+def _texts(value: set[Any], _: list[Any]) -> list[Any]:
+    texts = sorted(value)
+    if any(type(text) is not str for text in texts):
+        raise _NotPlainError
+    return texts
+
+
+def _member(value: Enum, _: list[Any]) -> Any:
+    return value.value
+
+
+def _empty(value: Any, _: list[Any]) -> Any:
     if value:
         raise _NotPlainError
     return value
 
 
-def _json(value: dict[str, Any], _: list[Any]) -> dict[str, Any]:
-    if value and not is_carried(value):
+def _json(value: Any, _: list[Any]) -> Any:
+    if value and (not is_carried(value) or is_deeper(value, _DEPTH_LIMIT)):
         raise _NotPlainError
     return value
 
 
-_STEPS: dict[type[Any], Step] = {int: _integer, float: _number, datetime: _instant}
+def _each(kind: Any, value: Any, shapes: list[Any]) -> Any:
+    """A list or a dict whose items are all of one type."""
+    items = value.values() if type(value) is dict else value
+    if any(type(item) is not kind for item in items):
+        raise _NotPlainError
+    return _json(value, shapes)
 
 
-def _is_literal(hint: Any) -> bool:
-    """Whether a field of this annotation may hold a literal."""
-    return get_origin(hint) is Literal or any(_is_literal(part) for part in get_args(hint))
+_SCALARS: dict[Any, Step | None] = {str: None, bool: None, int: _integer, float: _number}
+
+_STEPS: dict[type[Any], Step] = {datetime: _instant, bytes: _bytes, set: _texts}
 
 
-def _is_json(hint: Any) -> bool:
-    """Whether every dict that JSON carries is the same in a field of this annotation."""
-    if hint == dict[str, Any]:
+_ANYTHING = {Any, NoneType}
+_APART = {*_ANYTHING, str, bool, int, float, dict, list, Mapping, Sequence, Literal}
+
+
+def _tells(name: str, field: _Field) -> bool:
+    """Whether the value of a field may say what a thing is, or be one of few."""
+    return name.endswith("kind") or any(
+        kind is Literal or (isinstance(kind, type) and issubclass(kind, Enum))
+        for kind in field.kinds
+    )
+
+
+def _is_apart(kind: Any) -> bool:
+    """Whether no value of a type is written like one of another.
+
+    Those that are, such as instants, may be what a text is read as that stands beside them.
+    """
+    if kind in _APART:
         return True
-    parts = [part for part in get_args(hint) if part not in (str, type(None))]
-    return get_origin(hint) is not dict and len(parts) == 1 and _is_json(parts[0])
+    return isinstance(kind, type) and (issubclass(kind, Enum) or _is_model(kind))
+
+
+def _kinds_of(hint: Any) -> set[Any]:
+    """The types in an annotation, parts of unions each for itself."""
+    found: set[Any] = set()
+    left = [hint]
+    seen: list[Any] = []
+    while left:
+        hint = left.pop()
+        origin = get_origin(hint)
+        if origin in (Union, UnionType, Annotated):
+            left += get_args(hint)
+        elif hasattr(hint, "__value__"):  # a type alias, which may hold itself
+            if hint not in seen:
+                seen.append(hint)
+                left.append(hint.__value__)
+        else:
+            found.add(hint if origin is None else origin)
+    return found
+
+
+def _item_of(hint: Any, container: type[Any]) -> Any:
+    """X of an annotation `dict[str, X]` or `list[X]`, alone or beside str and None; else None."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    rest = [part for part in parts if part not in (str, NoneType)]
+    if len(rest) != 1 or get_origin(rest[0]) is not container:
+        return None
+    *names, item = get_args(rest[0])
+    return item if names == [str] * (container is dict) else None

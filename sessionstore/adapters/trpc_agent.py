@@ -13,7 +13,6 @@ step, and events that others append meanwhile stay.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
 from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any
@@ -35,25 +34,14 @@ with framework("trpc-agent-py", extra="trpc-agent", tested=">=1.2,<2"):
     from trpc_agent_sdk.types import EventActions
     from trpc_agent_sdk.utils import user_key
 
-    from ._shared import JsonForm, all_sessions, check_service, reading, thaw_all, to_instant
-    from .packing import unpack
+    from ._shared import JsonForm, all_sessions, check_service, reading, thaw_all, timestamp_of
 
 __all__ = ["TrpcSessionService"]
 
-_FORM: JsonForm[Any] = JsonForm(
-    Event, "trpc-agent-py", {(EventActions, "state_delta"), (Event, "timestamp")}
-)
-_STATE_DELTA = {"actions": {"state_delta"}}
+_FORM: JsonForm[Any] = JsonForm(Event, EventActions, "trpc-agent-py")
 _ADAPTER = "TrpcSessionService"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UPDATE_ATTEMPTS = 100  # of update_session, each after somebody else has written
-
-
-class _Stamp(msgspec.Struct):
-    timestamp: float
-
-
-_decode_stamp = msgspec.json.Decoder(_Stamp).decode
 
 
 class _Seen(msgspec.Struct):
@@ -248,20 +236,8 @@ class TrpcSessionService(BaseSessionService):
         """
         if event.partial:
             return event
-        text, patches, delta = _write(event, "event")
-        metadata = {"patches": patches} if patches else {}
-        if session.conversation_count:
-            metadata["conversation_count"] = session.conversation_count
-        stored = StoredEvent(
-            event.author or "unknown",
-            text,
-            event.id,
-            to_instant(event.timestamp, "event.timestamp"),
-            event.invocation_id,
-            event.branch or "",
-            state_delta=delta,
-            metadata=metadata,
-        )
+        count = session.conversation_count
+        stored = _FORM.store(event, {"conversation_count": count} if count else None)
         told = StoredSession(
             session.app_name, session.user_id, session.id, {}, [], 0, _EPOCH, _EPOCH
         )
@@ -431,19 +407,18 @@ def _fold(found: StoredSession) -> _Log:
     for stored in found.events:
         with reading(found, f"event {stored.id!r}", _ADAPTER):
             content = stored.content
-            if isinstance(content, str):
-                patches = stored.metadata.get("patches", [])
-                log.active.append(_read(content, patches, stored.state_delta))
+            if _is_event(content):
+                log.active.append(_FORM.restore(stored))
                 continue
             historical = set(content["historical"])
             log.historical += [event for event in log.active if event.id in historical]
             removed = set(content["removed"])
-            replaced = {name: _read(*written) for name, written in content["replaced"]}
+            replaced = {name: _FORM.decode(*written) for name, written in content["replaced"]}
             log.active = [
                 replaced.get(event.id, event) for event in log.active if event.id not in removed
             ]
             for before, written in content["inserted"]:
-                _insert(log.active, before, _read(*written))
+                _insert(log.active, before, _FORM.decode(*written))
     return log
 
 
@@ -473,8 +448,7 @@ def _session(found: StoredSession) -> Session:
     if found.events:
         with reading(found, "its newest event", _ADAPTER):
             content = found.events[-1].content
-            is_event = isinstance(content, str)
-            updated = _decode_stamp(content).timestamp if is_event else content["updated"]
+            updated = timestamp_of(content) if _is_event(content) else content["updated"]
     return Session(
         id=found.id,
         app_name=found.app_name,
@@ -502,12 +476,10 @@ def _stored_state(session: Session) -> dict[str, Any]:
 def _write(event: Event, path: str) -> list[Any]:
     """An event as text, patches and state delta."""
     delta = event.actions.state_delta
-    text, patches = _FORM.encode(event, path, _STATE_DELTA if delta else None)
+    text, patches = _FORM.encode(event, path)
     return [text, patches, _FORM.freeze_all(delta, f"{path}.actions.state_delta") if delta else {}]
 
 
-def _read(text: str, patches: Iterable[Any], delta: dict[str, Any]) -> Event:
-    event = _FORM.decode(text, list(patches))
-    if delta:
-        event.actions.state_delta = {key: unpack(value) for key, value in delta.items()}
-    return event
+def _is_event(content: Any) -> bool:
+    """Whether a log entry is an event, not a change of some."""
+    return isinstance(content, str) or "removed" not in content

@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 from adapters_support import WITH_TTL, needs, run_example
 from conftest import Server
@@ -23,6 +24,7 @@ from conftest import Server
 import sessionstore.sync
 from sessionstore import CorruptData, InvalidArgument, SessionKey
 from sessionstore import Event as StoredEvent
+from sessionstore.model import CarriedEvent
 
 needs("google.adk", "adk")
 with warnings.catch_warnings(action="ignore"):  # of the framework
@@ -41,6 +43,7 @@ with warnings.catch_warnings(action="ignore"):  # of the framework
     from google.adk.tools.tool_confirmation import ToolConfirmation
     from google.genai import types
 
+    from sessionstore.adapters._shared import JsonForm
     from sessionstore.adapters.adk import AdkSessionService
 
 OWNER: dict[str, Any] = {"app_name": "app", "user_id": "user"}
@@ -280,6 +283,131 @@ async def test_a_complete_event_is_read_as_it_was(sessions: AdkSessionService) -
     assert found == session
     assert found.events == [event]
     assert session.last_update_time == 1_700_000_000.123_456_7
+
+
+def heard(*parts: Any, **fields: Any) -> Event:
+    """An agent's event."""
+    return Event(author="agent", content=types.Content(role="model", parts=[*parts]), **fields)
+
+
+COMMON = [
+    heard(types.Part(text="Hello")),
+    heard(types.Part(text="?", thought=True), types.Part(text="!", thought_signature=b"\xfb\xff")),
+    heard(
+        types.Part(
+            function_call=types.FunctionCall(id="1", name="f", args={"a": [1, {"b": None}]})
+        ),
+        long_running_tool_ids={"2", "1"},
+        branch="root.agent",
+    ),
+    heard(
+        types.Part(
+            function_response=types.FunctionResponse(id="1", name="f", response={"rows": [1.5]})
+        )
+    ),
+    heard(
+        types.Part(text="Paid for"),
+        model_version="model",
+        finish_reason=types.FinishReason.STOP,
+        avg_logprobs=-0.5,
+        usage_metadata=types.GenerateContentResponseUsageMetadata(
+            prompt_token_count=3,
+            prompt_tokens_details=[
+                types.ModalityTokenCount(modality=types.MediaModality.TEXT, token_count=3)
+            ],
+        ),
+    ),
+    heard(types.Part(inline_data=types.Blob(data=b"\x89PNG\xff", mime_type="image/png"))),
+    Event(
+        author="agent",
+        grounding_metadata=types.GroundingMetadata(
+            web_search_queries=["q"],
+            grounding_chunks=[types.GroundingChunk(web=types.GroundingChunkWeb(uri="u"))],
+        ),
+    ),
+    Event(author="agent", actions=EventActions(artifact_delta={"f": 1}, escalate=True)),
+    heard(types.Part(text="State"), actions=EventActions(state_delta={"a": {"b": b"\xff"}})),
+    Event(author="agent", output={"x": [1]}, custom_metadata={"y": {}}),
+]
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+async def test_common_events_are_stored_as_adks_json(make: Make, codec: str) -> None:
+    sessions = make(codec=codec)
+    session = await sessions.create_session(**IDS)
+    for _ in range(2):
+        for event in COMMON:
+            again = event.model_copy(deep=True, update={"id": f"{event.id}/{len(session.events)}"})
+            await sessions.append_event(session, again)
+    found = await sessions.get_session(**IDS)
+    assert found == session
+    stored = await sessions._service.get_events(SessionKey(**OWNER, session_id="sid"))
+    for kept, event in zip(stored.events, session.events, strict=True):
+        read = Event.model_validate_json(msgspec.json.encode(kept.content))
+        read.actions.state_delta = event.actions.state_delta
+        assert read == event
+        assert "patches" not in kept.metadata
+
+
+async def test_one_event_of_a_shape_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = JsonForm(Event, EventActions, "google-adk")
+    read: list[Any] = []
+    from_json = form._from_json
+
+    def counted(text: Any) -> Event:
+        read.append(text)
+        return from_json(text)
+
+    monkeypatch.setattr(form, "_from_json", counted)
+    for number in range(5):
+        event = heard(types.Part(text=f"text {number}"), branch=f"branch {number}")
+        stored = form.store(event)
+        assert len(read) == 1
+        assert isinstance(stored, CarriedEvent)
+        assert stored.content["content"] == {"parts": [{"text": f"text {number}"}], "role": "model"}
+        assert stored.timestamp.timestamp() == pytest.approx(event.timestamp, abs=1e-5)
+        fields = (stored.author, stored.id, stored.branch)
+        assert fields == ("agent", event.id, event.branch)
+
+
+async def test_events_that_were_stored_as_text_are_read(sessions: AdkSessionService) -> None:
+    session = await sessions.create_session(**IDS)
+    events = [heard(types.Part(text="x", thought_signature=b"\xff")), changed(a=1)]
+    for event in events:
+        delta = event.actions.state_delta
+        exclude = {"actions": {"state_delta"}} if delta else None
+        text = event.model_dump_json(exclude_none=True, exclude=exclude)
+        await sessions._service.append_event(
+            SessionKey(**OWNER, session_id=session.id),
+            StoredEvent("agent", text, event.id, state_delta=delta),
+        )
+    found = await sessions.get_session(**IDS)
+    assert found is not None
+    assert found.events == events
+    assert found.last_update_time == events[-1].timestamp
+
+
+class Noted(Event):
+    """An event with something of its own, which the service of a database drops."""
+
+    note: str = "x"
+
+
+async def test_an_event_without_an_id_is_refused(sessions: AdkSessionService) -> None:
+    session = await sessions.create_session(**IDS)
+    event = heard(types.Part(text="x"))
+    await sessions.append_event(session, event)
+    nameless = event.model_copy(update={"id": ""})
+    with pytest.raises(InvalidArgument, match=r"^event\.id"):
+        await sessions.append_event(session, nameless)
+    assert (await sessions.get_session(**IDS)) == session
+
+
+def test_events_of_which_nothing_is_known_are_checked_by_the_engine() -> None:
+    form = JsonForm(Event, EventActions, "google-adk")
+    assert type(form.store(Event(author="agent"))) is CarriedEvent
+    assert type(form.store(Noted(author="agent"))) is StoredEvent
+    assert type(form.store(Event(author="agent", output=(1,)))) is StoredEvent
 
 
 @pytest.mark.parametrize("empty", [(), b"", set(), frozenset(), timedelta(), Decimal(0)], ids=repr)

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from adapters_support import WITH_TTL, needs, run_example
 from conftest import Server
@@ -279,6 +280,41 @@ async def test_a_complete_event_is_read_as_it_was(make: Make, codec: str) -> Non
     assert found.state == {"odd": ODD, "user:odd": ODD, "a": None, "b": b"\xff"}
     assert found.conversation_count == 3
     assert found.last_update_time == 1_700_000_000.123_456_7
+
+
+async def test_events_are_stored_as_the_frameworks_json(sessions: TrpcSessionService) -> None:
+    session = await sessions.create_session(**IDS)
+    session.conversation_count = 2
+    call = Part(function_call=FunctionCall(id="1", name="f", args={"a": [1]}))
+    for event in (
+        said("x"),
+        Event(author="agent", content=Content(parts=[call]), long_running_tool_ids={"1"}),
+        changed(a=b"\xff", user__b=1),
+        summary("so far"),
+    ):
+        await sessions.append_event(session, event)
+    assert await read(sessions) == session
+    stored = await sessions._service.get_events(SessionKey(**OWNER, session_id="sid"))
+    for kept, event in zip(stored.events, session.events, strict=True):
+        found = Event.model_validate_json(msgspec.json.encode(kept.content))
+        found.actions.state_delta = event.actions.state_delta
+        assert found == event
+        assert kept.metadata == {"conversation_count": 2}
+
+
+async def test_events_that_were_stored_as_text_are_read(sessions: TrpcSessionService) -> None:
+    session = await sessions.create_session(**IDS)
+    key = SessionKey(**OWNER, session_id="sid")
+    old = said("x")
+    text = old.model_dump_json(exclude_none=True)
+    await sessions._service.append_event(key, StoredEvent("user", text, old.id))
+    found = await read(sessions)
+    assert found.events == [old]
+    assert found.last_update_time == old.timestamp
+    found.events = [summary("so far")]
+    await sessions.update_session(found)
+    assert (await read(sessions)).events == found.events
+    assert session.events == []
 
 
 class Opaque:

@@ -530,7 +530,12 @@ def test_an_unknown_codec_is_refused(name: Any) -> None:
 @each_format
 def test_a_carried_event_is_written_like_any_and_not_read_back(format_name: Format) -> None:
     codec = CODECS[format_name]
-    fields = {"content": {"a": [1, None]}, "id": "1", "timestamp": NOON, "metadata": {"b": "c"}}
+    fields: dict[str, Any] = {
+        "content": {"a": [1, None]},
+        "id": "1",
+        "timestamp": NOON,
+        "metadata": {"b": "c"},
+    }
     event = CarriedEvent("author", **fields)
     data, found = codec.of(event).encode_event(event, "event")
     assert found is event
