@@ -92,7 +92,7 @@ class Codec:
             try:
                 data = self._encode(value)
                 found = decode_value(data) if self._reads_back else value
-                same = found == value and not self._is_too_deep(data, value)
+                same = (found is value or found == value) and not self._is_too_deep(data, value)
             except _UNENCODABLE:
                 same = False
             if not same:

@@ -111,86 +111,59 @@ Put = tuple[str, int]
 """A checkpoint, and how many writes of its parent were known when it was put."""
 
 
-class _Known(msgspec.Struct):
-    """What is known of one session.
+class StateKeys(msgspec.Struct):
+    """State keys of one session that a saver has put or read, so that a put can remove some.
+
+    Only a help to keep state small: one that is not known stays until it is read.
 
     Attributes:
-        owners: its state keys, and the checkpoint that each belongs to.
+        owners: the keys, and the checkpoint that each belongs to.
         last_put: the checkpoint that was put last.
         superseded: what that put removed.
         parent_writes: writes that its parent had.
     """
 
-    owners: dict[str, str]
+    owners: dict[str, str] = {}
     last_put: str = ""
     superseded: list[str] = []
     parent_writes: int = 0
 
-
-class StateKeys:
-    """State keys that a saver has put or read, so that a put can remove those it supersedes.
-
-    Only a help to keep state small: one that is not known stays until it is read.
-    """
-
-    def __init__(self) -> None:
-        self._sessions: OrderedDict[SessionKey, _Known] = OrderedDict()
-        self._lock = Lock()
-
-    def replace(
-        self, key: SessionKey, gone: list[str], names: Iterable[str], put: Put | None = None
-    ) -> None:
+    def replace(self, gone: list[str], names: Iterable[str], put: Put | None = None) -> None:
         """Forget keys that were removed, remember keys that are there.
 
         Args:
-            key: the session.
             gone: what was removed.
             names: what is there.
             put: the checkpoint that was put, if one was, and the writes that its parent had.
         """
-        with self._lock:
-            known = self._sessions.get(key)
-            if known is None:
-                known = self._sessions[key] = _Known({})
-            else:
-                self._sessions.move_to_end(key)
-            for name in gone:
-                known.owners.pop(name, None)
-            for name in names:
-                known.owners[name] = owner_of(name)
-            if put is not None:
-                known.last_put, known.parent_writes = put
-                known.superseded = gone
-            if len(self._sessions) > _SESSIONS_LIMIT:
-                self._sessions.popitem(last=False)
+        for name in gone:
+            self.owners.pop(name, None)
+        for name in names:
+            self.owners[name] = owner_of(name)
+        if put is not None:
+            self.last_put, self.parent_writes = put
+            self.superseded = gone
 
-    def before(
-        self, key: SessionKey, checkpoint_id: str, parent: str | None = None
-    ) -> tuple[set[str], int]:
+    def before(self, checkpoint_id: str, parent: str | None = None) -> tuple[set[str], int]:
         """Those of earlier checkpoints: their writes, and themselves even if not known.
 
         And how many writes of the parent are known. For the checkpoint that was put last, both
         as they were then: so putting it again is nothing new.
         """
-        with self._lock:
-            known = self._sessions.get(key)
-            if known is None:
-                return set(), 0
-            if checkpoint_id == known.last_put:
-                return {*known.superseded}, known.parent_writes
-            owners = known.owners
-            found = {name for name, owner in owners.items() if owner < checkpoint_id}
-            found.update([checkpoint_name(owners[name]) for name in found])
-            writes = [
-                name
-                for name, owner in owners.items()
-                if owner == parent and name.startswith(_WRITE)
-            ]
-        return found, len(writes)
+        if checkpoint_id == self.last_put:
+            return {*self.superseded}, self.parent_writes
+        found: set[str] = set()
+        writes = 0
+        for name, owner in list(self.owners.items()):  # of which other threads may add some
+            if owner < checkpoint_id:
+                found.update((name, checkpoint_name(owner)))
+            if owner == parent and name.startswith(_WRITE):
+                writes += 1
+        return found, writes
 
 
 class Threads:
-    """Where a saver's threads are, and what can be done with them whole. Flows but for `key`.
+    """Where a saver's threads are, and what can be done with them whole. Flows, but for the first three.
 
     Args:
         app_name: the application.
@@ -200,7 +173,20 @@ class Threads:
     def __init__(self, app_name: str, user_id: str | Callable[[str], str]) -> None:
         self._app_name = app_name
         self._user_id = user_id
-        self.known = StateKeys()
+        self._known: OrderedDict[SessionKey, StateKeys] = OrderedDict()
+        self._lock = Lock()
+
+    def known(self, key: SessionKey) -> StateKeys:
+        """What is known of a session; of the sessions used last, the others are forgotten."""
+        with self._lock:
+            found = self._known.get(key)
+            if found is None:
+                found = self._known[key] = StateKeys()
+                if len(self._known) > _SESSIONS_LIMIT:
+                    self._known.popitem(last=False)
+            else:
+                self._known.move_to_end(key)
+            return found
 
     def key(self, thread_id: object, namespace: str) -> SessionKey:
         """The session of a thread's namespace."""
@@ -250,7 +236,7 @@ class Threads:
         session = yield from read_session(key, 0)
         if session is not None:
             history.add(session.state, key)
-            self.known.replace(key, [], filter(is_ours, session.state))
+            self.known(key).replace([], filter(is_ours, session.state))
         return history
 
     def read_history(self, key: SessionKey) -> Flow[History]:
@@ -290,7 +276,7 @@ class Threads:
         """Remove state keys of a session that is there."""
         for first in range(0, len(names), _REMOVED_LIMIT):
             yield _removal(key, names[first : first + _REMOVED_LIMIT])
-        self.known.replace(key, [*names], ())
+        self.known(key).replace([*names], ())
 
 
 def checkpoint_name(checkpoint_id: str) -> str:

@@ -25,6 +25,7 @@ from .checkpoints import (
     History,
     Put,
     Serialized,
+    StateKeys,
     StoredCheckpoint,
     StoredWrite,
     Threads,
@@ -379,7 +380,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
                 if self._load(newest.metadata).get("counters_since_delta_snapshot"):
                     continue
                 yield from clear_events(key)
-                stale, _ = self._threads.known.before(key, history.newest)
+                stale, _ = self._threads.known(key).before(history.newest)
                 if stale:
                     yield from self._threads.remove_state(key, sorted(stale))
 
@@ -422,7 +423,8 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         thread_id, namespace = _place(config)
         key, checkpoint_id = self._threads.key(thread_id, namespace), checkpoint["id"]
         parent = get_checkpoint_id(config)
-        superseded, parent_writes = self._threads.known.before(key, checkpoint_id, parent)
+        known = self._threads.known(key)
+        superseded, parent_writes = known.before(checkpoint_id, parent)
         record = StoredCheckpoint(
             namespace,
             parent,
@@ -444,7 +446,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         root = self._threads.key(thread_id, "") if namespace else None
         answer = _config(thread_id, namespace, checkpoint_id)
         put = checkpoint_id, parent_writes
-        return _Change(key, event, root, removed[_REMOVED_LIMIT:], answer, put)
+        return _Change(key, known, event, root, removed[_REMOVED_LIMIT:], answer, put)
 
     def _writes(
         self,
@@ -477,13 +479,13 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
             state_delta=delta,
         )
         root = self._threads.key(thread_id, "") if namespace else None
-        return _Change(key, event, root, [], config)
+        return _Change(key, self._threads.known(key), event, root, [], config)
 
     def _stored(self, change: _Change) -> RunnableConfig:
         """Note what is stored now; the change's answer."""
         event = change.event
         gone = event.state_removed + change.left
-        self._threads.known.replace(change.key, gone, event.state_delta, change.put)
+        change.known.replace(gone, event.state_delta, change.put)
         return change.answer
 
     def _tuple(self, thread_id: str, checkpoint_id: str, history: History) -> CheckpointTuple:
@@ -533,6 +535,7 @@ class _Change(NamedTuple):
 
     Attributes:
         key: the session it goes to.
+        known: the session's state keys.
         event: the event.
         root: the thread's own session, which is created too, if `key` is a subgraph's.
         left: superseded state keys beyond those that the event names.
@@ -541,6 +544,7 @@ class _Change(NamedTuple):
     """
 
     key: SessionKey
+    known: StateKeys
     event: Event
     root: SessionKey | None
     left: list[str]
