@@ -35,12 +35,14 @@ class Framework:
         extra: ours that installs it.
         adapter: what is measured of the adapter.
         gives_ids: whether its messages have ids and times of their own, which the adapter takes.
+        shows_events: whether the caller's session shows what was appended, as a Session does.
     """
 
     name = ""
     extra = ""
     adapter = ""
     gives_ids = False
+    shows_events = False
 
     def own(self, harness: Harness, directory: Path) -> Makers:
         """Storages in memory or in a file of the directory."""
@@ -225,6 +227,7 @@ class GoogleADK(Framework):
     extra = "adk"
     adapter = "AdkSessionService.append_event"
     gives_ids = True
+    shows_events = True
 
     def __init__(self) -> None:
         self._adapter: Any = import_module("sessionstore.adapters.adk").AdkSessionService
@@ -276,6 +279,7 @@ class TrpcAgent(Framework):
     extra = "trpc-agent"
     adapter = "TrpcSessionService.append_event"
     gives_ids = True
+    shows_events = True
 
     def __init__(self) -> None:
         self._adapter: Any = import_module("sessionstore.adapters.trpc_agent").TrpcSessionService
