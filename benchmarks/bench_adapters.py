@@ -3,7 +3,8 @@
 The adapter is given the framework's own messages; the engine is given events of the same bytes, as
 the adapter makes them. Making the message is in neither time. It is made shortly before, as by an
 agent, so that it is at hand for the processor. What the framework needs to turn its message into
-bytes is in the adapter's time. A framework that is not installed is left out.
+bytes is in the adapter's time. Where the framework's session has to show what was appended, the
+engine's Session shows it too. A framework that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -120,17 +121,15 @@ class _Setup:
         turns = max(split(count, self.agents) // _AT_ONCE, 1)
         operations = turns * _AT_ONCE * self.agents
 
-        async def agent(append: Append, messages: list[Any]) -> None:
-            for message in messages:
-                await append(message)
-
         async def work() -> Timing:
             seconds = cpu_seconds = 0.0
             begun = time.process_time()
             for _ in range(turns):
                 made = [[new_message() for _ in range(_AT_ONCE)] for _ in appends]
                 cpu, start = time.process_time(), time.perf_counter()
-                outcomes = await asyncio.gather(*map(agent, appends, made), return_exceptions=True)
+                outcomes = await asyncio.gather(
+                    *map(_append_all, appends, made), return_exceptions=True
+                )
                 seconds += time.perf_counter() - start
                 cpu_seconds += time.process_time() - cpu
                 for error in outcomes:

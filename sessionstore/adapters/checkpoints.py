@@ -163,7 +163,9 @@ class StateKeys(msgspec.Struct):
 
 
 class Threads:
-    """Where a saver's threads are, and what can be done with them whole. Flows, but for the first three.
+    """Where a saver's threads are, and what can be done with them whole.
+
+    Flows, but for `known`, `key` and `parent`.
 
     Args:
         app_name: the application.
