@@ -26,10 +26,11 @@ from sessionstore import Event, InMemorySessionService, RedisSessionService, Ses
 
 from .frameworks import FRAMEWORKS, Append
 from .harness import Harness, Server, Timing, Variant, VariantFailedError, main
-from .results import Figure, Group, Result, Sample, Target, time_of
+from .results import Figure, Group, Result, Target, client_cpu_of, time_of
 from .workload import EVENT_LIMIT, fill, read, service_of, split
 
 ENGINE = "sessionstore, the same bytes"
+ENGINE_BY_KEY = "sessionstore, the same bytes, by key"
 SERIALISED = "the framework's own serialisation"
 
 BY_HAND = "serialised by the framework, then the engine"
@@ -139,10 +140,12 @@ class _Setup:
 
         return Variant(name, operations, work, prepare and partial(prepare, operations), note)
 
-    def engine(self, count: int) -> Variant:
+    def engine(self, count: int, *, shows_events: bool) -> Variant:
         """The engine's own append; it makes its event within the time, as the adapter does.
 
-        And where the framework's session has to show the event, it is given a Session that does.
+        Args:
+            count: operations, about.
+            shows_events: give it Sessions, which show and so keep what was appended, not keys.
         """
         run = self.harness.run
         fields_of = run(recorder_of(self.framework))
@@ -160,11 +163,13 @@ class _Setup:
             fields = stock.pop()
             return fields | {name: _copy(fields[name]) for name in ("content", "state_delta")}
 
-        sessions: list[Any] = self.keys("engine")
-        if self.framework.shows_events:
+        sessions: list[Any] = self.keys("engine" if shows_events else "engine by key")
+        if shows_events:
             sessions = [run(read(self.service, key, None)) for key in sessions]
         appends = [partial(append_to, session) for session in sessions]
-        return self.variant(ENGINE, count, appends, new_fields, prepare=prepare)
+        name = ENGINE if shows_events == self.framework.shows_events else ENGINE_BY_KEY
+        note = "" if name == ENGINE else "nothing shows the event"
+        return self.variant(name, count, appends, new_fields, note, prepare)
 
     def adapter(self, count: int) -> Variant:
         """The same through the adapter."""
@@ -240,8 +245,11 @@ def measure(harness: Harness, server: Server, framework: Any, agents: int) -> Gr
     fewer = harness.pick(64, agents * 2)
     directory = tempfile.TemporaryDirectory()
     harness.at_end(directory.cleanup)
-    variants = [setup.engine(count), setup.adapter(count), setup.by_hand(count)]
-    variants.append(setup.serialised(count))
+    shows_events = framework.shows_events
+    variants = [setup.engine(count, shows_events=shows_events), setup.adapter(count)]
+    variants += [setup.by_hand(count), setup.serialised(count)]
+    if shows_events:
+        variants.append(setup.engine(count, shows_events=False))
     variants += setup.own(fewer, Path(directory.name))
     name = f"{framework.name}, {agents} agents"
     if agents > 1:
@@ -254,14 +262,10 @@ def measure(harness: Harness, server: Server, framework: Any, agents: int) -> Gr
 def _shares(group: Group, framework: Any) -> list[tuple[str, float]]:
     """What adapter and framework take of the engine's processor time."""
     return [
-        ("adapter / engine", group.ratio(framework.adapter, ENGINE, _client_cpu_of)),
-        (f"adapter / {BY_HAND}", group.ratio(framework.adapter, BY_HAND, _client_cpu_of)),
-        (f"{SERIALISED} / engine", group.ratio(SERIALISED, ENGINE, _client_cpu_of)),
+        ("adapter / engine", group.ratio(framework.adapter, ENGINE, client_cpu_of)),
+        (f"adapter / {BY_HAND}", group.ratio(framework.adapter, BY_HAND, client_cpu_of)),
+        (f"{SERIALISED} / engine", group.ratio(SERIALISED, ENGINE, client_cpu_of)),
     ]
-
-
-def _client_cpu_of(sample: Sample) -> float:
-    return sample.client_cpu_us
 
 
 def run(harness: Harness) -> Result:
