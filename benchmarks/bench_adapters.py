@@ -163,7 +163,7 @@ class _Setup:
             fields = stock.pop()
             return fields | {name: _copy(fields[name]) for name in ("content", "state_delta")}
 
-        sessions: list[Any] = self.keys("engine" if shows_events else "engine by key")
+        sessions: list[Any] = self.keys("engine" if shows_events else "by-key")
         if shows_events:
             sessions = [run(read(self.service, key, None)) for key in sessions]
         appends = [partial(append_to, session) for session in sessions]
