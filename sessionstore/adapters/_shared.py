@@ -49,8 +49,8 @@ _CLOSED = (str, bool, int, bytes, datetime, date, time, timedelta, Enum, NoneTyp
 class JsonForm(Generic[M]):
     """Writes events of a framework as JSON and reads them back.
 
-    An event has `timestamp`, which the caller sees to, and `actions.state_delta`, which stands
-    beside it: it is neither written nor read here.
+    Its `actions.state_delta` is no part of an event's JSON: it stands beside it, where the store
+    applies it.
 
     Args:
         event: their class. Those of its subclasses are written as this one.

@@ -27,7 +27,8 @@ from .packing import is_carried
 
 _FORMS_LIMIT = 1_000  # that are compiled; models that need more are not made plain
 _SHAPES_LIMIT = 10_000  # that are remembered; models of others are read back each time
-_DEPTH_LIMIT = DEPTH_LIMIT // 2  # levels of models, and as many in a value of theirs
+_LEVELS_LIMIT = 32  # of models within models, which may be in lists
+_DEPTH_LIMIT = DEPTH_LIMIT // 2  # levels of a value of theirs; all together are then few enough
 _SMALLEST, _LARGEST = -(1 << 63), (1 << 64) - 1
 
 Step = Callable[[Any, "list[Any]"], Any]
@@ -50,13 +51,17 @@ class _Place:
     """Where models stand, such as a field of a class.
 
     Attributes:
+        level: models that it is within.
         latest: the form that was used there last, which is tried first.
         forms: by class, names and types; None = such models are not made plain.
     """
 
-    __slots__ = ("forms", "latest")
+    __slots__ = ("forms", "latest", "level")
 
-    def __init__(self) -> None:
+    def __init__(self, level: int = 0) -> None:
+        if level > _LEVELS_LIMIT:
+            raise _NotPlainError
+        self.level = level
         self.latest: _Form = lambda *_: None
         self.forms: dict[tuple[Any, ...], _Form | None] = {}
 
@@ -112,7 +117,7 @@ class Shapes:
         """Whether models of these shapes come back, by the first."""
         if tuple(shapes) in self._refused:
             return False
-        if is_deeper(content, _DEPTH_LIMIT) or not self._comes_back(content, model):
+        if not self._comes_back(content, model):
             if len(self._refused) < _SHAPES_LIMIT:
                 self._refused.add(tuple(shapes))
             return False
@@ -147,11 +152,16 @@ class Shapes:
                 raise _NotPlainError
             self._form_count += 1
             place.forms[key] = None
-            form = place.forms[key] = self._new_form(kind, fields.keys(), content, left_out)
+            form = place.forms[key] = self._new_form(place, kind, fields.keys(), content, left_out)
         return form
 
     def _new_form(
-        self, kind: type[Any], names: Set[str], content: dict[str, Any], left_out: list[str]
+        self,
+        place: _Place,
+        kind: type[Any],
+        names: Set[str],
+        content: dict[str, Any],
+        left_out: list[str],
     ) -> _Form:
         known = _fields_of(kind)
         absent = names - content.keys() - {*left_out}
@@ -161,7 +171,7 @@ class Shapes:
             if name not in known:
                 raise _NotPlainError
             field = known[name]
-            step = self._step(value, field)
+            step = self._step(place, value, field)
             if step is not None:
                 steps[name] = step
             if step is _member or (type(value) in _SCALARS and _tells(name, field)):
@@ -169,7 +179,7 @@ class Shapes:
         types = {name: type(value) for name, value in content.items()}
         return _compiled(kind, len(names), absent, types, steps, telling)
 
-    def _step(self, value: Any, field: _Field) -> Step | None:
+    def _step(self, place: _Place, value: Any, field: _Field) -> Step | None:
         """What becomes of values of this one's type; None = they stay as they are."""
         kind = type(value)
         if field.is_checked:
@@ -187,10 +197,10 @@ class Shapes:
                 return _json
             if kind is dict or item in _SCALARS:
                 return partial(_each, item)
-            return partial(self._walk_each, _Place())
+            return partial(self._walk_each, _Place(place.level + 1))
         if kind in _STEPS:
             return _STEPS[kind]
-        return _default(value, partial(self._walk, _Place()))
+        return _default(value, partial(self._walk, _Place(place.level + 1)))
 
 
 def _compiled(

@@ -13,6 +13,7 @@ from adapters_support import needs
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sessionstore import Event, codec
 from sessionstore.adapters import shapes
 
 needs("pydantic", "adk")
@@ -111,6 +112,7 @@ class Message(Base):
     open: Open | None = None
     node: Node | None = None
     utf8: Utf8 | None = None
+    within: list[Message] | None = None
     bounded: Annotated[int, Field(lt=5)] | None = None
     short: str = Field(default="", max_length=3)
     checked: str | None = None
@@ -278,9 +280,26 @@ def test_depth_is_bounded() -> None:
         assert (found is not None) == (depth <= 100)
         value = [value]
     node = None
-    for depth in range(1, 150):
+    for depth in range(1, 50):
         node = Node(child=node)
-        assert (reader.plain(Message(node=node)) is not None) == (depth <= 100)
+        assert (reader.plain(Message(node=node)) is not None) == (depth <= 32)
+    assert node is not None
+    node.child = node
+    assert reader.plain(Message(node=node)) is None
+    assert reader.plain(Message(note="forms are left")) is not None
+
+
+def test_the_deepest_is_carried() -> None:
+    reader = Reader()
+    value: Any = 1
+    for _ in range(100):
+        value = [value]
+    message = Message(anything=value)
+    for _ in range(31):
+        message = Message(within=[message])
+    content = reader.plain(message)
+    assert content is not None
+    codec.Codec().encode_event(Event("author", content), "event")
 
 
 def test_the_number_of_forms_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
