@@ -73,7 +73,8 @@ class _Field(NamedTuple):
         hint: its annotation.
         kinds: the types that stand in it, parts of unions each for itself.
         is_free: any JSON value is read as it is.
-        is_checked: reading a model may refuse or change the value whatever its type.
+        is_checked: reading a model may refuse or change the value whatever its type, or it would
+            not show whether it did.
     """
 
     hint: Any
@@ -260,8 +261,12 @@ def _fields_of(kind: type[Any]) -> dict[str, _Field]:
             hints = get_type_hints(kind)
         except NameError:  # of what is imported for type checkers only
             raise _NotPlainError from None
-        names = [field.name for field in dataclasses.fields(kind)]
-        return {name: _Field(hints[name], _kinds_of(hints[name])) for name in names}
+        return {
+            field.name: _Field(
+                hints[field.name], _kinds_of(hints[field.name]), is_checked=not field.compare
+            )
+            for field in dataclasses.fields(kind)
+        }
     validators = kind.__pydantic_decorators__.field_validators.values()
     checked = {name for validator in validators for name in validator.info.fields}
     if "*" in checked or kind.model_config.get("extra") == "allow":

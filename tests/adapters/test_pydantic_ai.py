@@ -207,6 +207,27 @@ async def test_what_a_known_shape_cannot_hold_is_refused(
     assert await stored(service).load() == [known]
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        messages.BinaryContent(b"x", media_type="audio/wav", identifier="mine"),
+        messages.BinaryImage(b"x", media_type="image/png", identifier="mine"),
+        messages.ImageUrl("https://a.example/b.png", media_type="image/jpeg", identifier="mine"),
+        messages.BinaryContent(b"x", media_type="audio/wav"),
+        messages.ImageUrl("https://a.example/b.png"),
+    ],
+    ids=repr,
+)
+async def test_what_equality_does_not_look_at_comes_back_too(service: Any, part: Any) -> None:
+    asked = messages.ModelRequest(parts=[messages.UserPromptPart([part])])
+    returned = messages.ModelRequest(parts=[messages.ToolReturnPart("look", part, "1")])
+    await stored(service).store([asked, returned])
+    first, second = await stored(service).load()
+    for found in (first.parts[0].content[0], second.parts[0].content):
+        assert found == part
+        assert (found.identifier, found.media_type) == (part.identifier, part.media_type)
+
+
 @dataclasses.dataclass
 class Found:
     """What a tool may return."""
