@@ -11,6 +11,8 @@ import inspect
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
+import msgspec
+
 import sessionstore.sync
 
 from ..errors import InvalidArgument, SessionNotFound
@@ -113,7 +115,7 @@ class Services:
             try:
                 await service.append_event(key, events[0])
             except SessionNotFound:
-                pass
+                events = _checked(events)
             else:
                 return
         await self.arun(append(key, events, parent))
@@ -157,12 +159,18 @@ def _append_batch(
         try:
             yield step
         except SessionNotFound:
+            events = _checked(events)
             if parent is not None:
                 yield _creation(parent)
             yield _creation(key)
         else:
             return
     yield step
+
+
+def _checked(events: Sequence[Event]) -> Sequence[Event]:
+    """The same to be encoded again: what they hold may have been changed meanwhile."""
+    return [Event(**msgspec.structs.asdict(event)) for event in events]
 
 
 def _creation(key: SessionKey) -> Step:

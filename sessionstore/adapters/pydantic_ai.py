@@ -18,6 +18,7 @@ from .packing import is_carried, pack, unpack
 from .shapes import Shapes
 
 with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
+    from pydantic_ai import messages as messages_module
     from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequest, ModelResponse
     from pydantic_core import to_jsonable_python
 
@@ -164,7 +165,13 @@ def _comes_back(content: dict[str, Any], message: ModelMessage) -> bool:
         return False
 
 
-_SHAPES = Shapes(_comes_back)
+# Those of which `__post_init__` looks at the types of parts, or notes something of its own.
+_HARMLESS = {
+    getattr(getattr(messages_module, name, None), "__post_init__", None)
+    for name in ("ModelRequest", "ModelResponse", "UserPromptPart", "BaseToolCallPart")
+}
+
+_SHAPES = Shapes(_comes_back, harmless=_HARMLESS)
 
 
 def _read_back(message: ModelMessage, path: str) -> Event:

@@ -73,8 +73,7 @@ class _Field(NamedTuple):
         hint: its annotation.
         kinds: the types that stand in it, parts of unions each for itself.
         is_free: any JSON value is read as it is.
-        is_checked: reading a model may refuse or change the value whatever its type, or it would
-            not show whether it did.
+        is_checked: reading a model may refuse or change the value whatever its type.
     """
 
     hint: Any
@@ -89,15 +88,19 @@ class Shapes:
     Args:
         comes_back: whether what was made of a model is read as that model.
         left_out: fields that stand elsewhere, by class and name.
+        harmless: `__post_init__` of dataclasses that refuse and change nothing, whatever the
+            values of fields. Models with others are not made plain.
     """
 
     def __init__(
         self,
         comes_back: Callable[[dict[str, Any], Any], bool],
         left_out: Set[tuple[type[Any], str]] = frozenset(),
+        harmless: Set[Any] = frozenset(),
     ) -> None:
         self._comes_back = comes_back
         self._left_out = left_out
+        self._harmless = harmless
         self._root = _Place()
         self._form_count = 0
         self._known: set[Any] = set()
@@ -108,11 +111,11 @@ class Shapes:
         shapes: list[Any] = []
         try:
             content = self._walk(self._root, model, shapes)
+            if self._known.issuperset(shapes) or self._learn(shapes, content, model):
+                return content
         except _OBSTACLES:
-            return None
-        if not self._known.issuperset(shapes) and not self._learn(shapes, content, model):
-            return None
-        return content
+            pass
+        return None
 
     def _learn(self, shapes: list[Any], content: dict[str, Any], model: Any) -> bool:
         """Whether models of these shapes come back, by the first."""
@@ -164,6 +167,8 @@ class Shapes:
         content: dict[str, Any],
         left_out: list[str],
     ) -> _Form:
+        if getattr(kind, "__post_init__", None) not in {None, *self._harmless}:
+            raise _NotPlainError
         known = _fields_of(kind)
         absent = names - content.keys() - {*left_out}
         steps: dict[str, Step] = {}
@@ -201,6 +206,8 @@ class Shapes:
             return partial(self._walk_each, _Place(place.level + 1))
         if kind in _STEPS:
             return _STEPS[kind]
+        if kind not in field.kinds:
+            raise _NotPlainError  # it would be read as something else, such as a dict
         return _default(value, partial(self._walk, _Place(place.level + 1)))
 
 
@@ -259,14 +266,11 @@ def _fields_of(kind: type[Any]) -> dict[str, _Field]:
     if dataclasses.is_dataclass(kind):
         try:
             hints = get_type_hints(kind)
-        except NameError:  # of what is imported for type checkers only
+        except Exception:  # an annotation may be anything, also a name for type checkers only
             raise _NotPlainError from None
-        return {
-            field.name: _Field(
-                hints[field.name], _kinds_of(hints[field.name]), is_checked=not field.compare
-            )
-            for field in dataclasses.fields(kind)
-        }
+        # What is not compared would not be missed when it is read back.
+        names = [field.name for field in dataclasses.fields(kind) if field.compare]
+        return {name: _Field(hints[name], _kinds_of(hints[name])) for name in names}
     validators = kind.__pydantic_decorators__.field_validators.values()
     checked = {name for validator in validators for name in validator.info.fields}
     if "*" in checked or kind.model_config.get("extra") == "allow":

@@ -11,8 +11,10 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -474,6 +476,41 @@ async def test_values_that_json_does_not_carry_are_read_as_they_were(
     assert await sessions.get_user_state(**OWNER) == {"odd": ODD}
     (listed,) = (await sessions.list_sessions(**OWNER)).sessions
     assert listed.state == found.state
+
+
+@dataclass
+class Counted:
+    """Something of the caller's, which is not for us to make."""
+
+    x: the_x_of_it = 1  # type: ignore[name-defined]  # noqa: F821  # legal for dataclasses
+    made = 0
+
+    def __post_init__(self) -> None:
+        type(self).made += 1
+
+
+@dataclass
+class Number:
+    """Compared, and so not hashable."""
+
+    x: int
+
+
+class Numbers(Number, Enum):
+    """Members that are not hashable either."""
+
+    ONE = 1
+
+
+async def test_what_is_odd_is_stored_as_adk_writes_it(sessions: AdkSessionService) -> None:
+    session = await sessions.create_session(**IDS)
+    for output in (Counted(), Numbers.ONE):
+        await sessions.append_event(session, Event(author="agent", output=output))
+    assert Counted.made == 1
+    found = await sessions.get_session(**IDS)
+    assert found is not None
+    assert [event.output for event in found.events] == [{"x": 1}, {"x": 1}]
+    Counted.made = 0
 
 
 class Opaque:

@@ -175,7 +175,8 @@ async def test_one_message_of_a_shape_is_read_back(
         read.append(message)
         return bool(adapter._comes_back(content, message))
 
-    monkeypatch.setattr(adapter, "_SHAPES", Shapes(comes_back))
+    shapes = Shapes(comes_back, harmless=adapter._HARMLESS)
+    monkeypatch.setattr(adapter, "_SHAPES", shapes)
     m = messages
     written = [
         m.ModelResponse(parts=[m.TextPart(text), m.ToolCallPart("look", {text: 1}, text)])
@@ -226,6 +227,45 @@ async def test_what_equality_does_not_look_at_comes_back_too(service: Any, part:
     for found in (first.parts[0].content[0], second.parts[0].content):
         assert found == part
         assert (found.identifier, found.media_type) == (part.identifier, part.media_type)
+
+
+@pytest.mark.skipif(not hasattr(messages, "Citation"), reason="this Pydantic AI has no citations")
+async def test_what_a_known_shape_would_not_be_read_with_is_refused(service: Any) -> None:
+    def cited() -> Any:
+        source = messages.DocumentCitationSource(title="x")
+        anchor = messages.ContentCitationAnchor(start=0, end=2)
+        part = messages.TextPart("abc", citations=[messages.Citation([source], anchor=anchor)])
+        return messages.ModelResponse(parts=[part])
+
+    known, changed, emptied = cited(), cited(), cited()
+    await stored(service).store([known])
+    changed.parts[0].citations[0].anchor.end = 0
+    emptied.parts[0].citations[0].sources.clear()
+    for message in (changed, emptied):
+        with pytest.raises(InvalidArgument, match=r"^messages\[0\] would not be read back"):
+            await stored(service).store([message])
+    assert await stored(service).load() == [known]
+
+
+async def test_what_changes_while_its_session_is_created_is_checked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def used(args: dict[str, Any]) -> Any:
+        return messages.ModelResponse(parts=[messages.ToolCallPart("look", args, "1")])
+
+    async with sessionstore.InMemorySessionService() as service:
+        await adapter.StoredMessageHistory("other", service, app_name="shop", user_id="ann").store(
+            [used({"a": 1})]
+        )
+        create, args = service.get_or_create_session, {"a": 2.0}
+
+        async def create_slowly(**options: Any) -> Any:
+            args["a"] = float("nan")  # as another task might
+            return await create(**options)
+
+        monkeypatch.setattr(service, "get_or_create_session", create_slowly)
+        with pytest.raises(InvalidArgument, match="not a finite number"):
+            await stored(service).store([used(args)])
 
 
 @dataclasses.dataclass
