@@ -105,7 +105,7 @@ class JsonForm(Generic[M]):
         """
         return self.decode(stored.content, stored.metadata.get("patches", []), stored.state_delta)
 
-    def encode(self, event: M, path: str) -> tuple[str, list[Patch]]:
+    def encode(self, event: Any, path: str) -> tuple[str, list[Patch]]:
         """The framework's JSON of an event, and what is to be patched when it is read.
 
         Args:
@@ -115,7 +115,7 @@ class JsonForm(Generic[M]):
         Raises:
             InvalidArgument: the framework cannot serialise a part of it; names the path.
         """
-        exclude = _STATE_DELTA if event.actions.state_delta else None  # type: ignore[attr-defined]  # every event has actions
+        exclude = _STATE_DELTA if event.actions.state_delta else None
         patches: list[Patch] = []
         with self._refusing(path):
             self._search(event, path, [], patches)

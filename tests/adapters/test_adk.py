@@ -502,7 +502,10 @@ class Numbers(Number, Enum):
     ONE = 1
 
 
-async def test_what_is_odd_is_stored_as_adk_writes_it(sessions: AdkSessionService) -> None:
+async def test_what_is_odd_is_stored_as_adk_writes_it(
+    sessions: AdkSessionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Counted, "made", 0)
     session = await sessions.create_session(**IDS)
     for output in (Counted(), Numbers.ONE):
         await sessions.append_event(session, Event(author="agent", output=output))
@@ -510,7 +513,6 @@ async def test_what_is_odd_is_stored_as_adk_writes_it(sessions: AdkSessionServic
     found = await sessions.get_session(**IDS)
     assert found is not None
     assert [event.output for event in found.events] == [{"x": 1}, {"x": 1}]
-    Counted.made = 0
 
 
 class Opaque:
