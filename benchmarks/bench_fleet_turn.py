@@ -48,12 +48,12 @@ class _OverRedisPy:
         self._client = client
 
     async def execute(self, call: Call[Any]) -> list[Any]:
-        if call.script is not None and not call.then:
+        if call.script is not None and not call.commands:
             return [await self._client.evalsha(*evalsha(call))]
         pipeline = self._client.pipeline(transaction=True)
         if call.script is not None:
             pipeline.evalsha(*evalsha(call))
-        for command in call.then:
+        for command in call.commands:
             pipeline.execute_command(*command)
         replies: list[Any] = await pipeline.execute()
         return replies

@@ -62,7 +62,7 @@ def measure(harness: Harness) -> Group:
 
     async def by_hand() -> None:
         for _ in range(count):
-            ids = await client.zrange(keys[0].sessions, 0, sessions - 1, desc=True)
+            ids = await client.zrange(keys[0].session_index, 0, sessions - 1, desc=True)
             pipeline = client.pipeline(transaction=False)
             pipeline.hgetall(keys[0].user)
             pipeline.hgetall(keys[0].app)

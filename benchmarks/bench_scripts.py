@@ -65,7 +65,7 @@ class Case:
 
 def _deadlines(key: SessionKey, *, tiers: int = 0) -> list[Command]:
     keys = keys_of(key)
-    touched = (keys.session, keys.events, keys.sessions, keys.user, keys.app)[: 3 + tiers]
+    touched = (keys.session, keys.events, keys.session_index, keys.user, keys.app)[: 3 + tiers]
     return [("PEXPIRE", name, _TTL_MS) for name in touched]
 
 
@@ -74,7 +74,7 @@ def _header(key: SessionKey, *state: bytes | str) -> list[Command]:
     fields = ("version", 7, "updated_us", _NOW_US, "last_us", _NOW_US, *state)
     return [
         ("HSET", keys.session, *fields),
-        ("ZADD", keys.sessions, _NOW_US, key.session_id),
+        ("ZADD", keys.session_index, _NOW_US, key.session_id),
     ]
 
 

@@ -130,7 +130,7 @@ class Recorder(RedisSessionService):
 
 def request_of(call: Call[Any]) -> Request:
     """A Call as it goes over the wire, a transaction if it has several commands."""
-    commands: list[Command] = list(call.then)
+    commands: list[Command] = list(call.commands)
     if call.script is not None:
         commands.insert(0, ("EVALSHA", *evalsha(call)))
     return transaction(*commands) if len(commands) > 1 else (pack(*commands), 1)
@@ -185,8 +185,8 @@ def raw_append(key: SessionKey, event: Event, version: int) -> list[Command]:
         ("ZADD", keys.events, "NX", now, msgspec.json.encode(event)),
         ("ZREMRANGEBYRANK", keys.events, 0, -EVENT_LIMIT - 1),
         ("HSET", keys.session, "version", version, "updated_us", now, "last_us", now),
-        ("ZADD", keys.sessions, now, key.session_id),
+        ("ZADD", keys.session_index, now, key.session_id),
         ("PEXPIRE", keys.session, ttl_ms),
         ("PEXPIRE", keys.events, ttl_ms),
-        ("PEXPIRE", keys.sessions, ttl_ms),
+        ("PEXPIRE", keys.session_index, ttl_ms),
     ]

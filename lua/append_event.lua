@@ -16,7 +16,7 @@
 -- ARGV[6] timestamp_us  int    its time
 -- ARGV[7...] tail       bytes  its state change: none, or as write_tiers reads it
 --
--- REPLY OK version now_us repeats       repeats: 1 = the event was there already; nothing changed
+-- REPLY OK version now_us num_duplicates       num_duplicates: 1 = the event was there already; nothing changed
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                            the turn belongs to somebody else

@@ -15,26 +15,26 @@
 -- ARGV[5...] tail      bytes  1 to 500 events: encoded, timestamp_us, number of arguments of its
 --                             state change, which is none or as write_tiers reads it
 --
--- REPLY OK version now_us repeats       repeats: events that were there already, and so ignored
+-- REPLY OK version now_us num_duplicates       num_duplicates: events that were there already, and so ignored
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                            the turn belongs to somebody else
 -- COST O(log N) an event
 --@include check_tiers
---@include close_session
 --@include fold_deltas
 --@include is_due
 --@include now_us
---@include open_session
+--@include read_header
 --@include refresh_session
 --@include to_ms
+--@include write_header
 --@include write_tiers
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
 local event_limit, condition = tonumber(ARGV[3]), ARGV[4]
 local tail, tail_end = 5, #ARGV
 
-local version, last_us, deadline_ms = open_session(session, events, index, session_id)
+local version, last_us, deadline_ms = read_header(session, events, index, session_id)
 if not version then
   return {'NOT_FOUND'}
 end
@@ -43,13 +43,13 @@ local now = now_us()
 
 -- If the log is full and its oldest event is in the batch, the call is a repeat: the events before
 -- that one were appended then, and have been trimmed.
-local first, repeats = tail, 0
+local first, num_duplicates = tail, 0
 if event_limit > 0 and redis.call('ZCARD', events) >= event_limit then
   local oldest = redis.call('ZRANGE', events, 0, 0)[1]
   local at, number = tail, 0
   while at < tail_end do
     if ARGV[at] == oldest then
-      first, repeats = at, number
+      first, num_duplicates = at, number
       break
     end
     at, number = at + 3 + ARGV[at + 2], number + 1
@@ -93,13 +93,13 @@ while at < tail_end do
       deltas[#deltas + 1] = at + 3
     end
   else
-    repeats = repeats + 1
+    num_duplicates = num_duplicates + 1
   end
   at = at + 3 + size
 end
 if not added then
   redis.call('HSET', session, 'version', version) -- which makes WAIT wait for the events
-  return {'OK', tonumber(version), now, repeats}
+  return {'OK', tonumber(version), now, num_duplicates}
 end
 if #deltas == 1 then
   write_tiers(session, user, app, ARGV, deltas[1], now_ms)
@@ -111,8 +111,8 @@ version = version + 1
 if event_limit > 0 then
   redis.call('ZREMRANGEBYRANK', events, 0, -event_limit - 1)
 end
-local is_new = close_session(session, index, session_id, version, last_us, now)
+local is_new = write_header(session, index, session_id, version, last_us, now)
 if is_first or is_new or deadline_ms == 0 or is_due(deadline_ms, now_ms, ttl_ms) then
   refresh_session(session, events, index, now_ms, ttl_ms, last_us, is_new)
 end
-return {'OK', version, now, repeats}
+return {'OK', version, now, num_duplicates}

@@ -13,15 +13,15 @@
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- COST O(1), and O(N) in the background
---@include close_session
 --@include now_us
---@include open_session
+--@include read_header
 --@include refresh_session
 --@include to_ms
+--@include write_header
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
 local session_id, ttl_ms, if_version = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
-local version, last_us = open_session(session, events, index, session_id)
+local version, last_us = read_header(session, events, index, session_id)
 if not version then
   return {'NOT_FOUND'}
 end
@@ -32,7 +32,7 @@ local now = now_us()
 
 -- Write.
 version = version + 1
-local is_new = close_session(session, index, session_id, version, last_us, now)
+local is_new = write_header(session, index, session_id, version, last_us, now)
 refresh_session(session, nil, index, to_ms(now), ttl_ms, last_us, is_new)
 -- Last, for then the key is gone: see write_delta.
 redis.call('UNLINK', events)

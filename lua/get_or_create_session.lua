@@ -9,7 +9,7 @@
 --
 -- ARGV[1] session_id   bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration for a new session; "0" = never expires
--- ARGV[3] generation   bytes  random; marks the session if this call creates it
+-- ARGV[3] creation_id   bytes  random; marks the session if this call creates it
 -- ARGV[4] refresh      bool   also refresh a session that exists
 -- ARGV[5] user_ttl_ms  int    duration, for refreshing the user tier; "0" = leave expiry alone
 -- ARGV[6] app_ttl_ms   int    likewise, for the app tier
@@ -26,7 +26,7 @@
 --@include to_ms
 --@include write_create
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local session_id, ttl_ms, generation = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local session_id, ttl_ms, creation_id = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local refresh = ARGV[4] == '1'
 local user_ttl_ms, app_ttl_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 local tail = 7
@@ -36,7 +36,7 @@ local header = redis.call('HMGET', session, 'version', 'last_us', 'deadline_ms')
 
 -- Write.
 if not header[1] then
-  write_create(session, events, index, user, app, session_id, ttl_ms, generation, ARGV, tail)
+  write_create(session, events, index, user, app, session_id, ttl_ms, creation_id, ARGV, tail)
   return {'CREATED'}
 end
 if refresh then

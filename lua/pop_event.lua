@@ -14,15 +14,15 @@
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- COST O(log N)
---@include close_session
 --@include now_us
---@include open_session
+--@include read_header
 --@include refresh_session
 --@include to_ms
+--@include write_header
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
 local session_id, ttl_ms, if_version = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
-local version, last_us = open_session(session, events, index, session_id)
+local version, last_us = read_header(session, events, index, session_id)
 if not version then
   return {'NOT_FOUND'}
 end
@@ -38,7 +38,7 @@ local now = now_us()
 
 -- Write.
 version = version + 1
-local is_new = close_session(session, index, session_id, version, last_us, now)
+local is_new = write_header(session, index, session_id, version, last_us, now)
 local remaining = #newest > 1 and events or nil
 refresh_session(session, remaining, index, to_ms(now), ttl_ms, last_us, is_new)
 -- Last, for then the key of the events may be gone: see write_delta.

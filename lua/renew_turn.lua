@@ -16,14 +16,14 @@
 -- COST O(1)
 --@include is_due
 --@include now_us
---@include open_session
+--@include read_header
 --@include refresh_session
 --@include to_ms
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
 local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
 local token, lease_ms = ARGV[3], tonumber(ARGV[4])
 
-local version, last_us, deadline_ms = open_session(session, events, index, session_id)
+local version, last_us, deadline_ms = read_header(session, events, index, session_id)
 if not version then
   return {'NOT_FOUND'}
 end

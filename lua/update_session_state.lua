@@ -17,18 +17,18 @@
 -- REPLY STALE version
 -- COST O(1) a key
 --@include check_tiers
---@include close_session
 --@include is_due
 --@include now_us
---@include open_session
+--@include read_header
 --@include refresh_session
 --@include to_ms
+--@include write_header
 --@include write_tiers
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms, if_version = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local tail = 4
 
-local version, last_us, deadline_ms = open_session(session, events, index, session_id)
+local version, last_us, deadline_ms = read_header(session, events, index, session_id)
 if not version then
   return {'NOT_FOUND'}
 end
@@ -42,7 +42,7 @@ local now_ms = to_ms(now)
 -- Write.
 version = version + 1
 write_tiers(session, user, app, ARGV, tail, now_ms)
-local is_new = close_session(session, index, session_id, version, last_us, now)
+local is_new = write_header(session, index, session_id, version, last_us, now)
 if is_new or deadline_ms == 0 or is_due(deadline_ms, now_ms, ttl_ms) then
   refresh_session(session, events, index, now_ms, ttl_ms, last_us, is_new)
 end

@@ -7,7 +7,7 @@ them into a result or raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -42,7 +42,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
         script: the script that goes first, or None.
         keys: the script's KEYS.
         args: the script's ARGV.
-        then: plain commands that follow in the same transaction.
+        commands: plain commands that follow in the same transaction.
         idempotent: running it twice within the call leaves what running it once, at the time of
             the second run, leaves (`version` may count both). Only such Calls are sent again
             after an unknown outcome.
@@ -56,11 +56,18 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     script: Script | None = None
     keys: tuple[bytes, ...] = ()
     args: tuple[Argument, ...] = ()
-    then: tuple[Command, ...] = ()
+    commands: tuple[Command, ...] = ()
     idempotent: bool = True
     writes: bool = True
     is_bulk: bool = False
     slot: int | bytes | None = None
+
+
+Step = Call[Any] | tuple[Call[Any], ...]
+"""What a flow yields: one Call, or several that are sent together."""
+
+Flow = Generator[Step, Any, R]
+"""An operation as a generator of Calls. drive.py runs it against an executor."""
 
 
 class AsyncExecutor(Protocol):

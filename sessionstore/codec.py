@@ -6,7 +6,7 @@
 
 What is read equals what was written, or the write is refused: everything encoded is decoded once
 more and compared before it is sent. The decoded copy is what callers get back, so nothing that a
-caller holds aliases what is stored. Only a CarriedEvent and its state are taken as they are.
+caller holds aliases what is stored. Only a VerifiedEvent and its state are taken as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from .errors import CorruptData, InvalidArgument, LimitExceeded
-from .model import CarriedEvent, Event
+from .model import Event, VerifiedEvent
 
 Format = Literal["json", "msgpack"]
 
@@ -72,12 +72,12 @@ class Codec:
         self._trusting = copy(self)
         self._trusting._reads_back = False
 
-    def of(self, event: Event) -> Codec:
-        """The codec of an event and its state: for a CarriedEvent one that does not read back.
+    def for_event(self, event: Event) -> Codec:
+        """The codec of an event and its state: for a VerifiedEvent one that does not read back.
 
         Nor does that one copy: what it gives as a copy is what it was given.
         """
-        return self._trusting if type(event) is CarriedEvent else self
+        return self._trusting if type(event) is VerifiedEvent else self
 
     def encode_value(self, value: Any, path: str) -> tuple[bytes, Any]:
         """The bytes of a state value, and a copy that shares nothing with it.

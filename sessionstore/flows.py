@@ -4,32 +4,29 @@ A flow yields a Call and is sent its result, or several Calls, which go out toge
 theirs; its return value is the operation's. A caller's Session changes only after the store has
 accepted the write.
 
-In a cluster the app tier may be apart, in a slot of its own (`ops.app_apart`). Reads of both go out
-together. A write that touches both is two steps, the session's first; each may be repeated.
+In a cluster the app tier may be in a slot of its own (`ops.app_in_own_slot`). Then a read sends two
+Calls together. A write of both is two steps, the session's first. Each step may be repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 import msgspec
 
-from .calls import Call
-from .errors import InvalidArgument
-from .model import Event, Session, SessionKey, Turn
+from .calls import Flow
+from .errors import InvalidArgument, SessionNotFound, TurnLost
+from .model import Event, EventPage, Session, SessionKey, Turn
 from .ops import Ops
-from .options import check_int
-from .replies import Written
+from .options import Duration, check_int, check_milliseconds
+from .replies import WriteResult
 from .tiers import NO_CHANGE, Change, Delta, split
 from .times import from_us
-
-T = TypeVar("T")
-Step = Call[Any] | tuple[Call[Any], ...]
-Flow = Generator[Step, Any, T]
 
 _SKIPPED_PER_CALL = 1000  # sessions before the offset that one call looks at
 _LIST_ROUNDS_LIMIT = 100  # pages of expired sessions that one listing prunes
@@ -43,7 +40,7 @@ def create_session(
     change = _initial(ops, state)
     session: Session = yield ops.create_session(key, uuid4().hex, change)
     yield from _write_app(ops, app_name, [change])
-    if ops.app_apart:
+    if ops.app_in_own_slot:
         _show_app(session, (yield ops.get_app_state(app_name)))
     change.apply_temp(session.state)
     return session
@@ -66,7 +63,7 @@ def get_or_create_session(
     session, is_new = yield call
     if is_new:
         yield from _write_app(ops, app_name, [change])
-    if ops.app_apart:
+    if ops.app_in_own_slot:
         _show_app(session, (yield ops.get_app_state(app_name)))
     change.apply_temp(session.state)
     return session
@@ -78,7 +75,7 @@ def get_session(
     """Read a session."""
     call = ops.get_session(key, event_num, event_time)
     session: Session | None
-    if not ops.app_apart:
+    if not ops.app_in_own_slot:
         session = yield call
         return session
     session, app_state = yield call, ops.get_app_state(key.app_name)
@@ -115,7 +112,7 @@ def list_sessions(
         sessions: list[Session | None]
         call = ops.list_sessions(app_name, user_id, ids, event_num)
         app_state: dict[str, Any] = {}
-        if ops.app_apart:
+        if ops.app_in_own_slot:
             sessions, app_state = yield call, ops.get_app_state(app_name, touch=False)
         else:
             sessions = yield call
@@ -132,7 +129,7 @@ def list_sessions(
 def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:
     """The users of an application, by a walk over all keys of all servers."""
     slots: list[int | None] = [None]
-    if ops.app_apart:  # and so users are spread over a cluster
+    if ops.app_in_own_slot:  # and so users are spread over a cluster
         slots = yield ops.list_primaries()
     users: set[str] = set()
     for slot in slots:
@@ -141,6 +138,11 @@ def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:
             cursor, found = yield ops.list_users(app_name, slot, cursor or 0)
             users.update(found)
     return sorted(users)
+
+
+def delete_session(ops: Ops, app_name: str, user_id: str, session_id: str) -> Flow[None]:
+    """Delete a session and its log. A missing session is fine."""
+    yield ops.delete_session(SessionKey(app_name, user_id, session_id))
 
 
 def append_event(
@@ -159,10 +161,10 @@ def append_event(
         return event
     data, copy, change = prepared
     timestamp = copy.timestamp
-    written: Written = yield ops.append_event(key, data, timestamp, change, if_version, turn)
+    written: WriteResult = yield ops.append_event(key, data, timestamp, change, if_version, turn)
     yield from _write_app(ops, key.app_name, [change])
     if isinstance(session, Session):
-        if written.repeats:
+        if written.num_duplicates:
             yield from _show_repeated(ops, session, [copy], [change])
         else:
             _show_appended(ops, session, [copy], [change], written)
@@ -196,10 +198,10 @@ def append_events(
         rows.append((data, copy.timestamp, change))
     if rows:
         changes = [change for _, _, change in rows]
-        written: Written = yield ops.append_events(key, rows, if_version, turn)
+        written: WriteResult = yield ops.append_events(key, rows, if_version, turn)
         yield from _write_app(ops, key.app_name, changes)
         if isinstance(session, Session):
-            if written.repeats:
+            if written.num_duplicates:
                 yield from _show_repeated(ops, session, stored, changes)
             else:
                 _show_appended(ops, session, stored, changes, written)
@@ -212,7 +214,7 @@ def _prepare(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Change] |
         raise InvalidArgument(f"{path} must be an Event, not {type(event).__name__}")
     if event.partial:
         return None
-    codec = ops.options.codec.of(event)
+    codec = ops.options.codec.for_event(event)
     if not event.state_delta and not event.state_removed:
         return *codec.encode_event(event, path), NO_CHANGE
     change = split(
@@ -226,7 +228,7 @@ def _prepare(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Change] |
 
 
 def _show_appended(
-    ops: Ops, session: Session, stored: list[Event], changes: list[Change], written: Written
+    ops: Ops, session: Session, stored: list[Event], changes: list[Change], written: WriteResult
 ) -> None:
     """Let the caller's Session show what was appended."""
     for change in changes:
@@ -255,6 +257,18 @@ def _show_repeated(
         change.apply_temp(session.state)
 
 
+def get_events(
+    ops: Ops,
+    session: Session | SessionKey,
+    after: int | None,
+    before: int | None,
+    limit: int,
+) -> Flow[EventPage]:
+    """Read a page of the log."""
+    page: EventPage = yield ops.get_events(session_key(session), after, before, limit)
+    return page
+
+
 def pop_event(
     ops: Ops, session: Session | SessionKey, if_version: int | None
 ) -> Flow[Event | None]:
@@ -271,10 +285,31 @@ def pop_event(
 
 def clear_events(ops: Ops, session: Session | SessionKey, if_version: int | None) -> Flow[None]:
     """Remove all events."""
-    written: Written = yield ops.clear_events(session_key(session), if_version)
+    written: WriteResult = yield ops.clear_events(session_key(session), if_version)
     if isinstance(session, Session):
         session.events.clear()
         _mark(session, written)
+
+
+def acquire_turn(ops: Ops, session: Session | SessionKey, lease: Duration) -> Flow[Turn]:
+    """Take the turn of a session."""
+    key = session_key(session)
+    lease_ms = check_milliseconds("lease", lease)
+    turn: Turn = yield ops.acquire_turn(key, uuid4().hex, lease_ms)
+    return turn
+
+
+def renew_turn(ops: Ops, turn: Turn, lease: Duration) -> Flow[Turn]:
+    """Move the end of a turn's lease."""
+    lease_ms = check_milliseconds("lease", lease)
+    renewed: Turn = yield ops.renew_turn(check_turn(turn), lease_ms)
+    return renewed
+
+
+def release_turn(ops: Ops, turn: Turn) -> Flow[None]:
+    """Give a turn back. A turn that was lost is fine, and so is a session that is gone."""
+    with suppress(TurnLost, SessionNotFound):
+        yield ops.renew_turn(check_turn(turn), 0)
 
 
 def update_session_state(
@@ -288,12 +323,24 @@ def update_session_state(
     key = session_key(session)
     change = split(ops.options.codec, state, removed, path="state", removed_path="keys")
     if change.is_stored or if_version is not None:
-        written: Written = yield ops.update_session_state(key, change, if_version)
+        written: WriteResult = yield ops.update_session_state(key, change, if_version)
         yield from _write_app(ops, key.app_name, [change])
         if isinstance(session, Session):
             _mark(session, written)
     if isinstance(session, Session):
         change.apply(session.state)
+
+
+def get_user_state(ops: Ops, app_name: str, user_id: str) -> Flow[dict[str, Any]]:
+    """Read the user tier."""
+    state: dict[str, Any] = yield ops.get_user_state(app_name, user_id)
+    return state
+
+
+def get_app_state(ops: Ops, app_name: str) -> Flow[dict[str, Any]]:
+    """Read the app tier."""
+    state: dict[str, Any] = yield ops.get_app_state(app_name)
+    return state
 
 
 def update_user_state(
@@ -320,7 +367,7 @@ def update_app_state(
 
 def _write_app(ops: Ops, app_name: str, changes: Iterable[Change]) -> Flow[None]:
     """The second step of a write whose app tier is apart."""
-    if not ops.app_apart:
+    if not ops.app_in_own_slot:
         return
     deltas = [change.app for change in changes if change is not NO_CHANGE and change.app]
     if deltas:
@@ -373,6 +420,6 @@ def _without_temp(event: Event) -> Event:
     )
 
 
-def _mark(session: Session, written: Written) -> None:
+def _mark(session: Session, written: WriteResult) -> None:
     session.version = written.version
     session.updated_at = from_us(written.updated_us)

@@ -69,12 +69,12 @@ def check_key_prefix(value: object) -> str:
 
 
 class UserKeys(NamedTuple):
-    """Keys of one user. `sessions` is the index of his sessions.
+    """Keys of one user. `session_index` lists his sessions.
 
     It shares a slot with `user`; with partition_by="app" also with `app`.
     """
 
-    sessions: bytes
+    session_index: bytes
     user: bytes
     app: bytes
 
@@ -87,7 +87,7 @@ class SessionKeys(NamedTuple):
 
     session: bytes
     events: bytes
-    sessions: bytes
+    session_index: bytes
     user: bytes
     app: bytes
 
@@ -135,7 +135,7 @@ class Keys:
         tag = self._tag(app, encode_id("user_id", user_id))
         prefix = self._prefix
         return UserKeys(
-            sessions=f"{prefix}sessions:{tag}".encode(),
+            session_index=f"{prefix}sessions:{tag}".encode(),
             user=f"{prefix}userdata:{tag}".encode(),
             app=f"{prefix}appdata:{{{app}}}".encode(),
         )
@@ -161,7 +161,7 @@ class Keys:
         return SessionKeys(
             session=f"{prefix}session:{tag}:{name}".encode(),
             events=f"{prefix}events:{tag}:{name}".encode(),
-            sessions=f"{prefix}sessions:{tag}".encode(),
+            session_index=f"{prefix}sessions:{tag}".encode(),
             user=f"{prefix}userdata:{tag}".encode(),
             app=f"{prefix}appdata:{{{app}}}".encode(),
         )

@@ -66,7 +66,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-class CarriedEvent(Event, frozen=True, omit_defaults=True):
+class VerifiedEvent(Event, frozen=True, omit_defaults=True):
     """An Event of which whoever made it knows that every codec gives it back as it is.
 
     So it is not read back before it is stored, which is half of what encoding costs. It is written

@@ -16,7 +16,16 @@ from .errors import InvalidArgument, LimitExceeded
 from .keys import SessionKeys
 from .model import Event, EventPage, Session, SessionKey, Turn
 from .options import Options, check_instant, check_int
-from .replies import Written, counted, done, events_of, pairs, read_session, scored, written
+from .replies import (
+    WriteResult,
+    decode_count,
+    decode_ok,
+    decode_write_result,
+    events_of,
+    pairs,
+    read_session,
+    scored,
+)
 from .scripts import SCRIPTS
 from .tiers import NO_CHANGE, Change, Delta, read_tier
 from .times import from_us, to_us
@@ -44,13 +53,14 @@ class Ops:
 
     Args:
         options: the service's options.
-        app_apart: the app tier is in a slot of its own that no script may touch together with a
-            user's. Then no Call on a session names it, and flows.py reads and writes it apart.
+        app_in_own_slot: the app tier has a cluster slot of its own, so no script may touch it
+            together with a user's keys. No Call on a session names it then; flows.py reads and
+            writes it in steps of their own.
     """
 
-    def __init__(self, options: Options, *, app_apart: bool = False) -> None:
+    def __init__(self, options: Options, *, app_in_own_slot: bool = False) -> None:
         self.options = options
-        self.app_apart = app_apart
+        self.app_in_own_slot = app_in_own_slot
         self._keys = options.keys
         # In the order in which every script takes them.
         self._ttls = (options.session_ttl_ms, options.user_state_ttl_ms, options.app_state_ttl_ms)
@@ -58,7 +68,7 @@ class Ops:
 
     # -- sessions ------------------------------------------------------------------------------
 
-    def create_session(self, key: SessionKey, generation: str, change: Change) -> Call[Session]:
+    def create_session(self, key: SessionKey, creation_id: str, change: Change) -> Call[Session]:
         """Create a session and read it."""
         keys = self._keys.session(*_parts(key))
 
@@ -71,14 +81,14 @@ class Ops:
             decode,
             SCRIPTS["create_session"],
             self._script_keys(keys),
-            (key.session_id, self._ttls[0], generation, *self._all_tiers(change)),
+            (key.session_id, self._ttls[0], creation_id, *self._all_tiers(change)),
             self._read_commands(keys, None),
         )
 
     def get_or_create_session(
         self,
         key: SessionKey,
-        generation: str,
+        creation_id: str,
         change: Change,
         event_num: int | None,
         event_time: datetime | None,
@@ -88,7 +98,7 @@ class Ops:
         events, newest_first = _range_command(keys.events, event_num, event_time)
         refresh = "1" if self.options.refresh_ttl_on_read else "0"
         session_ttl_ms, user_ttl_ms, app_ttl_ms = self._ttls
-        head = (key.session_id, session_ttl_ms, generation, refresh, user_ttl_ms, app_ttl_ms)
+        head = (key.session_id, session_ttl_ms, creation_id, refresh, user_ttl_ms, app_ttl_ms)
 
         def decode(replies: list[Any]) -> tuple[Session, bool]:
             is_new = status(replies[0], key) == b"CREATED"
@@ -158,7 +168,7 @@ class Ops:
         """Ids of a page of a user's sessions, last updated first, expired ones included."""
         check_int("limit", limit, low=1, high=SESSIONS_PER_PAGE_LIMIT)
         check_int("offset", offset, low=0)
-        index = self._keys.user(app_name, user_id).sessions
+        index = self._keys.user(app_name, user_id).session_index
 
         def decode(replies: list[Any]) -> list[str]:
             try:
@@ -167,7 +177,7 @@ class Ops:
                 raise corrupt(index, error) from None
 
         page: Command = ("ZRANGE", index, offset, offset + limit - 1, "REV")
-        return Call("list_sessions", decode, then=(page,), writes=False)
+        return Call("list_sessions", decode, commands=(page,), writes=False)
 
     def list_sessions(
         self, app_name: str, user_id: str, ids: Sequence[str], event_num: int
@@ -177,7 +187,7 @@ class Ops:
         user = self._keys.user(app_name, user_id)
         sessions = [self._keys.session(app_name, user_id, name) for name in ids]
         commands: list[Command] = [("HGETALL", user.user)]
-        if not self.app_apart:
+        if not self.app_in_own_slot:
             commands.append(("HGETALL", user.app))
         first = len(commands)
         for keys in sessions:
@@ -196,7 +206,9 @@ class Ops:
             return found
 
         is_bulk = _is_bulk(event_num * len(ids))
-        return Call("list_sessions", decode, then=tuple(commands), writes=False, is_bulk=is_bulk)
+        return Call(
+            "list_sessions", decode, commands=tuple(commands), writes=False, is_bulk=is_bulk
+        )
 
     def list_primaries(self) -> Call[list[int]]:
         """A slot of every primary of the cluster."""
@@ -206,7 +218,7 @@ class Ops:
             return sorted(first.values())
 
         command: Command = ("CLUSTER", "SLOTS")
-        return Call("list_users", decode, then=(command,), writes=False, slot=0)
+        return Call("list_users", decode, commands=(command,), writes=False, slot=0)
 
     def list_users(
         self, app_name: str, slot: int | None, cursor: int
@@ -229,20 +241,20 @@ class Ops:
             *("COUNT", _KEYS_PER_SCAN, "TYPE", "zset"),
         )
         place = self._keys.app(app_name) if slot is None else slot
-        return Call("list_users", decode, then=(command,), writes=False, slot=place)
+        return Call("list_users", decode, commands=(command,), writes=False, slot=place)
 
     def prune_index(self, app_name: str, user_id: str, ids: Sequence[str]) -> Call[int]:
         """Take expired sessions out of the index; how many there were."""
-        index = self._keys.user(app_name, user_id).sessions
+        index = self._keys.user(app_name, user_id).session_index
         sessions = (self._keys.session(app_name, user_id, name).session for name in ids)
         keys = (index, *sessions)
         script = SCRIPTS["prune_index"]
-        return Call("prune_index", counted, script, keys, tuple(ids))
+        return Call("prune_index", decode_count, script, keys, tuple(ids))
 
     def delete_session(self, key: SessionKey) -> Call[None]:
         """Remove a session."""
         keys = self._keys.session(*_parts(key))[:3]
-        return Call("delete_session", done, SCRIPTS["delete_session"], keys, (key.session_id,))
+        return Call("delete_session", decode_ok, SCRIPTS["delete_session"], keys, (key.session_id,))
 
     # -- events --------------------------------------------------------------------------------
 
@@ -254,7 +266,7 @@ class Ops:
         change: Change,
         if_version: int | None,
         turn: Turn | None,
-    ) -> Call[Written]:
+    ) -> Call[WriteResult]:
         """Append one encoded event with its state change."""
         options = self.options
         user = app = False
@@ -264,7 +276,7 @@ class Ops:
             tiers = self._tiers(change, user, app)
         return Call(
             "append_event",
-            lambda replies: written(replies[0], key, if_version),
+            lambda replies: decode_write_result(replies[0], key, if_version),
             _APPEND_EVENT,
             self._keys.session(*_parts(key))[: 3 + user + app],
             (
@@ -285,7 +297,7 @@ class Ops:
         events: Sequence[tuple[bytes, datetime, Change]],
         if_version: int | None,
         turn: Turn | None,
-    ) -> Call[Written]:
+    ) -> Call[WriteResult]:
         """Append encoded events with their state changes, in order.
 
         Args:
@@ -310,7 +322,7 @@ class Ops:
             args += (data, to_us(timestamp), len(tiers), *tiers)
         return Call(
             "append_events",
-            lambda replies: written(replies[0], key, if_version),
+            lambda replies: decode_write_result(replies[0], key, if_version),
             SCRIPTS["append_events"],
             self._keys.session(*_parts(key))[: 3 + user + app],
             tuple(args),
@@ -319,25 +331,25 @@ class Ops:
 
     def pop_event(
         self, key: SessionKey, if_version: int | None
-    ) -> Call[tuple[Event, Written] | None]:
+    ) -> Call[tuple[Event, WriteResult] | None]:
         """Remove the newest event."""
         keys = self._keys.session(*_parts(key))
 
-        def decode(replies: list[Any]) -> tuple[Event, Written] | None:
+        def decode(replies: list[Any]) -> tuple[Event, WriteResult] | None:
             reply = replies[0]
             if status(reply, key, if_version) == b"EMPTY":
                 return None
             [event] = events_of(keys.events, reply[3:])
-            return event, written(reply[:3], key, if_version)
+            return event, decode_write_result(reply[:3], key, if_version)
 
         return self._write("pop_event", decode, key, keys, if_version, idempotent=False)
 
-    def clear_events(self, key: SessionKey, if_version: int | None) -> Call[Written]:
+    def clear_events(self, key: SessionKey, if_version: int | None) -> Call[WriteResult]:
         """Remove all events."""
         keys = self._keys.session(*_parts(key))
 
-        def decode(replies: list[Any]) -> Written:
-            return written(replies[0], key, if_version)
+        def decode(replies: list[Any]) -> WriteResult:
+            return decode_write_result(replies[0], key, if_version)
 
         idempotent = if_version is None
         return self._write("clear_events", decode, key, keys, if_version, idempotent=idempotent)
@@ -370,12 +382,12 @@ class Ops:
 
     def update_session_state(
         self, key: SessionKey, change: Change, if_version: int | None
-    ) -> Call[Written]:
+    ) -> Call[WriteResult]:
         """Set and remove state in all tiers."""
         user, app = self._tiers_of(change)
         return Call(
             "update_session_state",
-            lambda replies: written(replies[0], key, if_version),
+            lambda replies: decode_write_result(replies[0], key, if_version),
             SCRIPTS["update_session_state"],
             self._keys.session(*_parts(key))[: 3 + user + app],
             (
@@ -419,7 +431,7 @@ class Ops:
         is_bulk: bool,
     ) -> Call[R]:
         if not self._touches:
-            return Call(name, decode, then=commands, writes=False, is_bulk=is_bulk)
+            return Call(name, decode, commands=commands, writes=False, is_bulk=is_bulk)
         args = (key.session_id, *self._ttls)
         return Call(
             name,
@@ -446,25 +458,25 @@ class Ops:
         return Call(name, decode, SCRIPTS[name], keys[:3], args, idempotent=idempotent)
 
     def _script_keys(self, keys: SessionKeys) -> tuple[bytes, ...]:
-        return keys[:4] if self.app_apart else keys
+        return keys[:4] if self.app_in_own_slot else keys
 
     def _read_commands(self, keys: SessionKeys, events: Command | None) -> tuple[Command, ...]:
         commands: tuple[Command, ...] = (("HGETALL", keys.session), ("HGETALL", keys.user))
-        if not self.app_apart:
+        if not self.app_in_own_slot:
             commands += (("HGETALL", keys.app),)
         return (*commands, events) if events else commands
 
     def _reads(self, replies: list[Any]) -> list[Any]:
         """The replies to `_read_commands`, with nothing for the app tier where that is apart."""
-        return [*replies[:2], (), *replies[2:]] if self.app_apart else replies
+        return [*replies[:2], (), *replies[2:]] if self.app_in_own_slot else replies
 
     def _tiers_of(self, change: Change) -> tuple[bool, bool]:
         """Whether a call has to name the user's key, and the app's, which stands behind it."""
-        app = bool(change.app) and not self.app_apart
+        app = bool(change.app) and not self.app_in_own_slot
         return app or bool(change.user), app
 
     def _all_tiers(self, change: Change) -> tuple[Argument, ...]:
-        return self._tiers(change, user=True, app=not self.app_apart)
+        return self._tiers(change, user=True, app=not self.app_in_own_slot)
 
     def _tiers(self, change: Change, user: bool, app: bool) -> tuple[Argument, ...]:
         """A change as the scripts read it: the tiers whose keys the call names, with their TTL."""
@@ -484,7 +496,7 @@ class Ops:
 
         read: tuple[Command, ...] = (("HGETALL", tier),)
         if not (ttl_ms and self.options.refresh_ttl_on_read):
-            return Call(name, decode, then=read, writes=False)
+            return Call(name, decode, commands=read, writes=False)
         return Call(name, decode, SCRIPTS["touch_tier"], (tier,), (ttl_ms,), read, writes=False)
 
 
@@ -529,4 +541,4 @@ def _version(if_version: int | None) -> str | int:
 
 def _update_tier(name: str, tier: bytes, ttl_ms: int, delta: Delta) -> Call[None]:
     args = (ttl_ms, *delta.arguments())
-    return Call(name, done, SCRIPTS["update_tier_state"], (tier,), args)
+    return Call(name, decode_ok, SCRIPTS["update_tier_state"], (tier,), args)

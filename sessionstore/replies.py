@@ -16,35 +16,35 @@ from .tiers import read_tier
 from .times import from_us
 
 
-class Written(msgspec.Struct, frozen=True, gc=False):
+class WriteResult(msgspec.Struct, frozen=True, gc=False):
     """What a write to a session answers.
 
     Attributes:
         version: the session's version after the write.
         updated_us: when it was written, microseconds since 1970.
-        repeats: events of an append that were stored already.
+        num_duplicates: events of an append that were stored already.
     """
 
     version: int
     updated_us: int
-    repeats: int = 0
+    num_duplicates: int = 0
 
 
-def written(reply: Any, key: SessionKey, if_version: int | None) -> Written:
+def decode_write_result(reply: Any, key: SessionKey, if_version: int | None) -> WriteResult:
     """The result of a write to a session; raises what its status word means."""
     if status(reply, key, if_version) != b"OK":
         raise ScriptContractError(f"a write answered {reply[0]!r}")
-    repeats = reply[3] if len(reply) > 3 else 0
-    return Written(reply[1], reply[2], repeats)
+    num_duplicates = reply[3] if len(reply) > 3 else 0
+    return WriteResult(reply[1], reply[2], num_duplicates)
 
 
-def done(replies: list[Any]) -> None:
+def decode_ok(replies: list[Any]) -> None:
     """The result of a write that answers nothing."""
     if replies[0] != [b"OK"]:
         raise ScriptContractError(f"a script answered {replies[0]!r}")
 
 
-def counted(replies: list[Any]) -> int:
+def decode_count(replies: list[Any]) -> int:
     """The result of a write that answers a number."""
     reply = replies[0]
     if not isinstance(reply, list) or reply[:1] != [b"OK"] or len(reply) != 2:

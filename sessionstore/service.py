@@ -5,18 +5,15 @@ One line per method and no logic: `_run` carries out one Call, `_drive` a flow o
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
-from uuid import uuid4
 
 from . import flows
-from .calls import AsyncExecutor, Call, R
+from .calls import AsyncExecutor, Flow, R
 from .codec import Format
-from .errors import NotReplicated, SessionNotFound, TurnLost
+from .drive import drive_async
 from .keys import PartitionBy
 from .model import Event, EventPage, Session, SessionKey, Turn
 from .ops import Ops
@@ -24,7 +21,6 @@ from .options import (
     Duration,
     ReadFrom,
     WaitReplicas,
-    check_milliseconds,
     check_options,
     check_read_from,
     check_seconds,
@@ -72,7 +68,7 @@ class SessionService:
 
         lua/create_session.lua; one round trip, O(1).
         """
-        return await self._drive(
+        return await self._run(
             flows.create_session(self._ops, app_name, user_id, session_id, state)
         )
 
@@ -106,7 +102,7 @@ class SessionService:
 
         lua/get_or_create_session.lua; one round trip, O(events read).
         """
-        return await self._drive(
+        return await self._run(
             flows.get_or_create_session(
                 self._ops, app_name, user_id, session_id, state, event_num, event_time
             )
@@ -142,7 +138,7 @@ class SessionService:
         lua/touch_session.lua and plain reads; one round trip, O(events read).
         """
         key = SessionKey(app_name, user_id, session_id)
-        return await self._drive(flows.get_session(self._ops, key, event_num, event_time))
+        return await self._run(flows.get_session(self._ops, key, event_num, event_time))
 
     async def list_sessions(
         self,
@@ -173,7 +169,7 @@ class SessionService:
         Plain reads, lua/prune_index.lua where sessions have expired; two round trips, with an
         offset four; O(offset + sessions and events read).
         """
-        return await self._drive(
+        return await self._run(
             flows.list_sessions(self._ops, app_name, user_id, limit, offset, event_num)
         )
 
@@ -192,7 +188,7 @@ class SessionService:
 
         Plain SCAN; a round trip for every thousand keys, O(all keys).
         """
-        return await self._drive(flows.list_users(self._ops, app_name))
+        return await self._run(flows.list_users(self._ops, app_name))
 
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
         """Remove a session with its events and its state; a missing one is fine.
@@ -208,7 +204,7 @@ class SessionService:
 
         lua/delete_session.lua; one round trip, O(1).
         """
-        await self._run(self._ops.delete_session(SessionKey(app_name, user_id, session_id)))
+        await self._run(flows.delete_session(self._ops, app_name, user_id, session_id))
 
     # -- events --------------------------------------------------------------------------------
 
@@ -244,7 +240,7 @@ class SessionService:
 
         lua/append_event.lua; one round trip, O(log N).
         """
-        return await self._drive(flows.append_event(self._ops, session, event, if_version, turn))
+        return await self._run(flows.append_event(self._ops, session, event, if_version, turn))
 
     async def append_events(
         self,
@@ -275,7 +271,7 @@ class SessionService:
 
         lua/append_events.lua; one round trip, O(log N) an event.
         """
-        return await self._drive(flows.append_events(self._ops, session, events, if_version, turn))
+        return await self._run(flows.append_events(self._ops, session, events, if_version, turn))
 
     async def get_events(
         self,
@@ -305,8 +301,7 @@ class SessionService:
 
         lua/touch_session.lua and plain reads; one round trip, O(log N + events read).
         """
-        key = flows.session_key(session)
-        return await self._run(self._ops.get_events(key, after, before, limit))
+        return await self._run(flows.get_events(self._ops, session, after, before, limit))
 
     async def pop_event(
         self, session: Session | SessionKey, *, if_version: int | None = None
@@ -326,7 +321,7 @@ class SessionService:
 
         lua/pop_event.lua; one round trip, O(log N).
         """
-        return await self._drive(flows.pop_event(self._ops, session, if_version))
+        return await self._run(flows.pop_event(self._ops, session, if_version))
 
     async def clear_events(
         self, session: Session | SessionKey, *, if_version: int | None = None
@@ -345,7 +340,7 @@ class SessionService:
 
         lua/clear_events.lua; one round trip, O(1).
         """
-        await self._drive(flows.clear_events(self._ops, session, if_version))
+        await self._run(flows.clear_events(self._ops, session, if_version))
 
     # -- turns ---------------------------------------------------------------------------------
 
@@ -366,9 +361,7 @@ class SessionService:
 
         lua/acquire_turn.lua; one round trip, O(1).
         """
-        key = flows.session_key(session)
-        lease_ms = check_milliseconds("lease", lease)
-        return await self._run(self._ops.acquire_turn(key, uuid4().hex, lease_ms))
+        return await self._run(flows.acquire_turn(self._ops, session, lease))
 
     async def renew_turn(self, turn: Turn, *, lease: Duration = 30.0) -> Turn:
         """The same turn with a new end.
@@ -385,8 +378,7 @@ class SessionService:
 
         lua/renew_turn.lua; one round trip, O(1).
         """
-        lease_ms = check_milliseconds("lease", lease)
-        return await self._run(self._ops.renew_turn(flows.check_turn(turn), lease_ms))
+        return await self._run(flows.renew_turn(self._ops, turn, lease))
 
     async def release_turn(self, turn: Turn) -> None:
         """Give a turn back. One that was lost, or whose session is gone, is fine.
@@ -400,9 +392,7 @@ class SessionService:
 
         lua/renew_turn.lua; one round trip, O(1).
         """
-        call = self._ops.renew_turn(flows.check_turn(turn), 0)
-        with suppress(TurnLost, SessionNotFound):
-            await self._run(call)
+        await self._run(flows.release_turn(self._ops, turn))
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -428,7 +418,7 @@ class SessionService:
 
         lua/update_session_state.lua; one round trip, O(keys).
         """
-        await self._drive(flows.update_session_state(self._ops, session, state, (), if_version))
+        await self._run(flows.update_session_state(self._ops, session, state, (), if_version))
 
     async def delete_session_state(
         self, session: Session | SessionKey, *keys: str, if_version: int | None = None
@@ -448,7 +438,7 @@ class SessionService:
 
         lua/update_session_state.lua; one round trip, O(keys).
         """
-        await self._drive(flows.update_session_state(self._ops, session, {}, keys, if_version))
+        await self._run(flows.update_session_state(self._ops, session, {}, keys, if_version))
 
     async def get_user_state(self, app_name: str, user_id: str) -> dict[str, Any]:
         """The state that all sessions of a user share; keys without prefix.
@@ -464,7 +454,7 @@ class SessionService:
 
         lua/touch_tier.lua and a plain read; one round trip, O(keys).
         """
-        return await self._run(self._ops.get_user_state(app_name, user_id))
+        return await self._run(flows.get_user_state(self._ops, app_name, user_id))
 
     async def update_user_state(
         self, app_name: str, user_id: str, state: Mapping[str, Any]
@@ -482,7 +472,7 @@ class SessionService:
 
         lua/update_tier_state.lua; one round trip, O(keys).
         """
-        await self._drive(flows.update_user_state(self._ops, app_name, user_id, state, ()))
+        await self._run(flows.update_user_state(self._ops, app_name, user_id, state, ()))
 
     async def delete_user_state(self, app_name: str, user_id: str, *keys: str) -> None:
         """Remove state that all sessions of a user share; missing keys are fine.
@@ -498,7 +488,7 @@ class SessionService:
 
         lua/update_tier_state.lua; one round trip, O(keys).
         """
-        await self._drive(flows.update_user_state(self._ops, app_name, user_id, {}, keys))
+        await self._run(flows.update_user_state(self._ops, app_name, user_id, {}, keys))
 
     async def get_app_state(self, app_name: str) -> dict[str, Any]:
         """The state that all users of an application share; keys without prefix.
@@ -513,7 +503,7 @@ class SessionService:
 
         lua/touch_tier.lua and a plain read; one round trip, O(keys).
         """
-        return await self._run(self._ops.get_app_state(app_name))
+        return await self._run(flows.get_app_state(self._ops, app_name))
 
     async def update_app_state(self, app_name: str, state: Mapping[str, Any]) -> None:
         """Set state that all users of an application share.
@@ -528,7 +518,7 @@ class SessionService:
 
         lua/update_tier_state.lua; one round trip, O(keys).
         """
-        await self._drive(flows.update_app_state(self._ops, app_name, state, ()))
+        await self._run(flows.update_app_state(self._ops, app_name, state, ()))
 
     async def delete_app_state(self, app_name: str, *keys: str) -> None:
         """Remove state that all users of an application share; missing keys are fine.
@@ -543,7 +533,7 @@ class SessionService:
 
         lua/update_tier_state.lua; one round trip, O(keys).
         """
-        await self._drive(flows.update_app_state(self._ops, app_name, {}, keys))
+        await self._run(flows.update_app_state(self._ops, app_name, {}, keys))
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -562,33 +552,8 @@ class SessionService:
     ) -> None:
         await self.aclose()
 
-    async def _run(self, call: Call[R]) -> R:
-        try:
-            return call.decode(await self._executor.execute(call))
-        except NotReplicated as error:
-            error.result = call.decode(error.replies)
-            raise
-
-    async def _drive(self, flow: flows.Flow[flows.T]) -> flows.T:
-        shortage: NotReplicated | None = None
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    if isinstance(step, tuple):
-                        result: Any = await asyncio.gather(*map(self._run, step))
-                    else:
-                        result = step.decode(await self._executor.execute(step))
-                except NotReplicated as error:
-                    # The write is done, so the rest of the operation is done too.
-                    shortage = shortage or error
-                    result = step.decode(error.replies)  # type: ignore[union-attr]  # reads do not wait
-                step = flow.send(result)
-        except StopIteration as end:
-            if shortage is None:
-                return end.value  # type: ignore[no-any-return]  # what the flow returned
-            shortage.result = end.value
-        raise shortage
+    async def _run(self, flow: Flow[R]) -> R:
+        return await drive_async(flow, self._executor)
 
 
 class RedisSessionService(SessionService):
@@ -669,8 +634,8 @@ class RedisSessionService(SessionService):
             check_read_from(read_from, refreshes=refresh_ttl_on_read),
         )
         # In a cluster, but for partition_by="app", the app tier has a slot of its own.
-        app_apart = executor.is_cluster and partition_by == "user"
-        super().__init__(Ops(options, app_apart=app_apart), executor)
+        app_in_own_slot = executor.is_cluster and partition_by == "user"
+        super().__init__(Ops(options, app_in_own_slot=app_in_own_slot), executor)
 
 
 class InMemorySessionService(SessionService):

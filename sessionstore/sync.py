@@ -6,16 +6,14 @@ A test holds both against each other: names, signatures and docstrings are the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
-from uuid import uuid4
 
 from . import flows
-from .calls import Call, R, SyncExecutor
+from .calls import Flow, R, SyncExecutor
 from .codec import Format
-from .errors import NotReplicated, SessionNotFound, TurnLost
+from .drive import drive
 from .keys import PartitionBy
 from .model import Event, EventPage, Session, SessionKey, Turn
 from .ops import Ops
@@ -23,7 +21,6 @@ from .options import (
     Duration,
     ReadFrom,
     WaitReplicas,
-    check_milliseconds,
     check_options,
     check_read_from,
     check_seconds,
@@ -71,7 +68,7 @@ class SessionService:
 
         lua/create_session.lua; one round trip, O(1).
         """
-        return self._drive(flows.create_session(self._ops, app_name, user_id, session_id, state))
+        return self._run(flows.create_session(self._ops, app_name, user_id, session_id, state))
 
     def get_or_create_session(
         self,
@@ -103,7 +100,7 @@ class SessionService:
 
         lua/get_or_create_session.lua; one round trip, O(events read).
         """
-        return self._drive(
+        return self._run(
             flows.get_or_create_session(
                 self._ops, app_name, user_id, session_id, state, event_num, event_time
             )
@@ -139,7 +136,7 @@ class SessionService:
         lua/touch_session.lua and plain reads; one round trip, O(events read).
         """
         key = SessionKey(app_name, user_id, session_id)
-        return self._drive(flows.get_session(self._ops, key, event_num, event_time))
+        return self._run(flows.get_session(self._ops, key, event_num, event_time))
 
     def list_sessions(
         self,
@@ -170,7 +167,7 @@ class SessionService:
         Plain reads, lua/prune_index.lua where sessions have expired; two round trips, with an
         offset four; O(offset + sessions and events read).
         """
-        return self._drive(
+        return self._run(
             flows.list_sessions(self._ops, app_name, user_id, limit, offset, event_num)
         )
 
@@ -189,7 +186,7 @@ class SessionService:
 
         Plain SCAN; a round trip for every thousand keys, O(all keys).
         """
-        return self._drive(flows.list_users(self._ops, app_name))
+        return self._run(flows.list_users(self._ops, app_name))
 
     def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
         """Remove a session with its events and its state; a missing one is fine.
@@ -205,7 +202,7 @@ class SessionService:
 
         lua/delete_session.lua; one round trip, O(1).
         """
-        self._run(self._ops.delete_session(SessionKey(app_name, user_id, session_id)))
+        self._run(flows.delete_session(self._ops, app_name, user_id, session_id))
 
     # -- events --------------------------------------------------------------------------------
 
@@ -241,7 +238,7 @@ class SessionService:
 
         lua/append_event.lua; one round trip, O(log N).
         """
-        return self._drive(flows.append_event(self._ops, session, event, if_version, turn))
+        return self._run(flows.append_event(self._ops, session, event, if_version, turn))
 
     def append_events(
         self,
@@ -272,7 +269,7 @@ class SessionService:
 
         lua/append_events.lua; one round trip, O(log N) an event.
         """
-        return self._drive(flows.append_events(self._ops, session, events, if_version, turn))
+        return self._run(flows.append_events(self._ops, session, events, if_version, turn))
 
     def get_events(
         self,
@@ -302,8 +299,7 @@ class SessionService:
 
         lua/touch_session.lua and plain reads; one round trip, O(log N + events read).
         """
-        key = flows.session_key(session)
-        return self._run(self._ops.get_events(key, after, before, limit))
+        return self._run(flows.get_events(self._ops, session, after, before, limit))
 
     def pop_event(
         self, session: Session | SessionKey, *, if_version: int | None = None
@@ -323,7 +319,7 @@ class SessionService:
 
         lua/pop_event.lua; one round trip, O(log N).
         """
-        return self._drive(flows.pop_event(self._ops, session, if_version))
+        return self._run(flows.pop_event(self._ops, session, if_version))
 
     def clear_events(self, session: Session | SessionKey, *, if_version: int | None = None) -> None:
         """Remove all events of a session. State stays as it is.
@@ -340,7 +336,7 @@ class SessionService:
 
         lua/clear_events.lua; one round trip, O(1).
         """
-        self._drive(flows.clear_events(self._ops, session, if_version))
+        self._run(flows.clear_events(self._ops, session, if_version))
 
     # -- turns ---------------------------------------------------------------------------------
 
@@ -361,9 +357,7 @@ class SessionService:
 
         lua/acquire_turn.lua; one round trip, O(1).
         """
-        key = flows.session_key(session)
-        lease_ms = check_milliseconds("lease", lease)
-        return self._run(self._ops.acquire_turn(key, uuid4().hex, lease_ms))
+        return self._run(flows.acquire_turn(self._ops, session, lease))
 
     def renew_turn(self, turn: Turn, *, lease: Duration = 30.0) -> Turn:
         """The same turn with a new end.
@@ -380,8 +374,7 @@ class SessionService:
 
         lua/renew_turn.lua; one round trip, O(1).
         """
-        lease_ms = check_milliseconds("lease", lease)
-        return self._run(self._ops.renew_turn(flows.check_turn(turn), lease_ms))
+        return self._run(flows.renew_turn(self._ops, turn, lease))
 
     def release_turn(self, turn: Turn) -> None:
         """Give a turn back. One that was lost, or whose session is gone, is fine.
@@ -395,9 +388,7 @@ class SessionService:
 
         lua/renew_turn.lua; one round trip, O(1).
         """
-        call = self._ops.renew_turn(flows.check_turn(turn), 0)
-        with suppress(TurnLost, SessionNotFound):
-            self._run(call)
+        self._run(flows.release_turn(self._ops, turn))
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -423,7 +414,7 @@ class SessionService:
 
         lua/update_session_state.lua; one round trip, O(keys).
         """
-        self._drive(flows.update_session_state(self._ops, session, state, (), if_version))
+        self._run(flows.update_session_state(self._ops, session, state, (), if_version))
 
     def delete_session_state(
         self, session: Session | SessionKey, *keys: str, if_version: int | None = None
@@ -443,7 +434,7 @@ class SessionService:
 
         lua/update_session_state.lua; one round trip, O(keys).
         """
-        self._drive(flows.update_session_state(self._ops, session, {}, keys, if_version))
+        self._run(flows.update_session_state(self._ops, session, {}, keys, if_version))
 
     def get_user_state(self, app_name: str, user_id: str) -> dict[str, Any]:
         """The state that all sessions of a user share; keys without prefix.
@@ -459,7 +450,7 @@ class SessionService:
 
         lua/touch_tier.lua and a plain read; one round trip, O(keys).
         """
-        return self._run(self._ops.get_user_state(app_name, user_id))
+        return self._run(flows.get_user_state(self._ops, app_name, user_id))
 
     def update_user_state(self, app_name: str, user_id: str, state: Mapping[str, Any]) -> None:
         """Set state that all sessions of a user share.
@@ -475,7 +466,7 @@ class SessionService:
 
         lua/update_tier_state.lua; one round trip, O(keys).
         """
-        self._drive(flows.update_user_state(self._ops, app_name, user_id, state, ()))
+        self._run(flows.update_user_state(self._ops, app_name, user_id, state, ()))
 
     def delete_user_state(self, app_name: str, user_id: str, *keys: str) -> None:
         """Remove state that all sessions of a user share; missing keys are fine.
@@ -491,7 +482,7 @@ class SessionService:
 
         lua/update_tier_state.lua; one round trip, O(keys).
         """
-        self._drive(flows.update_user_state(self._ops, app_name, user_id, {}, keys))
+        self._run(flows.update_user_state(self._ops, app_name, user_id, {}, keys))
 
     def get_app_state(self, app_name: str) -> dict[str, Any]:
         """The state that all users of an application share; keys without prefix.
@@ -506,7 +497,7 @@ class SessionService:
 
         lua/touch_tier.lua and a plain read; one round trip, O(keys).
         """
-        return self._run(self._ops.get_app_state(app_name))
+        return self._run(flows.get_app_state(self._ops, app_name))
 
     def update_app_state(self, app_name: str, state: Mapping[str, Any]) -> None:
         """Set state that all users of an application share.
@@ -521,7 +512,7 @@ class SessionService:
 
         lua/update_tier_state.lua; one round trip, O(keys).
         """
-        self._drive(flows.update_app_state(self._ops, app_name, state, ()))
+        self._run(flows.update_app_state(self._ops, app_name, state, ()))
 
     def delete_app_state(self, app_name: str, *keys: str) -> None:
         """Remove state that all users of an application share; missing keys are fine.
@@ -536,7 +527,7 @@ class SessionService:
 
         lua/update_tier_state.lua; one round trip, O(keys).
         """
-        self._drive(flows.update_app_state(self._ops, app_name, {}, keys))
+        self._run(flows.update_app_state(self._ops, app_name, {}, keys))
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -555,33 +546,8 @@ class SessionService:
     ) -> None:
         self.close()
 
-    def _run(self, call: Call[R]) -> R:
-        try:
-            return call.decode(self._executor.execute(call))
-        except NotReplicated as error:
-            error.result = call.decode(error.replies)
-            raise
-
-    def _drive(self, flow: flows.Flow[flows.T]) -> flows.T:
-        shortage: NotReplicated | None = None
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    if isinstance(step, tuple):
-                        result: Any = [self._run(call) for call in step]
-                    else:
-                        result = step.decode(self._executor.execute(step))
-                except NotReplicated as error:
-                    # The write is done, so the rest of the operation is done too.
-                    shortage = shortage or error
-                    result = step.decode(error.replies)  # type: ignore[union-attr]  # reads do not wait
-                step = flow.send(result)
-        except StopIteration as end:
-            if shortage is None:
-                return end.value  # type: ignore[no-any-return]  # what the flow returned
-            shortage.result = end.value
-        raise shortage
+    def _run(self, flow: Flow[R]) -> R:
+        return drive(flow, self._executor)
 
 
 class RedisSessionService(SessionService):
@@ -662,8 +628,8 @@ class RedisSessionService(SessionService):
             check_read_from(read_from, refreshes=refresh_ttl_on_read),
         )
         # In a cluster, but for partition_by="app", the app tier has a slot of its own.
-        app_apart = executor.is_cluster and partition_by == "user"
-        super().__init__(Ops(options, app_apart=app_apart), executor)
+        app_in_own_slot = executor.is_cluster and partition_by == "user"
+        super().__init__(Ops(options, app_in_own_slot=app_in_own_slot), executor)
 
 
 class InMemorySessionService(SessionService):

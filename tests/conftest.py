@@ -347,7 +347,7 @@ class Awaited:
 
 
 @pytest.fixture
-def app_apart(request: pytest.FixtureRequest) -> bool:
+def app_in_own_slot(request: pytest.FixtureRequest) -> bool:
     """Whether the backend gives an app's state a slot of its own."""
     return request.node.callspec.params["backend"] in APP_APART
 

@@ -1,4 +1,4 @@
---@include cover
+--@include extend_index_ttl
 --@include new_deadline
 -- refresh_session: give all keys of a session one deadline, and note it in the header, where a
 -- script finds it together with the version. 0 = events that are stored next lack it. A TTL of 0
@@ -12,7 +12,7 @@ local function refresh_session(session, events, index, now_ms, ttl_ms, last_us, 
   else
     deadline_ms = redis.call('PEXPIRETIME', session)
   end
-  cover(index, deadline_ms, is_new_member)
+  extend_index_ttl(index, deadline_ms, is_new_member)
   -- Before the first event last_us is 0, which makes its append come here.
   local is_given = deadline_ms < 0 or events and redis.call('PEXPIREAT', events, deadline_ms) == 1
   if not is_given and last_us > 0 then

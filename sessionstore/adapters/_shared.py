@@ -21,8 +21,8 @@ import pydantic_core
 from pydantic import BaseModel, ValidationError
 
 from ..errors import CorruptData, InvalidArgument
-from ..model import CarriedEvent, Session
 from ..model import Event as StoredEvent
+from ..model import Session, VerifiedEvent
 from ..ops import SESSIONS_PER_PAGE_LIMIT
 from ..service import SessionService
 from .packing import pack, unpack
@@ -79,7 +79,7 @@ class JsonForm(Generic[M]):
             InvalidArgument: the framework cannot serialise a part of it; names the path.
         """
         delta = event.actions.state_delta
-        kind: type[StoredEvent] = CarriedEvent
+        kind: type[StoredEvent] = VerifiedEvent
         content: Any = self._shapes.plain(event) if type(event) is self._event else None
         if content is None or not event.id:
             kind = StoredEvent

@@ -19,7 +19,7 @@ import msgspec
 import sessionstore.sync
 
 from ..errors import CorruptData, InvalidArgument
-from ..model import CarriedEvent, Event, SessionKey
+from ..model import Event, SessionKey, VerifiedEvent
 from . import framework
 from .checkpoints import (
     History,
@@ -436,7 +436,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
             superseded.add(checkpoint_name(parent))
         removed = sorted(superseded)
         # What is written are texts; only the id is not known to be one.
-        event = (CarriedEvent if type(checkpoint_id) is str and checkpoint_id else Event)(
+        event = (VerifiedEvent if type(checkpoint_id) is str and checkpoint_id else Event)(
             "checkpoint",
             id=checkpoint_id,
             timestamp=_instant(checkpoint),

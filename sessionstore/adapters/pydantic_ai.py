@@ -11,7 +11,7 @@ import msgspec
 import sessionstore.sync
 
 from ..errors import CorruptData, InvalidArgument
-from ..model import CarriedEvent, Event, SessionKey
+from ..model import Event, SessionKey, VerifiedEvent
 from . import framework
 from .flows import AnyService, Flow, Services, clear_events, read_events
 from .packing import is_carried, pack, unpack
@@ -155,7 +155,7 @@ def _event(message: ModelMessage, path: str) -> Event:
     if not isinstance(message, (ModelRequest, ModelResponse)):
         raise InvalidArgument(f"{path} must be a ModelMessage, not {type(message).__name__}")
     content = _SHAPES.plain(message)
-    return _read_back(message, path) if content is None else CarriedEvent(message.kind, content)
+    return _read_back(message, path) if content is None else VerifiedEvent(message.kind, content)
 
 
 def _comes_back(content: dict[str, Any], message: ModelMessage) -> bool:

@@ -46,10 +46,10 @@ _FORBIDDEN = {
 }
 
 
-class Reach:
+class ConnectHistory:
     """Whether a server was ever reached. If it was, a refused connection may be a restart."""
 
-    was_made = False
+    has_connected = False
 
 
 class Address:
@@ -58,7 +58,7 @@ class Address:
     Args:
         factory: redis-py's class of connections.
         options: its arguments.
-        reach: shared by all nodes of a deployment.
+        history: shared by all nodes of a deployment.
 
     Attributes:
         greeting: a request that goes first on every connection, in RESP; has one reply.
@@ -67,8 +67,8 @@ class Address:
         InvalidArgument: redis-py does not take one of the options.
     """
 
-    def __init__(self, factory: Any, options: dict[str, Any], reach: Reach) -> None:
-        self.reach = reach
+    def __init__(self, factory: Any, options: dict[str, Any], history: ConnectHistory) -> None:
+        self.history = history
         self.greeting = b""
         self._factory = factory
         self._options = options
@@ -78,7 +78,7 @@ class Address:
         """The address of another node, reached in the same way but for some options."""
         options = {**self._options, "host": host, "port": port, **changes}
         options = {name: value for name, value in options.items() if value is not None}
-        return Address(self._factory, options, self.reach)
+        return Address(self._factory, options, self.history)
 
     def new_connection(self) -> Any:
         """A redis-py connection, not yet connected."""
@@ -140,7 +140,7 @@ class Deployment:
                 raise InvalidArgument(f"the connection option {name} is not allowed: {why}")
         options.setdefault("protocol", 2)
         options.setdefault("socket_connect_timeout", _CONNECT_TIMEOUT_S)
-        self._address = Address(factory, options, Reach())
+        self._address = Address(factory, options, ConnectHistory())
         self._addresses: dict[Node, Address] = {}
         self.is_cluster = self._location.kind == "cluster"
         self._uses_replicas = read_from == "replica"
@@ -150,9 +150,9 @@ class Deployment:
             )
 
     @property
-    def was_reached(self) -> bool:
+    def has_connected(self) -> bool:
         """Whether any node was ever reached."""
-        return self._address.reach.was_made
+        return self._address.history.has_connected
 
     def new_topology(self) -> Topology:
         """A topology that knows nothing yet."""

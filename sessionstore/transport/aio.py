@@ -11,10 +11,10 @@ from typing import Any
 from ..calls import Call
 from ..errors import BackendUnavailable
 from .address import Deployment
-from .channel import Channel, Lanes, look_at, shared
+from .channel import Channel, Lanes, consume_exception, wait_shared
 from .durability import Durability
-from .link import SILENCE_S
 from .retry import Attempts, ConnectFailed, ConnectionLost
+from .shared_connection import SILENCE_S
 from .topology import ANSWER_TIMEOUT_S, DISCOVERY_TIMEOUT_S, Node, redirection
 from .wire import Form, ReplyRefused, pack, reply_count, unpack
 
@@ -60,18 +60,18 @@ class Router:
                         if link.is_full:
                             await link.wait_for_room(deadline)
                             if not link.is_open:
-                                return await self._persist(call, deadline, None)
-                        payload = pack(call, Form.BRIEF)
-                        reply = link.submit(payload, reply_count(call, Form.BRIEF), deadline)
-                        return unpack(await reply, Form.BRIEF)
+                                return await self._execute_with_retries(call, deadline, None)
+                        payload = pack(call, Form.EVALSHA)
+                        reply = link.submit(payload, reply_count(call, Form.EVALSHA), deadline)
+                        return unpack(await reply, Form.EVALSHA)
                     except TimeoutError:
                         raise Attempts(call, deadline, is_routed=False).timed_out() from None
                     except (ReplyRefused, ConnectionLost) as error:
                         self._topology.notice(error, node)
                         problem = error
-        return await self._persist(call, deadline, problem)
+        return await self._execute_with_retries(call, deadline, problem)
 
-    async def _persist(
+    async def _execute_with_retries(
         self, call: Call[Any], deadline: float, problem: Exception | None
     ) -> list[Any]:
         """What `execute` does when it is not all plain: discover, connect, wait, try again."""
@@ -100,7 +100,7 @@ class Router:
             except (ReplyRefused, ConnectionLost, ConnectFailed) as error:
                 if isinstance(error, ConnectFailed) and self.is_closed:
                     raise attempts.closed() from None
-                if isinstance(error, ConnectFailed) and not self._deployment.was_reached:
+                if isinstance(error, ConnectFailed) and not self._deployment.has_connected:
                     # One that was never there is a wrong address; the caller wants to know now.
                     error.final = True
                 if node is not None:
@@ -124,7 +124,7 @@ class Router:
             self._guard = self._end_with_loop()
             await anext(self._guard)
         if not self._topology.is_known:
-            await shared(self._ask_anew())
+            await wait_shared(self._ask_anew())
 
     def _ask_anew(self) -> asyncio.Task[None]:
         if self._discovering is None:
@@ -144,13 +144,13 @@ class Router:
             deadline = min(self.loop.time() + min(self._timeout_s, ANSWER_TIMEOUT_S), end)
             try:
                 channel = self._channel(node, call)
-                outcome = await channel.ask(call, Form.BRIEF, deadline)
+                outcome = await channel.ask(call, Form.EVALSHA, deadline)
             except (ReplyRefused, ConnectionLost, ConnectFailed, TimeoutError) as error:
                 outcome = error
 
     def _discovered(self, task: asyncio.Task[None]) -> None:
         self._discovering = None
-        look_at(task)
+        consume_exception(task)
         now = self.loop.time()
         for node, lanes in self._by_node.items():
             if node not in self._topology.nodes and not node.is_sentinel:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 from ..calls import Call
 from .address import Address
 from .durability import Durability
-from .link import SILENCE_S, Link
 from .retry import ConnectFailed, ConnectionLost, check_greeting
+from .shared_connection import SILENCE_S, SharedConnection
 from .wire import Form, pack, reply_count, unpack
 
 T = TypeVar("T")
@@ -27,13 +27,13 @@ class Channel:
     def __init__(
         self, address: Address, timeout_s: float, durability: Durability | None = None
     ) -> None:
-        self.link: Link | None = None
+        self.link: SharedConnection | None = None
         self._loop = asyncio.get_running_loop()
         self._address = address
         self._timeout_s = timeout_s
         self._durability = durability
         self._confirmations: Confirmations | None = None
-        self._opening: asyncio.Task[Link] | None = None
+        self._opening: asyncio.Task[SharedConnection] | None = None
         self._opening_since = 0.0
 
     async def ask(
@@ -64,7 +64,9 @@ class Channel:
             self._durability.judge(call, replies, answer)
         return replies
 
-    async def _confirmation(self, link: Link, durability: Durability, deadline: float) -> Any:
+    async def _confirmation(
+        self, link: SharedConnection, durability: Durability, deadline: float
+    ) -> Any:
         """The answer to a WAIT that was sent by now or later; None if there is none in time."""
         if self._confirmations is None or self._confirmations.link is not link:
             self._confirmations = Confirmations(link, durability)
@@ -74,7 +76,7 @@ class Channel:
         except TimeoutError:
             return None
 
-    async def _open_link(self) -> Link:
+    async def _open_link(self) -> SharedConnection:
         """The live link; of many that ask for it at once, one connects."""
         if self.link is not None and self.link.is_open:
             return self.link
@@ -82,21 +84,21 @@ class Channel:
             self._opening_since = self._loop.time()
             self._opening = self._loop.create_task(self._open())
             self._opening.add_done_callback(self._opened)
-        return await shared(self._opening)
+        return await wait_shared(self._opening)
 
-    async def _open(self) -> Link:
-        link = Link(self._address.new_connection(), self._timeout_s)
+    async def _open(self) -> SharedConnection:
+        link = SharedConnection(self._address.new_connection(), self._timeout_s)
         await link.open()
         if self._address.greeting:
             deadline = self._loop.time() + self._timeout_s
             check_greeting(await link.submit(self._address.greeting, 1, deadline))
-        self._address.reach.was_made = True
+        self._address.history.has_connected = True
         self.link = link
         return link
 
-    def _opened(self, task: asyncio.Task[Link]) -> None:
+    def _opened(self, task: asyncio.Task[SharedConnection]) -> None:
         self._opening = None
-        look_at(task)
+        consume_exception(task)
 
     async def aclose(self) -> None:
         """Close, once the calls in flight have their replies or a second has passed."""
@@ -133,7 +135,7 @@ class Confirmations:
         durability: what is waited for.
     """
 
-    def __init__(self, link: Link, durability: Durability) -> None:
+    def __init__(self, link: SharedConnection, durability: Durability) -> None:
         self.link = link
         self._durability = durability
         self._sent: asyncio.Task[Any] | None = None
@@ -147,8 +149,8 @@ class Confirmations:
         """
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._ask())
-            self._next.add_done_callback(look_at)
-        return await shared(self._next)
+            self._next.add_done_callback(consume_exception)
+        return await wait_shared(self._next)
 
     async def _ask(self) -> Any:
         if self._sent is not None:
@@ -170,13 +172,13 @@ class Lanes(NamedTuple):
     confirmed: Channel
 
 
-def look_at(task: asyncio.Task[Any]) -> None:
+def consume_exception(task: asyncio.Task[Any]) -> None:
     """Take note of a failure. Those who waited have been told; there may be none."""
     if not task.cancelled():
         task.exception()
 
 
-async def shared(task: asyncio.Task[T]) -> T:
+async def wait_shared(task: asyncio.Task[T]) -> T:
     """The result of a task that others wait for too: it goes on when one of them is cancelled."""
     await asyncio.wait([task])
     if task.cancelled():

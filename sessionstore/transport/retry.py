@@ -66,7 +66,7 @@ class Attempts:
 
     def __init__(self, call: Call[Any], deadline: float, *, is_routed: bool) -> None:
         self.deadline = deadline
-        self.form = Form.BRIEF
+        self.form = Form.EVALSHA
         self.ask_at: str | None = None
         self._call = call
         self._is_routed = is_routed
@@ -84,7 +84,7 @@ class Attempts:
         call = self._call
         asked, self.ask_at = self.ask_at, None
         if isinstance(problem, ReplyRefused):
-            better = problem.better_form(call, self.form)
+            better = problem.accepted_form(call, self.form)
             if better is not None:
                 self.form, self.ask_at = better, asked
                 return 0.0
@@ -106,9 +106,9 @@ class Attempts:
 
     def _is_redirected(self, problem: ReplyRefused) -> bool:
         """Whether a reply names another node to go to at once."""
-        if len(self._call.then) + (self._call.script is not None) > 1 and problem.is_migration:
+        if len(self._call.commands) + (self._call.script is not None) > 1 and problem.is_migration:
             # No transaction spans a slot that is on its way; a script does, once its keys arrived.
-            self.form = Form.UNQUEUED
+            self.form = Form.WITHOUT_MULTI
         if problem.code not in ("MOVED", "ASK"):
             return False
         if problem.code == "ASK":

@@ -24,9 +24,9 @@ from ..calls import Call
 from ..errors import BackendUnavailable
 from .address import Deployment
 from .durability import Durability
-from .link import SILENCE_S
 from .redis_py import open_sync
 from .retry import Attempts, ConnectFailed, ConnectionLost, check_greeting
+from .shared_connection import SILENCE_S
 from .topology import ANSWER_TIMEOUT_S, DISCOVERY_TIMEOUT_S, Node, redirection
 from .wire import Form, ReplyRefused, pack, reply_count, unpack
 
@@ -35,7 +35,7 @@ _RECEIVE_SIZE = 1 << 16
 _NOTHING = object()  # what the reader gives when it has no whole reply
 
 
-class Link:
+class BlockingConnection:
     """One connection, used by one thread at a time.
 
     Args:
@@ -165,7 +165,7 @@ class RedisExecutor:
         self._timeout_s = timeout_s
         self._durability = durability
         self._topology = deployment.new_topology()
-        self._idle: dict[Node, list[Link]] = {}
+        self._idle: dict[Node, list[BlockingConnection]] = {}
         self._discovery = threading.Lock()
         self._poll_at = 0.0 if self._topology.is_polled else math.inf
         self._pid = os.getpid()
@@ -179,7 +179,7 @@ class RedisExecutor:
         node: Node | None = None
         while True:
             try:
-                form = attempts.form if attempts else Form.BRIEF
+                form = attempts.form if attempts else Form.EVALSHA
                 ask_at = attempts.ask_at if attempts else None
                 if ask_at is not None and node is not None:
                     node = redirection(ReplyRefused(ask_at), node)[1]
@@ -193,7 +193,7 @@ class RedisExecutor:
                 timeout_s = self._timeout_s if attempts is None else deadline - time.monotonic()
                 return self._ask(node, call, form, timeout_s, asking=ask_at is not None)
             except (ReplyRefused, ConnectionLost, ConnectFailed) as error:
-                if isinstance(error, ConnectFailed) and not self._deployment.was_reached:
+                if isinstance(error, ConnectFailed) and not self._deployment.has_connected:
                     error.final = True  # as for asyncio: a wrong address
                 if node is not None:
                     self._topology.notice(error, node)
@@ -275,7 +275,7 @@ class RedisExecutor:
                 return
             timeout_s = min(self._timeout_s, ANSWER_TIMEOUT_S, end - time.monotonic())
             try:
-                outcome = self._ask(node, call, Form.BRIEF, timeout_s, is_watched=False)
+                outcome = self._ask(node, call, Form.EVALSHA, timeout_s, is_watched=False)
             except (ReplyRefused, ConnectionLost, ConnectFailed) as error:
                 outcome = error
 
@@ -292,13 +292,13 @@ class RedisExecutor:
             while (link := self._pop_idle(node)) is not None:
                 link.close()
 
-    def _pop_idle(self, node: Node) -> Link | None:
+    def _pop_idle(self, node: Node) -> BlockingConnection | None:
         try:
             return self._idle[node].pop()  # one step, whatever other threads do
         except LookupError:
             return None
 
-    def _take(self, node: Node, call: Call[Any], timeout_s: float) -> Link:
+    def _take(self, node: Node, call: Call[Any], timeout_s: float) -> BlockingConnection:
         if self._is_closed:
             raise BackendUnavailable("the session service is closed")
         if self._pid != os.getpid():
@@ -314,13 +314,13 @@ class RedisExecutor:
         if self._topology.is_routed:
             # One that is slower may be gone, and its successor be known meanwhile.
             timeout_s = min(timeout_s, ANSWER_TIMEOUT_S)
-        link = Link(address.new_connection(), timeout_s)
+        link = BlockingConnection(address.new_connection(), timeout_s)
         if address.greeting:
             try:
                 check_greeting(link.ask(address.greeting, 1, timeout_s))
             except BaseException:
                 link.close()
                 raise
-        address.reach.was_made = True
+        address.history.has_connected = True
         self._idle.setdefault(node, [])
         return link

@@ -297,7 +297,7 @@ def slot_of(call: Call[Any]) -> int:
     """The slot of a Call's keys, which share one; or that which it names."""
     if call.slot is not None:
         return call.slot if isinstance(call.slot, int) else slot_of_key(call.slot)
-    key = call.keys[0] if call.keys else call.then[0][1]
+    key = call.keys[0] if call.keys else call.commands[0][1]
     assert isinstance(key, bytes)
     return slot_of_key(key)
 
@@ -358,7 +358,7 @@ def _is_unknown_command(problem: Exception) -> bool:
 
 
 def _command(*words: str) -> Call[Any]:
-    return Call(words[0].lower(), lambda replies: replies, then=(words,), writes=False)
+    return Call(words[0].lower(), lambda replies: replies, commands=(words,), writes=False)
 
 
 _ROLE = _command("ROLE")

@@ -25,11 +25,11 @@ _TRANSIENT = ("LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
 class Form(Enum):
     """How a Call is put on the wire."""
 
-    BRIEF = 1  # scripts by their hash
-    WHOLE = 2  # scripts with their text, for a server that does not know them
+    EVALSHA = 1  # scripts by their hash
+    EVAL = 2  # scripts with their text, for a server that does not know them
     # Reads in a script rather than a transaction, for a server that queues none: it is out of
     # memory, or the slot is on its way to another node.
-    UNQUEUED = 3
+    WITHOUT_MULTI = 3
 
 
 class ReplyRefused(Exception):
@@ -40,13 +40,13 @@ class ReplyRefused(Exception):
         """The first word, which says what kind of error it is."""
         return str(self).partition(" ")[0]
 
-    def better_form(self, call: Call[Any], form: Form) -> Form | None:
+    def accepted_form(self, call: Call[Any], form: Form) -> Form | None:
         """Another form that this server will take. Nothing was done in the one it refused."""
-        if self.code == "NOSCRIPT" and form is Form.BRIEF:
-            return Form.WHOLE
+        if self.code == "NOSCRIPT" and form is Form.EVALSHA:
+            return Form.EVAL
         # Only reads: what a write does is refused for a reason.
-        if self.code == "OOM" and not call.writes and form is not Form.UNQUEUED:
-            return Form.UNQUEUED
+        if self.code == "OOM" and not call.writes and form is not Form.WITHOUT_MULTI:
+            return Form.WITHOUT_MULTI
         return None
 
     @property
@@ -72,10 +72,10 @@ def pack(call: Call[Any], form: Form, *, asking: bool = False) -> bytes:
         call: what to send.
         form: how to put it.
         asking: put ASKING before every command, for a node that is being given the slot. Then
-            a Call of several commands must be UNQUEUED.
+            a Call of several commands must be WITHOUT_MULTI.
     """
     script = call.script
-    if script is not None and not call.then and form is Form.BRIEF and not asking:
+    if script is not None and not call.commands and form is Form.EVALSHA and not asking:
         # What most calls are.
         return pack_command(("EVALSHA", script.sha, len(call.keys), *call.keys, *call.args))
     commands = _commands(call, form)
@@ -83,17 +83,17 @@ def pack(call: Call[Any], form: Form, *, asking: bool = False) -> bytes:
         commands = [part for command in commands for part in (("ASKING",), command)]
     elif len(commands) == 1:
         return pack_command(commands[0])
-    elif form is not Form.UNQUEUED:
+    elif form is not Form.WITHOUT_MULTI:
         return b"".join((MULTI, *map(pack_command, commands), EXEC))
     return b"".join(map(pack_command, commands))
 
 
 def reply_count(call: Call[Any], form: Form, *, asking: bool = False) -> int:
     """Number of replies that the server gives to `pack(call, form, asking=asking)`."""
-    if form is Form.UNQUEUED:
-        commands = bool(call.then) + (call.script is not None)
+    if form is Form.WITHOUT_MULTI:
+        commands = bool(call.commands) + (call.script is not None)
     else:
-        commands = len(call.then) + (call.script is not None)
+        commands = len(call.commands) + (call.script is not None)
         if commands > 1:
             return commands + 2
     return commands * 2 if asking else commands
@@ -113,7 +113,7 @@ def unpack(replies: list[Any], form: Form, *, asking: bool = False) -> list[Any]
     if asking:
         replies = replies[1::2]
     results = replies
-    if form is Form.UNQUEUED:
+    if form is Form.WITHOUT_MULTI:
         *first, last = replies
         if isinstance(last, list) and len(last) == 2 and isinstance(last[1], list):
             results = [*first, *last[1]]
@@ -130,19 +130,19 @@ def _commands(call: Call[Any], form: Form) -> list[Command]:
     commands: list[Command] = []
     script = call.script
     if script is not None:
-        brief = form is Form.BRIEF
+        brief = form is Form.EVALSHA
         name, body = ("EVALSHA", script.sha) if brief else ("EVAL", script.text)
         commands.append((name, body, len(call.keys), *call.keys, *call.args))
-    if form is Form.UNQUEUED and call.then:
+    if form is Form.WITHOUT_MULTI and call.commands:
         commands.append(_reads_in_a_script(call))
     else:
-        commands += call.then
+        commands += call.commands
     return commands
 
 
 def _reads_in_a_script(call: Call[Any]) -> Command:
-    keys = [command[1] for command in call.then]
+    keys = [command[1] for command in call.commands]
     args: list[Argument] = []
-    for name, _, *rest in call.then:
+    for name, _, *rest in call.commands:
         args += (len(rest), name, *rest)
     return ("EVAL", SCRIPTS["run_reads"].text, len(keys), *keys, *args)

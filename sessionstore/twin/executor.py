@@ -67,7 +67,7 @@ class MemoryExecutor:
                 if call.script is not None:
                     args = [arg.encode() if isinstance(arg, str) else arg for arg in call.args]
                     replies.append(TWINS[call.script.name](self.keyspace, call.keys, args))
-                replies += [self._command(command) for command in call.then]
+                replies += [self._command(command) for command in call.commands]
             except WrongType:
                 raise reply_error(call, "WRONGTYPE") from None
             return replies

@@ -80,7 +80,9 @@ def _refresh_tier(keyspace: Keyspace, tier: bytes, ttl_ms: int) -> None:
             keyspace.pexpireat(tier, _new_deadline(keyspace, ttl_ms))
 
 
-def _cover(keyspace: Keyspace, index: bytes, deadline_ms: int, is_new_member: bool) -> None:
+def _extend_index_ttl(
+    keyspace: Keyspace, index: bytes, deadline_ms: int, is_new_member: bool
+) -> None:
     if deadline_ms < 0:
         keyspace.persist(index)
     else:
@@ -97,7 +99,7 @@ def _refresh_session(
         keyspace.pexpireat(session, deadline_ms)
     else:
         deadline_ms = keyspace.pexpiretime(session)
-    _cover(keyspace, index, deadline_ms, is_new_member)
+    _extend_index_ttl(keyspace, index, deadline_ms, is_new_member)
     if deadline_ms > 0 and not keyspace.pexpireat(events, deadline_ms) and last_us > 0:
         deadline_ms = 0
     keyspace.hset(session, (b"deadline_ms", _int(deadline_ms)))
@@ -119,7 +121,7 @@ def _refresh_session_if_due(keyspace: Keyspace, keys: Keys, ttl_ms: int, header:
         _refresh_session(keyspace, keys, ttl_ms, header.last_us, False)
 
 
-def _open_session(keyspace: Keyspace, keys: Keys, session_id: bytes) -> _Header | None:
+def _read_checked_header(keyspace: Keyspace, keys: Keys, session_id: bytes) -> _Header | None:
     session, events, index = keys[:3]
     header = _read_header(keyspace, session)
     if header is not None:
@@ -128,7 +130,7 @@ def _open_session(keyspace: Keyspace, keys: Keys, session_id: bytes) -> _Header 
     return header
 
 
-def _close_session(
+def _write_header(
     keyspace: Keyspace, keys: Keys, session_id: bytes, version: int, last_us: int
 ) -> bool:
     now = keyspace.now_us
@@ -162,16 +164,16 @@ def _check_create(keyspace: Keyspace, keys: Keys, session_id: bytes) -> None:
 
 def _write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> None:
     session, events, index = keys[:3]
-    session_id, ttl_ms, generation = args[:3]
+    session_id, ttl_ms, creation_id = args[:3]
     now = _int(keyspace.now_us)
     deadline_ms = _new_deadline(keyspace, ttl_ms) if ttl_ms > 0 else -1
     keyspace.unlink(session, events)
     header = (b"version", b"1", b"created_us", now, b"updated_us", now, b"last_us", b"0")
-    keyspace.hset(session, (*header, b"deadline_ms", _int(deadline_ms), b"generation", generation))
+    keyspace.hset(session, (*header, b"deadline_ms", _int(deadline_ms), b"generation", creation_id))
     is_new_member = keyspace.zadd(index, keyspace.now_us, session_id) == 1
     if ttl_ms > 0:
         keyspace.pexpireat(session, deadline_ms)
-    _cover(keyspace, index, deadline_ms, is_new_member)
+    _extend_index_ttl(keyspace, index, deadline_ms, is_new_member)
     _write_tiers(keyspace, keys, args, tail)
 
 
@@ -184,11 +186,11 @@ def _int(number: int) -> bytes:
 
 def create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/create_session.lua"""
-    session_id, _, generation = args[:3]
+    session_id, _, creation_id = args[:3]
     _check_create(keyspace, keys, session_id)
-    version, stored_generation = keyspace.hmget(keys[0], b"version", b"generation")
+    version, stored_creation_id = keyspace.hmget(keys[0], b"version", b"generation")
     if version is not None:
-        return [b"OK"] if stored_generation == generation else [b"EXISTS"]
+        return [b"OK"] if stored_creation_id == creation_id else [b"EXISTS"]
     _write_create(keyspace, keys, args, 3)
     return [b"OK"]
 
@@ -231,7 +233,7 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/append_event.lua"""
     session_id, ttl_ms, event_limit, condition, event, position = args[:6]
     events = keys[1]
-    header = _open_session(keyspace, keys, session_id)
+    header = _read_checked_header(keyspace, keys, session_id)
     if header is None:
         return [b"NOT_FOUND"]
     version, last_us, deadline_ms = header
@@ -244,7 +246,7 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if not keyspace.zadd(events, position, event, nx=True):
         return [b"OK", version, now, 1]
     version += 1
-    is_new = _close_session(keyspace, keys, session_id, version, position)
+    is_new = _write_header(keyspace, keys, session_id, version, position)
     _trim(keyspace, events, event_limit)
     if len(args) > 6:
         _write_tiers(keyspace, keys, args, 6)
@@ -257,7 +259,7 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/append_events.lua"""
     session_id, ttl_ms, event_limit, condition = args[:4]
     events = keys[1]
-    header = _open_session(keyspace, keys, session_id)
+    header = _read_checked_header(keyspace, keys, session_id)
     if header is None:
         return [b"NOT_FOUND"]
     version, last_us, deadline_ms = header
@@ -268,11 +270,11 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     while at < len(args):
         starts.append(at)
         at += 3 + args[at + 2]
-    repeats = 0
+    num_duplicates = 0
     if event_limit and keyspace.zcard(events) >= event_limit:
         [(_, oldest)] = keyspace.zrange_by_rank(events, 0, 0, rev=False)
-        repeats = next((n for n, at in enumerate(starts) if args[at] == oldest), 0)
-        starts = starts[repeats:]
+        num_duplicates = next((n for n, at in enumerate(starts) if args[at] == oldest), 0)
+        starts = starts[num_duplicates:]
     refusal = _refusal(keyspace, keys[0], condition, version)
     if refusal and any(keyspace.zscore(events, args[at]) is None for at in starts):
         return refusal
@@ -287,23 +289,23 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
             if args[at + 2]:
                 deltas.append(at + 3)
         else:
-            repeats += 1
+            num_duplicates += 1
     if not added:
-        return [b"OK", version, keyspace.now_us, repeats]
+        return [b"OK", version, keyspace.now_us, num_duplicates]
     if deltas:
         _write_tiers(keyspace, keys, _fold_deltas(args, deltas, len(keys) - 2), 0)
     version += 1
     _trim(keyspace, events, event_limit)
-    is_new = _close_session(keyspace, keys, session_id, version, last_us)
+    is_new = _write_header(keyspace, keys, session_id, version, last_us)
     if is_first or is_new or deadline_ms == 0 or _is_due(keyspace, deadline_ms, ttl_ms):
         _refresh_session(keyspace, keys, ttl_ms, last_us, is_new)
-    return [b"OK", version, keyspace.now_us, repeats]
+    return [b"OK", version, keyspace.now_us, num_duplicates]
 
 
 def update_session_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/update_session_state.lua"""
     session_id, ttl_ms, if_version = args[:3]
-    header = _open_session(keyspace, keys, session_id)
+    header = _read_checked_header(keyspace, keys, session_id)
     if header is None:
         return [b"NOT_FOUND"]
     version, last_us, deadline_ms = header
@@ -312,7 +314,7 @@ def update_session_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     _check_tiers(keyspace, keys)
     version += 1
     _write_tiers(keyspace, keys, args, 3)
-    is_new = _close_session(keyspace, keys, session_id, version, last_us)
+    is_new = _write_header(keyspace, keys, session_id, version, last_us)
     if is_new or deadline_ms == 0 or _is_due(keyspace, deadline_ms, ttl_ms):
         _refresh_session(keyspace, keys, ttl_ms, last_us, is_new)
     return [b"OK", version, keyspace.now_us]
@@ -321,7 +323,7 @@ def update_session_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/pop_event.lua"""
     session_id, ttl_ms, if_version = args
-    header = _open_session(keyspace, keys, session_id)
+    header = _read_checked_header(keyspace, keys, session_id)
     if header is None:
         return [b"NOT_FOUND"]
     if _is_stale(if_version, header.version):
@@ -332,7 +334,7 @@ def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     [(_, event)] = newest
     version = header.version + 1
     keyspace.zrem(keys[1], event)
-    is_new = _close_session(keyspace, keys, session_id, version, header.last_us)
+    is_new = _write_header(keyspace, keys, session_id, version, header.last_us)
     _refresh_session(keyspace, keys, ttl_ms, header.last_us, is_new)
     return [b"OK", version, keyspace.now_us, event]
 
@@ -340,14 +342,14 @@ def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def clear_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/clear_events.lua"""
     session_id, ttl_ms, if_version = args
-    header = _open_session(keyspace, keys, session_id)
+    header = _read_checked_header(keyspace, keys, session_id)
     if header is None:
         return [b"NOT_FOUND"]
     if _is_stale(if_version, header.version):
         return [b"STALE", header.version]
     version = header.version + 1
     keyspace.unlink(keys[1])
-    is_new = _close_session(keyspace, keys, session_id, version, header.last_us)
+    is_new = _write_header(keyspace, keys, session_id, version, header.last_us)
     _refresh_session(keyspace, keys, ttl_ms, header.last_us, is_new)
     return [b"OK", version, keyspace.now_us]
 
@@ -377,7 +379,7 @@ def prune_index(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def acquire_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/acquire_turn.lua"""
     session_id, ttl_ms, holder, lease_ms = args
-    header = _open_session(keyspace, keys, session_id)
+    header = _read_checked_header(keyspace, keys, session_id)
     if header is None:
         return [b"NOT_FOUND"]
     turn = keyspace.hmget(keys[0], b"turn_token", b"turn_until_us", b"turn_holder")
@@ -396,7 +398,7 @@ def acquire_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def renew_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/renew_turn.lua"""
     session_id, ttl_ms, token, lease_ms = args
-    header = _open_session(keyspace, keys, session_id)
+    header = _read_checked_header(keyspace, keys, session_id)
     if header is None:
         return [b"NOT_FOUND"]
     if keyspace.hget(keys[0], b"turn_token") != _int(token):

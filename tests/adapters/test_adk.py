@@ -26,7 +26,7 @@ from conftest import Server
 import sessionstore.sync
 from sessionstore import CorruptData, InvalidArgument, SessionKey
 from sessionstore import Event as StoredEvent
-from sessionstore.model import CarriedEvent
+from sessionstore.model import VerifiedEvent
 
 needs("google.adk", "adk")
 with warnings.catch_warnings(action="ignore"):  # of the framework
@@ -365,7 +365,7 @@ async def test_one_event_of_a_shape_is_read_back(monkeypatch: pytest.MonkeyPatch
         event = heard(types.Part(text=f"text {number}"), branch=f"branch {number}")
         stored = form.store(event)
         assert len(read) == 1
-        assert isinstance(stored, CarriedEvent)
+        assert isinstance(stored, VerifiedEvent)
         assert stored.content["content"] == {"parts": [{"text": f"text {number}"}], "role": "model"}
         assert stored.timestamp.timestamp() == pytest.approx(event.timestamp, abs=1e-5)
         fields = (stored.author, stored.id, stored.branch)
@@ -407,7 +407,7 @@ async def test_an_event_without_an_id_is_refused(sessions: AdkSessionService) ->
 
 def test_events_of_which_nothing_is_known_are_checked_by_the_engine() -> None:
     form = JsonForm(Event, EventActions, "google-adk")
-    assert type(form.store(Event(author="agent"))) is CarriedEvent
+    assert type(form.store(Event(author="agent"))) is VerifiedEvent
     assert type(form.store(Noted(author="agent"))) is StoredEvent
     assert type(form.store(Event(author="agent", output=(1,)))) is StoredEvent
 

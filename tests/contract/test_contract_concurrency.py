@@ -122,10 +122,10 @@ async def test_a_counter_by_version_counts_every_step(service: Any) -> None:
     assert (found.state, found.version) == ({"count": 20}, 21)
 
 
-async def test_a_read_is_a_snapshot(make_service: ServiceFactory, app_apart: bool) -> None:
+async def test_a_read_is_a_snapshot(make_service: ServiceFactory, app_in_own_slot: bool) -> None:
     """A writer appends event n with delta n; no reader ever sees one without the other."""
     service = make_service(session_event_limit=10)
-    names = ["n", "user:n"] if app_apart else ["n", "user:n", "app:n"]
+    names = ["n", "user:n"] if app_in_own_slot else ["n", "user:n", "app:n"]
     await create(service, state=dict.fromkeys(names, -1))
     total = 150
     done = asyncio.Event()

@@ -200,11 +200,11 @@ async def test_the_same_event_again_changes_nothing(service: Any) -> None:
 
 
 async def test_the_same_event_again_does_not_undo_a_later_delta(
-    service: Any, app_apart: bool
+    service: Any, app_in_own_slot: bool
 ) -> None:
     """An app's state that has a slot of its own is set again: its writer cannot see the event."""
     session = await create(service)
-    app_delta = {} if app_apart else {"app:who": "first"}
+    app_delta = {} if app_in_own_slot else {"app:who": "first"}
     first = Event("user", 1, state_delta={"count": 1, "user:who": "first", **app_delta})
     await service.append_event(session, first)
     second = Event(

@@ -12,7 +12,7 @@ from contract_support import APP, IDS, KEY, OWNER, USER, create, read
 import sessionstore
 import sessionstore.sync
 from sessionstore import Event, InvalidArgument
-from sessionstore.model import CarriedEvent
+from sessionstore.model import VerifiedEvent
 
 VALUES: dict[str, Any] = {
     "true": True,
@@ -229,9 +229,9 @@ async def test_a_carried_event_is_stored_like_any(make_service: ServiceFactory, 
         "state_delta": {"a": values, "user:b": [1], "app:c": None, "temp:d": {"e": 1}},
         "metadata": {"f": 1},
     }
-    event = CarriedEvent("agent", id="1", **fields)
+    event = VerifiedEvent("agent", id="1", **fields)
     await service.append_event(session, event)
-    await service.append_events(KEY, [CarriedEvent("agent", "x", id="2"), event])
+    await service.append_events(KEY, [VerifiedEvent("agent", "x", id="2"), event])
     found = await read(service)
     state = {key: value for key, value in fields["state_delta"].items() if key != "temp:d"}
     first, second = found.events

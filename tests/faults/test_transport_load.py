@@ -33,7 +33,7 @@ from proxy import Proxy
 import sessionstore.sync
 from sessionstore import BackendUnavailable, Event, RedisSessionService, SessionKey
 from sessionstore.embedded import EmbeddedServer
-from sessionstore.transport.link import BYTES_IN_FLIGHT_LIMIT, CALLS_IN_FLIGHT_LIMIT
+from sessionstore.transport.shared_connection import BYTES_IN_FLIGHT_LIMIT, CALLS_IN_FLIGHT_LIMIT
 
 NUM_USERS = 8  # whose states tell whose reply a call was given
 

@@ -101,7 +101,7 @@ def check_session(server: Server, key: SessionKey = KEY) -> None:
     names = Keys().session(key.app_name, key.user_id, key.session_id)
     found = deadline(server, names.session)
     assert deadline(server, names.events) in (found, -2)
-    index = deadline(server, names.sessions)
+    index = deadline(server, names.session_index)
     assert index == -1 or (found != -1 and index >= found)
 
 

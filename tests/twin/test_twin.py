@@ -37,12 +37,12 @@ from sessionstore import (
     TurnTaken,
     flows,
 )
-from sessionstore.calls import Call
+from sessionstore.calls import Call, Flow, Step
 from sessionstore.codec import decode_event, decode_value
 from sessionstore.keys import Keys
 from sessionstore.ops import Ops
 from sessionstore.options import check_options
-from sessionstore.replies import Written
+from sessionstore.replies import WriteResult
 from sessionstore.transport import connect_sync
 from sessionstore.transport.threads import RedisExecutor
 from sessionstore.twin import MemoryExecutor
@@ -90,7 +90,7 @@ CHANGES: tuple[tuple[dict[str, Any], list[str]], ...] = (
 
 
 def make_event(number: int) -> Event:
-    """The event of a number: always the same, so that numbers drawn again are repeats."""
+    """The event of a number: always the same, so that numbers drawn again are duplicates."""
     state, removed = CHANGES[number % len(CHANGES)]
     return Event(
         "x",
@@ -538,7 +538,7 @@ class TwinMachine(RuleBasedStateMachine):
             if key.startswith(b"sessions:")
             for _, score in content
         ]
-        if isinstance(real.result, Written):
+        if isinstance(real.result, WriteResult):
             stamps.append(real.result.updated_us)
         if isinstance(real.result, Turn):
             stamps.append(microseconds(real.result.expires_at) - lease_ms * 1000)
@@ -548,7 +548,7 @@ class TwinMachine(RuleBasedStateMachine):
         assert twin.told() == real.told()
         return real
 
-    def _drive(self, flow: flows.Flow[Any]) -> Outcome:
+    def _drive(self, flow: Flow[Any]) -> Outcome:
         def drive() -> Any:
             try:
                 step = next(flow)
@@ -592,7 +592,7 @@ class TwinMachine(RuleBasedStateMachine):
             if stored.log:
                 expected_keys.add(names.events)
                 assert real[names.events][1] == real[names.session][1]
-            index = real[names.sessions]
+            index = real[names.session_index]
             assert dict(index[2])[key.session_id.encode()] == stored.updated_us
             # The index lives as long as every session in it.
             assert index[1] == -1 or index[1] >= (stored.deadline or math.inf)
@@ -671,7 +671,7 @@ def test_both_let_keys_expire(server: Server, executors: tuple[RedisExecutor, ..
     twin = MemoryExecutor(clock=lambda: clock[0])
     key = KEYS[3]
 
-    def run(step: flows.Step) -> tuple[Any, Any]:
+    def run(step: Step) -> tuple[Any, Any]:
         assert isinstance(step, Call)
         clock[0] = time.time()
         return step.decode(executors[0].execute(step)), step.decode(twin.execute(step))

@@ -22,7 +22,7 @@ from unit_support import NOON, is_same, make_ops, unhurried
 
 from sessionstore.codec import DEPTH_LIMIT, Codec, Format, decode_event, decode_value
 from sessionstore.errors import CorruptData, InvalidArgument, LimitExceeded
-from sessionstore.model import CarriedEvent, Event, SessionKey
+from sessionstore.model import Event, SessionKey, VerifiedEvent
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORMATS: list[Format] = ["json", "msgpack"]
@@ -536,21 +536,21 @@ def test_a_carried_event_is_written_like_any_and_not_read_back(format_name: Form
         "timestamp": NOON,
         "metadata": {"b": "c"},
     }
-    event = CarriedEvent("author", **fields)
-    data, found = codec.of(event).encode_event(event, "event")
+    event = VerifiedEvent("author", **fields)
+    data, found = codec.for_event(event).encode_event(event, "event")
     assert found is event
     assert data == codec.encode_event(Event("author", **fields), "event")[0]
     assert type(decode_event(data)) is Event
     value = {"x": [1]}
-    assert codec.of(event).encode_value(value, "x") == codec.encode_value(value, "x")
-    assert codec.of(event).encode_value(value, "x")[1] is value
+    assert codec.for_event(event).encode_value(value, "x") == codec.encode_value(value, "x")
+    assert codec.for_event(event).encode_value(value, "x")[1] is value
 
 
 @each_format
 def test_other_events_are_read_back(format_name: Format) -> None:
     codec = CODECS[format_name]
     event = Event("author", {"a": 1})
-    assert codec.of(event) is codec
+    assert codec.for_event(event) is codec
     assert codec.encode_event(event, "event")[1] is not event
 
 
@@ -559,8 +559,8 @@ def test_a_carried_event_is_refused_if_it_cannot_be_written(format_name: Format)
     codec = Codec(format_name, event_size_limit=200, value_size_limit=50)
 
     def encode(content: Any) -> Any:
-        event = CarriedEvent("author", content)
-        return codec.of(event).encode_event(event, "event")
+        event = VerifiedEvent("author", content)
+        return codec.for_event(event).encode_event(event, "event")
 
     with pytest.raises(InvalidArgument, match=r"^event\.content\['a'\] is not valid Unicode"):
         encode({"a": "\ud800"})
@@ -568,7 +568,7 @@ def test_a_carried_event_is_refused_if_it_cannot_be_written(format_name: Format)
         encode([object()])
     with pytest.raises(LimitExceeded, match=r"^event "):
         encode("x" * 200)
-    trusting = codec.of(CarriedEvent("author"))
+    trusting = codec.for_event(VerifiedEvent("author"))
     with pytest.raises(LimitExceeded, match=r"^state"):
         trusting.encode_value("x" * 50, "state")
     with pytest.raises(InvalidArgument, match=r"^state is a object"):
@@ -576,7 +576,7 @@ def test_a_carried_event_is_refused_if_it_cannot_be_written(format_name: Format)
     deep: Any = 1
     for _ in range(DEPTH_LIMIT + 1):
         deep = [deep]
-    roomy = Codec(format_name).of(CarriedEvent("author"))
+    roomy = Codec(format_name).for_event(VerifiedEvent("author"))
     with pytest.raises(InvalidArgument, match="more than 200 levels deep"):
         roomy.encode_value(deep, "state")
 

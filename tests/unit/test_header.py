@@ -238,8 +238,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"session_ttl": 60, "refresh_ttl_on_read": False},
     {"session_event_limit": None},
     {"partition_by": "app", "session_event_limit": 1},
-    {"app_apart": True, "session_ttl": 60, "user_state_ttl": 60, "app_state_ttl": 60},
-    {"app_apart": True},
+    {"app_in_own_slot": True, "session_ttl": 60, "user_state_ttl": 60, "app_state_ttl": 60},
+    {"app_in_own_slot": True},
 ]
 
 
@@ -260,7 +260,7 @@ def test_builders_send_what_the_headers_declare(options: dict[str, Any]) -> None
     for name, call in built_calls(options):
         if call.script is None:
             assert (call.keys, call.args) == ((), ())
-            assert call.then
+            assert call.commands
             continue
         header = HEADERS[call.script.name]
         problems = check_call(header, call.keys, call.args, TAILS.get(call.script.name))
@@ -281,7 +281,7 @@ def test_the_wire_carries_what_the_headers_declare(options: dict[str, Any]) -> N
     by_source |= {script.sha: name for name, script in SCRIPTS.items()}
     for _, call in built_calls(options):
         for form in wire.Form:
-            if form is wire.Form.UNQUEUED and call.writes:
+            if form is wire.Form.WITHOUT_MULTI and call.writes:
                 continue
             for command, *rest in commands_on_the_wire(wire.pack(call, form)):
                 if command not in (b"EVAL", b"EVALSHA"):

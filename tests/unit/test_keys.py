@@ -144,7 +144,7 @@ def owners(
     found = keys.session(*triple)
     yield found.session, ("session", prefix, partition_by, triple)
     yield found.events, ("events", prefix, partition_by, triple)
-    yield found.sessions, ("sessions", prefix, partition_by, app, user)
+    yield found.session_index, ("sessions", prefix, partition_by, app, user)
     yield found.user, ("user", prefix, partition_by, app, user)
     yield found.app, ("app", prefix, app)
 
@@ -213,5 +213,5 @@ def test_all_keys_of_an_app_share_a_slot_when_partitioned_by_app(
 
 def test_users_spread_over_slots() -> None:
     keys = Keys()
-    slots = {key_slot(keys.user("app", f"user-{number}").sessions) for number in range(1000)}
+    slots = {key_slot(keys.user("app", f"user-{number}").session_index) for number in range(1000)}
     assert len(slots) > 900

@@ -18,13 +18,14 @@ LAYERS: list[set[str]] = [
     {"errors", "times", "scripts"},
     {"model"},
     {"keys", "codec", "calls", "instances"},
+    {"drive"},
     {"tiers", "options"},
     {"replies"},
     {"ops"},
     {"flows"},
     {"transport", "twin"},
     {"service", "sync"},
-    {"embedded", "runner"},
+    {"embedded", "observe", "runner"},
     {"sessionstore"},  # the package's own __init__
     {"adapters", "cli"},
 ]

@@ -21,7 +21,7 @@ from sessionstore.errors import (
     StaleVersion,
 )
 from sessionstore.ops import EVENTS_PER_CALL_LIMIT, Ops
-from sessionstore.replies import Written
+from sessionstore.replies import WriteResult
 from sessionstore.tiers import Change, Delta, split
 from sessionstore.transport import wire
 
@@ -80,11 +80,11 @@ def test_a_call_is_built_alike_every_time(options: dict[str, Any]) -> None:
     first, second = all_calls(make_ops(**options)), all_calls(make_ops(**options))
     for name, call in first.items():
         other = second[name]
-        assert (call.script, call.keys, call.args, call.then) == (
+        assert (call.script, call.keys, call.args, call.commands) == (
             other.script,
             other.keys,
             other.args,
-            other.then,
+            other.commands,
         )
 
 
@@ -95,7 +95,7 @@ def test_a_call_is_data_that_does_not_change(options: dict[str, Any]) -> None:
         assert isinstance(call.args, tuple)
         assert all(isinstance(key, bytes) for key in call.keys)
         assert all(type(arg) in (bytes, str, int) for arg in call.args)
-        assert all(type(arg) in (bytes, str, int) for command in call.then for arg in command)
+        assert all(type(arg) in (bytes, str, int) for command in call.commands for arg in command)
         with pytest.raises(AttributeError):
             call.keys = ()  # type: ignore[misc]  # that it cannot be set is the point
 
@@ -127,7 +127,7 @@ def test_what_writes_says_so(options: dict[str, Any]) -> None:
 @each_options
 def test_no_plain_command_writes(options: dict[str, Any]) -> None:
     for call in all_calls(make_ops(**options)).values():
-        assert {command[0] for command in call.then} <= {"HGETALL", "HEXISTS", "ZRANGE"}
+        assert {command[0] for command in call.commands} <= {"HGETALL", "HEXISTS", "ZRANGE"}
 
 
 def test_a_read_that_refreshes_nothing_needs_no_script() -> None:
@@ -152,8 +152,8 @@ def test_an_append_names_only_the_tiers_that_it_changes() -> None:
 
 def test_no_call_on_a_session_names_an_app_tier_that_is_apart() -> None:
     for options in OPTIONS:
-        for name, call in all_calls(make_ops(app_apart=True, **options)).items():
-            named = [*call.keys, *(command[1] for command in call.then)]
+        for name, call in all_calls(make_ops(app_in_own_slot=True, **options)).items():
+            named = [*call.keys, *(command[1] for command in call.commands)]
             of_app = [key for key in named if isinstance(key, bytes) and b"appdata:" in key]
             assert bool(of_app) == (name in ("get_app_state", "update_app_state"))
 
@@ -161,15 +161,15 @@ def test_no_call_on_a_session_names_an_app_tier_that_is_apart() -> None:
 @each_options
 def test_a_call_of_several_commands_is_one_transaction(options: dict[str, Any]) -> None:
     for call in all_calls(make_ops(**options)).values():
-        for form in (wire.Form.BRIEF, wire.Form.WHOLE):
+        for form in (wire.Form.EVALSHA, wire.Form.EVAL):
             reader = hiredis.Reader()
             reader.feed(wire.pack(call, form))
             names = []
             while (command := reader.gets()) is not False:
                 names.append(command[0].decode())
-            expected = [str(command[0]) for command in call.then]
+            expected = [str(command[0]) for command in call.commands]
             if call.script is not None:
-                expected.insert(0, "EVALSHA" if form is wire.Form.BRIEF else "EVAL")
+                expected.insert(0, "EVALSHA" if form is wire.Form.EVALSHA else "EVAL")
             if len(expected) > 1:
                 expected = ["MULTI", *expected, "EXEC"]
             assert names == expected
@@ -280,7 +280,7 @@ def test_status_words_become_results_and_exceptions() -> None:
     ops = make_ops()
     append = ops.append_events(KEY, prepared(ops, 2), 3, None)
     written = append.decode([[b"OK", 4, 1_715_774_400_000_000, 1]])
-    assert written == Written(4, 1_715_774_400_000_000, 1)
+    assert written == WriteResult(4, 1_715_774_400_000_000, 1)
     with pytest.raises(SessionNotFound, match=r"'sid'.*'user'.*'app'"):
         append.decode([[b"NOT_FOUND"]])
     with pytest.raises(StaleVersion) as caught:

@@ -43,10 +43,10 @@ class Asked:
         try:
             while True:
                 node, call = flow.send(outcome)
-                self.asked.append((node, " ".join(map(str, call.then[0]))))
+                self.asked.append((node, " ".join(map(str, call.commands[0]))))
                 answer = answers[node]
                 if isinstance(answer, dict):
-                    answer = answer[call.then[0][0]]
+                    answer = answer[call.commands[0][0]]
                 outcome = answer if isinstance(answer, Exception) else [answer]
         except StopIteration:
             pass
@@ -321,9 +321,9 @@ def attempts(call: Call[Any] = READ, *, is_routed: bool = True) -> Attempts:
 def test_a_redirection_is_followed_at_once() -> None:
     tried = attempts(WRITE)
     assert tried.next_delay(ReplyRefused("MOVED 1 b:2"), 0.0) == 0.0
-    assert (tried.ask_at, tried.form) == (None, Form.BRIEF)
+    assert (tried.ask_at, tried.form) == (None, Form.EVALSHA)
     assert tried.next_delay(ReplyRefused("ASK 1 b:2"), 0.0) == 0.0
-    assert (tried.ask_at, tried.form) == ("ASK 1 b:2", Form.BRIEF)
+    assert (tried.ask_at, tried.form) == ("ASK 1 b:2", Form.EVALSHA)
 
 
 def test_nodes_that_send_a_call_to_each_other_are_asked_with_pauses() -> None:
@@ -337,14 +337,14 @@ def test_nodes_that_send_a_call_to_each_other_are_asked_with_pauses() -> None:
 def test_no_transaction_is_sent_to_a_slot_on_its_way(call: Call[Any], reply: str) -> None:
     tried = attempts(call)
     tried.next_delay(ReplyRefused(reply), 0.0)
-    assert tried.form is Form.UNQUEUED
+    assert tried.form is Form.WITHOUT_MULTI
 
 
 def test_a_script_unknown_where_the_call_was_asked_to_go_is_sent_whole_to_the_same_node() -> None:
     tried = attempts(WRITE)
     tried.next_delay(ReplyRefused("ASK 1 b:2"), 0.0)
     assert tried.next_delay(ReplyRefused("NOSCRIPT"), 0.0) == 0.0
-    assert (tried.ask_at, tried.form) == ("ASK 1 b:2", Form.WHOLE)
+    assert (tried.ask_at, tried.form) == ("ASK 1 b:2", Form.EVAL)
 
 
 @pytest.mark.parametrize("code", ["TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY"])
@@ -392,17 +392,17 @@ def test_what_cannot_be_sent_twice_is_redirected_but_never_sent_again_after_a_lo
 
 @pytest.mark.parametrize("call", [WRITE, READ, TOUCHING_READ, CREATE])
 def test_asking_stands_before_every_command_and_its_replies_are_dropped(call: Call[Any]) -> None:
-    form = Form.BRIEF if call is WRITE else Form.UNQUEUED
+    form = Form.EVALSHA if call is WRITE else Form.WITHOUT_MULTI
     sent = pack(call, form, asking=True)
     asked = sent.count(b"\r\n$6\r\nASKING\r\n")
-    assert asked == bool(call.then) + (call.script is not None)
+    assert asked == bool(call.commands) + (call.script is not None)
     assert b"MULTI" not in sent
     assert reply_count(call, form, asking=True) == 2 * asked
     replies: list[Any] = []
     if call.script is not None:
         replies += [b"OK", [b"OK"]]
-    if call.then:
-        replies += [b"OK", [b"OK", list(range(len(call.then)))]]
+    if call.commands:
+        replies += [b"OK", [b"OK", list(range(len(call.commands)))]]
     results = unpack(replies, form, asking=True)
     expected: list[Any] = [[b"OK"]] if call.script is not None else []
-    assert results == expected + list(range(len(call.then)))
+    assert results == expected + list(range(len(call.commands)))

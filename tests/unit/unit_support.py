@@ -35,8 +35,8 @@ def make_options(**changes: Any) -> Options:
     return check_options(**{**arguments, **changes})
 
 
-def make_ops(*, app_apart: bool = False, **changes: Any) -> Ops:
-    return Ops(make_options(**changes), app_apart=app_apart)
+def make_ops(*, app_in_own_slot: bool = False, **changes: Any) -> Ops:
+    return Ops(make_options(**changes), app_in_own_slot=app_in_own_slot)
 
 
 def is_same(left: Any, right: Any) -> bool:

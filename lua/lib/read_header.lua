@@ -1,6 +1,6 @@
--- open_session: version (as text), last position and deadline of a session; nil if there is none.
+-- read_header: version (as text), last position and deadline of a session; nil if there is none.
 -- Reads every key that a write to the session touches, so that a wrong type fails before it.
-local function open_session(session, events, index, session_id)
+local function read_header(session, events, index, session_id)
   local header = redis.call('HMGET', session, 'version', 'last_us', 'deadline_ms')
   if not header[1] then
     return nil

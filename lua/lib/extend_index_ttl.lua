@@ -1,6 +1,6 @@
--- cover: let the index live at least as long as a session with this deadline (-1: forever).
+-- extend_index_ttl: let the index live at least as long as a session with this deadline (-1: forever).
 -- is_new_member: ZADD has just put the session into it.
-local function cover(index, deadline_ms, is_new_member)
+local function extend_index_ttl(index, deadline_ms, is_new_member)
   if deadline_ms < 0 then
     redis.call('PERSIST', index)
   elseif is_new_member and redis.call('ZCARD', index) == 1 then

@@ -33,7 +33,7 @@ _NOTHING = object()  # what the reader gives when it has no whole reply
 _Entry = tuple["asyncio.Future[list[Any]]", int, float, int]  # reply, count, deadline, bytes
 
 
-class Link(asyncio.Protocol):
+class SharedConnection(asyncio.Protocol):
     """A live connection and the calls that wait on it.
 
     Args:

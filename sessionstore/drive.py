@@ -1,0 +1,80 @@
+"""Runs flows: the only loops that send a flow's Calls to an executor.
+
+A flow yields a Call and receives its decoded result, or yields several Calls, which are sent
+together, and receives a list of results. An error is raised inside the flow, at its `yield`, so
+that the flow can handle it.
+
+NotReplicated is different: the write is done, so the flow receives the result and continues. When
+the flow ends, the first NotReplicated is raised, with the flow's return value as its `result`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from .calls import AsyncExecutor, Call, Flow, R, SyncExecutor
+from .errors import NotReplicated
+
+
+async def drive_async(flow: Flow[R], executor: AsyncExecutor) -> R:
+    """The return value of a flow, run over asyncio.
+
+    Raises:
+        Exception: what the flow raises, errors of its Calls included.
+        NotReplicated: the flow has ended, but too few replicas confirmed one of its writes.
+    """
+    not_replicated: NotReplicated | None = None
+    try:
+        step = next(flow)
+        while True:
+            try:
+                if isinstance(step, tuple):
+                    result: Any = await asyncio.gather(*(_decoded(call, executor) for call in step))
+                else:
+                    try:
+                        replies = await executor.execute(step)
+                    except NotReplicated as error:
+                        not_replicated = not_replicated or error
+                        replies = error.replies
+                    result = step.decode(replies)
+            except Exception as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(result)
+    except StopIteration as end:
+        if not_replicated is None:
+            return end.value  # type: ignore[no-any-return]  # StopIteration.value is untyped
+        not_replicated.result = end.value
+    raise not_replicated
+
+
+def drive(flow: Flow[R], executor: SyncExecutor) -> R:
+    """The return value of a flow, run in this thread. The same as `drive_async` otherwise."""
+    not_replicated: NotReplicated | None = None
+    try:
+        step = next(flow)
+        while True:
+            try:
+                if isinstance(step, tuple):
+                    result: Any = [call.decode(executor.execute(call)) for call in step]
+                else:
+                    try:
+                        replies = executor.execute(step)
+                    except NotReplicated as error:
+                        not_replicated = not_replicated or error
+                        replies = error.replies
+                    result = step.decode(replies)
+            except Exception as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(result)
+    except StopIteration as end:
+        if not_replicated is None:
+            return end.value  # type: ignore[no-any-return]  # StopIteration.value is untyped
+        not_replicated.result = end.value
+    raise not_replicated
+
+
+async def _decoded(call: Call[R], executor: AsyncExecutor) -> R:
+    return call.decode(await executor.execute(call))
