@@ -1,23 +1,125 @@
-"""README shows what was measured."""
+"""What the READMEs say is what the code does: links, names, defaults and types."""
 
 from __future__ import annotations
 
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+import pytest
+from support.readmes import ROOT, blocks, readmes
+
+import sessionstore
+from sessionstore import InMemorySessionService, RedisSessionService, SessionService
+
+README = ROOT / "README.md"
+TEXT = README.read_text("utf-8")
+
+_link = re.compile(r"\]\(([^)\s]+)\)")
+_heading = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
-def test_what_was_reached_is_what_the_report_says() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    report = (ROOT / "benchmarks" / "measured" / "report.md").read_text("utf-8")
-    table = report.partition("## Must reach")[2].partition("\n\n")[2].strip()
-    assert table.count("\n") > 20
-    assert table in readme
+def section(title: str) -> str:
+    """The text below a heading of the root README."""
+    return TEXT.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
-def test_every_picture_is_there() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    pictures = [part.partition(")")[0] for part in readme.split("](")[1:]]
-    pictures = [picture for picture in pictures if picture.endswith((".svg", ".md"))]
-    assert len(pictures) == 4
-    assert all((ROOT / picture).is_file() for picture in pictures)
+def anchors(readme: Path) -> set[str]:
+    """The anchors that GitHub makes of a README's headings."""
+    titles = _heading.findall(readme.read_text("utf-8"))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("readme", readmes(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(readme: Path) -> None:
+    broken = []
+    for link in _link.findall(readme.read_text("utf-8")):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (readme.parent / name).resolve() if name else readme
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("end", ["sessionstore fleet", "/pytest"])
+def test_the_set_up_commands_are_one_line_each(end: str) -> None:
+    pattern = re.compile(rf"^python3 -m venv .*{re.escape(end)}$", re.MULTILINE)
+    assert len(pattern.findall(TEXT)) == 1
+
+
+@pytest.mark.timeout(300)
+def test_the_blocks_pass_mypy_strict(tmp_path: Path) -> None:
+    paths = []
+    for block in blocks(README):
+        path = tmp_path / f"line_{block.line}.py"
+        path.write_text(block.code, "utf-8")
+        paths.append(str(path))
+    process = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), *paths],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+def options(service: type[SessionService]) -> dict[str, Any]:
+    """The options of a service, and their defaults."""
+    parameters = inspect.signature(service).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
+def test_the_table_of_options_is_complete() -> None:
+    rows = re.findall(
+        r"^\| (`[^|]+`) \| ([^|]*?) ?\|", section("Options of a service"), re.MULTILINE
+    )
+    said = {name: default for names, default in rows for name in re.findall(r"`(\w+)`", names)}
+    defaults = options(RedisSessionService)
+    assert set(said) == set(defaults)
+    special = {"url": "", "event_size_limit": "1 MiB", "value_size_limit": "1 MiB"}
+    for name, default in defaults.items():
+        shown = f'`"{default}"`' if isinstance(default, str) else str(default)
+        assert said[name] == special.get(name, shown), name
+
+
+def test_the_options_in_memory_are_those_that_it_names() -> None:
+    names = list(options(RedisSessionService))
+    shared = names[names.index("session_event_limit") : names.index("value_size_limit") + 1]
+    assert set(options(InMemorySessionService)) == {*shared, "clock", "cleanup_interval"}
+
+
+def test_every_operation_is_listed() -> None:
+    listed = set(re.findall(r"`(\w+)`", section("Operations").partition("\n\n")[0]))
+    listed |= {f"{verb}_app_state" for verb in ("get", "update", "delete")}
+    methods = {name for name in vars(SessionService) if name[0] != "_"}
+    assert listed - {"app_state"} == methods - {"aclose"}
+
+
+def test_the_tree_of_errors_is_the_classes() -> None:
+    above: list[type] = [sessionstore.SessionStoreError]
+    for line in re.findall(r"^    ( +[A-Z].+)$", section("Errors and logging"), re.MULTILINE):
+        depth = (len(line) - len(line.lstrip())) // 2
+        for name in re.findall(r"[A-Z]\w+", line.strip().partition("  ")[0].partition(" (")[0]):
+            kind = getattr(sessionstore, name)
+            assert kind.__bases__[0] is above[depth - 1], name
+            above[depth:] = [kind]
+    exceptions = {name for name in sessionstore.__all__ if name in vars(sessionstore.errors)}
+    assert all(name in section("Errors and logging") for name in exceptions)
+
+
+def test_every_adapter_is_in_the_table() -> None:
+    extras = re.findall(r"^\| [\w -]+ \| `([\w-]+)` \|", section("Adapters"), re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    [frameworks] = [
+        line.partition("[")[2].partition("]")[0].split(",")
+        for line in project["optional-dependencies"]["frameworks"]
+        if line.startswith("sessionstore[")
+    ]
+    assert sorted(extras) == sorted(frameworks)
