@@ -123,3 +123,12 @@ def test_every_adapter_is_in_the_table() -> None:
         if line.startswith("sessionstore[")
     ]
     assert sorted(extras) == sorted(frameworks)
+
+
+def test_every_module_is_in_the_table_of_layers() -> None:
+    text = (ROOT / "sessionstore" / "README.md").read_text("utf-8")
+    layers = text.partition("## Layers\n")[2].partition("\n## ")[0]
+    package = ROOT / "sessionstore"
+    modules = {path.stem for path in package.glob("[!_]*.py")}
+    packages = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert modules | packages <= set(re.findall(r"`(\w+)/?`", layers))
