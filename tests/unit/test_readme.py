@@ -77,9 +77,7 @@ def options(service: type[SessionService]) -> dict[str, Any]:
 
 
 def test_the_table_of_options_is_complete() -> None:
-    rows = re.findall(
-        r"^\| (`[^|]+`) \| ([^|]*?) ?\|", section("Options of a service"), re.MULTILINE
-    )
+    rows = re.findall(r"^\| (`[^|]+`) \| ([^|]*?) ?\|", section("Options"), re.MULTILINE)
     said = {name: default for names, default in rows for name in re.findall(r"`(\w+)`", names)}
     defaults = options(RedisSessionService)
     assert set(said) == set(defaults)
