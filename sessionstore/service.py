@@ -1,7 +1,4 @@
-"""The public services for asyncio. `sessionstore.sync` has the same for threads.
-
-One line per method and no logic: `_run` carries out one Call, `_drive` a flow of them.
-"""
+"""The public services for asyncio: one line per method, no logic."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""The public services for threads: `sessionstore.service` without await.
-
-A test holds both against each other: names, signatures and docstrings are the same.
-"""
+# Generated from sessionstore/service.py by tests/support/generate_sync.py. Do not edit.
+"""The public services for threads: one line per method, no logic."""
 
 from __future__ import annotations
 
@@ -10,14 +8,14 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
-from . import flows
-from .calls import Flow, R, SyncExecutor
-from .codec import Format
-from .drive import drive
-from .keys import PartitionBy
-from .model import Event, EventPage, Session, SessionKey, Turn
-from .ops import Ops
-from .options import (
+from .. import flows
+from ..calls import Flow, R, SyncExecutor
+from ..codec import Format
+from ..drive import drive
+from ..keys import PartitionBy
+from ..model import Event, EventPage, Session, SessionKey, Turn
+from ..ops import Ops
+from ..options import (
     Duration,
     ReadFrom,
     WaitReplicas,
@@ -26,8 +24,8 @@ from .options import (
     check_seconds,
     check_wait_replicas,
 )
-from .transport import connect_sync
-from .twin import MemoryExecutor
+from ..transport import connect_sync
+from ..twin import MemoryExecutor
 
 
 class SessionService:
