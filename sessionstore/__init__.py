@@ -19,7 +19,8 @@ from .errors import (
 )
 from .instances import register_redis_instance
 from .model import Event, EventPage, Session, SessionKey, Turn
-from .runner import Agent, Run, RunContext, Runner
+from .run_context import RunContext
+from .runner import Agent, Run, Runner
 from .service import InMemorySessionService, RedisSessionService, SessionService
 
 __all__ = [

@@ -74,8 +74,6 @@ def check_options(
         event_limit = 0
     else:
         event_limit = check_int("session_event_limit", session_event_limit, low=1)
-    if not isinstance(refresh_ttl_on_read, bool):
-        raise InvalidArgument("refresh_ttl_on_read must be True or False")
     return Options(
         keys=Keys(key_prefix, partition_by),
         codec=Codec(
@@ -87,8 +85,19 @@ def check_options(
         session_ttl_ms=_check_ttl("session_ttl", session_ttl),
         app_state_ttl_ms=_check_ttl("app_state_ttl", app_state_ttl),
         user_state_ttl_ms=_check_ttl("user_state_ttl", user_state_ttl),
-        refresh_ttl_on_read=refresh_ttl_on_read,
+        refresh_ttl_on_read=check_bool("refresh_ttl_on_read", refresh_ttl_on_read),
     )
+
+
+def check_bool(name: str, value: object) -> bool:
+    """A bool.
+
+    Raises:
+        InvalidArgument: it is not a bool.
+    """
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{name} must be True or False")
+    return value
 
 
 def check_int(name: str, value: object, *, low: int, high: int = _HIGHEST) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sessionstore"
-MODULES = ("service",)
+MODULES = ("service", "runner")
 SIBLINGS = "|".join((*MODULES, "concurrency"))  # modules that sessionstore/sync/ has of its own
 
 # Regular expressions and what replaces them, in this order.
@@ -25,7 +25,7 @@ SUBSTITUTIONS = (
     # Syntax.
     (r"\basync (def|for|with)\b", r"\1"),
     (r"\bawait ", ""),
-    (r"\b(a)(next|iter)\(", r"\2("),
+    (r"\ba(next|iter)\(", r"\1("),
     (r"\bStopAsyncIteration\b", "StopIteration"),
     (r"\b__a(enter|exit|iter|next)__\b", r"__\1__"),
     # Types of the standard library.
