@@ -5,12 +5,20 @@ No message holds a payload or a credential: keys, limits and names only.
 
 from __future__ import annotations
 
+import copyreg
 from datetime import datetime
 from typing import Any
 
 
 class SessionStoreError(Exception):
-    """Base class of everything that sessionstore raises on purpose."""
+    """Base class of everything that sessionstore raises on purpose.
+
+    All of them can be pickled and copied, with their attributes.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without __init__, whose keyword arguments Exception would leave out.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # typeshed lacks it
 
 
 class InvalidArgument(SessionStoreError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -20,6 +21,13 @@ class RedisInstance(msgspec.Struct, frozen=True):
     url: str
     extra_options: dict[str, Any] = {}
 
+    def __repr__(self) -> str:
+        options = ", ".join(self.extra_options) or "none"
+        return f"RedisInstance({url_without_credentials(self.url)!r}, options: {options})"
+
+
+# scheme://, user:password@, addresses and path, options
+_url_parts = re.compile(r"([a-z+]+://)(?:[^/?#]*@)?([^@?#]*)(?:[?#][^@]*)?", re.ASCII).fullmatch
 
 _registry: dict[str, RedisInstance] = {}
 
@@ -68,3 +76,24 @@ def find_instance(
             f"no Redis instance is registered as {instance_name!r}; registered: {names}"
         ) from None
     return RedisInstance(known.url, {**known.extra_options, **extra})
+
+
+def url_without_credentials(url: str) -> str:
+    """A URL to show: without user, password and options, which may hold a password, too."""
+    parts = _url_parts(url)
+    return "".join(parts.groups()) if parts else "a URL that cannot be read"
+
+
+def address_to_show(url: str | None, instance_name: str | None, client: Any) -> str:
+    """The address that a service's arguments name, as a URL without credentials.
+
+    Raises:
+        InvalidArgument: as `find_instance`.
+    """
+    if client is None:
+        return url_without_credentials(find_instance(url, instance_name, None).url)
+    options = client.connection_pool.connection_kwargs
+    if "path" in options:
+        return f"unix://{options['path']}"
+    host, port = options.get("host", "localhost"), options.get("port", 6379)
+    return f"redis://{host}:{port}/{options.get('db', 0)}"

@@ -97,6 +97,12 @@ class Session(msgspec.Struct):
     created_at: datetime
     updated_at: datetime
 
+    def __repr__(self) -> str:
+        return (
+            f"Session(app_name={self.app_name!r}, user_id={self.user_id!r}, id={self.id!r}, "
+            f"version={self.version}, {len(self.events)} events, {len(self.state)} state keys)"
+        )
+
     @property
     def key(self) -> SessionKey:
         """The session's name, enough for every method that takes a session."""

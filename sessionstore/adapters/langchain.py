@@ -57,6 +57,9 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
         self._key = SessionKey(app_name, user_id, session_id)
         self._services = Services("StoredChatMessageHistory", service, sync_service)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._key!r})"
+
     @property
     def messages(self) -> list[BaseMessage]:
         """All messages, oldest first. See `aget_messages`.

@@ -47,6 +47,9 @@ class StoredSession:
         self._key = SessionKey(app_name, user_id, session_id)
         self._services = Services("StoredSession", service)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._key!r})"
+
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
         """The newest items, oldest first.
 

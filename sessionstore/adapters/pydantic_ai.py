@@ -67,6 +67,9 @@ class StoredMessageHistory:
         self._key = SessionKey(app_name, user_id, session_id)
         self._services = Services("StoredMessageHistory", service, sync_service)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._key!r})"
+
     async def load(self, limit: int | None = None) -> list[ModelMessage]:
         """The newest messages, oldest first; none if nothing was stored.
 

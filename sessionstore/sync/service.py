@@ -12,6 +12,7 @@ from .. import flows
 from ..calls import Flow, R, SyncExecutor
 from ..codec import Format
 from ..drive import drive
+from ..instances import address_to_show
 from ..keys import PartitionBy
 from ..model import Event, EventPage, Session, SessionKey, Turn
 from ..ops import Ops
@@ -34,9 +35,14 @@ class SessionService:
     Made by its subclasses; may be used by any number of threads at once.
     """
 
+    _address = ""  # shown by repr
+
     def __init__(self, ops: Ops, executor: SyncExecutor) -> None:
         self._ops = ops
         self._executor = executor
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._address})"
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -628,6 +634,7 @@ class RedisSessionService(SessionService):
         # In a cluster, but for partition_by="app", the app tier has a slot of its own.
         app_in_own_slot = executor.is_cluster and partition_by == "user"
         super().__init__(Ops(options, app_in_own_slot=app_in_own_slot), executor)
+        self._address = address_to_show(url, instance_name, client)
 
 
 class InMemorySessionService(SessionService):
