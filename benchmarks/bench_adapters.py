@@ -49,19 +49,6 @@ _FIELDS = (
 )
 
 
-class Recorder(InMemorySessionService):
-    """A service that keeps the event it was given last, to see what an adapter stores."""
-
-    def __init__(self) -> None:
-        super().__init__(session_event_limit=1)
-        self.seen = Event("none", None)
-
-    async def append_event(self, session: Any, event: Event, **options: Any) -> Event:
-        """Keep it, then append it."""
-        self.seen = event
-        return await super().append_event(session, event, **options)
-
-
 def installed() -> list[Any]:
     """The frameworks that can be measured here."""
     found = []
@@ -72,15 +59,19 @@ def installed() -> list[Any]:
 
 
 async def recorder_of(framework: Any) -> Callable[[Any], Awaitable[dict[str, Any]]]:
-    """What tells of a message the fields of the event that the adapter makes of it."""
-    recorder = Recorder()
-    session = await recorder.create_session(app_name="bench", user_id="user", session_id="one")
-    append = await framework.appender(recorder, session.key)
+    """A function from a message to the fields of the event that the adapter stores for it."""
+    service = InMemorySessionService(session_event_limit=1)
+    ids: dict[str, Any] = {"app_name": "bench", "user_id": "user", "session_id": "one"}
+    session = await service.create_session(**ids)
+    append = await framework.appender(service, session.key)
 
     async def fields_of(message: Any) -> dict[str, Any]:
         await append(message)
+        found = await service.get_session(**ids)
+        assert found is not None
+        [event] = found.events
         names = _FIELDS + _OWN_FIELDS if framework.gives_ids else _FIELDS
-        return {name: getattr(recorder.seen, name) for name in names}
+        return {name: getattr(event, name) for name in names}
 
     return fields_of
 

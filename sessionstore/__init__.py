@@ -1,5 +1,7 @@
 """Session storage for AI agents: atomic Lua scripts on Redis or Valkey, and an in-memory twin."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 from .errors import (
     BackendError,
     BackendRejected,
@@ -19,8 +21,14 @@ from .errors import (
 )
 from .instances import register_redis_instance
 from .model import Event, EventPage, Session, SessionKey, Turn
-from .runner import Agent, Run, RunContext, Runner
+from .run_context import RunContext
+from .runner import Agent, Run, Runner
 from .service import InMemorySessionService, RedisSessionService, SessionService
+
+try:
+    __version__ = version(__name__)
+except PackageNotFoundError:  # imported from a folder, without an installation
+    __version__ = "unknown"
 
 __all__ = [
     "Agent",
@@ -50,5 +58,6 @@ __all__ = [
     "Turn",
     "TurnLost",
     "TurnTaken",
+    "__version__",
     "register_redis_instance",
 ]

@@ -1,8 +1,8 @@
-"""What is sent to the store, as data, and what its answers mean. No I/O here.
+"""Calls: what is sent to the store, as data, and what its replies mean. No I/O here.
 
-A Call is one atomic step: a script, plain commands, or a script followed by plain commands in one
-transaction. Executors carry Calls out and hand back one reply per command; `Call.decode` turns
-them into a result or raises.
+A Call is one atomic step: a script, plain commands, or a script and plain commands in one
+transaction. An executor runs a Call and returns one reply per command. `Call.decode` turns the
+replies into a result or an exception.
 """
 
 from __future__ import annotations
@@ -38,17 +38,18 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
 
     Attributes:
         name: the operation, for error messages and measurements.
-        decode: the replies, one per command, the script's first -> result; raises what they mean.
-        script: the script that goes first, or None.
+        decode: turns the replies, the script's first, into a result, or raises.
+        script: the script that runs first, or None.
         keys: the script's KEYS.
         args: the script's ARGV.
-        commands: plain commands that follow in the same transaction.
-        idempotent: running it twice within the call leaves what running it once, at the time of
-            the second run, leaves (`version` may count both). Only such Calls are sent again
-            after an unknown outcome.
-        writes: it changes data, not only deadlines; so an unknown outcome matters.
-        is_bulk: it may carry so much that small calls should not have to wait behind it.
-        slot: where no key is named, a cluster slot of the server that is asked, or a key in it.
+        commands: plain commands that run after the script, in the same transaction.
+        idempotent: running it twice has the same effect as running it once at the time of the
+            second run (`version` may count both). Only idempotent Calls are sent again when the
+            outcome of the first attempt is unknown.
+        writes: it changes data, not only deadlines, so that an unknown outcome matters.
+        is_bulk: its data may be large. It uses a connection of its own, so that small Calls do not
+            wait behind it.
+        slot: routes a Call without keys in a cluster: a slot, or a key in that slot.
     """
 
     name: str
@@ -71,7 +72,7 @@ Flow = Generator[Step, Any, R]
 
 
 class AsyncExecutor(Protocol):
-    """Carries out Calls. Replies that are server errors are raised as `reply_error` says."""
+    """Runs Calls. An error reply of the server is raised as `reply_error` describes."""
 
     async def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call."""
@@ -81,7 +82,7 @@ class AsyncExecutor(Protocol):
 
 
 class SyncExecutor(Protocol):
-    """The same for threads."""
+    """Runs Calls for threads."""
 
     def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call."""
@@ -91,22 +92,22 @@ class SyncExecutor(Protocol):
 
 
 def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
-    """The status word of a script's reply, if it is one of success.
+    """The status word of a script's reply, if it means success.
 
     Raises:
-        SessionNotFound, SessionExists, StaleVersion, TurnTaken, TurnLost: what the word means.
-        ScriptContractError: not a word that any script declares.
+        SessionNotFound, SessionExists, StaleVersion, TurnTaken, TurnLost: the status word says so.
+        ScriptContractError: no script declares this reply.
     """
     word = reply[0] if isinstance(reply, list) and reply else None
-    if word == b"OK" or word in _GOOD_WORDS:
+    if word == b"OK" or word in _SUCCESS_WORDS:
         return word  # type: ignore[no-any-return]  # compared with bytes above
     name = f"session {key.session_id!r} of user {key.user_id!r} in app {key.app_name!r}"
     if word == b"NOT_FOUND":
         raise SessionNotFound(f"{name} does not exist")
     if word == b"EXISTS":
-        raise SessionExists(f"{name} exists already")
+        raise SessionExists(f"{name} already exists")
     if word == b"TAKEN":
-        raise TurnTaken(f"another run has the turn of {name}", expires_at=from_us(reply[1]))
+        raise TurnTaken(f"another run holds the turn of {name}", expires_at=from_us(reply[1]))
     if word == b"LOST":
         raise TurnLost(f"another run has taken the turn of {name}")
     if word == b"STALE":
@@ -115,22 +116,22 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         raise StaleVersion(
             f"{name} is at version {actual}, not {expected}", expected=expected, actual=actual
         )
-    raise ScriptContractError(f"a script answered {word!r}")
+    raise ScriptContractError(f"a script replied {word!r}")
 
 
-_GOOD_WORDS = frozenset((b"CREATED", b"EMPTY"))
+_SUCCESS_WORDS = frozenset((b"CREATED", b"EMPTY"))
 
-_MEANING = {
+_REFUSALS = {
     "OOM": "the server is out of memory (maxmemory); nothing was written",
     "READONLY": "the server is a read-only replica",
-    "WRONGTYPE": "a key holds another type than sessionstore stores there",
+    "WRONGTYPE": "a key has a type that sessionstore does not store there",
     "MISCONF": "the server cannot save its data to disk and refuses writes",
     "NOREPLICAS": "the server has too few replicas and refuses writes",
 }
 
 
 def reply_error(call: Call[Any], message: str) -> SessionStoreError:
-    """The exception for an error reply of the server. Never quotes arguments."""
+    """The exception for an error reply of the server. Its message contains no arguments."""
     code, _, rest = message.partition(" ")
     where = f"{call.name} was refused by the server"
     if code == "BUG" or (code == "ERR" and rest.startswith("BUG")):
@@ -141,13 +142,13 @@ def reply_error(call: Call[Any], message: str) -> SessionStoreError:
             "Redis 7.0 or later or Valkey 7.2 or later is needed"
         )
     if code in ("NOAUTH", "WRONGPASS"):
-        return BackendUnavailable(f"{where}: it wants a password, or another one ({code})")
+        return BackendUnavailable(f"{where}: the password is missing or wrong ({code})")
     if code in ("MOVED", "ASK", "CROSSSLOT"):
         return BackendUnavailable(
             f"{where}: it is part of a cluster, use redis+cluster:// ({code})"
         )
-    if code in _MEANING:
+    if code in _REFUSALS:
         key = (call.keys or (b"",))[0].decode()
-        return BackendRejected(f"{where}: {_MEANING[code]} ({code}; {key})")
+        return BackendRejected(f"{where}: {_REFUSALS[code]} ({code}; {key})")
     text = message.partition(", with args")[0]
     return BackendRejected(f"{where}: {text}")

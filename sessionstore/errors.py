@@ -1,31 +1,36 @@
 """The exceptions that sessionstore raises. All derive from SessionStoreError.
 
-No message holds a payload or a credential: keys, limits and names only.
+Messages contain keys, limits and names, never payload or credentials.
 """
 
 from __future__ import annotations
 
+import copyreg
 from datetime import datetime
 from typing import Any
 
 
 class SessionStoreError(Exception):
-    """Base class of everything that sessionstore raises on purpose."""
+    """Base class of all exceptions of sessionstore. They pickle and copy with their attributes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception.__reduce__ calls __init__ without its keyword arguments.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # typeshed lacks it
 
 
 class InvalidArgument(SessionStoreError, ValueError):
-    """An argument was refused before anything was sent; nothing changed anywhere.
+    """An argument was refused before anything was sent.
 
-    The message names the argument, and inside a nested value the path to the offending part.
+    The message names the argument, and for nested values the path to the offending part.
     """
 
 
 class LimitExceeded(InvalidArgument):
-    """An event, a value or a batch is larger than allowed; nothing was sent.
+    """An event, a value or a batch is too large. Nothing was sent.
 
     Attributes:
-        limit: the largest size allowed, in the unit that the message names.
-        actual: the size that was given, in the same unit.
+        limit: the largest allowed size, in the unit that the message names.
+        actual: the given size, in the same unit.
     """
 
     def __init__(self, message: str, *, limit: int, actual: int) -> None:
@@ -35,15 +40,15 @@ class LimitExceeded(InvalidArgument):
 
 
 class SessionNotFound(SessionStoreError):
-    """The session does not exist: never created, deleted or expired."""
+    """The session does not exist: it was never created, was deleted, or has expired."""
 
 
 class SessionExists(SessionStoreError):
-    """`create_session` was given the id of a session that exists."""
+    """`create_session` got the id of a session that already exists."""
 
 
 class StaleVersion(SessionStoreError):
-    """`if_version` did not match: somebody else wrote to the session. Nothing was written.
+    """`if_version` did not match: the session has changed. Nothing was written.
 
     Attributes:
         expected: the version that the caller asked for.
@@ -57,7 +62,7 @@ class StaleVersion(SessionStoreError):
 
 
 class TurnTaken(SessionStoreError):
-    """Another run has the session's turn.
+    """Another run holds the session's turn.
 
     Attributes:
         expires_at: when its lease ends unless it is renewed, UTC.
@@ -73,10 +78,10 @@ class TurnLost(SessionStoreError):
 
 
 class CorruptData(SessionStoreError):
-    """Stored bytes do not decode. They are never skipped silently.
+    """Stored bytes do not decode. Corrupt data is never skipped silently.
 
     Attributes:
-        key: the Redis key that holds them, with the hash field where there is one.
+        key: the Redis key, with the field if it is a hash.
     """
 
     def __init__(self, message: str, *, key: str) -> None:
@@ -85,7 +90,7 @@ class CorruptData(SessionStoreError):
 
 
 class BackendError(SessionStoreError):
-    """The store could not be asked, did not answer in time, or refused.
+    """The store was not reachable, did not answer in time, or refused the call.
 
     Attributes:
         maybe_applied: True when a write was sent and its outcome is unknown.
@@ -97,30 +102,30 @@ class BackendError(SessionStoreError):
 
 
 class BackendUnavailable(BackendError):
-    """No connection to the store: refused, reset, not resolved, not authenticated."""
+    """No connection: refused, reset, host name not resolved, or authentication failed."""
 
 
 class BackendTimeout(BackendError):
-    """The store did not answer within the call's deadline."""
+    """The store did not answer before the call's deadline."""
 
 
 class BackendRejected(BackendError):
-    """The store answered with an error: out of memory, read-only, no permission, wrong type.
+    """The store answered with an error, such as out of memory, read-only, or no permission.
 
-    A write that was refused left nothing behind.
+    A refused write changed nothing.
     """
 
 
 class NotReplicated(BackendError):
-    """A write is done, but fewer replicas confirmed it than `wait_replicas` asks for.
+    """A write was applied, but fewer replicas confirmed it than `wait_replicas` requires.
 
-    It stays done unless the server is lost before they have it. A Session that was given shows it.
-    Appending the same event again asks again.
+    The write is lost only if the server is lost before a replica has it. The caller's Session shows
+    it. Appending the same event again waits for the replicas again.
 
     Attributes:
-        confirmed: replicas that did.
+        confirmed: number of replicas that confirmed.
         result: what the call would have returned.
-        replies: what the server answered; `result` is made from it.
+        replies: the server's replies, from which `result` was decoded.
     """
 
     def __init__(self, message: str, *, confirmed: int, replies: list[Any]) -> None:
@@ -131,4 +136,4 @@ class NotReplicated(BackendError):
 
 
 class ScriptContractError(SessionStoreError):
-    """A script answered something that its header does not declare. A bug in sessionstore."""
+    """A script returned a reply that its header does not declare. A bug in sessionstore."""

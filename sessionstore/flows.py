@@ -1,11 +1,10 @@
-"""Operations that take several Calls, or that change the caller's Session: generators of Calls.
+"""Operations as flows: generators that yield Calls and receive their results.
 
-A flow yields a Call and is sent its result, or several Calls, which go out together, and is sent
-theirs; its return value is the operation's. A caller's Session changes only after the store has
-accepted the write.
+Most operations are one Call. A flow may send several, and it updates the caller's Session, but only
+after the store has accepted the write.
 
-In a cluster the app tier may be in a slot of its own (`ops.app_in_own_slot`). Then a read sends two
-Calls together. A write of both is two steps, the session's first. Each step may be repeated.
+In a cluster the app tier may have a slot of its own (`ops.app_in_own_slot`). A read then sends two
+Calls together. A write of both is two steps, the session first; each step is safe to repeat.
 """
 
 from __future__ import annotations
@@ -25,24 +24,25 @@ from .model import Event, EventPage, Session, SessionKey, Turn
 from .ops import Ops
 from .options import Duration, check_int, check_milliseconds
 from .replies import WriteResult
-from .tiers import NO_CHANGE, Change, Delta, split
+from .tiers import NO_CHANGE, Change, Delta, encode_change
 from .times import from_us
 
-_SKIPPED_PER_CALL = 1000  # sessions before the offset that one call looks at
+_SKIPPED_PER_CALL = 1000  # sessions before the offset that one call checks
 _LIST_ROUNDS_LIMIT = 100  # pages of expired sessions that one listing prunes
+
+# -- sessions -------------------------------------------------------------------------------------
 
 
 def create_session(
     ops: Ops, app_name: str, user_id: str, session_id: str | None, state: Mapping[str, Any] | None
 ) -> Flow[Session]:
-    """Create a session; an empty id makes a new one."""
-    key = SessionKey(app_name, user_id, _or_new_id(session_id))
-    change = _initial(ops, state)
+    """Create a session. Without an id it gets a new one."""
+    key = SessionKey(app_name, user_id, _id_or_new(session_id))
+    change = encode_change(ops.options.codec, {} if state is None else state)
     session: Session = yield ops.create_session(key, uuid4().hex, change)
-    yield from _write_app(ops, app_name, [change])
-    if ops.app_in_own_slot:
-        _show_app(session, (yield ops.get_app_state(app_name)))
-    change.apply_temp(session.state)
+    yield from _update_app_tier(ops, app_name, [change])
+    yield from _read_app_tier(ops, session)
+    change.apply_to(session.state, only_temp=True)
     return session
 
 
@@ -56,16 +56,15 @@ def get_or_create_session(
     event_time: datetime | None,
 ) -> Flow[Session]:
     """Create a session unless it exists, and read it."""
-    key = SessionKey(app_name, user_id, _or_new_id(session_id))
-    change = _initial(ops, state)
+    key = SessionKey(app_name, user_id, _id_or_new(session_id))
+    change = encode_change(ops.options.codec, {} if state is None else state)
     call = ops.get_or_create_session(key, uuid4().hex, change, event_num, event_time)
     session: Session
     session, is_new = yield call
     if is_new:
-        yield from _write_app(ops, app_name, [change])
-    if ops.app_in_own_slot:
-        _show_app(session, (yield ops.get_app_state(app_name)))
-    change.apply_temp(session.state)
+        yield from _update_app_tier(ops, app_name, [change])
+    yield from _read_app_tier(ops, session)
+    change.apply_to(session.state, only_temp=True)
     return session
 
 
@@ -80,23 +79,21 @@ def get_session(
         return session
     session, app_state = yield call, ops.get_app_state(key.app_name)
     if session is not None:
-        _show_app(session, app_state)
+        _add_app_state(session, app_state)
     return session
 
 
 def list_sessions(
     ops: Ops, app_name: str, user_id: str, limit: int, offset: int, event_num: int
 ) -> Flow[list[Session]]:
-    """Read a page of a user's sessions; expired ones are pruned from the index on the way.
+    """Read a page of a user's sessions and prune expired ones from the index.
 
-    Two steps, because a script may touch only keys that it is given: the ids first, then the
-    sessions; with an offset two more for every thousand sessions before it. One that is deleted
-    in between is left out as if it had been deleted before.
+    A script can only use keys that it was given, so the ids are read first and then the sessions. A
+    session that is deleted in between is left out.
     """
     check_int("event_num", event_num, low=0)
     check_int("offset", offset, low=0)
-    found: list[Session] = []
-    # Expired sessions must not count for the offset either.
+    # Prune the expired sessions before the offset: they must not count.
     skipped = 0
     while skipped < offset:
         count = min(_SKIPPED_PER_CALL, offset - skipped)
@@ -105,6 +102,7 @@ def list_sessions(
             return []
         pruned: int = yield ops.prune_index(app_name, user_id, before)
         skipped += len(before) - pruned
+    found: list[Session] = []
     for _ in range(_LIST_ROUNDS_LIMIT):
         ids: list[str] = yield ops.list_session_ids(app_name, user_id, limit, offset)
         if not ids:
@@ -118,7 +116,7 @@ def list_sessions(
             sessions = yield call
         found = [session for session in sessions if session is not None]
         for session in found:
-            _show_app(session, deepcopy(app_state))  # sessions share nothing
+            _add_app_state(session, deepcopy(app_state))  # sessions share nothing
         if len(found) == len(ids):
             break
         gone = [name for name, session in zip(ids, sessions, strict=True) if session is None]
@@ -127,9 +125,9 @@ def list_sessions(
 
 
 def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:
-    """The users of an application, by a walk over all keys of all servers."""
+    """List the users of an application by a scan of all keys of all servers."""
     slots: list[int | None] = [None]
-    if ops.app_in_own_slot:  # and so users are spread over a cluster
+    if ops.app_in_own_slot:  # users are spread over a cluster
         slots = yield ops.list_primaries()
     users: set[str] = set()
     for slot in slots:
@@ -145,6 +143,9 @@ def delete_session(ops: Ops, app_name: str, user_id: str, session_id: str) -> Fl
     yield ops.delete_session(SessionKey(app_name, user_id, session_id))
 
 
+# -- events ---------------------------------------------------------------------------------------
+
+
 def append_event(
     ops: Ops,
     session: Session | SessionKey,
@@ -152,22 +153,22 @@ def append_event(
     if_version: int | None,
     turn: Turn | None = None,
 ) -> Flow[Event]:
-    """Append an event; a partial one is only handed back."""
+    """Append an event. A partial event is only returned."""
     key = session_key(session)
     if turn is not None:
         check_turn(turn)
-    prepared = _prepare(ops, event, "event")
+    prepared = _encode_event(ops, event, "event")
     if prepared is None:
         return event
     data, copy, change = prepared
     timestamp = copy.timestamp
     written: WriteResult = yield ops.append_event(key, data, timestamp, change, if_version, turn)
-    yield from _write_app(ops, key.app_name, [change])
+    yield from _update_app_tier(ops, key.app_name, [change])
     if isinstance(session, Session):
         if written.num_duplicates:
-            yield from _show_repeated(ops, session, [copy], [change])
+            yield from _reread(ops, session, 1, [change])
         else:
-            _show_appended(ops, session, [copy], [change], written)
+            _add_events(ops, session, [copy], [change], written)
     return copy
 
 
@@ -178,7 +179,7 @@ def append_events(
     if_version: int | None,
     turn: Turn | None = None,
 ) -> Flow[list[Event]]:
-    """Append events, all or nothing; partial ones are only handed back."""
+    """Append events, all or nothing. Partial events are only returned."""
     key = session_key(session)
     if turn is not None:
         check_turn(turn)
@@ -188,7 +189,7 @@ def append_events(
     rows: list[tuple[bytes, datetime, Change]] = []
     stored: list[Event] = []
     for number, event in enumerate(events):
-        prepared = _prepare(ops, event, f"events[{number}]")
+        prepared = _encode_event(ops, event, f"events[{number}]")
         if prepared is None:
             results.append(event)
             continue
@@ -199,62 +200,13 @@ def append_events(
     if rows:
         changes = [change for _, _, change in rows]
         written: WriteResult = yield ops.append_events(key, rows, if_version, turn)
-        yield from _write_app(ops, key.app_name, changes)
+        yield from _update_app_tier(ops, key.app_name, changes)
         if isinstance(session, Session):
             if written.num_duplicates:
-                yield from _show_repeated(ops, session, stored, changes)
+                yield from _reread(ops, session, len(stored), changes)
             else:
-                _show_appended(ops, session, stored, changes, written)
+                _add_events(ops, session, stored, changes, written)
     return results
-
-
-def _prepare(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Change] | None:
-    """An event's bytes, its copy and its change of state; None for a partial one."""
-    if not isinstance(event, Event):
-        raise InvalidArgument(f"{path} must be an Event, not {type(event).__name__}")
-    if event.partial:
-        return None
-    codec = ops.options.codec.for_event(event)
-    if not event.state_delta and not event.state_removed:
-        return *codec.encode_event(event, path), NO_CHANGE
-    change = split(
-        codec,
-        event.state_delta,
-        event.state_removed,
-        path=f"{path}.state_delta",
-        removed_path=f"{path}.state_removed",
-    )
-    return *codec.encode_event(_without_temp(event), path), change
-
-
-def _show_appended(
-    ops: Ops, session: Session, stored: list[Event], changes: list[Change], written: WriteResult
-) -> None:
-    """Let the caller's Session show what was appended."""
-    for change in changes:
-        if change is not NO_CHANGE:
-            change.apply(session.state)
-    _mark(session, written)
-    session.events += stored
-    event_limit = ops.options.session_event_limit
-    if event_limit:
-        del session.events[:-event_limit]
-
-
-def _show_repeated(
-    ops: Ops, session: Session, stored: list[Event], changes: list[Change]
-) -> Flow[None]:
-    """Let the caller's Session show what is there after an append that changed it in part or not
-    at all.
-    """
-    event_num = len(session.events) + len(stored)
-    fresh: Session | None = yield from get_session(ops, session.key, event_num, None)
-    if fresh is not None:
-        temp = {key: value for key, value in session.state.items() if key.startswith("temp:")}
-        session.state, session.events = fresh.state | temp, fresh.events
-        session.version, session.updated_at = fresh.version, fresh.updated_at
-    for change in changes:
-        change.apply_temp(session.state)
 
 
 def get_events(
@@ -272,14 +224,14 @@ def get_events(
 def pop_event(
     ops: Ops, session: Session | SessionKey, if_version: int | None
 ) -> Flow[Event | None]:
-    """Remove the newest event, and hand it back."""
+    """Remove the newest event and return it."""
     found = yield ops.pop_event(session_key(session), if_version)
     if found is None:
         return None
     event: Event = found[0]
     if isinstance(session, Session):
         session.events[:] = [other for other in session.events if other.id != event.id]
-        _mark(session, found[1])
+        _set_version(session, found[1])
     return event
 
 
@@ -288,11 +240,14 @@ def clear_events(ops: Ops, session: Session | SessionKey, if_version: int | None
     written: WriteResult = yield ops.clear_events(session_key(session), if_version)
     if isinstance(session, Session):
         session.events.clear()
-        _mark(session, written)
+        _set_version(session, written)
+
+
+# -- turns ----------------------------------------------------------------------------------------
 
 
 def acquire_turn(ops: Ops, session: Session | SessionKey, lease: Duration) -> Flow[Turn]:
-    """Take the turn of a session."""
+    """Acquire the turn of a session."""
     key = session_key(session)
     lease_ms = check_milliseconds("lease", lease)
     turn: Turn = yield ops.acquire_turn(key, uuid4().hex, lease_ms)
@@ -300,16 +255,19 @@ def acquire_turn(ops: Ops, session: Session | SessionKey, lease: Duration) -> Fl
 
 
 def renew_turn(ops: Ops, turn: Turn, lease: Duration) -> Flow[Turn]:
-    """Move the end of a turn's lease."""
+    """Extend the lease of a turn."""
     lease_ms = check_milliseconds("lease", lease)
     renewed: Turn = yield ops.renew_turn(check_turn(turn), lease_ms)
     return renewed
 
 
 def release_turn(ops: Ops, turn: Turn) -> Flow[None]:
-    """Give a turn back. A turn that was lost is fine, and so is a session that is gone."""
+    """Release a turn. A lost turn or a deleted session is fine."""
     with suppress(TurnLost, SessionNotFound):
         yield ops.renew_turn(check_turn(turn), 0)
+
+
+# -- state ----------------------------------------------------------------------------------------
 
 
 def update_session_state(
@@ -319,16 +277,16 @@ def update_session_state(
     removed: Iterable[str],
     if_version: int | None,
 ) -> Flow[None]:
-    """Set and remove state in all tiers. Nothing is sent when nothing would change."""
+    """Set and remove state in all tiers. Nothing is sent if nothing would change."""
     key = session_key(session)
-    change = split(ops.options.codec, state, removed, path="state", removed_path="keys")
+    change = encode_change(ops.options.codec, state, removed)
     if change.is_stored or if_version is not None:
         written: WriteResult = yield ops.update_session_state(key, change, if_version)
-        yield from _write_app(ops, key.app_name, [change])
+        yield from _update_app_tier(ops, key.app_name, [change])
         if isinstance(session, Session):
-            _mark(session, written)
+            _set_version(session, written)
     if isinstance(session, Session):
-        change.apply(session.state)
+        change.apply_to(session.state)
 
 
 def get_user_state(ops: Ops, app_name: str, user_id: str) -> Flow[dict[str, Any]]:
@@ -346,11 +304,9 @@ def get_app_state(ops: Ops, app_name: str) -> Flow[dict[str, Any]]:
 def update_user_state(
     ops: Ops, app_name: str, user_id: str, state: Mapping[str, Any], removed: Iterable[str]
 ) -> Flow[None]:
-    """Set and remove state of the user tier. Nothing is sent when nothing would change."""
-    change = split(
-        ops.options.codec, state, removed, path="state", removed_path="keys", tier="user"
-    )
-    call = ops.update_user_state(app_name, user_id, change.user)
+    """Set and remove state of the user tier. Nothing is sent if nothing would change."""
+    change = encode_change(ops.options.codec, state, removed, tier="user")
+    call = ops.update_user_state(app_name, user_id, change.user)  # checks the ids in any case
     if change.is_stored:
         yield call
 
@@ -358,32 +314,18 @@ def update_user_state(
 def update_app_state(
     ops: Ops, app_name: str, state: Mapping[str, Any], removed: Iterable[str]
 ) -> Flow[None]:
-    """Set and remove state of the app tier. Nothing is sent when nothing would change."""
-    change = split(ops.options.codec, state, removed, path="state", removed_path="keys", tier="app")
-    call = ops.update_app_state(app_name, change.app)
+    """Set and remove state of the app tier. Nothing is sent if nothing would change."""
+    change = encode_change(ops.options.codec, state, removed, tier="app")
+    call = ops.update_app_state(app_name, change.app)  # checks the name in any case
     if change.is_stored:
         yield call
 
 
-def _write_app(ops: Ops, app_name: str, changes: Iterable[Change]) -> Flow[None]:
-    """The second step of a write whose app tier is apart."""
-    if not ops.app_in_own_slot:
-        return
-    deltas = [change.app for change in changes if change is not NO_CHANGE and change.app]
-    if deltas:
-        yield ops.update_app_state(app_name, Delta.joined(deltas))
-
-
-def _show_app(session: Session, app_state: dict[str, Any]) -> None:
-    session.state.update((f"app:{name}", value) for name, value in app_state.items())
+# -- shared ---------------------------------------------------------------------------------------
 
 
 def session_key(session: object) -> SessionKey:
-    """The key of what a caller gave as a session.
-
-    Raises:
-        InvalidArgument: it is neither a Session nor a SessionKey.
-    """
+    """The key of a session argument. InvalidArgument unless it is a Session or a SessionKey."""
     if isinstance(session, (Session, SessionKey)):
         return session.key
     kind = type(session).__name__
@@ -391,35 +333,86 @@ def session_key(session: object) -> SessionKey:
 
 
 def check_turn(turn: object) -> Turn:
-    """What a caller gave as a turn.
-
-    Raises:
-        InvalidArgument: it is none.
-    """
+    """A turn argument. InvalidArgument unless it is a Turn."""
     if not isinstance(turn, Turn):
         raise InvalidArgument(f"turn must be a Turn, not {type(turn).__name__}")
     return turn
 
 
-def _or_new_id(session_id: str | None) -> str:
+def _id_or_new(session_id: str | None) -> str:
     return str(uuid4()) if session_id is None or session_id == "" else session_id
 
 
-def _initial(ops: Ops, state: Mapping[str, Any] | None) -> Change:
-    return split(ops.options.codec, {} if state is None else state, path="state", removed_path="")
-
-
-def _without_temp(event: Event) -> Event:
+def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Change] | None:
+    """An event's bytes, its copy, and its change of state; None for a partial event."""
+    if not isinstance(event, Event):
+        raise InvalidArgument(f"{path} must be an Event, not {type(event).__name__}")
+    if event.partial:
+        return None
+    codec = ops.options.codec.for_event(event)
     delta, removed = event.state_delta, event.state_removed
-    if not any(key.startswith("temp:") for key in (*delta, *removed)):
-        return event
-    return msgspec.structs.replace(
-        event,
-        state_delta={key: delta[key] for key in delta if not key.startswith("temp:")},
-        state_removed=[key for key in removed if not key.startswith("temp:")],
+    if not delta and not removed:
+        return *codec.encode_event(event, path), NO_CHANGE
+    change = encode_change(
+        codec, delta, removed, path=f"{path}.state_delta", removed_path=f"{path}.state_removed"
     )
+    if any(key.startswith("temp:") for key in (*delta, *removed)):
+        event = msgspec.structs.replace(
+            event,
+            state_delta={key: delta[key] for key in delta if not key.startswith("temp:")},
+            state_removed=[key for key in removed if not key.startswith("temp:")],
+        )
+    return *codec.encode_event(event, path), change
 
 
-def _mark(session: Session, written: WriteResult) -> None:
+def _add_events(
+    ops: Ops, session: Session, stored: list[Event], changes: list[Change], written: WriteResult
+) -> None:
+    """Update the caller's Session after an append of new events."""
+    for change in changes:
+        if change is not NO_CHANGE:
+            change.apply_to(session.state)
+    _set_version(session, written)
+    session.events += stored
+    event_limit = ops.options.session_event_limit
+    if event_limit:
+        del session.events[:-event_limit]
+
+
+def _reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) -> Flow[None]:
+    """Update the caller's Session after an append of events that were partly stored already.
+
+    Others may have written after them, so the session is read again.
+    """
+    event_num = len(session.events) + num_events
+    fresh = yield from get_session(ops, session.key, event_num, None)
+    if fresh is not None:
+        temp = {key: value for key, value in session.state.items() if key.startswith("temp:")}
+        session.state, session.events = fresh.state | temp, fresh.events
+        session.version, session.updated_at = fresh.version, fresh.updated_at
+    for change in changes:
+        change.apply_to(session.state, only_temp=True)
+
+
+def _set_version(session: Session, written: WriteResult) -> None:
     session.version = written.version
     session.updated_at = from_us(written.updated_us)
+
+
+def _update_app_tier(ops: Ops, app_name: str, changes: Iterable[Change]) -> Flow[None]:
+    """The second step of a write, if the app tier has its own slot."""
+    if not ops.app_in_own_slot:
+        return
+    deltas = [change.app for change in changes if change is not NO_CHANGE and change.app]
+    if deltas:
+        yield ops.update_app_state(app_name, Delta.merged(deltas))
+
+
+def _read_app_tier(ops: Ops, session: Session) -> Flow[None]:
+    """The second step of reading a new session, if the app tier has its own slot."""
+    if ops.app_in_own_slot:
+        _add_app_state(session, (yield ops.get_app_state(session.app_name)))
+
+
+def _add_app_state(session: Session, app_state: dict[str, Any]) -> None:
+    session.state.update((f"app:{name}", value) for name, value in app_state.items())

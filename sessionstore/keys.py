@@ -6,9 +6,9 @@
     session:{app:user}:sid     hash    header and session tier
     events:{app:user}:sid      zset    the log
 
-Every byte of an id outside `A-Z a-z 0-9 . _ ~ @ + = , -` is percent-encoded. So `:`, `{` and `}`
-in a key are always ours: no two (app, user, session) triples share a key, and no id can move a
-key to another slot or act as a pattern.
+Every byte of an id outside `A-Z a-z 0-9 . _ ~ @ + = , -` is percent-encoded. An id therefore never
+contains `:`, `{` or `}`: no two (app, user, session) triples share a key, and no id can move a key
+to another slot or act as a pattern.
 """
 
 from __future__ import annotations
@@ -25,17 +25,21 @@ ID_LIMIT = 256
 
 PartitionBy = Literal["user", "app"]
 
-_CACHED_SESSIONS = 16_384  # a few hundred bytes each
+_CACHED_SESSIONS = 16_384  # some 500 bytes each
 
 _SAFE = "._~@+=,-"
 _is_plain = re.compile(rf"[A-Za-z0-9{re.escape(_SAFE)}]{{1,{ID_LIMIT}}}", re.ASCII).fullmatch
 
 
 def encode_id(name: str, value: object) -> str:
-    """The id as it stands in a key. `name` is the argument that an error names.
+    """An id, encoded for a key.
+
+    Args:
+        name: the argument that an error message names.
+        value: the id.
 
     Raises:
-        InvalidArgument: not a str, empty, not encodable as UTF-8 or longer than 256 bytes.
+        InvalidArgument: the id is not a str, empty, not valid Unicode or longer than 256 bytes.
     """
     if not isinstance(value, str):
         raise InvalidArgument(f"{name} must be a str, not {type(value).__name__}")
@@ -46,32 +50,34 @@ def encode_id(name: str, value: object) -> str:
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
-        raise InvalidArgument(f"{name} is not valid Unicode: it holds a lone surrogate") from None
+        raise InvalidArgument(
+            f"{name} is not valid Unicode: it contains a lone surrogate"
+        ) from None
     if size > ID_LIMIT:
         raise InvalidArgument(f"{name} is {size} bytes long; at most {ID_LIMIT} are allowed")
     return quote(value, safe=_SAFE)
 
 
-def check_key_prefix(value: object) -> str:
-    """The prefix as given.
+def _check_key_prefix(value: object) -> str:
+    """The prefix, if it is valid.
 
     Raises:
-        InvalidArgument: not a str, not encodable, too long, or it holds a brace, which would
-            take the place of the hash tag.
+        InvalidArgument: it is not a str, not valid Unicode or too long, or contains a brace, which
+            would act as the hash tag.
     """
     if not isinstance(value, str):
         raise InvalidArgument(f"key_prefix must be a str, not {type(value).__name__}")
     if value:
         encode_id("key_prefix", value)
     if "{" in value or "}" in value:
-        raise InvalidArgument("key_prefix must not hold { or }: they mark the hash tag")
+        raise InvalidArgument("key_prefix must not contain { or }: they mark the hash tag")
     return value
 
 
 class UserKeys(NamedTuple):
-    """Keys of one user. `session_index` lists his sessions.
+    """The keys of one user.
 
-    It shares a slot with `user`; with partition_by="app" also with `app`.
+    `session_index` and `user` share a slot; with partition_by="app" all three do.
     """
 
     session_index: bytes
@@ -80,9 +86,9 @@ class UserKeys(NamedTuple):
 
 
 class SessionKeys(NamedTuple):
-    """Keys of one session, in the order in which scripts take them.
+    """The keys of one session, in the order in which scripts take them.
 
-    All but `app` share a slot; with partition_by="app" all do.
+    All but `app` share a slot; with partition_by="app" all of them do.
     """
 
     session: bytes
@@ -93,18 +99,18 @@ class SessionKeys(NamedTuple):
 
 
 class UserPattern(NamedTuple):
-    """Every index of an application's users is spelt `head`, encoded user id, `tail`."""
+    """The keys of the indexes of all users of an application: `head`, encoded user id, `tail`."""
 
     head: str
     tail: str
 
     @property
     def glob(self) -> str:
-        """As SCAN takes it."""
+        """The pattern for SCAN."""
         return re.sub(r"([*?\[\]\\])", r"\\\1", self.head) + "*" + self.tail
 
     def user_id(self, key: bytes) -> str:
-        """The user whose index a key is."""
+        """The user of an index."""
         name = key.decode()
         return unquote(name[len(self.head) : len(name) - len(self.tail)])
 
@@ -118,11 +124,11 @@ class Keys:
     """
 
     def __init__(self, key_prefix: str = "", partition_by: PartitionBy = "user") -> None:
-        self._prefix = check_key_prefix(key_prefix)
+        self._prefix = _check_key_prefix(key_prefix)
         if partition_by not in ("user", "app"):
             raise InvalidArgument(f'partition_by must be "user" or "app", not {partition_by!r}')
         self._by_user = partition_by == "user"
-        # An agent's session is named again with every event.
+        # An agent uses the same session with every event.
         self._cached_session = lru_cache(maxsize=_CACHED_SESSIONS)(self._spell_session)
 
     def app(self, app_name: str) -> bytes:
@@ -130,7 +136,7 @@ class Keys:
         return f"{self._prefix}appdata:{{{encode_id('app_name', app_name)}}}".encode()
 
     def user(self, app_name: str, user_id: str) -> UserKeys:
-        """The keys of a user and of his application."""
+        """The keys of a user and of the application."""
         app = encode_id("app_name", app_name)
         tag = self._tag(app, encode_id("user_id", user_id))
         prefix = self._prefix
@@ -141,14 +147,14 @@ class Keys:
         )
 
     def session(self, app_name: str, user_id: str, session_id: str) -> SessionKeys:
-        """The keys of a session, of its user and of its application."""
+        """The keys of a session, its user and its application."""
         try:
             return self._cached_session(app_name, user_id, session_id)
-        except TypeError:  # not hashable, so no str: let the right argument be named
+        except TypeError:  # not hashable, so not a str: encode_id names the argument
             return self._spell_session(app_name, user_id, session_id)
 
     def users(self, app_name: str) -> UserPattern:
-        """What the indexes of all users of an application have in common."""
+        """The pattern of the indexes of an application's users."""
         tag = self._tag(encode_id("app_name", app_name), "*")
         head, _, tail = tag.partition("*")
         return UserPattern(f"{self._prefix}sessions:{head}", tail)

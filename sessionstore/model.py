@@ -1,4 +1,4 @@
-"""The public data types: Event, Session, SessionKey, EventPage."""
+"""The public data types: Event, Session, SessionKey, Turn, EventPage."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .times import utc_now
 
 
 def _new_id() -> str:
-    # As unique as a random UUID, at a quarter of its cost.
+    # As unique as a random UUID, at a quarter of the cost.
     return os.urandom(16).hex()
 
 
 class SessionKey(msgspec.Struct, frozen=True):
-    """The name of one session. Serves wherever a method takes a session.
+    """The name of one session. Methods that take a session take either a Session or its key.
 
     Attributes:
-        app_name: the application, 1 to 256 bytes of UTF-8. Any character is allowed.
+        app_name: the application, 1 to 256 bytes of UTF-8. All characters are allowed.
         user_id: the user within the application, likewise.
-        session_id: the session within the user, likewise.
+        session_id: the session of the user, likewise.
     """
 
     app_name: str
@@ -31,27 +31,27 @@ class SessionKey(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> SessionKey:
-        """The key itself, so that a Session and a SessionKey are asked alike."""
+        """The key itself, so that Session and SessionKey can be used alike."""
         return self
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One entry of a session's log: something that was said, called or returned.
+    """One entry of a session's log: a message, a tool call, or a tool result.
 
     Attributes:
-        author: who spoke: "user", an agent's or a tool's name. Not empty.
-        content: what was said: any value that the codec carries (JSON by default).
+        author: "user", or the name of an agent or tool. Not empty.
+        content: any value that the codec can store (JSON by default).
         id: unique and not empty; 32 random hexadecimal digits by default. Appending the same
-            event again changes nothing, which makes an append safe to repeat.
-        timestamp: when it happened, timezone-aware, microseconds; now by default. The store
-            orders by arrival: see "Guarantees" in README.
-        invocation_id: the run that the event belongs to; free text.
-        branch: the agent branch that the event belongs to; free text.
-        partial: True for a fragment of a stream: handed back, never stored.
-        state_delta: state to set, in the same atomic write: `key`, `user:key`, `app:key`;
-            `temp:key` reaches only the caller's Session.
-        state_removed: state keys to remove, in the same atomic write.
-        metadata: anything else that should be kept with the event.
+            event again changes nothing, so an append is safe to repeat.
+        timestamp: when it happened, timezone-aware, in microseconds; now by default. Events are
+            ordered by arrival, not by timestamp.
+        invocation_id: the run that the event belongs to; any text.
+        branch: the agent branch that the event belongs to; any text.
+        partial: True for a fragment of a stream; it is returned and never stored.
+        state_delta: state to set in the same atomic write: `key`, `user:key` or `app:key`;
+            a `temp:key` is set only in the caller's Session.
+        state_removed: state keys to remove in the same atomic write.
+        metadata: a dict with anything else to store with the event.
     """
 
     author: Annotated[str, msgspec.Meta(min_length=1)]
@@ -67,10 +67,10 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class VerifiedEvent(Event, frozen=True, omit_defaults=True):
-    """An Event of which whoever made it knows that every codec gives it back as it is.
+    """An Event that is known to survive a round trip through every codec.
 
-    So it is not read back before it is stored, which is half of what encoding costs. It is written
-    like any Event and read as one. Not public: only adapters make them, of what they have seen to.
+    The codec does not decode it again to compare, which halves the cost of encoding. It is stored
+    like any Event. Not public: only adapters make one, after they have checked its values.
     """
 
 
@@ -80,10 +80,12 @@ class Session(msgspec.Struct):
     Attributes:
         app_name: the application.
         user_id: the user within the application.
-        id: the session's id within the user.
-        state: the three tiers merged: session keys bare, the others as `app:key` and `user:key`.
-        events: the events asked for, oldest first.
-        version: number of writes to the session, 1 after create. For `if_version=`.
+        id: the session's id, unique within the user.
+        state: the three tiers merged: session keys without a prefix, the others as `app:key` and
+            `user:key`. Changing it here stores nothing: use `update_session_state` or an Event's
+            `state_delta`.
+        events: the events that were read, oldest first.
+        version: number of writes to the session, 1 after it is created. For `if_version=`.
         created_at: when the session was created, UTC, by the store's clock.
         updated_at: when it was last written, UTC, by the store's clock.
     """
@@ -97,18 +99,24 @@ class Session(msgspec.Struct):
     created_at: datetime
     updated_at: datetime
 
+    def __repr__(self) -> str:
+        return (
+            f"Session(app_name={self.app_name!r}, user_id={self.user_id!r}, id={self.id!r}, "
+            f"version={self.version}, {len(self.events)} events, {len(self.state)} state keys)"
+        )
+
     @property
     def key(self) -> SessionKey:
-        """The session's name, enough for every method that takes a session."""
+        """The session's name. Every method that takes a session accepts it."""
         return SessionKey(self.app_name, self.user_id, self.id)
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """The right to be the only run that appends to a session: a lease with a fencing token.
+    """A lease on a session with a fencing token: at most one run holds it at a time.
 
     Attributes:
         key: the session.
-        token: grows with every holder; an append that carries an older one is refused.
+        token: increases with every holder; an append with an older token is refused.
         expires_at: when the lease ends unless it is renewed, UTC, by the store's clock.
     """
 
@@ -118,15 +126,15 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 class EventPage(msgspec.Struct, frozen=True):
-    """A stretch of a session's log, oldest first, with cursors to go on from.
+    """A page of a session's log, with the cursors of the pages before and after.
 
     Attributes:
         events: the events, oldest first.
         first: position of the first event; `before=page.first` reads the page before.
         last: position of the last event; `after=page.last` reads the page after.
 
-    Positions are integer microseconds. On an empty page both repeat the cursor that was asked
-    with, so that a reader who polls goes on where it was; None when none was given.
+    Positions are integer microseconds. On an empty page both are the cursor of the request, or None
+    without one, so a reader can poll with `after=page.last`.
     """
 
     events: list[Event]

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import sessionstore.sync
 
+from .calls import AsyncExecutor, SyncExecutor
 from .service import SessionService
 
 
+@overload
+def wrap_executor(
+    service: SessionService, wrap: Callable[[AsyncExecutor], AsyncExecutor]
+) -> None: ...
+@overload
+def wrap_executor(
+    service: sessionstore.sync.SessionService, wrap: Callable[[SyncExecutor], SyncExecutor]
+) -> None: ...
 def wrap_executor(
     service: SessionService | sessionstore.sync.SessionService, wrap: Callable[[Any], Any]
 ) -> None:
@@ -17,7 +26,7 @@ def wrap_executor(
 
     Args:
         service: a service for asyncio or for threads.
-        wrap: gets the service's executor and returns the one that takes its place: an
-            AsyncExecutor for asyncio, a SyncExecutor for threads.
+        wrap: takes the service's executor and returns the executor that replaces it. The new
+            executor usually passes its Calls on to the old one, and closes it when it is closed.
     """
     service._executor = wrap(service._executor)

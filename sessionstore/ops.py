@@ -1,7 +1,7 @@
-"""One pure function per operation: typed arguments -> Call. Nothing is sent from here.
+"""One pure function per operation: typed arguments -> Call.
 
-A write is a Lua script. A read is a transaction of plain commands, which carry bulk data at the
-server's native speed, behind a small script that refreshes deadlines where that is wanted.
+A write is a Lua script. A read is a transaction of plain commands, because Lua is slow with large
+replies. If reads refresh TTLs, a small script runs first in the same transaction.
 """
 
 from __future__ import annotations
@@ -19,30 +19,29 @@ from .options import Options, check_instant, check_int
 from .replies import (
     WriteResult,
     decode_count,
+    decode_log,
     decode_ok,
+    decode_session,
     decode_write_result,
-    events_of,
-    pairs,
-    read_session,
-    scored,
+    hash_items,
+    members_with_scores,
 )
 from .scripts import SCRIPTS
-from .tiers import NO_CHANGE, Change, Delta, read_tier
+from .tiers import NO_CHANGE, Change, Delta, decode_tier
 from .times import from_us, to_us
 
 EVENTS_PER_CALL_LIMIT = 500
-"""Most events that one call appends."""
+"""Maximum number of events in one append."""
 
 SESSIONS_PER_PAGE_LIMIT = 1000
-"""Most sessions that one call lists."""
+"""Maximum number of sessions on one page of a list."""
 
 EVENTS_PER_PAGE_LIMIT = 10_000
-"""Most events that one page of the log holds."""
+"""Maximum number of events on one page of the log."""
 
-
-_KEYS_PER_SCAN = 1000  # that one SCAN looks at
-_BULK_EVENTS = 100  # reading more is bulk
-_BULK_BYTES = 1 << 17  # and so is writing more
+_KEYS_PER_SCAN = 1000
+_BULK_EVENTS = 100  # reading more events than this is bulk
+_BULK_BYTES = 1 << 17  # writing more bytes than this is bulk
 
 _APPEND_EVENT = SCRIPTS["append_event"]
 _TOUCH_SESSION = SCRIPTS["touch_session"]
@@ -53,35 +52,35 @@ class Ops:
 
     Args:
         options: the service's options.
-        app_in_own_slot: the app tier has a cluster slot of its own, so no script may touch it
-            together with a user's keys. No Call on a session names it then; flows.py reads and
-            writes it in steps of their own.
+        app_in_own_slot: the app tier has a cluster slot of its own, so that no script may use it
+            together with a user's keys. Calls on a session leave it out, and flows.py reads and
+            writes it with Calls of its own.
     """
 
     def __init__(self, options: Options, *, app_in_own_slot: bool = False) -> None:
         self.options = options
         self.app_in_own_slot = app_in_own_slot
         self._keys = options.keys
-        # In the order in which every script takes them.
+        # In the order in which all scripts take them.
         self._ttls = (options.session_ttl_ms, options.user_state_ttl_ms, options.app_state_ttl_ms)
-        self._touches = options.refresh_ttl_on_read and options.any_ttl
+        self._refreshes_on_read = options.refresh_ttl_on_read and options.any_ttl
 
     # -- sessions ------------------------------------------------------------------------------
 
     def create_session(self, key: SessionKey, creation_id: str, change: Change) -> Call[Session]:
         """Create a session and read it."""
-        keys = self._keys.session(*_parts(key))
+        keys = self._keys.session(*_ids(key))
 
         def decode(replies: list[Any]) -> Session:
             status(replies[0], key)
-            return read_session(key, keys, self._reads(replies[1:]))
+            return decode_session(key, keys, self._with_app_tier(replies[1:]))
 
         return Call(
             "create_session",
             decode,
             SCRIPTS["create_session"],
             self._script_keys(keys),
-            (key.session_id, self._ttls[0], creation_id, *self._all_tiers(change)),
+            (key.session_id, self._ttls[0], creation_id, *self._all_tier_args(change)),
             self._read_commands(keys, None),
         )
 
@@ -93,8 +92,8 @@ class Ops:
         event_num: int | None,
         event_time: datetime | None,
     ) -> Call[tuple[Session, bool]]:
-        """Create a session unless it exists, and read it; and whether it was created."""
-        keys = self._keys.session(*_parts(key))
+        """Create a session unless it exists, and read it. True if it was created."""
+        keys = self._keys.session(*_ids(key))
         events, newest_first = _range_command(keys.events, event_num, event_time)
         refresh = "1" if self.options.refresh_ttl_on_read else "0"
         session_ttl_ms, user_ttl_ms, app_ttl_ms = self._ttls
@@ -102,14 +101,14 @@ class Ops:
 
         def decode(replies: list[Any]) -> tuple[Session, bool]:
             is_new = status(replies[0], key) == b"CREATED"
-            return read_session(key, keys, self._reads(replies[1:]), newest_first), is_new
+            return decode_session(key, keys, self._with_app_tier(replies[1:]), newest_first), is_new
 
         return Call(
             "get_or_create_session",
             decode,
             SCRIPTS["get_or_create_session"],
             self._script_keys(keys),
-            (*head, *self._all_tiers(change)),
+            (*head, *self._all_tier_args(change)),
             self._read_commands(keys, events),
             is_bulk=_is_bulk(event_num),
         )
@@ -118,15 +117,15 @@ class Ops:
         self, key: SessionKey, event_num: int | None, event_time: datetime | None
     ) -> Call[Session | None]:
         """Read a session: header, merged state, events."""
-        keys = self._keys.session(*_parts(key))
+        keys = self._keys.session(*_ids(key))
         events, newest_first = _range_command(keys.events, event_num, event_time)
 
         def decode(replies: list[Any]) -> Session | None:
-            if self._touches:
+            if self._refreshes_on_read:
                 replies = replies[1:]
             if not replies[0]:
                 return None
-            return read_session(key, keys, self._reads(replies), newest_first)
+            return decode_session(key, keys, self._with_app_tier(replies), newest_first)
 
         commands = self._read_commands(keys, events)
         return self._read("get_session", decode, key, keys, commands, _is_bulk(event_num))
@@ -139,7 +138,7 @@ class Ops:
         low = b"-inf" if after is None else b"(%d" % check_int("after", after, low=0)
         high = b"+inf" if before is None else b"(%d" % check_int("before", before, low=0)
         backward = after is None and before is not None
-        keys = self._keys.session(*_parts(key))
+        keys = self._keys.session(*_ids(key))
         bounds = (high, low, "BYSCORE", "REV") if backward else (low, high, "BYSCORE")
         commands: tuple[Command, ...] = (
             ("HEXISTS", keys.session, "version"),
@@ -150,12 +149,12 @@ class Ops:
             exists, found = replies[-2:]
             if not exists:
                 status([b"NOT_FOUND"], key)
-            entries = scored(found)
+            entries = members_with_scores(found)
             if backward:
                 entries.reverse()
             cursor = after if after is not None else before
             return EventPage(
-                events_of(keys.events, (member for member, _ in entries)),
+                decode_log(keys.events, (member for member, _ in entries)),
                 entries[0][1] if entries else cursor,
                 entries[-1][1] if entries else cursor,
             )
@@ -165,7 +164,7 @@ class Ops:
     def list_session_ids(
         self, app_name: str, user_id: str, limit: int, offset: int
     ) -> Call[list[str]]:
-        """Ids of a page of a user's sessions, last updated first, expired ones included."""
+        """Ids of a page of a user's sessions, last updated first, including expired ones."""
         check_int("limit", limit, low=1, high=SESSIONS_PER_PAGE_LIMIT)
         check_int("offset", offset, low=0)
         index = self._keys.user(app_name, user_id).session_index
@@ -182,7 +181,7 @@ class Ops:
     def list_sessions(
         self, app_name: str, user_id: str, ids: Sequence[str], event_num: int
     ) -> Call[list[Session | None]]:
-        """Read sessions by id; None stands for one that has expired."""
+        """Read sessions by id; None for a session that has expired."""
         check_int("event_num", event_num, low=0)
         user = self._keys.user(app_name, user_id)
         sessions = [self._keys.session(app_name, user_id, name) for name in ids]
@@ -200,9 +199,12 @@ class Ops:
             found: list[Session | None] = []
             for number, (name, keys) in enumerate(zip(ids, sessions, strict=True)):
                 at = first + number * step
+                if not replies[at]:
+                    found.append(None)
+                    continue
                 parts = [replies[at], *replies[:first], *replies[at + 1 : at + step]]
                 key = SessionKey(app_name, user_id, name)
-                found.append(read_session(key, keys, self._reads(parts)) if parts[0] else None)
+                found.append(decode_session(key, keys, self._with_app_tier(parts)))
             return found
 
         is_bulk = _is_bulk(event_num * len(ids))
@@ -211,7 +213,7 @@ class Ops:
         )
 
     def list_primaries(self) -> Call[list[int]]:
-        """A slot of every primary of the cluster."""
+        """One slot of every primary of the cluster."""
 
         def decode(replies: list[Any]) -> list[int]:
             first = {tuple(primary[:3]): slot for slot, _, primary, *_ in replies[0]}
@@ -223,12 +225,12 @@ class Ops:
     def list_users(
         self, app_name: str, slot: int | None, cursor: int
     ) -> Call[tuple[int, list[str]]]:
-        """Some users of an application, and where to go on; 0 = at the end.
+        """Some users of an application, and the next cursor; 0 = no more.
 
         Args:
             app_name: the application.
-            slot: one of the server that is asked; None = that of the application's own keys.
-            cursor: where to go on.
+            slot: a slot of the server to scan; None = the slot of the app tier.
+            cursor: 0, or the cursor that the last Call returned.
         """
         pattern = self._keys.users(app_name)
 
@@ -244,7 +246,7 @@ class Ops:
         return Call("list_users", decode, commands=(command,), writes=False, slot=place)
 
     def prune_index(self, app_name: str, user_id: str, ids: Sequence[str]) -> Call[int]:
-        """Take expired sessions out of the index; how many there were."""
+        """Remove expired sessions from the index and count them."""
         index = self._keys.user(app_name, user_id).session_index
         sessions = (self._keys.session(app_name, user_id, name).session for name in ids)
         keys = (index, *sessions)
@@ -252,8 +254,8 @@ class Ops:
         return Call("prune_index", decode_count, script, keys, tuple(ids))
 
     def delete_session(self, key: SessionKey) -> Call[None]:
-        """Remove a session."""
-        keys = self._keys.session(*_parts(key))[:3]
+        """Delete a session and its events."""
+        keys = self._keys.session(*_ids(key))[:3]
         return Call("delete_session", decode_ok, SCRIPTS["delete_session"], keys, (key.session_id,))
 
     # -- events --------------------------------------------------------------------------------
@@ -272,18 +274,18 @@ class Ops:
         user = app = False
         tiers: tuple[Argument, ...] = ()
         if change is not NO_CHANGE:
-            user, app = self._tiers_of(change)
-            tiers = self._tiers(change, user, app)
+            user, app = self._tiers_changed(change)
+            tiers = self._tier_args(change, user, app)
         return Call(
             "append_event",
             lambda replies: decode_write_result(replies[0], key, if_version),
             _APPEND_EVENT,
-            self._keys.session(*_parts(key))[: 3 + user + app],
+            self._keys.session(*_ids(key))[: 3 + user + app],
             (
                 key.session_id,
                 options.session_ttl_ms,
                 options.session_event_limit,
-                _condition(key, if_version, turn),
+                _condition_arg(key, if_version, turn),
                 data,
                 to_us(timestamp),
                 *tiers,
@@ -307,24 +309,24 @@ class Ops:
             turn: the turn that the caller must have, or None.
         """
         if len(events) > EVENTS_PER_CALL_LIMIT:
-            message = f"events holds {len(events)}; at most {EVENTS_PER_CALL_LIMIT} go in one call"
+            message = f"events has {len(events)} items; at most {EVENTS_PER_CALL_LIMIT} are allowed"
             raise LimitExceeded(message, limit=EVENTS_PER_CALL_LIMIT, actual=len(events))
-        tiers_of = [self._tiers_of(change) for _, _, change in events]
+        tiers_of = [self._tiers_changed(change) for _, _, change in events]
         user, app = any(user for user, _ in tiers_of), any(app for _, app in tiers_of)
         args: list[Argument] = [
             key.session_id,
             self.options.session_ttl_ms,
             self.options.session_event_limit,
-            _condition(key, if_version, turn),
+            _condition_arg(key, if_version, turn),
         ]
         for data, timestamp, change in events:
-            tiers = () if change is NO_CHANGE else self._tiers(change, user, app)
+            tiers = () if change is NO_CHANGE else self._tier_args(change, user, app)
             args += (data, to_us(timestamp), len(tiers), *tiers)
         return Call(
             "append_events",
             lambda replies: decode_write_result(replies[0], key, if_version),
             SCRIPTS["append_events"],
-            self._keys.session(*_parts(key))[: 3 + user + app],
+            self._keys.session(*_ids(key))[: 3 + user + app],
             tuple(args),
             is_bulk=sum(len(data) for data, _, _ in events) > _BULK_BYTES,
         )
@@ -333,20 +335,20 @@ class Ops:
         self, key: SessionKey, if_version: int | None
     ) -> Call[tuple[Event, WriteResult] | None]:
         """Remove the newest event."""
-        keys = self._keys.session(*_parts(key))
+        keys = self._keys.session(*_ids(key))
 
         def decode(replies: list[Any]) -> tuple[Event, WriteResult] | None:
             reply = replies[0]
             if status(reply, key, if_version) == b"EMPTY":
                 return None
-            [event] = events_of(keys.events, reply[3:])
+            [event] = decode_log(keys.events, reply[3:])
             return event, decode_write_result(reply[:3], key, if_version)
 
         return self._write("pop_event", decode, key, keys, if_version, idempotent=False)
 
     def clear_events(self, key: SessionKey, if_version: int | None) -> Call[WriteResult]:
         """Remove all events."""
-        keys = self._keys.session(*_parts(key))
+        keys = self._keys.session(*_ids(key))
 
         def decode(replies: list[Any]) -> WriteResult:
             return decode_write_result(replies[0], key, if_version)
@@ -357,8 +359,8 @@ class Ops:
     # -- turns ---------------------------------------------------------------------------------
 
     def acquire_turn(self, key: SessionKey, holder: str, lease_ms: int) -> Call[Turn]:
-        """Take a session's turn."""
-        keys = self._keys.session(*_parts(key))[:3]
+        """Acquire a session's turn."""
+        keys = self._keys.session(*_ids(key))[:3]
 
         def decode(replies: list[Any]) -> Turn:
             status(replies[0], key)
@@ -368,8 +370,8 @@ class Ops:
         return Call("acquire_turn", decode, SCRIPTS["acquire_turn"], keys, args)
 
     def renew_turn(self, turn: Turn, lease_ms: int) -> Call[Turn]:
-        """Move the end of a turn's lease; 0 gives the turn back."""
-        keys = self._keys.session(*_parts(turn.key))[:3]
+        """Extend a turn's lease from now; 0 releases the turn."""
+        keys = self._keys.session(*_ids(turn.key))[:3]
 
         def decode(replies: list[Any]) -> Turn:
             status(replies[0], turn.key)
@@ -384,17 +386,17 @@ class Ops:
         self, key: SessionKey, change: Change, if_version: int | None
     ) -> Call[WriteResult]:
         """Set and remove state in all tiers."""
-        user, app = self._tiers_of(change)
+        user, app = self._tiers_changed(change)
         return Call(
             "update_session_state",
             lambda replies: decode_write_result(replies[0], key, if_version),
             SCRIPTS["update_session_state"],
-            self._keys.session(*_parts(key))[: 3 + user + app],
+            self._keys.session(*_ids(key))[: 3 + user + app],
             (
                 key.session_id,
                 self.options.session_ttl_ms,
-                _version(if_version),
-                *self._tiers(change, user, app),
+                _version_arg(if_version),
+                *self._tier_args(change, user, app),
             ),
             idempotent=if_version is None,
         )
@@ -405,7 +407,7 @@ class Ops:
         return self._get_tier("get_user_state", tier, self.options.user_state_ttl_ms)
 
     def get_app_state(self, app_name: str, *, touch: bool = True) -> Call[dict[str, Any]]:
-        """Read the app tier; `touch` refreshes its deadline."""
+        """Read the app tier. `touch`: refresh its TTL if reads do."""
         ttl_ms = self.options.app_state_ttl_ms if touch else 0
         return self._get_tier("get_app_state", self._keys.app(app_name), ttl_ms)
 
@@ -430,7 +432,7 @@ class Ops:
         commands: tuple[Command, ...],
         is_bulk: bool,
     ) -> Call[R]:
-        if not self._touches:
+        if not self._refreshes_on_read:
             return Call(name, decode, commands=commands, writes=False, is_bulk=is_bulk)
         args = (key.session_id, *self._ttls)
         return Call(
@@ -454,7 +456,7 @@ class Ops:
         *,
         idempotent: bool,
     ) -> Call[R]:
-        args = (key.session_id, self.options.session_ttl_ms, _version(if_version))
+        args = (key.session_id, self.options.session_ttl_ms, _version_arg(if_version))
         return Call(name, decode, SCRIPTS[name], keys[:3], args, idempotent=idempotent)
 
     def _script_keys(self, keys: SessionKeys) -> tuple[bytes, ...]:
@@ -466,20 +468,20 @@ class Ops:
             commands += (("HGETALL", keys.app),)
         return (*commands, events) if events else commands
 
-    def _reads(self, replies: list[Any]) -> list[Any]:
-        """The replies to `_read_commands`, with nothing for the app tier where that is apart."""
+    def _with_app_tier(self, replies: list[Any]) -> list[Any]:
+        """The replies to `_read_commands`, with an empty app tier if it was not read."""
         return [*replies[:2], (), *replies[2:]] if self.app_in_own_slot else replies
 
-    def _tiers_of(self, change: Change) -> tuple[bool, bool]:
-        """Whether a call has to name the user's key, and the app's, which stands behind it."""
+    def _tiers_changed(self, change: Change) -> tuple[bool, bool]:
+        """Whether a call needs the key of the user tier, and of the app tier, which comes last."""
         app = bool(change.app) and not self.app_in_own_slot
         return app or bool(change.user), app
 
-    def _all_tiers(self, change: Change) -> tuple[Argument, ...]:
-        return self._tiers(change, user=True, app=not self.app_in_own_slot)
+    def _all_tier_args(self, change: Change) -> tuple[Argument, ...]:
+        return self._tier_args(change, user=True, app=not self.app_in_own_slot)
 
-    def _tiers(self, change: Change, user: bool, app: bool) -> tuple[Argument, ...]:
-        """A change as the scripts read it: the tiers whose keys the call names, with their TTL."""
+    def _tier_args(self, change: Change, user: bool, app: bool) -> tuple[Argument, ...]:
+        """A change as arguments of a script: the tiers whose keys the call has, with their TTLs."""
         _, user_ttl_ms, app_ttl_ms = self._ttls
         args = change.session.arguments()
         if user:
@@ -491,7 +493,7 @@ class Ops:
     def _get_tier(self, name: str, tier: bytes, ttl_ms: int) -> Call[dict[str, Any]]:
         def decode(replies: list[Any]) -> dict[str, Any]:
             state: dict[str, Any] = {}
-            read_tier(state, pairs(replies[-1]), tier)
+            decode_tier(state, hash_items(replies[-1]), tier)
             return state
 
         read: tuple[Command, ...] = (("HGETALL", tier),)
@@ -504,14 +506,14 @@ def _is_bulk(event_num: int | None) -> bool:
     return event_num is None or event_num > _BULK_EVENTS
 
 
-def _parts(key: SessionKey) -> tuple[str, str, str]:
+def _ids(key: SessionKey) -> tuple[str, str, str]:
     return key.app_name, key.user_id, key.session_id
 
 
 def _range_command(
     events: bytes, event_num: int | None, event_time: datetime | None
 ) -> tuple[Command | None, bool]:
-    """The command that reads the events asked for, if any are; whether it answers newest first."""
+    """The command that reads events, or None for no events; whether the newest comes first."""
     if event_num is not None:
         check_int("event_num", event_num, low=0)
     if event_time is None:
@@ -525,9 +527,9 @@ def _range_command(
     return ("ZRANGE", events, "+inf", since, "BYSCORE", "REV", "LIMIT", 0, event_num), True
 
 
-def _condition(key: SessionKey, if_version: int | None, turn: Turn | None) -> str | int:
+def _condition_arg(key: SessionKey, if_version: int | None, turn: Turn | None) -> str | int:
     if turn is None:
-        return _version(if_version)
+        return _version_arg(if_version)
     if if_version is not None:
         raise InvalidArgument("if_version and turn cannot be given together")
     if turn.key != key:
@@ -535,7 +537,7 @@ def _condition(key: SessionKey, if_version: int | None, turn: Turn | None) -> st
     return f"t{turn.token}"
 
 
-def _version(if_version: int | None) -> str | int:
+def _version_arg(if_version: int | None) -> str | int:
     return "" if if_version is None else check_int("if_version", if_version, low=0)
 
 

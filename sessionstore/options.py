@@ -1,4 +1,4 @@
-"""The options of a service: checked once, when it is made."""
+"""The options of a service, checked when it is made."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .errors import InvalidArgument
 from .keys import Keys, PartitionBy
 
 Duration = timedelta | float
-"""A span of time: a timedelta, or seconds."""
+"""A timedelta, or seconds."""
 
 WaitReplicas = tuple[int, Duration]
-"""Replicas that have to confirm a write, 1 or more, and the time that they have."""
+"""How many replicas must confirm a write, 1 or more, and how long to wait for them."""
 
 ReadFrom = Literal["primary", "replica"]
 """Which servers answer plain reads."""
 
-_HIGHEST = 2**53  # the largest integer that scripts count with exactly
-_LONGEST_S = 100 * 365 * 86_400.0  # a hundred years
+_HIGHEST = 2**53  # Lua's numbers are exact up to here
+_LONGEST_S = 100 * 365 * 86_400.0  # 100 years
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -31,11 +31,11 @@ class Options(msgspec.Struct, frozen=True):
     Attributes:
         keys: spells the keys.
         codec: encodes and decodes.
-        session_event_limit: newest events to keep; 0 = all.
-        session_ttl_ms: TTL of sessions in milliseconds; 0 = none.
+        session_event_limit: how many of the newest events are kept; 0 = all.
+        session_ttl_ms: TTL of sessions in milliseconds; 0 = never.
         app_state_ttl_ms: TTL of the app tier, likewise.
         user_state_ttl_ms: TTL of the user tier, likewise.
-        refresh_ttl_on_read: reads move deadlines too.
+        refresh_ttl_on_read: reads refresh TTLs too.
     """
 
     keys: Keys
@@ -65,17 +65,11 @@ def check_options(
     event_size_limit: int,
     value_size_limit: int,
 ) -> Options:
-    """The options of a service, checked.
-
-    Raises:
-        InvalidArgument: one of them is out of range or of the wrong type; names it.
-    """
+    """The options of a service, checked. InvalidArgument names the option that is not valid."""
     if session_event_limit is None:
         event_limit = 0
     else:
         event_limit = check_int("session_event_limit", session_event_limit, low=1)
-    if not isinstance(refresh_ttl_on_read, bool):
-        raise InvalidArgument("refresh_ttl_on_read must be True or False")
     return Options(
         keys=Keys(key_prefix, partition_by),
         codec=Codec(
@@ -87,16 +81,23 @@ def check_options(
         session_ttl_ms=_check_ttl("session_ttl", session_ttl),
         app_state_ttl_ms=_check_ttl("app_state_ttl", app_state_ttl),
         user_state_ttl_ms=_check_ttl("user_state_ttl", user_state_ttl),
-        refresh_ttl_on_read=refresh_ttl_on_read,
+        refresh_ttl_on_read=check_bool("refresh_ttl_on_read", refresh_ttl_on_read),
     )
 
 
-def check_int(name: str, value: object, *, low: int, high: int = _HIGHEST) -> int:
-    """An int within a closed range.
+# Each function below returns the value if it is valid and raises InvalidArgument otherwise. `name`
+# is the argument that the error message names.
 
-    Raises:
-        InvalidArgument: it is none, or outside of the range.
-    """
+
+def check_bool(name: str, value: object) -> bool:
+    """A bool."""
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{name} must be True or False")
+    return value
+
+
+def check_int(name: str, value: object, *, low: int, high: int = _HIGHEST) -> int:
+    """An int from `low` to `high`, both included."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidArgument(f"{name} must be an int, not {type(value).__name__}")
     if not low <= value <= high:
@@ -105,29 +106,42 @@ def check_int(name: str, value: object, *, low: int, high: int = _HIGHEST) -> in
     return value
 
 
-def check_seconds(name: str, value: object) -> float:
-    """A positive duration of up to 100 years, in seconds.
+def check_instant(name: str, value: object) -> datetime:
+    """A timezone-aware datetime."""
+    if not isinstance(value, datetime):
+        raise InvalidArgument(f"{name} must be a datetime, not {type(value).__name__}")
+    if value.utcoffset() is None:
+        raise InvalidArgument(f"{name} must be timezone-aware")
+    return value
 
-    Raises:
-        InvalidArgument: it is none, not finite, or out of range.
-    """
+
+def check_seconds(name: str, value: object) -> float:
+    """A positive duration of up to 100 years, in seconds."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         kind = type(value).__name__
         raise InvalidArgument(f"{name} must be a timedelta or seconds, not {kind}")
-    if not 0 < value <= _LONGEST_S:  # NaN is neither
+    if not 0 < value <= _LONGEST_S:  # also refuses NaN
         shown = "more" if value > _LONGEST_S else value
         raise InvalidArgument(f"{name} must be above 0 and at most 100 years, not {shown}")
     return float(value)
 
 
-def check_wait_replicas(value: object, call_timeout_s: float) -> tuple[int, float] | None:
-    """Replicas that have to confirm a write, and seconds to wait for them; None = do not wait.
+def check_milliseconds(name: str, value: object) -> int:
+    """A duration of at least a millisecond, in milliseconds."""
+    milliseconds = round(check_seconds(name, value) * 1000)
+    if milliseconds < 1:
+        raise InvalidArgument(f"{name} must be at least a millisecond, not {value}")
+    return milliseconds
 
-    Raises:
-        InvalidArgument: it is no such pair, or longer than a call may take.
-    """
+
+def _check_ttl(name: str, value: Any) -> int:
+    return 0 if value is None else check_milliseconds(name, value)
+
+
+def check_wait_replicas(value: object, call_timeout_s: float) -> tuple[int, float] | None:
+    """Number of replicas that must confirm a write, and seconds to wait; None = do not wait."""
     if value is None:
         return None
     if not isinstance(value, tuple) or len(value) != 2:
@@ -140,55 +154,18 @@ def check_wait_replicas(value: object, call_timeout_s: float) -> tuple[int, floa
 
 
 def check_read_from(value: object, *, refreshes: object) -> ReadFrom:
-    """Where plain reads go.
-
-    Raises:
-        InvalidArgument: it is neither, or reads write too.
-    """
+    """Which servers answer plain reads. Replicas cannot, if reads refresh TTLs."""
     if value not in ("primary", "replica"):
         raise InvalidArgument(f"read_from must be 'primary' or 'replica', not {value!r}")
     if value == "replica" and refreshes:
         raise InvalidArgument(
-            "read_from='replica' needs refresh_ttl_on_read=False: replicas move no deadlines"
+            "read_from='replica' needs refresh_ttl_on_read=False: a replica cannot refresh a TTL"
         )
     return "replica" if value == "replica" else "primary"
 
 
 def check_clock(value: object) -> Callable[[], float]:
-    """A function that tells the time.
-
-    Raises:
-        InvalidArgument: it cannot be called.
-    """
+    """A function that returns the time."""
     if not callable(value):
         raise InvalidArgument(f"clock must be a function, not {type(value).__name__}")
     return value
-
-
-def check_instant(name: str, value: object) -> datetime:
-    """A timezone-aware datetime.
-
-    Raises:
-        InvalidArgument: it is none, or has no timezone.
-    """
-    if not isinstance(value, datetime):
-        raise InvalidArgument(f"{name} must be a datetime, not {type(value).__name__}")
-    if value.utcoffset() is None:
-        raise InvalidArgument(f"{name} must be timezone-aware")
-    return value
-
-
-def check_milliseconds(name: str, value: object) -> int:
-    """A duration of at least a millisecond, in milliseconds.
-
-    Raises:
-        InvalidArgument: it is none, or out of range.
-    """
-    milliseconds = round(check_seconds(name, value) * 1000)
-    if milliseconds < 1:
-        raise InvalidArgument(f"{name} must be at least a millisecond, not {value}")
-    return milliseconds
-
-
-def _check_ttl(name: str, value: Any) -> int:
-    return 0 if value is None else check_milliseconds(name, value)

@@ -1,4 +1,4 @@
-"""Replies of the store as typed results: what the Calls of ops.py decode with."""
+"""Decodes replies of the store into typed results, for the Calls of ops.py."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .codec import corrupt, decode_events
 from .errors import ScriptContractError
 from .keys import SessionKeys
 from .model import Event, Session, SessionKey
-from .tiers import read_tier
+from .tiers import decode_tier
 from .times import from_us
 
 
 class WriteResult(msgspec.Struct, frozen=True, gc=False):
-    """What a write to a session answers.
+    """The result of a write to a session.
 
     Attributes:
         version: the session's version after the write.
-        updated_us: when it was written, microseconds since 1970.
-        num_duplicates: events of an append that were stored already.
+        updated_us: when it was written, in microseconds since 1970.
+        num_duplicates: number of events of an append that were stored already.
     """
 
     version: int
@@ -31,44 +31,44 @@ class WriteResult(msgspec.Struct, frozen=True, gc=False):
 
 
 def decode_write_result(reply: Any, key: SessionKey, if_version: int | None) -> WriteResult:
-    """The result of a write to a session; raises what its status word means."""
+    """The result of a write to a session, or the exception that its status word means."""
     if status(reply, key, if_version) != b"OK":
-        raise ScriptContractError(f"a write answered {reply[0]!r}")
+        raise ScriptContractError(f"a write replied {reply[0]!r}")
     num_duplicates = reply[3] if len(reply) > 3 else 0
     return WriteResult(reply[1], reply[2], num_duplicates)
 
 
 def decode_ok(replies: list[Any]) -> None:
-    """The result of a write that answers nothing."""
+    """Check the reply of a write without a result."""
     if replies[0] != [b"OK"]:
-        raise ScriptContractError(f"a script answered {replies[0]!r}")
+        raise ScriptContractError(f"a script replied {replies[0]!r}")
 
 
 def decode_count(replies: list[Any]) -> int:
-    """The result of a write that answers a number."""
+    """The result of a write that replies with a number."""
     reply = replies[0]
     if not isinstance(reply, list) or reply[:1] != [b"OK"] or len(reply) != 2:
-        raise ScriptContractError(f"a script answered {reply!r}")
+        raise ScriptContractError(f"a script replied {reply!r}")
     return int(reply[1])
 
 
-def read_session(
+def decode_session(
     key: SessionKey, keys: SessionKeys, parts: list[Any], newest_first: bool = False
 ) -> Session:
-    """A Session of the replies to its reads.
+    """A Session, decoded from the replies to its reads.
 
     Args:
         key: the session.
         keys: its Redis keys, for error messages.
-        parts: the hashes of the session, the user and the app tier; then the events, if read.
-        newest_first: the events come newest first.
+        parts: the hashes of the session, the user tier and the app tier; the events, if read.
+        newest_first: the reply has the newest event first.
 
     Raises:
         CorruptData: stored bytes do not decode.
     """
     header: dict[bytes, bytes] = {}
     fields: list[tuple[bytes, bytes]] = []
-    for field, value in pairs(parts[0]):
+    for field, value in hash_items(parts[0]):
         if field[:1] == b".":
             fields.append((field, value))
         else:
@@ -79,13 +79,13 @@ def read_session(
         updated = from_us(int(header[b"updated_us"]))
     except (KeyError, ValueError, OverflowError) as error:
         raise corrupt(keys.session, error) from None
-    events = events_of(keys.events, parts[3]) if len(parts) > 3 else []
+    events = decode_log(keys.events, parts[3]) if len(parts) > 3 else []
     if newest_first:
         events.reverse()
     state: dict[str, Any] = {}
-    read_tier(state, fields, keys.session, skip=1)
-    read_tier(state, pairs(parts[1]), keys.user, prefix="user:")
-    read_tier(state, pairs(parts[2]), keys.app, prefix="app:")
+    decode_tier(state, fields, keys.session, skip=1)
+    decode_tier(state, hash_items(parts[1]), keys.user, prefix="user:")
+    decode_tier(state, hash_items(parts[2]), keys.app, prefix="app:")
     return Session(
         key.app_name,
         key.user_id,
@@ -98,24 +98,24 @@ def read_session(
     )
 
 
-def pairs(reply: Any) -> Iterable[tuple[bytes, bytes]]:
-    """Fields and values of an HGETALL reply: a flat list in RESP2, a map in RESP3."""
+def hash_items(reply: Any) -> Iterable[tuple[bytes, bytes]]:
+    """Fields and values of an HGETALL reply: a flat list in RESP2, a dict in RESP3."""
     if isinstance(reply, dict):
         return reply.items()
     fields = iter(reply)
     return zip(fields, fields, strict=True)
 
 
-def scored(reply: list[Any]) -> list[tuple[bytes, int]]:
-    """Members and scores: a flat list in RESP2, pairs with floats in RESP3."""
+def members_with_scores(reply: list[Any]) -> list[tuple[bytes, int]]:
+    """Members and scores of a ZRANGE reply: a flat list in RESP2, pairs with floats in RESP3."""
     if reply and isinstance(reply[0], list):
         return [(member, int(score)) for member, score in reply]
     flat = iter(reply)
     return [(member, int(float(score))) for member, score in zip(flat, flat, strict=True)]
 
 
-def events_of(key: bytes, members: Iterable[bytes]) -> list[Event]:
-    """The events of stored members; CorruptData names the key."""
+def decode_log(key: bytes, members: Iterable[bytes]) -> list[Event]:
+    """The stored events of a session's log. CorruptData names the key."""
     try:
         return decode_events(members)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Loads the Lua files, puts their fragments together and hashes the result.
+"""Loads the Lua files, replaces their `--@include name` lines by fragments, and hashes them.
 
-A script pulls in a fragment of lua/lib with a line `--@include name`. Fragments may include
-others; each stands in the result once, before what needs it.
+Fragments are in lua/lib and may include others. Each appears in a script once, before its first
+use.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Script(msgspec.Struct, frozen=True):
 
     Attributes:
         name: the file's name without `.lua`.
-        text: what EVAL sends.
-        sha: SHA-1 of the text in hexadecimal digits, what EVALSHA sends.
+        text: the argument of EVAL.
+        sha: the argument of EVALSHA: the SHA-1 of the text in hexadecimal digits.
         writes: False if the script declares `flags=no-writes`.
     """
 
@@ -34,25 +34,25 @@ class Script(msgspec.Struct, frozen=True):
 
 
 class AssemblyError(Exception):
-    """An `--@include` line that cannot be followed; the message gives file and line."""
+    """An `--@include` line is not valid. The message names file and line."""
 
 
 def lua_directory() -> Path:
-    """The folder of the Lua files: inside an installed package, beside it in a checkout."""
+    """The folder of the Lua files: in the installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parent
     for folder in (package / "lua", package.parent / "lua"):
         if folder.is_dir():
             return folder
-    raise AssemblyError(f"no Lua files: neither {package / 'lua'} nor {package.parent / 'lua'}")
+    raise AssemblyError(f"found no Lua files in {package / 'lua'} or {package.parent / 'lua'}")
 
 
 def assemble(name: str, text: str, read_fragment: Callable[[str], str]) -> str:
-    """The script with every include replaced by the fragment it names, depth first, each once.
+    """A script with its includes replaced by fragments, depth first, each once.
 
     Args:
         name: the script's name, for error messages.
-        text: the script as it stands in its file.
-        read_fragment: gives a fragment's text; raises KeyError if there is none of that name.
+        text: the content of its file.
+        read_fragment: returns the text of a fragment; raises KeyError for an unknown name.
 
     Raises:
         AssemblyError: a fragment is unknown or includes itself.
@@ -92,7 +92,7 @@ def load_scripts(folder: Path) -> dict[str, Script]:
         scripts[path.stem] = Script(
             name=path.stem,
             text=text,
-            # Redis names scripts by SHA-1; nothing here rests on it as a secret.
+            # Redis identifies scripts by SHA-1. It is not used for security.
             sha=hashlib.sha1(text, usedforsecurity=False).hexdigest().encode(),
             writes=b"no-writes" not in text.split(b"\n", 1)[0],
         )
@@ -100,4 +100,4 @@ def load_scripts(folder: Path) -> dict[str, Script]:
 
 
 SCRIPTS = MappingProxyType(load_scripts(lua_directory()))
-"""Every script, by name. Loaded once, at import."""
+"""All scripts, by name. Loaded once, at import."""

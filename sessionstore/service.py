@@ -1,7 +1,4 @@
-"""The public services for asyncio. `sessionstore.sync` has the same for threads.
-
-One line per method and no logic: `_run` carries out one Call, `_drive` a flow of them.
-"""
+"""The public services for asyncio: one line per method, no logic."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from . import flows
 from .calls import AsyncExecutor, Flow, R
 from .codec import Format
 from .drive import drive_async
+from .instances import address_to_show
 from .keys import PartitionBy
 from .model import Event, EventPage, Session, SessionKey, Turn
 from .ops import Ops
@@ -31,14 +29,19 @@ from .twin import AsyncMemoryExecutor, MemoryExecutor
 
 
 class SessionService:
-    """Everything that can be done with sessions, whatever stores them.
+    """All operations on sessions, the same for every kind of store.
 
-    Made by its subclasses; may be used by any number of tasks at once.
+    Use one of its subclasses. Any number of tasks may use a service at once.
     """
+
+    _address = ""  # shown by repr
 
     def __init__(self, ops: Ops, executor: AsyncExecutor) -> None:
         self._ops = ops
         self._executor = executor
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._address})"
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -59,12 +62,12 @@ class SessionService:
             state: initial state; `app:`, `user:` and `temp:` keys go to their tier.
 
         Returns:
-            The session, its state merged with what the app and user tier hold already.
+            The session. Its state includes the stored state of the app and user tier.
 
         Raises:
-            InvalidArgument: an id or a value cannot be stored.
-            SessionExists: there is a session of this id.
-            BackendError: the store did not carry it out, or did not say so.
+            InvalidArgument: an id or a value is not valid; names it.
+            SessionExists: a session with this id exists.
+            BackendError: the store refused the call or did not answer.
 
         lua/create_session.lua; one round trip, O(1).
         """
@@ -82,23 +85,23 @@ class SessionService:
         event_num: int | None = None,
         event_time: datetime | None = None,
     ) -> Session:
-        """The session of this id, created if there is none. Of many at once, one creates it.
+        """The session with this id, created if it does not exist. Concurrent calls create one.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
             user_id: likewise.
             session_id: likewise; "" or None makes a new UUID.
-            state: initial state, ignored (but for `temp:` keys) if the session exists.
-            event_num: newest events to read; None = all, 0 = none.
+            state: initial state; ignored, except for `temp:` keys, if the session exists.
+            event_num: how many of the newest events to read; None = all, 0 = none.
             event_time: read only events at or after this instant, timezone-aware.
 
         Returns:
-            The session with merged state and the events asked for.
+            The session with merged state and the requested events, oldest first.
 
         Raises:
-            InvalidArgument: an argument is out of range or cannot be stored.
+            InvalidArgument: an argument is not valid; names it.
             CorruptData: stored bytes do not decode.
-            BackendError: the store did not carry it out, or did not say so.
+            BackendError: the store refused the call or did not answer.
 
         lua/get_or_create_session.lua; one round trip, O(events read).
         """
@@ -117,23 +120,27 @@ class SessionService:
         event_num: int | None = None,
         event_time: datetime | None = None,
     ) -> Session | None:
-        """A session as it is now, read in one atomic step; None if there is none.
+        """A session as it is now, read in one atomic step; None if it does not exist.
+
+        `event_num` limits from the newest event: `event_num=3` returns the last three events. (The
+        `limit` of `get_events` counts from the oldest.) Changing a value of `session.state` stores
+        nothing: use `update_session_state`, or the `state_delta` of an Event.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
             user_id: likewise.
             session_id: likewise.
-            event_num: newest events to read; None = all, 0 = none.
-            event_time: read only events at or after this instant, timezone-aware, inclusive.
-                With both, the newest `event_num` of those.
+            event_num: how many of the newest events to read; None = all, 0 = none.
+            event_time: read only events at or after this instant, timezone-aware. With both, the
+                newest `event_num` of these.
 
         Returns:
-            The session with merged state and the events asked for, oldest first.
+            The session with merged state and the requested events, oldest first.
 
         Raises:
-            InvalidArgument: an argument is out of range.
+            InvalidArgument: an argument is not valid; names it.
             CorruptData: stored bytes do not decode.
-            BackendError: the store could not be read. Never reported as None.
+            BackendError: the store could not be read. This is never reported as None.
 
         lua/touch_session.lua and plain reads; one round trip, O(events read).
         """
@@ -149,25 +156,25 @@ class SessionService:
         offset: int = 0,
         event_num: int = 0,
     ) -> list[Session]:
-        """A page of a user's sessions, last updated first. Does not keep them from expiring.
+        """A page of a user's sessions, last updated first. Listing does not refresh their TTL.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
             user_id: likewise.
-            limit: most sessions to return, 1 to 1,000.
-            offset: sessions to skip, 0 or more.
-            event_num: newest events to read of each; 0 = none.
+            limit: maximum number of sessions to return, 1 to 1,000.
+            offset: how many sessions to skip, 0 or more.
+            event_num: how many of the newest events to read of each session; 0 = none.
 
         Returns:
-            Sessions with merged state; empty if the user has none.
+            Sessions with merged state; empty if the user has no sessions.
 
         Raises:
-            InvalidArgument: an argument is out of range.
+            InvalidArgument: an argument is not valid; names it.
             CorruptData: stored bytes do not decode.
             BackendError: the store could not be read.
 
-        Plain reads, lua/prune_index.lua where sessions have expired; two round trips, with an
-        offset four; O(offset + sessions and events read).
+        Plain reads, and lua/prune_index.lua for expired sessions; two round trips, two more for
+        every 1,000 sessions of the offset; O(offset + sessions and events read).
         """
         return await self._run(
             flows.list_sessions(self._ops, app_name, user_id, limit, offset, event_num)
@@ -176,22 +183,22 @@ class SessionService:
     async def list_users(self, app_name: str) -> list[str]:
         """The users of an application that have sessions, in alphabetical order.
 
-        For administration, not for requests: it walks over all keys of all servers. A user whose
-        first session is created meanwhile, or whose slot moves, may be missing.
+        For administration, not for requests: it scans all keys of all servers. A user whose first
+        session is created during the scan, or whose slot moves, may be missing.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
 
         Raises:
-            InvalidArgument: the name is none.
+            InvalidArgument: the name is not valid.
             BackendError: the store could not be read.
 
-        Plain SCAN; a round trip for every thousand keys, O(all keys).
+        Plain SCAN; one round trip for every 1,000 keys, O(all keys).
         """
         return await self._run(flows.list_users(self._ops, app_name))
 
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
-        """Remove a session with its events and its state; a missing one is fine.
+        """Delete a session with its events and state. A missing session is fine.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
@@ -199,8 +206,8 @@ class SessionService:
             session_id: likewise.
 
         Raises:
-            InvalidArgument: an id is none.
-            BackendError: the store did not carry it out, or did not say so.
+            InvalidArgument: an id is not valid; names it.
+            BackendError: the store refused the call or did not answer.
 
         lua/delete_session.lua; one round trip, O(1).
         """
@@ -218,25 +225,25 @@ class SessionService:
     ) -> Event:
         """Append an event and apply its state delta, in one atomic step, exactly once.
 
-        An event that is stored already changes nothing. One with `partial=True` is handed back
-        and not stored. A Session given here has the event and the delta afterwards.
+        An event that is stored already changes nothing. An event with `partial=True` is returned
+        and not stored.
 
         Args:
-            session: the session, or its key.
+            session: the session, or its key. A Session is updated too.
             event: what to append.
-            if_version: append only if the session is at this version.
-            turn: append only while nobody else has taken this turn.
+            if_version: append only if the session has this version.
+            turn: append only while no other run has acquired the turn.
 
         Returns:
             The event as stored: a copy, without `temp:` state.
 
         Raises:
-            InvalidArgument: a field cannot be stored; names it. LimitExceeded if too large.
-            SessionNotFound: there is no such session.
-            StaleVersion: the session is not at `if_version`.
-            TurnLost: somebody else has the turn.
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so;
-                appending the same event again is safe.
+            InvalidArgument: a field is not valid; names it. LimitExceeded if it is too large.
+            SessionNotFound: the session does not exist.
+            StaleVersion: the session has another version than `if_version`.
+            TurnLost: another run has acquired the turn.
+            BackendError: the store refused the call or did not answer (`maybe_applied`); it is safe
+                to append the same event again.
 
         lua/append_event.lua; one round trip, O(log N).
         """
@@ -250,26 +257,27 @@ class SessionService:
         if_version: int | None = None,
         turn: Turn | None = None,
     ) -> list[Event]:
-        """Append events in order, all or nothing, as `append_event` does one.
+        """Append events in order, all or nothing, each as `append_event` does.
 
         Args:
-            session: the session, or its key.
-            events: up to 500; partial ones are handed back and not stored.
-            if_version: append only if the session is at this version.
-            turn: append only while nobody else has taken this turn.
+            session: the session, or its key. A Session is updated too.
+            events: up to 500; partial events are returned and not stored.
+            if_version: append only if the session has this version.
+            turn: append only while no other run has acquired the turn.
 
         Returns:
-            The events as stored, in the order given.
+            The events as stored, in the same order.
 
         Raises:
-            InvalidArgument: a field cannot be stored; names it. LimitExceeded if too large or
-                too many.
-            SessionNotFound: there is no such session.
-            StaleVersion: the session is not at `if_version`.
-            TurnLost: somebody else has the turn.
-            BackendError: as for `append_event`.
+            InvalidArgument: a field is not valid; names it. LimitExceeded if an event is too large
+                or there are too many.
+            SessionNotFound: the session does not exist.
+            StaleVersion: the session has another version than `if_version`.
+            TurnLost: another run has acquired the turn.
+            BackendError: the store refused the call or did not answer (`maybe_applied`); it is safe
+                to append the same events again.
 
-        lua/append_events.lua; one round trip, O(log N) an event.
+        lua/append_events.lua; one round trip, O(log N) per event.
         """
         return await self._run(flows.append_events(self._ops, session, events, if_version, turn))
 
@@ -283,19 +291,23 @@ class SessionService:
     ) -> EventPage:
         """A page of a session's log, oldest first.
 
+        Without a cursor the page starts at the oldest event: `limit=3` returns the first three
+        events, whereas `get_session(event_num=3)` returns the last three. To page backwards from
+        the end, start with `before=2**53` and continue with `before=page.first`.
+
         Args:
             session: the session, or its key.
-            after: read on behind this position (`page.last`); None = from the oldest.
-            before: read back from this position (`page.first`). With both, what lies between,
-                from the oldest.
-            limit: most events to return, 1 to 10,000.
+            after: read forwards from this position (`page.last`); None = from the oldest event.
+            before: read backwards from this position (`page.first`). With both, the events between
+                the two, from the oldest.
+            limit: maximum number of events to return, 1 to 10,000.
 
         Returns:
-            The events with the positions of the first and last, in microseconds.
+            The events, oldest first, and the positions of the first and last, in microseconds.
 
         Raises:
-            InvalidArgument: an argument is out of range.
-            SessionNotFound: there is no such session.
+            InvalidArgument: an argument is not valid; names it.
+            SessionNotFound: the session does not exist.
             CorruptData: stored bytes do not decode.
             BackendError: the store could not be read.
 
@@ -306,18 +318,18 @@ class SessionService:
     async def pop_event(
         self, session: Session | SessionKey, *, if_version: int | None = None
     ) -> Event | None:
-        """Remove the newest event and return it; None if there is none. State stays as it is.
+        """The newest event, which is removed; None if there is none. State is not changed.
 
         Args:
-            session: the session, or its key. A Session loses the event too.
-            if_version: pop only if the session is at this version.
+            session: the session, or its key. A Session is updated too.
+            if_version: pop only if the session has this version.
 
         Raises:
-            InvalidArgument: an argument is of the wrong type.
-            SessionNotFound: there is no such session.
-            StaleVersion: the session is not at `if_version`.
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so.
-                Never sent twice.
+            InvalidArgument: an argument is not valid; names it.
+            SessionNotFound: the session does not exist.
+            StaleVersion: the session has another version than `if_version`.
+            BackendError: the store refused the call or did not answer (`maybe_applied`). A pop is
+                never sent twice.
 
         lua/pop_event.lua; one round trip, O(log N).
         """
@@ -326,17 +338,17 @@ class SessionService:
     async def clear_events(
         self, session: Session | SessionKey, *, if_version: int | None = None
     ) -> None:
-        """Remove all events of a session. State stays as it is.
+        """Remove all events of a session. State is not changed.
 
         Args:
-            session: the session, or its key. A Session loses the events too.
-            if_version: clear only if the session is at this version.
+            session: the session, or its key. A Session is updated too.
+            if_version: clear only if the session has this version.
 
         Raises:
-            InvalidArgument: an argument is of the wrong type.
-            SessionNotFound: there is no such session.
-            StaleVersion: the session is not at `if_version`.
-            BackendError: the store did not carry it out, or did not say so.
+            InvalidArgument: an argument is not valid; names it.
+            SessionNotFound: the session does not exist.
+            StaleVersion: the session has another version than `if_version`.
+            BackendError: the store refused the call or did not answer.
 
         lua/clear_events.lua; one round trip, O(1).
         """
@@ -345,50 +357,50 @@ class SessionService:
     # -- turns ---------------------------------------------------------------------------------
 
     async def acquire_turn(self, session: Session | SessionKey, *, lease: Duration = 30.0) -> Turn:
-        """The turn of a session: while it is held, nobody else gets it. Does not wait.
+        """The turn of a session. At most one caller holds it at a time. Does not wait.
 
-        Only appends that carry the turn are protected by it: see `append_event(turn=...)`.
+        The turn protects only appends that pass it: see `append_event(turn=...)`.
 
         Args:
             session: the session, or its key.
             lease: time after which the turn is free again unless it is renewed, from 1 ms.
 
         Raises:
-            InvalidArgument: an argument is out of range or of the wrong type.
-            SessionNotFound: there is no such session.
-            TurnTaken: somebody else has it.
-            BackendError: the store did not carry it out, or did not say so.
+            InvalidArgument: an argument is not valid; names it.
+            SessionNotFound: the session does not exist.
+            TurnTaken: another caller holds the turn.
+            BackendError: the store refused the call or did not answer.
 
         lua/acquire_turn.lua; one round trip, O(1).
         """
         return await self._run(flows.acquire_turn(self._ops, session, lease))
 
     async def renew_turn(self, turn: Turn, *, lease: Duration = 30.0) -> Turn:
-        """The same turn with a new end.
+        """The same turn with a new end of its lease.
 
         Args:
-            turn: as `acquire_turn` or `renew_turn` gave it.
-            lease: time from now.
+            turn: a turn from `acquire_turn` or `renew_turn`.
+            lease: time from now, from 1 ms.
 
         Raises:
-            InvalidArgument: an argument is out of range or of the wrong type.
-            SessionNotFound: the session is gone.
-            TurnLost: the lease had ended and somebody else has the turn.
-            BackendError: the store did not carry it out, or did not say so.
+            InvalidArgument: an argument is not valid; names it.
+            SessionNotFound: the session does not exist.
+            TurnLost: the lease had ended, and another caller has acquired the turn.
+            BackendError: the store refused the call or did not answer.
 
         lua/renew_turn.lua; one round trip, O(1).
         """
         return await self._run(flows.renew_turn(self._ops, turn, lease))
 
     async def release_turn(self, turn: Turn) -> None:
-        """Give a turn back. One that was lost, or whose session is gone, is fine.
+        """Release a turn. A lost turn or a deleted session is fine.
 
         Args:
-            turn: as `acquire_turn` or `renew_turn` gave it.
+            turn: a turn from `acquire_turn` or `renew_turn`.
 
         Raises:
-            InvalidArgument: it is no Turn.
-            BackendError: the store did not carry it out, or did not say so.
+            InvalidArgument: the argument is not a Turn.
+            BackendError: the store refused the call or did not answer.
 
         lua/renew_turn.lua; one round trip, O(1).
         """
@@ -406,15 +418,15 @@ class SessionService:
         """Set state of a session without an event.
 
         Args:
-            session: the session, or its key. A Session shows the new state afterwards.
+            session: the session, or its key. A Session is updated too.
             state: values to set; `app:`, `user:` and `temp:` keys go to their tier.
-            if_version: write only if the session is at this version.
+            if_version: write only if the session has this version.
 
         Raises:
-            InvalidArgument: a key or a value cannot be stored; names it.
-            SessionNotFound: there is no such session.
-            StaleVersion: the session is not at `if_version`.
-            BackendError: the store did not carry it out, or did not say so.
+            InvalidArgument: a key or a value is not valid; names it.
+            SessionNotFound: the session does not exist.
+            StaleVersion: the session has another version than `if_version`.
+            BackendError: the store refused the call or did not answer.
 
         lua/update_session_state.lua; one round trip, O(keys).
         """
@@ -423,32 +435,32 @@ class SessionService:
     async def delete_session_state(
         self, session: Session | SessionKey, *keys: str, if_version: int | None = None
     ) -> None:
-        """Remove state of a session; missing keys are fine.
+        """Remove state of a session. Missing keys are fine.
 
         Args:
-            session: the session, or its key. A Session loses the keys too.
-            *keys: as `session.state` shows them: bare, or with `app:` or `user:`.
-            if_version: write only if the session is at this version.
+            session: the session, or its key. A Session is updated too.
+            *keys: keys as in `session.state`: without a prefix, or with `app:` or `user:`.
+            if_version: write only if the session has this version.
 
         Raises:
-            InvalidArgument: a key is none.
-            SessionNotFound: there is no such session.
-            StaleVersion: the session is not at `if_version`.
-            BackendError: the store did not carry it out, or did not say so.
+            InvalidArgument: a key is not valid; names it.
+            SessionNotFound: the session does not exist.
+            StaleVersion: the session has another version than `if_version`.
+            BackendError: the store refused the call or did not answer.
 
         lua/update_session_state.lua; one round trip, O(keys).
         """
         await self._run(flows.update_session_state(self._ops, session, {}, keys, if_version))
 
     async def get_user_state(self, app_name: str, user_id: str) -> dict[str, Any]:
-        """The state that all sessions of a user share; keys without prefix.
+        """The state that all sessions of a user share. Keys have no prefix.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
             user_id: likewise.
 
         Raises:
-            InvalidArgument: an id is none.
+            InvalidArgument: an id is not valid; names it.
             CorruptData: stored bytes do not decode.
             BackendError: the store could not be read.
 
@@ -467,15 +479,15 @@ class SessionService:
             state: values to set; keys with or without `user:`, no other prefix.
 
         Raises:
-            InvalidArgument: a key or a value cannot be stored; names it.
-            BackendError: the store did not carry it out, or did not say so.
+            InvalidArgument: a key or a value is not valid; names it.
+            BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
         """
         await self._run(flows.update_user_state(self._ops, app_name, user_id, state, ()))
 
     async def delete_user_state(self, app_name: str, user_id: str, *keys: str) -> None:
-        """Remove state that all sessions of a user share; missing keys are fine.
+        """Remove state that all sessions of a user share. Missing keys are fine.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
@@ -483,21 +495,21 @@ class SessionService:
             *keys: with or without `user:`, no other prefix.
 
         Raises:
-            InvalidArgument: a key is none.
-            BackendError: the store did not carry it out, or did not say so.
+            InvalidArgument: a key is not valid; names it.
+            BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
         """
         await self._run(flows.update_user_state(self._ops, app_name, user_id, {}, keys))
 
     async def get_app_state(self, app_name: str) -> dict[str, Any]:
-        """The state that all users of an application share; keys without prefix.
+        """The state that all users of an application share. Keys have no prefix.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
 
         Raises:
-            InvalidArgument: the name is none.
+            InvalidArgument: the name is not valid.
             CorruptData: stored bytes do not decode.
             BackendError: the store could not be read.
 
@@ -513,23 +525,23 @@ class SessionService:
             state: values to set; keys with or without `app:`, no other prefix.
 
         Raises:
-            InvalidArgument: a key or a value cannot be stored; names it.
-            BackendError: the store did not carry it out, or did not say so.
+            InvalidArgument: a key or a value is not valid; names it.
+            BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
         """
         await self._run(flows.update_app_state(self._ops, app_name, state, ()))
 
     async def delete_app_state(self, app_name: str, *keys: str) -> None:
-        """Remove state that all users of an application share; missing keys are fine.
+        """Remove state that all users of an application share. Missing keys are fine.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
             *keys: with or without `app:`, no other prefix.
 
         Raises:
-            InvalidArgument: a key is none.
-            BackendError: the store did not carry it out, or did not say so.
+            InvalidArgument: a key is not valid; names it.
+            BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
         """
@@ -538,7 +550,7 @@ class SessionService:
     # -- life ----------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
-        """Release connections or memory; later calls raise BackendUnavailable. May be repeated."""
+        """Release connections or memory. Later calls raise BackendUnavailable. Safe to repeat."""
         await self._executor.aclose()
 
     async def __aenter__(self) -> Self:
@@ -559,35 +571,35 @@ class SessionService:
 class RedisSessionService(SessionService):
     """Sessions on Redis >= 7.0 or Valkey >= 7.2.
 
-    Nothing is sent before the first call. See "Options" in README for every default.
+    It connects with the first call. One of `url`, `instance_name` and `client` is required.
 
     Args:
         url: `redis://`, `rediss://` or `unix://`, with database and credentials;
             `redis+cluster://host:port,...`; `redis+sentinel://host:port,.../master_name`; or these
             two with `rediss+`.
-        instance_name: a name given to `register_redis_instance`; the URL wins over it.
-        session_event_limit: newest events that a session keeps, 1 or more; None = all.
+        instance_name: a name from `register_redis_instance`; `url` takes precedence.
+        session_event_limit: how many of its newest events a session keeps, 1 or more; None = all.
         session_ttl: idle time after which a session expires; None = never.
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier.
-        refresh_ttl_on_read: reading a session counts as use.
-        key_prefix: text in front of every key, without braces, up to 256 bytes.
-        codec: "json", or "msgpack", which also carries nested bytes, datetimes and int keys.
+        refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
+        key_prefix: text before every key, without braces, up to 256 bytes.
+        codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
             Every service reads both.
-        partition_by: what shares a cluster slot: "user" or "app".
-        event_size_limit: largest encoded event, in bytes.
-        value_size_limit: largest encoded state value, in bytes.
-        call_timeout: time that a call may take, retries included, before BackendTimeout.
-        wait_replicas: (n, timeout): a write succeeds once n replicas have it; if they do not
-            within the timeout, NotReplicated. The timeout is at most `call_timeout`.
-        read_from: "replica" lets replicas answer plain reads, which may miss the newest writes.
-            Needs refresh_ttl_on_read=False and a cluster or Sentinel.
-        extra_options: further options of redis-py's connections, by name.
-        client: a `redis.asyncio.Redis` to take address and connection options from, in place of
-            a URL; its own connections are not used.
+        partition_by: what shares a cluster slot: the keys of a "user" or of an "app".
+        event_size_limit: maximum size of an encoded event, in bytes.
+        value_size_limit: maximum size of an encoded state value, in bytes.
+        call_timeout: maximum time of a call, including retries; then BackendTimeout is raised.
+        wait_replicas: (n, timeout): a write waits until n replicas have it, or raises NotReplicated
+            after the timeout, which is at most `call_timeout`.
+        read_from: "replica" sends plain reads to replicas, which may miss the newest writes. It
+            needs refresh_ttl_on_read=False and a cluster or Sentinel.
+        extra_options: more options of redis-py's connections, by name.
+        client: a `redis.asyncio.Redis` whose address and connection options are used instead of a
+            URL. Its connections are not used.
 
     Raises:
-        InvalidArgument: an option is out of range, of the wrong type or unknown.
+        InvalidArgument: an option is not valid or unknown; names it.
     """
 
     def __init__(
@@ -633,33 +645,34 @@ class RedisSessionService(SessionService):
             check_wait_replicas(wait_replicas, timeout),
             check_read_from(read_from, refreshes=refresh_ttl_on_read),
         )
-        # In a cluster, but for partition_by="app", the app tier has a slot of its own.
+        # With partition_by="app" the app tier shares the slot of its users.
         app_in_own_slot = executor.is_cluster and partition_by == "user"
         super().__init__(Ops(options, app_in_own_slot=app_in_own_slot), executor)
+        self._address = address_to_show(url, instance_name, client)
 
 
 class InMemorySessionService(SessionService):
-    """Sessions in this process, with the behaviour of `RedisSessionService` to the letter.
+    """Sessions in this process, with exactly the behaviour of `RedisSessionService`.
 
-    For development, tests and small applications. Safe for threads and event loops.
+    For development, tests and small applications. Any threads and event loops may share it.
 
     Args:
-        session_event_limit: newest events that a session keeps, 1 or more; None = all.
+        session_event_limit: how many of its newest events a session keeps, 1 or more; None = all.
         session_ttl: idle time after which a session expires; None = never.
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier.
-        refresh_ttl_on_read: reading a session counts as use.
-        key_prefix: text in front of every key, without braces, up to 256 bytes.
-        codec: "json", or "msgpack", which also carries nested bytes, datetimes and int keys.
-        partition_by: no effect but on the names of keys: "user" or "app".
-        event_size_limit: largest encoded event, in bytes.
-        value_size_limit: largest encoded state value, in bytes.
-        cleanup_interval: time between sweeps that free what has expired; a call that finds one
-            due carries it out. None = 5 minutes if any TTL is set, else never.
-        clock: seconds since 1970, for tests; None = the system's clock.
+        refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
+        key_prefix: text before every key, without braces, up to 256 bytes.
+        codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
+        partition_by: "user" or "app"; only affects the names of keys.
+        event_size_limit: maximum size of an encoded event, in bytes.
+        value_size_limit: maximum size of an encoded state value, in bytes.
+        cleanup_interval: time between sweeps that free expired data; a call runs a sweep that is
+            due. None = 5 minutes if any TTL is set, otherwise never.
+        clock: a function that returns seconds since 1970, for tests; None = the system's clock.
 
     Raises:
-        InvalidArgument: an option is out of range or of the wrong type.
+        InvalidArgument: an option is not valid; names it.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The three tiers of state: splitting what callers give, merging what is stored.
+"""The three tiers of state: sorts a caller's changes into tiers, merges what is stored.
 
-A delta is what goes to one tier: encoded keys and values to set, and keys to remove. Inside the
-session's hash its state keys start with a dot, beside header fields that do not.
+A Delta changes one tier: encoded keys and values to set, and keys to remove. In the session's hash
+state keys start with a dot and header fields do not.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .errors import InvalidArgument, LimitExceeded
 Tier = Literal["session", "user", "app"]
 
 STATE_KEY_LIMIT = 1024
-"""Largest state key, in bytes of UTF-8, without its tier prefix."""
+"""Maximum size of a state key, in bytes of UTF-8, without its tier prefix."""
 
 STATE_KEYS_LIMIT = 10_000
-"""Most state keys that one call may set or remove."""
+"""Maximum number of state keys that one call sets and removes."""
 
 
 class Delta(msgspec.Struct):
-    """Changes of one tier, encoded."""
+    """The changes to one tier, encoded."""
 
     pairs: list[bytes] = []  # key, value, key, value, ...
     removed: list[bytes] = []
@@ -33,8 +33,8 @@ class Delta(msgspec.Struct):
         return bool(self.pairs or self.removed)
 
     @classmethod
-    def joined(cls, deltas: Iterable[Delta]) -> Delta:
-        """One delta that does what several do in turn."""
+    def merged(cls, deltas: Iterable[Delta]) -> Delta:
+        """One delta with the effect of several in order."""
         last: dict[bytes, bytes | None] = {}
         for delta in deltas:
             last.update(zip(delta.pairs[::2], delta.pairs[1::2], strict=True))
@@ -43,65 +43,68 @@ class Delta(msgspec.Struct):
         return cls(pairs, [key for key, value in last.items() if value is None])
 
     def arguments(self) -> tuple[int | bytes, ...]:
-        """The delta as the scripts read it."""
+        """The delta as arguments of a script."""
         return (len(self.pairs) // 2, *self.pairs, len(self.removed), *self.removed)
 
 
 class Change(msgspec.Struct):
-    """What one call does to state: a delta per tier, and the same for the caller's Session."""
+    """What one call changes: a delta for each tier, and the same changes for a caller's Session."""
 
     session: Delta
     user: Delta
     app: Delta
-    copies: dict[str, Any]  # full key -> copy of the value, temp: included
-    removed: list[str]  # full keys
+    # With their prefixes, `temp:` included.
+    values: dict[str, Any]
+    removed: list[str]
 
     @property
     def is_stored(self) -> bool:
-        """Whether anything goes to the store."""
+        """Whether the store has anything to change."""
         return bool(self.session or self.user or self.app)
 
-    def apply(self, state: dict[str, Any]) -> None:
-        """Do to a Session's merged state what the call did to the stored one."""
-        state.update(self.copies)
-        for key in self.removed:
-            state.pop(key, None)
+    def apply_to(self, state: dict[str, Any], *, only_temp: bool = False) -> None:
+        """Change the merged state of a Session like the stored state.
 
-    def apply_temp(self, state: dict[str, Any]) -> None:
-        """The part of `apply` that is never stored."""
-        for key, value in self.copies.items():
-            if key.startswith("temp:"):
+        Args:
+            state: what to change.
+            only_temp: apply only the changes of `temp:` keys, which are never stored.
+        """
+        prefix = "temp:" if only_temp else ""
+        for key, value in self.values.items():
+            if key.startswith(prefix):
                 state[key] = value
         for key in self.removed:
-            if key.startswith("temp:"):
+            if key.startswith(prefix):
                 state.pop(key, None)
 
 
 NO_CHANGE = Change(Delta(), Delta(), Delta(), {}, [])
-"""What most events do to state. Shared, so never to be filled."""
+"""The change of most events. Shared: must not be changed."""
 
 
-def split(
+def encode_change(
     codec: Codec,
     state: Mapping[str, Any],
     removed: Iterable[str] = (),
     *,
-    path: str,
-    removed_path: str,
+    path: str = "state",
+    removed_path: str = "keys",
     tier: Tier = "session",
 ) -> Change:
-    """Sort state into tiers by prefix, and encode it.
+    """Encode changes of state, sorted into tiers by the prefixes of the keys.
 
     Args:
-        state: what to set. With `tier="session"` prefixes say where to; otherwise everything
-            goes to that tier, with or without its prefix, and other prefixes are refused.
-        removed: what to remove, likewise.
-        path: what an error calls `state`.
-        removed_path: what an error calls `removed`.
+        codec: encodes the values.
+        state: what to set.
+        removed: keys to remove.
+        path: the name of `state` in error messages.
+        removed_path: the name of `removed` in error messages.
+        tier: "session" takes keys of all tiers; "user" and "app" take only keys of that tier, with
+            or without its prefix.
 
     Raises:
         InvalidArgument: a key or a value cannot be stored; names the path.
-        LimitExceeded: too many keys, or one key or value too large.
+        LimitExceeded: there are too many keys, or a key or value is too large.
     """
     if not isinstance(state, Mapping):
         raise InvalidArgument(f"{path} must be a dict, not {type(state).__name__}")
@@ -120,16 +123,16 @@ def split(
             actual=count,
         )
     for key, value in state.items():
-        target, stored, full = _place(key, f"{path} key", tier)
-        if full in change.copies:
+        target, stored, full = _parse_key(key, f"{path} key", tier)
+        if full in change.values:
             raise InvalidArgument(f"{path} names {full!r} twice, with and without its prefix")
         data, copy = codec.encode_value(value, f"{path}[{key!r}]")
         if target != "temp":
             getattr(change, target).pairs += (stored, data)
-        change.copies[full] = copy
+        change.values[full] = copy
     for key in removed:
-        target, stored, full = _place(key, f"{removed_path} key", tier)
-        if full in change.copies:
+        target, stored, full = _parse_key(key, f"{removed_path} key", tier)
+        if full in change.values:
             raise InvalidArgument(f"{removed_path} and {path} both name {full!r}")
         if target != "temp":
             getattr(change, target).removed.append(stored)
@@ -137,17 +140,18 @@ def split(
     return change
 
 
-def _place(key: object, path: str, tier: Tier) -> tuple[str, bytes, str]:
-    """Tier, stored form and full name of a state key."""
+def _parse_key(key: object, path: str, tier: Tier) -> tuple[str, bytes, str]:
+    """Tier, encoded name, and name with prefix of a state key."""
     if not isinstance(key, str):
         raise InvalidArgument(f"{path} must be a str, not {type(key).__name__}: {key!r}")
     prefix, colon, rest = key.partition(":")
+    target: str
     if not colon or prefix not in ("app", "user", "temp"):
         target, name = tier, key
     else:
-        target, name = prefix, rest  # type: ignore[assignment]  # "temp" is told apart by callers
+        target, name = prefix, rest
         if tier not in ("session", prefix):
-            raise InvalidArgument(f"{path} {key!r} belongs to another tier than {tier}")
+            raise InvalidArgument(f"{path} {key!r} does not belong to the {tier} tier")
     if not name:
         raise InvalidArgument(f"{path} must not be empty: {key!r}")
     try:
@@ -165,7 +169,7 @@ def _place(key: object, path: str, tier: Tier) -> tuple[str, bytes, str]:
     return target, stored, f"{target}:{name}"
 
 
-def read_tier(
+def decode_tier(
     state: dict[str, Any],
     fields: Iterable[tuple[bytes, bytes]],
     key: bytes,
@@ -173,14 +177,14 @@ def read_tier(
     prefix: str = "",
     skip: int = 0,
 ) -> None:
-    """Add what is stored of one tier to `state`.
+    """Add the stored state of one tier to `state`.
 
     Args:
-        state: filled by this call.
+        state: the dict to add to.
         fields: names and encoded values.
-        key: the Redis key they stand in, for error messages.
-        prefix: put in front of every name.
-        skip: leading bytes of every name to drop.
+        key: their Redis key, for error messages.
+        prefix: the prefix of the names in `state`.
+        skip: number of leading bytes of every stored name to drop.
 
     Raises:
         CorruptData: a stored value does not decode.

@@ -1,4 +1,4 @@
-"""Instants: aware datetimes outside, integer microseconds since 1970 inside."""
+"""Instants: timezone-aware datetimes in the API, integer microseconds since 1970 inside."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def to_us(instant: datetime) -> int:
-    """Microseconds since 1970 of an aware datetime, exactly."""
+    """Microseconds since 1970, exactly."""
     return (instant - _EPOCH) // _MICROSECOND
 
 
 def from_us(microseconds: int) -> datetime:
-    """The datetime, in UTC, of microseconds since 1970."""
+    """A datetime in UTC."""
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def utc_now() -> datetime:
-    """Now, by this machine's clock."""
+    """The current time of this machine's clock."""
     return datetime.now(UTC)

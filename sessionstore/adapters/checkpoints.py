@@ -12,9 +12,12 @@ from typing import Any
 
 import msgspec
 
+from .. import flows
+from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument, SessionNotFound
-from ..model import Session, SessionKey
-from .flows import Flow, append, read_log, read_session
+from ..model import SessionKey
+from ..ops import Ops
+from .flows import append, create_if_missing, read_log
 
 _CHECKPOINT = "checkpoint/"  # + checkpoint id
 _WRITE = "write/"  # + [checkpoint id, task id, index] as JSON
@@ -206,20 +209,22 @@ class Threads:
         root = self.key(thread_id, "")
         return None if key == root else root
 
-    def keys(self, thread_id: str) -> Flow[list[SessionKey]]:
+    def keys(self, ops: Ops, thread_id: str) -> Flow[list[SessionKey]]:
         """A thread's sessions: its own first, then those of its subgraphs."""
         root = self.key(thread_id, "")
         user_id = f"{root.user_id}/{root.session_id}"
         keys = {root: None}
         offset = 0
         while True:
-            page: list[Session] = yield _listing(self._app_name, user_id, offset)
+            page = yield from flows.list_sessions(
+                ops, self._app_name, user_id, PAGE_LIMIT, offset, 0
+            )
             keys.update((session.key, None) for session in page)
             if len(page) < PAGE_LIMIT:
                 return [*keys]
             offset += PAGE_LIMIT
 
-    def page(self, offset: int) -> Flow[tuple[list[str], int | None]]:
+    def page(self, ops: Ops, offset: int) -> Flow[tuple[list[str], int | None]]:
         """A page of thread ids, the last written first, and where the next page begins, if any.
 
         Raises:
@@ -228,56 +233,59 @@ class Threads:
         user_id = self._user_id
         if not isinstance(user_id, str):
             raise InvalidArgument("config must name a thread: with a user_id for each, none is all")
-        sessions: list[Session] = yield _listing(self._app_name, user_id, offset)
+        sessions = yield from flows.list_sessions(
+            ops, self._app_name, user_id, PAGE_LIMIT, offset, 0
+        )
         threads = [session.id for session in sessions]
         return threads, offset + PAGE_LIMIT if len(sessions) == PAGE_LIMIT else None
 
-    def read_state(self, key: SessionKey) -> Flow[History]:
+    def read_state(self, ops: Ops, key: SessionKey) -> Flow[History]:
         """The newest checkpoint with its writes, and what has not been removed yet."""
         history = History()
-        session = yield from read_session(key, 0)
+        session = yield from flows.get_session(ops, key, 0, None)
         if session is not None:
             history.add(session.state, key)
             self.known(key).replace([], filter(is_ours, session.state))
         return history
 
-    def read_history(self, key: SessionKey) -> Flow[History]:
+    def read_history(self, ops: Ops, key: SessionKey) -> Flow[History]:
         """Everything that is there. What the state has is newer than what the log has."""
         history = History()
-        events = yield from read_log(key, PAGE_LIMIT)
+        events = yield from read_log(ops, key, PAGE_LIMIT)
         for event in events:
             history.add(event.state_delta, key)
-        session = yield from read_session(key, 0)
+        session = yield from flows.get_session(ops, key, 0, None)
         if session is not None:
             history.add(session.state, key)
         return history
 
-    def delete(self, thread_id: str) -> Flow[None]:
+    def delete(self, ops: Ops, thread_id: str) -> Flow[None]:
         """Remove a thread with all its namespaces."""
-        for key in reversed((yield from self.keys(thread_id))):
-            yield _deletion(key)
+        for key in reversed((yield from self.keys(ops, thread_id))):
+            yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
 
-    def copy(self, source_id: str, target_id: str) -> Flow[None]:
+    def copy(self, ops: Ops, source_id: str, target_id: str) -> Flow[None]:
         """Copy a thread with all its namespaces."""
-        for source in (yield from self.keys(source_id)):
-            session = yield from read_session(source, 0)
+        for source in (yield from self.keys(ops, source_id)):
+            session = yield from flows.get_session(ops, source, 0, None)
             if session is None:
                 continue
-            events = yield from read_log(source, PAGE_LIMIT)
+            events = yield from read_log(ops, source, PAGE_LIMIT)
             target = self.key(target_id, "")
             if source.user_id != self.key(source_id, "").user_id:
                 target = SessionKey(
                     source.app_name, f"{target.user_id}/{target_id}", source.session_id
                 )
-            yield from append(target, events, self.parent(target_id, target))
+            yield from append(ops, target, events, self.parent(target_id, target))
             # The newest may stand in the state only, when the log was trimmed or pruned.
             state = {name: value for name, value in session.state.items() if is_ours(name)}
-            yield from _update_state(target, state)
+            yield from _update_state(ops, target, state)
 
-    def remove_state(self, key: SessionKey, names: Sequence[str]) -> Flow[None]:
+    def remove_state(self, ops: Ops, key: SessionKey, names: Sequence[str]) -> Flow[None]:
         """Remove state keys of a session that is there."""
         for first in range(0, len(names), _REMOVED_LIMIT):
-            yield _removal(key, names[first : first + _REMOVED_LIMIT])
+            removed = names[first : first + _REMOVED_LIMIT]
+            yield from flows.update_session_state(ops, key, {}, removed, None)
         self.known(key).replace([*names], ())
 
 
@@ -316,26 +324,8 @@ def instant_of(checkpoint_id: str) -> datetime:
     return _UUID_EPOCH + timedelta(microseconds=ticks // 10)
 
 
-def _listing(app_name: str, user_id: str, offset: int) -> Callable[[Any], Any]:
-    return lambda service: service.list_sessions(
-        app_name=app_name, user_id=user_id, limit=PAGE_LIMIT, offset=offset
-    )
-
-
-def _deletion(key: SessionKey) -> Callable[[Any], Any]:
-    return lambda service: service.delete_session(
-        app_name=key.app_name, user_id=key.user_id, session_id=key.session_id
-    )
-
-
-def _removal(key: SessionKey, names: Sequence[str]) -> Callable[[Any], Any]:
-    return lambda service: service.delete_session_state(key, *names)
-
-
-def _update_state(key: SessionKey, state: Mapping[str, Any]) -> Flow[None]:
+def _update_state(ops: Ops, key: SessionKey, state: dict[str, Any]) -> Flow[None]:
     try:
-        yield lambda service: service.update_session_state(key, state)
+        yield from flows.update_session_state(ops, key, state, (), None)
     except SessionNotFound:  # a source without events
-        yield lambda service: service.get_or_create_session(
-            app_name=key.app_name, user_id=key.user_id, session_id=key.session_id, state=state
-        )
+        yield from create_if_missing(ops, key, state)

@@ -1,49 +1,44 @@
-"""What the adapters do with a service, written once for asyncio and for threads.
-
-A flow is a generator that yields steps and is sent their results. A step takes the service and
-calls one of its methods; `Services` carries flows out on whatever service there is.
-"""
+"""What several adapters do with a service, as flows, and which service runs them."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
 import sessionstore.sync
 
+from .. import flows
+from ..calls import Flow
+from ..drive import drive, drive_async
 from ..errors import InvalidArgument, SessionNotFound
-from ..model import Event, EventPage, Session, SessionKey
-from ..ops import EVENTS_PER_CALL_LIMIT
+from ..model import Event, EventPage, SessionKey
+from ..ops import EVENTS_PER_CALL_LIMIT, Ops
 from ..service import SessionService
 
+P = ParamSpec("P")
 T = TypeVar("T")
-
-Step = Callable[[Any], Any]
-"""Calls one method of the service that it is given."""
-
-Flow = Generator[Step, Any, T]
 
 AnyService = SessionService | sessionstore.sync.SessionService
 """A service for asyncio or one of `sessionstore.sync`."""
 
-_ATTEMPTS = 3  # a session that vanishes again as soon as it is created is not created for ever
+_ATTEMPTS = 3  # a session may be deleted again right after its creation, but not for ever
 
 
 class Services:
-    """The services that an adapter was given.
+    """Runs flows on the services that an adapter was given.
 
     Args:
         adapter: the adapter's name, for error messages.
-        service: one for asyncio or one of `sessionstore.sync`.
-        sync_service: one of `sessionstore.sync` for the methods without await, beside one for
-            asyncio.
+        service: a service for asyncio or one of `sessionstore.sync`.
+        sync_service: a service of `sessionstore.sync` for the methods without await, next to a
+            service for asyncio.
 
     Raises:
-        InvalidArgument: these are no services, or both are of one kind.
+        InvalidArgument: these are not services, or both are of one kind.
     """
 
     def __init__(
@@ -53,35 +48,31 @@ class Services:
         sync_service: sessionstore.sync.SessionService | None = None,
     ) -> None:
         self._adapter = adapter
-        self._for_asyncio: Any = None
-        self._for_threads: Any = sync_service
-        if sync_service is not None and _is_async(sync_service, "sync_service"):
+        self._for_asyncio = service if isinstance(service, SessionService) else None
+        if not isinstance(service, AnyService):
+            kind = type(service).__name__
+            raise InvalidArgument(f"service must be a service of sessionstore, not {kind}")
+        if sync_service is None:
+            self._for_threads = None if isinstance(service, SessionService) else service
+            return
+        if not isinstance(sync_service, sessionstore.sync.SessionService):
             raise InvalidArgument("sync_service must be a service of sessionstore.sync")
-        if _is_async(service, "service"):
-            self._for_asyncio = service
-        elif sync_service is None:
-            self._for_threads = service
-        else:
+        if self._for_asyncio is None:
             raise InvalidArgument("beside sync_service, service must be one for asyncio")
+        self._for_threads = sync_service
 
-    async def arun(self, flow: Flow[T]) -> T:
+    async def arun(
+        self, flow: Callable[Concatenate[Ops, P], Flow[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """What a flow returns. Without a service for asyncio it runs in a thread."""
         service = self._for_asyncio
         if service is None:
-            return await asyncio.to_thread(self.run, flow)
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    result = await step(service)
-                except Exception as error:  # handed to the flow, which may know it
-                    step = flow.throw(error)
-                else:
-                    step = flow.send(result)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]  # what the flow returned
+            return await asyncio.to_thread(lambda: self.run(flow, *args, **kwargs))
+        return await drive_async(flow(service._ops, *args, **kwargs), service._executor)
 
-    def run(self, flow: Flow[T]) -> T:
+    def run(
+        self, flow: Callable[Concatenate[Ops, P], Flow[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """What a flow returns.
 
         Raises:
@@ -89,121 +80,71 @@ class Services:
         """
         service = self._for_threads
         if service is None:
-            flow.close()
             raise NotImplementedError(
                 f"this {self._adapter} has a service for asyncio: await its asynchronous methods, "
                 "or give it one of sessionstore.sync"
             )
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    result = step(service)
-                except Exception as error:  # handed to the flow, which may know it
-                    step = flow.throw(error)
-                else:
-                    step = flow.send(result)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]  # what the flow returned
-
-    async def aappend(
-        self, key: SessionKey, events: Sequence[Event], parent: SessionKey | None = None
-    ) -> None:
-        """Carry out `append`; one event to a session that is there with nothing in between."""
-        service = self._for_asyncio
-        if service is not None and len(events) == 1:
-            try:
-                await service.append_event(key, events[0])
-            except SessionNotFound:
-                events = _checked(events)
-            else:
-                return
-        await self.arun(append(key, events, parent))
-
-    def append(
-        self, key: SessionKey, events: Sequence[Event], parent: SessionKey | None = None
-    ) -> None:
-        """Carry out `append`.
-
-        Raises:
-            NotImplementedError: there is only a service for asyncio.
-        """
-        self.run(append(key, events, parent))
+        return drive(flow(service._ops, *args, **kwargs), service._executor)
 
 
 def append(
-    key: SessionKey, events: Sequence[Event], parent: SessionKey | None = None
+    ops: Ops, key: SessionKey, events: Sequence[Event], parent: SessionKey | None = None
 ) -> Flow[None]:
-    """Append events to a session, which is created if there is none.
+    """Append events to a session, which is created if it does not exist.
 
-    Up to 500 go in one atomic step; more are appended in order, 500 at a time.
+    Up to 500 events go in one atomic step; more are appended in order, 500 at a time.
 
     Args:
+        ops: builds the Calls.
         key: the session.
         events: what to append.
-        parent: a session that is created too, if this one is.
+        parent: a session to create too, if this one is created.
     """
     for first in range(0, len(events), EVENTS_PER_CALL_LIMIT):
-        yield from _append_batch(key, events[first : first + EVENTS_PER_CALL_LIMIT], parent)
+        yield from _append_batch(ops, key, events[first : first + EVENTS_PER_CALL_LIMIT], parent)
 
 
 def _append_batch(
-    key: SessionKey, events: Sequence[Event], parent: SessionKey | None
+    ops: Ops, key: SessionKey, events: Sequence[Event], parent: SessionKey | None
 ) -> Flow[None]:
-    def step(service: Any) -> Any:
-        if len(events) == 1:
-            return service.append_event(key, events[0])
-        return service.append_events(key, events)
-
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS + 1):
         try:
-            yield step
+            if len(events) == 1:
+                yield from flows.append_event(ops, key, events[0], None)
+            else:
+                yield from flows.append_events(ops, key, events, None)
         except SessionNotFound:
-            events = _checked(events)
-            if parent is not None:
-                yield _creation(parent)
-            yield _creation(key)
+            if attempt == _ATTEMPTS:
+                raise
         else:
             return
-    yield step
+        # Plain Events, so that they are verified again: their values may have changed meanwhile.
+        events = [Event(**msgspec.structs.asdict(event)) for event in events]
+        if parent is not None:
+            yield from create_if_missing(ops, parent)
+        yield from create_if_missing(ops, key)
 
 
-def _checked(events: Sequence[Event]) -> Sequence[Event]:
-    """The same to be encoded again: what they hold may have been changed meanwhile."""
-    return [Event(**msgspec.structs.asdict(event)) for event in events]
-
-
-def _creation(key: SessionKey) -> Step:
-    return lambda service: service.get_or_create_session(
-        app_name=key.app_name, user_id=key.user_id, session_id=key.session_id, event_num=0
+def create_if_missing(ops: Ops, key: SessionKey, state: dict[str, Any] | None = None) -> Flow[None]:
+    """Create a session unless it exists."""
+    yield from flows.get_or_create_session(
+        ops, key.app_name, key.user_id, key.session_id, state, 0, None
     )
 
 
-def read_session(key: SessionKey, event_num: int | None) -> Flow[Session | None]:
-    """A session with its newest events, None = all; None if there is none."""
-    session: Session | None = yield lambda service: service.get_session(
-        app_name=key.app_name, user_id=key.user_id, session_id=key.session_id, event_num=event_num
-    )
-    return session
-
-
-def read_events(key: SessionKey, event_num: int | None = None) -> Flow[list[Event]]:
-    """The newest events of a session, None = all, oldest first; none if there is no session."""
-    session = yield from read_session(key, event_num)
+def read_events(ops: Ops, key: SessionKey, event_num: int | None = None) -> Flow[list[Event]]:
+    """The newest events of a session, None = all, oldest first; empty without a session."""
+    session = yield from flows.get_session(ops, key, event_num, None)
     return session.events if session else []
 
 
-def read_log(key: SessionKey, page_limit: int) -> Flow[list[Event]]:
-    """All events of a session, oldest first, in pages; none if there is no session."""
+def read_log(ops: Ops, key: SessionKey, page_limit: int) -> Flow[list[Event]]:
+    """All events of a session, oldest first, read in pages; empty without a session."""
     events: list[Event] = []
     after: int | None = None
-
-    def step(service: Any) -> Any:
-        return service.get_events(key, after=after, limit=page_limit)
-
     while True:
         try:
-            page: EventPage = yield step
+            page: EventPage = yield from flows.get_events(ops, key, after, None, page_limit)
         except SessionNotFound:
             return events
         events += page.events
@@ -212,26 +153,14 @@ def read_log(key: SessionKey, page_limit: int) -> Flow[list[Event]]:
         after = page.last
 
 
-def pop_event(key: SessionKey) -> Flow[Event | None]:
-    """Remove the newest event; None if there is none, or no session."""
-    try:
-        event: Event | None = yield lambda service: service.pop_event(key)
-    except SessionNotFound:
-        return None
-    return event
+def pop_event(ops: Ops, key: SessionKey) -> Flow[Event | None]:
+    """Remove the newest event and return it; None without an event or a session."""
+    with suppress(SessionNotFound):
+        return (yield from flows.pop_event(ops, key, None))
+    return None
 
 
-def clear_events(key: SessionKey) -> Flow[None]:
-    """Remove all events; no session is fine."""
-    try:
-        yield lambda service: service.clear_events(key)
-    except SessionNotFound:
-        return
-
-
-def _is_async(service: object, name: str) -> bool:
-    method = getattr(service, "append_event", None)
-    if not callable(method):
-        kind = type(service).__name__
-        raise InvalidArgument(f"{name} must be a service of sessionstore, not {kind}")
-    return inspect.iscoroutinefunction(method)
+def clear_events(ops: Ops, key: SessionKey) -> Flow[None]:
+    """Remove all events; a missing session is fine."""
+    with suppress(SessionNotFound):
+        yield from flows.clear_events(ops, key, None)

@@ -8,10 +8,12 @@ import msgspec
 
 import sessionstore.sync
 
+from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument, LimitExceeded
 from ..model import Event, SessionKey
+from ..ops import Ops
 from . import framework
-from .flows import AnyService, Flow, Services, clear_events, read_events
+from .flows import AnyService, Services, append, clear_events, read_events
 from .packing import pack, unpack
 
 with framework("langchain-core", extra="langchain", tested=">=0.3,<2"):
@@ -55,6 +57,9 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
         self._key = SessionKey(app_name, user_id, session_id)
         self._services = Services("StoredChatMessageHistory", service, sync_service)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._key!r})"
+
     @property
     def messages(self) -> list[BaseMessage]:
         """All messages, oldest first. See `aget_messages`.
@@ -62,7 +67,7 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
         Raises:
             NotImplementedError: there is only a service for asyncio.
         """
-        return self._services.run(self._read())
+        return self._services.run(self._read)
 
     @messages.setter
     def messages(self, messages: list[BaseMessage]) -> None:
@@ -77,7 +82,7 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
 
         One round trip, O(messages).
         """
-        return await self._services.arun(self._read())
+        return await self._services.arun(self._read)
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
         """Append messages. See `aadd_messages`.
@@ -87,9 +92,9 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
         """
         events = _events(messages)
         try:
-            self._services.append(self._key, events)
+            self._services.run(append, self._key, events)
         except InvalidArgument as refusal:
-            self._services.append(self._key, _packed(events, refusal))
+            self._services.run(append, self._key, _packed(events, refusal))
 
     async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
         """Append messages; up to 500 in one atomic step.
@@ -103,9 +108,9 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
         """
         events = _events(messages)
         try:
-            await self._services.aappend(self._key, events)
+            await self._services.arun(append, self._key, events)
         except InvalidArgument as refusal:
-            await self._services.aappend(self._key, _packed(events, refusal))
+            await self._services.arun(append, self._key, _packed(events, refusal))
 
     def clear(self) -> None:
         """Remove all messages. See `aclear`.
@@ -113,7 +118,7 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
         Raises:
             NotImplementedError: there is only a service for asyncio.
         """
-        self._services.run(clear_events(self._key))
+        self._services.run(clear_events, self._key)
 
     async def aclear(self) -> None:
         """Remove all messages. State that was stored with the session stays.
@@ -123,10 +128,10 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
 
         One round trip, O(1).
         """
-        await self._services.arun(clear_events(self._key))
+        await self._services.arun(clear_events, self._key)
 
-    def _read(self) -> Flow[list[BaseMessage]]:
-        events = yield from read_events(self._key)
+    def _read(self, ops: Ops) -> Flow[list[BaseMessage]]:
+        events = yield from read_events(ops, self._key)
         return [_message(event, self._key) for event in events]
 
 

@@ -18,8 +18,10 @@ import msgspec
 
 import sessionstore.sync
 
+from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument
 from ..model import Event, SessionKey, VerifiedEvent
+from ..ops import Ops
 from . import framework
 from .checkpoints import (
     History,
@@ -33,7 +35,7 @@ from .checkpoints import (
     instant_of,
     write_name,
 )
-from .flows import AnyService, Flow, Services, clear_events
+from .flows import AnyService, Services, append, clear_events
 
 with framework("langgraph-checkpoint", extra="langgraph", tested=">=3.0,<5"):
     from langgraph.checkpoint.base import (
@@ -99,7 +101,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """A checkpoint with its pending writes. See `aget_tuple`."""
-        return self._services.run(self._get_tuple(config))
+        return self._services.run(self._get_tuple, config)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """A checkpoint with its pending writes; None if there is none.
@@ -114,7 +116,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
 
         One round trip for the newest, O(its size); else O(history).
         """
-        return await self._services.arun(self._get_tuple(config))
+        return await self._services.arun(self._get_tuple, config)
 
     def put(
         self,
@@ -125,9 +127,9 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
     ) -> RunnableConfig:
         """Store a checkpoint. See `aput`."""
         change = self._checkpoint(config, checkpoint, metadata)
-        self._services.append(change.key, [change.event], change.root)
+        self._services.run(append, change.key, [change.event], change.root)
         if change.left:
-            self._services.run(self._threads.remove_state(change.key, change.left))
+            self._services.run(self._threads.remove_state, change.key, change.left)
         return self._stored(change)
 
     async def aput(
@@ -155,9 +157,9 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         One round trip, O(size); the first of a thread takes three.
         """
         change = self._checkpoint(config, checkpoint, metadata)
-        await self._services.aappend(change.key, [change.event], change.root)
+        await self._services.arun(append, change.key, [change.event], change.root)
         if change.left:
-            await self._services.arun(self._threads.remove_state(change.key, change.left))
+            await self._services.arun(self._threads.remove_state, change.key, change.left)
         return self._stored(change)
 
     def put_writes(
@@ -170,7 +172,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         """Store what a task wrote. See `aput_writes`."""
         change = self._writes(config, writes, task_id, task_path)
         if change is not None:
-            self._services.append(change.key, [change.event], change.root)
+            self._services.run(append, change.key, [change.event], change.root)
             self._stored(change)
 
     async def aput_writes(
@@ -197,7 +199,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         """
         change = self._writes(config, writes, task_id, task_path)
         if change is not None:
-            await self._services.aappend(change.key, [change.event], change.root)
+            await self._services.arun(append, change.key, [change.event], change.root)
             self._stored(change)
 
     # -- many ----------------------------------------------------------------------------------
@@ -214,9 +216,9 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         wanted = _Wanted(self, config, filter, before, limit)
         offset: int | None = 0
         while offset is not None and wanted.left:
-            threads, offset = self._services.run(self._page(config, offset))
+            threads, offset = self._services.run(self._page, config, offset)
             for thread_id in wanted.new(threads):
-                yield from wanted.of(self._services.run(self._histories(thread_id, config)))
+                yield from wanted.of(self._services.run(self._histories, thread_id, config))
 
     async def alist(
         self,
@@ -245,15 +247,15 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         wanted = _Wanted(self, config, filter, before, limit)
         offset: int | None = 0
         while offset is not None and wanted.left:
-            threads, offset = await self._services.arun(self._page(config, offset))
+            threads, offset = await self._services.arun(self._page, config, offset)
             for thread_id in wanted.new(threads):
-                histories = await self._services.arun(self._histories(thread_id, config))
+                histories = await self._services.arun(self._histories, thread_id, config)
                 for found in wanted.of(histories):
                     yield found
 
     def delete_thread(self, thread_id: str) -> None:
         """Remove a thread with all its namespaces. See `adelete_thread`."""
-        self._services.run(self._threads.delete(thread_id))
+        self._services.run(self._threads.delete, thread_id)
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Remove a thread with all its namespaces; a missing one is fine.
@@ -263,11 +265,11 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
 
         Two round trips, and one for each namespace.
         """
-        await self._services.arun(self._threads.delete(thread_id))
+        await self._services.arun(self._threads.delete, thread_id)
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a thread. See `acopy_thread`."""
-        self._services.run(self._threads.copy(source_thread_id, target_thread_id))
+        self._services.run(self._threads.copy, source_thread_id, target_thread_id)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy the whole history of a thread, with all its namespaces; a missing one is fine.
@@ -278,11 +280,11 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
 
         O(history). Not atomic.
         """
-        await self._services.arun(self._threads.copy(source_thread_id, target_thread_id))
+        await self._services.arun(self._threads.copy, source_thread_id, target_thread_id)
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Remove history. See `aprune`."""
-        self._services.run(self._prune(thread_ids, strategy))
+        self._services.run(self._prune, thread_ids, strategy)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Remove history.
@@ -301,13 +303,13 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
 
         Three round trips a thread, and two for each of its subgraphs' namespaces.
         """
-        await self._services.arun(self._prune(thread_ids, strategy))
+        await self._services.arun(self._prune, thread_ids, strategy)
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, Any]:
         """What delta channels are rebuilt from. See `aget_delta_channel_history`."""
-        return self._services.run(self._delta_history(config, channels))
+        return self._services.run(self._delta_history, config, channels)
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -327,68 +329,70 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
 
         O(history).
         """
-        return await self._services.arun(self._delta_history(config, channels))
+        return await self._services.arun(self._delta_history, config, channels)
 
     # -- flows ---------------------------------------------------------------------------------
 
-    def _get_tuple(self, config: RunnableConfig) -> Flow[CheckpointTuple | None]:
+    def _get_tuple(self, ops: Ops, config: RunnableConfig) -> Flow[CheckpointTuple | None]:
         thread_id, namespace = _place(config)
         key = self._threads.key(thread_id, namespace)
-        history = yield from self._threads.read_state(key)
+        history = yield from self._threads.read_state(ops, key)
         checkpoint_id = get_checkpoint_id(config) or history.newest
         if checkpoint_id != history.newest:
-            history = yield from self._threads.read_history(key)
+            history = yield from self._threads.read_history(ops, key)
         if checkpoint_id not in history.checkpoints:
             return None
         return self._tuple(thread_id, checkpoint_id, history)
 
     def _page(
-        self, config: RunnableConfig | None, offset: int
+        self, ops: Ops, config: RunnableConfig | None, offset: int
     ) -> Flow[tuple[Sequence[str], int | None]]:
         """A page of thread ids, and where the next one begins; None behind the last."""
         if config is not None:
             return [_place(config)[0]], None
-        return (yield from self._threads.page(offset))
+        return (yield from self._threads.page(ops, offset))
 
     def _histories(
-        self, thread_id: str, config: RunnableConfig | None
+        self, ops: Ops, thread_id: str, config: RunnableConfig | None
     ) -> Flow[Sequence[tuple[str, History]]]:
         """The histories of a thread's namespaces, or of the one that `config` names."""
         namespace = config["configurable"].get("checkpoint_ns") if config else None
         if namespace is not None:
             keys: Sequence[SessionKey] = [self._threads.key(thread_id, namespace)]
         else:
-            keys = yield from self._threads.keys(thread_id)
+            keys = yield from self._threads.keys(ops, thread_id)
         found = []
         for key in keys:
-            history = yield from self._threads.read_history(key)
+            history = yield from self._threads.read_history(ops, key)
             found.append((thread_id, history))
         return found
 
-    def _prune(self, thread_ids: Sequence[str], strategy: str) -> Flow[None]:
+    def _prune(self, ops: Ops, thread_ids: Sequence[str], strategy: str) -> Flow[None]:
         if strategy not in ("keep_latest", "delete"):
             raise InvalidArgument(f'strategy must be "keep_latest" or "delete", not {strategy!r}')
         for thread_id in thread_ids:
             if strategy == "delete":
-                yield from self._threads.delete(thread_id)
+                yield from self._threads.delete(ops, thread_id)
                 continue
-            for key in (yield from self._threads.keys(thread_id)):
-                history = yield from self._threads.read_state(key)
+            for key in (yield from self._threads.keys(ops, thread_id)):
+                history = yield from self._threads.read_state(ops, key)
                 newest = history.checkpoints.get(history.newest)
                 if newest is None:
                     continue
                 if self._load(newest.metadata).get("counters_since_delta_snapshot"):
                     continue
-                yield from clear_events(key)
+                yield from clear_events(ops, key)
                 stale, _ = self._threads.known(key).before(history.newest)
                 if stale:
-                    yield from self._threads.remove_state(key, sorted(stale))
+                    yield from self._threads.remove_state(ops, key, sorted(stale))
 
     def _delta_history(
-        self, config: RunnableConfig, channels: Sequence[str]
+        self, ops: Ops, config: RunnableConfig, channels: Sequence[str]
     ) -> Flow[Mapping[str, Any]]:
         thread_id, namespace = _place(config)
-        history = yield from self._threads.read_history(self._threads.key(thread_id, namespace))
+        history = yield from self._threads.read_history(
+            ops, self._threads.key(thread_id, namespace)
+        )
         found: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
         missing = set(channels)
         child = history.checkpoints.get(get_checkpoint_id(config) or history.newest)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import InvalidArgument
 from ..model import Event, SessionKey
 from . import framework
-from .flows import AnyService, Services, clear_events, pop_event, read_events
+from .flows import AnyService, Services, append, clear_events, pop_event, read_events
 
 with framework("openai-agents", extra="openai-agents", tested=">=0.8,<0.25"):
     from agents.memory import SessionSettings
@@ -47,6 +47,9 @@ class StoredSession:
         self._key = SessionKey(app_name, user_id, session_id)
         self._services = Services("StoredSession", service)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._key!r})"
+
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
         """The newest items, oldest first.
 
@@ -63,7 +66,7 @@ class StoredSession:
             limit = self.session_settings.limit
         if limit is not None and limit <= 0:
             return []
-        events = await self._services.arun(read_events(self._key, limit))
+        events = await self._services.arun(read_events, self._key, limit)
         return [event.content for event in events]
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
@@ -80,7 +83,7 @@ class StoredSession:
         One round trip, O(log N) an item; the first item of a session takes three.
         """
         events = [_event(item, number) for number, item in enumerate(items)]
-        await self._services.aappend(self._key, events)
+        await self._services.arun(append, self._key, events)
 
     async def pop_item(self) -> TResponseInputItem | None:
         """Remove the newest item and return it; None if there is none.
@@ -90,7 +93,7 @@ class StoredSession:
 
         One round trip, O(log N).
         """
-        event = await self._services.arun(pop_event(self._key))
+        event = await self._services.arun(pop_event, self._key)
         return event.content if event else None
 
     async def clear_session(self) -> None:
@@ -101,7 +104,7 @@ class StoredSession:
 
         One round trip, O(1).
         """
-        await self._services.arun(clear_events(self._key))
+        await self._services.arun(clear_events, self._key)
 
 
 def _event(item: TResponseInputItem, number: int) -> Event:

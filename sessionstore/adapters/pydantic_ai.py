@@ -10,10 +10,12 @@ import msgspec
 
 import sessionstore.sync
 
+from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument
 from ..model import Event, SessionKey, VerifiedEvent
+from ..ops import Ops
 from . import framework
-from .flows import AnyService, Flow, Services, clear_events, read_events
+from .flows import AnyService, Services, append, clear_events, read_events
 from .packing import is_carried, pack, unpack
 from .shapes import Shapes
 
@@ -65,6 +67,9 @@ class StoredMessageHistory:
         self._key = SessionKey(app_name, user_id, session_id)
         self._services = Services("StoredMessageHistory", service, sync_service)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._key!r})"
+
     async def load(self, limit: int | None = None) -> list[ModelMessage]:
         """The newest messages, oldest first; none if nothing was stored.
 
@@ -79,7 +84,7 @@ class StoredMessageHistory:
 
         One round trip, O(messages read).
         """
-        return await self._services.arun(self._load(limit))
+        return await self._services.arun(self._load, limit)
 
     def load_sync(self, limit: int | None = None) -> list[ModelMessage]:
         """The newest messages. See `load`.
@@ -87,7 +92,7 @@ class StoredMessageHistory:
         Raises:
             NotImplementedError: there is only a service for asyncio.
         """
-        return self._services.run(self._load(limit))
+        return self._services.run(self._load, limit)
 
     async def store(self, messages: Sequence[ModelMessage]) -> None:
         """Append messages; up to 500 in one atomic step.
@@ -102,7 +107,7 @@ class StoredMessageHistory:
 
         One round trip, O(log N) a message; the first message of a session takes three.
         """
-        await self._services.aappend(self._key, _events(messages))
+        await self._services.arun(append, self._key, _events(messages))
 
     def store_sync(self, messages: Sequence[ModelMessage]) -> None:
         """Append messages. See `store`.
@@ -110,7 +115,7 @@ class StoredMessageHistory:
         Raises:
             NotImplementedError: there is only a service for asyncio.
         """
-        self._services.append(self._key, _events(messages))
+        self._services.run(append, self._key, _events(messages))
 
     async def clear(self) -> None:
         """Remove all messages. State that was stored with the session stays.
@@ -120,7 +125,7 @@ class StoredMessageHistory:
 
         One round trip, O(1).
         """
-        await self._services.arun(clear_events(self._key))
+        await self._services.arun(clear_events, self._key)
 
     def clear_sync(self) -> None:
         """Remove all messages. See `clear`.
@@ -128,10 +133,10 @@ class StoredMessageHistory:
         Raises:
             NotImplementedError: there is only a service for asyncio.
         """
-        self._services.run(clear_events(self._key))
+        self._services.run(clear_events, self._key)
 
-    def _load(self, limit: int | None) -> Flow[list[ModelMessage]]:
-        events = yield from read_events(self._key, limit)
+    def _load(self, ops: Ops, limit: int | None) -> Flow[list[ModelMessage]]:
+        events = yield from read_events(ops, self._key, limit)
         try:
             return _messages(events)
         except (LookupError, TypeError, ValueError) as error:

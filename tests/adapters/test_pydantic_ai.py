@@ -15,6 +15,8 @@ import sessionstore
 import sessionstore.sync
 from sessionstore import CorruptData, Event, InvalidArgument, LimitExceeded, SessionKey
 from sessionstore.adapters.shapes import Shapes
+from sessionstore.calls import AsyncExecutor, Call
+from sessionstore.observe import wrap_executor
 
 pydantic_ai: Any = needs("pydantic_ai", "pydantic-ai")
 messages: Any = needs("pydantic_ai.messages", "pydantic-ai")
@@ -247,9 +249,7 @@ async def test_what_a_known_shape_would_not_be_read_with_is_refused(service: Any
     assert await stored(service).load() == [known]
 
 
-async def test_what_changes_while_its_session_is_created_is_checked_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_what_changes_while_its_session_is_created_is_checked_again() -> None:
     def used(args: dict[str, Any]) -> Any:
         return messages.ModelResponse(parts=[messages.ToolCallPart("look", args, "1")])
 
@@ -257,13 +257,21 @@ async def test_what_changes_while_its_session_is_created_is_checked_again(
         await adapter.StoredMessageHistory("other", service, app_name="shop", user_id="ann").store(
             [used({"a": 1})]
         )
-        create, args = service.get_or_create_session, {"a": 2.0}
+        args = {"a": 2.0}
 
-        async def create_slowly(**options: Any) -> Any:
-            args["a"] = float("nan")  # as another task might
-            return await create(**options)
+        class SlowCreation:
+            def __init__(self, inner: AsyncExecutor) -> None:
+                self._inner = inner
 
-        monkeypatch.setattr(service, "get_or_create_session", create_slowly)
+            async def execute(self, call: Call[Any]) -> list[Any]:
+                if call.name == "get_or_create_session":
+                    args["a"] = float("nan")  # as another task might
+                return await self._inner.execute(call)
+
+            async def aclose(self) -> None:
+                await self._inner.aclose()
+
+        wrap_executor(service, SlowCreation)
         with pytest.raises(InvalidArgument, match="not a finite number"):
             await stored(service).store([used(args)])
 

@@ -1,23 +1,32 @@
-"""The Runner over the asyncio backends: what a caller has seen is stored, once and in order."""
+"""The Runner on both sides: what a caller has seen is stored, once and in order."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from conftest import WITH_TTL, Server
+from conftest import WITH_TTL, Awaited, Server
 from contract_support import APP, KEY, OWNER, USER, create, numbers_of, read, results_of, run_all
+from runner_sides import (
+    AwaitedRunner,
+    Tamper,
+    TamperedAsync,
+    TamperedSync,
+    losing,
+    twice,
+    without_renewals,
+)
 
+import sessionstore.sync
 from sessionstore import (
     BackendUnavailable,
     Event,
-    InMemorySessionService,
-    RedisSessionService,
-    Run,
     RunContext,
     Runner,
     SessionKey,
@@ -25,41 +34,83 @@ from sessionstore import (
     TurnLost,
     TurnTaken,
 )
-from sessionstore.calls import AsyncExecutor, Call
+from sessionstore.observe import wrap_executor
 
-MakeRunner = Callable[..., Runner]
+_THREADS = 64  # more than the runs of any test: each that waits for its turn keeps one
+
+
+class Side:
+    """Makes services and Runners for asyncio, or for threads with an API to await."""
+
+    def __init__(self, mode: Literal["async", "sync"], pool: ThreadPoolExecutor) -> None:
+        self.mode = mode
+        self._pool = pool
+
+    def service(self, place: Server | None) -> Any:
+        module: Any = sessionstore if self.mode == "async" else sessionstore.sync
+        if place is None:
+            return module.InMemorySessionService(**WITH_TTL)
+        return module.RedisSessionService(place.url, **WITH_TTL)
+
+    def runner(self, agent: Any, service: Any, **options: Any) -> Any:
+        if self.mode == "async":
+            return Runner(APP, agent, service, **options)
+        return AwaitedRunner(APP, agent, service, self._pool, **options)
+
+    def tampered(self, service: Any, tamper: Tamper) -> Any:
+        """A service that shares what it stores with another one, and whose calls go wrong."""
+        found = copy.copy(service)
+        kind: Any = TamperedAsync if self.mode == "async" else TamperedSync
+        wrap_executor(found, lambda inner: kind(inner, tamper))
+        return found
+
+
+@pytest.fixture(params=["async", "sync"])
+def side(request: pytest.FixtureRequest) -> Iterator[Side]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield Side(request.param, pool)
 
 
 @pytest.fixture
-async def service(place: Server | None) -> AsyncIterator[SessionService]:
-    """Takes the place of the one that the other contract tests run on."""
-    made: SessionService
-    if place is None:
-        made = InMemorySessionService(**WITH_TTL)
-    else:
-        made = RedisSessionService(place.url, **WITH_TTL)
-    async with made:
-        yield made
+async def plain(place: Server | None, side: Side) -> AsyncIterator[Any]:
+    """A service of the side that is tested."""
+    service = side.service(place)
+    async with AsyncExitStack() as stack:
+        if side.mode == "async":
+            await stack.enter_async_context(service)
+        else:
+            stack.enter_context(service)
+        yield service
 
 
 @pytest.fixture
-async def make_runner(
-    place: Server | None, service: SessionService
-) -> AsyncIterator[Callable[..., Runner]]:
+def service(plain: Any, side: Side) -> Any:
+    """The same with methods to await. Takes the place of that of the other contract tests."""
+    return plain if side.mode == "async" else Awaited(plain)
+
+
+MakeRunner = Callable[..., Any]
+
+
+@pytest.fixture
+async def make_runner(place: Server | None, plain: Any, side: Side) -> AsyncIterator[MakeRunner]:
     """Makes Runners with a service each where services share what they store."""
     async with AsyncExitStack() as stack:
 
-        def make(agent: Any, **options: Any) -> Runner:
-            own = service
-            if place is not None:
-                own = RedisSessionService(place.url, **WITH_TTL)
+        def make(agent: Any, **options: Any) -> Any:
+            if place is None:
+                return side.runner(agent, plain, **options)
+            own = side.service(place)
+            if side.mode == "async":
                 stack.push_async_callback(own.aclose)
-            return Runner(APP, agent, own, **options)
+            else:
+                stack.callback(own.close)
+            return side.runner(agent, own, **options)
 
         yield make
 
 
-async def all_of(run: Run) -> list[Event]:
+async def all_of(run: Any) -> list[Event]:
     return [event async for event in run]
 
 
@@ -80,7 +131,9 @@ def in_turn(contents: list[Any]) -> list[Any]:
 
 
 class TestOneRun:
-    async def test_a_session_is_created_loaded_and_updated(self, make_runner: MakeRunner) -> None:
+    async def test_a_session_is_created_loaded_and_updated(
+        self, make_runner: MakeRunner, service: SessionService
+    ) -> None:
         async def shop(context: RunContext) -> AsyncIterator[Event]:
             cart = context.state.get("cart", [])
             yield Event("shop", {"tool_call": "add", "item": context.message})
@@ -98,7 +151,7 @@ class TestOneRun:
         [third] = (await all_of(runner.run(USER, "other", "cup")))[-1:]
         assert third.content == "Your cart: ['cup']"
 
-        session = await read(runner.session_service)
+        session = await read(service)
         assert session.state == {
             "language": "en",
             "cart": ["mug", "cup"],
@@ -113,13 +166,15 @@ class TestOneRun:
         ]
         assert session.version == 1 + 4 + 4
 
-    async def test_a_new_session_has_a_new_id(self, make_runner: MakeRunner) -> None:
+    async def test_a_new_session_has_a_new_id(
+        self, make_runner: MakeRunner, service: SessionService
+    ) -> None:
         runner = make_runner(count)
         run = runner.run(USER, "", "x")
         await all_of(run)
-        found = await read(runner.session_service, run.key)
+        found = await read(service, run.key)
         assert len(found.events) == 6
-        [listed] = await runner.session_service.list_sessions(**OWNER)
+        [listed] = await service.list_sessions(**OWNER)
         assert listed.key == run.key
 
     async def test_what_the_caller_has_seen_is_stored(
@@ -171,8 +226,10 @@ class TestOneRun:
 
     @pytest.mark.parametrize("how", ["cancel", "aclose"])
     async def test_an_interrupted_run_keeps_what_was_said(
-        self, make_runner: MakeRunner, service: SessionService, how: str
+        self, side: Side, make_runner: MakeRunner, service: SessionService, how: str
     ) -> None:
+        if how == "cancel" and side.mode == "sync":
+            pytest.skip("a thread cannot be cancelled")
         streamed = asyncio.Event()
 
         async def agent(_: RunContext) -> AsyncIterator[Event]:
@@ -199,74 +256,22 @@ class TestOneRun:
         await service.acquire_turn(KEY)
 
 
-class Tampered:
-    """An executor before that of a service, which goes on as it was."""
-
-    def __init__(self, service: SessionService) -> None:
-        self._inner: AsyncExecutor = service._executor
-
-    async def execute(self, call: Call[Any]) -> list[Any]:
-        return await self._inner.execute(call)
-
-    async def aclose(self) -> None:
-        pass
-
-
-class Twice(Tampered):
-    """Sends every call of one operation twice, as after an answer that was lost."""
-
-    def __init__(self, service: SessionService, name: str) -> None:
-        super().__init__(service)
-        self._name = name
-
-    async def execute(self, call: Call[Any]) -> list[Any]:
-        if call.name == self._name:
-            await self._inner.execute(call)
-        return await self._inner.execute(call)
-
-
-class Losing(Tampered):
-    """Loses the answer to one call."""
-
-    def __init__(self, service: SessionService, number: int) -> None:
-        super().__init__(service)
-        self._left = number
-
-    async def execute(self, call: Call[Any]) -> list[Any]:
-        replies = await self._inner.execute(call)
-        self._left -= 1
-        if self._left == 0:
-            raise BackendUnavailable("planted", maybe_applied=call.writes)
-        return replies
-
-
-class WithoutRenewals(Tampered):
-    """Renewals of a turn do not arrive."""
-
-    async def execute(self, call: Call[Any]) -> list[Any]:
-        if call.name == "renew_turn":
-            raise BackendUnavailable("planted")
-        return await self._inner.execute(call)
-
-
-def tampered(service: SessionService, executor: AsyncExecutor) -> SessionService:
-    return SessionService(service._ops, executor)
-
-
 class TestExactlyOnce:
     @pytest.mark.parametrize("serialize_turns", [False, True])
     @pytest.mark.parametrize("name", ["append_event", "get_or_create_session", "acquire_turn"])
     async def test_a_call_that_is_sent_twice_counts_once(
-        self, service: SessionService, name: str, serialize_turns: bool
+        self, side: Side, plain: Any, service: SessionService, name: str, serialize_turns: bool
     ) -> None:
-        repeating = tampered(service, Twice(service, name))
-        runner = Runner(APP, count, repeating, serialize_turns=serialize_turns)
+        repeating = side.tampered(plain, twice(name))
+        runner = side.runner(count, repeating, serialize_turns=serialize_turns)
         seen = await all_of(runner.run(USER, "sid", "x"))
         found = await read(service)
         assert found.events[1:] == seen
         assert (found.version, found.state) == (7, {"x": 4})
 
-    async def test_a_run_may_be_repeated_with_its_message(self, service: SessionService) -> None:
+    async def test_a_run_may_be_repeated_with_its_message(
+        self, side: Side, plain: Any, service: SessionService
+    ) -> None:
         """Whatever answer was lost, the message is stored once, and so is every event."""
 
         async def agent(_: RunContext) -> AsyncIterator[Event]:
@@ -276,12 +281,12 @@ class TestExactlyOnce:
         for number in range(1, 8):
             key = SessionKey(APP, USER, f"session {number}")
             message = Event("user", "x")
-            losing = Runner(APP, agent, tampered(service, Losing(service, number)))
+            interrupted = side.runner(agent, side.tampered(plain, losing(number)))
             with pytest.raises(BackendUnavailable):
-                await all_of(losing.run(USER, key.session_id, message))
+                await all_of(interrupted.run(USER, key.session_id, message))
             first = ["x", *range(5)][: number - 1]
             assert numbers_of(await read(service, key)) == first
-            await all_of(Runner(APP, agent, service).run(USER, key.session_id, message))
+            await all_of(side.runner(agent, plain).run(USER, key.session_id, message))
             assert numbers_of(await read(service, key)) == [*(first or ["x"]), *range(5)]
 
 
@@ -358,7 +363,7 @@ class TestManyRuns:
             await asyncio.sleep(0)
             yield Event("agent", [context.message, 1])
 
-        async def hold(runner: Runner, number: int) -> None:
+        async def hold(runner: Any, number: int) -> None:
             run = runner.run(USER, "sid", number)
             async for event in run:
                 if number % 3 == 1 and event.content == [number, 0]:
@@ -375,11 +380,11 @@ class TestManyRuns:
             assert len(answers) == (1 if said.content % 3 == 1 else 2)
 
     async def test_a_run_whose_turn_was_taken_is_refused(
-        self, make_runner: MakeRunner, service: SessionService
+        self, side: Side, plain: Any, make_runner: MakeRunner, service: SessionService
     ) -> None:
-        """A holder whose renewals do not arrive: the store lets the next one in, and him not."""
-        lonely = tampered(service, WithoutRenewals(service))
-        first = Runner(APP, count, lonely, serialize_turns=True, turn_lease=0.05)
+        """If the renewals of a holder do not arrive, the next run gets the turn."""
+        lonely = side.tampered(plain, without_renewals)
+        first = side.runner(count, lonely, serialize_turns=True, turn_lease=0.05)
         run = first.run(USER, "sid", "first")
         await anext(run)
         second = make_runner(count, serialize_turns=True)

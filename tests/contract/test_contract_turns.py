@@ -85,7 +85,7 @@ class TestAcquire:
         session = await create(service)
         turn = await service.acquire_turn(session, lease=LONG)
         for holder in (session, KEY):
-            with pytest.raises(TurnTaken, match="another run has the turn") as raised:
+            with pytest.raises(TurnTaken, match="another run holds the turn") as raised:
                 await service.acquire_turn(holder)
             assert raised.value.expires_at == turn.expires_at
 

@@ -31,6 +31,7 @@ from sessionstore import (
     TurnTaken,
 )
 from sessionstore.calls import AsyncExecutor, Call, SyncExecutor
+from sessionstore.observe import wrap_executor
 
 When = Literal["before", "after"]
 
@@ -99,12 +100,12 @@ class FaultySync:
 
 def make_faulty(mode: str, url: str, fault: Fault) -> Any:
     if mode == "async":
-        plain = RedisSessionService(url, session_event_limit=6, **WITH_TTL)
-        return sessionstore.service.SessionService(plain._ops, FaultyAsync(plain._executor, fault))
+        service = RedisSessionService(url, session_event_limit=6, **WITH_TTL)
+        wrap_executor(service, lambda inner: FaultyAsync(inner, fault))
+        return service
     blocking = sessionstore.sync.RedisSessionService(url, session_event_limit=6, **WITH_TTL)
-    return Awaited(
-        sessionstore.sync.SessionService(blocking._ops, FaultySync(blocking._executor, fault))
-    )
+    wrap_executor(blocking, lambda inner: FaultySync(inner, fault))
+    return Awaited(blocking)
 
 
 # -- operations -------------------------------------------------------------------------------

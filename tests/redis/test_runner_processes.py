@@ -59,6 +59,39 @@ async def main():
 asyncio.run(main())
 """
 
+# The same in threads.
+PROGRAM_FOR_THREADS = """
+import json, sys
+from concurrent.futures import ThreadPoolExecutor
+from sessionstore import Event
+from sessionstore.sync import RedisSessionService, Runner
+
+url, name, options, num_runs, num_events, stops_at = json.loads(sys.argv[1])
+
+def agent(context):
+    for number in range(num_events):
+        if number == stops_at:
+            print("waiting", flush=True)
+            sys.stdin.readline()
+        yield Event("agent", [context.message, number], state_delta={context.message: number})
+
+def hold(runner, message):
+    try:
+        for event in runner.run("user", "sid", message):
+            pass
+    except Exception as error:
+        return type(error).__name__
+    return "done"
+
+ttl = {"session_ttl": 600, "user_state_ttl": 600, "app_state_ttl": 600}
+with RedisSessionService(url, **ttl) as service, ThreadPoolExecutor(num_runs) as pool:
+    runner = Runner("app", agent, service, **options)
+    runs = [pool.submit(hold, runner, f"{name}-{number}") for number in range(num_runs)]
+    print(json.dumps([run.result() for run in runs]))
+"""
+
+PROGRAMS = {"async": PROGRAM, "sync": PROGRAM_FOR_THREADS}
+
 
 @contextmanager
 def started(
@@ -68,12 +101,13 @@ def started(
     num_runs: int = 1,
     num_events: int = 3,
     stops_at: int | None = None,
+    mode: str = "async",
     **options: Any,
 ) -> Iterator[subprocess.Popen[str]]:
     """A process with runs of an agent; it waits for a line on stdin before event `stops_at`."""
     arguments = json.dumps([server.url, name, options, num_runs, num_events, stops_at])
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, arguments],
+        [sys.executable, "-c", PROGRAMS[mode], arguments],
         cwd=PROJECT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -127,10 +161,18 @@ def blocks(found: list[Any], length: int) -> list[str]:
     return order
 
 
+both_modes = pytest.mark.parametrize("mode", ["async", "sync"])
+
+
+@both_modes
 @pytest.mark.parametrize("serialize_turns", [False, True])
-async def test_two_processes_lose_nothing(server: Server, serialize_turns: bool) -> None:
+async def test_two_processes_lose_nothing(server: Server, serialize_turns: bool, mode: str) -> None:
     num_runs = 15
-    arguments: dict[str, Any] = {"num_runs": num_runs, "serialize_turns": serialize_turns}
+    arguments: dict[str, Any] = {
+        "num_runs": num_runs,
+        "serialize_turns": serialize_turns,
+        "mode": mode,
+    }
     with started(server, "a", **arguments) as first, started(server, "b", **arguments) as second:
         for process in (first, second):
             assert outcomes_of(process) == ["done"] * num_runs
@@ -149,9 +191,12 @@ async def test_two_processes_lose_nothing(server: Server, serialize_turns: bool)
         assert own == [name, *([name, number] for number in range(3))]
 
 
-async def test_a_holder_that_is_killed_frees_the_turn_after_its_lease(server: Server) -> None:
+@both_modes
+async def test_a_holder_that_is_killed_frees_the_turn_after_its_lease(
+    server: Server, mode: str
+) -> None:
     lease_s = 2.0
-    options: dict[str, Any] = {"serialize_turns": True, "turn_lease": lease_s}
+    options: dict[str, Any] = {"serialize_turns": True, "turn_lease": lease_s, "mode": mode}
     async with RedisSessionService(server.url, **TTL) as service:
         with started(server, "killed", stops_at=1, **options) as process:
             wait_until_waiting(process)
@@ -177,10 +222,11 @@ async def test_a_holder_that_is_killed_frees_the_turn_after_its_lease(server: Se
         assert await contents(service) == ["killed-0", ["killed-0", 0], "next", ["next", 0]]
 
 
-async def test_a_holder_that_was_stopped_too_long_is_refused(server: Server) -> None:
-    """It believes to have the turn when it wakes up; the token that it carries says otherwise."""
+@both_modes
+async def test_a_holder_that_was_stopped_too_long_is_refused(server: Server, mode: str) -> None:
+    """When it wakes up it still carries its old token, which the store refuses."""
     async with RedisSessionService(server.url, **TTL) as service:
-        options: dict[str, Any] = {"serialize_turns": True, "turn_lease": 0.5}
+        options: dict[str, Any] = {"serialize_turns": True, "turn_lease": 0.5, "mode": mode}
         with started(server, "stopped", stops_at=1, **options) as process:
             wait_until_waiting(process)
             process.send_signal(signal.SIGSTOP)

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from unit_support import NOON, make_ops
+from unit_support import NOON
 
 from sessionstore import (
     BackendTimeout,
@@ -24,7 +24,8 @@ from sessionstore import (
     SessionService,
     StaleVersion,
 )
-from sessionstore.calls import Call
+from sessionstore.calls import AsyncExecutor, Call
+from sessionstore.observe import wrap_executor
 from sessionstore.ops import EVENTS_PER_CALL_LIMIT
 from sessionstore.tiers import STATE_KEY_LIMIT, STATE_KEYS_LIMIT
 
@@ -56,7 +57,9 @@ def recording_service(
     error: Exception | None = None, **options: Any
 ) -> tuple[SessionService, Recorder]:
     recorder = Recorder(error)
-    return SessionService(make_ops(**options), recorder), recorder
+    service = InMemorySessionService(**options)
+    wrap_executor(service, lambda _: recorder)
+    return service, recorder
 
 
 def make_session() -> Session:
@@ -359,8 +362,13 @@ async def test_a_call_is_named_after_the_method() -> None:
 class Counter:
     """Passes Calls on to a store, and counts them."""
 
-    def __init__(self, inner: Any) -> None:
-        self.inner, self.count = inner, 0
+    def __init__(self, service: SessionService) -> None:
+        self.count = 0
+        wrap_executor(service, self._wrap)
+
+    def _wrap(self, inner: AsyncExecutor) -> AsyncExecutor:
+        self.inner = inner
+        return self
 
     async def execute(self, call: Call[Any]) -> list[Any]:
         self.count += 1
@@ -377,8 +385,8 @@ async def test_all_operations_but_a_list_are_one_call() -> None:
         async with InMemorySessionService(session_ttl=60) as memory:
             if method.method != "create_session":
                 await memory.create_session(**IDS)
-            counter = Counter(memory._executor)
-            await method.on(SessionService(make_ops(session_ttl=60), counter))
+            counter = Counter(memory)
+            await method.on(memory)
             assert counter.count == (2 if method.method == "list_sessions" else 1)
 
 
@@ -390,9 +398,8 @@ async def test_an_offset_beyond_the_end_is_found_out_at_once(
     async with InMemorySessionService() as memory:
         for _ in range(num_sessions):
             await memory.create_session(**USER)
-        counter = Counter(memory._executor)
-        service = SessionService(make_ops(), counter)
-        assert await service.list_sessions(**USER, offset=offset) == []
+        counter = Counter(memory)
+        assert await memory.list_sessions(**USER, offset=offset) == []
         assert counter.count <= 4
 
 

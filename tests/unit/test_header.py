@@ -25,7 +25,7 @@ from sessionstore.errors import ScriptContractError, SessionStoreError
 from sessionstore.model import Event, SessionKey, Turn
 from sessionstore.ops import Ops
 from sessionstore.scripts import SCRIPTS, lua_directory
-from sessionstore.tiers import Change, split
+from sessionstore.tiers import Change, encode_change
 from sessionstore.transport import wire
 
 LUA = lua_directory()
@@ -154,7 +154,7 @@ def changes(ops: Ops, tier: Any = "session") -> Iterator[Change]:
             prefixes = ("app:", "user:", "temp:")
             state = {key: state[key] for key in state if not key.startswith(prefixes)}
             removed = [key for key in removed if not key.startswith(prefixes)]
-        yield split(ops.options.codec, state, removed, path="state", removed_path="keys", tier=tier)
+        yield encode_change(ops.options.codec, state, removed, tier=tier)
 
 
 def prepared(ops: Ops, *numbers: int) -> list[tuple[bytes, datetime, Change]]:

@@ -24,8 +24,10 @@ LAYERS: list[set[str]] = [
     {"ops"},
     {"flows"},
     {"transport", "twin"},
-    {"service", "sync"},
-    {"embedded", "observe", "runner"},
+    {"run_context", "service"},
+    {"concurrency"},
+    {"runner", "sync"},
+    {"embedded", "observe"},
     {"sessionstore"},  # the package's own __init__
     {"adapters", "cli"},
 ]

@@ -22,7 +22,7 @@ from sessionstore.errors import (
 )
 from sessionstore.ops import EVENTS_PER_CALL_LIMIT, Ops
 from sessionstore.replies import WriteResult
-from sessionstore.tiers import Change, Delta, split
+from sessionstore.tiers import Change, Delta, encode_change
 from sessionstore.transport import wire
 
 KEY = SessionKey("app", "user", "sid")
@@ -30,7 +30,7 @@ TURN = Turn(KEY, 3, NOON)
 
 
 def change_of(ops: Ops, **state: Any) -> Change:
-    return split(ops.options.codec, state, path="state", removed_path="keys")
+    return encode_change(ops.options.codec, state)
 
 
 def prepared(ops: Ops, count: int) -> list[tuple[bytes, datetime, Change]]:

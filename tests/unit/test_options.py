@@ -242,7 +242,7 @@ def test_an_option_of_the_url_is_named(mode: str) -> None:
 
 @each_redis
 def test_no_address_is_refused(mode: str) -> None:
-    with pytest.raises(InvalidArgument, match=r"url or instance_name"):
+    with pytest.raises(InvalidArgument, match="url, instance_name or client must be given"):
         REDIS[mode]()
 
 

@@ -30,7 +30,7 @@ from sessionstore import (
     Runner,
     Session,
 )
-from sessionstore.runner import RunState
+from sessionstore.run_context import RunState
 from sessionstore.times import utc_now
 
 
@@ -90,11 +90,11 @@ class TestRunState:
     def test_changes_ride_on_an_event(self) -> None:
         state = RunState(session_with(a=1, b=2))
         event = Event("agent", "x", metadata={"m": 1})
-        assert state.onto(event) is event
+        assert state.add_changes(event) is event
         state["user:n"] = 1
         state["temp:t"] = 2
         del state["a"]
-        riding = state.onto(event)
+        riding = state.add_changes(event)
         assert riding.state_delta == {"user:n": 1, "temp:t": 2}
         assert riding.state_removed == ["a"]
         assert (riding.id, riding.content, riding.metadata) == (event.id, "x", {"m": 1})
@@ -107,7 +107,7 @@ class TestRunState:
         del state["c"]
         del state["d"]
         event = Event("x", state_delta={"a": "event", "c": "event"}, state_removed=["b", "e"])
-        riding = state.onto(event)
+        riding = state.add_changes(event)
         assert riding.state_delta == {"a": "event", "c": "event"}
         assert riding.state_removed == ["b", "e", "d"]
 
@@ -118,17 +118,17 @@ class TestRunState:
         state = RunState(session_with())
         state["a"] = 1
         event = Event("x", **change)
-        assert state.onto(event) is event
+        assert state.add_changes(event) is event
 
     def test_only_what_rode_is_cleared(self) -> None:
         state = RunState(session_with())
         state["a"] = 1
         state["b"] = 1
-        state.onto(Event("x"))
+        state.add_changes(Event("x"))
         state["b"] = 2
         state["c"] = 3
-        state.clear_changes()
-        assert state.onto(Event("x")).state_delta == {"b": 2, "c": 3}
+        state.clear_stored_changes()
+        assert state.add_changes(Event("x")).state_delta == {"b": 2, "c": 3}
 
     def test_changes_of_temp_alone_need_not_be_stored(self) -> None:
         state = RunState(session_with())
@@ -163,8 +163,13 @@ class TestArguments:
     def test_a_service_for_threads_is_refused(self) -> None:
         with sessionstore.sync.InMemorySessionService() as service:
             arguments: Any = (APP, echo, service)
-            with pytest.raises(InvalidArgument, match="session_service must be a SessionService"):
+            with pytest.raises(InvalidArgument) as raised:
                 Runner(*arguments)
+        assert str(raised.value) == (
+            "session_service must be a SessionService, not "
+            "sessionstore.sync.service.InMemorySessionService (this one is for threads: use "
+            "sessionstore.sync.Runner, or a service of sessionstore)"
+        )
 
     def test_a_partial_message_is_refused_at_once(self) -> None:
         runner = Runner(APP, echo)
@@ -172,11 +177,11 @@ class TestArguments:
             runner.run(USER, "sid", Event("user", "Hel", partial=True))
 
     @pytest.mark.parametrize("name", ["user_id", "session_id"])
-    async def test_a_bad_id_is_named_by_the_first_event(self, name: str) -> None:
-        async with Runner(APP, echo) as runner:
-            ids: dict[str, Any] = {"user_id": USER, "session_id": "sid", name: 5}
-            with pytest.raises(InvalidArgument, match=f"{name} must be a str, not int"):
-                await all_of(runner.run(**ids, message="x"))
+    def test_a_bad_id_is_refused_at_once(self, name: str) -> None:
+        runner = Runner(APP, echo)
+        ids: dict[str, Any] = {"user_id": USER, "session_id": "sid", name: 5}
+        with pytest.raises(InvalidArgument, match=f"{name} must be a str, not int"):
+            runner.run(**ids, message="x")
 
     async def test_a_message_that_cannot_be_stored_fails_the_run(self) -> None:
         async with Runner(APP, echo) as runner:

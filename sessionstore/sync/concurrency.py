@@ -1,0 +1,104 @@
+"""What the Runner for threads does differently from the Runner for asyncio.
+
+sessionstore/concurrency.py has the same names for asyncio.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from typing import Self
+
+import sessionstore.service
+
+from ..errors import BackendError, InvalidArgument, TurnTaken
+from ..model import Event, SessionKey, Turn
+from ..run_context import poll_delays
+from .service import SessionService
+
+AgentEvents = Iterable[Event]
+"""What an agent's `run` returns: a generator or another iterable."""
+
+INTERRUPTIONS = (KeyboardInterrupt, GeneratorExit)
+"""Exceptions that end a run which has not failed."""
+
+
+def start_agent(events: AgentEvents) -> Iterator[Event]:
+    """An iterator over what an agent's `run` returned.
+
+    Raises:
+        InvalidArgument: the agent returned something else.
+    """
+    if not isinstance(events, Iterable):
+        kind = type(events).__name__
+        raise InvalidArgument(f"the agent must yield Events: run(context) gave {kind}")
+    return iter(events)
+
+
+def check_service(service: object) -> SessionService:
+    """The service that a Runner was given.
+
+    Raises:
+        InvalidArgument: it is not a service for threads.
+    """
+    if isinstance(service, SessionService):
+        return service
+    kind = type(service)
+    message = f"session_service must be a SessionService, not {kind.__module__}.{kind.__qualname__}"
+    if isinstance(service, sessionstore.service.SessionService):
+        message += (
+            " (this one is for asyncio: use sessionstore.Runner, or a service of sessionstore.sync)"
+        )
+    raise InvalidArgument(message)
+
+
+class HeldTurn:
+    """A session's turn: waits for it, renews it in a thread, and gives it back at the end.
+
+    Args:
+        service: the service.
+        key: the session.
+        lease: time after which the turn is free again unless it is renewed.
+    """
+
+    turn: Turn
+
+    def __init__(self, service: SessionService, key: SessionKey, lease: timedelta) -> None:
+        self._service = service
+        self._key = key
+        self._lease = lease
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Self:
+        for delay_s in poll_delays():
+            with suppress(TurnTaken):
+                self.turn = self._service.acquire_turn(self._key, lease=self._lease)
+                break
+            time.sleep(delay_s)
+        # A daemon: a run that was left open must not keep the process alive.
+        self._renewing = threading.Thread(
+            target=self._renew, name="sessionstore-renew-turn", daemon=True
+        )
+        self._renewing.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        # The garbage collector may close a run in any thread.
+        if self._renewing is not threading.current_thread():
+            self._renewing.join()
+        with suppress(BackendError):  # the turn is free when its lease ends
+            self._service.release_turn(self.turn)
+
+    def _renew(self) -> None:
+        """Renew until the end, or until the turn is lost; the next append then raises."""
+        while not self._ended.wait(self._lease.total_seconds() / 3):
+            try:
+                self.turn = self._service.renew_turn(self.turn, lease=self._lease)
+            except BackendError:
+                continue
+            except Exception:  # the turn is lost, or the session was deleted
+                return

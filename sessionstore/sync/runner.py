@@ -1,0 +1,274 @@
+# Generated from sessionstore/runner.py by tests/support/generate_sync.py. Do not edit.
+"""Runs an agent on stored sessions: creates, loads and updates them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Protocol, Self
+from uuid import uuid4
+
+from ..errors import InvalidArgument, SessionNotFound
+from ..keys import encode_id
+from ..model import Event, Session, SessionKey
+from ..options import Duration, check_bool, check_int, check_milliseconds
+from ..run_context import (
+    RunContext,
+    RunState,
+    error_event,
+    interrupted_event,
+    with_invocation_id,
+)
+from .concurrency import INTERRUPTIONS, AgentEvents, HeldTurn, check_service, start_agent
+from .service import InMemorySessionService, SessionService
+
+
+class Agent(Protocol):
+    """An agent: any object with this method. A function of the same shape is an agent, too."""
+
+    def run(self, context: RunContext, /) -> AgentEvents:
+        """Events, in order; `partial=True` for fragments of a stream. Usually a generator."""
+
+
+class Run(Iterator[Event]):
+    """One run of an agent: iterate over it for its events.
+
+    Attributes:
+        key: the session; known at once, also if the Runner made the id.
+        invocation_id: the id of the run; its events carry it unless they have one of their own.
+    """
+
+    def __init__(
+        self, key: SessionKey, invocation_id: str, events: Generator[Event, None, None]
+    ) -> None:
+        self.key = key
+        self.invocation_id = invocation_id
+        self._events = events
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.key!r}, invocation_id={self.invocation_id!r})"
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Stop the run. What it has yielded so far is stored."""
+        self._events.close()
+
+
+class Runner:
+    """Runs one agent for many users, each conversation in its stored session.
+
+    May be used by any number of threads at once.
+
+    Args:
+        app_name: the application of all sessions, 1 to 256 bytes of UTF-8.
+        agent: an object with a method `run(context)` that yields Events, or such a function.
+        session_service: where sessions are stored; the Runner never closes it. None = in memory,
+            closed with the Runner.
+        history_limit: newest events that the agent sees; None = all, 0 = only the message.
+        serialize_turns: True = one run at a time works on a session, in any process; others wait.
+            A run that could not renew its turn in time loses it and fails with TurnLost.
+        turn_lease: time after which the turn of a dead run is free; renewed while the run lives;
+            from 1 ms.
+        store_interrupted: when a run is interrupted, store what was streamed since its last
+            complete event, as one event with `metadata={"interrupted": True}`.
+
+    Raises:
+        InvalidArgument: an argument is out of range or of the wrong type.
+    """
+
+    def __init__(
+        self,
+        app_name: str,
+        agent: Agent | Callable[[RunContext], AgentEvents],
+        session_service: SessionService | None = None,
+        *,
+        history_limit: int | None = 100,
+        serialize_turns: bool = False,
+        turn_lease: Duration = 30.0,
+        store_interrupted: bool = False,
+    ) -> None:
+        encode_id("app_name", app_name)
+        run = getattr(agent, "run", agent)
+        if not callable(run):
+            raise InvalidArgument("agent must have a method run(context), or be such a function")
+        if session_service is not None:
+            check_service(session_service)
+        if history_limit is not None:
+            check_int("history_limit", history_limit, low=0)
+        self._app_name = app_name
+        self._agent_name = getattr(agent, "__qualname__", type(agent).__qualname__)
+        self._run_agent: Callable[[RunContext], AgentEvents] = run
+        self._owns_service = session_service is None
+        self._service = InMemorySessionService() if session_service is None else session_service
+        self._history_limit = history_limit
+        self._serialize_turns = check_bool("serialize_turns", serialize_turns)
+        self._lease = timedelta(milliseconds=check_milliseconds("turn_lease", turn_lease))
+        self._store_interrupted = check_bool("store_interrupted", store_interrupted)
+
+    def __repr__(self) -> str:
+        # The agent's own repr is not shown: it may contain credentials.
+        return (
+            f"{type(self).__name__}(app_name={self._app_name!r}, agent={self._agent_name}, "
+            f"session_service={self._service!r})"
+        )
+
+    @property
+    def session_service(self) -> SessionService:
+        """Where the sessions are stored."""
+        return self._service
+
+    def run(
+        self,
+        user_id: str,
+        session_id: str | None,
+        message: Any,
+        *,
+        state: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """A run in which the agent answers a message; iterate over it for its events.
+
+        The run begins with the first event that is asked for. Every complete event is stored before
+        it is yielded; partial events are yielded at once and not stored.
+
+        Args:
+            user_id: the user within the application, 1 to 256 bytes of UTF-8.
+            session_id: the session, likewise, created if it does not exist; "" or None makes a new
+                UUID.
+            message: what the user says: any content, or an Event. After an error the same Event
+                may be given again and is stored once. The run takes the Event's invocation id, or
+                else its id.
+            state: initial state if the session is created.
+
+        Returns:
+            The run. Iterating raises InvalidArgument, SessionStoreErrors of the store, TurnLost,
+            and every exception of the agent. An exception of the agent, or an event of it that
+            cannot be stored, is also recorded as an event with `metadata={"error": True}`.
+
+        Raises:
+            InvalidArgument: an id is not valid, or message is a partial Event.
+        """
+        encode_id("user_id", user_id)
+        if session_id is None or session_id == "":
+            session_id = str(uuid4())
+        encode_id("session_id", session_id)
+        if not isinstance(message, Event):
+            invocation_id = uuid4().hex
+        elif message.partial:
+            raise InvalidArgument("message must not be partial: partial Events are not stored")
+        else:
+            invocation_id = message.invocation_id or message.id
+        key = SessionKey(self._app_name, user_id, session_id)
+        return Run(key, invocation_id, self._events(key, invocation_id, message, state))
+
+    def _events(
+        self, key: SessionKey, invocation_id: str, message: Any, state: Mapping[str, Any] | None
+    ) -> Generator[Event, None, None]:
+        user_event = message if isinstance(message, Event) else Event("user", message)
+        with ExitStack() as stack:
+            session, held = self._open_session(stack, key, state)
+            self._append(session, held, with_invocation_id(user_event, invocation_id))
+            context = RunContext(session, message, invocation_id, RunState(session))
+            streamed: list[Event] = []
+            storing: Event | None = None  # sent to the store, which has not answered yet
+            agent_events: Iterator[Event] | None = None
+            try:
+                agent_events = start_agent(self._run_agent(context))
+                while event := _next_event(agent_events, context.state):
+                    if event.partial:
+                        streamed.append(event)
+                        yield with_invocation_id(event, invocation_id)
+                        continue
+                    storing = with_invocation_id(context.state.add_changes(event), invocation_id)
+                    stored = self._append(session, held, storing)
+                    storing = None
+                    context.state.clear_stored_changes()
+                    streamed.clear()
+                    yield stored
+            except INTERRUPTIONS as error:
+                if self._store_interrupted and (storing or streamed):
+                    # The same event again is stored once, if the store has it already.
+                    last = storing or interrupted_event(streamed, invocation_id)
+                    self._append_last(session, held, last, error)
+                raise
+            except Exception as error:
+                # If the store failed, there is no use in storing that.
+                if storing is None or isinstance(error, InvalidArgument):
+                    self._append_last(session, held, error_event(error, invocation_id), error)
+                raise
+            finally:
+                close = getattr(agent_events, "close", None)
+                if close is not None:
+                    close()
+
+    def _open_session(
+        self, stack: ExitStack, key: SessionKey, state: Mapping[str, Any] | None
+    ) -> tuple[Session, HeldTurn | None]:
+        """The session and, with `serialize_turns`, its turn, which the stack gives back."""
+        ids: dict[str, Any] = {
+            "app_name": key.app_name,
+            "user_id": key.user_id,
+            "session_id": key.session_id,
+        }
+        if not self._serialize_turns:
+            session = self._service.get_or_create_session(
+                **ids, state=state, event_num=self._history_limit
+            )
+            return session, None
+        created = self._service.get_or_create_session(**ids, state=state, event_num=0)
+        held = stack.enter_context(HeldTurn(self._service, key, self._lease))
+        # Read after waiting: the run before this one has changed the session.
+        found = self._service.get_session(**ids, event_num=self._history_limit)
+        if found is None:
+            raise SessionNotFound(f"session {key.session_id!r} was deleted before its turn")
+        temp = {name: created.state[name] for name in created.state if name.startswith("temp:")}
+        found.state.update(temp)
+        return found, held
+
+    def _append(self, session: Session, held: HeldTurn | None, event: Event) -> Event:
+        turn = held.turn if held else None
+        stored = self._service.append_event(session, event, turn=turn)
+        if self._history_limit is not None:
+            # With a limit of 0 the message stays.
+            del session.events[: -max(self._history_limit, 1)]
+        return stored
+
+    def _append_last(
+        self, session: Session, held: HeldTurn | None, event: Event, error: BaseException
+    ) -> None:
+        """Append the last event of a run that ends with an error, which the caller must see."""
+        try:
+            self._append(session, held, event)
+        except Exception as second:
+            kind = type(second).__name__
+            error.add_note(f"the last event of the run could not be stored: {kind}: {second}")
+
+    def close(self) -> None:
+        """Close the service if the Runner made it."""
+        if self._owns_service:
+            self._service.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _next_event(agent_events: Iterator[Event], state: RunState) -> Event | None:
+    """The agent's next event; after its last one, an event for remaining changes; then None."""
+    try:
+        event: object = next(agent_events)
+    except StopIteration:
+        return Event("agent") if state.is_changed else None
+    if not isinstance(event, Event):
+        raise InvalidArgument(f"the agent must yield Events, not {type(event).__name__}")
+    return event

@@ -1,0 +1,96 @@
+"""Writes sessionstore/sync/ from the modules for asyncio.
+
+    python tests/support/generate_sync.py            write the files
+    python tests/support/generate_sync.py --check    print what is out of date and exit with 1
+
+A test runs it with `--check`. The parts that differ by nature are written by hand for each side:
+sessionstore/concurrency.py and sessionstore/sync/concurrency.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "sessionstore"
+MODULES = ("service", "runner")
+SIBLINGS = "|".join((*MODULES, "concurrency"))  # modules that sessionstore/sync/ has of its own
+
+# Regular expressions and what replaces them, in this order.
+SUBSTITUTIONS = (
+    # Syntax.
+    (r"\basync (def|for|with)\b", r"\1"),
+    (r"\bawait ", ""),
+    (r"\ba(next|iter)\(", r"\1("),
+    (r"\bStopAsyncIteration\b", "StopIteration"),
+    (r"\b__a(enter|exit|iter|next)__\b", r"__\1__"),
+    # Types of the standard library.
+    (r"\bAsyncGenerator\[(\w+), None\]", r"Generator[\1, None, None]"),
+    (r"\bAsync(ExitStack|Generator|Iterable|Iterator)\b", r"\1"),
+    (r"\benter_async_context\b", "enter_context"),
+    # Names of this project.
+    (r"\baclose\b", "close"),
+    (r"\bAsyncExecutor\b", "SyncExecutor"),
+    (r"\bdrive_async\b", "drive"),
+    (r"\bconnect_async\b", "connect_sync"),
+    (r"\bAsyncMemoryExecutor\(memory\)", "memory"),
+    (r"\bAsyncMemoryExecutor, ", ""),
+    # Imports: one package up, except from modules that have a twin here.
+    (rf"(?m)^from \.(?!(?:{SIBLINGS}) )", "from .."),
+    # Prose.
+    (r"\bredis\.asyncio\.Redis\b", "redis.Redis"),
+    (r"\btasks\b", "threads"),
+    (r"\basyncio\b", "threads"),
+)
+
+
+def generate(module: str) -> str:
+    """The text of sessionstore/sync/{module}.py."""
+    text = (PACKAGE / f"{module}.py").read_text("utf-8")
+    for pattern, replacement in SUBSTITUTIONS:
+        text = re.sub(pattern, replacement, text)
+    text = f"# Generated from sessionstore/{module}.py by {script_name()}. Do not edit.\n{text}"
+    text = run_ruff(text, "check", "--fix", "--quiet", "--select", "I")
+    return run_ruff(text, "format")
+
+
+def script_name() -> str:
+    return Path(__file__).relative_to(ROOT).as_posix()
+
+
+def run_ruff(text: str, *command: str) -> str:
+    """What ruff makes of a text."""
+    result = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "-"],
+        cwd=ROOT,
+        input=text,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return result.stdout
+
+
+def main() -> int:
+    is_check = sys.argv[1:] == ["--check"]
+    changed = ""
+    for module in MODULES:
+        path = PACKAGE / "sync" / f"{module}.py"
+        old = path.read_text("utf-8") if path.exists() else ""
+        new = generate(module)
+        if not is_check:
+            path.write_text(new, "utf-8")
+        lines = old.splitlines(keepends=True), new.splitlines(keepends=True)
+        changed += "".join(difflib.unified_diff(*lines, str(path), "generated"))
+    if is_check and changed:
+        print(f"{changed}\nRun `python {script_name()}`.")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
