@@ -1,6 +1,6 @@
 #!lua flags=no-writes
--- run_reads: run read commands as one atomic step. MULTI is faster, but a server that is out of
--- memory queues no commands, not even reads.
+-- run_reads: run read commands as one atomic step. A transaction is faster, but a server that is
+-- out of memory queues no commands, not even reads.
 --
 -- KEYS[1...] keys  *  any  one per command, in order
 --
