@@ -95,9 +95,10 @@ class MemoryExecutor:
         """All sorted sets whose key matches a pattern with one star."""
         head, _, tail = glob.rpartition("*")
         head = re.sub(r"\\(.)", r"\1", head)  # the pattern escapes special characters
+        keys = self.keyspace.keys()
         found = [
             key
-            for key in self.keyspace.live_keys()
+            for key in keys
             if key.startswith(head.encode())
             and key.endswith(tail.encode())
             and self.keyspace.kind(key) == b"zset"

@@ -73,8 +73,8 @@ class Keyspace:
 
     # -- keys ----------------------------------------------------------------------------------
 
-    def live_keys(self) -> list[bytes]:
-        """All keys that have not expired."""
+    def keys(self) -> list[bytes]:
+        """KEYS *."""
         return [key for key in list(self._values) if self._is_live(key)]
 
     def sweep(self) -> None:

@@ -141,7 +141,7 @@ def outcome(run: Callable[[], Any]) -> Any:
 def test_every_method_is_tried() -> None:
     public = {name for name, value in vars(Keyspace).items() if callable(value)}
     public = {name for name in public if not name.startswith("_")}
-    assert public - set(NAMES) == {"live_keys", "sweep"}
+    assert public - set(NAMES) == {"keys", "sweep"}
 
 
 def test_keyspace_behaves_as_the_server(server: Server) -> None:
@@ -189,5 +189,5 @@ def test_an_expired_key_is_gone_for_every_command(server: Server) -> None:
         assert keyspace.exists(KEYS[0]) == (not gone)
         assert keyspace.hlen(KEYS[0]) == 0 if gone else True
         keyspace.sweep()
-        assert set(keyspace.live_keys()) == set(KEYS[2:] if gone else KEYS)
+        assert set(keyspace.keys()) == set(KEYS[2:] if gone else KEYS)
     server.raw.flushall()
