@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
--- delete_session: remove a session, its log and its entry in the index; a missing one is fine.
+-- delete_session: remove a session, its events and its entry in the index. A session that does not
+-- exist is not an error.
 --
--- KEYS[1] session  hash
--- KEYS[2] events   zset
--- KEYS[3] index    zset
+-- KEYS[1] session  session:{app:user}:sid  hash
+-- KEYS[2] events   events:{app:user}:sid   zset
+-- KEYS[3] index    sessions:{app:user}     zset
 --
--- ARGV[1] session_id   bytes  member of the index
+-- ARGV[1] session_id  bytes  member of the index
 --
 -- REPLY OK
 -- COST O(log N), and O(events) in the background

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- prune_index: take sessions out of the index whose keys have expired.
+-- prune_index: remove expired sessions from the index.
 --
--- KEYS[1] index     zset
--- KEYS[2...] sessions hash
+-- KEYS[1] index        sessions:{app:user}     zset
+-- KEYS[2...] sessions  session:{app:user}:sid  hash
 --
--- ARGV[1...] tail   bytes  the sessions' members of the index, in the order of KEYS
+-- ARGV[1...] tail  bytes  the ids of these sessions, in the order of KEYS
 --
 -- REPLY OK pruned
 -- COST O(log N) a session

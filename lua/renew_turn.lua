@@ -1,9 +1,10 @@
 #!lua
--- renew_turn: move the end of a lease, as long as nobody else has taken the turn.
+-- renew_turn: extend the lease of a turn, or give the turn back, unless another holder has taken
+-- the turn.
 --
--- KEYS[1] session  hash   must exist
--- KEYS[2] events   zset
--- KEYS[3] index    zset
+-- KEYS[1] session  session:{app:user}:sid  hash   must exist
+-- KEYS[2] events   events:{app:user}:sid   zset
+-- KEYS[3] index    sessions:{app:user}     zset
 --
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
@@ -14,24 +15,23 @@
 -- REPLY LOST
 -- REPLY NOT_FOUND
 -- COST O(1)
---@include is_due
---@include now_us
---@include read_header
---@include refresh_session
+--@include read_checked_header
+--@include refresh_session_if_due
+--@include server_time_us
 --@include to_ms
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
 local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
 local token, lease_ms = ARGV[3], tonumber(ARGV[4])
 
-local version, last_us, deadline_ms = read_header(session, events, index, session_id)
+local version, last_us, deadline_ms = read_checked_header(session, events, index, session_id)
 if not version then
   return {'NOT_FOUND'}
 end
 if redis.call('HGET', session, 'turn_token') ~= token then
   return {'LOST'}
 end
-local now = now_us()
-local until_us = now + lease_ms * 1000
+local now_us = server_time_us()
+local until_us = now_us + lease_ms * 1000
 
 -- Write.
 if lease_ms > 0 then
@@ -39,7 +39,5 @@ if lease_ms > 0 then
 else
   redis.call('HSET', session, 'turn_until_us', 0, 'turn_holder', '')
 end
-if deadline_ms == 0 or is_due(deadline_ms, to_ms(now), ttl_ms) then
-  refresh_session(session, events, index, to_ms(now), ttl_ms, last_us, false)
-end
+refresh_session_if_due(session, events, index, deadline_ms, to_ms(now_us), ttl_ms, last_us, false)
 return {'OK', until_us}

@@ -1,13 +1,13 @@
 #!lua flags=no-writes
--- run_reads: read commands carried out as one atomic step. What a transaction does faster, but a
--- server out of memory queues no commands, not even reads.
+-- run_reads: run read commands as one atomic step. A transaction is faster, but a server that is
+-- out of memory queues no commands, not even reads.
 --
--- KEYS[1...] keys  any    one per command, in order
+-- KEYS[1...] keys  *  any  one per command, in order
 --
--- ARGV[1...] tail  bytes  per command: number of arguments behind its key, name, the arguments
+-- ARGV[1...] tail  bytes  per command: number of arguments after its key, name, the arguments
 --
 -- REPLY OK replies
--- COST that of the commands, and of carrying their replies through Lua
+-- COST the commands, and copying their replies through Lua
 local tail = 1
 
 local replies, at = {}, tail

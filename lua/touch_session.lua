@@ -1,38 +1,39 @@
 #!lua flags=allow-oom
--- touch_session: refresh the deadlines of what a read of a session returns. The read itself is
--- plain commands in the same transaction.
+-- touch_session: refresh the deadlines of the keys that a read of a session reads. The read itself
+-- is plain commands in the same transaction.
 --
--- KEYS[1] session  hash
--- KEYS[2] events   zset
--- KEYS[3] index    zset
--- KEYS[4] user     hash
--- KEYS[5] app      hash   optional
+-- KEYS[1] session  session:{app:user}:sid  hash
+-- KEYS[2] events   events:{app:user}:sid   zset
+-- KEYS[3] index    sessions:{app:user}     zset
+-- KEYS[4] user     userdata:{app:user}     hash
+-- KEYS[5] app      appdata:{app}           hash   optional
 --
 -- ARGV[1] session_id   bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration; "0" = leave expiry alone
--- ARGV[3] user_ttl_ms  int    likewise, for the user tier
--- ARGV[4] app_ttl_ms   int    likewise, for the app tier
+-- ARGV[3] user_ttl_ms  int    duration for the user tier; "0" = leave expiry alone
+-- ARGV[4] app_ttl_ms   int    duration for the app tier; "0" = leave expiry alone
 --
 -- REPLY OK
 -- REPLY NOT_FOUND
 -- COST O(1)
 --@include check_tiers
 --@include is_due
---@include now_us
+--@include read_header
 --@include refresh_session
---@include refresh_tier
+--@include refresh_tiers
+--@include server_time_us
 --@include to_ms
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
 local user_ttl_ms, app_ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
 
-local header = redis.call('HMGET', session, 'version', 'last_us', 'deadline_ms')
-if not header[1] then
+local version, last_us, deadline_ms = read_header(session)
+if not version then
   return {'NOT_FOUND'}
 end
-local last_us, deadline_ms = tonumber(header[2]), tonumber(header[3])
-local now_ms = to_ms(now_us())
-local is_session_due = deadline_ms == 0 or is_due(deadline_ms, now_ms, ttl_ms)
+local now_ms = to_ms(server_time_us())
+local is_session_due = is_due(deadline_ms, now_ms, ttl_ms)
+-- Check only what is written below: most reads write nothing.
 if is_session_due then
   redis.call('ZSCORE', index, session_id)
 end
@@ -45,8 +46,5 @@ check_tiers(user, app)
 if is_session_due then
   refresh_session(session, events, index, now_ms, ttl_ms, last_us, false)
 end
-refresh_tier(user, now_ms, user_ttl_ms)
-if app then
-  refresh_tier(app, now_ms, app_ttl_ms)
-end
+refresh_tiers(user, app, now_ms, user_ttl_ms, app_ttl_ms)
 return {'OK'}

@@ -1,49 +1,49 @@
 #!lua
--- update_session_state: set and remove state, in all three tiers at once.
+-- update_session_state: set and remove state in all three tiers.
 --
--- KEYS[1] session  hash   must exist
--- KEYS[2] events   zset
--- KEYS[3] index    zset
--- KEYS[4] user     hash   optional
--- KEYS[5] app      hash   optional
+-- KEYS[1] session  session:{app:user}:sid  hash   must exist
+-- KEYS[2] events   events:{app:user}:sid   zset
+-- KEYS[3] index    sessions:{app:user}     zset
+-- KEYS[4] user     userdata:{app:user}     hash   optional
+-- KEYS[5] app      appdata:{app}           hash   optional
 --
--- ARGV[1] session_id   bytes  member of the index
--- ARGV[2] ttl_ms       int    duration; "0" = leave expiry alone
--- ARGV[3] if_version   int    expected version; "" = any
--- ARGV[4...] tail      bytes  the change, as write_tiers reads it
+-- ARGV[1] session_id  bytes  member of the index
+-- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
+-- ARGV[3] condition   bytes  "" = none; a version, or "t" and a token: see check_condition
+-- ARGV[4...] tail     bytes  the change, as write_tiers reads it
 --
 -- REPLY OK version now_us
 -- REPLY NOT_FOUND
 -- REPLY STALE version
+-- REPLY LOST                the caller does not hold the turn
 -- COST O(1) a key
+--@include check_condition
 --@include check_tiers
---@include is_due
---@include now_us
---@include read_header
---@include refresh_session
+--@include read_checked_header
+--@include refresh_session_if_due
+--@include server_time_us
 --@include to_ms
 --@include write_header
 --@include write_tiers
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local session_id, ttl_ms, if_version = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local session_id, ttl_ms, condition = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local tail = 4
 
-local version, last_us, deadline_ms = read_header(session, events, index, session_id)
+local version, last_us, deadline_ms = read_checked_header(session, events, index, session_id)
 if not version then
   return {'NOT_FOUND'}
 end
-if if_version ~= '' and if_version ~= version then
-  return {'STALE', tonumber(version)}
+local refusal = check_condition(session, condition, version)
+if refusal then
+  return refusal
 end
 check_tiers(user, app)
-local now = now_us()
-local now_ms = to_ms(now)
+local now_us = server_time_us()
+local now_ms = to_ms(now_us)
 
 -- Write.
-version = version + 1
 write_tiers(session, user, app, ARGV, tail, now_ms)
-local is_new = write_header(session, index, session_id, version, last_us, now)
-if is_new or deadline_ms == 0 or is_due(deadline_ms, now_ms, ttl_ms) then
-  refresh_session(session, events, index, now_ms, ttl_ms, last_us, is_new)
-end
-return {'OK', version, now}
+local new_version, is_new_member =
+  write_header(session, index, session_id, version, last_us, now_us)
+refresh_session_if_due(session, events, index, deadline_ms, now_ms, ttl_ms, last_us, is_new_member)
+return {'OK', new_version, now_us}

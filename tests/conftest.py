@@ -34,7 +34,7 @@ WITH_TTL: dict[str, Any] = {
 
 
 AGENT = "agent:password@"
-"""What README's ACL line makes, as a URL has it."""
+"""The user that the ACL line of lua/README.md makes, as a URL has it."""
 
 KEY_PREFIXES = ("p:", "one:", "two:", "limit-*:")
 """Those that the tests of the contract use, as patterns."""
@@ -48,7 +48,7 @@ ROUTED: dict[str, dict[str, Any]] = {
     "sentinel-async": {},
     "sentinel-sync": {},
 }
-# One server, and a user that may do what README says has to be allowed, and no more.
+# One server, and a user with the rights of the ACL line in lua/README.md, and no more.
 LEAST_PRIVILEGE = "least_privilege-async"
 # Those on which an app's state has a slot of its own: no read or write spans it and the rest.
 APP_APART = {"cluster-async", "cluster-sync"}
@@ -219,8 +219,8 @@ def _start_least_privilege(running: dict[str, Server]) -> Server:
 
 
 def acl_user(*further: str) -> list[str]:
-    """The user of README's ACL line: name and rules. Further commands, and keys with prefixes."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    """Name and rules of the user in lua/README.md, with more commands and with key prefixes."""
+    readme = (Path(__file__).parent.parent / "lua/README.md").read_text("utf-8")
     [line] = re.findall(r"^ACL SETUSER (.+)$", readme, re.MULTILINE)
     rules = line.split()
     keys = [rule[1:] for rule in rules if rule.startswith("~")]

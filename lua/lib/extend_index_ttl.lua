@@ -1,9 +1,10 @@
--- extend_index_ttl: let the index live at least as long as a session with this deadline (-1: forever).
--- is_new_member: ZADD has just put the session into it.
+-- extend_index_ttl: keep the index at least as long as a session with this deadline; -1 = forever.
+-- is_new_member: ZADD has just added the session to the index.
 local function extend_index_ttl(index, deadline_ms, is_new_member)
   if deadline_ms < 0 then
     redis.call('PERSIST', index)
   elseif is_new_member and redis.call('ZCARD', index) == 1 then
+    -- The index is new. GT would refuse: it takes a missing deadline for an infinite one.
     redis.call('PEXPIREAT', index, deadline_ms)
   else
     redis.call('PEXPIREAT', index, deadline_ms, 'GT')

@@ -1,9 +1,16 @@
--- fold_deltas: one change of tiers, as write_tiers reads it, with the effect of several in turn.
--- starts: indices of the first argument of each; tiers: how many they change.
--- A key that one removes and a later one sets is never removed: see write_delta.
-local function fold_deltas(args, starts, tiers)
+local function add_all(list, values)
+  local size = #list
+  for number = 1, #values do
+    list[size + number] = values[number]
+  end
+end
+
+-- fold_deltas: several state changes as one that has the same effect, as write_tiers reads it.
+-- starts: index of the first argument of each change; overwritten. num_tiers: tiers of each.
+-- A key that one change removes and a later one sets is never removed: see write_delta.
+local function fold_deltas(args, starts, num_tiers)
   local folded = {}
-  for tier = 1, tiers do
+  for tier = 1, num_tiers do
     local values, ttl_ms = {}, nil
     for number, at in ipairs(starts) do
       if tier > 1 then
@@ -13,30 +20,27 @@ local function fold_deltas(args, starts, tiers)
       for pair = at + 1, removed - 1, 2 do
         values[args[pair]] = args[pair + 1]
       end
-      local behind = removed + 1 + args[removed]
-      for each = removed + 1, behind - 1 do
-        values[args[each]] = false
+      local after = removed + 1 + args[removed]
+      for key = removed + 1, after - 1 do
+        values[args[key]] = false
       end
-      starts[number] = behind
+      starts[number] = after
     end
-    local pairs_at = #folded + 1
-    if tier > 1 then
-      folded[pairs_at], pairs_at = ttl_ms, pairs_at + 1
-    end
-    local gone = {}
-    folded[pairs_at] = 0
+    local pairs_to_set, keys_to_remove = {}, {}
     for key, value in pairs(values) do
       if value then
-        folded[pairs_at] = folded[pairs_at] + 1
-        folded[#folded + 1], folded[#folded + 2] = key, value
+        pairs_to_set[#pairs_to_set + 1], pairs_to_set[#pairs_to_set + 2] = key, value
       else
-        gone[#gone + 1] = key
+        keys_to_remove[#keys_to_remove + 1] = key
       end
     end
-    folded[#folded + 1] = #gone
-    for _, key in ipairs(gone) do
-      folded[#folded + 1] = key
+    if tier > 1 then
+      folded[#folded + 1] = ttl_ms
     end
+    folded[#folded + 1] = #pairs_to_set / 2
+    add_all(folded, pairs_to_set)
+    folded[#folded + 1] = #keys_to_remove
+    add_all(folded, keys_to_remove)
   end
   return folded
 end

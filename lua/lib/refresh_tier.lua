@@ -1,7 +1,7 @@
 --@include is_due
 --@include new_deadline
--- refresh_tier: move the deadline of the user or app tier, if it exists and that is due.
--- A TTL of 0 leaves it alone.
+-- refresh_tier: set the deadline of the user or app tier, if it exists and is due.
+-- ttl_ms: 0 leaves it alone.
 local function refresh_tier(tier, now_ms, ttl_ms)
   if ttl_ms == 0 then
     return

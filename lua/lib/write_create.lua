@@ -1,18 +1,20 @@
 --@include extend_index_ttl
 --@include new_deadline
---@include now_us
+--@include server_time_us
 --@include to_ms
 --@include write_tiers
--- write_create: write a new session with its initial state. Keys that outlived an earlier session
--- of the same id go.
-local function write_create(session, events, index, user, app, id, ttl_ms, creation_id, args, tail)
-  local now = now_us()
-  local now_ms = to_ms(now)
+-- write_create: write a new session with its initial state. First removes keys that an earlier
+-- session of the same id left behind.
+local function write_create(
+  session, events, index, user, app, session_id, ttl_ms, creation_id, args, tail
+)
+  local now_us = server_time_us()
+  local now_ms = to_ms(now_us)
   local deadline_ms = ttl_ms > 0 and new_deadline(now_ms, ttl_ms) or -1
   redis.call('UNLINK', session, events)
-  redis.call('HSET', session, 'version', 1, 'created_us', now, 'updated_us', now, 'last_us', 0,
-    'deadline_ms', deadline_ms, 'generation', creation_id)
-  local is_new_member = redis.call('ZADD', index, now, id) == 1
+  redis.call('HSET', session, 'version', 1, 'created_us', now_us, 'updated_us', now_us,
+    'last_us', 0, 'deadline_ms', deadline_ms, 'generation', creation_id)
+  local is_new_member = redis.call('ZADD', index, now_us, session_id) == 1
   if ttl_ms > 0 then
     redis.call('PEXPIREAT', session, deadline_ms)
   end

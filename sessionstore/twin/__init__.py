@@ -1,4 +1,4 @@
-"""The in-memory twin: carries out the same Calls as a server, and gives the same replies."""
+"""The in-memory twin of a server: it runs the same Calls and returns the same replies."""
 
 from .executor import AsyncMemoryExecutor, MemoryExecutor
 

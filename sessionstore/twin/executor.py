@@ -1,4 +1,4 @@
-"""Carries out Calls in memory: scripts by their twins, plain commands by the keyspace."""
+"""Runs Calls in memory: scripts through their twins, plain commands on the keyspace."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _DEFAULT_CLEANUP_S = 300.0
 
 
 class MemoryExecutor:
-    """The twin of a server and of the executor before it. Safe for threads.
+    """Takes the place of a server and its executor. Thread-safe.
 
     Args:
-        cleanup_s: seconds between sweeps of what has expired; None = never.
-        clock: gives seconds since 1970.
+        cleanup_s: seconds between sweeps that remove expired keys; None = never.
+        clock: returns seconds since 1970.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class MemoryExecutor:
         cleanup_interval: Duration | None,
         clock: Callable[[], float] | None,
     ) -> Self:
-        """The executor that a service's options ask for.
+        """An executor for a service with these options.
 
         Raises:
-            InvalidArgument: `cleanup_interval` is out of range, or `clock` no function.
+            InvalidArgument: `cleanup_interval` is out of range, or `clock` is not callable.
         """
         cleanup_s = _DEFAULT_CLEANUP_S if options.any_ttl else None
         if cleanup_interval is not None:
@@ -53,7 +53,7 @@ class MemoryExecutor:
         return cls(cleanup_s, None if clock is None else check_clock(clock))
 
     def execute(self, call: Call[Any]) -> list[Any]:
-        """One reply per command of the Call, atomically."""
+        """One reply per command. The Call is atomic."""
         with self._lock:
             if self._closed:
                 raise BackendUnavailable("the session service is closed")
@@ -67,18 +67,18 @@ class MemoryExecutor:
                 if call.script is not None:
                     args = [arg.encode() if isinstance(arg, str) else arg for arg in call.args]
                     replies.append(TWINS[call.script.name](self.keyspace, call.keys, args))
-                replies += [self._command(command) for command in call.commands]
+                replies += [self._run_command(command) for command in call.commands]
             except WrongType:
                 raise reply_error(call, "WRONGTYPE") from None
             return replies
 
     def close(self) -> None:
-        """Free everything."""
+        """Drop all data; later calls fail with BackendUnavailable."""
         with self._lock:
             self._closed = True
             self.keyspace = Keyspace()
 
-    def _command(self, command: Command) -> Any:
+    def _run_command(self, command: Command) -> Any:
         name, key, *rest = command
         if name == "SCAN":
             return self._scan(str(rest[1]))
@@ -89,16 +89,16 @@ class MemoryExecutor:
             return self.keyspace.hexists(key, str(rest[0]).encode())
         if name == "ZRANGE":
             return self._zrange(key, *rest)
-        raise AssertionError(f"no twin of the command {name!r}")
+        raise AssertionError(f"the twin does not know the command {name!r}")
 
     def _scan(self, glob: str) -> list[Any]:
-        """All sorted sets of which the name matches a pattern with one star."""
+        """All sorted sets whose key matches a pattern with one star."""
         head, _, tail = glob.rpartition("*")
-        head = re.sub(r"\\(.)", r"\1", head)
-        names = self.keyspace.keys()
+        head = re.sub(r"\\(.)", r"\1", head)  # the pattern escapes special characters
+        keys = self.keyspace.keys()
         found = [
             key
-            for key in names
+            for key in keys
             if key.startswith(head.encode())
             and key.endswith(tail.encode())
             and self.keyspace.kind(key) == b"zset"
@@ -110,10 +110,11 @@ class MemoryExecutor:
         entries: list[Entry]
         if "BYSCORE" in options:
             low, high = (stop, start) if rev else (start, stop)
-            # An offset is never asked for: LIMIT 0 count.
+            # sessionstore always sends LIMIT 0 count: no offset.
             limit = options[options.index("LIMIT") + 2] if "LIMIT" in options else None
-            bounds = _bound(low), _bound(high)
-            entries = self.keyspace.zrange_by_score(key, *bounds, rev=rev, limit=limit)
+            entries = self.keyspace.zrange_by_score(
+                key, _parse_bound(low), _parse_bound(high), rev=rev, limit=limit
+            )
         else:
             entries = self.keyspace.zrange_by_rank(key, start, stop, rev=rev)
         if "WITHSCORES" in options:
@@ -122,30 +123,29 @@ class MemoryExecutor:
 
 
 class AsyncMemoryExecutor:
-    """The same for asyncio. Nothing is awaited: a Call is atomic and returns at once.
+    """MemoryExecutor for asyncio. It awaits nothing: a Call returns at once.
 
     Args:
-        memory: what holds the data.
+        memory: runs the Calls and holds the data.
     """
 
     def __init__(self, memory: MemoryExecutor) -> None:
         self._memory = memory
 
     async def execute(self, call: Call[Any]) -> list[Any]:
-        """One reply per command of the Call, atomically."""
+        """One reply per command. The Call is atomic."""
         return self._memory.execute(call)
 
     async def aclose(self) -> None:
-        """Free everything."""
+        """Drop all data; later calls fail with BackendUnavailable."""
         self._memory.close()
 
 
-def _bound(text: Any) -> tuple[float, bool]:
-    """A score bound and whether it is exclusive."""
-    if isinstance(text, int):
-        return text, False
-    if isinstance(text, str):
-        text = text.encode()
-    if text.startswith(b"("):
+def _parse_bound(bound: str | bytes | int) -> tuple[float, bool]:
+    """The score of a bound, and whether the score itself is excluded."""
+    if isinstance(bound, int):
+        return bound, False
+    text = bound.decode() if isinstance(bound, bytes) else bound
+    if text.startswith("("):
         return int(text[1:]), True
     return float(text), False

@@ -1,7 +1,7 @@
-"""A small keyspace: hashes, sorted sets and deadlines, with the semantics of Redis commands.
+"""A small keyspace: hashes, sorted sets and deadlines that behave like those of Redis.
 
-Only what the scripts use. Methods are named after the commands. Scores are integers. Time stands
-still within a Call, as it does within a script.
+It has the commands and options that sessionstore uses, as methods of the same names. Scores are
+integers. Time stands still during a Call, as it does during a script.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ Hash = dict[bytes, bytes]
 
 
 class WrongType(Exception):
-    """A command met a key of another type."""
+    """The key holds a value of another type."""
 
 
 class SortedSet:
-    """Members with scores, ordered by score, then member."""
+    """Members with scores, sorted by score, then by member."""
 
     __slots__ = ("entries", "scores")
 
@@ -43,27 +43,27 @@ class SortedSet:
         return old is None
 
     def remove(self, member: bytes) -> bool:
-        """Take a member out; True if it was there."""
+        """Remove a member; True if it was there."""
         score = self.scores.pop(member, None)
         if score is None:
             return False
         del self.entries[bisect_left(self.entries, (score, member))]
         return True
 
-    def cut(self, first: int, end: int) -> int:
-        """Take the entries [first, end) out; how many."""
-        gone = self.entries[first:end]
+    def remove_range(self, first: int, end: int) -> int:
+        """Remove the entries [first, end). Returns how many there were."""
+        removed = self.entries[first:end]
         del self.entries[first:end]
-        for _, member in gone:
+        for _, member in removed:
             del self.scores[member]
-        return len(gone)
+        return len(removed)
 
 
 class Keyspace:
-    """Keys, their values and deadlines. Not thread-safe: the executor holds a lock.
+    """Keys with their values and deadlines. Not thread-safe: the executor holds a lock.
 
     Attributes:
-        now_us: the time of the Call at hand, microseconds since 1970.
+        now_us: the time of the current Call, in microseconds since 1970.
     """
 
     def __init__(self) -> None:
@@ -74,39 +74,39 @@ class Keyspace:
     # -- keys ----------------------------------------------------------------------------------
 
     def keys(self) -> list[bytes]:
-        """All keys that have not expired."""
-        return [key for key in list(self._values) if self._live(key)]
+        """KEYS *."""
+        return [key for key in list(self._values) if self._is_live(key)]
 
     def sweep(self) -> None:
-        """Free what has expired."""
+        """Remove expired keys, to free their memory."""
         now_ms = self.now_us // 1000
         for key in [key for key, deadline in self._deadlines.items() if deadline < now_ms]:
             self._drop(key)
 
     def kind(self, key: bytes) -> bytes:
         """TYPE: b"hash", b"zset" or b"none"."""
-        if not self._live(key):
+        if not self._is_live(key):
             return b"none"
         return b"hash" if isinstance(self._values[key], dict) else b"zset"
 
     def exists(self, key: bytes) -> int:
         """EXISTS of one key."""
-        return int(self._live(key))
+        return int(self._is_live(key))
 
     def unlink(self, *keys: bytes) -> int:
         """UNLINK."""
-        found = [key for key in keys if self._live(key)]
+        found = [key for key in keys if self._is_live(key)]
         for key in found:
             self._drop(key)
         return len(found)
 
     def pexpiretime(self, key: bytes) -> int:
-        """PEXPIRETIME: -1 without a deadline, -2 without a key."""
-        return self._deadlines.get(key, -1) if self._live(key) else -2
+        """PEXPIRETIME: -1 = the key has no deadline, -2 = there is no key."""
+        return self._deadlines.get(key, -1) if self._is_live(key) else -2
 
     def pexpireat(self, key: bytes, deadline_ms: int, *, gt: bool = False) -> int:
-        """PEXPIREAT, with GT: no deadline counts as an infinite one."""
-        if not self._live(key):
+        """PEXPIREAT. With GT only a later deadline is set; a missing one counts as infinite."""
+        if not self._is_live(key):
             return 0
         if gt and deadline_ms <= self._deadlines.get(key, deadline_ms):
             return 0
@@ -117,7 +117,7 @@ class Keyspace:
 
     def persist(self, key: bytes) -> int:
         """PERSIST."""
-        return int(self._live(key) and self._deadlines.pop(key, None) is not None)
+        return int(self._is_live(key) and self._deadlines.pop(key, None) is not None)
 
     # -- hashes --------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class Keyspace:
         return [stored.get(field) for field in fields]
 
     def hgetall(self, key: bytes) -> Hash:
-        """HGETALL, as RESP3 gives it."""
+        """HGETALL, in the shape of RESP3."""
         return self._hash(key).copy()
 
     def hexists(self, key: bytes, field: bytes) -> int:
@@ -143,7 +143,7 @@ class Keyspace:
         return len(self._hash(key))
 
     def hset(self, key: bytes, pairs: Iterable[bytes]) -> None:
-        """HSET of a flat series of fields and values."""
+        """HSET of field, value, field, value, ..."""
         flat = iter(pairs)
         fields = dict(zip(flat, flat, strict=True))
         if fields:
@@ -187,7 +187,7 @@ class Keyspace:
     def zremrangebyrank(self, key: bytes, first: int, last: int) -> int:
         """ZREMRANGEBYRANK, both ends inclusive and not negative."""
         stored = self._zset(key)
-        count = stored.cut(first, last + 1)
+        count = stored.remove_range(first, last + 1)
         self._drop_if_empty(key, stored)
         return count
 
@@ -212,10 +212,10 @@ class Keyspace:
         rev: bool,
         limit: int | None = None,
     ) -> list[Entry]:
-        """ZRANGE BYSCORE; a bound is a score and whether it is exclusive. REV reverses."""
+        """ZRANGE BYSCORE. A bound is a score, and whether the score itself is excluded."""
         entries = self._zset(key).entries
-        first = _cut_point(entries, low, upper=False)
-        end = _cut_point(entries, high, upper=True)
+        first = _find_bound(entries, low, is_end=False)
+        end = _find_bound(entries, high, is_end=True)
         if limit is not None:
             first, end = (max(first, end - limit), end) if rev else (first, min(end, first + limit))
         found = entries[first:end]
@@ -223,9 +223,10 @@ class Keyspace:
             found.reverse()
         return found
 
-    # -- inside --------------------------------------------------------------------------------
+    # -- private -------------------------------------------------------------------------------
 
-    def _live(self, key: bytes) -> bool:
+    def _is_live(self, key: bytes) -> bool:
+        """Whether the key exists. Removes it if it has expired."""
         deadline = self._deadlines.get(key)
         if deadline is not None and self.now_us // 1000 > deadline:
             self._drop(key)
@@ -241,23 +242,24 @@ class Keyspace:
             self._drop(key)
 
     def _hash(self, key: bytes) -> Hash:
-        """The hash of a key; a new one, not stored yet, if there is none."""
-        value = self._values[key] if self._live(key) else {}
+        """The hash of a key, or a new one that is not stored yet."""
+        value = self._values[key] if self._is_live(key) else {}
         if not isinstance(value, dict):
             raise WrongType
         return value
 
     def _zset(self, key: bytes) -> SortedSet:
-        value = self._values[key] if self._live(key) else SortedSet()
+        """The sorted set of a key, or a new one that is not stored yet."""
+        value = self._values[key] if self._is_live(key) else SortedSet()
         if not isinstance(value, SortedSet):
             raise WrongType
         return value
 
 
-def _cut_point(entries: list[Entry], bound: tuple[float, bool], *, upper: bool) -> int:
-    """Where a range begins, or with `upper` ends."""
-    score, exclusive = bound
-    if upper != exclusive:
+def _find_bound(entries: list[Entry], bound: tuple[float, bool], *, is_end: bool) -> int:
+    """Index of the first entry of a range, or with `is_end` of the first entry after it."""
+    score, is_exclusive = bound
+    if is_end != is_exclusive:
         return bisect_right(entries, score, key=_score)
     return bisect_left(entries, score, key=_score)
 

@@ -112,7 +112,7 @@ async def test_commands_from_the_first_connect_on(server: Server, service: Any) 
 
 
 async def test_nothing_is_allowed_that_is_not_used(server: Server, service: Any) -> None:
-    """The least privilege: no command of README's line can go."""
+    """The least privilege: every command of the ACL line is used."""
     used = set()
     for operation in OPERATIONS:
         await prepare(service, server)

@@ -1,4 +1,4 @@
-"""Scripts are put together from their fragments: depth first, each once, or not at all."""
+"""The assembler replaces includes with fragments: depth first, each once, or it refuses."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def assembled(text: str, **fragments: str) -> list[str]:
     return assemble("main", text, fragments.__getitem__).splitlines()
 
 
-def test_a_script_without_includes_stays_as_it_is() -> None:
+def test_a_script_without_includes_is_unchanged() -> None:
     assert assembled("#!lua\nreturn 1\n") == ["#!lua", "return 1"]
 
 
-def test_a_fragment_takes_the_place_of_its_line() -> None:
+def test_a_fragment_replaces_its_line() -> None:
     text = "#!lua\n-- header\n--@include a\nreturn 1"
     assert assembled(text, a="A1\nA2\n") == ["#!lua", "-- header", "A1", "A2", "return 1"]
 
 
-def test_fragments_come_depth_first() -> None:
+def test_fragments_are_inserted_depth_first() -> None:
     fragments = {"a": "--@include b\nA", "b": "--@include c\nB", "c": "C"}
     assert assembled("--@include a\nmain", **fragments) == ["C", "B", "A", "main"]
 
 
-def test_each_fragment_comes_once() -> None:
+def test_each_fragment_is_inserted_once() -> None:
     fragments = {"a": "--@include c\nA", "b": "--@include c\nB", "c": "C"}
     text = "--@include a\n--@include b\n--@include c\n--@include a\nmain"
     assert assembled(text, **fragments) == ["C", "A", "B", "main"]
@@ -48,29 +48,29 @@ def test_only_a_whole_line_includes(line: str) -> None:
     assert assembled(line, a="A") == [line]
 
 
-def test_an_unknown_fragment_is_told_with_file_and_line() -> None:
+def test_an_unknown_fragment_is_reported_with_file_and_line() -> None:
     with pytest.raises(AssemblyError, match=re.escape("main.lua:3: no fragment 'none'")):
         assembled("#!lua\n\n--@include none")
 
 
-def test_an_unknown_fragment_of_a_fragment_is_told_with_file_and_line() -> None:
+def test_an_unknown_fragment_of_a_fragment_is_reported_with_file_and_line() -> None:
     with pytest.raises(AssemblyError, match=re.escape("lib/a.lua:2: no fragment 'none'")):
         assembled("--@include a", a="A\n--@include none")
 
 
-def test_a_cycle_is_told_with_file_and_line() -> None:
+def test_a_cycle_is_reported_with_file_and_line() -> None:
     fragments = {"a": "A\n--@include b", "b": "B\nB\n--@include a"}
     message = re.escape("lib/b.lua:3: include cycle a -> b -> a")
     with pytest.raises(AssemblyError, match=message):
         assembled("--@include a", **fragments)
 
 
-def test_a_fragment_that_includes_itself_is_told_with_file_and_line() -> None:
+def test_a_fragment_that_includes_itself_is_reported_with_file_and_line() -> None:
     with pytest.raises(AssemblyError, match=re.escape("lib/a.lua:1: include cycle a -> a")):
         assembled("--@include a", a="--@include a")
 
 
-def test_a_folder_is_loaded_whole(tmp_path: Path) -> None:
+def test_all_scripts_of_a_folder_are_loaded(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/part.lua").write_text("local function part() return 1 end\n", "utf-8")
     (tmp_path / "one.lua").write_text("#!lua\n--@include part\nreturn part()\n", "utf-8")

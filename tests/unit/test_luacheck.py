@@ -15,7 +15,7 @@ OPTIONS = [
     *("--read-globals", "redis", "KEYS", "ARGV"),
     *("--max-line-length", "100"),
     "--no-unused-secondaries",
-    # A script may include fragments below its own locals, whose names their parameters then repeat.
+    # A fragment that is included below the locals of a script has parameters of the same names.
     *("--ignore", "431"),
     "--no-color",
 ]

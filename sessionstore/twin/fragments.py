@@ -1,0 +1,239 @@
+"""The fragments of lua/lib in Python: one function for each file, of the same name.
+
+A fragment takes the script's KEYS as `keys`, in their fixed order: session, events, index, user,
+app. Time comes from the keyspace, so server_time_us and to_ms have no twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .keyspace import Keyspace
+
+Keys = Sequence[bytes]
+Args = Sequence[Any]
+Reply = list[Any]
+
+
+class Header(NamedTuple):
+    """The header fields that scripts work with."""
+
+    version: int
+    last_us: int
+    deadline_ms: int
+
+
+# -- reading and checking -----------------------------------------------------------------------
+
+
+def read_header(keyspace: Keyspace, session: bytes) -> Header | None:
+    """lua/lib/read_header.lua"""
+    stored = keyspace.hmget(session, b"version", b"last_us", b"deadline_ms")
+    if stored[0] is None:
+        return None
+    return Header(*map(int, stored))  # type: ignore[arg-type]  # every session has all three
+
+
+def read_checked_header(keyspace: Keyspace, keys: Keys, session_id: bytes) -> Header | None:
+    """lua/lib/read_checked_header.lua"""
+    session, events, index = keys[:3]
+    header = read_header(keyspace, session)
+    if header is not None:
+        keyspace.zscore(index, session_id)
+        keyspace.zcard(events)
+    return header
+
+
+def check_condition(
+    keyspace: Keyspace, session: bytes, condition: bytes | int, version: int
+) -> Reply | None:
+    """lua/lib/check_condition.lua"""
+    if condition == b"":
+        return None
+    if isinstance(condition, bytes) and condition.startswith(b"t"):
+        token = keyspace.hget(session, b"turn_token")
+        return None if condition[1:] == token else [b"LOST"]
+    return None if int(condition) == version else [b"STALE", version]
+
+
+def check_tiers(keyspace: Keyspace, keys: Keys) -> None:
+    """lua/lib/check_tiers.lua"""
+    for tier in keys[3:]:
+        keyspace.hlen(tier)
+
+
+def check_create(keyspace: Keyspace, keys: Keys, session_id: bytes) -> None:
+    """lua/lib/check_create.lua"""
+    keyspace.zcard(keys[1])
+    keyspace.zscore(keys[2], session_id)
+    check_tiers(keyspace, keys)
+
+
+# -- deadlines ----------------------------------------------------------------------------------
+
+
+def new_deadline(keyspace: Keyspace, ttl_ms: int) -> int:
+    """lua/lib/new_deadline.lua"""
+    return keyspace.now_us // 1000 + ttl_ms + ttl_ms // 64
+
+
+def is_due(keyspace: Keyspace, deadline_ms: int, ttl_ms: int) -> bool:
+    """lua/lib/is_due.lua"""
+    if deadline_ms == 0:
+        return True
+    earliest = keyspace.now_us // 1000 + ttl_ms
+    return ttl_ms > 0 and not earliest <= deadline_ms <= new_deadline(keyspace, ttl_ms)
+
+
+def extend_index_ttl(
+    keyspace: Keyspace, index: bytes, deadline_ms: int, is_new_member: bool
+) -> None:
+    """lua/lib/extend_index_ttl.lua"""
+    if deadline_ms < 0:
+        keyspace.persist(index)
+    else:
+        is_new_index = is_new_member and keyspace.zcard(index) == 1
+        keyspace.pexpireat(index, deadline_ms, gt=not is_new_index)
+
+
+def refresh_session(
+    keyspace: Keyspace, keys: Keys, ttl_ms: int, last_us: int, is_new_member: bool
+) -> None:
+    """lua/lib/refresh_session.lua"""
+    session, events, index = keys[:3]
+    if ttl_ms > 0:
+        deadline_ms = new_deadline(keyspace, ttl_ms)
+        keyspace.pexpireat(session, deadline_ms)
+    else:
+        deadline_ms = keyspace.pexpiretime(session)
+    extend_index_ttl(keyspace, index, deadline_ms, is_new_member)
+    if deadline_ms > 0 and not keyspace.pexpireat(events, deadline_ms) and last_us > 0:
+        deadline_ms = 0
+    keyspace.hset(session, (b"deadline_ms", decimal(deadline_ms)))
+
+
+def refresh_session_if_due(
+    keyspace: Keyspace,
+    keys: Keys,
+    deadline_ms: int,
+    ttl_ms: int,
+    last_us: int,
+    is_new_member: bool,
+) -> None:
+    """lua/lib/refresh_session_if_due.lua"""
+    if is_new_member or is_due(keyspace, deadline_ms, ttl_ms):
+        refresh_session(keyspace, keys, ttl_ms, last_us, is_new_member)
+
+
+def refresh_tier(keyspace: Keyspace, tier: bytes, ttl_ms: int) -> None:
+    """lua/lib/refresh_tier.lua"""
+    if ttl_ms:
+        deadline_ms = keyspace.pexpiretime(tier)
+        if deadline_ms != -2 and is_due(keyspace, deadline_ms, ttl_ms):
+            keyspace.pexpireat(tier, new_deadline(keyspace, ttl_ms))
+
+
+def refresh_tiers(keyspace: Keyspace, keys: Keys, ttls_ms: Sequence[int]) -> None:
+    """lua/lib/refresh_tiers.lua"""
+    for tier, ttl_ms in zip(keys[3:], ttls_ms, strict=False):  # the app tier may be absent
+        refresh_tier(keyspace, tier, ttl_ms)
+
+
+# -- events -------------------------------------------------------------------------------------
+
+
+def next_position(keyspace: Keyspace, timestamp_us: int, last_us: int) -> int:
+    """lua/lib/next_position.lua"""
+    return max(last_us + 1, min(timestamp_us, keyspace.now_us))
+
+
+def trim_events(keyspace: Keyspace, events: bytes, event_limit: int) -> None:
+    """lua/lib/trim_events.lua"""
+    num_events = keyspace.zcard(events)
+    if event_limit and num_events > event_limit:
+        keyspace.zremrangebyrank(events, 0, num_events - event_limit - 1)
+
+
+# -- state --------------------------------------------------------------------------------------
+
+
+def write_delta(
+    keyspace: Keyspace, key: bytes, args: Args, at: int, ttl_ms: int | None = None
+) -> int:
+    """lua/lib/write_delta.lua"""
+    removed = at + 1 + 2 * int(args[at])
+    if removed > at + 1:
+        keyspace.hset(key, args[at + 1 : removed])
+    if ttl_ms is not None:
+        refresh_tier(keyspace, key, ttl_ms)
+    after = removed + 1 + int(args[removed])
+    if after > removed + 1:
+        keyspace.hdel(key, args[removed + 1 : after])
+    return after
+
+
+def write_tiers(keyspace: Keyspace, keys: Keys, args: Args, at: int) -> None:
+    """lua/lib/write_tiers.lua"""
+    at = write_delta(keyspace, keys[0], args, at)
+    for tier in keys[3:]:
+        at = write_delta(keyspace, tier, args, at + 1, int(args[at]))
+
+
+def fold_deltas(args: Args, starts: list[int], num_tiers: int) -> Args:
+    """lua/lib/fold_deltas.lua"""
+    folded: list[Any] = []
+    for tier in range(num_tiers):
+        values: dict[bytes, Any] = {}
+        ttl_ms: Any = None
+        for number, start in enumerate(starts):
+            at = start
+            if tier > 0:
+                ttl_ms, at = args[at], at + 1
+            removed = at + 1 + 2 * int(args[at])
+            values.update(zip(args[at + 1 : removed : 2], args[at + 2 : removed : 2], strict=True))
+            after = removed + 1 + int(args[removed])
+            values.update(dict.fromkeys(args[removed + 1 : after]))
+            starts[number] = after
+        pairs_to_set = [part for pair in values.items() if pair[1] is not None for part in pair]
+        keys_to_remove = [key for key, value in values.items() if value is None]
+        if tier > 0:
+            folded.append(ttl_ms)
+        folded += [len(pairs_to_set) // 2, *pairs_to_set, len(keys_to_remove), *keys_to_remove]
+    return folded
+
+
+# -- header -------------------------------------------------------------------------------------
+
+
+def write_header(
+    keyspace: Keyspace, keys: Keys, session_id: bytes, version: int, last_us: int
+) -> tuple[int, bool]:
+    """lua/lib/write_header.lua"""
+    version += 1
+    now_us = keyspace.now_us
+    fields = (b"version", decimal(version), b"updated_us", decimal(now_us))
+    keyspace.hset(keys[0], (*fields, b"last_us", decimal(last_us)))
+    return version, keyspace.zadd(keys[2], now_us, session_id) == 1
+
+
+def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> None:
+    """lua/lib/write_create.lua"""
+    session, events, index = keys[:3]
+    session_id, ttl_ms, creation_id = args[:3]
+    now_us = decimal(keyspace.now_us)
+    deadline_ms = new_deadline(keyspace, ttl_ms) if ttl_ms > 0 else -1
+    keyspace.unlink(session, events)
+    fields = (b"version", b"1", b"created_us", now_us, b"updated_us", now_us, b"last_us", b"0")
+    deadline = (b"deadline_ms", decimal(deadline_ms))
+    keyspace.hset(session, (*fields, *deadline, b"generation", creation_id))
+    is_new_member = keyspace.zadd(index, keyspace.now_us, session_id) == 1
+    if ttl_ms > 0:
+        keyspace.pexpireat(session, deadline_ms)
+    extend_index_ttl(keyspace, index, deadline_ms, is_new_member)
+    write_tiers(keyspace, keys, args, tail)
+
+
+def decimal(number: int) -> bytes:
+    """A number as Redis stores it."""
+    return b"%d" % number
