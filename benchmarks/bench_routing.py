@@ -20,11 +20,11 @@ from sessionstore import RedisSessionService, SessionKey
 from sessionstore.keys import Keys
 from sessionstore.transport.topology import SLOTS, slot_of_key
 
-from .clusters import Cluster
 from .harness import Harness, Variant, main
-from .nodes import CONFIG, HOST, Group
 from .results import Figure, Result, Target, client_cpu_of
 from .results import Group as Measured
+from .rigs.clusters import Cluster
+from .rigs.nodes import CONFIG, HOST, Group
 from .workload import EVENT_LIMIT, make_sessions, new_event, options, service_of, split
 
 ONE = "one server"
@@ -52,10 +52,7 @@ class Servers(Group):
         return [f"redis://{HOST}:{node.port}" for node in self.nodes]
 
     def _form(self) -> None:
-        names = [f"server-{number}" for number in range(self._count)]
-        for node in self._add(names, iter([CONFIG] * self._count)):
-            node.start()
-        for node in self.nodes:
+        for node in self._add([f"server-{number}" for number in range(self._count)], CONFIG):
             node.wait_for_answer()
 
     def _is_settled(self) -> bool:

@@ -27,9 +27,9 @@ import redis
 from sessionstore.embedded import EmbeddedServer
 
 from .bare import BareConnection
-from .nodes import bundled_server
 from .pictures import NO_PICTURES, draw
 from .results import Figure, Group, Result, Row, Sample, Target
+from .rigs.nodes import bundled_server
 
 T = TypeVar("T")
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import chaos_faults as faults
-from benchmarks.chaos import CLUSTER_PLANS, SENTINEL_PLANS, run_fleet
-from benchmarks.chaos_report import Outcome, Plan, as_table, as_text
-from benchmarks.clusters import Cluster, SentinelGroup
+from benchmarks.chaos import faults
+from benchmarks.chaos.report import Outcome, Plan, as_table, as_text
+from benchmarks.chaos.run import CLUSTER_PLANS, SENTINEL_PLANS, run_fleet
+from benchmarks.rigs.clusters import Cluster, SentinelGroup
 
 SEED = 7
 _AGENTS = 40

@@ -22,7 +22,7 @@ import redis
 
 import sessionstore
 from sessionstore.embedded import EmbeddedServer, ServerBinary, find_server, find_servers
-from sessionstore.embedded.watchdog import ping
+from sessionstore.embedded.server import ping
 from sessionstore.errors import BackendUnavailable, InvalidArgument
 
 SERVERS = find_servers()
@@ -191,7 +191,7 @@ def test_start_waits_while_data_is_loaded(tmp_path: Path) -> None:
     # Each key takes a millisecond, and meanwhile the server answers -LOADING.
     slow: Any = {"key-load-delay": 1000, "loading-process-events-interval-bytes": 1024}
     hasty = EmbeddedServer(tmp_path, config=slow, start_timeout=timedelta(seconds=0.2))
-    with pytest.raises(BackendUnavailable, match=r"still loading its data .* start_timeout"):
+    with pytest.raises(BackendUnavailable, match=r"still loading its data within start_timeout"):
         hasty.start()
     with EmbeddedServer(tmp_path, config=slow) as server, client_of(server) as client:
         assert client.dbsize() == 1000
@@ -358,7 +358,7 @@ def test_without_any_server_the_message_says_what_to_do() -> None:
     with pytest.raises(BackendUnavailable) as caught:
         EmbeddedServer().start()
     message = str(caught.value)
-    assert "passed over" not in message
+    assert "skipped" not in message
     for advice in ("pip install 'sessionstore[embedded]'", "redis-server >= 7.0", "URL"):
         assert advice in message
 
@@ -373,7 +373,7 @@ def test_without_any_server_the_message_says_what_to_do() -> None:
 )
 def test_an_unusable_server_is_passed_over(only_path: Path, output: str, reason: str) -> None:
     path = program(only_path / "redis-server", output)
-    with pytest.raises(BackendUnavailable, match=rf"\(passed over: {path} {reason}\)"):
+    with pytest.raises(BackendUnavailable, match=rf"\(skipped: {path} {reason}\)"):
         find_server()
     newer = program(only_path / "valkey-server", "Valkey server v=8.1.8 sha=00000000:1")
     assert find_servers() == [ServerBinary(str(newer), "valkey", (8, 1, 8))]
@@ -403,7 +403,7 @@ def test_the_bundled_server_is_found_without_importing_its_package(
     monkeypatch.setenv("PATH", "")
     assert find_servers() == [ServerBinary(str(path), "valkey", (8, 1, 8))]
     path.chmod(0o644)
-    with pytest.raises(BackendUnavailable, match=rf"passed over: {path} .*Permission denied"):
+    with pytest.raises(BackendUnavailable, match=rf"skipped: {path} .*Permission denied"):
         find_server()
 
 
@@ -420,14 +420,14 @@ def test_a_server_that_dies_at_start_shows_its_log(binary: ServerBinary, tmp_pat
     server = EmbeddedServer(tmp_path, executable=binary.path, config={"no-such-setting": 1})
     with pytest.raises(BackendUnavailable, match=r"(?s)exit status 1.*no-such-setting.*Bad dir"):
         server.start()
-    assert server._directory is not None
+    assert server._directory
     assert not Path(server._directory).exists()
 
 
 def test_a_server_that_never_answers(tmp_path: Path) -> None:
     then = f'[ "$1" = --version ] && exit\necho $$ > "{tmp_path}/pid"\nexec sleep 60'
     path = program(tmp_path / "redis-server", "Redis server v=7.0.15", then)
-    with pytest.raises(BackendUnavailable, match=r"(?s)did not answer when start_.*v=7\.0\.15"):
+    with pytest.raises(BackendUnavailable, match=r"(?s)did not answer within start_.*v=7\.0\.15"):
         EmbeddedServer(executable=path, start_timeout=0.5).start()
     assert not is_running(int((tmp_path / "pid").read_text()))
 

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.chaos_faults import CLUSTER_FAILOVER, KILL_PRIMARY, OUT_OF_MEMORY, RESHARD
-from benchmarks.chaos_fleet import CALM, Account, Audit
-from benchmarks.chaos_report import Outcome, Plan, as_table, as_text, judge, judge_stalls
+from benchmarks.chaos.faults import CLUSTER_FAILOVER, KILL_PRIMARY, OUT_OF_MEMORY, RESHARD
+from benchmarks.chaos.fleet import CALM, Account, Audit
+from benchmarks.chaos.report import Outcome, Plan, as_table, as_text, judge, judge_stalls
 
 SAFE = Plan("some, safe", (RESHARD, OUT_OF_MEMORY, CLUSTER_FAILOVER))
 UNSAFE = Plan("some, unsafe", (KILL_PRIMARY,), may_lose=True)

@@ -29,11 +29,11 @@ import msgspec
 import sessionstore.sync
 from sessionstore import RedisSessionService
 
-from . import chaos_faults as faults
-from .chaos_fleet import CALM, Fleet
-from .chaos_report import Outcome, Plan, as_table, as_text, judge, judge_stalls
-from .clusters import Cluster, SentinelGroup
-from .nodes import Group
+from ..rigs.clusters import Cluster, SentinelGroup
+from ..rigs.nodes import Group
+from . import faults
+from .fleet import CALM, Fleet
+from .report import Outcome, Plan, as_table, as_text, judge, judge_stalls
 
 _CALM_S = 0.4  # between two faults
 _EXTRA_S = 180.0  # beyond the time asked for, after which everything is ended

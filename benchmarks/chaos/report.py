@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .bench_routing import shares
-from .chaos_faults import RESHARD, Fault
-from .chaos_fleet import CALM, Account, Audit
-from .results import table
+from ..bench_routing import shares
+from ..results import table
+from .faults import RESHARD, Fault
+from .fleet import CALM, Account, Audit
 
 _NOTICE_S = 1.0  # beyond the takeover by another server, until every call is answered
 _NOISE = 2.0  # times that, on a machine that does other things too

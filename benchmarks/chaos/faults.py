@@ -18,8 +18,8 @@ from redis.crc import key_slot
 
 from sessionstore import SessionKey
 
-from .clusters import Cluster, SentinelGroup
-from .nodes import Group, Node, wait_until
+from ..rigs.clusters import Cluster, SentinelGroup
+from ..rigs.nodes import Group, Node, wait_until
 
 _TAKEOVER_LIMIT_S = 30.0
 _AMID_WORK_S = 0.1  # between two blows, for agents to reconnect and be at work again
@@ -177,7 +177,7 @@ def kill_primary(scene: Scene) -> None:
     [replica] = cluster.replicas_of(primary)
     with _takeover(scene, _promotion(replica)):
         primary.kill()
-    primary.start()
+    primary.restart()
     cluster.wait_until_settled()
 
 
@@ -224,7 +224,7 @@ def kill_master(scene: Scene) -> None:
     with _takeover(scene, _naming(group)):
         master.kill()
         group.wait_for_other_master(master, _TAKEOVER_LIMIT_S)
-    master.start()
+    master.restart()
     group.wait_until_settled()
 
 
