@@ -17,6 +17,7 @@ from .harness import parser
 from .results import Result, target_table
 
 BENCHES = (
+    "bench_overview",
     "bench_append",
     "bench_read",
     "bench_list",

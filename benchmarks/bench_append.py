@@ -1,10 +1,10 @@
-"""How fast are appends, against plain redis-py, against the bytes alone, against raw commands?
+"""How fast are appends, compared with redis-py, with the bare bytes, and with raw commands?
 
-An append is `await service.append_event(session.key, Event("agent", <1 KB>))`: the event is made,
-encoded, checked and sent. "redis-py, same script" makes and encodes its event too, as one would by
-hand, without checks; the other reference lines send what was made beforehand. All sessions hold
-as many events as they may, so every append trims one (not with 512 agents, whose sessions start
-empty).
+An append is `await service.append_event(session.key, Event("agent", <1 KB>))`. The measured time
+includes making, encoding and checking the event. "redis-py, same script" also makes and encodes
+its event, without checks. The other variants send requests that were made before. All sessions
+are at their event limit, so every append trims one event. Only the sessions of 512 agents start
+empty.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ from sessionstore import SessionKey
 
 from .bare import BareSocket, Request
 from .harness import Harness, Server, Variant, main
-from .results import Figure, Group, Result, Target, busier_cpu_of, server_cpu_of, time_of
+from .results import (
+    Figure,
+    Group,
+    Result,
+    Target,
+    bars_of,
+    busier_cpu_of,
+    server_cpu_of,
+    time_of,
+)
 from .workload import (
     EVENT_LIMIT,
     Recorder,
@@ -47,12 +56,12 @@ CEILING = "ceiling: same bytes, bare hiredis"
 RAW = "raw commands in MULTI, bare hiredis"
 SYNC_CEILING = "ceiling: same bytes, bare socket"
 
-# redis-py's default pool raises an error when more connections than this are wanted.
+# redis-py's default pool raises an error when more connections than this are needed.
 _POOL_LIMIT = 100
 
 
 class _Setup:
-    """Sessions and clients of one setting."""
+    """The sessions and clients of one group."""
 
     def __init__(self, harness: Harness, server: Server, agents: int, stored: int) -> None:
         self.harness = harness
@@ -88,7 +97,7 @@ class _Setup:
         return Variant(OURS, each * self.agents, work)
 
     def ours_with_handle(self, count: int) -> Variant:
-        """Every agent appends to its session by a Session object, which is kept up to date."""
+        """Every agent appends through a Session object, which each append updates."""
         each = split(count, self.agents)
         append = self.service.append_event
         run = self.harness.run
@@ -103,10 +112,10 @@ class _Setup:
 
         return Variant(OURS_HANDLE, each * self.agents, work)
 
-    # -- reference lines -----------------------------------------------------------------------
+    # -- for comparison ------------------------------------------------------------------------
 
     def connect_plain(self) -> Any:
-        """redis-py's asyncio client as one makes it; one that waits where its pool is too small."""
+        """redis-py's asyncio client with its defaults, or a waiting pool for many agents."""
         alone, crowd = self.agents == 1, self.agents > _POOL_LIMIT
         kind: Any = redis.asyncio.BlockingConnectionPool if crowd else redis.asyncio.ConnectionPool
         pool = kind.from_url(self.server.url, **({"timeout": None} if crowd else {}))
@@ -133,7 +142,7 @@ class _Setup:
         return Variant(PLAIN, each * self.agents, work, note=self.note)
 
     def plain_made(self, count: int) -> Variant:
-        """The same with arguments that were made beforehand."""
+        """The same with arguments that were made before."""
         each, client = split(count, self.agents), self.connect_plain()
 
         async def prepare() -> None:
@@ -152,7 +161,7 @@ class _Setup:
         return Variant(PLAIN_MADE, each * self.agents, work, prepare, self.note)
 
     def ceiling(self, count: int) -> Variant:
-        """The bytes that sessionstore sends, made beforehand."""
+        """The bytes that sessionstore sends, made before."""
         each = split(count, self.agents)
 
         async def prepare() -> None:
@@ -167,7 +176,7 @@ class _Setup:
         return Variant(CEILING, each * self.agents, work, prepare)
 
     def raw(self, count: int) -> Variant:
-        """The writes of the script as plain commands, made beforehand."""
+        """The writes of the script as plain commands, made before."""
         each = split(count, self.agents)
 
         def prepare() -> None:
@@ -183,7 +192,7 @@ class _Setup:
 
 
 def measure_async(harness: Harness, server: Server, agents: int) -> list[Group]:
-    """Appends of many tasks, or of one."""
+    """Appends by one task or many."""
     stored = EVENT_LIMIT if agents <= _POOL_LIMIT else 0
     setup = _Setup(harness, server, agents, harness.pick(stored, 20))
     count = harness.pick(2000 if agents == 1 else 8192, agents * 2)
@@ -203,7 +212,7 @@ def measure_async(harness: Harness, server: Server, agents: int) -> list[Group]:
 def _measure(
     harness: Harness, server: Server, name: str, variants: list[Variant], *, alone: bool
 ) -> list[Group]:
-    """One call at a time is measured twice: with a core each for client and server, and one."""
+    """One call at a time is measured twice: client and server on two cores, and on one."""
     if not alone:
         return [harness.measure(server, name, "append", variants)]
     groups = [harness.measure(server, f"{name}, a core each", "append", variants)]
@@ -213,7 +222,7 @@ def _measure(
 
 
 def measure_sync(harness: Harness, server: Server, threads: int) -> list[Group]:
-    """Appends of threads."""
+    """Appends by threads."""
     service = sessionstore.sync.RedisSessionService(server.url, **options())
     recorder = Recorder()
     client: Any = redis.Redis.from_url(server.url)
@@ -345,12 +354,20 @@ def run(harness: Harness) -> Result:
         ],
         targets=targets,
         notes=[
-            "sessionstore makes, encodes and checks every event within the time that is measured. "
-            "redis-py's first line makes and encodes it too. The others send what was made before.",
-            "Server CPU is compared between the two lines that send bytes made beforehand, so that "
-            "both keep the server equally busy.",
-            "redis-py's default pool raises an error at 512 agents; one that waits is used there.",
+            "The time of sessionstore includes making, encoding and checking every event. The time "
+            "of `redis-py, same script` includes making and encoding it. The other variants send "
+            "requests that were made before.",
+            "Server CPU is compared between the two variants that send requests made before, "
+            "because they keep the server equally busy.",
+            "redis-py's default pool raises an error at 512 agents, so a waiting pool is used.",
         ],
+        panels=[
+            bars_of(many, (OURS, PLAIN, CEILING)),
+            bars_of(one_core, (OURS, PLAIN, CEILING)),
+            bars_of(sync_one_core, (OURS, PLAIN, SYNC_CEILING)),
+        ],
+        reading_hint="Time per append. Less is better. The ceiling sends the same bytes, made "
+        "before, and does nothing else.",
     )
 
 

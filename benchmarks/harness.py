@@ -11,7 +11,6 @@ import gc
 import inspect
 import os
 import platform
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,8 +26,8 @@ import redis
 from sessionstore.embedded import EmbeddedServer
 
 from .bare import BareConnection
-from .pictures import NO_PICTURES, draw
-from .results import Figure, Group, Result, Row, Sample, Target
+from .pictures import draw
+from .results import Bars, Figure, Group, Lines, Result, Row, Sample, Target
 from .rigs.nodes import bundled_server
 
 T = TypeVar("T")
@@ -372,6 +371,8 @@ class Harness:
         figures: Sequence[Figure] = (),
         targets: Sequence[Target] = (),
         notes: Sequence[str] = (),
+        panels: Sequence[Bars | Lines] = (),
+        reading_hint: str = "Less is better.",
     ) -> Result:
         """The bench's result, with versions and settings."""
         return Result(
@@ -387,6 +388,8 @@ class Harness:
             figures=list(figures),
             targets=list(targets),
             notes=[*notes, *self.failures],
+            panels=list(panels),
+            reading_hint=reading_hint,
         )
 
 
@@ -432,11 +435,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return options
 
 
-def write(result: Result, output: Path) -> bool:
-    """Write JSON and pictures. False if there are no pictures, for want of matplotlib."""
+def write(result: Result, output: Path) -> None:
+    """Write JSON and picture."""
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{result.bench}.json").write_bytes(result.as_json())
-    return draw(result, output)
+    draw(result, output)
 
 
 def main(run: Callable[[Harness], Result], argv: Sequence[str] | None = None) -> None:
@@ -452,5 +455,4 @@ def main(run: Callable[[Harness], Result], argv: Sequence[str] | None = None) ->
     ) as harness:
         result = run(harness)
     print(result.as_markdown())
-    if not write(result, arguments.output):
-        print(NO_PICTURES, file=sys.stderr)
+    write(result, arguments.output)

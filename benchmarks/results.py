@@ -90,6 +90,10 @@ class Group(msgspec.Struct, frozen=True):
         """The variant of this name."""
         return next(row for row in self.rows if row.name == name)
 
+    def us_of(self, name: str) -> float | None:
+        """Median of microseconds per operation of a variant. None = it was not measured."""
+        return next((row.us for row in self.rows if row.name == name), None)
+
     def ratio(self, one: str, other: str, of: Callable[[Sample], float | None]) -> float:
         """Median over the rounds of `of(one) / of(other)`, both from the same round."""
         pairs = zip(self.row(one).samples, self.row(other).samples, strict=True)
@@ -120,6 +124,60 @@ def busier_cpu_of(sample: Sample) -> float | None:
     if sample.server_cpu_us is None:
         return None
     return max(sample.client_cpu_us, sample.server_cpu_us)
+
+
+class Bars(msgspec.Struct, frozen=True, tag="bars"):
+    """A bar chart in a picture.
+
+    Attributes:
+        title: above the bars.
+        values: the bars: name and value, from top to bottom.
+        unit: of the values.
+        all_ours: emphasise all bars. Otherwise those that start with "sessionstore".
+    """
+
+    title: str
+    values: dict[str, float]
+    unit: str = "µs"
+    all_ours: bool = False
+
+
+class Lines(msgspec.Struct, frozen=True, tag="lines"):
+    """A line chart in a picture.
+
+    Attributes:
+        title: above the chart.
+        x_label: what the columns are.
+        columns: names of the points on the x axis.
+        values: the lines: name, and a value for each column. None = not measured.
+        unit: of the values.
+        all_ours: emphasise all lines. Otherwise those that start with "sessionstore".
+    """
+
+    title: str
+    x_label: str
+    columns: list[str]
+    values: dict[str, list[float | None]]
+    unit: str = "µs"
+    all_ours: bool = False
+
+
+def bars_of(
+    group: Group,
+    names: Sequence[str] | None = None,
+    of: Callable[[Sample], float | None] | None = None,
+) -> Bars:
+    """A bar for each variant of a group.
+
+    Args:
+        group: the group.
+        names: the variants to draw. None = all.
+        of: what to draw, e.g. `server_cpu_of`. None = time per operation.
+    """
+    of = of or time_of
+    rows = [group.row(name) for name in names] if names else group.rows
+    values = {row.name: median(_known(of(sample)) for sample in row.samples) for row in rows}
+    return Bars(group.name, values)
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -171,6 +229,8 @@ class Result(msgspec.Struct):
         figures: what was measured once.
         targets: what has to be reached.
         notes: what a reader has to know.
+        panels: the charts of its picture.
+        reading_hint: how to read the picture.
     """
 
     bench: str
@@ -181,6 +241,8 @@ class Result(msgspec.Struct):
     figures: list[Figure] = []
     targets: list[Target] = []
     notes: list[str] = []
+    panels: list[Bars | Lines] = []
+    reading_hint: str = ""
 
     def as_json(self) -> bytes:
         """Samples, medians and targets, indented."""

@@ -16,6 +16,7 @@ import msgspec
 from sessionstore import Event, RedisSessionService, Session, SessionKey, SessionService
 from sessionstore.calls import Call
 from sessionstore.keys import Keys, SessionKeys
+from sessionstore.observe import wrap_executor
 
 from .bare import Request
 from .payload import TEXT, TTL_SECONDS
@@ -85,47 +86,56 @@ def split(count: int, agents: int) -> int:
 # -- the same calls, sent by something else ------------------------------------------------------
 
 
-class _Recorded(Exception):  # not an error: carries the Call out
+class _RecordedError(Exception):
+    """Carries a Call out of the operation that made it."""
+
     def __init__(self, call: Call[Any]) -> None:
         self.call = call
 
 
-class _Recording:
-    """An executor that sends nothing."""
+class _RecordingExecutor:
+    """Records Calls and sends nothing."""
 
     async def execute(self, call: Call[Any]) -> list[Any]:
-        raise _Recorded(call)
+        raise _RecordedError(call)
 
     async def aclose(self) -> None:
         pass
 
 
-class Recorder(RedisSessionService):
-    """A service that sends nothing; what it would have sent can be had.
+class Recorder:
+    """Gives the Calls that a service would send.
 
     Args:
         event_limit: as the measured service has it.
+
+    Attributes:
+        service: a service that sends nothing. For `call_of`.
     """
 
     def __init__(self, event_limit: int | None = EVENT_LIMIT) -> None:
-        super().__init__("redis://localhost", **options(event_limit))
-        self._executor = _Recording()
+        self.service = RedisSessionService("redis://localhost", **options(event_limit))
+        wrap_executor(self.service, lambda _: _RecordingExecutor())
 
     async def call_of(self, operation: Awaitable[Any]) -> Call[Any]:
-        """The first Call of an operation of this service."""
+        """The first Call of an operation of `service`."""
         try:
             await operation
-        except _Recorded as recorded:
+        except _RecordedError as recorded:
             return recorded.call
         raise AssertionError("the operation sent nothing")
 
+    async def append(self, key: SessionKey, event: Event) -> Call[Any]:
+        """The Call that appends an event."""
+        return await self.call_of(self.service.append_event(key, event))
+
     async def appends(self, key: SessionKey, count: int) -> list[Call[Any]]:
         """The Calls that append fresh events one by one."""
-        return [await self.call_of(self.append_event(key, new_event())) for _ in range(count)]
+        return [await self.append(key, new_event()) for _ in range(count)]
 
     async def read(self, key: SessionKey, event_num: int | None) -> Call[Any]:
         """The Call that reads a session."""
-        return await self.call_of(read(self, key, event_num))
+        return await self.call_of(read(self.service, key, event_num))
 
 
 def request_of(call: Call[Any]) -> Request:

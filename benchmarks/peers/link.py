@@ -50,9 +50,15 @@ class Link:
             self.close()
             raise
 
-    def make(self, name: str, sessions: int, stored: int) -> None:
-        """New sessions, which `name` stands for from now on."""
-        self._ask("make", name=name, sessions=sessions, stored=stored)
+    def make(
+        self, name: str, sessions: int, stored: int, limit_seconds: float | None = None
+    ) -> None:
+        """Make sessions with events; later calls name them by `name`.
+
+        Raises:
+            CannotRunError: storing the events takes longer than `limit_seconds`.
+        """
+        self._ask("make", name=name, sessions=sessions, stored=stored, limit=limit_seconds)
 
     def append(self, name: str, each: int) -> Timing:
         """One task per session appends `each` events."""

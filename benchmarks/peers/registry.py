@@ -48,13 +48,15 @@ class Peer:
     """One session store.
 
     Attributes:
-        name: what a reader is told.
+        name: its name in tables.
+        label: a short name for pictures.
         venv: the venv that it runs in; "" = ours.
         adapter: the module that uses it.
         package: the package whose version is reported.
     """
 
     name: str
+    label: str
     venv: str
     adapter: str
     package: str
@@ -67,18 +69,26 @@ class Peer:
         return Path(sys.executable) if is_here else apart
 
 
-OURS = Peer("sessionstore", "", "adapter_sessionstore", "sessionstore")
+OURS = Peer("sessionstore", "sessionstore", "", "adapter_sessionstore", "sessionstore")
 
 ON_REDIS = [
-    Peer("trpc-agent-py RedisSessionService", "trpc-agent-py", "adapter_trpc", "trpc-agent-py"),
+    Peer(
+        "trpc-agent-py RedisSessionService",
+        "tRPC-Agent",
+        "trpc-agent-py",
+        "adapter_trpc",
+        "trpc-agent-py",
+    ),
     Peer(
         "google-adk-community RedisSessionService",
+        "ADK community",
         "google-adk",
         "adapter_adk_community",
         "google-adk-community",
     ),
     Peer(
         "google-adk DatabaseSessionService, SQLite",
+        "ADK SQLite",
         "google-adk",
         "adapter_adk_database",
         "google-adk",
@@ -86,18 +96,27 @@ ON_REDIS = [
     Peer(
         "adk-session-services RedisSessionService",
         "adk-session-services",
+        "adk-session-services",
         "adapter_adk_session_services",
         "adk-session-services",
     ),
-    Peer("openai-agents RedisSession", "openai-agents", "adapter_openai_agents", "openai-agents"),
+    Peer(
+        "openai-agents RedisSession",
+        "OpenAI Agents",
+        "openai-agents",
+        "adapter_openai_agents",
+        "openai-agents",
+    ),
     Peer(
         "llama-index RedisChatStore",
+        "LlamaIndex",
         "llama-index",
         "adapter_llama_index",
         "llama-index-storage-chat-store-redis",
     ),
     Peer(
         "langchain RedisChatMessageHistory",
+        "LangChain",
         "langchain-community",
         "adapter_langchain",
         "langchain-community",
@@ -105,9 +124,16 @@ ON_REDIS = [
 ]
 
 IN_MEMORY = [
-    Peer("google-adk InMemorySessionService", "google-adk", "adapter_adk_memory", "google-adk"),
+    Peer(
+        "google-adk InMemorySessionService",
+        "ADK",
+        "google-adk",
+        "adapter_adk_memory",
+        "google-adk",
+    ),
     Peer(
         "trpc-agent-py InMemorySessionService",
+        "tRPC-Agent",
         "trpc-agent-py",
         "adapter_trpc_memory",
         "trpc-agent-py",

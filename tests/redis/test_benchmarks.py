@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 # Targets of each bench, and groups that it measures, in the small setting.
 EXPECTED = {
+    "bench_overview": (0, 6),
     "bench_append": (7, 7),
     "bench_read": (2, 3),
     "bench_list": (1, 1),
@@ -39,7 +40,7 @@ EXPECTED = {
     "bench_many_agents": (2, 0),
     "bench_routing": (2, 2),
     "bench_adapters": (2 * len(FRAMEWORKS), 2 * len(FRAMEWORKS)),
-    "bench_peers": (0, 4),
+    "bench_peers": (0, 1),
 }
 
 
@@ -88,6 +89,8 @@ def test_peer(peer: registry.Peer) -> None:
         link.make("some", 2, 3)
         assert link.append("some", 2).seconds > 0
         assert link.read("some", 3, 1).seconds > 0
+        with pytest.raises(CannotRunError, match=r"TimeoutError: \d+ of 1,000,000 events"):
+            link.make("large", 1, 1_000_000, limit_seconds=0.05)
         assert link.events(3).seconds > 0
 
 
@@ -102,7 +105,7 @@ def test_a_peer_that_fails_is_told_apart_from_one_that_runs() -> None:
     with Harness(small=True) as harness:
         url = harness.start_server().url
         with pytest.raises(CannotRunError, match="no_such_adapter"):
-            Link(registry.Peer("none", "", "no_such_adapter", "sessionstore"), url)
+            Link(registry.Peer("none", "", "", "no_such_adapter", "sessionstore"), url)
         link = Link(registry.OURS, url)
         harness.at_end(link.close)
         with pytest.raises(CannotRunError, match="KeyError"):
@@ -153,5 +156,4 @@ def test_report(tmp_path: Path) -> None:
     assert [result["bench"] for result in written] == ["bench_list"]
     assert written[0]["groups"][0]["rows"][0]["median"]["us"] > 0
     assert "Must reach" in (tmp_path / "report.md").read_text("utf-8")
-    for picture in ("bench_list.svg", "bench_list.png"):
-        assert (tmp_path / picture).exists() or "pip install" in outcome.stderr
+    assert "sessionstore" in (tmp_path / "bench_list.svg").read_text("utf-8")
