@@ -1,4 +1,4 @@
-"""What a bench finds out, as data: samples, medians, ratios, targets; as JSON and as text."""
+"""Results of a bench: samples, medians, ratios and targets, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import msgspec
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """What one variant did in one round.
+    """One variant in one round.
 
     Attributes:
-        operations: operations carried out.
+        operations: number of operations.
         seconds: time from the start of the first to the end of the last.
-        client_cpu_us: processor time of this process per operation, microseconds.
-        server_cpu_us: processor time of the server per operation; None where there is none.
-        sent_bytes: bytes that the server received per operation; None likewise.
-        received_bytes: bytes that the server sent per operation; None likewise.
+        client_cpu_us: CPU time of the client per operation, microseconds.
+        server_cpu_us: CPU time of the server per operation. None = there is no server.
+        sent_bytes: bytes that the client sent per operation. None = there is no server.
+        received_bytes: bytes that the client received per operation. None = there is no server.
     """
 
     operations: int
@@ -30,7 +30,7 @@ class Sample(msgspec.Struct, frozen=True):
 
     @property
     def us(self) -> float:
-        """Microseconds per operation: with many agents the inverse of their joint throughput."""
+        """Microseconds per operation. With many agents: the inverse of their total throughput."""
         return self.seconds / self.operations * 1e6
 
 
@@ -38,9 +38,9 @@ class Row(msgspec.Struct, frozen=True):
     """One variant of a group.
 
     Attributes:
-        name: what was measured.
+        name: the variant.
         samples: one per round, in order.
-        note: what a reader has to know to read the figures right.
+        note: shown after the name.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def client_cpu_us(self) -> float:
-        """Median of this process's microseconds of processor time per operation."""
+        """Median of the client's CPU microseconds per operation."""
         return median(sample.client_cpu_us for sample in self.samples)
 
     @property
     def server_cpu_us(self) -> float | None:
-        """Median of the server's microseconds of processor time per operation."""
+        """Median of the server's CPU microseconds per operation."""
         return _median([sample.server_cpu_us for sample in self.samples])
 
     @property
@@ -74,11 +74,11 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """Variants that ran in turns, and so may be compared.
+    """Variants that ran in turn and can be compared.
 
     Attributes:
-        name: the setting that they share.
-        operation: what one operation is.
+        name: what they have in common.
+        operation: what one operation is, e.g. "append".
         rows: the variants, in the order in which they ran.
     """
 
@@ -106,20 +106,20 @@ def time_of(sample: Sample) -> float:
 
 
 def client_cpu_of(sample: Sample) -> float:
-    """Client processor time per operation, for `Group.ratio`."""
+    """Client CPU time per operation, for `Group.ratio`."""
     return sample.client_cpu_us
 
 
 def server_cpu_of(sample: Sample) -> float | None:
-    """Server processor time per operation, for `Group.ratio`."""
+    """Server CPU time per operation, for `Group.ratio`."""
     return sample.server_cpu_us
 
 
 def busier_cpu_of(sample: Sample) -> float | None:
-    """Processor time per operation of client or server, whichever needs more.
+    """CPU time per operation of client or server, whichever needs more; for `Group.ratio`.
 
-    With many agents that is the time an operation takes where both have a core to themselves; so
-    it tells the ratio that would be had if no other program were running.
+    This is the time per operation when both have a core to themselves. So the ratio is what one
+    would measure if no other program were running.
     """
     if sample.server_cpu_us is None:
         return None
@@ -184,7 +184,7 @@ class Figure(msgspec.Struct, frozen=True):
     """A single figure, such as bytes per event.
 
     Attributes:
-        name: what it says.
+        name: what it is.
         value: the figure.
         unit: its unit.
     """
@@ -195,12 +195,12 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A figure and the bound that it has to keep.
+    """A figure and its bound.
 
     Attributes:
-        name: what is compared with what.
+        name: what is compared.
         figure: what was measured.
-        sense: whether the bound is the least or the most.
+        sense: whether the bound is a minimum or a maximum.
         bound: the bound.
         unit: of figure and bound: "x" for ratios.
     """
@@ -213,21 +213,21 @@ class Target(msgspec.Struct, frozen=True):
 
     @property
     def is_reached(self) -> bool:
-        """Whether the figure keeps the bound."""
+        """Whether the figure is within the bound."""
         return self.figure >= self.bound if self.sense == ">=" else self.figure <= self.bound
 
 
 class Result(msgspec.Struct):
-    """What one bench found out.
+    """The result of one bench.
 
     Attributes:
         bench: its module's name.
-        question: what it answers.
-        versions: of everything that took part.
-        settings: "full" or "small", rounds and the like.
-        groups: what was measured in turns.
-        figures: what was measured once.
-        targets: what has to be reached.
+        question: the question that it answers.
+        versions: of the libraries and the server.
+        settings: "full" or "small", number of rounds, and so on.
+        groups: variants that were measured in turn.
+        figures: single figures.
+        targets: figures with bounds.
         notes: what a reader has to know.
         panels: the charts of its picture.
         reading_hint: how to read the picture.
@@ -255,7 +255,7 @@ class Result(msgspec.Struct):
         return msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n"
 
     def as_markdown(self) -> str:
-        """The same for people."""
+        """The tables, as Markdown."""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         parts = [f"## {self.bench}", self.question, f"{versions} ({settings})"]
@@ -275,7 +275,7 @@ _MEDIANS = ("us", "client_cpu_us", "server_cpu_us", "sent_bytes", "received_byte
 
 
 def target_table(targets: Sequence[Target]) -> str:
-    """The table "must reach"."""
+    """The table of targets."""
     rows = [
         [
             target.name,
@@ -285,7 +285,7 @@ def target_table(targets: Sequence[Target]) -> str:
         ]
         for target in targets
     ]
-    return table(["must reach", "bound", "figure", "reached"], rows)
+    return table(["target", "bound", "measured", "reached"], rows)
 
 
 def _short(value: float) -> str:
@@ -293,7 +293,7 @@ def _short(value: float) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, padded so that it reads well as plain text too."""
+    """A Markdown table, aligned so that it can be read as plain text too."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(head))]
     lines.insert(1, ["-" * width for width in widths])
@@ -304,9 +304,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _group_table(group: Group) -> str:
-    """Medians of every variant, and how many times the first one's time each takes."""
+    """Medians of every variant, and its time as a multiple of the first one's."""
     first = group.rows[0]
-    head = ["variant", f"µs per {group.operation}", "a second", "of the first's time"]
+    head = ["variant", f"µs per {group.operation}", "per second", "time / first"]
     head += ["client CPU µs", "server CPU µs", "bytes sent", "received"]
     rows = [
         [

@@ -1,4 +1,4 @@
-"""Which peers there are, what they need, where their venvs are."""
+"""The peers, their requirements and their venvs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 DIRECTORY = Path(
     os.environ.get("SESSIONSTORE_PEERS") or Path(__file__).resolve().parent.parent / ".peers"
 )
-"""Where the venvs are; the variable SESSIONSTORE_PEERS says otherwise."""
+"""Where the venvs are. The environment variable SESSIONSTORE_PEERS overrides it."""
 
 REQUIREMENTS = {
     "trpc-agent-py": [
@@ -32,7 +32,7 @@ REQUIREMENTS = {
     "llama-index": ["llama-index-storage-chat-store-redis==0.8.0", "hiredis==3.5.0"],
     "langchain-community": ["langchain-community==0.4.2", "redis==8.1.0", "hiredis==3.5.0"],
 }
-"""What each venv holds."""
+"""The requirements of each venv."""
 
 
 def _is_installed(package: str) -> bool:
@@ -50,8 +50,8 @@ class Peer:
     Attributes:
         name: its name in tables.
         label: a short name for pictures.
-        venv: the venv that it runs in; "" = ours.
-        adapter: the module that uses it.
+        venv: its venv. "" = ours.
+        adapter: the module that calls it.
         package: the package whose version is reported.
     """
 
@@ -63,10 +63,10 @@ class Peer:
 
     @property
     def python(self) -> Path:
-        """The interpreter of its venv; without one, ours if the package is installed here."""
-        apart = DIRECTORY / self.venv / ("Scripts" if os.name == "nt" else "bin") / "python"
-        is_here = not self.venv or (not apart.exists() and _is_installed(self.package))
-        return Path(sys.executable) if is_here else apart
+        """The interpreter of its venv. Without a venv: ours, if the package is installed here."""
+        own = DIRECTORY / self.venv / ("Scripts" if os.name == "nt" else "bin") / "python"
+        is_here = not self.venv or (not own.exists() and _is_installed(self.package))
+        return Path(sys.executable) if is_here else own
 
 
 OURS = Peer("sessionstore", "sessionstore", "", "adapter_sessionstore", "sessionstore")

@@ -8,9 +8,9 @@ Reads one JSON object per line from stdin and answers each with one on stdout:
     {"do": "read", "name": ..., "last": n, "count": n}        -> {"seconds": s, "cpu_seconds": s}
     {"do": "events", "count": n}                    -> {"seconds": s, "cpu_seconds": s}
 
-`make` makes sessions and remembers them by name; `append` lets one task per session append `each`
-events one by one; `read` reads the newest events of the first one; `events` only makes events. An
-answer {"error": ...} says why something cannot be done. The worker ends with its input.
+`make` makes sessions and remembers them by name. `append` appends `each` events one by one, in one
+task per session. `read` reads the newest events of the first session. `events` only makes events.
+The answer {"error": ...} says why a command failed. The worker ends at the end of its input.
 
 Imports nothing but the standard library and the adapter.
 """
@@ -31,10 +31,10 @@ from typing import Any
 
 
 class Worker:
-    """Carries out commands on one adapter.
+    """Runs commands on one adapter.
 
     Args:
-        adapter: as `adapter_*` modules define it.
+        adapter: the Adapter of an `adapter_*` module.
         package: the package whose version is reported.
     """
 
@@ -73,7 +73,7 @@ class Worker:
         return {}
 
     async def append(self, command: dict[str, Any]) -> dict[str, Any]:
-        """One task per session, each appending one event after the other."""
+        """Append in one task per session, one event after the other."""
         append = self._adapter.append
 
         async def task(session: Any) -> None:
@@ -89,7 +89,7 @@ class Worker:
         return clock.stop()
 
     async def read(self, command: dict[str, Any]) -> dict[str, Any]:
-        """One task that reads again and again."""
+        """Read many times in one task."""
         session, last = self._sessions[command["name"]][0], command["last"]
         expected = min(last, self._stored[command["name"]])
         clock = Clock()
@@ -109,22 +109,22 @@ class Worker:
 
 
 class Clock:
-    """Wall and processor time since it was made."""
+    """Wall and CPU time since it was made."""
 
     def __init__(self) -> None:
         gc.collect()
         self._cpu, self._start = time.process_time(), time.perf_counter()
 
     def stop(self) -> dict[str, float]:
-        """Both, in seconds."""
+        """Wall and CPU time, in seconds."""
         seconds = time.perf_counter() - self._start
         return {"seconds": seconds, "cpu_seconds": time.process_time() - self._cpu}
 
 
 def main() -> None:
-    """Answer commands until there are no more."""
+    """Answer commands until the input ends."""
     adapter_name, package = sys.argv[1:]
-    # What a peer prints must not end up between the answers.
+    # What a peer prints must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     with asyncio.Runner() as runner:
@@ -136,7 +136,7 @@ def main() -> None:
                     module = import_module(f"{__package__}.{adapter_name}")
                     worker = Worker(module.Adapter(), package)
                 answer = runner.run(getattr(worker, command["do"])(command))
-            except Exception as error:  # whatever a peer raises is the reason that is reported
+            except Exception as error:  # any error of a peer is reported as the reason
                 answer = {"error": f"{type(error).__name__}: {error}"}
             print(json.dumps(answer), file=answers, flush=True)
 

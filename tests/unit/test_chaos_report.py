@@ -91,12 +91,12 @@ def test_the_table_says_what_was_lost_and_what_failed() -> None:
     ]
     for row in (
         ("some, unsafe: appends under kill -9", "lost 3, duplicated 0, out of order 0 of 1,000"),
-        ("some, unsafe: when the lost were acknowledged", "kill -9 3"),
+        ("some, unsafe: lost appends, by fault", "kill -9 3"),
         ("calls that failed: live reshard", "0 of 0"),
         ("calls that failed: out of memory", "2 of 9 (BackendRejected 2)"),
         ("calls that failed: graceful failover, kill -9", "0 of 7"),
         (
-            "some, unsafe: longest call on another failover",
+            "some, unsafe: longest call during another failover",
             "3.21 s (takeover after 2.80 s, calls 0.40 s later)",
         ),
     ):
