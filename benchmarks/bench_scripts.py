@@ -53,7 +53,7 @@ class Case:
     """One operation. Its name in the report is that of the script it runs, and `detail`.
 
     Attributes:
-        detail: what the script is given to do.
+        detail: the arguments of the script, in words.
         work: runs the operation on a service.
         raw: the plain commands that do the same.
     """
@@ -191,7 +191,7 @@ class _Bench:
         self.harness.run(once())
 
     def name_of(self, case: Case) -> str:
-        """The name of the script that the operation runs, and what it is given to do."""
+        """The name of the script that the operation runs, and the detail."""
         call = self.harness.run(self._call(case.work, self.ours[0]))
         return f"{call.script.name}: {case.detail}"
 

@@ -1,4 +1,4 @@
-"""Draws a bench's panels as an SVG file. `python -m benchmarks.pictures DIR` draws all anew.
+"""Draws a bench's panels as an SVG file. `python -m benchmarks.pictures DIR` redraws a report.
 
 SVG is written directly. The files stay small and readable, the text stays text, and the layout
 leaves room for every label.
@@ -163,7 +163,7 @@ def _lines(panel: Lines, x: float, y: float, width: float) -> Iterator[str]:
         for px, py in points:
             yield f'<circle cx="{px:.0f}" cy="{py:.0f}" r="{radius}" fill="{colour}"/>'
         ends[name] = points[-1]
-    heights = _spread({name: height for name, (_, height) in ends.items()}, bottom)
+    heights = _spread({name: height for name, (_, height) in ends.items()}, top, bottom)
     for name, height in heights.items():
         end_x, end_y = ends[name]
         kind = "ours" if _is_ours(name) else "" if panel.all_ours else "other"
@@ -176,7 +176,9 @@ def _label_of(name: str, line: list[float | None], panel: Lines) -> str:
     return f"{name}: {_shown(last, panel.unit)}" if last is not None else f"{name}: not reached"
 
 
-def _spread(wanted: dict[str, float], bottom: float, gap: float = 17) -> dict[str, float]:
+def _spread(
+    wanted: dict[str, float], top: float, bottom: float, gap: float = 17
+) -> dict[str, float]:
     """Heights near the wanted ones, far enough apart for text."""
     names = sorted(wanted, key=lambda name: wanted[name])
     heights = [wanted[name] for name in names]
@@ -186,8 +188,7 @@ def _spread(wanted: dict[str, float], bottom: float, gap: float = 17) -> dict[st
             if overlap > 0:
                 heights[upper] -= overlap / 2
                 heights[lower] += overlap / 2
-        if heights:
-            heights[-1] = min(heights[-1], bottom)
+        heights[0], heights[-1] = max(heights[0], top), min(heights[-1], bottom)
     return dict(zip(names, heights, strict=True))
 
 

@@ -43,7 +43,7 @@ _PORTS = range(20_000, 32_000)
 
 
 class Unsettled(Exception):
-    """A condition did not become true in time. The message says what is the case instead."""
+    """A condition did not become true in time. The message says what happened instead."""
 
 
 def bundled_server() -> ServerBinary | None:

@@ -1,6 +1,6 @@
-"""Fleets at work while servers are treated badly: one round of every fault, without a loss.
+"""Fleets work while servers fail: one round of every fault, without a loss.
 
-`python -m benchmarks.chaos` does the same for longer, and measures how long calls take.
+`python -m benchmarks.chaos` does the same for longer and measures how long calls take.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.rigs.clusters import Cluster, SentinelGroup
 
 SEED = 7
 _AGENTS = 40
-_TIME_LIMIT_S = 90  # several times what it takes
+_TIME_LIMIT_S = 90  # several times the usual time
 
 BY_APP = Plan(
     "cluster, all of an app in one slot",

@@ -1,4 +1,4 @@
-"""Every bench works: run in its small setting, it finds what it is there to find."""
+"""Every bench runs in its small setting and returns its groups and targets."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from benchmarks.results import Group, Result, Row, Sample, Target, target_table,
 
 PEERS = [*registry.ON_REDIS, *registry.IN_MEMORY]
 
-with warnings.catch_warnings(action="ignore"):  # those of frameworks are not ours
+with warnings.catch_warnings(action="ignore"):  # warnings of frameworks
     FRAMEWORKS = bench_adapters.installed()
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# Targets of each bench, and groups that it measures, in the small setting.
+# Number of targets and groups of each bench in the small setting.
 EXPECTED = {
     "bench_overview": (0, 6),
     "bench_append": (7, 7),
@@ -101,7 +101,7 @@ def test_peers_that_are_not_installed_are_listed() -> None:
         Link(peer, "redis://localhost")
 
 
-def test_a_peer_that_fails_is_told_apart_from_one_that_runs() -> None:
+def test_a_peer_that_fails_and_one_that_runs() -> None:
     with Harness(small=True) as harness:
         url = harness.start_server().url
         with pytest.raises(CannotRunError, match="no_such_adapter"):

@@ -1,4 +1,4 @@
-"""What counts as a broken promise, and what the table says: no server."""
+"""Broken promises and tables of the chaos report. No server."""
 
 from __future__ import annotations
 
