@@ -1,6 +1,6 @@
-"""Benchmarks: each `python -m benchmarks.bench_x` answers one question, `python -m benchmarks` all.
+"""Benchmarks. `python -m benchmarks.bench_x` answers one question, `python -m benchmarks` runs all.
 
-Every bench starts a server of its own, runs its variants in turns (A B C A B C ...) and compares
-them round by round, so that what slows the machine down for a while slows all of them down.
-Read the ratios; absolute times are those of the machine that they were taken on.
+Every bench starts its own server and runs its variants in turn (A B C A B C ...). Variants are
+compared within a round, so that a slow moment of the machine affects all of them. Compare the
+ratios: absolute times depend on the machine. See README.md.
 """

@@ -1,12 +1,14 @@
 """Runs every bench and writes one report: `python -m benchmarks [--small] [--only NAME]`.
 
-Each bench runs in a process of its own. The report holds the tables of all, the pictures, and at
-the end everything that has to be reached, with yes or no.
+Each bench runs in its own process. The report contains their tables and pictures, and ends with all
+targets. `--publish` copies the report to benchmarks/measured and the targets to
+benchmarks/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from .harness import parser
 from .results import Result, target_table
 
 BENCHES = (
+    "bench_overview",
     "bench_append",
     "bench_read",
     "bench_list",
@@ -30,6 +33,11 @@ BENCHES = (
     "bench_adapters",
     "bench_peers",
 )
+
+
+TARGETS = "## Targets"
+MEASURED = Path(__file__).parent / "measured"
+README = Path(__file__).parent / "README.md"
 
 
 def run_bench(name: str, arguments: argparse.Namespace) -> Result | None:
@@ -49,22 +57,41 @@ def run_bench(name: str, arguments: argparse.Namespace) -> Result | None:
 
 def report(results: list[Result], output: Path) -> str:
     """The report as Markdown."""
-    parts = ["# Benchmarks", "Read the ratios: absolute times are those of one machine."]
+    parts = ["# Benchmarks", "Compare the ratios: absolute times depend on the machine."]
     for result in results:
         parts.append(result.as_markdown().strip())
         if (output / f"{result.bench}.svg").exists():
             parts.append(f"![{result.question}]({result.bench}.svg)")
     targets = [target for result in results for target in result.targets]
     reached = sum(target.is_reached for target in targets)
-    parts += [f"## Must reach: {reached} of {len(targets)}", target_table(targets)]
+    parts += [f"{TARGETS}: {reached} of {len(targets)} reached", target_table(targets)]
     return "\n\n".join(parts) + "\n"
 
 
+def publish(output: Path) -> None:
+    """Copy report and pictures to benchmarks/measured, and the targets to benchmarks/README.md."""
+    MEASURED.mkdir(exist_ok=True)
+    for old in MEASURED.iterdir():
+        old.unlink()
+    for name in ("report.md", "report.json", *sorted(path.name for path in output.glob("*.svg"))):
+        shutil.copy(output / name, MEASURED)
+    table = (output / "report.md").read_text("utf-8").partition(TARGETS)[2].partition("\n\n")[2]
+    before, begin, rest = README.read_text("utf-8").partition("<!-- targets -->\n")
+    _, end, after = rest.partition("<!-- end -->\n")
+    README.write_text(f"{before}{begin}{table}{end}{after}", "utf-8")
+
+
 def main() -> int:
-    """Run what is asked for; 1 if a bench failed. Targets that are not reached are no failure."""
+    """Run the benches; 1 if one failed. A target that is not reached is not a failure."""
     options = parser(__doc__)
     options.add_argument("--only", action="append", metavar="NAME", choices=BENCHES)
+    options.add_argument(
+        "--publish", action="store_true", help="publish the report that is there, and run nothing"
+    )
     arguments = options.parse_args()
+    if arguments.publish:
+        publish(arguments.output)
+        return 0
     arguments.output = arguments.output.resolve()
     chosen = [name for name in BENCHES if name in (arguments.only or BENCHES)]
     results, failed = [], []

@@ -1,7 +1,6 @@
-"""The ceiling: bytes that are packed already, over a bare hiredis connection. No sessionstore.
+"""The ceiling: requests that are already packed, over a bare hiredis connection.
 
-What is measured through it is what the server and asyncio can do at best; whatever a library does
-on top of it costs more.
+This is the best that the server and asyncio can do. A library on top of them costs more.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from typing import Any, Self
 import hiredis
 
 Request = tuple[bytes, int]
-"""Bytes in RESP, and the number of replies that the server gives to them."""
+"""Bytes in RESP, and the number of replies that they get."""
 
-_NOTHING = object()  # what the reader gives when it has no whole reply
+_NOTHING = object()  # the reader returns it when it has no complete reply
 
 
 class BareConnection(asyncio.Protocol):
@@ -32,7 +31,7 @@ class BareConnection(asyncio.Protocol):
 
     @classmethod
     async def connect(cls, socket_path: str) -> Self:
-        """A connection to the server that listens there."""
+        """A connection to the server at this socket."""
         loop = asyncio.get_running_loop()
         _, protocol = await loop.create_unix_connection(cls, socket_path)
         return protocol
@@ -42,16 +41,16 @@ class BareConnection(asyncio.Protocol):
         self._transport = transport
 
     async def run_agents(self, agents: Sequence[Sequence[Request]]) -> list[Any]:
-        """Let every agent send its requests, each as soon as the one before is answered.
+        """Send the requests of every agent, each when the one before has been answered.
 
         Args:
             agents: the requests of each agent, at least one.
 
         Returns:
-            The replies to the last request that was answered.
+            The replies to the request that was answered last.
 
         Raises:
-            hiredis.ReplyError: the server refused one.
+            hiredis.ReplyError: the server refused a request.
         """
         self._done = asyncio.get_running_loop().create_future()
         out = []
@@ -67,7 +66,7 @@ class BareConnection(asyncio.Protocol):
         return await self.run_agents([[(request, count)]])
 
     def data_received(self, data: bytes) -> None:
-        """Called by asyncio: the agents whose replies are here send what they have next."""
+        """Called by asyncio. Agents whose replies have arrived send their next request."""
         waiting, replies, out = self._waiting, self._replies, []
         self._reader.feed(data)
         next_reply = self._reader.gets
@@ -105,7 +104,7 @@ class BareConnection(asyncio.Protocol):
 
 
 class BareSocket:
-    """The same for a thread: one request at a time over a blocking socket."""
+    """The same for threads: one request at a time over a blocking socket."""
 
     def __init__(self, socket_path: str) -> None:
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
@@ -113,10 +112,10 @@ class BareSocket:
         self._socket.connect(socket_path)
 
     def run(self, requests: Sequence[Request]) -> None:
-        """Send each request once the one before is answered.
+        """Send each request when the one before has been answered.
 
         Raises:
-            hiredis.ReplyError: the server refused one.
+            hiredis.ReplyError: the server refused a request.
         """
         for request, count in requests:
             self._socket.sendall(request)
@@ -127,5 +126,5 @@ class BareSocket:
                     raise reply
 
     def close(self) -> None:
-        """Close it."""
+        """Close the socket."""
         self._socket.close()

@@ -1,10 +1,10 @@
-"""What does an adapter cost on top of the engine, and what the framework's own storage?
+"""What does an adapter cost, compared with the engine and with the framework's own storage?
 
-The adapter is given the framework's own messages; the engine is given events of the same bytes, as
-the adapter makes them. Making the message is in neither time. It is made shortly before, as by an
-agent, so that it is at hand for the processor. What the framework needs to turn its message into
-bytes is in the adapter's time. Where the framework's session has to show what was appended, the
-engine's Session shows it too. A framework that is not installed is left out.
+The adapter gets the framework's own messages. The engine gets events with the same bytes as the
+adapter makes from them. Making the message is not measured, but it is done shortly before, as in an
+agent, so that the message is in the processor's cache. The adapter's time includes turning the
+message into bytes. If the framework's session shows appended events to its caller, the engine is
+given a Session, which shows them too. A framework that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from typing import Any
 import msgspec
 
 from sessionstore import Event, InMemorySessionService, RedisSessionService, Session, SessionKey
+from sessionstore.calls import Call
+from sessionstore.observe import wrap_executor
 
 from .frameworks import FRAMEWORKS, Append
 from .harness import Harness, Server, Timing, Variant, VariantFailedError, main
-from .results import Figure, Group, Result, Target, client_cpu_of, time_of
+from .results import Bars, Figure, Group, Result, Target, client_cpu_of, time_of
 from .workload import EVENT_LIMIT, fill, read, service_of, split
 
 ENGINE = "sessionstore, the same bytes"
@@ -34,10 +36,11 @@ ENGINE_BY_KEY = "sessionstore, the same bytes, by key"
 SERIALISED = "the framework's own serialisation"
 
 BY_HAND = "serialised by the framework, then the engine"
+OWN_STORAGE = "keeps all events"
 
-_AT_ONCE = 8  # messages that an agent appends one after the other before new ones are made
+_BATCH = 8  # messages that are made before an agent appends them one by one
 
-_OWN_FIELDS = ("id", "timestamp")
+_ID_FIELDS = ("id", "timestamp")
 _FIELDS = (
     "author",
     "content",
@@ -47,6 +50,26 @@ _FIELDS = (
     "state_removed",
     "metadata",
 )
+
+_decode = msgspec.json.Decoder(Event).decode
+
+
+class _EventRecorder:
+    """Wraps an executor and keeps the event that was appended last."""
+
+    def __init__(self, executor: Any) -> None:
+        self._executor = executor
+        self.event = Event("none", None)
+
+    async def execute(self, call: Call[Any]) -> list[Any]:
+        if call.name.startswith("append_event"):
+            event = max((arg for arg in call.args if isinstance(arg, bytes)), key=len)
+            self.event = _decode(event)
+        replies: list[Any] = await self._executor.execute(call)
+        return replies
+
+    async def aclose(self) -> None:
+        await self._executor.aclose()
 
 
 def installed() -> list[Any]:
@@ -58,26 +81,29 @@ def installed() -> list[Any]:
     return found
 
 
-async def recorder_of(framework: Any) -> Callable[[Any], Awaitable[dict[str, Any]]]:
-    """A function from a message to the fields of the event that the adapter stores for it."""
+async def make_converter(framework: Any) -> Callable[[Any], Awaitable[dict[str, Any]]]:
+    """A function from a message to the fields of the event that the adapter makes from it."""
     service = InMemorySessionService(session_event_limit=1)
-    ids: dict[str, Any] = {"app_name": "bench", "user_id": "user", "session_id": "one"}
-    session = await service.create_session(**ids)
+    recorders: list[_EventRecorder] = []
+
+    def wrap(executor: Any) -> _EventRecorder:
+        recorders.append(_EventRecorder(executor))
+        return recorders[0]
+
+    wrap_executor(service, wrap)
+    session = await service.create_session(app_name="bench", user_id="user", session_id="one")
     append = await framework.appender(service, session.key)
 
     async def fields_of(message: Any) -> dict[str, Any]:
         await append(message)
-        found = await service.get_session(**ids)
-        assert found is not None
-        [event] = found.events
-        names = _FIELDS + _OWN_FIELDS if framework.gives_ids else _FIELDS
-        return {name: getattr(event, name) for name in names}
+        names = _FIELDS + _ID_FIELDS if framework.gives_ids else _FIELDS
+        return {name: getattr(recorders[0].event, name) for name in names}
 
     return fields_of
 
 
 class _Setup:
-    """The sessions of one framework in one setting, one an agent and variant."""
+    """The sessions of one framework: one for each agent and variant."""
 
     def __init__(self, harness: Harness, server: Server, framework: Any, agents: int) -> None:
         self.harness = harness
@@ -89,7 +115,7 @@ class _Setup:
         self.stored = harness.pick(EVENT_LIMIT, 20)
 
     def keys(self, name: str) -> list[SessionKey]:
-        """New sessions, full."""
+        """New sessions at their event limit."""
         app_name = f"{self.framework.extra}-{name}-{self.agents}"
         return [self.harness.run(self._make(app_name, at)) for at in range(self.agents)]
 
@@ -109,15 +135,15 @@ class _Setup:
         note: str = "",
         prepare: Callable[[int], None] | None = None,
     ) -> Variant:
-        """Every agent appends to its session what was made just before."""
-        turns = max(split(count, self.agents) // _AT_ONCE, 1)
-        operations = turns * _AT_ONCE * self.agents
+        """Every agent appends messages that were made just before."""
+        turns = max(split(count, self.agents) // _BATCH, 1)
+        operations = turns * _BATCH * self.agents
 
         async def work() -> Timing:
             seconds = cpu_seconds = 0.0
             begun = time.process_time()
             for _ in range(turns):
-                made = [[new_message() for _ in range(_AT_ONCE)] for _ in appends]
+                made = [[new_message() for _ in range(_BATCH)] for _ in appends]
                 cpu, start = time.process_time(), time.perf_counter()
                 outcomes = await asyncio.gather(
                     *map(_append_all, appends, made), return_exceptions=True
@@ -132,14 +158,14 @@ class _Setup:
         return Variant(name, operations, work, prepare and partial(prepare, operations), note)
 
     def engine(self, count: int, *, shows_events: bool) -> Variant:
-        """The engine's own append; it makes its event within the time, as the adapter does.
+        """The engine's own append. Making the event is measured, as for the adapter.
 
         Args:
-            count: operations, about.
-            shows_events: give it Sessions, which show and so keep what was appended, not keys.
+            count: about how many operations.
+            shows_events: use Session objects, which keep appended events, instead of keys.
         """
         run = self.harness.run
-        fields_of = run(recorder_of(self.framework))
+        fields_of = run(make_converter(self.framework))
         stock: list[dict[str, Any]] = []
         append = self.service.append_event
 
@@ -159,11 +185,11 @@ class _Setup:
             sessions = [run(read(self.service, key, None)) for key in sessions]
         appends = [partial(append_to, session) for session in sessions]
         name = ENGINE if shows_events == self.framework.shows_events else ENGINE_BY_KEY
-        note = "" if name == ENGINE else "nothing shows the event"
+        note = "" if name == ENGINE else "the caller's session does not show the event"
         return self.variant(name, count, appends, new_fields, note, prepare)
 
     def adapter(self, count: int) -> Variant:
-        """The same through the adapter."""
+        """The adapter's append."""
         run = self.harness.run
         appends = [
             run(self.framework.appender(self.service, key))
@@ -175,12 +201,12 @@ class _Setup:
         return self.variant(self.framework.adapter, count, appends, new_message)
 
     def _emptied(self, key: SessionKey) -> SessionKey:
-        """A session without the events that the adapter did not write."""
+        """Remove the events that the adapter did not write."""
         self.harness.run(self.service.clear_events(key))
         return key
 
     def by_hand(self, count: int) -> Variant:
-        """What somebody writes who has no adapter."""
+        """What one would write without an adapter."""
         append, serialise = self.service.append_event, self.framework.serialise
 
         async def append_to(key: SessionKey, message: Any) -> None:
@@ -194,7 +220,7 @@ class _Setup:
         return self.variant(BY_HAND, count, appends, new_message, "as text")
 
     def serialised(self, count: int) -> Variant:
-        """What nobody can do without who stores the framework's messages."""
+        """Only serialise. Every storage of the framework's messages has to do this."""
 
         async def serialise(message: Any) -> None:
             self.framework.serialise(message)
@@ -205,7 +231,7 @@ class _Setup:
         )
 
     def own(self, count: int, directory: Path) -> list[Variant]:
-        """The framework's own storages. Some are deprecated, which is not said here."""
+        """The framework's own storages. Deprecation warnings are ignored."""
         variants = []
         with warnings.catch_warnings(action="ignore"):
             makers = dict(self.framework.own(self.harness, directory))
@@ -214,13 +240,13 @@ class _Setup:
             for name, make in makers.items():
                 appends = [self.harness.finish(make(number)) for number in range(self.agents)]
                 variants.append(
-                    self.variant(name, count, appends, self.framework.new_message, "keeps all")
+                    self.variant(name, count, appends, self.framework.new_message, OWN_STORAGE)
                 )
         return variants
 
 
 def _copy(value: Any) -> Any:
-    """A copy that was made just now."""
+    """A new copy."""
     return msgspec.json.decode(msgspec.json.encode(value))
 
 
@@ -230,7 +256,7 @@ async def _append_all(append: Append, messages: list[Any]) -> None:
 
 
 def measure(harness: Harness, server: Server, framework: Any, agents: int) -> Group:
-    """Appends of many tasks, or of one."""
+    """Appends by one task or many."""
     setup = _Setup(harness, server, framework, agents)
     count = harness.pick(1024 if agents == 1 else 4096, agents * 2)
     fewer = harness.pick(64, agents * 2)
@@ -251,7 +277,7 @@ def measure(harness: Harness, server: Server, framework: Any, agents: int) -> Gr
 
 
 def _shares(group: Group, framework: Any) -> list[tuple[str, float]]:
-    """What adapter and framework take of the engine's processor time."""
+    """Client CPU of adapter and framework, as ratios."""
     return [
         ("adapter / engine", group.ratio(framework.adapter, ENGINE, client_cpu_of)),
         (f"adapter / {BY_HAND}", group.ratio(framework.adapter, BY_HAND, client_cpu_of)),
@@ -266,6 +292,8 @@ def run(harness: Harness) -> Result:
     groups: list[Group] = []
     figures: list[Figure] = []
     targets: list[Target] = []
+    costs: dict[str, float] = {}
+    storages: dict[str, float] = {}
     for framework in found:
         for agents in (1, 64):
             group = measure(harness, server, framework, agents)
@@ -273,26 +301,37 @@ def run(harness: Harness) -> Result:
             ratio = group.ratio(framework.adapter, ENGINE, time_of)
             name = f"{group.name}: an append, against the engine"
             targets.append(Target(name, ratio, "<=", 1.25))
+            if agents > 1:
+                costs[framework.adapter] = ratio
+                for row in group.rows:
+                    if row.note == OWN_STORAGE:
+                        storages[row.name] = group.ratio(row.name, framework.adapter, time_of)
             figures += [
-                Figure(f"{group.name}: {what}, by processor time of the client", ratio, "x")
+                Figure(f"{group.name}: {what}, client CPU", ratio, "x")
                 for what, ratio in _shares(group, framework)
             ]
+    charts = (
+        ("append through the adapter, time / engine", costs, True),
+        ("append to the framework's own storage, time / our adapter", storages, False),
+    )
     missing = [kind for kind in FRAMEWORKS if not any(isinstance(one, kind) for one in found)]
     return harness.result(
         "bench_adapters",
-        "What do the adapters cost on top of the engine?",
+        "What do the adapters cost, compared with the engine?",
         groups=groups,
         figures=figures,
         targets=targets,
         notes=[
-            "Of the adapter's time the framework's own serialisation is a part, which whoever "
-            "stores its messages has to spend.",
+            "The adapter's time includes the framework's own serialisation, which every storage of "
+            "its messages needs.",
             *(
                 f"{kind.name} is not installed, so it is left out: "
                 f"pip install 'sessionstore[{kind.extra}]'."
                 for kind in missing
             ),
         ],
+        panels=[Bars(title, values, "x", all_ours) for title, values, all_ours in charts if values],
+        reading_hint="64 agents. Less is better.",
     )
 
 

@@ -1,9 +1,9 @@
-"""How many turns a second does a fleet of agents make, reads and writes mixed?
+"""How many turns a second does a fleet of agents make, with reads and writes?
 
 A turn is what an agent does with one message: `get_session(event_num=20)`, then three
-`append_event` through the Session that it got, one of them with a state delta in two tiers. The
-reference lines do the same calls over plain redis-py (only the transport differs), and send the
-same bytes without sessionstore.
+`append_event` with the Session it got, one of them with a state delta in two tiers. For comparison:
+the same Calls sent by redis-py, so that only the transport differs, and the same bytes sent without
+sessionstore.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 
 import redis.asyncio
 
-from sessionstore import Event, RedisSessionService, SessionKey, SessionService
+from sessionstore import Event, SessionKey, SessionService
 from sessionstore.calls import Call
+from sessionstore.observe import wrap_executor
 
 from .bare import Request
 from .harness import Harness, Server, Variant, main
 from .payload import TEXT
-from .results import Group, Result
+from .results import Group, Result, bars_of
 from .workload import (
     EVENT_LIMIT,
     Recorder,
     evalsha,
     make_sessions,
     new_event,
-    options,
     read,
     request_of,
     service_of,
@@ -35,14 +35,14 @@ from .workload import (
 )
 
 OURS = "sessionstore"
-OVER_REDIS_PY = "sessionstore's calls over plain redis-py"
+OVER_REDIS_PY = "the same Calls, sent by redis-py"
 CEILING = "ceiling: same bytes, bare hiredis"
 
 _DELTA = {"turns": 4, "user:mood": "curious"}
 
 
-class _OverRedisPy:
-    """An executor that makes one call of redis-py of each Call."""
+class _RedisPyExecutor:
+    """Sends each Call as one call of redis-py."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -62,12 +62,6 @@ class _OverRedisPy:
         pass
 
 
-class _ServiceOverRedisPy(RedisSessionService):
-    def __init__(self, url: str, client: Any) -> None:
-        super().__init__(url, **options())
-        self._executor = _OverRedisPy(client)
-
-
 def _events() -> list[Event]:
     return [new_event(), Event("tool", TEXT, state_delta=_DELTA), new_event()]
 
@@ -81,17 +75,18 @@ async def turn(service: SessionService, key: SessionKey) -> None:
 
 
 async def recorded_turn(recorder: Recorder, key: SessionKey) -> list[Request]:
-    """What a turn sends."""
+    """The requests of a turn."""
     calls = [await recorder.read(key, 20)]
-    calls += [await recorder.call_of(recorder.append_event(key, event)) for event in _events()]
+    calls += [await recorder.append(key, event) for event in _events()]
     return [request_of(call) for call in calls]
 
 
 def measure(harness: Harness, server: Server, agents: int) -> Group:
-    """Turns of a fleet."""
+    """The turns of a fleet."""
     service = service_of(server.url)
     client: Any = redis.asyncio.Redis.from_url(server.url, single_connection_client=agents == 1)
-    over_redis_py = _ServiceOverRedisPy(server.url, client)
+    over_redis_py = service_of(server.url)
+    wrap_executor(over_redis_py, lambda _: _RedisPyExecutor(client))
     bare = harness.connect_bare(server)
     harness.at_end(service.aclose)
     harness.at_end(client.aclose)
@@ -108,8 +103,8 @@ def measure(harness: Harness, server: Server, agents: int) -> Group:
         for _ in range(each):
             await turn(of, key)
 
-    async def fleet(of: SessionService, its_keys: Sequence[SessionKey]) -> None:
-        await asyncio.gather(*(agent(of, key) for key in its_keys))
+    async def fleet(of: SessionService, fleet_keys: Sequence[SessionKey]) -> None:
+        await asyncio.gather(*(agent(of, key) for key in fleet_keys))
 
     async def prepare() -> None:
         requests.clear()
@@ -138,6 +133,8 @@ def run(harness: Harness) -> Result:
         "bench_fleet_turn",
         "How fast are whole turns: one read of 20 events, three appends, one with a state delta?",
         groups=groups,
+        panels=[bars_of(group) for group in groups],
+        reading_hint="Time per turn. Less is better.",
     )
 
 

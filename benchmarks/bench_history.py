@@ -1,8 +1,8 @@
 """Does a long history make a session slow?
 
-Appends to one session that holds 0 to 100,000 events already, by one agent and by 64 tasks at
-once, with no limit on its events, so that nothing is trimmed. Reads of the newest 20 events. After
-every round the session is cut back to where it was.
+The sessions hold 0 to 100,000 events and have no event limit, so nothing is trimmed. One agent, and
+then 64 tasks at once, append to them. One agent reads the newest 20 events. After every round the
+session is cut back to its size.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from functools import partial
 from sessionstore import RedisSessionService, SessionKey
 
 from .harness import Harness, Server, Variant, main
-from .results import Group, Result, Target, server_cpu_of, time_of
+from .results import Group, Lines, Result, Target, server_cpu_of, time_of
 from .workload import fill, keys_of, make_sessions, new_event, read, service_of
 
 _TASKS = 64
 
 
 class _Histories:
-    """Sessions that hold more and more."""
+    """One session of each size."""
 
     def __init__(self, harness: Harness) -> None:
         self.harness = harness
@@ -35,7 +35,7 @@ class _Histories:
             self.keys[size] = session.key
 
     def appends(self, tasks: int) -> Group:
-        """Appends to every session in turns."""
+        """Appends to each session in turn."""
         count = self.harness.pick(1024 if tasks == 1 else 4096, 64)
         variants = [
             Variant(
@@ -65,7 +65,7 @@ class _Histories:
         self.server.client.zremrangebyrank(keys_of(self.keys[size]).events, size, -1)
 
     def reads(self) -> Group:
-        """Reads of the newest 20 events of every session in turns."""
+        """Reads of the newest 20 events of each session in turn."""
         count = self.harness.pick(500, 10)
         variants = [
             Variant(
@@ -118,7 +118,25 @@ def run(harness: Harness) -> Result:
         "Does a long history make a session slow?",
         groups=[one, many, reads],
         targets=targets,
+        panels=[
+            Lines(
+                "time of one call",
+                "events stored in the session",
+                [f"{size:,}" for size in histories.sizes],
+                {
+                    "append, 1 agent": _points(one, histories.sizes),
+                    "append, 64 tasks": _points(many, histories.sizes),
+                    "read the newest 20": _points(reads, histories.sizes),
+                },
+                all_ours=True,
+            )
+        ],
+        reading_hint="A flat line: the time does not depend on the length of the history.",
     )
+
+
+def _points(group: Group, sizes: list[int]) -> list[float | None]:
+    return [group.us_of(_name(size)) for size in sizes]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What does it cost to list the 100 sessions of a user, states merged?
+"""What does it cost to list the 100 sessions of a user with merged state?
 
-One agent calls `await service.list_sessions(..., limit=100)`. Each session has four keys of its
-own, the user and app tiers two. The reference lines send one HGETALL for each of the 100 sessions
-in one pipeline: over redis-py, without reading the index and without decoding; the same with
-index, tiers and decoding, as one would by hand; and the bytes alone.
+One agent calls `await service.list_sessions(..., limit=100)`. Each session has four state keys, and
+the user and app tiers have two each. For comparison, one pipeline sends an HGETALL for each of the
+100 sessions: with redis-py, without reading the index and without decoding; with redis-py and
+index, tiers and decoding, as one would write it by hand; and as bare bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 import redis.asyncio
 
 from .harness import Harness, Variant, main
-from .results import Group, Result, Target, time_of
+from .results import Group, Result, Target, bars_of, time_of
 from .workload import keys_of, pack, service_of
 
 OURS = "sessionstore"
@@ -29,7 +29,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 def measure(harness: Harness) -> Group:
-    """List the same sessions in several ways."""
+    """The same list in several ways."""
     server = harness.start_server()
     service = service_of(server.url)
     bare = harness.connect_bare(server)
@@ -109,6 +109,8 @@ def run(harness: Harness) -> Result:
         "What does it cost to list 100 sessions?",
         groups=[group],
         targets=[target],
+        panels=[bars_of(group)],
+        reading_hint="Time per list. Less is better.",
     )
 
 

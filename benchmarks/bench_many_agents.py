@@ -1,8 +1,8 @@
-"""Do 10,000 agents in one process all finish, with nothing lost and memory bounded?
+"""Do 10,000 agents in one process all finish, with nothing lost and bounded memory?
 
-Every agent is a task with a session of its own: it creates the session, makes its turns (append
-twice, read the newest two) and reads everything back at the end. All start at once on one service.
-The same fleet then does four times the work: memory that is bounded does not grow with it.
+Every agent is a task with its own session. It creates the session, makes its turns (two appends,
+one read of the newest two) and reads everything back at the end. All agents start at once on one
+service. Then the same fleet does four times the work. Bounded memory does not grow with it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SAMPLE_SECONDS = 0.02
 
 
 async def agent(service: RedisSessionService, app: str, number: int, turns: int) -> bool:
-    """Work, then say whether everything is there, in order."""
+    """Run an agent. Returns whether it read back all its events, in order."""
     session = await service.create_session(app_name=app, user_id=f"agent{number:05}")
     written: list[str] = []
     for turn in range(turns):
@@ -46,7 +46,7 @@ async def agent(service: RedisSessionService, app: str, number: int, turns: int)
 
 
 async def peak_while_running() -> int:
-    """The most memory seen until cancelled, in bytes."""
+    """The highest memory use until cancelled, in bytes."""
     most = resident_bytes()
     with suppress(asyncio.CancelledError):
         while True:
@@ -56,7 +56,7 @@ async def peak_while_running() -> int:
 
 
 def resident_bytes() -> int:
-    """Memory of this process: now, or where the system does not say, at its highest."""
+    """Memory of this process now, or its highest value if the system only tells that."""
     try:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
     except OSError:
@@ -66,7 +66,7 @@ def resident_bytes() -> int:
 
 
 async def fleet(server: Server, app: str, agents: int, turns: int) -> tuple[int, float, int]:
-    """Run a fleet: agents that found all they wrote, seconds, and bytes of memory at the peak."""
+    """Run a fleet. Returns how many agents found all events, seconds, bytes at the peak."""
     gc.collect()
     before = resident_bytes()
     async with service_of(server.url) as service:
@@ -92,7 +92,7 @@ def run(harness: Harness) -> Result:
     ended_longer, seconds_longer, memory_longer = harness.run(fleet(server, "long", agents, 4))
     keys = server.client.dbsize()
     figures = [
-        Figure("agents that found all that they wrote, one turn", ended, "agents"),
+        Figure("agents that found all their events, one turn", ended, "agents"),
         Figure("the same, four turns", ended_longer, "agents"),
         Figure("operations per second, four turns", agents * 14 / seconds_longer, "a second"),
         Figure("operations per second, one turn", agents * 5 / seconds, "a second"),
@@ -103,7 +103,7 @@ def run(harness: Harness) -> Result:
     growth = max(memory_longer, 1) / max(memory, 1)
     targets = [
         Target(
-            f"{agents:,} agents in one process: found all that they wrote",
+            f"{agents:,} agents in one process: found all their events",
             ended_longer,
             ">=",
             agents,
@@ -113,10 +113,10 @@ def run(harness: Harness) -> Result:
     ]
     return harness.result(
         "bench_many_agents",
-        f"Do {agents:,} agents in one process all finish, nothing lost, memory bounded?",
+        f"Do {agents:,} agents in one process all finish, with nothing lost and bounded memory?",
         figures=figures,
         targets=targets,
-        notes=["Memory is that of the process, less what it had before the fleet started."],
+        notes=["Memory is the growth of the process since the fleet started."],
     )
 
 

@@ -1,8 +1,8 @@
-"""How much memory does the server need for an event beyond the event itself?
+"""How much memory does the server need for an event, beyond the event itself?
 
-Events of 600 bytes as they are encoded (and of 1,140) are stored in sessions of 200 and of 1,000;
-what `used_memory` grew by, less the encoded bytes, is the overhead. Likewise for sessions without
-events. All clients are gone when memory is read, so their buffers do not count.
+Events of 600 and of 1,140 encoded bytes are stored in sessions of 200 and of 1,000 events. The
+overhead is the growth of `used_memory`, less the encoded bytes. Sessions without events are
+measured too. Memory is read when all clients have disconnected, so their buffers do not count.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ _EVENT_BYTES = 600
 
 
 def text_for(encoded_bytes: int) -> str:
-    """A text with which an event is this long when encoded, give or take its timestamp."""
+    """A text that makes an encoded event of about this size. Its timestamp varies a little."""
     return "x" * (encoded_bytes - len(msgspec.json.encode(new_event(""))))
 
 
 def used_memory(server: Server) -> int:
-    """The server's memory once the clients that left are forgotten."""
+    """The server's memory, read when it has dropped all other clients."""
     while server.client.info("clients")["connected_clients"] > 1:
         time.sleep(0.01)
     return server.read().used_memory_bytes
 
 
 async def store(url: str, sessions: int, events: int, text: str) -> None:
-    """Fill sessions, and go."""
+    """Fill sessions, then disconnect."""
     async with service_of(url, event_limit=None) as service:
         for session in await make_sessions(service, "memory", sessions):
             await fill(service, session.key, events, text)
 
 
 async def create(url: str, sessions: int) -> None:
-    """Make sessions without events, and go."""
+    """Make sessions without events, then disconnect."""
     async with service_of(url) as service:
         await make_sessions(service, "memory", sessions)
 
@@ -61,7 +61,7 @@ def overhead(harness: Harness, server: Server, sessions: int, events: int, text:
 def run(harness: Harness) -> Result:
     """Measure."""
     server = harness.start_server()
-    harness.run(create(server.url, 1))  # scripts are kept, and are no session's
+    harness.run(create(server.url, 1))  # the server now has the scripts, which FLUSHALL keeps
     server.client.flushall()
     empty = used_memory(server)
     count = harness.pick(1000, 20)
@@ -87,7 +87,7 @@ def run(harness: Harness) -> Result:
     )
     return harness.result(
         "bench_memory",
-        "How much memory does the server need for an event beyond the event itself?",
+        "How much memory does the server need for an event, beyond the event itself?",
         figures=figures,
         targets=[target],
     )

@@ -1,9 +1,9 @@
-"""What do reads cost, against the same plain commands and nothing else?
+"""What do reads cost, compared with the same plain commands?
 
-One agent reads a session that holds 1,000 events of 1 KB and state in every tier:
-`await service.get_session(..., event_num=20)`, 200, or all. The reference lines are one pipeline
-of HGETALL for the three tiers and ZRANGE over a bare hiredis connection, and one ZRANGE whose
-events are decoded with msgspec.
+One agent reads a session with 1,000 events of 1 KB and state in every tier:
+`await service.get_session(..., event_num=20)`, 200, or all. For comparison: one pipeline of HGETALL
+for the three tiers and ZRANGE over a bare hiredis connection, and one ZRANGE whose events are
+decoded with msgspec.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import redis.asyncio
 from sessionstore import Event, SessionKey
 
 from .harness import Harness, Server, Variant, main
-from .results import Group, Result, Target, server_cpu_of, time_of
+from .results import Group, Result, Target, bars_of, server_cpu_of, time_of
 from .workload import Recorder, keys_of, make_sessions, pack, read, request_of, service_of
 
 OURS = "sessionstore"
@@ -29,7 +29,7 @@ _decode = msgspec.json.Decoder(Event).decode
 
 
 class _Reads:
-    """Everything that reads one session."""
+    """All ways to read one session."""
 
     def __init__(self, harness: Harness, server: Server, key: SessionKey) -> None:
         self.harness = harness
@@ -117,7 +117,9 @@ def run(harness: Harness) -> Result:
         "What do reads cost?",
         groups=[last_20, last_200, everything],
         targets=targets,
-        notes=["All requests of the bare lines are made beforehand; their replies are parsed."],
+        notes=["The bare variants send requests made before, and parse the replies."],
+        panels=[bars_of(group, (OURS, DECODED, PLAIN)) for group in (last_20, everything)],
+        reading_hint="Time per read. Less is better.",
     )
 
 

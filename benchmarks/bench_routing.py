@@ -1,10 +1,9 @@
-"""What does it cost a client that its sessions are spread over a cluster?
+"""What does a cluster cost the client?
 
-The same appends of 1 KB events go to one server, to three servers with a service each among which
-the agents are dealt out by hand, and to a cluster of three primaries, all over TCP on loopback.
-The client's processor time per append is compared: what the servers need runs beside it. Three
-servers rather than one cost a client more writes and reads of sockets, for fewer calls leave
-together; finding the right one of them comes on top.
+The same appends of 1 KB events go to one server, to three servers with one service each, and to a
+cluster of three primaries, all over TCP on loopback. The client's CPU time per append is compared,
+because the servers work in parallel. Three servers cost a client more socket reads and writes than
+one, because fewer calls share each of them. Routing adds to that.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from sessionstore import RedisSessionService, SessionKey
 from sessionstore.keys import Keys
 from sessionstore.transport.topology import SLOTS, slot_of_key
 
-from .clusters import Cluster
 from .harness import Harness, Variant, main
-from .nodes import CONFIG, HOST, Group
-from .results import Figure, Result, Target, client_cpu_of
+from .results import Figure, Result, Target, bars_of, client_cpu_of
 from .results import Group as Measured
+from .rigs.clusters import Cluster
+from .rigs.nodes import CONFIG, HOST, Group
 from .workload import EVENT_LIMIT, make_sessions, new_event, options, service_of, split
 
 ONE = "one server"
@@ -36,7 +35,7 @@ _PRIMARIES = 3
 
 
 class Servers(Group):
-    """Servers that know nothing of each other.
+    """Servers that are not connected to each other.
 
     Args:
         count: how many.
@@ -52,10 +51,7 @@ class Servers(Group):
         return [f"redis://{HOST}:{node.port}" for node in self.nodes]
 
     def _form(self) -> None:
-        names = [f"server-{number}" for number in range(self._count)]
-        for node in self._add(names, iter([CONFIG] * self._count)):
-            node.start()
-        for node in self.nodes:
+        for node in self._add([f"server-{number}" for number in range(self._count)], CONFIG):
             node.wait_for_answer()
 
     def _is_settled(self) -> bool:
@@ -63,7 +59,7 @@ class Servers(Group):
 
 
 class _Setting:
-    """Where the appends of each variant go: a URL or three, and the sessions there."""
+    """The URLs and the sessions of each variant."""
 
     def __init__(self, harness: Harness, agents: int) -> None:
         self.harness = harness
@@ -79,7 +75,7 @@ class _Setting:
         }
 
     async def _fill(self, urls: Sequence[str], stored: int) -> list[list[SessionKey]]:
-        """Sessions, as many for each URL."""
+        """New sessions, the same number on each URL."""
         found = []
         for url in urls:
             async with service_of(url) as service:
@@ -89,12 +85,12 @@ class _Setting:
         return found
 
     def variant(self, name: str, count: int) -> Variant:
-        """Every agent, a task, appends to its session."""
+        """Every agent is a task and appends to its own session."""
         services = [service_of(url) for url in self.urls[name]]
         for service in services:
             self.harness.at_end(service.aclose)
-        dealt = list(zip(services, self.keys[name], strict=True))
-        agents = sum(len(keys) for _, keys in dealt)
+        pairs = list(zip(services, self.keys[name], strict=True))
+        agents = sum(len(keys) for _, keys in pairs)
         each = split(count, agents)
 
         async def agent(service: RedisSessionService, key: SessionKey) -> None:
@@ -102,29 +98,29 @@ class _Setting:
                 await service.append_event(key, new_event())
 
         async def work() -> None:
-            await asyncio.gather(*(agent(service, key) for service, keys in dealt for key in keys))
+            await asyncio.gather(*(agent(service, key) for service, keys in pairs for key in keys))
 
         return Variant(name, each * agents, work)
 
     def sync_variant(self, name: str, count: int) -> Variant:
-        """One thread appends to all sessions in turns."""
-        dealt: list[tuple[Any, SessionKey]] = []
+        """One thread appends to all sessions in turn."""
+        pairs: list[tuple[Any, SessionKey]] = []
         for url, keys in zip(self.urls[name], self.keys[name], strict=True):
             service = sessionstore.sync.RedisSessionService(url, **options())
             self.harness.at_end(service.close)
-            dealt += [(service, key) for key in keys]
-        each = split(count, len(dealt))
+            pairs += [(service, key) for key in keys]
+        each = split(count, len(pairs))
 
         def work() -> None:
             for _ in range(each):
-                for service, key in dealt:
+                for service, key in pairs:
                     service.append_event(key, new_event())
 
-        return Variant(name, each * len(dealt), work)
+        return Variant(name, each * len(pairs), work)
 
 
 def shares(users: int, primaries: int, seed: int) -> list[float]:
-    """The part of random users whose keys each primary holds, slots being in equal parts."""
+    """The share of random users on each primary, with equal numbers of slots."""
     chosen, keys = random.Random(seed), Keys()
     bounds = [SLOTS * part // primaries for part in range(1, primaries + 1)]
     held: Counter[int] = Counter()
@@ -141,19 +137,19 @@ def run(harness: Harness) -> Result:
     sync_count = harness.pick(3_150, 6)
     names = (ONE, THREE, CLUSTER)
     variants = [setting.variant(name, count) for name in names]
-    tasks = harness.measure(None, "asyncio, 63 agents", "append", variants)
+    tasks = harness.measure(None, f"asyncio, {setting.agents} agents", "append", variants)
     variants = [setting.sync_variant(name, sync_count) for name in names]
     thread = harness.measure(None, "sync, 1 thread", "append", variants)
     held = shares(_USERS, _PRIMARIES, 1)
     pairs = [(CLUSTER, THREE), (THREE, ONE), (CLUSTER, ONE)]
     return harness.result(
         "bench_routing",
-        "What does it cost a client that its sessions are spread over a cluster?",
+        "What does a cluster cost the client?",
         groups=[tasks, thread],
         figures=[
             *(_figure(group, *pair) for group in (tasks, thread) for pair in pairs),
             Figure(
-                f"{_USERS:,} random users over {_PRIMARIES} primaries, farthest from a third",
+                f"{_USERS:,} users on {_PRIMARIES} primaries, largest deviation from a third",
                 max(abs(share * _PRIMARIES - 1) for share in held) * 100,
                 "%",
             ),
@@ -173,16 +169,18 @@ def run(harness: Harness) -> Result:
             ),
         ],
         notes=[
-            "Read the client's processor time; the times also hold what the servers need.",
-            "A single thread waits for every answer. It pays for three servers as such, cluster or "
-            "not: each of them has been idle for longer and takes longer to wake.",
+            "Compare the client CPU. The times also include the work of the servers.",
+            "A single thread waits for every answer. Three servers are slower for it than one, "
+            "with or without a cluster: each of them has been idle for longer and wakes up later.",
         ],
+        panels=[bars_of(group, of=client_cpu_of) for group in (tasks, thread)],
+        reading_hint="Client CPU per append. Less is better.",
     )
 
 
 def _figure(group: Measured, one: str, other: str) -> Figure:
     percent = group.ratio(one, other, client_cpu_of) * 100
-    return Figure(f"{group.name}: client CPU per append, {one}, of that for {other}", percent, "%")
+    return Figure(f"{group.name}: client CPU per append, {one} / {other}", percent, "%")
 
 
 if __name__ == "__main__":

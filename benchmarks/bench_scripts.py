@@ -1,10 +1,10 @@
 """What does each script cost the server, against the same writes as plain commands?
 
-The calls that a service makes are recorded and sent over a bare connection, 64 in flight, so that
-the server does nothing but run them. Beside each stand the commands that do the same without a
-script, in MULTI and EXEC: no check, position and version known from elsewhere. Read the server CPU.
-What goes to replicas is read from the growth of an append-only file on a second server: it holds
-what a replica would be sent.
+The Calls of a service are recorded and sent over a bare connection, 64 at a time, so that the
+server is always busy. Each is compared with plain commands in MULTI and EXEC that write the same,
+check nothing and already know position and version. Compare the server CPU. The bytes that go to
+replicas are taken from the growth of an append-only file on a second server, because that file
+contains what a replica would be sent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sessionstore import Event, SessionKey, SessionService
 from .bare import Request
 from .harness import Harness, Server, Variant, main
 from .payload import TEXT, TTL_SECONDS
-from .results import Figure, Group, Result, server_cpu_of
+from .results import Bars, Figure, Group, Result, server_cpu_of
 from .workload import (
     EVENT_LIMIT,
     Command,
@@ -50,15 +50,15 @@ Work = Callable[[SessionService, SessionKey], Awaitable[object]]
 
 @dataclass(frozen=True)
 class Case:
-    """One operation.
+    """One operation. Its name in the report is that of the script it runs, and `detail`.
 
     Attributes:
-        name: what it does.
-        work: does it with a service.
+        detail: the arguments of the script, in words.
+        work: runs the operation on a service.
         raw: the plain commands that do the same.
     """
 
-    name: str
+    detail: str
     work: Work
     raw: Callable[[SessionKey], Sequence[Command]]
 
@@ -119,28 +119,28 @@ def _raw_append(key: SessionKey) -> list[Command]:
 
 CASES = [
     Case(
-        "append_events, one event",
+        "one event",
         lambda service, key: service.append_event(key, new_event()),
         _raw_append,
     ),
     Case(
-        "append_events, one event with a delta of three keys",
+        "one event with a state delta of three keys",
         lambda service, key: service.append_event(key, Event("agent", TEXT, state_delta=_DELTA)),
         _raw_delta,
     ),
-    Case(f"append_events, {_BATCH} events", _append_batch, _raw_batch),
+    Case(f"{_BATCH} events", _append_batch, _raw_batch),
     Case(
-        "touch_session and the read of 20 events",
+        "get_session of 20 events",
         lambda service, key: read(service, key, 20),
         lambda key: [*_deadlines(key, tiers=2), *_reads(key, 20)],
     ),
     Case(
-        "update_session_state, two keys",
+        "two keys",
         lambda service, key: service.update_session_state(key, {"turns": 4, "topic": "travel"}),
         lambda key: [*_header(key, ".turns", b"4", ".topic", b'"travel"'), *_deadlines(key)],
     ),
     Case(
-        "update_tier_state, two keys",
+        "two keys of the user tier",
         lambda service, key: service.update_user_state(
             key.app_name, key.user_id, {"mood": "curious", "city": "Paris"}
         ),
@@ -150,14 +150,14 @@ CASES = [
         ],
     ),
     Case(
-        "get_or_create_session that exists, and the read of 20 events",
+        "existing session, 20 events",
         lambda service, key: service.get_or_create_session(
             app_name=key.app_name, user_id=key.user_id, session_id=key.session_id, event_num=20
         ),
         lambda key: [*_deadlines(key, tiers=2), *_reads(key, 20)],
     ),
     Case(
-        "clear_events of none",
+        "empty log",
         lambda service, key: service.clear_events(key),
         lambda key: [("UNLINK", keys_of(key).events), *_header(key), *_deadlines(key)],
     ),
@@ -165,7 +165,7 @@ CASES = [
 
 
 class _Bench:
-    """One server with sessions for each line."""
+    """One server with sessions for both variants."""
 
     def __init__(self, harness: Harness, server: Server, stored: int) -> None:
         self.harness = harness
@@ -183,14 +183,19 @@ class _Bench:
         return [session.key for session in sessions]
 
     def load(self, work: Work) -> None:
-        """Let the server know the script; EVALSHA does not send it."""
+        """Run the operation once, so that the server knows the script. EVALSHA needs that."""
 
         async def once() -> None:
             await work(self.service, self.ours[0])
 
         self.harness.run(once())
 
-    def lines(self, case: Case, count: int) -> list[Variant]:
+    def name_of(self, case: Case) -> str:
+        """The name of the script that the operation runs, and the detail."""
+        call = self.harness.run(self._call(case.work, self.ours[0]))
+        return f"{call.script.name}: {case.detail}"
+
+    def variants(self, case: Case, count: int) -> list[Variant]:
         """The script and the plain commands."""
         each = split(count, self.agents)
 
@@ -213,17 +218,17 @@ class _Bench:
         ]
 
     async def _call(self, work: Work, key: SessionKey) -> Any:
-        return await self.recorder.call_of(work(self.recorder, key))
+        return await self.recorder.call_of(work(self.recorder.service, key))
 
 
-def replicated(harness: Harness, bench: _Bench, lines: Sequence[Variant]) -> list[float]:
-    """Bytes that go to a replica per operation, of each line."""
+def replicated(harness: Harness, bench: _Bench, variants: Sequence[Variant]) -> list[float]:
+    """Bytes that go to a replica per operation, for each variant."""
     found = []
-    for line in lines:
-        harness.finish(line.prepare() if line.prepare else None)
+    for variant in variants:
+        harness.finish(variant.prepare() if variant.prepare else None)
         before = bench.server.read().aof_bytes
-        harness.finish(line.work())
-        found.append((bench.server.read().aof_bytes - before) / line.operations)
+        harness.finish(variant.work())
+        found.append((bench.server.read().aof_bytes - before) / variant.operations)
     return found
 
 
@@ -237,24 +242,28 @@ def run(harness: Harness) -> Result:
     file_bench = _Bench(harness, with_file, stored)
     groups: list[Group] = []
     figures: list[Figure] = []
+    ratios: dict[str, float] = {}
     count = harness.pick(4096, 4)
     for case in CASES:
         for each in (bench, file_bench):
             each.load(case.work)
-        group = harness.measure(bench.server, case.name, "call", bench.lines(case, count))
+        name = bench.name_of(case)
+        group = harness.measure(bench.server, name, "call", bench.variants(case, count))
         groups.append(group)
-        ratio = group.ratio(OURS, RAW, server_cpu_of)
-        ours, raw = replicated(harness, file_bench, file_bench.lines(case, count // 8))
+        ratios[name] = group.ratio(OURS, RAW, server_cpu_of)
+        ours, raw = replicated(harness, file_bench, file_bench.variants(case, count // 8))
         figures += [
-            Figure(f"{case.name}: server CPU", ratio, "x plain commands"),
-            Figure(f"{case.name}: to replicas", ours, "bytes per call"),
-            Figure(f"{case.name}: to replicas, plain commands", raw, "bytes per call"),
+            Figure(f"{name}: server CPU", ratios[name], "x plain commands"),
+            Figure(f"{name}: to replicas", ours, "bytes per call"),
+            Figure(f"{name}: to replicas, plain commands", raw, "bytes per call"),
         ]
     return harness.result(
         "bench_scripts",
         "What does each script cost the server, against the same writes as plain commands?",
         groups=groups,
         figures=figures,
+        panels=[Bars("server CPU of the script / of plain commands", ratios, "x", all_ours=True)],
+        reading_hint="1 x: the script costs the server as much as the same writes in MULTI/EXEC.",
     )
 
 

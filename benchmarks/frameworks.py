@@ -1,9 +1,9 @@
-"""Agent frameworks, as bench_adapters uses them: a message, the adapter, their own storages.
+"""Agent frameworks for bench_adapters: a message, our adapter, and their own storages.
 
-A class imports its framework when it is made, and so raises ImportError where that is missing. Its
-methods: `new_message` makes what is appended, with 1 KB of text; `serialise` turns it into bytes or
-text by the framework's own means; `appender` gives what appends it through the adapter; `own` and
-`own_on_redis` give, by name, what makes an appender to session number n of a storage that the
+A class imports its framework when it is instantiated, and raises ImportError if that is missing.
+`new_message` makes a message with 1 KB of text. `serialise` turns it into bytes or text as the
+framework does. `appender` returns a function that appends through our adapter. `own` and
+`own_on_redis` return functions that make an appender for session number n of a storage that the
 framework brings.
 """
 
@@ -24,18 +24,18 @@ Append = Callable[[Any], Awaitable[Any]]
 """Appends one message of the framework to one session."""
 
 Makers = dict[str, Callable[[int], Any]]
-"""By name, what gives or awaits to an appender to session number n."""
+"""By name, a function that returns an appender for session number n, or an awaitable of it."""
 
 
 class Framework:
-    """What a framework may leave out.
+    """Defaults for frameworks.
 
     Attributes:
-        name: of its distribution.
-        extra: ours that installs it.
-        adapter: what is measured of the adapter.
-        gives_ids: whether its messages have ids and times of their own, which the adapter takes.
-        shows_events: whether the caller's session shows what was appended, as a Session does.
+        name: its distribution.
+        extra: the extra of sessionstore that installs it.
+        adapter: the measured method of our adapter.
+        gives_ids: its messages have their own ids and times, which the adapter keeps.
+        shows_events: the caller's session object shows appended events, as a Session does.
     """
 
     name = ""
@@ -74,12 +74,12 @@ class OpenAIAgents(Framework):
         return json.dumps(item)
 
     async def appender(self, service: Any, key: SessionKey) -> Append:
-        """What appends through the adapter."""
+        """A function that appends through the adapter."""
         session = self._adapter(key.session_id, service, app_name=key.app_name, user_id=key.user_id)
         return lambda item: session.add_items([item])
 
     def own(self, harness: Harness, directory: Path) -> Makers:
-        """SQLite, which the SDK's documentation begins with."""
+        """SQLite, the first storage in the SDK's documentation."""
         sqlite: Any = import_module("agents").SQLiteSession
 
         def in_sqlite(number: int) -> Append:
@@ -125,7 +125,7 @@ class LangChain(Framework):
         return json.dumps(self._to_dict(message))
 
     async def appender(self, service: Any, key: SessionKey) -> Append:
-        """What appends through the adapter."""
+        """A function that appends through the adapter."""
         history = self._adapter(key.session_id, service, app_name=key.app_name, user_id=key.user_id)
         return lambda message: history.aadd_messages([message])
 
@@ -142,7 +142,7 @@ class LangChain(Framework):
         return {"langchain InMemoryChatMessageHistory": in_memory}
 
     def own_on_redis(self, harness: Harness, server: Server) -> Makers:
-        """The one of langchain-community, if that is installed."""
+        """The history of langchain-community, if that is installed."""
         del harness
         kind: Any = import_module(
             "langchain_community.chat_message_histories.redis"
@@ -175,7 +175,7 @@ class PydanticAI(Framework):
         return self._messages.ModelMessagesTypeAdapter.dump_json([message])
 
     async def appender(self, service: Any, key: SessionKey) -> Append:
-        """What appends through the adapter."""
+        """A function that appends through the adapter."""
         history = self._adapter(key.session_id, service, app_name=key.app_name, user_id=key.user_id)
         return lambda message: history.store([message])
 
@@ -195,7 +195,7 @@ class LangGraph(Framework):
         self._serde: Any = jsonplus.JsonPlusSerializer()
 
     def new_message(self) -> Any:
-        """A checkpoint; later ones have higher ids."""
+        """A checkpoint. Later checkpoints have higher ids."""
         versions = {"text": 1}
         return {**self._empty(), "channel_values": {"text": TEXT}, "channel_versions": versions}
 
@@ -204,7 +204,7 @@ class LangGraph(Framework):
         return self._serde.dumps_typed(made)
 
     async def appender(self, service: Any, key: SessionKey) -> Append:
-        """What appends through the adapter."""
+        """A function that appends through the adapter."""
         saver = self._adapter(service, app_name=key.app_name, user_id=key.user_id)
         return self._appender(saver, key.session_id)
 
@@ -245,7 +245,7 @@ class GoogleADK(Framework):
         return event.model_dump_json(exclude_none=True)
 
     async def appender(self, service: Any, key: SessionKey) -> Append:
-        """What appends through the adapter."""
+        """A function that appends through the adapter."""
         return await self._appender(self._adapter(service), key)
 
     async def _appender(self, sessions: Any, key: SessionKey) -> Append:
@@ -254,7 +254,7 @@ class GoogleADK(Framework):
         return lambda event: sessions.append_event(session, event)
 
     def own(self, harness: Harness, directory: Path) -> Makers:
-        """Dicts in memory, and SQLite if what ADK needs for it is installed."""
+        """Dicts in memory, and SQLite if its requirements are installed."""
         sessions: Any = import_module("google.adk.sessions")
         found: Makers = {}
 
@@ -297,7 +297,7 @@ class TrpcAgent(Framework):
         return event.model_dump_json(exclude_none=True)
 
     async def appender(self, service: Any, key: SessionKey) -> Append:
-        """What appends through the adapter."""
+        """A function that appends through the adapter."""
         return await self._appender(self._adapter(service), key)
 
     async def _appender(self, sessions: Any, key: SessionKey) -> Append:
@@ -318,7 +318,7 @@ class TrpcAgent(Framework):
         }
 
     def own_on_redis(self, harness: Harness, server: Server) -> Makers:
-        """The framework's own, on the same server."""
+        """The framework's own service, on the same server."""
         sessions: Any = import_module("trpc_agent_sdk.sessions").RedisSessionService(
             db_url=server.url
         )

@@ -1,4 +1,4 @@
-"""Starts servers, runs variants in turns and takes the samples.
+"""Starts servers, runs variants in turn and takes samples.
 
 A bench is a module with a function `run(harness) -> Result`; `main(run)` is its command line.
 """
@@ -11,7 +11,6 @@ import gc
 import inspect
 import os
 import platform
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,9 +26,9 @@ import redis
 from sessionstore.embedded import EmbeddedServer
 
 from .bare import BareConnection
-from .nodes import bundled_server
-from .pictures import NO_PICTURES, draw
-from .results import Figure, Group, Result, Row, Sample, Target
+from .pictures import draw
+from .results import Bars, Figure, Group, Lines, Result, Row, Sample, Target
+from .rigs.nodes import bundled_server
 
 T = TypeVar("T")
 
@@ -37,19 +36,19 @@ DEFAULT_OUTPUT = Path(__file__).parent / "report"
 
 _ROUNDS = 7
 _SMALL_ROUNDS = 1
-_TELLING_SECONDS = 0.25  # the system counts time in hundredths of seconds
+_TELLING_SECONDS = 0.25  # shorter rounds say nothing: the system counts hundredths of seconds
 _WINDOW_SECONDS = 0.2
-_QUIET = 0.2  # cores that other programs may keep busy during a round that counts
+_QUIET = 0.2  # cores that other programs may use during a round that counts
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What a variant that takes the time itself hands back.
+    """The result of a variant that measures its own time.
 
     Attributes:
-        seconds: time that the operations took.
-        cpu_seconds: processor time that they took, of this process or another.
-        cpu_seconds_beside: processor time of what was done between them.
+        seconds: time of the operations.
+        cpu_seconds: CPU time of the operations, in this process or another.
+        cpu_seconds_beside: CPU time of what was done between them.
     """
 
     seconds: float
@@ -58,7 +57,7 @@ class Timing:
 
 
 class VariantFailedError(Exception):
-    """A variant cannot do what it is asked for; the message says why."""
+    """A variant cannot run. The message says why."""
 
 
 Work = Callable[[], Awaitable[Timing | None] | Timing | None]
@@ -69,11 +68,11 @@ class Variant:
     """One of several ways to do the same.
 
     Attributes:
-        name: what a reader is told.
-        operations: operations that one call of `work` carries out.
-        work: carries them out; timed.
-        prepare: runs before each `work`; not timed.
-        note: what a reader has to know.
+        name: its name in tables.
+        operations: number of operations in one call of `work`.
+        work: runs the operations. Timed.
+        prepare: runs before each `work`. Not timed.
+        note: shown after the name.
     """
 
     name: str
@@ -95,7 +94,7 @@ class Reading:
 
 
 class Server:
-    """A server of this bench, and a client to look at it.
+    """A server of this bench, and a client that reads its counters.
 
     Args:
         embedded: the server, started.
@@ -119,7 +118,7 @@ class Server:
         return f"Redis {info['redis_version']}"
 
     def read(self) -> Reading:
-        """The counters as they are now."""
+        """The counters now."""
         info = self.client.info("cpu", "stats", "memory", "persistence")
         return Reading(
             cpu_us=(info["used_cpu_user"] + info["used_cpu_sys"]) * 1e6,
@@ -130,7 +129,7 @@ class Server:
         )
 
     def between(self, before: Reading, after: Reading) -> tuple[float, float, float]:
-        """Processor time, bytes received and bytes sent, without those of the readings."""
+        """CPU time, bytes received and bytes sent, without those of the readings."""
         cpu_us, received, sent = _difference(before, after)
         return (
             max(cpu_us - self._own_cpu_us, 0.0),
@@ -152,14 +151,14 @@ def _difference(before: Reading, after: Reading) -> tuple[float, int, int]:
 
 @dataclass(frozen=True)
 class Round:
-    """One sample of every variant, and the cores that other programs kept busy meanwhile."""
+    """One sample of every variant, and how many cores other programs used meanwhile."""
 
     samples: dict[str, Sample]
     others: float
 
 
 def _cores() -> set[int] | None:
-    """The cores that this process may use; None where it cannot choose among them."""
+    """The cores that this process may use. None = it cannot choose among them."""
     if not hasattr(os, "sched_setaffinity"):
         return None
     cores = os.sched_getaffinity(0)
@@ -167,7 +166,7 @@ def _cores() -> set[int] | None:
 
 
 def _busy_seconds() -> float:
-    """Processor time that all programs of this system have used; 0 where it does not say."""
+    """CPU time that all programs of this system have used. 0 = the system does not tell."""
     try:
         fields = Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()
     except OSError:
@@ -177,7 +176,7 @@ def _busy_seconds() -> float:
 
 
 def wait_for_quiet(patience_seconds: float) -> None:
-    """Return when other programs leave the cores alone, or patience ends."""
+    """Return when other programs use little CPU, or when patience ends."""
     deadline = time.monotonic() + patience_seconds
     while time.monotonic() < deadline:
         before = _busy_seconds()
@@ -187,13 +186,13 @@ def wait_for_quiet(patience_seconds: float) -> None:
 
 
 class Harness:
-    """What a bench works with: servers, one event loop, and turns.
+    """Servers, an event loop, and measurements for a bench.
 
     Args:
-        small: take the small setting, which shows that the bench works and nothing else.
-        server: path of the server to run; None = the first that is found.
-        rounds: rounds to measure; None = the setting's own.
-        patience_seconds: time that a round may wait for other programs to be quiet.
+        small: use the small setting. It shows that the bench works; its figures mean nothing.
+        server: path of the server to run. None = the first that is found.
+        rounds: rounds to measure. None = the default of the setting.
+        patience_seconds: how long a round may wait for other programs to be quiet.
     """
 
     def __init__(
@@ -230,7 +229,7 @@ class Harness:
         self._stack.close()
 
     def pick(self, full: T, small: T) -> T:
-        """The one of two values that the setting asks for."""
+        """The value for this setting."""
         return small if self.small else full
 
     def run(self, coroutine: Any) -> Any:
@@ -238,7 +237,7 @@ class Harness:
         return self._runner.run(coroutine)
 
     def start_server(self, **config: str) -> Server:
-        """A private server that lives as long as the bench; config as `redis.conf` spells it."""
+        """A private server that runs as long as the bench, with settings of `redis.conf`."""
         settings = {name.replace("_", "-"): value for name, value in config.items()}
         embedded = EmbeddedServer(executable=self._executable, config=settings)
         server = Server(self._stack.enter_context(embedded))
@@ -248,10 +247,10 @@ class Harness:
         return server
 
     def _pin(self, server_pid: int) -> None:
-        """Give the server a core and the client the others.
+        """Give the server one core and the client the others.
 
-        Left alone, the scheduler now and then puts both on one core, where they wait for each
-        other; then the figures of one run are up to twice those of the next.
+        Otherwise the scheduler sometimes puts both on one core, where they wait for each other.
+        Then the figures of one run can be twice those of the next.
         """
         if self._cores is None or self.small:
             return
@@ -260,10 +259,10 @@ class Harness:
 
     @contextmanager
     def shared_core(self) -> Iterator[None]:
-        """Within this, server and client have one core for both.
+        """Put server and client on one core within this context.
 
-        With one call at a time only one of them works at any moment, and what the other's core
-        needs to wake up is most of the time on a core each. This leaves it out.
+        With one call at a time, only one of them works at any moment. On two cores most of the
+        time is the wake-up time of the idle core. On one core there is none.
         """
         if self._cores is None or self.small:
             yield
@@ -283,7 +282,7 @@ class Harness:
         return bare
 
     def at_end(self, close: Callable[[], object]) -> None:
-        """Call this before the servers go; what it returns is awaited if it can be."""
+        """Call `close` before the servers end, and await its result if that is needed."""
         self._stack.callback(lambda: self.finish(close()))
 
     def measure(
@@ -294,11 +293,11 @@ class Harness:
         variants: Sequence[Variant],
         rounds: int | None = None,
     ) -> Group:
-        """Run the variants in turns.
+        """Run the variants in turn.
 
-        The first round warms up. Where the system tells how busy other programs kept it, rounds
-        are added for those that were disturbed, up to as many again, and the quietest count. A
-        variant that raises VariantFailedError is left out of the group; `failures` says why.
+        The first round is a warm-up. A round that other programs disturbed is repeated, up to
+        twice the number of rounds in all, and the quietest rounds count. A variant that raises
+        VariantFailedError is left out of the group, and `failures` says why.
         """
         wanted = rounds or self.rounds
         running = {variant.name: variant for variant in variants}
@@ -331,7 +330,7 @@ class Harness:
                 sample, beside = self._sample(server, variant)
             except VariantFailedError as reason:
                 del running[variant.name]
-                self.failures.append(f"{variant.name} fails: {name}: {reason}")
+                self.failures.append(f"{variant.name} failed in {name!r}: {reason}")
                 continue
             cpu_us = sample.client_cpu_us + (sample.server_cpu_us or 0.0)
             others += _busy_seconds() - busy_before - cpu_us * sample.operations / 1e6 - beside
@@ -340,7 +339,7 @@ class Harness:
         return Round(samples, max(others / busy, 0.0) if busy > _TELLING_SECONDS else 0.0)
 
     def _sample(self, server: Server | None, variant: Variant) -> tuple[Sample, float]:
-        """What was measured, and processor time beside it."""
+        """The sample, and CPU time that was used beside the operations."""
         before = server.read() if server else None
         cpu, start = time.process_time(), time.perf_counter()
         timing = self.finish(variant.work())
@@ -360,7 +359,7 @@ class Harness:
         return sample, beside
 
     def finish(self, outcome: Any) -> Any:
-        """What a function gave, or what it gives once it is awaited."""
+        """The result of a function, awaited if it is awaitable."""
         return self.run(_await(outcome)) if inspect.isawaitable(outcome) else outcome
 
     def result(
@@ -372,6 +371,8 @@ class Harness:
         figures: Sequence[Figure] = (),
         targets: Sequence[Target] = (),
         notes: Sequence[str] = (),
+        panels: Sequence[Bars | Lines] = (),
+        reading_hint: str = "Less is better.",
     ) -> Result:
         """The bench's result, with versions and settings."""
         return Result(
@@ -381,12 +382,14 @@ class Harness:
             settings={
                 "setting": "small" if self.small else "full",
                 "rounds": self.rounds,
-                "cores busy with other programs": f"{median(self._others or [0.0]):.2f}",
+                "cores used by other programs": f"{median(self._others or [0.0]):.2f}",
             },
             groups=list(groups),
             figures=list(figures),
             targets=list(targets),
             notes=[*notes, *self.failures],
+            panels=list(panels),
+            reading_hint=reading_hint,
         )
 
 
@@ -395,7 +398,7 @@ async def _await(outcome: Awaitable[T]) -> T:
 
 
 def versions(server: str) -> dict[str, str]:
-    """Versions of all that takes part on our side."""
+    """Versions of everything that runs on our side."""
     found = {"Python": platform.python_version()}
     for package in ("sessionstore", "redis", "hiredis", "msgspec"):
         found["redis-py" if package == "redis" else package] = version(package)
@@ -408,7 +411,9 @@ def versions(server: str) -> dict[str, str]:
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that every bench takes."""
     options = argparse.ArgumentParser(description=description)
-    options.add_argument("--small", action="store_true", help="a setting that takes a second")
+    options.add_argument(
+        "--small", action="store_true", help="a quick run that shows that the benches work"
+    )
     options.add_argument(
         "--server",
         metavar="PATH",
@@ -432,11 +437,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return options
 
 
-def write(result: Result, output: Path) -> bool:
-    """Write JSON and pictures. False if there are no pictures, for want of matplotlib."""
+def write(result: Result, output: Path) -> None:
+    """Write JSON and picture."""
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{result.bench}.json").write_bytes(result.as_json())
-    return draw(result, output)
+    draw(result, output)
 
 
 def main(run: Callable[[Harness], Result], argv: Sequence[str] | None = None) -> None:
@@ -452,5 +457,4 @@ def main(run: Callable[[Harness], Result], argv: Sequence[str] | None = None) ->
     ) as harness:
         result = run(harness)
     print(result.as_markdown())
-    if not write(result, arguments.output):
-        print(NO_PICTURES, file=sys.stderr)
+    write(result, arguments.output)

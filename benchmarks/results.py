@@ -1,4 +1,4 @@
-"""What a bench finds out, as data: samples, medians, ratios, targets; as JSON and as text."""
+"""Results of a bench: samples, medians, ratios and targets, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import msgspec
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """What one variant did in one round.
+    """One variant in one round.
 
     Attributes:
-        operations: operations carried out.
+        operations: number of operations.
         seconds: time from the start of the first to the end of the last.
-        client_cpu_us: processor time of this process per operation, microseconds.
-        server_cpu_us: processor time of the server per operation; None where there is none.
-        sent_bytes: bytes that the server received per operation; None likewise.
-        received_bytes: bytes that the server sent per operation; None likewise.
+        client_cpu_us: CPU time of the client per operation, microseconds.
+        server_cpu_us: CPU time of the server per operation. None = there is no server.
+        sent_bytes: bytes that the client sent per operation. None = there is no server.
+        received_bytes: bytes that the client received per operation. None = there is no server.
     """
 
     operations: int
@@ -30,7 +30,7 @@ class Sample(msgspec.Struct, frozen=True):
 
     @property
     def us(self) -> float:
-        """Microseconds per operation: with many agents the inverse of their joint throughput."""
+        """Microseconds per operation. With many agents: the inverse of their total throughput."""
         return self.seconds / self.operations * 1e6
 
 
@@ -38,9 +38,9 @@ class Row(msgspec.Struct, frozen=True):
     """One variant of a group.
 
     Attributes:
-        name: what was measured.
+        name: the variant.
         samples: one per round, in order.
-        note: what a reader has to know to read the figures right.
+        note: shown after the name.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def client_cpu_us(self) -> float:
-        """Median of this process's microseconds of processor time per operation."""
+        """Median of the client's CPU microseconds per operation."""
         return median(sample.client_cpu_us for sample in self.samples)
 
     @property
     def server_cpu_us(self) -> float | None:
-        """Median of the server's microseconds of processor time per operation."""
+        """Median of the server's CPU microseconds per operation."""
         return _median([sample.server_cpu_us for sample in self.samples])
 
     @property
@@ -74,11 +74,11 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """Variants that ran in turns, and so may be compared.
+    """Variants that ran in turn and can be compared.
 
     Attributes:
-        name: the setting that they share.
-        operation: what one operation is.
+        name: what they have in common.
+        operation: what one operation is, e.g. "append".
         rows: the variants, in the order in which they ran.
     """
 
@@ -89,6 +89,10 @@ class Group(msgspec.Struct, frozen=True):
     def row(self, name: str) -> Row:
         """The variant of this name."""
         return next(row for row in self.rows if row.name == name)
+
+    def us_of(self, name: str) -> float | None:
+        """Median of microseconds per operation of a variant. None = it was not measured."""
+        return next((row.us for row in self.rows if row.name == name), None)
 
     def ratio(self, one: str, other: str, of: Callable[[Sample], float | None]) -> float:
         """Median over the rounds of `of(one) / of(other)`, both from the same round."""
@@ -102,31 +106,85 @@ def time_of(sample: Sample) -> float:
 
 
 def client_cpu_of(sample: Sample) -> float:
-    """Client processor time per operation, for `Group.ratio`."""
+    """Client CPU time per operation, for `Group.ratio`."""
     return sample.client_cpu_us
 
 
 def server_cpu_of(sample: Sample) -> float | None:
-    """Server processor time per operation, for `Group.ratio`."""
+    """Server CPU time per operation, for `Group.ratio`."""
     return sample.server_cpu_us
 
 
 def busier_cpu_of(sample: Sample) -> float | None:
-    """Processor time per operation of client or server, whichever needs more.
+    """CPU time per operation of client or server, whichever needs more; for `Group.ratio`.
 
-    With many agents that is the time an operation takes where both have a core to themselves; so
-    it tells the ratio that would be had if no other program were running.
+    This is the time per operation when both have a core to themselves. So the ratio is what one
+    would measure if no other program were running.
     """
     if sample.server_cpu_us is None:
         return None
     return max(sample.client_cpu_us, sample.server_cpu_us)
 
 
+class Bars(msgspec.Struct, frozen=True, tag="bars"):
+    """A bar chart in a picture.
+
+    Attributes:
+        title: above the bars.
+        values: the bars: name and value, from top to bottom.
+        unit: of the values.
+        all_ours: emphasise all bars. Otherwise those that start with "sessionstore".
+    """
+
+    title: str
+    values: dict[str, float]
+    unit: str = "µs"
+    all_ours: bool = False
+
+
+class Lines(msgspec.Struct, frozen=True, tag="lines"):
+    """A line chart in a picture.
+
+    Attributes:
+        title: above the chart.
+        x_label: what the columns are.
+        columns: names of the points on the x axis.
+        values: the lines: name, and a value for each column. None = not measured.
+        unit: of the values.
+        all_ours: emphasise all lines. Otherwise those that start with "sessionstore".
+    """
+
+    title: str
+    x_label: str
+    columns: list[str]
+    values: dict[str, list[float | None]]
+    unit: str = "µs"
+    all_ours: bool = False
+
+
+def bars_of(
+    group: Group,
+    names: Sequence[str] | None = None,
+    of: Callable[[Sample], float | None] | None = None,
+) -> Bars:
+    """A bar for each variant of a group.
+
+    Args:
+        group: the group.
+        names: the variants to draw. None = all.
+        of: what to draw, e.g. `server_cpu_of`. None = time per operation.
+    """
+    of = of or time_of
+    rows = [group.row(name) for name in names] if names else group.rows
+    values = {row.name: median(_known(of(sample)) for sample in row.samples) for row in rows}
+    return Bars(group.name, values)
+
+
 class Figure(msgspec.Struct, frozen=True):
     """A single figure, such as bytes per event.
 
     Attributes:
-        name: what it says.
+        name: what it is.
         value: the figure.
         unit: its unit.
     """
@@ -137,12 +195,12 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A figure and the bound that it has to keep.
+    """A figure and its bound.
 
     Attributes:
-        name: what is compared with what.
+        name: what is compared.
         figure: what was measured.
-        sense: whether the bound is the least or the most.
+        sense: whether the bound is a minimum or a maximum.
         bound: the bound.
         unit: of figure and bound: "x" for ratios.
     """
@@ -155,22 +213,24 @@ class Target(msgspec.Struct, frozen=True):
 
     @property
     def is_reached(self) -> bool:
-        """Whether the figure keeps the bound."""
+        """Whether the figure is within the bound."""
         return self.figure >= self.bound if self.sense == ">=" else self.figure <= self.bound
 
 
 class Result(msgspec.Struct):
-    """What one bench found out.
+    """The result of one bench.
 
     Attributes:
         bench: its module's name.
-        question: what it answers.
-        versions: of everything that took part.
-        settings: "full" or "small", rounds and the like.
-        groups: what was measured in turns.
-        figures: what was measured once.
-        targets: what has to be reached.
+        question: the question that it answers.
+        versions: of the libraries and the server.
+        settings: "full" or "small", number of rounds, and so on.
+        groups: variants that were measured in turn.
+        figures: single figures.
+        targets: figures with bounds.
         notes: what a reader has to know.
+        panels: the charts of its picture.
+        reading_hint: how to read the picture.
     """
 
     bench: str
@@ -181,6 +241,8 @@ class Result(msgspec.Struct):
     figures: list[Figure] = []
     targets: list[Target] = []
     notes: list[str] = []
+    panels: list[Bars | Lines] = []
+    reading_hint: str = ""
 
     def as_json(self) -> bytes:
         """Samples, medians and targets, indented."""
@@ -193,7 +255,7 @@ class Result(msgspec.Struct):
         return msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n"
 
     def as_markdown(self) -> str:
-        """The same for people."""
+        """The tables, as Markdown."""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         parts = [f"## {self.bench}", self.question, f"{versions} ({settings})"]
@@ -213,7 +275,7 @@ _MEDIANS = ("us", "client_cpu_us", "server_cpu_us", "sent_bytes", "received_byte
 
 
 def target_table(targets: Sequence[Target]) -> str:
-    """The table "must reach"."""
+    """The table of targets."""
     rows = [
         [
             target.name,
@@ -223,7 +285,7 @@ def target_table(targets: Sequence[Target]) -> str:
         ]
         for target in targets
     ]
-    return table(["must reach", "bound", "figure", "reached"], rows)
+    return table(["target", "bound", "measured", "reached"], rows)
 
 
 def _short(value: float) -> str:
@@ -231,7 +293,7 @@ def _short(value: float) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, padded so that it reads well as plain text too."""
+    """A Markdown table, aligned so that it can be read as plain text too."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(head))]
     lines.insert(1, ["-" * width for width in widths])
@@ -242,9 +304,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _group_table(group: Group) -> str:
-    """Medians of every variant, and how many times the first one's time each takes."""
+    """Medians of every variant, and its time as a multiple of the first one's."""
     first = group.rows[0]
-    head = ["variant", f"µs per {group.operation}", "a second", "of the first's time"]
+    head = ["variant", f"µs per {group.operation}", "per second", "time / first"]
     head += ["client CPU µs", "server CPU µs", "bytes sent", "received"]
     rows = [
         [

@@ -1,7 +1,7 @@
-"""What the benches do: events, filled sessions, and the same calls for the reference lines.
+"""The work that benches share: events, filled sessions, and recorded Calls.
 
-`new_event` and the services stand for what an application does. For the reference lines the very
-Calls that a service makes are recorded, to be sent by something else.
+`new_event` and the services do what an application does. For comparison, benches record the Calls
+that a service makes and send them by other means.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 from sessionstore import Event, RedisSessionService, Session, SessionKey, SessionService
 from sessionstore.calls import Call
 from sessionstore.keys import Keys, SessionKeys
+from sessionstore.observe import wrap_executor
 
 from .bare import Request
 from .payload import TEXT, TTL_SECONDS
@@ -32,12 +33,12 @@ Command = tuple[bytes | str | int, ...]
 
 
 def new_event(text: str = TEXT) -> Event:
-    """A fresh event, as an agent makes one."""
+    """A new event, as an agent makes it."""
     return Event("agent", text)
 
 
 def options(event_limit: int | None = EVENT_LIMIT) -> dict[str, Any]:
-    """Options of the services that are measured: TTLs in all tiers."""
+    """Options of the measured services: TTLs in all tiers."""
     return {
         "session_event_limit": event_limit,
         "session_ttl": TTL_SECONDS,
@@ -47,14 +48,14 @@ def options(event_limit: int | None = EVENT_LIMIT) -> dict[str, Any]:
 
 
 def service_of(url: str, event_limit: int | None = EVENT_LIMIT) -> RedisSessionService:
-    """The service that is measured."""
+    """The measured service."""
     return RedisSessionService(url, **options(event_limit))
 
 
 async def make_sessions(
     service: SessionService, app: str, count: int, stored: int = 0, text: str = TEXT
 ) -> list[Session]:
-    """New sessions, each of its own user, with events stored and state in every tier."""
+    """New sessions, one for each user, with stored events and state in every tier."""
     sessions = [
         await service.create_session(app_name=app, user_id=f"user{number:05}", state=STATE)
         for number in range(count)
@@ -78,58 +79,67 @@ async def read(service: SessionService, key: SessionKey, event_num: int | None) 
 
 
 def split(count: int, agents: int) -> int:
-    """Operations of each agent, so that all together carry out about `count`; at least one."""
+    """Operations of each agent, at least one, so that all agents together make about `count`."""
     return max(count // agents, 1)
 
 
-# -- the same calls, sent by something else ------------------------------------------------------
+# -- recorded Calls ------------------------------------------------------------------------------
 
 
-class _Recorded(Exception):  # not an error: carries the Call out
+class _RecordedError(Exception):
+    """Carries a Call out of the operation that made it."""
+
     def __init__(self, call: Call[Any]) -> None:
         self.call = call
 
 
-class _Recording:
-    """An executor that sends nothing."""
+class _RecordingExecutor:
+    """Records Calls and sends nothing."""
 
     async def execute(self, call: Call[Any]) -> list[Any]:
-        raise _Recorded(call)
+        raise _RecordedError(call)
 
     async def aclose(self) -> None:
         pass
 
 
-class Recorder(RedisSessionService):
-    """A service that sends nothing; what it would have sent can be had.
+class Recorder:
+    """Gives the Calls that a service would send.
 
     Args:
         event_limit: as the measured service has it.
+
+    Attributes:
+        service: a service that sends nothing. For `call_of`.
     """
 
     def __init__(self, event_limit: int | None = EVENT_LIMIT) -> None:
-        super().__init__("redis://localhost", **options(event_limit))
-        self._executor = _Recording()
+        self.service = RedisSessionService("redis://localhost", **options(event_limit))
+        wrap_executor(self.service, lambda _: _RecordingExecutor())
 
     async def call_of(self, operation: Awaitable[Any]) -> Call[Any]:
-        """The first Call of an operation of this service."""
+        """The first Call of an operation of `service`."""
         try:
             await operation
-        except _Recorded as recorded:
+        except _RecordedError as recorded:
             return recorded.call
         raise AssertionError("the operation sent nothing")
 
+    async def append(self, key: SessionKey, event: Event) -> Call[Any]:
+        """The Call that appends an event."""
+        return await self.call_of(self.service.append_event(key, event))
+
     async def appends(self, key: SessionKey, count: int) -> list[Call[Any]]:
-        """The Calls that append fresh events one by one."""
-        return [await self.call_of(self.append_event(key, new_event())) for _ in range(count)]
+        """The Calls that append new events one by one."""
+        return [await self.append(key, new_event()) for _ in range(count)]
 
     async def read(self, key: SessionKey, event_num: int | None) -> Call[Any]:
         """The Call that reads a session."""
-        return await self.call_of(read(self, key, event_num))
+        return await self.call_of(read(self.service, key, event_num))
 
 
 def request_of(call: Call[Any]) -> Request:
-    """A Call as it goes over the wire, a transaction if it has several commands."""
+    """The bytes of a Call. Several commands become a transaction."""
     commands: list[Command] = list(call.commands)
     if call.script is not None:
         commands.insert(0, ("EVALSHA", *evalsha(call)))
@@ -143,7 +153,7 @@ def evalsha(call: Call[Any]) -> tuple[Any, ...]:
 
 
 def by_hand(call: Call[Any]) -> Callable[[], Sequence[Any]]:
-    """Makes the same arguments around a fresh event each time, as one would by hand."""
+    """A function that returns the same arguments with a new event, as one would write it."""
     arguments = list(evalsha(call))
     at = max(range(len(arguments)), key=lambda place: _size(arguments[place]))
 
@@ -164,7 +174,7 @@ def keys_of(key: SessionKey) -> SessionKeys:
 
 
 def pack(*commands: Command) -> bytes:
-    """Commands in RESP, one behind the other."""
+    """Commands in RESP, one after the other."""
     return b"".join(_pack_command(command) for command in commands)
 
 
@@ -174,9 +184,9 @@ def transaction(*commands: Command) -> Request:
 
 
 def raw_append(key: SessionKey, event: Event, version: int) -> list[Command]:
-    """The writes of an append as plain commands: no script and no check.
+    """The writes of an append as plain commands, without a script and without checks.
 
-    What a caller could send, in a transaction, who knows position and version from elsewhere.
+    A caller could send them in a transaction if it already knew position and version.
     """
     keys = keys_of(key)
     ttl_ms = TTL_SECONDS * 1000

@@ -21,8 +21,8 @@ import redis
 
 import sessionstore
 import sessionstore.sync
-from benchmarks.clusters import Cluster, SentinelGroup
-from benchmarks.nodes import HOST, bundled_server
+from benchmarks.rigs.clusters import Cluster, SentinelGroup
+from benchmarks.rigs.nodes import HOST, bundled_server
 from sessionstore.embedded import EmbeddedServer, find_servers
 
 # Options that give every key a deadline, so that the leak check sees a key that lost its own.

@@ -1,6 +1,6 @@
-"""Other session stores, measured beside ours: each in a venv and a process of its own.
+"""Other session stores, measured beside ours. Each has its own venv and process.
 
 `python -m benchmarks.peers.install` makes the venvs. `registry` lists the peers, `worker` runs one
-of them, `link` is our side of the talk with it. The `adapter_*` files use the peers' public API and
-are imported in the peers' venvs only.
+of them, and `link` is our side of the connection to it. The `adapter_*` files use the public API of
+the peers and are imported only in the peers' venvs.
 """

@@ -10,7 +10,7 @@ from . import adapter_adk_memory
 
 
 class Adapter(adapter_adk_memory.Adapter):
-    """What the worker calls."""
+    """The calls of the worker."""
 
     async def _make_service(self, url: str) -> Any:
         sessions: Any = import_module("google.adk_community.sessions.redis_session_service")

@@ -10,7 +10,7 @@ from ..payload import TEXT
 
 
 class Adapter:
-    """What the worker calls; the other session services of google-adk differ in how they open."""
+    """The calls of the worker. The other services of google-adk differ only in `_make_service`."""
 
     async def open(self, url: str) -> None:
         """Connect."""
@@ -30,16 +30,16 @@ class Adapter:
         return await self._service.create_session(app_name="bench", user_id=f"u{next(self._users)}")
 
     def event(self) -> Any:
-        """A fresh event."""
+        """A new event."""
         content = self._types.Content(role="model", parts=[self._types.Part(text=TEXT)])
         return self._event(invocation_id="run", author="agent", content=content)
 
     async def append(self, session: Any) -> None:
-        """Append a fresh event."""
+        """Append a new event."""
         await self._service.append_event(session, self.event())
 
     async def read(self, session: Any, last: int) -> int:
-        """Read the newest events; how many there were."""
+        """Read the newest events. Returns how many."""
         found = await self._service.get_session(
             app_name=session.app_name,
             user_id=session.user_id,

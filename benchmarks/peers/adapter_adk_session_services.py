@@ -1,4 +1,4 @@
-"""adk-session-services: RedisSessionService. It knows no TTL."""
+"""adk-session-services: RedisSessionService. It has no TTL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import adapter_adk_memory
 
 
 class Adapter(adapter_adk_memory.Adapter):
-    """What the worker calls."""
+    """The calls of the worker."""
 
     async def _make_service(self, url: str) -> Any:
         sessions: Any = import_module("adk_session_services.redis_session.redis_session_service")

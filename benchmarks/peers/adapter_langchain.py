@@ -10,10 +10,10 @@ from ..payload import TEXT, TTL_SECONDS
 
 
 class Adapter:
-    """What the worker calls."""
+    """The calls of the worker."""
 
     async def open(self, url: str) -> None:
-        """Remember where to connect to."""
+        """Remember the URL."""
         histories: Any = import_module("langchain_community.chat_message_histories.redis")
         self._history = histories.RedisChatMessageHistory
         self._message: Any = import_module("langchain_core.messages").AIMessage
@@ -24,13 +24,13 @@ class Adapter:
         return self._history(session_id=uuid4().hex, url=self._url, ttl=TTL_SECONDS)
 
     def event(self) -> Any:
-        """A fresh message."""
+        """A new message."""
         return self._message(content=TEXT)
 
     async def append(self, session: Any) -> None:
-        """Append a fresh message."""
+        """Append a new message."""
         await session.aadd_messages([self.event()])
 
     async def read(self, session: Any, last: int) -> int:
-        """Read the newest messages; it can only read all. How many there were."""
+        """Read the newest messages. The library can only read all. Returns how many."""
         return len((await session.aget_messages())[-last:])

@@ -10,7 +10,7 @@ from ..payload import TEXT, TTL_SECONDS
 
 
 class Adapter:
-    """What the worker calls."""
+    """The calls of the worker."""
 
     async def open(self, url: str) -> None:
         """Connect."""
@@ -23,13 +23,13 @@ class Adapter:
         return uuid4().hex
 
     def event(self) -> Any:
-        """A fresh message."""
+        """A new message."""
         return self._message(role="assistant", content=TEXT)
 
     async def append(self, session: Any) -> None:
-        """Append a fresh message."""
+        """Append a new message."""
         await self._store.async_add_message(session, self.event())
 
     async def read(self, session: Any, last: int) -> int:
-        """Read the newest messages; it can only read all. How many there were."""
+        """Read the newest messages. The library can only read all. Returns how many."""
         return len((await self._store.aget_messages(session))[-last:])

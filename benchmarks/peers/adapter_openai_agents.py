@@ -10,7 +10,7 @@ from ..payload import TEXT, TTL_SECONDS
 
 
 class Adapter:
-    """What the worker calls."""
+    """The calls of the worker."""
 
     async def open(self, url: str) -> None:
         """Connect."""
@@ -22,13 +22,13 @@ class Adapter:
         return self._session(session_id=uuid4().hex, redis_client=self._client, ttl=TTL_SECONDS)
 
     def event(self) -> Any:
-        """A fresh item."""
+        """A new item."""
         return {"role": "assistant", "content": TEXT, "id": uuid4().hex}
 
     async def append(self, session: Any) -> None:
-        """Append a fresh item."""
+        """Append a new item."""
         await session.add_items([self.event()])
 
     async def read(self, session: Any, last: int) -> int:
-        """Read the newest items; how many there were."""
+        """Read the newest items. Returns how many."""
         return len(await session.get_items(limit=last))

@@ -1,4 +1,4 @@
-"""sessionstore itself, so that it takes part on the same terms as its peers."""
+"""sessionstore itself, measured in the same way as its peers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..payload import TEXT, TTL_SECONDS
 
 
 class Adapter:
-    """What the worker calls."""
+    """The calls of the worker."""
 
     async def open(self, url: str) -> None:
         """Connect."""
@@ -29,15 +29,15 @@ class Adapter:
         return (await self._service.create_session(app_name="bench", user_id=user_id)).key
 
     def event(self) -> Event:
-        """A fresh event."""
+        """A new event."""
         return Event("agent", TEXT)
 
     async def append(self, session: SessionKey) -> None:
-        """Append a fresh event."""
+        """Append a new event."""
         await self._service.append_event(session, self.event())
 
     async def read(self, session: SessionKey, last: int) -> int:
-        """Read the newest events; how many there were."""
+        """Read the newest events. Returns how many."""
         found = await self._service.get_session(
             app_name=session.app_name,
             user_id=session.user_id,

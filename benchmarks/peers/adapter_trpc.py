@@ -10,7 +10,7 @@ from ..payload import TEXT, TTL_SECONDS
 
 
 class Adapter:
-    """What the worker calls."""
+    """The calls of the worker."""
 
     async def open(self, url: str) -> None:
         """Connect."""
@@ -19,7 +19,7 @@ class Adapter:
         self._event: Any = import_module("trpc_agent_sdk.events").Event
         self._users = count()
         self._service = self._make_service(url, 0)
-        # How many events a read returns is an option of the service.
+        # The number of events that a read returns is an option of the service.
         self._reader = self._make_service(url, 20)
 
     def _make_service(self, url: str, num_recent_events: int) -> Any:
@@ -35,17 +35,17 @@ class Adapter:
         return await self._service.create_session(app_name="bench", user_id=f"u{next(self._users)}")
 
     def event(self) -> Any:
-        """A fresh event."""
-        # A read that is cut to its newest events begins at one of the user's, so all are.
+        """A new event."""
+        # A read of the newest events starts at an event of the user, so all events are the user's.
         content = self._types.Content(role="user", parts=[self._types.Part(text=TEXT)])
         return self._event(invocation_id="run", author="user", content=content)
 
     async def append(self, session: Any) -> None:
-        """Append a fresh event."""
+        """Append a new event."""
         await self._service.append_event(session, self.event())
 
     async def read(self, session: Any, last: int) -> int:
-        """Read the newest events; how many there were."""
+        """Read the newest events. Returns how many."""
         found = await self._reader.get_session(
             app_name=session.app_name, user_id=session.user_id, session_id=session.id
         )

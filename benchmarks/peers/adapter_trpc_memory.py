@@ -8,10 +8,10 @@ from . import adapter_trpc
 
 
 class Adapter(adapter_trpc.Adapter):
-    """What the worker calls."""
+    """The calls of the worker."""
 
     async def open(self, url: str) -> None:
-        """Make it."""
+        """Make the service."""
         await super().open(url)
         self._reader = self._service
 

@@ -1,7 +1,7 @@
 """Makes the peers' venvs: `python -m benchmarks.peers.install [NAME ...]`.
 
-Each goes to benchmarks/.peers/NAME, or below the directory that SESSIONSTORE_PEERS names. One that
-is there already is left alone; delete it to make it anew.
+They are made in benchmarks/.peers, or in the directory given by the environment variable
+SESSIONSTORE_PEERS. An existing venv is kept. To make it again, delete it first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _DONE = "installed"
 
 
 def install(name: str, directory: Path) -> str:
-    """Make one venv; "" if it is there, else why not."""
+    """Make one venv. Returns "", or the reason why it failed."""
     place = directory / name
     if (place / _DONE).exists():
         return ""
@@ -35,7 +35,7 @@ def install(name: str, directory: Path) -> str:
 
 
 def main() -> int:
-    """Make the venvs asked for, or all."""
+    """Make the named venvs, or all."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("names", nargs="*", metavar="NAME", help=", ".join(REQUIREMENTS))
     names = options.parse_args().names or list(REQUIREMENTS)

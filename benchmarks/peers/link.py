@@ -1,4 +1,4 @@
-"""Our side of the talk with a peer's process."""
+"""Starts a peer's process and sends it commands."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class CannotRunError(VariantFailedError):
-    """A peer cannot run, or cannot do what it is asked for; the message says why."""
+    """A peer cannot run, or a command failed. The message says why."""
 
 
 class Link:
-    """A peer that runs.
+    """A running peer.
 
     Args:
-        peer: which one.
-        url: the server that it shall use.
+        peer: the peer.
+        url: the server for it.
 
     Raises:
-        CannotRunError: it cannot.
+        CannotRunError: it cannot run.
     """
 
     def __init__(self, peer: Peer, url: str) -> None:
@@ -50,9 +50,15 @@ class Link:
             self.close()
             raise
 
-    def make(self, name: str, sessions: int, stored: int) -> None:
-        """New sessions, which `name` stands for from now on."""
-        self._ask("make", name=name, sessions=sessions, stored=stored)
+    def make(
+        self, name: str, sessions: int, stored: int, limit_seconds: float | None = None
+    ) -> None:
+        """Make sessions with events; later calls name them by `name`.
+
+        Raises:
+            CannotRunError: storing the events takes longer than `limit_seconds`.
+        """
+        self._ask("make", name=name, sessions=sessions, stored=stored, limit=limit_seconds)
 
     def append(self, name: str, each: int) -> Timing:
         """One task per session appends `each` events."""
@@ -91,13 +97,13 @@ class Link:
 
 
 def open_all(harness: Harness, peers: list[Peer], url: str) -> tuple[list[Link], list[str]]:
-    """The peers that run, and for each that does not a line that says why."""
+    """The peers that can run, and a reason for each peer that cannot."""
     links, reasons = [], []
     for peer in peers:
         try:
             link = Link(peer, url)
         except CannotRunError as reason:
-            reasons.append(f"{peer.name} does not run: {reason}")
+            reasons.append(f"{peer.name} cannot run: {reason}")
             continue
         harness.at_end(link.close)
         links.append(link)

@@ -1,4 +1,4 @@
-"""Which peers there are, what they need, where their venvs are."""
+"""The peers, their requirements and their venvs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 DIRECTORY = Path(
     os.environ.get("SESSIONSTORE_PEERS") or Path(__file__).resolve().parent.parent / ".peers"
 )
-"""Where the venvs are; the variable SESSIONSTORE_PEERS says otherwise."""
+"""Where the venvs are. The environment variable SESSIONSTORE_PEERS overrides it."""
 
 REQUIREMENTS = {
     "trpc-agent-py": [
@@ -32,7 +32,7 @@ REQUIREMENTS = {
     "llama-index": ["llama-index-storage-chat-store-redis==0.8.0", "hiredis==3.5.0"],
     "langchain-community": ["langchain-community==0.4.2", "redis==8.1.0", "hiredis==3.5.0"],
 }
-"""What each venv holds."""
+"""The requirements of each venv."""
 
 
 def _is_installed(package: str) -> bool:
@@ -48,37 +48,47 @@ class Peer:
     """One session store.
 
     Attributes:
-        name: what a reader is told.
-        venv: the venv that it runs in; "" = ours.
-        adapter: the module that uses it.
+        name: its name in tables.
+        label: a short name for pictures.
+        venv: its venv. "" = ours.
+        adapter: the module that calls it.
         package: the package whose version is reported.
     """
 
     name: str
+    label: str
     venv: str
     adapter: str
     package: str
 
     @property
     def python(self) -> Path:
-        """The interpreter of its venv; without one, ours if the package is installed here."""
-        apart = DIRECTORY / self.venv / ("Scripts" if os.name == "nt" else "bin") / "python"
-        is_here = not self.venv or (not apart.exists() and _is_installed(self.package))
-        return Path(sys.executable) if is_here else apart
+        """The interpreter of its venv. Without a venv: ours, if the package is installed here."""
+        own = DIRECTORY / self.venv / ("Scripts" if os.name == "nt" else "bin") / "python"
+        is_here = not self.venv or (not own.exists() and _is_installed(self.package))
+        return Path(sys.executable) if is_here else own
 
 
-OURS = Peer("sessionstore", "", "adapter_sessionstore", "sessionstore")
+OURS = Peer("sessionstore", "sessionstore", "", "adapter_sessionstore", "sessionstore")
 
 ON_REDIS = [
-    Peer("trpc-agent-py RedisSessionService", "trpc-agent-py", "adapter_trpc", "trpc-agent-py"),
+    Peer(
+        "trpc-agent-py RedisSessionService",
+        "tRPC-Agent",
+        "trpc-agent-py",
+        "adapter_trpc",
+        "trpc-agent-py",
+    ),
     Peer(
         "google-adk-community RedisSessionService",
+        "ADK community",
         "google-adk",
         "adapter_adk_community",
         "google-adk-community",
     ),
     Peer(
         "google-adk DatabaseSessionService, SQLite",
+        "ADK SQLite",
         "google-adk",
         "adapter_adk_database",
         "google-adk",
@@ -86,18 +96,27 @@ ON_REDIS = [
     Peer(
         "adk-session-services RedisSessionService",
         "adk-session-services",
+        "adk-session-services",
         "adapter_adk_session_services",
         "adk-session-services",
     ),
-    Peer("openai-agents RedisSession", "openai-agents", "adapter_openai_agents", "openai-agents"),
+    Peer(
+        "openai-agents RedisSession",
+        "OpenAI Agents",
+        "openai-agents",
+        "adapter_openai_agents",
+        "openai-agents",
+    ),
     Peer(
         "llama-index RedisChatStore",
+        "LlamaIndex",
         "llama-index",
         "adapter_llama_index",
         "llama-index-storage-chat-store-redis",
     ),
     Peer(
         "langchain RedisChatMessageHistory",
+        "LangChain",
         "langchain-community",
         "adapter_langchain",
         "langchain-community",
@@ -105,9 +124,16 @@ ON_REDIS = [
 ]
 
 IN_MEMORY = [
-    Peer("google-adk InMemorySessionService", "google-adk", "adapter_adk_memory", "google-adk"),
+    Peer(
+        "google-adk InMemorySessionService",
+        "ADK",
+        "google-adk",
+        "adapter_adk_memory",
+        "google-adk",
+    ),
     Peer(
         "trpc-agent-py InMemorySessionService",
+        "tRPC-Agent",
         "trpc-agent-py",
         "adapter_trpc_memory",
         "trpc-agent-py",

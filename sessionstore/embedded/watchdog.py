@@ -1,63 +1,71 @@
-"""The process that ends a server when its owner is gone, and the object that holds its leash."""
+"""Runs a server process that cannot outlive this process.
+
+A *watchdog*, a small process of its own, starts the server. It reads from a pipe that this process
+holds open. When this process ends, SIGKILL included, the pipe closes, and the watchdog kills the
+server and removes its directory. A forked child may hold a copy of the pipe, so once a second the
+watchdog also checks that its parent is still the same.
+
+The watchdog signals only its own child, and only before it has reaped it. So it never hits another
+process that happens to get the same process id.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 
 from ..errors import BackendUnavailable
 
-# How often something that has no event to wait for is looked at.
 POLL_SECONDS = 0.005
+"""How often to check a condition that nothing announces."""
 
-# Beyond the server's grace: how long the killing of it and the removal of its files may take.
+# How long killing the server and removing its files may take, beyond the grace period.
 _STOP_MARGIN_SECONDS = 5.0
-_PING_TIMEOUT_SECONDS = 1.0
-_LOG_TAIL_LINES = 12
 
-# Runs as `python -I -S -c`, so it starts in milliseconds and depends on no installed package, not
-# even on this one. Arguments: parent pid, grace in seconds, private directory, command of the
-# server. Reports on stdout, one line each: "pid N", then how the server ended.
+# Orders to the watchdog, one byte each. Any other byte is a signal number for the server.
+_STOP, _START = 0, 255
+
+# Runs as `python -I -S -c`: it starts in milliseconds and needs no installed package, not even
+# this one. It reports on stdout, one line each: "pid N", then how the server ended.
 _SOURCE = """\
 # sessionstore: ends a server when the process that started it is gone.
 import os, select, signal, sys, time
 
 parent, grace, directory, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:]
-asked = []
+is_stopping = []
 wake_read, wake_write = os.pipe()
 os.set_blocking(wake_write, False)
 signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
 signal.signal(signal.SIGCHLD, lambda *_: None)
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda number, _: asked.append(number))
-# The parent may have blocked signals; a server that inherits that cannot be asked to end.
+    signal.signal(number, lambda *_: is_stopping.append(True))
+# The parent may have blocked signals. The server would inherit that and ignore SIGTERM.
 signal.pthread_sigmask(signal.SIG_SETMASK, [])
 os.umask(0o077)
+server = 0  # its process id; 0 when it does not run
 
 def report(text):
     try:
         os.write(1, (text + "\\n").encode())
     except OSError:
-        pass  # Nobody is left to read it, and there is still work to do.
+        pass  # the parent is gone, but the server still has to be ended
 
-server = 0  # Its process id, until it is reaped.
-try:
-    server = os.posix_spawn(
-        command[0], command, os.environ, setpgroup=0,
-        file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                      (os.POSIX_SPAWN_DUP2, 2, 1)])
-    report("pid %d" % server)
-except OSError as error:
-    report(error.strerror)
-import shutil  # Takes a while, and the server starts meanwhile.
+def spawn():
+    global server
+    try:
+        server = os.posix_spawn(
+            command[0], command, os.environ, setpgroup=0,
+            file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                          (os.POSIX_SPAWN_DUP2, 2, 1)])
+        report("pid %d" % server)
+    except OSError as error:
+        report(error.strerror)
 
-def pause(seconds, *sources):
+def wait(seconds, *sources):
     global server
     ready, _, _ = select.select([wake_read, *sources], [], [], seconds)
     if wake_read in ready:
@@ -68,36 +76,43 @@ def pause(seconds, *sources):
         report("exit status %d" % os.waitstatus_to_exitcode(status))
     return 0 in ready
 
-# The leash is pulled, or ends with the parent. The parent's process id is looked at too, because
-# a process that the parent forked holds a copy of the write end.
-while not asked and os.getppid() == parent and not pause(1.0, 0):
-    pass
+spawn()
+import shutil  # slow to import; the server starts meanwhile
+
+while not is_stopping and os.getppid() == parent:
+    if wait(1.0, 0):
+        for order in os.read(0, 4096) or [0]:  # no byte = the parent closed the pipe
+            if order == 0:
+                is_stopping.append(True)
+            elif order == 255:
+                spawn()
+            elif server:
+                os.kill(server, order)
 
 if server and grace:
     os.kill(server, signal.SIGTERM)
     os.kill(server, signal.SIGCONT)
     deadline = time.monotonic() + grace
     while server and time.monotonic() < deadline:
-        pause(0.1)
+        wait(0.1)
 if server:
-    os.killpg(server, signal.SIGKILL)  # With the children that rewrite its files.
+    os.killpg(server, signal.SIGKILL)  # its children too, which rewrite its files
     os.waitpid(server, 0)
 shutil.rmtree(directory, ignore_errors=True)
 """
 
 
 class Watchdog:
-    """This process's side of a watchdog and of the server that it watches.
+    """A server process and the watchdog that ends it.
 
-    Writes `settings` and a log into the private `directory`, which the watchdog removes at the
-    end. The server has `grace_seconds` to end before it is killed; 0 = it is killed at once. Both
-    keep the `inherited` file descriptors open until they end.
+    Writes the `settings` and the server's log into `directory`, which the watchdog removes at the
+    end. The server gets `grace_seconds` to end before it is killed. Both processes keep the file
+    descriptors in `inherited` open.
 
     Attributes:
-        executable: Path of the server's binary.
-        socket_path: Path of the server's socket.
-        pid: Process id of the server; 0 = not known yet.
-        owner_pid: The process whose end is the end of the server.
+        pid: Process id of the server. 0 = not known yet.
+        owner_pid: The process that started the server.
+        ending: How the server ended. "" = it has not ended.
     """
 
     def __init__(
@@ -106,122 +121,84 @@ class Watchdog:
         directory: str,
         settings: Mapping[str, str],
         *,
-        grace_seconds: float,
-        inherited: tuple[int, ...],
+        grace_seconds: float = 0.0,
+        inherited: tuple[int, ...] = (),
     ) -> None:
         # In a frozen application sys.executable is the application, not an interpreter.
         if not sys.executable or getattr(sys, "frozen", False):
             raise BackendUnavailable(
-                "the embedded server needs a Python interpreter to watch over it, and this"
+                "the embedded server needs a Python interpreter to run its watchdog, and this"
                 " application has none: pass the URL of a running server"
             )
         self.executable = executable
-        self.socket_path = os.path.join(directory, "server.sock")
         self.pid = 0
         self.owner_pid = os.getpid()
-        self._ending = ""
+        self.ending = ""
+        self.log_path = os.path.join(directory, "server.log")
         self._stop_timeout_seconds = grace_seconds + _STOP_MARGIN_SECONDS
-        self._log_path = os.path.join(directory, "server.log")
-        # A file and not the command line, which every user of the machine can read.
+        # A file, because every user of the machine can read a command line.
         config_path = os.path.join(directory, "server.conf")
         with open(config_path, "wb") as config:
-            for name, value in {**settings, "unixsocket": self.socket_path}.items():
+            for name, value in settings.items():
                 config.write(os.fsencode(f"{name} {_quoted(value)}\n"))
         command = [sys.executable, "-I", "-S", "-c", _SOURCE, str(self.owner_pid)]
         command += [str(grace_seconds), directory, executable, config_path]
-        with open(self._log_path, "wb") as log:
+        with open(self.log_path, "wb") as log:
             self._process = subprocess.Popen(
                 command,
                 bufsize=0,
-                stdin=subprocess.PIPE,  # The leash.
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd="/",
-                # Redis refuses to start when the locale that LC_ALL names is not installed.
+                # Redis refuses to start when the locale in LC_ALL is not installed.
                 env={**os.environ, "LC_ALL": "C"},
                 pass_fds=inherited,
-                # Out of reach of Ctrl-C: the parent may still have something to write.
+                # Ctrl-C must not reach the server: this process may still have data to write.
                 start_new_session=True,
             )
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._orders = self._process.stdin
         self._reports = self._process.stdout
         os.set_blocking(self._reports.fileno(), False)
 
-    def wait_until_ready(self, deadline: float) -> None:
-        """Returns when the server answers.
+    def is_running(self) -> bool:
+        """Whether the server process has not ended. A server that is stopped by SIGSTOP runs."""
+        chunk = self._reports.read(4096)  # None = no new report
+        if chunk == b"":
+            self.ending = self.ending or "its watchdog was killed"
+        for line in (chunk or b"").decode(errors="replace").splitlines():
+            if line.startswith("pid "):
+                self.pid = int(line.removeprefix("pid "))
+            else:
+                self.ending = line
+        return self.ending == ""
 
-        Raises:
-            BackendUnavailable: The server ended, or did not answer before `deadline`, an instant
-                of time.monotonic(). The message carries the end of its log.
-        """
-        problem = "did not answer"
-        while not self._has_ended():
-            reply = ping(self.socket_path)
-            if reply and reply.startswith(b"-LOADING"):
-                problem = "was still loading its data"
-            elif reply and self.pid:  # Any reply will do: with `requirepass` it is -NOAUTH.
-                return
-            if time.monotonic() >= deadline:
-                problem += " when start_timeout was over"
-                break
-            time.sleep(POLL_SECONDS)
-        else:
-            problem = f"ended at start ({self._ending})"
-        with open(self._log_path, encoding="utf-8", errors="replace") as log:
-            tail = "".join(log.readlines()[-_LOG_TAIL_LINES:])
-        name = os.path.basename(self.executable)
-        raise BackendUnavailable(f"{name} {problem}; its log ends with:\n{tail}")
+    def signal(self, number: int) -> None:
+        """Send a signal to the server. Does nothing if the server has ended."""
+        self._orders.write(bytes([number]))
 
-    def is_serving(self, deadline: float) -> bool:
-        """Whether the server lives; one that no longer listens is given time to be gone."""
-        while not self._has_ended() and time.monotonic() < deadline:
-            if ping(self.socket_path) is not None:
-                return True
-            # Dead or about to be: the watchdog's report is on its way.
-            time.sleep(POLL_SECONDS)
-        return False
+    def restart(self) -> None:
+        """Start the server again after it has ended, with the same settings and directory."""
+        self.pid, self.ending = 0, ""
+        self._orders.write(bytes([_START]))
 
-    def end(self) -> None:
-        """Pulls the leash; returns when the server and its private directory are gone.
+    def stop(self) -> None:
+        """End server and watchdog; returns when both have ended and the directory is removed.
 
         Raises:
             BackendUnavailable: The watchdog was killed, or could not end the server.
         """
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.communicate(b"\n", self._stop_timeout_seconds)
+            self._process.communicate(bytes([_STOP]), self._stop_timeout_seconds)
         if self._process.returncode != 0:
             raise BackendUnavailable(
-                f"the embedded server (process {self.pid}) may still run: its watchdog"
+                f"the server (process {self.pid}) may still run: its watchdog"
                 f" (process {self._process.pid}) was killed or hangs"
             )
 
-    def _has_ended(self) -> bool:
-        """Whether the server is gone; takes in what the watchdog has reported."""
-        chunk = self._reports.read(4096)  # None = nothing new.
-        if chunk == b"":
-            self._ending = self._ending or "its watchdog was killed"
-        for line in (chunk or b"").decode(errors="replace").splitlines():
-            if line.startswith("pid "):
-                self.pid = int(line.removeprefix("pid "))
-            else:
-                self._ending = line
-        return self._ending != ""
-
-
-def ping(socket_path: str) -> bytes | None:
-    """The reply to PING; b"" = the server is too busy to give one, None = nobody listens."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_PING_TIMEOUT_SECONDS)
-        try:
-            connection.connect(socket_path)
-            connection.sendall(b"PING\r\n")
-            return connection.recv(256) or None
-        except (ConnectionError, FileNotFoundError):
-            return None
-        except OSError:
-            return b""
-
 
 def _quoted(value: str) -> str:
-    """The value as one word of a configuration file, whatever it holds."""
+    """The value as one word of a configuration file, whatever it contains."""
     return '"' + re.sub(r'[\x00-\x1f"\\]', lambda match: f"\\x{ord(match[0]):02x}", value) + '"'

@@ -1,4 +1,4 @@
-"""The bench of the adapters: fair to the engine, and of use with any frameworks installed."""
+"""bench_adapters compares fairly, and runs with any set of installed frameworks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks import bench_adapters
 from benchmarks.frameworks import FRAMEWORKS
 from benchmarks.harness import Harness
 
-with warnings.catch_warnings(action="ignore"):  # those of frameworks are not ours
+with warnings.catch_warnings(action="ignore"):  # warnings of frameworks
     INSTALLED = bench_adapters.installed()
 
 

@@ -12,7 +12,7 @@ from conftest import WITH_TTL, Awaited
 from redis.crc import key_slot
 
 import sessionstore.sync
-from benchmarks.clusters import Cluster, Node
+from benchmarks.rigs.clusters import Cluster, Node
 from sessionstore import Event, RedisSessionService, Session, SessionKey, SessionStoreError
 
 LONG_AGO = datetime(2001, 2, 3, tzinfo=UTC)

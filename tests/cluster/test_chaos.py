@@ -1,20 +1,20 @@
-"""Fleets at work while servers are treated badly: one round of every fault, without a loss.
+"""Fleets work while servers fail: one round of every fault, without a loss.
 
-`python -m benchmarks.chaos` does the same for longer, and measures how long calls take.
+`python -m benchmarks.chaos` does the same for longer and measures how long calls take.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks import chaos_faults as faults
-from benchmarks.chaos import CLUSTER_PLANS, SENTINEL_PLANS, run_fleet
-from benchmarks.chaos_report import Outcome, Plan, as_table, as_text
-from benchmarks.clusters import Cluster, SentinelGroup
+from benchmarks.chaos import faults
+from benchmarks.chaos.report import Outcome, Plan, as_table, as_text
+from benchmarks.chaos.run import CLUSTER_PLANS, SENTINEL_PLANS, run_fleet
+from benchmarks.rigs.clusters import Cluster, SentinelGroup
 
 SEED = 7
 _AGENTS = 40
-_TIME_LIMIT_S = 90  # several times what it takes
+_TIME_LIMIT_S = 90  # several times the usual time
 
 BY_APP = Plan(
     "cluster, all of an app in one slot",

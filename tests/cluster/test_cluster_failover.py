@@ -17,8 +17,8 @@ from cluster_support import (
     read,
 )
 
-from benchmarks.chaos_fleet import Fleet
-from benchmarks.clusters import Cluster, Node
+from benchmarks.chaos.fleet import Fleet
+from benchmarks.rigs.clusters import Cluster, Node
 from sessionstore import SessionKey
 
 # Beyond the time after which the servers themselves have another primary. For us a second would

@@ -23,7 +23,7 @@ from cluster_support import (
     stored,
 )
 
-from benchmarks.clusters import Cluster, Node
+from benchmarks.rigs.clusters import Cluster, Node
 from sessionstore import BackendUnavailable, SessionKey
 
 STAGES = ["open", "half moved", "all moved", "done"]

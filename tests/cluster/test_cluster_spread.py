@@ -7,7 +7,7 @@ import random
 import pytest
 
 from benchmarks.bench_routing import shares
-from benchmarks.clusters import Cluster
+from benchmarks.rigs.clusters import Cluster
 from sessionstore.keys import Keys
 from sessionstore.transport.topology import slot_of_key
 

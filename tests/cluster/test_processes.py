@@ -1,4 +1,4 @@
-"""Servers of tests and benchmarks never outlive the process that started them."""
+"""The servers of tests and benchmarks never outlive the process that started them."""
 
 from __future__ import annotations
 
@@ -6,31 +6,48 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks.clusters import Cluster, Unsettled
-from benchmarks.processes import Processes
+from benchmarks.rigs.clusters import Cluster, Unsettled
+from sessionstore.embedded.watchdog import Watchdog
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# One process that runs, one that is stopped, and one that is dead already.
+SLEEP = """\
+#!/bin/sh
+exec sleep 60
+"""
+
+# Three processes: one that runs, one that is stopped, and one that is dead already.
 _PARENT = """\
 import os, signal, sys, time
-from benchmarks.processes import Processes
-processes = Processes()
-log = processes.directory / "log"
-pids = [processes.start(name, ["/bin/sleep", "60"], log) for name in "abc"]
-processes.signal("b", signal.SIGSTOP)
-processes.kill("c")
-print(processes.directory, *pids, flush=True)
+from sessionstore.embedded.watchdog import Watchdog
+directories = sys.argv[2:]
+dogs = [Watchdog(sys.argv[1], directory, dict()) for directory in directories]
+while not all(dog.is_running() and dog.pid for dog in dogs):
+    time.sleep(0.01)
+dogs[1].signal(signal.SIGSTOP)
+dogs[2].signal(signal.SIGKILL)
+while dogs[2].is_running():
+    time.sleep(0.01)
+print(*(dog.pid for dog in dogs), flush=True)
 sys.stdin.readline()
 {end}
 time.sleep(60)
 """
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> str:
+    """A program that runs for a minute, whatever its arguments."""
+    path = tmp_path / "sleeper"
+    path.write_text(SLEEP)
+    path.chmod(0o755)
+    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -43,27 +60,29 @@ time.sleep(60)
         "sys.exit(3)",
     ],
 )
-def test_no_server_is_left_however_the_parent_ends(end: str) -> None:
-    command = [sys.executable, "-c", _PARENT.format(end=end)]
+def test_no_server_is_left_however_the_parent_ends(end: str, sleeper: str, tmp_path: Path) -> None:
+    directories = [tmp_path / name for name in "abc"]
+    for directory in directories:
+        directory.mkdir()
+    command = [sys.executable, "-c", _PARENT.format(end=end), sleeper, *map(str, directories)]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
         try:
             assert parent.stdout is not None
-            directory, *words = parent.stdout.readline().split()
-            pids = [int(word) for word in words]
+            pids = [int(word) for word in parent.stdout.readline().split()]
             assert [_is_running(pid) for pid in pids] == [True, True, False]
-            assert Path(directory).exists()
+            assert all(directory.exists() for directory in directories)
             print(file=parent.stdin, flush=True)
-            _wait_until_gone(pids, Path(directory))
+            _wait_until_gone(pids, directories)
         finally:
             parent.kill()
 
 
-def _wait_until_gone(pids: list[int], directory: Path) -> None:
+def _wait_until_gone(pids: list[int], directories: list[Path]) -> None:
     deadline = time.monotonic() + 20
-    while any(map(_is_running, pids)) or directory.exists():
-        assert time.monotonic() < deadline, f"{pids} or {directory} are still there"
+    while any(map(_is_running, pids)) or any(each.exists() for each in directories):
+        assert time.monotonic() < deadline, f"{pids} or {directories} are still there"
         time.sleep(0.01)
 
 
@@ -75,31 +94,56 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    with Processes() as found:
-        yield found
+def test_a_dead_process_takes_no_signals_and_starts_again(sleeper: str, tmp_path: Path) -> None:
+    directory = tmp_path / "server"
+    directory.mkdir()
+    watchdog = Watchdog(sleeper, str(directory), {})
+    try:
+        _wait_for_pid(watchdog)
+        first = watchdog.pid
+        watchdog.signal(signal.SIGKILL)
+        while watchdog.is_running():
+            time.sleep(0.01)
+        assert watchdog.ending == "exit status -9"
+        watchdog.signal(signal.SIGCONT)
+        assert not watchdog.is_running()
+        watchdog.restart()
+        _wait_for_pid(watchdog)
+        assert watchdog.pid != first
+        assert _is_running(watchdog.pid)
+        assert directory.exists()
+    finally:
+        watchdog.stop()
+    assert not directory.exists()
+    assert not _is_running(watchdog.pid)
 
 
-def test_names_are_used_once_at_a_time(processes: Processes) -> None:
-    log = processes.directory / "log"
-    processes.start("a", ["/bin/sleep", "60"], log)
-    with pytest.raises(RuntimeError, match="a runs already"):
-        processes.start("a", ["/bin/sleep", "60"], log)
-    processes.kill("a")
-    assert not processes.is_running("a")
-    assert not processes.signal("a", signal.SIGCONT)
-    processes.start("a", ["/bin/sleep", "60"], log)
-    assert processes.is_running("a")
+def _wait_for_pid(watchdog: Watchdog) -> None:
+    while not watchdog.pid:
+        assert watchdog.is_running()
+        time.sleep(0.01)
 
 
-def test_what_cannot_be_started_says_why(processes: Processes) -> None:
-    with pytest.raises(RuntimeError, match="b cannot be started: No such file"):
-        processes.start("b", ["/no/such/program"], processes.directory / "log")
+def test_what_cannot_be_started_says_why(tmp_path: Path) -> None:
+    watchdog = Watchdog("/no/such/program", str(tmp_path), {})
+    while watchdog.is_running():
+        time.sleep(0.01)
+    assert watchdog.ending == "No such file or directory"
+    watchdog.stop()
 
 
-def test_a_cluster_that_cannot_form_says_why_and_leaves_nothing() -> None:
+def test_a_node_that_runs_is_not_started_again(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    with pytest.raises(Unsettled, match=f"{node.name} is already running"):
+        node.restart()
+
+
+def test_a_cluster_that_cannot_form_says_why_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     cluster = Cluster(1, 0, config={"no-such-setting": "1"})
     with pytest.raises(Unsettled, match=r"node-0 has ended: (?s:.)*no-such-setting"):
         cluster.start()
-    assert not cluster.processes.directory.exists()
+    assert cluster.nodes == []
+    assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from cluster_support import DEADLINE_S, MODES, create, key_on, make_event, make_service, read
 
-from benchmarks.clusters import Cluster, Node, SentinelGroup
+from benchmarks.rigs.clusters import Cluster, Node, SentinelGroup
 from sessionstore import Event, SessionKey
 
 KEY = SessionKey("app", "user", "s")

@@ -8,7 +8,7 @@ import time
 import pytest
 from cluster_support import MODES, create, make_event, make_service, poll_until, read
 
-from benchmarks.clusters import SentinelGroup
+from benchmarks.rigs.clusters import SentinelGroup
 from sessionstore import BackendUnavailable, SessionKey
 
 KEY = SessionKey("app", "user", "s")

@@ -10,7 +10,7 @@ import pytest
 from cluster_support import MODES, create, make_service
 from conftest import Server
 
-from benchmarks.clusters import Cluster
+from benchmarks.rigs.clusters import Cluster
 from sessionstore import BackendUnavailable, SessionKey
 
 KEY = SessionKey("app", "user", "s")

@@ -1,4 +1,4 @@
-"""Every bench works: run in its small setting, it finds what it is there to find."""
+"""Every bench runs in its small setting and returns its groups and targets."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from benchmarks.results import Group, Result, Row, Sample, Target, target_table,
 
 PEERS = [*registry.ON_REDIS, *registry.IN_MEMORY]
 
-with warnings.catch_warnings(action="ignore"):  # those of frameworks are not ours
+with warnings.catch_warnings(action="ignore"):  # warnings of frameworks
     FRAMEWORKS = bench_adapters.installed()
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# Targets of each bench, and groups that it measures, in the small setting.
+# Number of targets and groups of each bench in the small setting.
 EXPECTED = {
+    "bench_overview": (0, 6),
     "bench_append": (7, 7),
     "bench_read": (2, 3),
     "bench_list": (1, 1),
@@ -39,7 +40,7 @@ EXPECTED = {
     "bench_many_agents": (2, 0),
     "bench_routing": (2, 2),
     "bench_adapters": (2 * len(FRAMEWORKS), 2 * len(FRAMEWORKS)),
-    "bench_peers": (0, 4),
+    "bench_peers": (0, 1),
 }
 
 
@@ -88,6 +89,8 @@ def test_peer(peer: registry.Peer) -> None:
         link.make("some", 2, 3)
         assert link.append("some", 2).seconds > 0
         assert link.read("some", 3, 1).seconds > 0
+        with pytest.raises(CannotRunError, match=r"TimeoutError: [\d,]+ of 1,000,000 events"):
+            link.make("large", 1, 1_000_000, limit_seconds=0.05)
         assert link.events(3).seconds > 0
 
 
@@ -98,11 +101,11 @@ def test_peers_that_are_not_installed_are_listed() -> None:
         Link(peer, "redis://localhost")
 
 
-def test_a_peer_that_fails_is_told_apart_from_one_that_runs() -> None:
+def test_a_peer_that_fails_and_one_that_runs() -> None:
     with Harness(small=True) as harness:
         url = harness.start_server().url
         with pytest.raises(CannotRunError, match="no_such_adapter"):
-            Link(registry.Peer("none", "", "no_such_adapter", "sessionstore"), url)
+            Link(registry.Peer("none", "", "", "no_such_adapter", "sessionstore"), url)
         link = Link(registry.OURS, url)
         harness.at_end(link.close)
         with pytest.raises(CannotRunError, match="KeyError"):
@@ -119,7 +122,7 @@ def test_a_variant_that_fails_leaves_the_others() -> None:
         variants = [Variant("good", 1, lambda: None), Variant("bad", 1, fail)]
         group = harness.measure(None, "some", "call", variants)
     assert [row.name for row in group.rows] == ["good"]
-    assert harness.failures == ["bad fails: some: it is broken"]
+    assert harness.failures == ["bad failed in 'some': it is broken"]
 
 
 def test_ratios_are_medians_of_pairs() -> None:
@@ -152,6 +155,5 @@ def test_report(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "report.json").read_bytes())
     assert [result["bench"] for result in written] == ["bench_list"]
     assert written[0]["groups"][0]["rows"][0]["median"]["us"] > 0
-    assert "Must reach" in (tmp_path / "report.md").read_text("utf-8")
-    for picture in ("bench_list.svg", "bench_list.png"):
-        assert (tmp_path / picture).exists() or "pip install" in outcome.stderr
+    assert "## Targets: " in (tmp_path / "report.md").read_text("utf-8")
+    assert "sessionstore" in (tmp_path / "bench_list.svg").read_text("utf-8")

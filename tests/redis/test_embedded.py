@@ -1,4 +1,4 @@
-"""EmbeddedServer against the real servers of this machine, in real processes."""
+"""EmbeddedServer with the servers of this machine, in real processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import redis
 
 import sessionstore
 from sessionstore.embedded import EmbeddedServer, ServerBinary, find_server, find_servers
-from sessionstore.embedded.watchdog import ping
+from sessionstore.embedded.server import ping
 from sessionstore.errors import BackendUnavailable, InvalidArgument
 
 SERVERS = find_servers()
@@ -106,7 +106,7 @@ def test_starts_again_where_it_was_after_the_server_died(tmp_path: Path) -> None
             client.set("key", "value")
         pid, socket_path = server.pid, server.socket_path
         os.kill(pid, signal.SIGKILL)
-        # At once: start() itself must notice.
+        # start() must detect it by itself.
         wait_until(lambda: ping(socket_path) is None)
         server.start()
         assert server.pid != pid
@@ -119,7 +119,7 @@ def test_starts_again_where_it_was_after_the_server_died(tmp_path: Path) -> None
 def test_settings_are_passed_as_they_are(
     binary: ServerBinary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LC_ALL", "xx_XX.UTF-8")  # A locale that is not installed does no harm.
+    monkeypatch.setenv("LC_ALL", "xx_XX.UTF-8")  # not installed
     config: Mapping[str, str | int] = {
         "maxmemory": "10mb",
         "maxmemory-policy": "noeviction",
@@ -188,10 +188,10 @@ def test_start_waits_while_data_is_loaded(tmp_path: Path) -> None:
         client.mset({f"key {number}": "value" for number in range(1000)})
         client.bgrewriteaof()
         wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
-    # Each key takes a millisecond, and meanwhile the server answers -LOADING.
+    # Each key takes a millisecond to load. Meanwhile the server answers -LOADING.
     slow: Any = {"key-load-delay": 1000, "loading-process-events-interval-bytes": 1024}
     hasty = EmbeddedServer(tmp_path, config=slow, start_timeout=timedelta(seconds=0.2))
-    with pytest.raises(BackendUnavailable, match=r"still loading its data .* start_timeout"):
+    with pytest.raises(BackendUnavailable, match=r"still loading its data within start_timeout"):
         hasty.start()
     with EmbeddedServer(tmp_path, config=slow) as server, client_of(server) as client:
         assert client.dbsize() == 1000
@@ -205,7 +205,7 @@ def test_neither_blocked_signals_nor_a_pause_keep_the_server_from_its_end(tmp_pa
             os.kill(pid, signal.SIGSTOP)
             started = time.monotonic()
         assert not is_running(pid)
-        assert time.monotonic() - started < 8.0  # It was asked, not killed.
+        assert time.monotonic() - started < 8.0  # it ended on SIGTERM, before SIGKILL
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
@@ -214,7 +214,7 @@ def test_neither_blocked_signals_nor_a_pause_keep_the_server_from_its_end(tmp_pa
 
 
 class Parent:
-    """A Python process that starts a server, announces it, waits for a line and goes on."""
+    """A Python process that starts a server, prints its pid, waits for a line, then continues."""
 
     def __init__(self, arguments: str = "", *, children: str = "", then: str = "") -> None:
         source = [
@@ -246,7 +246,7 @@ class Parent:
         with self.process:
             self.process.kill()
 
-    def is_gone(self) -> bool:
+    def has_ended(self) -> bool:
         return not is_running(self.pid) and not Path(self.socket_path).parent.exists()
 
 
@@ -260,14 +260,14 @@ def test_a_parent_that_ends_without_stop_takes_the_server_along(end: str) -> Non
     with Parent(then=end) as parent:
         assert is_running(parent.pid)
         print(file=parent.process.stdin, flush=True)
-        wait_until(parent.is_gone)
+        wait_until(parent.has_ended)
 
 
 def test_a_parent_that_exits_waits_for_the_end_of_the_server(tmp_path: Path) -> None:
     with Parent(repr(str(tmp_path))) as parent:
         print(file=parent.process.stdin, flush=True)
         assert parent.process.wait(30) == 0
-        assert parent.is_gone()
+        assert parent.has_ended()
 
 
 def test_a_restart_waits_for_the_server_of_a_killed_process(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_restart_waits_for_the_server_of_a_killed_process(tmp_path: Path) -> N
             assert client.get("key") == b"value"
 
 
-# Children that outlive the server; the forked one has a copy of the leash.
+# Children that outlive the server. The forked one has a copy of the watchdog's pipe.
 FORK = "child = os.fork()\nif child == 0:\n  os.close(1)\n  time.sleep(60)"
 SPAWN = "child = subprocess.Popen(['sleep', '60'], close_fds=False, stdout=2).pid"
 
@@ -291,7 +291,7 @@ def test_a_child_of_the_parent_does_not_keep_the_server(children: str, end: str)
     with Parent(children=children, then=end) as parent:
         try:
             print(file=parent.process.stdin, flush=True)
-            wait_until(parent.is_gone)
+            wait_until(parent.has_ended)
             assert is_running(parent.child)
         finally:
             os.kill(parent.child, signal.SIGKILL)
@@ -301,7 +301,7 @@ def test_a_forked_child_uses_the_server_but_does_not_stop_it() -> None:
     children = FORK.replace("time.sleep(60)", "server.start()\n  server.stop()\n  sys.exit(3)")
     children += "\nchild = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])"
     with Parent(children=children) as parent:
-        assert parent.child == 3  # Its exit handlers have run and left the server alone too.
+        assert parent.child == 3  # its exit handlers have run, and did not stop the server
         assert ping(parent.socket_path)
 
 
@@ -313,7 +313,7 @@ def watchdog_of(server: EmbeddedServer) -> subprocess.Popen[bytes]:
 def test_signals_to_the_watchdog() -> None:
     with EmbeddedServer() as server:
         pid = server.pid
-        # A session of its own: signals of the terminal do not reach it.
+        # It has its own session, so signals of the terminal do not reach it.
         assert os.getsid(pid) == os.getsid(watchdog_of(server).pid) != os.getsid(0)
         watchdog_of(server).terminate()
         wait_until(lambda: not is_running(pid))
@@ -344,7 +344,7 @@ def program(path: Path, output: str, then: str = "") -> Path:
 
 @pytest.fixture
 def only_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty directory that is all of PATH; no server is bundled."""
+    """An empty directory that is the whole PATH. No server is bundled."""
     directory = tmp_path / "bin"
     directory.mkdir()
     monkeypatch.setenv("PATH", str(directory))
@@ -358,7 +358,7 @@ def test_without_any_server_the_message_says_what_to_do() -> None:
     with pytest.raises(BackendUnavailable) as caught:
         EmbeddedServer().start()
     message = str(caught.value)
-    assert "passed over" not in message
+    assert "skipped" not in message
     for advice in ("pip install 'sessionstore[embedded]'", "redis-server >= 7.0", "URL"):
         assert advice in message
 
@@ -373,7 +373,7 @@ def test_without_any_server_the_message_says_what_to_do() -> None:
 )
 def test_an_unusable_server_is_passed_over(only_path: Path, output: str, reason: str) -> None:
     path = program(only_path / "redis-server", output)
-    with pytest.raises(BackendUnavailable, match=rf"\(passed over: {path} {reason}\)"):
+    with pytest.raises(BackendUnavailable, match=rf"\(skipped: {path} {reason}\)"):
         find_server()
     newer = program(only_path / "valkey-server", "Valkey server v=8.1.8 sha=00000000:1")
     assert find_servers() == [ServerBinary(str(newer), "valkey", (8, 1, 8))]
@@ -385,9 +385,9 @@ def test_order_of_preference(only_path: Path, monkeypatch: pytest.MonkeyPatch) -
     elsewhere = only_path.parent / "elsewhere"
     monkeypatch.setenv("PATH", os.pathsep.join(["", str(only_path), str(elsewhere)]))
     valkey_path = program(elsewhere / "valkey-server", "Valkey server v=7.2.5 sha=0")
-    # As packages of Valkey do: the same program once more.
+    # Packages of Valkey install the same program under both names.
     (elsewhere / "redis-server").symlink_to(valkey_path)
-    # As Debian does: a program that is a server only by the name of a link to it.
+    # On Debian the program is a server only when it is called by the name of a link.
     target = program(only_path / "redis-check-rdb", "Redis ${0##*/redis-} v=7.0.15")
     redis_path = only_path / "redis-server"
     redis_path.symlink_to(target)
@@ -403,7 +403,7 @@ def test_the_bundled_server_is_found_without_importing_its_package(
     monkeypatch.setenv("PATH", "")
     assert find_servers() == [ServerBinary(str(path), "valkey", (8, 1, 8))]
     path.chmod(0o644)
-    with pytest.raises(BackendUnavailable, match=rf"passed over: {path} .*Permission denied"):
+    with pytest.raises(BackendUnavailable, match=rf"skipped: {path} .*Permission denied"):
         find_server()
 
 
@@ -420,14 +420,14 @@ def test_a_server_that_dies_at_start_shows_its_log(binary: ServerBinary, tmp_pat
     server = EmbeddedServer(tmp_path, executable=binary.path, config={"no-such-setting": 1})
     with pytest.raises(BackendUnavailable, match=r"(?s)exit status 1.*no-such-setting.*Bad dir"):
         server.start()
-    assert server._directory is not None
+    assert server._directory
     assert not Path(server._directory).exists()
 
 
 def test_a_server_that_never_answers(tmp_path: Path) -> None:
     then = f'[ "$1" = --version ] && exit\necho $$ > "{tmp_path}/pid"\nexec sleep 60'
     path = program(tmp_path / "redis-server", "Redis server v=7.0.15", then)
-    with pytest.raises(BackendUnavailable, match=r"(?s)did not answer when start_.*v=7\.0\.15"):
+    with pytest.raises(BackendUnavailable, match=r"(?s)did not answer within start_.*v=7\.0\.15"):
         EmbeddedServer(executable=path, start_timeout=0.5).start()
     assert not is_running(int((tmp_path / "pid").read_text()))
 

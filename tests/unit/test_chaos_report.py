@@ -1,4 +1,4 @@
-"""What counts as a broken promise, and what the table says: no server."""
+"""Broken promises and tables of the chaos report. No server."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.chaos_faults import CLUSTER_FAILOVER, KILL_PRIMARY, OUT_OF_MEMORY, RESHARD
-from benchmarks.chaos_fleet import CALM, Account, Audit
-from benchmarks.chaos_report import Outcome, Plan, as_table, as_text, judge, judge_stalls
+from benchmarks.chaos.faults import CLUSTER_FAILOVER, KILL_PRIMARY, OUT_OF_MEMORY, RESHARD
+from benchmarks.chaos.fleet import CALM, Account, Audit
+from benchmarks.chaos.report import Outcome, Plan, as_table, as_text, judge, judge_stalls
 
 SAFE = Plan("some, safe", (RESHARD, OUT_OF_MEMORY, CLUSTER_FAILOVER))
 UNSAFE = Plan("some, unsafe", (KILL_PRIMARY,), may_lose=True)
@@ -91,12 +91,12 @@ def test_the_table_says_what_was_lost_and_what_failed() -> None:
     ]
     for row in (
         ("some, unsafe: appends under kill -9", "lost 3, duplicated 0, out of order 0 of 1,000"),
-        ("some, unsafe: when the lost were acknowledged", "kill -9 3"),
+        ("some, unsafe: lost appends, by fault", "kill -9 3"),
         ("calls that failed: live reshard", "0 of 0"),
         ("calls that failed: out of memory", "2 of 9 (BackendRejected 2)"),
         ("calls that failed: graceful failover, kill -9", "0 of 7"),
         (
-            "some, unsafe: longest call on another failover",
+            "some, unsafe: longest call during another failover",
             "3.21 s (takeover after 2.80 s, calls 0.40 s later)",
         ),
     ):

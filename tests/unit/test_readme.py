@@ -130,3 +130,11 @@ def test_every_module_is_in_the_table_of_layers() -> None:
     modules = {path.stem for path in package.glob("[!_]*.py")}
     packages = {path.parent.name for path in package.glob("*/__init__.py")}
     assert modules | packages <= set(re.findall(r"`(\w+)/?`", layers))
+
+
+def test_the_targets_in_the_readme_of_the_benchmarks_are_those_of_the_report() -> None:
+    readme = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    report = (ROOT / "benchmarks" / "measured" / "report.md").read_text("utf-8")
+    table = report.partition("## Targets")[2].partition("\n\n")[2].strip()
+    assert table.count("\n") > 20
+    assert table in readme

@@ -1,13 +1,14 @@
-"""What is lost when servers are treated badly: fleets of agents at work through a seeded sequence
-of faults, on a cluster and behind Sentinels, and an audit of every session at the end.
+"""Runs fleets of agents while servers fail, and checks every session at the end.
 
-Three kinds of fleets, so that every loss has its cause:
+The faults come in a seeded random order, on a cluster and behind Sentinels. There are three kinds
+of fleets, so that the cause of every loss is known:
 
-* safe: faults that may lose nothing;
-* unsafe: primaries go for good, and nobody waits for replicas: what had not reached one is lost;
-* confirmed: the same with `wait_replicas`, which must lose nothing.
+* safe: faults that must not lose anything;
+* unsafe: primaries are replaced and nobody waits for replicas. Writes that had not reached a
+  replica are lost;
+* confirmed: the same faults with `wait_replicas`, which must not lose anything.
 
-Exit code 1 when a promise is broken.
+The exit code is 1 if a promise was broken.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ import msgspec
 import sessionstore.sync
 from sessionstore import RedisSessionService
 
-from . import chaos_faults as faults
-from .chaos_fleet import CALM, Fleet
-from .chaos_report import Outcome, Plan, as_table, as_text, judge, judge_stalls
-from .clusters import Cluster, SentinelGroup
-from .nodes import Group
+from ..rigs.clusters import Cluster, SentinelGroup
+from ..rigs.nodes import Group
+from . import faults
+from .fleet import CALM, Fleet
+from .report import Outcome, Plan, as_table, as_text, judge, judge_stalls
 
 _CALM_S = 0.4  # between two faults
-_EXTRA_S = 180.0  # beyond the time asked for, after which everything is ended
+_EXTRA_S = 180.0  # everything is ended when --seconds are exceeded by this much
 _CALL_TIMEOUT_S = 10.0
 
 _FOR_BOTH = (faults.RESETS, faults.SCRIPT_FLUSH, faults.PAUSE, faults.OUT_OF_MEMORY)
@@ -51,15 +52,15 @@ CLUSTER_PLANS = (
 SENTINEL_PLANS = (
     Plan("Sentinel, safe", (*_FOR_BOTH, faults.HAND_OVER)),
     Plan("Sentinel, unsafe", _SENTINEL_LOSSES, may_lose=True),
-    # The Sentinels choose the replica that has most. But SENTINEL FAILOVER leaves the old master
-    # its other replica for a while, which goes on confirming what will be lost.
+    # The Sentinels promote the replica with the most data. But after SENTINEL FAILOVER the old
+    # master keeps its other replica for a while, which confirms writes that will be lost.
     Plan("Sentinel, confirmed by 1 of 2", _SENTINEL_LOSSES[:2], wait_replicas=(1, 1.0)),
     Plan("Sentinel, confirmed by 2 of 2", _SENTINEL_LOSSES, wait_replicas=(2, 1.0)),
 )
 
 
 class _Threads:
-    """A service for threads, with methods to await."""
+    """A service for threads with awaitable methods."""
 
     def __init__(self, service: sessionstore.sync.RedisSessionService, threads: int) -> None:
         self._service = service
@@ -75,7 +76,7 @@ class _Threads:
         return call
 
     async def aclose(self) -> None:
-        """Close the service, once no call is made any more."""
+        """Close the service after the last call."""
         self._pool.shutdown()
         self._service.close()
 
@@ -89,16 +90,16 @@ async def run_fleet(
     agents: int,
     pause_s: float = 0.05,
 ) -> Outcome:
-    """Let a fleet work while faults are inflicted, at least once each; then audit it.
+    """Run a fleet while faults happen, each at least once; then audit it.
 
-    Nine of ten agents are tasks on two services, the others are threads.
+    Nine of ten agents are tasks on two services. The others are threads.
 
     Args:
         group: the servers, settled.
-        plan: what to inflict, and how services are made.
-        seed: of everything random.
-        seconds: no fault is begun later than that, but for the first round.
-        agents: agents that append and read.
+        plan: the faults, and options of the services.
+        seed: of all random choices.
+        seconds: no fault starts later, except in the first round.
+        agents: number of agents.
         pause_s: mean pause of an agent between two turns.
     """
     chosen = random.Random(f"{seed}-{plan.name}")
@@ -121,7 +122,7 @@ async def run_fleet(
         fleet = Fleet(services, agents, label, seed, pause_s=pause_s)
         await fleet.start()
         try:
-            takeovers = await _inflict(group, fleet, plan, chosen, seconds, outcome)
+            takeovers = await _run_faults(group, fleet, plan, chosen, seconds, outcome)
         finally:
             await fleet.stop()
         fleet.note_takeovers([takeover.done for takeover in takeovers])
@@ -132,7 +133,7 @@ async def run_fleet(
     return outcome
 
 
-async def _inflict(
+async def _run_faults(
     group: Group,
     fleet: Fleet,
     plan: Plan,
@@ -149,9 +150,9 @@ async def _inflict(
             if not is_first and time.monotonic() >= end:
                 break
             before = len(scene.takeovers)
-            fleet.meet(fault.name)
+            fleet.set_fault(fault.name)
             await asyncio.to_thread(fault.run, scene)
-            fleet.meet(CALM)
+            fleet.set_fault(CALM)
             outcome.faults[fault.name] = outcome.faults.get(fault.name, 0) + 1
             took_s = [takeover.done - takeover.begun for takeover in scene.takeovers[before:]]
             if took_s:
@@ -166,7 +167,7 @@ async def _inflict(
 
 
 async def run_all(seed: int, seconds: float, agents: int) -> list[Outcome]:
-    """All fleets, one after the other; an equal part of the time for each."""
+    """All fleets, one after the other, with equal shares of the time."""
     share = seconds / len((*CLUSTER_PLANS, *SENTINEL_PLANS))
     config = {"appendonly": "yes", "appendfsync": "always"}
     outcomes = []
@@ -189,12 +190,12 @@ async def run_all(seed: int, seconds: float, agents: int) -> list[Outcome]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; its exit code."""
+    """The command line. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1, help="of everything random")
+    parser.add_argument("--seed", type=int, default=1, help="of all random choices")
     parser.add_argument("--seconds", type=float, default=180.0, help="time for all fleets")
-    parser.add_argument("--agents", type=int, default=200, help="agents of a fleet")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--agents", type=int, default=200, help="agents in a fleet")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     arguments = parser.parse_args(argv)
 
     async def bounded() -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""What fleets went through under faults: promises judged, tables for readers."""
+"""Checks the promises for each fleet, and makes the tables."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .bench_routing import shares
-from .chaos_faults import RESHARD, Fault
-from .chaos_fleet import CALM, Account, Audit
-from .results import table
+from ..bench_routing import shares
+from ..results import table
+from .faults import RESHARD, Fault
+from .fleet import CALM, Account, Audit
 
-_NOTICE_S = 1.0  # beyond the takeover by another server, until every call is answered
-_NOISE = 2.0  # times that, on a machine that does other things too
+_NOTICE_S = 1.0  # from a takeover until every call is answered
+_NOISE = 2.0  # factor for a machine that is busy with other work
 _USERS, _PRIMARIES = 10_000, 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a fleet will go through.
+    """What happens to a fleet.
 
     Attributes:
         name: servers and kind of faults.
-        faults: what is inflicted, in rounds of random order.
-        may_lose: acknowledged appends may be lost: nobody waits for replicas.
-        wait_replicas: replicas that confirm every write, and the seconds that they have for it;
-            None = nobody waits for them.
-        partition_by: as services take it.
+        faults: the faults, in rounds of random order.
+        may_lose: acknowledged appends may be lost, because nobody waits for replicas.
+        wait_replicas: how many replicas confirm every write, and within how many seconds.
+            None = nobody waits for replicas.
+        partition_by: an option of the services.
     """
 
     name: str
@@ -38,18 +38,18 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What one fleet went through.
+    """What happened to one fleet.
 
     Attributes:
         name: of the plan.
-        may_lose: likewise.
-        timeout_s: silence after which the servers give a node up.
-        faults: how often each fault was inflicted.
-        takeover_s: the longest that the servers took, by fault, until another had taken over.
+        may_lose: of the plan.
+        timeout_s: how long a node may be silent before the other servers act.
+        faults: how often each fault happened.
+        takeover_s: the longest takeover, by fault.
         accounts: calls by fault.
-        audit: what was promised, compared with what is stored.
+        audit: what was acknowledged, compared with what is stored.
         gave_up: agents that got no answer for a minute.
-        broken: promises that were not kept.
+        broken: broken promises.
     """
 
     name: str
@@ -63,17 +63,17 @@ class Outcome:
     broken: list[str] = field(default_factory=list)
 
     def account(self, fault: str) -> Account:
-        """Calls that met a fault."""
+        """The calls during a fault."""
         return self.accounts.get(fault, Account())
 
 
 def judge(outcome: Outcome, plan: Plan) -> None:
-    """Note the promises that were not kept, but for those about time."""
+    """Add the broken promises, except those about time."""
     broken, audit = outcome.broken, outcome.audit
-    kept = ["duplicated", "disordered"]
+    promised = ["duplicated", "disordered"]
     if not plan.may_lose:
-        kept += ["lost", "state_wrong", "stale_reads"]
-    for what in kept:
+        promised += ["lost", "state_wrong", "stale_reads"]
+    for what in promised:
         if count := getattr(audit, what):
             broken.append(f"{what.replace('_', ' ')}: {count}")
     if outcome.gave_up:
@@ -93,10 +93,10 @@ def judge(outcome: Outcome, plan: Plan) -> None:
 
 
 def judge_stalls(outcome: Outcome, plan: Plan) -> None:
-    """Note the promises about time that were not kept."""
+    """Add the broken promises about time."""
     limit_s = _NOTICE_S * _NOISE
     if plan.wait_replicas:
-        # Each of a call's steps, one per slot, may wait for a WAIT under way before its own.
+        # A call has one step per slot, and each may wait for a running WAIT before its own.
         limit_s += 4 * plan.wait_replicas[1]
     for fault in plan.faults:
         behind_s = outcome.account(fault.name).longest_behind_s
@@ -105,7 +105,7 @@ def judge_stalls(outcome: Outcome, plan: Plan) -> None:
 
 
 def as_text(outcome: Outcome) -> str:
-    """A fleet's tables."""
+    """The tables of one fleet."""
     audit = outcome.audit
     rows = []
     for name in (CALM, *outcome.faults):
@@ -122,43 +122,43 @@ def as_text(outcome: Outcome) -> str:
                 "" if took_s is None else f"{account.longest_behind_s:.2f} s",
             ]
         )
-    head = ["fault", "times", "calls", "failed", "longest call", "takeover", "call from there on"]
+    head = ["fault", "times", "calls", "failed", "longest call", "takeover", "call after takeover"]
     lines = [
         f"\n## {outcome.name}: {audit.sessions} sessions,"
         f" {audit.acknowledged:,} appends acknowledged",
         "",
         table(head, rows),
         "",
-        f"acknowledged appends {_loss(outcome)}; state not as written {audit.state_wrong};"
-        f" reads that missed the reader's own write {audit.stale_reads}",
+        f"acknowledged appends: {_loss(outcome)}; wrong state values {audit.state_wrong};"
+        f" reads without the agent's own last write {audit.stale_reads}",
     ]
     if audit.lost:
-        lines.append(f"lost by what was done when they were acknowledged: {_lost_by(outcome)}")
+        lines.append(f"lost appends, by fault: {_lost_by(outcome)}")
     lines += [f"BROKEN: {promise}" for promise in outcome.broken]
     return "\n".join(lines)
 
 
 def as_table(outcomes: Sequence[Outcome]) -> str:
-    """What matters of all fleets, in one table."""
+    """The main figures of all fleets in one table."""
     rows = []
     for outcome in outcomes:
         faults = ", ".join(outcome.faults)
         rows.append([f"{outcome.name}: appends under {faults}", _loss(outcome)])
         if outcome.audit.lost:
-            rows.append([f"{outcome.name}: when the lost were acknowledged", _lost_by(outcome)])
+            rows.append([f"{outcome.name}: lost appends, by fault", _lost_by(outcome)])
     rows += _failures(outcomes)
     time_outs = " / ".join(f"{time_out:g} s" for time_out in {each.timeout_s for each in outcomes})
-    rows.append(["silence after which the servers give a node up", time_outs])
+    rows.append(["silence after which servers act", time_outs])
     rows += _stalls(outcomes, "graceful failover", lambda name: name == "graceful failover")
     rows += _stalls(outcomes, "another failover", lambda name: name != "graceful failover")
     held = " / ".join(f"{share:.1%}" for share in shares(_USERS, _PRIMARIES, 1))
-    rows.append([f"keys of {_USERS:,} random users over {_PRIMARIES} primaries", held])
+    rows.append([f"keys of {_USERS:,} random users on {_PRIMARIES} primaries", held])
     return table(["what", "figure"], rows)
 
 
 def _failures(outcomes: Sequence[Outcome]) -> list[list[str]]:
-    """Calls that failed, by fault; those by which none did share a row, but for the reshard."""
-    rows, kept, kept_calls = [], [], 0
+    """Failed calls by fault. Faults without failures share a row, except the reshard."""
+    rows, unharmed, unharmed_calls = [], [], 0
     for name in dict.fromkeys(name for outcome in outcomes for name in outcome.faults):
         accounts = [outcome.account(name) for outcome in outcomes]
         failed = sum((account.failed for account in accounts), Counter[str]())
@@ -167,17 +167,18 @@ def _failures(outcomes: Sequence[Outcome]) -> list[list[str]]:
             why = f" ({_counts(failed)})" if failed else ""
             rows.append([f"calls that failed: {name}", f"{failed.total():,} of {calls:,}{why}"])
         else:
-            kept.append(name)
-            kept_calls += calls
-    if kept:
-        rows.insert(0, [f"calls that failed: {', '.join(kept)}", f"0 of {kept_calls:,}"])
+            unharmed.append(name)
+            unharmed_calls += calls
+    if unharmed:
+        row = [f"calls that failed: {', '.join(unharmed)}", f"0 of {unharmed_calls:,}"]
+        rows.insert(0, row)
     return rows
 
 
 def _stalls(
     outcomes: Sequence[Outcome], what: str, is_meant: Callable[[str], bool]
 ) -> list[list[str]]:
-    """The longest call on failovers, and how much of it the servers themselves needed."""
+    """The longest call during failovers, and how much of it the servers needed."""
     rows = []
     for outcome in outcomes:
         names = [name for name in outcome.takeover_s if is_meant(name)]
@@ -187,7 +188,7 @@ def _stalls(
             took = max(outcome.takeover_s[name] for name in names)
             rows.append(
                 [
-                    f"{outcome.name}: longest call on {what}",
+                    f"{outcome.name}: longest call during {what}",
                     f"{longest:.2f} s (takeover after {took:.2f} s, calls {behind:.2f} s later)",
                 ]
             )

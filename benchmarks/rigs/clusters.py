@@ -3,8 +3,9 @@
     with Cluster(primaries=3, replicas=3) as cluster:
         service = RedisSessionService(cluster.url)
 
-Plain processes on loopback ports, formed with the commands of the servers themselves: no Docker
-and no command-line tools. Everything waits for a condition and for a bounded time.
+The nodes are plain processes on loopback ports. They are configured with the servers' own
+commands, so neither Docker nor command-line tools are needed. Every wait is for a condition and
+has a time limit.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ SLOTS = 16_384
 
 
 class Cluster(Group):
-    """A cluster with its slots in equal parts on its primaries.
+    """A cluster whose primaries hold equal parts of the slots.
 
     Args:
         primaries: nodes that hold slots.
-        replicas: further nodes, dealt out to the primaries.
+        replicas: further nodes, spread over the primaries.
         config: settings of all nodes, as `redis.conf` spells them.
         users: users beside the default one: name and rules, as ACL SETUSER takes them.
-        node_timeout_ms: silence after which a node counts as failed.
-        server: what to run; None = the bundled server.
+        node_timeout_ms: how long a node may be silent before it counts as failed.
+        server: the binary to run. None = the bundled server.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Cluster(Group):
         users: Sequence[Sequence[str]] = (),
         server: ServerBinary | None = None,
     ) -> None:
-        super().__init__(server)
+        super().__init__(server, users)
         self.node_timeout_ms = node_timeout_ms
         self._primary_count = primaries
         self._replica_count = replicas
@@ -56,7 +57,6 @@ class Cluster(Group):
             "cluster-enabled": "yes",
             "cluster-node-timeout": str(node_timeout_ms),
             "cluster-allow-replica-migration": "no",
-            **self._users_file(users),
             **(config or {}),
         }
 
@@ -68,9 +68,7 @@ class Cluster(Group):
     def _form(self) -> None:
         count = self._primary_count + self._replica_count
         names = [f"node-{number}" for number in range(count)]
-        nodes = self._add(names, iter([self._config] * count))
-        for node in nodes:
-            node.start()
+        nodes = self._add(names, self._config)
         for number, node in enumerate(nodes):
             node.wait_for_answer()
             node.id = node.run("CLUSTER MYID")
@@ -82,7 +80,7 @@ class Cluster(Group):
         for node in nodes:
             for other in nodes:
                 if other is not node:
-                    node.run("CLUSTER MEET", HOST, other.port, self._bus_port(other))
+                    node.run("CLUSTER MEET", HOST, other.port, other.bus_port)
         for node in replicas:
             wait_until(partial(self._knows_all, node), f"{node.name} knows the others")
         for number, node in enumerate(replicas):
@@ -92,18 +90,14 @@ class Cluster(Group):
     def _knows_all(self, node: Node) -> bool:
         return _map_of(node).keys() >= {each.id for each in self.nodes}
 
-    def _bus_port(self, node: Node) -> int:
-        text = (node.directory / "server.conf").read_text()
-        return int(text.partition('cluster-port "')[2].partition('"')[0])
-
-    # -- who is what ---------------------------------------------------------------------------
+    # -- roles ---------------------------------------------------------------------------------
 
     def node_of(self, node_id: str) -> Node:
-        """The node of an id."""
+        """The node with this id."""
         return next(node for node in self.nodes if node.id == node_id)
 
     def primaries(self) -> list[Node]:
-        """The nodes that hold slots, as the first node that answers knows them."""
+        """The nodes that hold slots, according to the first node that answers."""
         found = self._roles()[0]
         return [node for node in self.nodes if node in found]
 
@@ -120,7 +114,7 @@ class Cluster(Group):
         return self.owners()[slot]
 
     def _roles(self) -> tuple[dict[Node, list[Node]], dict[int, Node]]:
-        rows = wait_until(self._any_map, "a node tells the map")
+        rows = wait_until(self._any_map, "a node answers CLUSTER NODES")
         replicas: dict[Node, list[Node]] = {}
         slots: dict[int, Node] = {}
         for node_id, row in rows.items():
@@ -143,14 +137,14 @@ class Cluster(Group):
                     continue
         return {}
 
-    # -- waiting -------------------------------------------------------------------------------
+    # -- settling ------------------------------------------------------------------------------
 
-    def _mend(self) -> None:
-        """Close slots that are open: their keys go where most of the way leads."""
+    def _repair(self) -> None:
+        """Finish interrupted migrations: move the keys that are left to the importing node."""
         for node in self.nodes:
             node.wait_for_answer()
-        for slot in sorted({slot for node in self.nodes for slot in _open_slots(node)}):
-            targets = [node for node in self.nodes if _open_slots(node).get(slot) == "importing"]
+        for slot in sorted({slot for node in self.nodes for slot in _moving_slots(node)}):
+            targets = [node for node in self.nodes if _moving_slots(node).get(slot) == "importing"]
             source = self.owner_of(slot)
             for target in targets:
                 if target is not source:
@@ -179,14 +173,14 @@ class Cluster(Group):
         replicas, slots = self._roles()
         return len(slots) == SLOTS and sum(map(len, replicas.values())) == self._replica_count
 
-    # -- what is done to it --------------------------------------------------------------------
+    # -- faults --------------------------------------------------------------------------------
 
     def fail_over(self, replica: Node) -> None:
-        """Let a replica take over from its living primary, gracefully; returns when it has."""
+        """Let a replica take over from its primary without loss; returns when it has."""
         replica.run("CLUSTER FAILOVER")
         wait_until(
             lambda: replica.info("replication")["role"] == "master",
-            f"{replica.name} takes over",
+            f"{replica.name} becomes a primary",
         )
 
     def flush(self) -> None:
@@ -195,7 +189,7 @@ class Cluster(Group):
             node.run("FLUSHALL", "SYNC")
 
     def begin_migration(self, slot: int, target: Node) -> Node:
-        """Open a slot for its way to another primary; the one that it leaves."""
+        """Start to move a slot to another primary. Returns the primary that it leaves."""
         source = self.owner_of(slot)
         target.run("CLUSTER SETSLOT", slot, "IMPORTING", source.id)
         source.run("CLUSTER SETSLOT", slot, "MIGRATING", target.id)
@@ -209,7 +203,7 @@ class Cluster(Group):
         keys: Sequence[bytes | str] | None = None,
         batch: int = 10,
     ) -> int:
-        """Move some keys of an open slot, or all that it has, so many at a time; how many."""
+        """Move keys of a migrating slot, or all of them, in batches. Returns how many."""
         moved = 0
         while True:
             found = keys or source.run("CLUSTER GETKEYSINSLOT", slot, batch)
@@ -220,10 +214,10 @@ class Cluster(Group):
                 return moved
 
     def end_migration(self, slot: int, source: Node, target: Node) -> None:
-        """Give an open slot, which is empty here, to the other primary; all primaries are told.
+        """Assign a migrating slot, whose keys have all moved, to the target on all primaries.
 
-        The target must know all epochs. If the source has a later one, which it got for a slot
-        that it was given itself, its next message takes the slot back and its keys are deleted.
+        The target must know all epochs. If the source had a later epoch, from another slot that
+        it received, its next message would take the slot back and the keys would be deleted.
         """
         primaries = self.primaries()
         wait_until(partial(self._know_epochs, primaries), "all primaries know all epochs")
@@ -236,7 +230,7 @@ class Cluster(Group):
         return len({node.run("CLUSTER INFO")["cluster_current_epoch"] for node in nodes}) == 1
 
     def migrate(self, slot: int, target: Node, batch: int = 10) -> int:
-        """Move a slot with all its keys, as `--cluster reshard` does; keys moved."""
+        """Move a slot with all its keys, as `--cluster reshard` does. Returns how many keys."""
         source = self.begin_migration(slot, target)
         moved = self.move_keys(slot, source, target, batch=batch)
         self.end_migration(slot, source, target)
@@ -248,12 +242,12 @@ class SentinelGroup(Group):
 
     Args:
         replicas: replicas of the master.
-        sentinels: Sentinels; more than half of them agree on a failover.
+        sentinels: number of Sentinels. More than half of them must agree on a failover.
         config: settings of master and replicas, as `redis.conf` spells them.
         users: users beside the default one: name and rules, as ACL SETUSER takes them.
-        down_after_ms: silence after which the master counts as down.
-        master_name: what the Sentinels call the master.
-        server: what to run; None = the bundled server.
+        down_after_ms: how long the master may be silent before it counts as down.
+        master_name: the Sentinels' name for the master.
+        server: the binary to run. None = the bundled server.
     """
 
     def __init__(
@@ -267,13 +261,13 @@ class SentinelGroup(Group):
         users: Sequence[Sequence[str]] = (),
         server: ServerBinary | None = None,
     ) -> None:
-        super().__init__(server)
+        super().__init__(server, users)
         self.down_after_ms = down_after_ms
         self.master_name = master_name
         self.sentinels: list[Node] = []
         self._replica_count = replicas
         self._sentinel_count = sentinels
-        self._config = {**CONFIG, **self._users_file(users), **(config or {})}
+        self._config = {**CONFIG, **(config or {})}
 
     @property
     def url(self) -> str:
@@ -288,35 +282,28 @@ class SentinelGroup(Group):
 
     def _form(self) -> None:
         count = 1 + self._replica_count
-        servers = self._add([f"server-{n}" for n in range(count)], iter([self._config] * count))
+        servers = self._add([f"server-{n}" for n in range(count)], self._config)
         master, *replicas = servers
-        for node in servers:
-            node.start()
         for node in servers:
             node.wait_for_answer()
         for node in replicas:
             node.run("REPLICAOF", HOST, master.port)
-        # The program knows by its name that it is to be a Sentinel.
-        program = self.processes.directory / f"{self.server.name}-sentinel"
-        program.symlink_to(self.server.path)
         names = [f"sentinel-{number}" for number in range(self._sentinel_count)]
         config = {"bind": HOST, "protected-mode": "no"}
-        self.sentinels = self._add(names, iter([config] * len(names)), str(program))
-        for node in self.sentinels:
-            node.start()
+        self.sentinels = self._add(names, config, are_sentinels=True)
         quorum = self._sentinel_count // 2 + 1
         for node in self.sentinels:
             node.wait_for_answer()
             name = self.master_name
             node.run("SENTINEL MONITOR", name, HOST, master.port, quorum)
             node.run("SENTINEL SET", name, "down-after-milliseconds", self.down_after_ms)
-            # Twice this time passes before Sentinels fail over by themselves again.
+            # Sentinels wait twice this time before they fail over again by themselves.
             node.run("SENTINEL SET", name, "failover-timeout", 2000)
             node.run("SENTINEL SET", name, "parallel-syncs", max(self._replica_count, 1))
         self.wait_until_settled()
 
     def master(self) -> Node:
-        """The master, as the Sentinels have it."""
+        """The master, according to the Sentinels."""
 
         def ask() -> Node | None:
             for node in self.sentinels:
@@ -324,11 +311,11 @@ class SentinelGroup(Group):
                     return self.named_by(node)
             return None
 
-        found: Node = wait_until(ask, "a Sentinel tells the master")
+        found: Node = wait_until(ask, "a Sentinel names the master")
         return found
 
     def named_by(self, sentinel: Node) -> Node:
-        """The master, as one Sentinel has it."""
+        """The master, according to one Sentinel."""
         port = int(sentinel.run("SENTINEL GET-MASTER-ADDR-BY-NAME", self.master_name)[1])
         return next(found for found in self.servers if found.port == port)
 
@@ -358,28 +345,28 @@ class SentinelGroup(Group):
         return True
 
     def fail_over(self) -> Node:
-        """SENTINEL FAILOVER; the new master, once all Sentinels name it.
+        """SENTINEL FAILOVER. Returns the new master when all Sentinels name it.
 
-        The old one goes on taking writes, which are lost, until the Sentinels make it a replica.
+        The old master accepts writes until the Sentinels make it a replica. These are lost.
         """
         old = self.master()
         sentinel = next(node for node in self.sentinels if node.is_running)
         wait_until(
-            lambda: sentinel.run("SENTINEL FAILOVER", self.master_name), "a failover is begun"
+            lambda: sentinel.run("SENTINEL FAILOVER", self.master_name), "the failover starts"
         )
         return self.wait_for_other_master(old)
 
     def hand_over(self) -> Node:
-        """The same without a loss: writes are held back until the new master is there."""
-        wait_until(self._has_successors, "the Sentinel has looked at the replicas")
+        """A failover without loss: writes are paused until the new master is there."""
+        wait_until(self._can_promote_all, "the Sentinel knows the state of the replicas")
         old = self.master()
-        # What Sentinels publish is held back with the writes; they must not take it for silence.
+        # The pause also holds back the messages of the Sentinels, which would take it for silence.
         self._set_down_after(60_000)
         old.run("CLIENT PAUSE", 30_000, "WRITE")
         try:
-            # What comes later are the master's pings, which the replicas need not have.
+            # Later bytes of the stream are the master's pings, which do not matter.
             offset = old.info("replication")["master_repl_offset"]
-            wait_until(partial(self._have, old, offset), "the replicas have all that was written")
+            wait_until(partial(self._have_offset, old, offset), "the replicas have all writes")
             new = self.fail_over()
             old.run("REPLICAOF", HOST, new.port)
         finally:
@@ -387,8 +374,8 @@ class SentinelGroup(Group):
             self._set_down_after(self.down_after_ms)
         return new
 
-    def _has_successors(self) -> bool:
-        """Whether a Sentinel would promote any replica; it looks at them every ten seconds."""
+    def _can_promote_all(self) -> bool:
+        """Whether a Sentinel would promote any replica. It checks them every ten seconds."""
         rows = map(_fields, self.sentinels[0].run("SENTINEL REPLICAS", self.master_name))
         return all(row["master-link-status"] == "ok" for row in rows)
 
@@ -397,13 +384,13 @@ class SentinelGroup(Group):
             node.run("SENTINEL SET", self.master_name, "down-after-milliseconds", milliseconds)
 
     @staticmethod
-    def _have(master: Node, offset: int) -> bool:
+    def _have_offset(master: Node, offset: int) -> bool:
         state = master.info("replication")
         replicas = [value for key, value in state.items() if re.fullmatch(r"slave\d+", key)]
         return all(each["offset"] >= offset for each in replicas)
 
-    def _mend(self) -> None:
-        """Let those that think that they are the master follow it; Sentinels take their time."""
+    def _repair(self) -> None:
+        """Make other masters replicas of the real one. The Sentinels would take longer."""
         for node in self.nodes:
             node.wait_for_answer()
         master = self.master()
@@ -412,7 +399,7 @@ class SentinelGroup(Group):
                 node.run("REPLICAOF", HOST, master.port)
 
     def wait_for_other_master(self, old: Node, limit_s: float = SETTLE_TIMEOUT_S) -> Node:
-        """Return the new master, once all Sentinels name it."""
+        """The new master, when all Sentinels name it."""
 
         def is_other() -> bool:
             named = {self.named_by(node) for node in self.sentinels if node.is_running}
@@ -426,7 +413,7 @@ _TROUBLE = frozenset(("fail", "fail?", "handshake", "noaddr"))
 
 
 def _map_of(node: Node) -> dict[str, Any]:
-    """CLUSTER NODES: by node id its flags, its primary ("-" = none), slots and open slots."""
+    """CLUSTER NODES by node id: flags, primary ("-" = no primary), slots, migrating slots."""
     rows = {}
     for row in node.run("CLUSTER NODES").values():
         rows[row["node_id"]] = {
@@ -438,8 +425,8 @@ def _map_of(node: Node) -> dict[str, Any]:
     return rows
 
 
-def _open_slots(node: Node) -> dict[int, str]:
-    """Slots on their way from or to a node: "migrating" or "importing"."""
+def _moving_slots(node: Node) -> dict[int, str]:
+    """Slots that are moving from or to a node: "migrating" or "importing"."""
     found = {}
     for row in node.run("CLUSTER NODES").values():
         for each in row.get("migrations", ()):

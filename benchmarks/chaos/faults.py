@@ -1,7 +1,7 @@
-"""What is done to clusters and Sentinels while agents work: each fault, from beginning to end.
+"""Faults: what happens to clusters and Sentinels while agents work.
 
-A fault is a plain function that returns when the servers have recovered from it. What it chooses,
-it chooses by the random numbers that it is given.
+A fault is a function that returns when the servers have recovered. It takes its random choices from
+the generator that it is given.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from redis.crc import key_slot
 
 from sessionstore import SessionKey
 
-from .clusters import Cluster, SentinelGroup
-from .nodes import Group, Node, wait_until
+from ..rigs.clusters import Cluster, SentinelGroup
+from ..rigs.nodes import Group, Node, wait_until
 
 _TAKEOVER_LIMIT_S = 30.0
-_AMID_WORK_S = 0.1  # between two blows, for agents to reconnect and be at work again
-_SLOTS_AT_ONCE = 12  # slots that one reshard moves, there and back
+_RECONNECT_S = 0.1  # between two hits, so that agents reconnect and continue
+_SLOTS_PER_RESHARD = 12
 
 
 @dataclass(frozen=True)
 class Takeover:
-    """A server took the place of another.
+    """One server took over from another.
 
     Attributes:
-        begun: when the other was about to go, on the clock `time.monotonic`.
-        done: when it had taken over and clients could find it, on the same clock.
+        begun: just before the fault, on the clock `time.monotonic`.
+        done: when clients could find the new server, on the same clock.
     """
 
     begun: float
@@ -41,13 +41,13 @@ class Takeover:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a fault works on.
+    """What a fault works with.
 
     Attributes:
         group: the servers.
         keys: the sessions of the agents.
-        random: what choices are made by.
-        takeovers: filled by the faults.
+        random: the source of random choices.
+        takeovers: the faults add theirs.
     """
 
     group: Any
@@ -58,12 +58,12 @@ class Scene:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is done to servers.
+    """A fault.
 
     Attributes:
-        name: what a reader is told.
-        run: does it; returns when the servers have recovered.
-        may_fail: errors that calls may raise by it; all others may only become slower.
+        name: its name in tables.
+        run: causes the fault; returns when the servers have recovered.
+        may_fail: errors that calls may raise. Without these, calls may only become slower.
         is_failover: another server takes over.
     """
 
@@ -75,7 +75,7 @@ class Fault:
 
 @contextmanager
 def _takeover(scene: Scene, is_done: Callable[[], bool]) -> Iterator[None]:
-    """What is done within makes another server take over; leaves when clients can find it."""
+    """Record the takeover that the body causes; exits when clients can find the new server."""
 
     def watch() -> float:
         wait_until(is_done, "another server takes over", _TAKEOVER_LIMIT_S)
@@ -96,7 +96,7 @@ def _primaries(group: Group) -> list[Node]:
 
 
 def timeout_s(group: Group) -> float:
-    """Silence after which the servers themselves give a node up."""
+    """How long a node may be silent before the other servers act."""
     if isinstance(group, Cluster):
         return group.node_timeout_ms / 1000
     assert isinstance(group, SentinelGroup)
@@ -107,36 +107,36 @@ def timeout_s(group: Group) -> float:
 
 
 def reset_connections(scene: Scene) -> None:
-    """Close all connections of clients, several times over."""
+    """Close all client connections, several times."""
     for _ in range(5):
         for node in _primaries(scene.group):
             node.run("CLIENT KILL", "TYPE", "normal", "SKIPME", "yes")
-        time.sleep(_AMID_WORK_S)
+        time.sleep(_RECONNECT_S)
 
 
 def flush_scripts(scene: Scene) -> None:
-    """Let all servers forget all scripts, several times over."""
+    """Remove all scripts from all servers, several times."""
     for _ in range(5):
         for node in _primaries(scene.group):
             node.run("SCRIPT FLUSH")
-        time.sleep(_AMID_WORK_S)
+        time.sleep(_RECONNECT_S)
 
 
 def pause(scene: Scene) -> None:
-    """Stop a primary and continue it before the others give it up."""
+    """Stop a primary, and continue it before the others act."""
     node = scene.random.choice(_primaries(scene.group))
     node.stop()
-    time.sleep(timeout_s(scene.group) * 0.4)  # well below what makes the others act
+    time.sleep(timeout_s(scene.group) * 0.4)  # well below the time after which the others act
     node.cont()
     scene.group.wait_until_settled()
 
 
 def fill_memory(scene: Scene) -> None:
-    """Let all primaries be out of memory for a moment."""
+    """Make all primaries run out of memory for a moment."""
     nodes = _primaries(scene.group)
     for node in nodes:
         node.run("CONFIG SET", "maxmemory", node.info("memory")["used_memory"] // 2)
-    time.sleep(3 * _AMID_WORK_S)
+    time.sleep(3 * _RECONNECT_S)
     for node in nodes:
         node.run("CONFIG SET", "maxmemory", 0)
 
@@ -161,7 +161,7 @@ def reshard(scene: Scene) -> None:
     slots |= {key_slot(f"{{{key.app_name}}}".encode()) for key in scene.keys}
     owners = cluster.owners()
     sizes = {slot: owners[slot].run("CLUSTER COUNTKEYSINSLOT", slot) for slot in slots}
-    busiest = sorted(slots, key=lambda slot: (-sizes[slot], slot))[:_SLOTS_AT_ONCE]
+    busiest = sorted(slots, key=lambda slot: (-sizes[slot], slot))[:_SLOTS_PER_RESHARD]
     for slot in busiest:
         others = [node for node in cluster.primaries() if node is not owners[slot]]
         cluster.migrate(slot, scene.random.choice(others), batch=1)
@@ -171,13 +171,13 @@ def reshard(scene: Scene) -> None:
 
 
 def kill_primary(scene: Scene) -> None:
-    """kill -9 a primary; start it again when its replica has taken over."""
+    """kill -9 a primary; restart it when its replica has taken over."""
     cluster: Cluster = scene.group
     primary = scene.random.choice(cluster.primaries())
     [replica] = cluster.replicas_of(primary)
     with _takeover(scene, _promotion(replica)):
         primary.kill()
-    primary.start()
+    primary.restart()
     cluster.wait_until_settled()
 
 
@@ -202,7 +202,7 @@ def _promotion(replica: Node) -> Callable[[], bool]:
 
 
 def hand_over(scene: Scene) -> None:
-    """Hand the master's work over with writes held back meanwhile."""
+    """A failover without loss: writes are paused meanwhile."""
     group: SentinelGroup = scene.group
     with _takeover(scene, _naming(group)):
         group.hand_over()
@@ -210,7 +210,7 @@ def hand_over(scene: Scene) -> None:
 
 
 def sentinel_failover(scene: Scene) -> None:
-    """SENTINEL FAILOVER, which leaves the old master taking writes for a while."""
+    """SENTINEL FAILOVER. The old master accepts writes for a while."""
     group: SentinelGroup = scene.group
     with _takeover(scene, _naming(group)):
         group.fail_over()
@@ -218,13 +218,13 @@ def sentinel_failover(scene: Scene) -> None:
 
 
 def kill_master(scene: Scene) -> None:
-    """kill -9 the master; start it again when another has taken over."""
+    """kill -9 the master; restart it when another has taken over."""
     group: SentinelGroup = scene.group
     master = group.master()
     with _takeover(scene, _naming(group)):
         master.kill()
         group.wait_for_other_master(master, _TAKEOVER_LIMIT_S)
-    master.start()
+    master.restart()
     group.wait_until_settled()
 
 
@@ -242,7 +242,7 @@ def stop_master(scene: Scene) -> None:
 
 
 def _naming(group: SentinelGroup) -> Callable[[], bool]:
-    """Whether a Sentinel names another master than now; before that, no client can know."""
+    """Whether a Sentinel names a new master. Clients cannot know it earlier."""
     old = group.master()
     return lambda: any(group.named_by(node) is not old for node in group.sentinels)
 

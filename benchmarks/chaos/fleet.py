@@ -1,8 +1,8 @@
-"""A fleet of agents that keep account of what they were promised, and the audit at the end.
+"""A fleet of agents that record which writes were acknowledged, and the audit at the end.
 
-Every agent appends numbered events to its session, each with a delta in every tier, and reads them
-back. A call that fails is made again with the same event until it succeeds: that is what an agent
-has to do, and what event ids are for.
+Every agent appends numbered events to its session, each with a state delta in every tier, and reads
+them back. An agent repeats a failed call with the same event until it succeeds. Event ids make that
+safe.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Any
 from sessionstore import BackendError, Event, SessionKey
 
 CALM = "calm"
-"""What the time between two faults is called."""
+"""The name for the time between two faults."""
 
 _PAGE = 1000
 _SLOW_S = 0.1
-_WORST_S = 60.0  # an agent that gets no answer for so long gives up
+_GIVE_UP_S = 60.0  # an agent without an answer for so long gives up
 
 
 @dataclass
 class Account:
-    """What happened to calls while one fault was on.
+    """The calls during one fault.
 
     Attributes:
-        calls: calls that were answered.
-        failed: calls that raised an error, by the error's name.
-        longest_s: the longest that a call took, failed ones included.
-        slow: begin and end of the calls that took long, on the clock `time.monotonic`.
-        longest_behind_s: the longest that a call took from when another server had taken over.
+        calls: calls that succeeded.
+        failed: calls that failed, by the name of the error.
+        longest_s: the longest call, failed calls included.
+        slow: start and end of slow calls, on the clock `time.monotonic`.
+        longest_behind_s: the longest time from a takeover to the end of a call.
     """
 
     calls: int = 0
@@ -46,23 +46,23 @@ class Account:
 
     @property
     def failures(self) -> int:
-        """Calls that raised an error."""
+        """How many calls failed."""
         return self.failed.total()
 
 
 @dataclass
 class Audit:
-    """What was promised, compared with what is stored.
+    """What was acknowledged, compared with what is stored.
 
     Attributes:
         sessions: sessions that were read back.
-        acknowledged: appends that were answered without an error.
-        lost: those whose event is not there.
-        lost_by: the same by what was done to the servers when they were acknowledged.
-        duplicated: events that stand twice.
-        disordered: events that stand before an earlier one of the same agent.
-        state_wrong: values of any tier that are not what the newest event set.
-        stale_reads: reads that did not show the reader's own last write.
+        acknowledged: appends that succeeded.
+        lost: acknowledged appends whose event is missing.
+        lost_by: the same, by the fault during which they were acknowledged.
+        duplicated: events that are stored twice.
+        disordered: events that stand before an earlier event of the same agent.
+        state_wrong: state values of any tier that differ from the newest event's delta.
+        stale_reads: reads that did not show the agent's own last write.
     """
 
     sessions: int = 0
@@ -81,25 +81,25 @@ class _Agent:
     key: SessionKey
     service: Any
     random: random.Random
-    acknowledged: list[str] = field(default_factory=list)  # what was done meanwhile, by number
+    acknowledged: list[str] = field(default_factory=list)  # the fault during each append, by number
     app_number: int | None = None
 
 
 class Fleet:
-    """Agents at work.
+    """Agents that append and read.
 
     Args:
-        services: services with methods to await, which the agents share, dealt out.
-        agents: how many there are. Every fifth shares the session of the one before it.
-        label: part of the users' ids, so that fleets do not meet.
-        seed: of their pauses.
+        services: services with awaitable methods. The agents share them in turn.
+        agents: number of agents. Every fifth shares the session of the one before it.
+        label: part of the user ids, so that fleets use different sessions.
+        seed: of the pauses.
         pause_s: mean pause of an agent between two turns.
-        app_every: every so many events change the app tier too; 0 = none do.
+        app_every: one in so many events also changes the app tier. 0 = no event does.
 
     Attributes:
-        accounts: calls by what was done to the servers.
-        stale_reads: reads that did not show the reader's own last write.
-        gave_up: agents that got no answer for so long that they stopped.
+        accounts: calls by fault.
+        stale_reads: reads that did not show the agent's own last write.
+        gave_up: agents that stopped because they got no answer for a minute.
     """
 
     def __init__(
@@ -135,15 +135,15 @@ class Fleet:
         """The sessions of the fleet."""
         return list(dict.fromkeys(agent.key for agent in self._agents))
 
-    def meet(self, fault: str) -> None:
-        """From now on this is being done to the servers, or nothing (CALM)."""
+    def set_fault(self, fault: str) -> None:
+        """Say which fault the servers have from now on. CALM = no fault."""
         self._fault = fault
         if fault != CALM:
             self._latest = fault
             self._faults += 1
 
     async def start(self) -> None:
-        """Create the sessions and set to work."""
+        """Create the sessions and start the agents."""
         owners = {agent.key: agent for agent in self._agents}
         await asyncio.gather(*(self._create(agent) for agent in owners.values()))
         self._tasks = [asyncio.create_task(self._work(agent)) for agent in self._agents]
@@ -155,11 +155,11 @@ class Fleet:
         )
 
     async def stop(self) -> None:
-        """Let every agent finish the call that it is in, however often it has to be made."""
+        """Let every agent finish its current call, retries included."""
         self._is_over = True
         await asyncio.gather(*self._tasks)
 
-    # -- at work -------------------------------------------------------------------------------
+    # -- working -------------------------------------------------------------------------------
 
     async def _work(self, agent: _Agent) -> None:
         try:
@@ -179,14 +179,14 @@ class Fleet:
         event = Event(
             agent.name, number, id=f"{agent.name}-{number}", state_delta=delta, metadata={"n": 1}
         )
-        await self._insist(agent, agent.service.append_event, agent.key, event)
+        await self._call_until_done(agent, agent.service.append_event, agent.key, event)
         agent.acknowledged.append(self._fault)
         if f"app:{agent.name}" in delta:
             agent.app_number = number
 
     async def _read(self, agent: _Agent) -> None:
         key = agent.key
-        found = await self._insist(
+        found = await self._call_until_done(
             agent,
             agent.service.get_session,
             app_name=key.app_name,
@@ -199,8 +199,8 @@ class Fleet:
         if state.get(agent.name) != newest or state.get(f"user:{agent.name}") != newest:
             self.stale_reads += 1
 
-    async def _insist(self, agent: _Agent, call: Any, *args: Any, **options: Any) -> Any:
-        worst = time.monotonic() + _WORST_S
+    async def _call_until_done(self, agent: _Agent, call: Any, *args: Any, **options: Any) -> Any:
+        give_up_at = time.monotonic() + _GIVE_UP_S
         while True:
             is_calm, faults, start = self._fault == CALM, self._faults, time.monotonic()
             error: BackendError | None = None
@@ -209,14 +209,14 @@ class Fleet:
             except BackendError as problem:
                 error = problem
             finally:
-                # A call belongs to the fault that it met, if only at its start or at its end.
+                # A call counts for a fault if it overlaps with it at all.
                 is_calm = is_calm and faults == self._faults
-                self._book(CALM if is_calm else self._latest, start, time.monotonic(), error)
-            if time.monotonic() > worst:
+                self._record(CALM if is_calm else self._latest, start, time.monotonic(), error)
+            if time.monotonic() > give_up_at:
                 raise error
             await asyncio.sleep(agent.random.uniform(0.02, 0.1))
 
-    def _book(self, fault: str, start: float, end: float, error: BackendError | None) -> None:
+    def _record(self, fault: str, start: float, end: float, error: BackendError | None) -> None:
         account = self.accounts.setdefault(fault, Account())
         account.longest_s = max(account.longest_s, end - start)
         if end - start > _SLOW_S:
@@ -227,7 +227,7 @@ class Fleet:
             account.failed[type(error).__name__] += 1
 
     def note_takeovers(self, takeovers: Sequence[float]) -> None:
-        """Find out how long calls took behind the moments at which servers had taken over."""
+        """Compute how long calls lasted beyond the takeovers."""
         for account in self.accounts.values():
             behind = [
                 end - at for start, end in account.slow for at in takeovers if start < at < end
@@ -235,10 +235,10 @@ class Fleet:
             account.longest_behind_s = max(behind, default=0.0)
             account.slow.clear()
 
-    # -- the end -------------------------------------------------------------------------------
+    # -- audit ---------------------------------------------------------------------------------
 
     async def audit(self, service: Any) -> Audit:
-        """Read every session back and compare it with what its agents were promised."""
+        """Read every session back and compare it with the acknowledged writes of its agents."""
         found = Audit(stale_reads=self.stale_reads)
         app_states: dict[str, dict[str, Any]] = {}
         for app_name in {key.app_name for key in self.keys}:
