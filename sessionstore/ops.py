@@ -210,7 +210,8 @@ class Ops:
             "list_sessions", decode, commands=tuple(commands), writes=False, is_bulk=is_bulk
         )
 
-    def list_primaries(self) -> Call[list[int]]:
+    @staticmethod
+    def list_primaries() -> Call[list[int]]:
         """A slot of every primary of the cluster."""
 
         def decode(replies: list[Any]) -> list[int]:
