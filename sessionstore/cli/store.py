@@ -10,6 +10,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import click
+from msgspec.structs import replace
 
 from .. import InMemorySessionService, RedisSessionService, SessionService
 from ..calls import AsyncExecutor, Call, Flow
@@ -153,9 +154,9 @@ async def _open(url: str | None, stack: AsyncExitStack) -> Store:
 def _read_info(executor: Any) -> Flow[ServerFigures]:
     slots: list[int | None] = [None]
     if executor.is_cluster:
-        slots = yield Ops.list_primaries()
+        slots = yield replace(Ops.list_primaries(), name="INFO")  # errors show the name
     infos = yield tuple(
-        Call("info", _decode_info, commands=(("INFO",),), writes=False, slot=slot) for slot in slots
+        Call("INFO", _decode_info, commands=(("INFO",),), writes=False, slot=slot) for slot in slots
     )
     return ServerFigures.of(infos)
 

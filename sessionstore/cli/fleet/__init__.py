@@ -50,20 +50,18 @@ def _check_json(context: click.Context, _: click.Parameter, path: Path | None) -
     return path
 
 
-@click.command(help=_HELP)
+@click.command(help=_HELP, context_settings={"show_default": True})
 @url_option
 @click.option(
     "--agents",
     type=click.IntRange(1, 100_000),
     default=200,
-    show_default=True,
     help="Agents that work at the same time; each holds one conversation.",
 )
 @click.option(
     "--turns",
     type=click.IntRange(1, 100_000),
     default=8,
-    show_default=True,
     help="User messages in a conversation; each leads to about 3.5 events.",
 )
 @click.option(
@@ -71,7 +69,6 @@ def _check_json(context: click.Context, _: click.Parameter, path: Path | None) -
     type=click.FloatRange(min=0),
     metavar="SECONDS",
     default=0.1,
-    show_default=True,
     help="Average wait before each event, exponentially distributed; 0 = none.",
 )
 @click.option(
@@ -79,7 +76,6 @@ def _check_json(context: click.Context, _: click.Parameter, path: Path | None) -
     type=click.FloatRange(min=0),
     metavar="SECONDS",
     default=1.0,
-    show_default=True,
     help="How long up to 64 agents append 1 KB events as fast as they can; stores some 40 MB a"
     " second. 0 = skip.",
 )
@@ -87,14 +83,12 @@ def _check_json(context: click.Context, _: click.Parameter, path: Path | None) -
     "--sessions-per-user",
     type=click.IntRange(1, 100_000),
     default=4,
-    show_default=True,
     help="Sessions that share a user, and so a state tier and a list.",
 )
 @click.option(
     "--event-limit",
     type=click.IntRange(min=0),
     default=1000,
-    show_default=True,
     help="The newest events that a session keeps; 0 = all.",
 )
 @click.option(
@@ -107,7 +101,6 @@ def _check_json(context: click.Context, _: click.Parameter, path: Path | None) -
     "--seed",
     type=int,
     default=1,
-    show_default=True,
     help="The same seed makes the same conversations.",
 )
 @click.option(

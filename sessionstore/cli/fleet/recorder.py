@@ -43,16 +43,7 @@ class Recorder:
 
 @dataclass(frozen=True, slots=True)
 class OperationFigures:
-    """How one operation did, as its callers saw it.
-
-    Attributes:
-        operation: the operation, or "all".
-        num_calls: successful calls.
-        per_second: calls per second of wall-clock time.
-        p50_ms: median latency in milliseconds.
-        p95_ms: the latency that 95 % of the calls did not exceed.
-        p99_ms: the latency that 99 % of the calls did not exceed.
-    """
+    """Successful calls of one operation, or of "all"; p95_ms is what 95 % did not exceed."""
 
     operation: str
     num_calls: int

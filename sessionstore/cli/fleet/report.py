@@ -35,33 +35,25 @@ _LABELS = {
 
 @dataclass(slots=True)
 class Report:
-    """What a run found out.
+    """What a run found out. Figures of calls and costs are those of the paced agents.
 
     Attributes:
-        server: name and version of the server.
+        server: name and version.
         place: where the server is and why it was chosen, without credentials.
         key_prefix: the start of every key of the run; empty in memory.
         is_kept: the run's data was left in the store.
-        workload: what the agents say, in words.
-        num_agents: conversations held at the same time.
         think_seconds: average wait of an agent before each event.
-        elapsed_seconds: how long the paced agents ran.
-        operations: one entry for each operation of the paced agents, then "all".
-        server_cpu_us_per_operation: processor time of the server (of all primaries) while the
-            paced agents ran, divided by their operations. Other clients of the server add to it.
-            None if it is not known.
-        server_memory_bytes_per_event: growth of the server's memory while the paced agents ran,
-            divided by the events kept. It includes keys, indexes, state and buffers, so it is
-            meaningful for thousands of events, not for dozens. None if it is not known.
-        flat_out: the flat-out phase; None if there was none.
-        num_sessions: sessions created.
-        num_events: events that the store accepted, the flat-out phase included.
+        operations: one entry for each operation, then "all".
+        server_cpu_us_per_operation: processor time of all primaries, divided by the calls. Other
+            clients add to it. None if it is not known.
+        server_memory_bytes_per_event: growth of the memory of all primaries, divided by the events
+            kept; so it includes keys, indexes, state and buffers. None if it is not known, or
+            means little because there are few events.
+        flat_out: None if there was no such phase.
+        num_events: events that the store accepted, in both phases.
         num_kept_events: those of them that the event limit keeps.
         num_verified: sessions read back in full and compared.
-        verification: kind of difference -> how often it was found.
-        num_failed_operations: operations that raised an error.
-        failure_reasons: the most frequent reasons.
-        is_interrupted: the run was stopped early.
+        failure_reasons: the most frequent reasons of failed operations.
     """
 
     server: str
@@ -99,34 +91,39 @@ class Report:
 
     def print_start(self, console: Console) -> None:
         """Print what will run, and where."""
-        think = f"think {self.think_seconds:g} s on average before each event"
+        think = f"thinking {self.think_seconds:g} s on average before each event"
         if not self.think_seconds:
-            think = "do not think"
-        console.print(f"Server: {escape(self.server)}, {escape(self.place)}", soft_wrap=True)
-        console.print(
-            f"Agents: {self.num_agents:,} at a time hold {escape(self.workload)}; they {think}",
-            soft_wrap=True,
-        )
+            think = "without thinking"
+        _print_line(console, "Server", escape(f"{self.server}, {self.place}"))
+        agents = f"{self.num_agents:,} at a time, {think}; {self.workload}"
+        _print_line(console, "Agents", escape(agents))
 
     def print_result(self, console: Console) -> None:
         """Print the figures, and below them the result of the check."""
         if self.operations:
             console.print(self._operations_table())
-        if self.server_cpu_us_per_operation is not None:
-            console.print(
-                f"Server: {self.server_cpu_us_per_operation:,.0f} µs of CPU per call,"
-                f" {self.server_memory_bytes_per_event or 0:,.0f} bytes of memory per event"
-            )
+        for each in self.operations:
+            if each.operation == "append_event" and self.think_seconds:
+                text = f"[bold]{each.p50_ms:,.2f} ms[/] for an append, in the median"
+                _print_line(console, "Latency", text)
         if self.flat_out is not None:
             rate = self.flat_out.num_appends / self.flat_out.seconds
-            console.print(
-                f"Flat out: [bold]{rate:,.0f} appends per second[/] from this one process"
-                f" ({self.flat_out.num_agents} agents, 1 KB events, no think time)"
-            )
+            text = f"[bold]{rate:,.0f} appends a second[/] from this one process, flat out"
+            details = f" ({self.flat_out.num_agents} agents, events of 1 KB)"
+            _print_line(console, "Throughput", text + details)
+        if self.server_cpu_us_per_operation is not None:
+            text = f"{self.server_cpu_us_per_operation:,.0f} µs of server CPU per call"
+            if self.server_memory_bytes_per_event is not None:
+                text += f", {self.server_memory_bytes_per_event:,.0f} bytes of memory per event"
+            _print_line(console, "Cost", text)
+        elif self.key_prefix:
+            _print_line(console, "Cost", "not known: the server did not answer INFO")
         console.print(self._verdict())
 
     def _operations_table(self) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, caption="Time from sending a call until its reply.")
+        table = Table(
+            box=box.SIMPLE_HEAD, caption="Milliseconds from sending a call until its reply."
+        )
         table.add_column("operation")
         for heading in ("calls", "calls/s", "median ms", "p95 ms", "p99 ms"):
             table.add_column(heading, justify="right")
@@ -156,10 +153,13 @@ class Report:
         return Panel(Group(*lines), title=f"[bold {color}]{title}[/]", border_style=color)
 
     def _compared(self) -> str:
-        sessions = f"{self.num_verified:,} of {self.num_sessions:,} sessions"
-        if self.num_verified == self.num_sessions:
-            sessions = f"all {self.num_sessions:,} sessions"
+        if self.num_verified < self.num_sessions:
+            return f"Only {self.num_verified:,} of {self.num_sessions:,} sessions were read back."
         events = f"all {self.num_events:,} events"
         if self.num_kept_events != self.num_events:
             events = f"the {self.num_kept_events:,} events that the event limit keeps"
-        return f"Read back and compared with what was sent: {sessions}, {events}."
+        return f"Read back and compared: all {self.num_sessions:,} sessions, {events}."
+
+
+def _print_line(console: Console, label: str, text: str) -> None:
+    console.print(f"{label:<12}{text}", soft_wrap=True, highlight=False)

@@ -13,12 +13,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from ..store import CannotStart, ServerFigures, Store, open_store
+from ..store import MEMORY_URL, CannotStart, ServerFigures, Store, open_store
 from .agents import Fleet
 from .recorder import operation_figures
 from .report import Report
 from .synthetic import synthetic_conversations
 from .workload import Conversation, TraceError, load_trace
+
+_TELLING_EVENTS = 1000  # with fewer events, the server's buffers outweigh them
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,11 @@ async def run_fleet(options: FleetOptions, console: Console) -> Report:
         report = Report(
             server=store.name,
             place=store.place,
-            key_prefix=key_prefix if store.first_figures else "",
+            key_prefix=key_prefix if store.url != MEMORY_URL else "",
             is_kept=options.keep,
-            workload=_workload(options, len(conversations)),
+            workload=f"synthetic conversations of {options.turns:,} turns"
+            if options.trace is None
+            else f"conversations of {options.trace}",
             num_agents=min(options.agents, len(conversations)),
             think_seconds=options.think,
         )
@@ -98,9 +102,10 @@ async def _run_phases(options: FleetOptions, store: Store, fleet: Fleet, report:
     report.operations = operation_figures(fleet.recorder.latencies_ns, fleet.elapsed_seconds)
     num_calls = report.operations[-1].num_calls if report.operations else 0
     report.server_cpu_us_per_operation = _growth(store, last, "cpu_us", num_calls)
-    report.server_memory_bytes_per_event = _growth(
-        store, last, "used_memory_bytes", fleet.num_kept_events
-    )
+    if fleet.num_kept_events >= _TELLING_EVENTS:
+        report.server_memory_bytes_per_event = _growth(
+            store, last, "used_memory_bytes", fleet.num_kept_events
+        )
     if options.flat_out and not fleet.stopping.is_set() and not fleet.failures:
         report.flat_out = await fleet.run_flat_out(options.flat_out)
     await fleet.verify()
@@ -136,12 +141,6 @@ def _conversations(options: FleetOptions) -> list[Conversation]:
         return load_trace(options.trace)
     except TraceError as error:
         raise CannotStart(str(error)) from error
-
-
-def _workload(options: FleetOptions, num_conversations: int) -> str:
-    if options.trace is not None:
-        return f"the {num_conversations:,} conversations of {options.trace}"
-    return f"synthetic conversations of {options.turns:,} turns, seed {options.seed}"
 
 
 def _progress() -> Progress:
