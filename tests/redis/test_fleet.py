@@ -71,7 +71,7 @@ def report_of(*arguments: str, exit_code: int = 0) -> dict[str, Any]:
 
 
 def complaint_of(*arguments: str) -> str:
-    """The one sentence that a run which cannot begin ends with."""
+    """The last line of stderr of a run that cannot start."""
     result = invoke(*arguments)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
@@ -87,7 +87,7 @@ def keys_of(server: Server) -> set[str]:
 
 @contextmanager
 def user_without(server: Server, name: str, command: str) -> Iterator[str]:
-    """The URL of a user who may do everything but one command."""
+    """The URL of a user that may run every command but one."""
     rules: dict[str, Any] = {"keys": ["*"], "categories": ["+@all"], "commands": [f"-{command}"]}
     server.raw.acl_setuser(name, enabled=True, passwords=[f"+{SECRET}"], **rules)
     yield with_login(server.url, name, SECRET)
@@ -210,7 +210,7 @@ class TestOnAServer:
         report_of("--url", server.url, *SMALL, "--keep", "--ttl", "600")
         lifetimes = {key: server.raw.ttl(key) for key in keys_of(server)}
         assert lifetimes
-        # A deadline is set up to a 64th of the TTL late, so that it need not be moved every time.
+        # A deadline is up to a 64th of the TTL late, so that not every call has to move it.
         limit = 600 + 600 / 64 + 1
         assert {key: ttl for key, ttl in lifetimes.items() if not 0 < ttl <= limit} == {}
 
@@ -374,7 +374,7 @@ def started(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[st
 
 
 def press_ctrl_c(process: subprocess.Popen[str]) -> None:
-    """Reaches all processes of the group, a private server's too if it is one of them."""
+    """Send SIGINT to all processes of the group, as a terminal does."""
     os.killpg(process.pid, signal.SIGINT)
 
 

@@ -199,7 +199,7 @@ class TestPlantedFaults:
             assert fleet.discrepancies.read_mismatches > 0
 
     async def test_a_wrong_version_is_found_at_the_end(self) -> None:
-        """In between, the append of the message has told the version when the agent sees it."""
+        """During the run, the append of the message corrects the version that the agent sees."""
         async with fleet_after_run("counts twice") as fleet:
             assert fleet.discrepancies.version_mismatches == fleet.discrepancies.total == 1
 
@@ -240,7 +240,7 @@ class TestPlantedFaults:
     async def test_an_event_that_cannot_be_stored_is_a_failure(
         self, fault: str, reasons: list[str]
     ) -> None:
-        """The Runner stores the refusal where it can, and that event is expected."""
+        """The Runner stores the refusal as an event if it can. The check expects that event."""
         async with fleet_after_run(fault) as fleet:
             assert fleet.discrepancies.total == 0
             assert list(fleet.failures) == reasons
@@ -254,7 +254,7 @@ class TestPlantedFaults:
 
 
 class TestFlatOut:
-    """The agents' own phase goes well; the fault strikes while they append flat out."""
+    """The first phase runs without a fault. The fault strikes in the flat-out phase."""
 
     @pytest.mark.parametrize(
         ("fault", "num_lost", "num_failed"),

@@ -1,4 +1,4 @@
-"""The check of the fleet finds every planted difference, and nothing where there is none."""
+"""The check of the fleet finds every planted difference and reports no other."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ class TestSession:
         state = {"pending": 1, "user:mine": 2}
         absent = session_with(before, version=2)
         present = session_with([*before, *step], version=3, **state)
-        for found in (absent, present, absent):  # looking does not settle it
+        for found in (absent, present, absent):  # reading does not settle the outcome
             assert compared(ledger, found) == Discrepancies()
         half_a_step = session_with([*before, self.SET], version=3, **state)
         assert compared(ledger, half_a_step) == Discrepancies(lost=1)

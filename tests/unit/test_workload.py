@@ -1,4 +1,4 @@
-"""The conversations of the fleet: repeatable, the recorded sizes, and traces told good from bad."""
+"""The conversations of the fleet: repeatable, with recorded sizes; bad traces are refused."""
 
 from __future__ import annotations
 

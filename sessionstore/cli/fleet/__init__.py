@@ -95,7 +95,7 @@ def _check_json(context: click.Context, _: click.Parameter, path: Path | None) -
     "--ttl",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Lifetime of unused sessions and state; must outlast the run.  [default: for ever]",
+    help="TTL of sessions and state; must be longer than the run.  [default: none]",
 )
 @click.option(
     "--seed",

@@ -30,10 +30,10 @@ FLAT_OUT_AGENTS = 64
 FLAT_OUT_TEXT = ("What an agent says, and what its tools return, is mostly text. " * 17)[:1024]
 """The content of an event in the flat-out phase: 1 KB."""
 
-_START_THINKS = 10  # agents start within the time of so many thinks, not all at once
+_START_THINKS = 10  # agents start within so many think times, not all at once
 _WARM_UP_SECONDS = 0.25
 _APPENDS_IN_A_ROW = 16  # between two looks at whether the flat-out phase is over
-_PREPARED_TURNS_LIMIT = 10_000  # bounds memory: about 50 MB
+_PREPARED_TURNS_LIMIT = 10_000  # bounds the memory for prepared texts to about 50 MB
 _NUM_CHECKERS = 64  # bounds the memory that whole sessions take while they are compared
 _LIST_PAGE = 100
 _APPENDED_AT_ONCE = 100
@@ -138,8 +138,8 @@ class Fleet:
             num_turns += conversation.num_turns
             is_few = num_turns <= _PREPARED_TURNS_LIMIT
             self._ledgers.append(Ledger(conversation.prepared() if is_few else conversation))
-        with suppress(SessionStoreError):  # the agents meet the same error
-            await self._service.get_app_state("fleet")  # connects, before the clock starts
+        with suppress(SessionStoreError):  # the agents get the same error
+            await self._service.get_app_state("fleet")  # connect before the clock starts
         self._task = self._progress.add_task("Agents at work", total=num_turns, rate="")
         self.recorder.is_recording = True
         self._start = time.perf_counter()
@@ -205,14 +205,14 @@ class Fleet:
             self.discrepancies.read_mismatches += 1
 
     async def _think(self) -> None:
-        """Wait as a user who types, a model that answers or a tool that runs, only shorter."""
+        """Wait, like a user who types, a model that answers or a tool that runs; only shorter."""
         if self._think_seconds:
             await self._wait(random.expovariate(1 / self._think_seconds))
         else:
             await asyncio.sleep(0)  # the store in memory never waits: let other agents run
 
     async def _wait(self, seconds: float) -> None:
-        """Wait, or until the agents have to stop."""
+        """Wait for some time, or until the agents have to stop."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.stopping.wait()
