@@ -212,6 +212,7 @@ class Ops:
             "list_sessions", decode, commands=tuple(commands), writes=False, is_bulk=is_bulk
         )
 
+    @staticmethod
     def list_primaries(self) -> Call[list[int]]:
         """One slot of every primary of the cluster."""
 

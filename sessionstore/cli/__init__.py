@@ -1,27 +1,44 @@
-"""The command line. It needs the extra `cli`; the library works without it."""
+"""The command line. It needs the extra `cli`; the library works without it.
+
+A command is a module of this package, or a package if it is large, and has one click command.
+`command_line` collects them. store.py has what they share: the option --url and what it opens.
+"""
 
 from __future__ import annotations
 
-import gc
 import sys
+from typing import TYPE_CHECKING
 
-_EXTRA_PACKAGES = ("click", "rich")
+if TYPE_CHECKING:
+    import click
 
 
 def main() -> None:
-    """Runs the command `sessionstore`; exits with status 2 when the extra `cli` is missing.
+    """Run the command `sessionstore`. Exit with status 2 if the extra `cli` is not installed.
 
     Raises:
         SystemExit: always, with the status of the command.
     """
     try:
-        from sessionstore.cli.commands import command_line
+        command = command_line()
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in _EXTRA_PACKAGES:
+        if error.name is None or error.name.partition(".")[0] not in ("click", "rich"):
             raise
         print("The command line needs an extra: pip install 'sessionstore[cli]'", file=sys.stderr)
         sys.exit(2)
-    # Events and sessions go by reference count. With its default threshold the cycle collector
-    # takes a third of the processor time of 2,000 agents, and shows in their latencies.
-    gc.set_threshold(50_000, 20, 20)
-    command_line(prog_name="sessionstore")
+    command(prog_name="sessionstore")
+
+
+def command_line() -> click.Group:
+    """The command `sessionstore` with all its subcommands."""
+    import click
+
+    from .fleet import fleet
+
+    group = click.Group(
+        "sessionstore",
+        commands=[fleet],
+        help="Session storage for AI agents on Redis and Valkey.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    return click.version_option(package_name="sessionstore")(group)

@@ -18,12 +18,10 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from sessionstore.cli import run
-from sessionstore.cli.commands import command_line
-from sessionstore.cli.run import redact_url
+from sessionstore.cli import command_line, store
+from sessionstore.cli.store import ServerFigures, redact_url
 from sessionstore.embedded import EmbeddedServer, find_servers
 from sessionstore.errors import BackendUnavailable
-from sessionstore.transport.server_info import ServerFigures, ServerInfo, figures_from_info
 
 if TYPE_CHECKING:
     from conftest import Server
@@ -41,7 +39,8 @@ ALL_ZERO = {
     "read_mismatches": 0,
     "list_mismatches": 0,
 }
-SMALL = ("--agents", "8", "--turns", "3")
+QUICK = ("--think", "0", "--flat-out", "0")
+SMALL = ("--agents", "8", "--turns", "3", *QUICK)
 # Far more turns than can be done before a signal comes.
 ENDLESS = ("--agents", "20", "--turns", "100000")
 SECRET = "correct-horse"
@@ -57,7 +56,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def invoke(*arguments: str) -> Result:
-    result = CliRunner().invoke(command_line, ["fleet", *arguments])
+    result = CliRunner().invoke(command_line(), ["fleet", *arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -72,7 +71,7 @@ def report_of(*arguments: str, exit_code: int = 0) -> dict[str, Any]:
 
 
 def complaint_of(*arguments: str) -> str:
-    """The one sentence that a run which cannot begin ends with."""
+    """The last line of stderr of a run that cannot start."""
     result = invoke(*arguments)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
@@ -88,7 +87,7 @@ def keys_of(server: Server) -> set[str]:
 
 @contextmanager
 def user_without(server: Server, name: str, command: str) -> Iterator[str]:
-    """The URL of a user who may do everything but one command."""
+    """The URL of a user that may run every command but one."""
     rules: dict[str, Any] = {"keys": ["*"], "categories": ["+@all"], "commands": [f"-{command}"]}
     server.raw.acl_setuser(name, enabled=True, passwords=[f"+{SECRET}"], **rules)
     yield with_login(server.url, name, SECRET)
@@ -119,18 +118,33 @@ class TestInMemory:
         report = report_of("--url", "memory://", *SMALL, "--event-limit", "6")
         assert report["verification"] == ALL_ZERO
 
-    def test_tables_show_dashes_for_the_server(self) -> None:
+    def test_the_text_shows_where_how_fast_and_whether_anything_was_lost(self) -> None:
         result = invoke("--url", "memory://", *SMALL)
         assert result.exit_code == 0
-        assert "append_event" in result.stdout
-        assert "nothing lost" in result.stdout
-        [memory] = [line for line in result.stdout.splitlines() if "memory per event" in line]
-        assert memory.split()[-2] == "-"
+        lines = result.stdout.splitlines()
+        assert lines[0] == "Server      memory of this process, memory://"
+        assert lines[1].startswith("Agents      8 at a time")
+        assert any(line.split()[:1] == ["append_event"] for line in lines)
+        assert "PASSED: nothing was lost" in result.stdout
+        assert "CPU" not in result.stdout
         assert result.stderr == ""
+
+    def test_agents_think_and_then_append_flat_out(self) -> None:
+        options = ("--agents", "8", "--turns", "2", "--think", "0.01", "--flat-out", "0.1")
+        report = report_of("--url", "memory://", *options)
+        assert report["verification"] == ALL_ZERO
+        # 5 events or more in a conversation, and a start within 10 thinks.
+        assert report["elapsed_seconds"] > 5 * 0.01
+        assert report["flat_out"]["num_agents"] == 8
+        assert report["flat_out"]["seconds"] >= 0.1
+        calls = {figures["operation"]: figures["num_calls"] for figures in report["operations"]}
+        num_paced = calls["append_event"] + 8
+        assert report["num_events"] >= num_paced + report["flat_out"]["num_appends"] > num_paced
+        assert "appends a second" in invoke("--url", "memory://", *options).stdout
 
     @pytest.mark.skipif(not RECORDING.exists(), reason="the recorded conversations are not here")
     def test_the_recording_is_replayed(self) -> None:
-        report = report_of("--url", "memory://", "--trace", str(RECORDING))
+        report = report_of("--url", "memory://", "--trace", str(RECORDING), *QUICK)
         assert report["num_sessions"] == report["num_verified"] == 100
         assert report["num_events"] == 2658
         assert report["verification"] == ALL_ZERO
@@ -148,7 +162,7 @@ class TestInMemory:
                 messages = [{"role": role, "content": "..."} for role in roles]
                 ids = {"app_name": "app", "user_id": "user", "session_id": name}
                 print(json.dumps({**ids, "messages": messages}), file=file)
-        report = report_of("--url", "memory://", "--trace", str(path))
+        report = report_of("--url", "memory://", "--trace", str(path), *QUICK)
         assert report["verification"] == ALL_ZERO
         assert report["num_sessions"] == report["num_verified"] == 4
         assert report["num_events"] == 250 + 3 + 4
@@ -161,16 +175,17 @@ class TestInMemory:
         path = tmp_path / "report.json"
         result = invoke("--url", "memory://", *SMALL, "--json", str(path))
         assert result.exit_code == 0
-        assert "nothing lost" in result.stdout
+        assert "nothing was lost" in result.stdout
         assert json.loads(path.read_text())["verification"] == ALL_ZERO
 
 
 class TestOnAServer:
     @needs_server
     def test_the_private_server_is_the_default(self) -> None:
-        report = report_of(*SMALL)
+        report = report_of("--agents", "50", *QUICK)
         assert report["verification"] == ALL_ZERO
-        assert report["place"] == "a private server"
+        assert report["place"].startswith("started for this run: /")
+        assert report["place"].endswith(("found on PATH", "from the extra `embedded`"))
         assert report["server"].startswith(("Redis ", "Valkey "))
         assert report["server_cpu_us_per_operation"] > 0
         assert report["server_memory_bytes_per_event"] > 0
@@ -195,7 +210,7 @@ class TestOnAServer:
         report_of("--url", server.url, *SMALL, "--keep", "--ttl", "600")
         lifetimes = {key: server.raw.ttl(key) for key in keys_of(server)}
         assert lifetimes
-        # A deadline is set up to a 64th of the TTL late, so that it need not be moved every time.
+        # A deadline is up to a 64th of the TTL late, so that not every call has to move it.
         limit = 600 + 600 / 64 + 1
         assert {key: ttl for key, ttl in lifetimes.items() if not 0 < ttl <= limit} == {}
 
@@ -206,7 +221,7 @@ class TestOnAServer:
 
     @pytest.mark.skipif(not RECORDING.exists(), reason="the recorded conversations are not here")
     def test_the_recording_is_replayed(self, server: Server) -> None:
-        report = report_of("--url", server.url, "--trace", str(RECORDING), "--agents", "20")
+        report = report_of("--url", server.url, "--trace", str(RECORDING), "--agents", "20", *QUICK)
         assert report["num_sessions"] == 100
         assert report["num_events"] == 2658
         assert report["verification"] == ALL_ZERO
@@ -259,7 +274,7 @@ class TestMessages:
 
     def test_a_url_that_redis_refuses(self) -> None:
         complaint = complaint_of("--url", f"redis://:{SECRET}@host/0?socket_timeout=soon")
-        assert complaint.startswith("Error: cannot use redis://host/0: ")
+        assert complaint.startswith("Error: Invalid value for '--url': url cannot be read")
         assert SECRET not in complaint
 
     def test_a_bad_line_of_a_trace(self, tmp_path: Path) -> None:
@@ -281,12 +296,12 @@ class TestMessages:
             report = report_of("--url", with_login(server.url, "", SECRET), *SMALL)
             assert report["verification"] == ALL_ZERO
 
-    def test_a_server_that_is_too_old(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        async def read(_: ServerInfo) -> ServerFigures:
-            return figures_from_info({"redis_version": "6.2.14"})
-
-        monkeypatch.setattr(ServerInfo, "read", read)
-        complaint = complaint_of("--url", "redis://127.0.0.1:1")
+    def test_a_server_that_is_too_old(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        old = ServerFigures.of([{"redis_version": "6.2.14"}])
+        monkeypatch.setattr(ServerFigures, "of", lambda _: old)
+        complaint = complaint_of("--url", server.url)
         assert complaint.endswith("Redis 6.2.14 is too old, the scripts need Redis 7.0")
 
     def test_no_server_to_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +309,7 @@ class TestMessages:
             def start(self) -> None:
                 raise BackendUnavailable("no server was found")
 
-        monkeypatch.setattr(run, "EmbeddedServer", NoServer)
+        monkeypatch.setattr(store, "EmbeddedServer", NoServer)
         assert complaint_of() == "Error: cannot use a private server: no server was found"
 
     @pytest.mark.parametrize(
@@ -327,15 +342,15 @@ class TestMessages:
             "The command line needs an extra: pip install 'sessionstore[cli]'\n"
         )
 
-    def test_an_old_server_is_told_from_a_compatible_one(self) -> None:
-        assert figures_from_info({"redis_version": "6.2.14"}).is_too_old
-        assert not figures_from_info({"redis_version": "7.0.0"}).is_too_old
-        valkey = figures_from_info({"redis_version": "7.2.4", "valkey_version": "8.1.8"})
-        assert (valkey.name, valkey.is_too_old) == ("Valkey 8.1.8", False)
-        silent = figures_from_info({})
-        assert (silent.cpu_us, silent.used_memory_bytes, silent.is_too_old) == (None, None, False)
-        full = figures_from_info({"used_cpu_user": 1.5, "used_cpu_sys": 1, "used_memory": 7})
-        assert (full.cpu_us, full.used_memory_bytes) == (2_500_000, 7)
+    def test_figures_of_servers_are_added_up(self) -> None:
+        valkey = ServerFigures.of([{"redis_version": "7.2.4", "valkey_version": "8.1.8"}])
+        assert (valkey.name, valkey.redis_version) == ("Valkey 8.1.8", (7, 2, 4))
+        silent = ServerFigures.of([{}])
+        assert (silent.cpu_us, silent.used_memory_bytes, silent.redis_version) == (None, None, ())
+        info = {"used_cpu_user": "1.5", "used_cpu_sys": "1", "used_memory": "7"}
+        full = ServerFigures.of([{"redis_version": "8.2.3", **info}, info])
+        assert full.name == "Redis 8.2.3, a cluster of 2 primaries"
+        assert (full.cpu_us, full.used_memory_bytes) == (5_000_000, 14)
 
 
 @contextmanager
@@ -359,7 +374,7 @@ def started(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[st
 
 
 def press_ctrl_c(process: subprocess.Popen[str]) -> None:
-    """Reaches all processes of the group, a private server's too if it is one of them."""
+    """Send SIGINT to all processes of the group, as a terminal does."""
     os.killpg(process.pid, signal.SIGINT)
 
 
@@ -416,5 +431,5 @@ class TestInterruption:
             finally:
                 server.raw.client_unpause()
         assert process.returncode == 130
-        assert stdout == ""
+        assert [line.split()[0] for line in stdout.splitlines()] == ["Server", "Agents"]
         assert stderr == "Aborted: not verified, and data of the run may be left.\n"

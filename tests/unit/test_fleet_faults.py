@@ -8,110 +8,110 @@ from typing import Any
 
 import msgspec
 import pytest
+from rich.progress import Progress
 
-from sessionstore import Event, InMemorySessionService, Run, Runner, Session, SessionKey
-from sessionstore.cli import fleet as fleet_module
-from sessionstore.cli.fleet import Fleet
-from sessionstore.cli.workload import synthetic_conversations
+from sessionstore import Event, InMemorySessionService, Run, Runner, Session
+from sessionstore.calls import AsyncExecutor, Call
+from sessionstore.cli.fleet import agents as agents_module
+from sessionstore.cli.fleet.agents import Fleet
+from sessionstore.cli.fleet.synthetic import synthetic_conversations
 from sessionstore.errors import BackendTimeout, BackendUnavailable, LimitExceeded
+from sessionstore.observe import wrap_executor
+from sessionstore.replies import pairs
+
+VICTIM = "session-000001"
 
 
-class NoProgress:
-    def start(self, description: str, total: int) -> None:
-        pass
-
-    def advance(self) -> None:
-        pass
-
-
-class FaultyService(InMemorySessionService):
+class FaultyExecutor:
     """Misbehaves in one way, at one session, at its third append and in what is read after it."""
 
-    VICTIM = "session-000001"
+    def __init__(self, executor: AsyncExecutor, service: InMemorySessionService, fault: str):
+        self._executor = executor
+        self._service = service
+        self._fault = fault
+        self._num_appends = 0
 
-    def __init__(self, fault: str) -> None:
-        super().__init__()
-        self.fault = fault
-        self.num_appends = 0
+    async def execute(self, call: Call[Any]) -> list[Any]:
+        names = [*call.keys, *(command[1] for command in call.commands)]
+        is_victim = any(VICTIM in str(name) for name in names)
+        if call.name == "create_session" and is_victim:
+            return await self._create(call)
+        if call.name == "append_event" and is_victim:
+            self._num_appends += 1
+            return await self._append(call)
+        if call.name == "list_sessions" and len(call.commands) == 1:
+            return [self._list(*await self._executor.execute(call))]
+        if call.name in ("get_session", "get_or_create_session"):
+            return await self._read(call, is_victim=is_victim)
+        return await self._executor.execute(call)
 
-    def _strikes(self, session_id: str) -> bool:
-        return session_id == self.VICTIM and self.num_appends >= 3
+    async def aclose(self) -> None:
+        await self._executor.aclose()
 
-    async def create_session(self, *, session_id: str | None = None, **arguments: Any) -> Session:
-        if session_id == self.VICTIM and self.fault == "may lose the session":
+    async def _create(self, call: Call[Any]) -> list[Any]:
+        if self._fault == "may lose the session":
             raise BackendTimeout("planted", maybe_applied=True)
-        session = await super().create_session(session_id=session_id, **arguments)
-        if session_id == self.VICTIM and self.fault == "may keep the session":
+        replies = await self._executor.execute(call)
+        if self._fault == "may keep the session":
             raise BackendTimeout("planted", maybe_applied=True)
-        return session
+        return replies
 
-    async def append_event(
-        self, session: Session | SessionKey, event: Event, **conditions: Any
-    ) -> Event:
-        is_victim = session.key.session_id == self.VICTIM
-        self.num_appends += is_victim
-        if is_victim and self.num_appends == 3:
-            if self.fault == "refuses":
+    async def _append(self, call: Call[Any]) -> list[Any]:
+        if self._num_appends == 3:
+            if self._fault == "refuses":
                 raise BackendTimeout("planted")
-            if self.fault == "loses":
-                return event
-            if self.fault == "may lose":
+            if self._fault == "loses":
+                return [[b"OK", 5, 1, 0]]
+            if self._fault == "may lose":
                 raise BackendTimeout("planted", maybe_applied=True)
-            if self.fault == "may keep":
-                await super().append_event(session, event, **conditions)
+            if self._fault == "may keep":
+                await self._executor.execute(call)
                 raise BackendTimeout("planted", maybe_applied=True)
-            if self.fault.startswith("finds too large"):
+            if self._fault.startswith("finds too large"):
                 raise LimitExceeded("planted", limit=1, actual=2)
-        if is_victim and self.fault == "finds too large, then fails" and self.num_appends > 3:
+        if self._num_appends > 3 and self._fault == "finds too large, then fails":
             raise BackendTimeout("planted too")
-        return await super().append_event(session, event, **conditions)
+        return await self._executor.execute(call)
 
-    async def get_or_create_session(
-        self, *, session_id: str | None = None, **arguments: Any
-    ) -> Session:
-        if self.fault == "forgets the session" and self._strikes(session_id or ""):
-            await self.delete_session(
-                app_name=arguments["app_name"],
-                user_id=arguments["user_id"],
-                session_id=session_id or "",
-            )
-        session = await super().get_or_create_session(session_id=session_id, **arguments)
-        return self._tampered(session)
+    def _list(self, ids: list[bytes]) -> list[bytes]:
+        if self._fault == "forgets to list":
+            return [name for name in ids if name != VICTIM.encode()]
+        if self._fault == "lists out of order" and VICTIM.encode() in ids:
+            return ids[::-1]
+        if self._fault == "lists twice":
+            return ids + [name for name in ids if name == VICTIM.encode()]
+        return ids
 
-    async def get_session(self, *, session_id: str, **arguments: Any) -> Session | None:
-        if self.fault == "cannot be read in full" and arguments["event_num"] is None:
+    async def _read(self, call: Call[Any], *, is_victim: bool) -> list[Any]:
+        is_whole = call.commands[-1][2:] == (0, -1)
+        if self._fault == "cannot be read in full" and is_whole:
             raise BackendUnavailable("planted")
-        session = await super().get_session(session_id=session_id, **arguments)
-        return session and self._tampered(session)
-
-    def _tampered(self, session: Session) -> Session:
-        if not self._strikes(session.id):
-            return session
-        if self.fault == "duplicates":
-            session.events.append(session.events[-1])
-        if self.fault == "reorders":
-            session.events[-2:] = reversed(session.events[-2:])
-        if self.fault == "alters":
-            session.events[-1] = msgspec.structs.replace(session.events[-1], content="other")
-        if self.fault == "invents":
-            session.events.append(Event("user", "strange"))
-        if self.fault == "changes state":
-            session.state["num_tool_results"] += 1
-        if self.fault == "counts twice":
-            session.version += 1
-        if self.fault == "leaks state":
-            session.state["user:last_session-999999"] = 1
-        return session
-
-    async def list_sessions(self, **arguments: Any) -> list[Session]:
-        sessions = await super().list_sessions(**arguments)
-        if self.fault == "forgets to list":
-            return [session for session in sessions if session.id != self.VICTIM]
-        if self.fault == "lists out of order" and self.VICTIM in [s.id for s in sessions]:
-            return sessions[::-1]
-        if self.fault == "lists twice":
-            return sessions + [session for session in sessions if session.id == self.VICTIM]
-        return sessions
+        if not is_victim or self._num_appends < 3:
+            return await self._executor.execute(call)
+        if self._fault == "forgets the session" and call.script is not None:
+            await self._service.delete_session(
+                app_name="fleet", user_id="user-000000", session_id=VICTIM
+            )
+        *status, session, user, app, events = await self._executor.execute(call)
+        if self._fault == "forgets the session":
+            return [*status, session, user, app, events]
+        session, user = dict(pairs(session)), dict(pairs(user))
+        if self._fault == "duplicates":
+            events.append(events[-1])
+        if self._fault == "reorders":
+            events[-2:] = reversed(events[-2:])
+        if self._fault == "alters":
+            last = msgspec.json.decode(events[-1], type=Event)
+            events[-1] = msgspec.json.encode(msgspec.structs.replace(last, content="other"))
+        if self._fault == "invents":
+            events.append(msgspec.json.encode(Event("user", "strange")))
+        if self._fault == "changes state":
+            session[b".num_tool_results"] = b"99"
+        if self._fault == "counts twice":
+            session[b"version"] = b"%d" % (int(session[b"version"]) + 1)
+        if self._fault == "leaks state":
+            user[b"last_session-999999"] = b"1"
+        return [*status, session, user, app, events]
 
 
 class FaultyRunner(Runner):
@@ -151,11 +151,24 @@ class FaultyRunner(Runner):
 
 
 @asynccontextmanager
-async def fleet_after_run(fault: str) -> AsyncIterator[Fleet]:
+async def fleet_after_run(fault: str, *, fault_in_flat_out: str = "") -> AsyncIterator[Fleet]:
     conversations = synthetic_conversations(4, num_turns=3, sessions_per_user=2, seed=1)
-    async with FaultyService(fault) as service:
-        fleet = Fleet(service, conversations, num_agents=4, event_limit=None, progress=NoProgress())
+    async with InMemorySessionService(session_event_limit=None) as service:
+        wrap_executor(service, lambda executor: FaultyExecutor(executor, service, fault))
+        fleet = Fleet(
+            service,
+            conversations,
+            num_agents=4,
+            think_seconds=0,
+            event_limit=None,
+            progress=Progress(disable=True),
+        )
         await fleet.run_agents()
+        if fault_in_flat_out:
+            wrap_executor(
+                service, lambda executor: FaultyExecutor(executor, service, fault_in_flat_out)
+            )
+            assert await fleet.run_flat_out(0.01)
         await fleet.verify()
         yield fleet
         await fleet.clean_up()
@@ -165,7 +178,7 @@ class TestPlantedFaults:
     async def test_without_a_fault_nothing_is_found(self) -> None:
         async with fleet_after_run("none") as fleet:
             assert fleet.discrepancies.total == 0
-            assert fleet.failures.num_failed == 0
+            assert fleet.failures.total() == 0
 
     @pytest.mark.parametrize(
         ("fault", "kind"),
@@ -186,7 +199,7 @@ class TestPlantedFaults:
             assert fleet.discrepancies.read_mismatches > 0
 
     async def test_a_wrong_version_is_found_at_the_end(self) -> None:
-        """In between, the append of the message has told the version when the agent sees it."""
+        """During the run, the append of the message corrects the version that the agent sees."""
         async with fleet_after_run("counts twice") as fleet:
             assert fleet.discrepancies.version_mismatches == fleet.discrepancies.total == 1
 
@@ -199,15 +212,15 @@ class TestPlantedFaults:
     async def test_a_failed_append_is_a_failure_and_not_a_loss(self, fault: str) -> None:
         async with fleet_after_run(fault) as fleet:
             assert fleet.discrepancies.total == 0
-            assert fleet.failures.num_failed == 1
-            assert fleet.failures.reasons == ["BackendTimeout: planted"]
+            assert fleet.failures.total() == 1
+            assert list(fleet.failures) == ["BackendTimeout: planted"]
             assert fleet.num_sessions == fleet.num_verified == 4
 
     @pytest.mark.parametrize("fault", ["may lose the session", "may keep the session"])
     async def test_a_session_of_unknown_outcome_is_accepted(self, fault: str) -> None:
         async with fleet_after_run(fault) as fleet:
             assert fleet.discrepancies.total == 0
-            assert fleet.failures.num_failed == 1
+            assert fleet.failures.total() == 1
             assert fleet.num_sessions == 3
             assert fleet.num_verified == 4
 
@@ -217,24 +230,51 @@ class TestPlantedFaults:
             ("finds too large", ["LimitExceeded: planted"]),
             (
                 "finds too large, then fails",
-                ["LimitExceeded: planted", "BackendTimeout: planted too"],
+                [
+                    "LimitExceeded: planted; the last event of the run could not be stored:"
+                    " BackendTimeout: planted too"
+                ],
             ),
         ],
     )
     async def test_an_event_that_cannot_be_stored_is_a_failure(
         self, fault: str, reasons: list[str]
     ) -> None:
-        """The Runner stores the refusal where it can, and that event is expected."""
+        """The Runner stores the refusal as an event if it can. The check expects that event."""
         async with fleet_after_run(fault) as fleet:
             assert fleet.discrepancies.total == 0
-            assert fleet.failures.reasons == reasons
+            assert list(fleet.failures) == reasons
             assert fleet.num_sessions == fleet.num_verified == 4
 
     async def test_what_cannot_be_read_is_not_verified(self) -> None:
         async with fleet_after_run("cannot be read in full") as fleet:
             assert fleet.discrepancies.total == 0
-            assert fleet.failures.num_failed == 1
+            assert fleet.failures.total() == 1
             assert fleet.num_verified == 0
+
+
+class TestFlatOut:
+    """The first phase runs without a fault. The fault strikes in the flat-out phase."""
+
+    @pytest.mark.parametrize(
+        ("fault", "num_lost", "num_failed"),
+        [
+            ("none", 0, 0),
+            ("loses", 1, 0),
+            ("refuses", 0, 1),
+            ("may lose", 0, 1),
+            ("may keep", 0, 1),
+        ],
+    )
+    async def test_appends_are_verified_too(
+        self, fault: str, num_lost: int, num_failed: int
+    ) -> None:
+        async with fleet_after_run("none", fault_in_flat_out=fault) as fleet:
+            assert fleet.num_events > 4 * 3 * 4
+            assert fleet.discrepancies.lost == num_lost
+            assert fleet.discrepancies.total == 2 * num_lost  # the version is wrong too
+            assert fleet.failures.total() == num_failed
+            assert fleet.num_verified == 4
 
 
 class TestPlantedFaultsOfTheRunner:
@@ -253,7 +293,7 @@ class TestPlantedFaultsOfTheRunner:
     async def test_a_fault_is_found(
         self, fault: str, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(fleet_module, "Runner", FaultyRunner)
+        monkeypatch.setattr(agents_module, "Runner", FaultyRunner)
         async with fleet_after_run("none") as fleet:
             assert fleet.discrepancies.total == 0
         monkeypatch.setattr(FaultyRunner, "fault", fault)

@@ -1,4 +1,4 @@
-"""The check of the fleet finds every planted difference, and nothing where there is none."""
+"""The check of the fleet finds every planted difference and reports no other."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from sessionstore.cli.verification import (
+from sessionstore.cli.fleet.verification import (
     Discrepancies,
     Ledger,
-    SharedKeys,
     compare_events,
     compare_session,
     count_state_mismatches,
     event_digest,
+    shared_keys,
 )
-from sessionstore.cli.workload import Conversation
+from sessionstore.cli.fleet.workload import Conversation
 from sessionstore.model import Event, Session, SessionKey
 
 KEY = SessionKey("app", "user", "mine")
@@ -33,7 +33,7 @@ def conversation(key: SessionKey, *shared_keys: str) -> Conversation:
     return Conversation(key, {"opened": True}, 1, lambda: iter(()), shared_keys)
 
 
-SHARED = SharedKeys(
+SHARED = shared_keys(
     [
         conversation(KEY, "user:mine", "app:mine"),
         conversation(OTHER, "user:other", "app:other"),
@@ -44,10 +44,10 @@ SHARED = SharedKeys(
 
 def ledger_with(*steps: list[Event]) -> Ledger:
     ledger = Ledger(conversation(KEY, "user:mine", "app:mine"))
-    ledger.announce_create()
+    ledger.announce([])
     ledger.confirm()
     for step in steps:
-        ledger.announce_step(step)
+        ledger.announce(step)
         ledger.confirm()
     return ledger
 
@@ -184,7 +184,7 @@ class TestSession:
 
     def test_a_session_never_created_is_expected_to_be_absent(self) -> None:
         ledger = Ledger(conversation(KEY))
-        ledger.announce_create()
+        ledger.announce([])
         ledger.reject(maybe_applied=False)
         assert not ledger.may_exist
         assert compared(ledger, None) == Discrepancies()
@@ -194,17 +194,17 @@ class TestSession:
 
     def test_a_session_maybe_created_may_be_absent_or_whole(self) -> None:
         ledger = Ledger(conversation(KEY))
-        ledger.announce_create()
+        ledger.announce([])
         ledger.reject(maybe_applied=True)
         assert ledger.may_exist
-        assert not ledger.must_exist
+        assert ledger.content is None
         assert compared(ledger, None) == Discrepancies()
         assert compared(ledger, session_with([])) == Discrepancies()
         assert compared(ledger, session_with([EVENTS[0]])) == Discrepancies(unexpected=1)
 
     def test_a_step_refused_must_be_absent(self) -> None:
         ledger = ledger_with(EVENTS[:3])
-        ledger.announce_step([self.SET])
+        ledger.announce([self.SET])
         ledger.reject(maybe_applied=False)
         assert compared(ledger, session_with(EVENTS[:3], version=2)) == Discrepancies()
         applied = session_with([*EVENTS[:3], self.SET], version=3, pending=1, **{"user:mine": 2})
@@ -213,12 +213,12 @@ class TestSession:
     def test_a_step_of_unknown_outcome_is_there_as_a_whole_or_not_at_all(self) -> None:
         ledger = ledger_with(EVENTS[:3])
         before, step = EVENTS[:3], [self.SET, EVENTS[4]]
-        ledger.announce_step(step)
+        ledger.announce(step)
         ledger.reject(maybe_applied=True)
         state = {"pending": 1, "user:mine": 2}
         absent = session_with(before, version=2)
         present = session_with([*before, *step], version=3, **state)
-        for found in (absent, present, absent):  # looking does not settle it
+        for found in (absent, present, absent):  # reading does not settle the outcome
             assert compared(ledger, found) == Discrepancies()
         half_a_step = session_with([*before, self.SET], version=3, **state)
         assert compared(ledger, half_a_step) == Discrepancies(lost=1)

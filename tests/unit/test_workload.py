@@ -1,4 +1,4 @@
-"""The conversations of the fleet: repeatable, the recorded sizes, and traces told good from bad."""
+"""The conversations of the fleet: repeatable, with recorded sizes; bad traces are refused."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from sessionstore.cli.workload import (
-    NUM_SHARED_APP_KEYS,
-    Conversation,
-    TraceError,
-    load_trace,
-    synthetic_conversations,
-)
+from sessionstore.cli.fleet.synthetic import NUM_SHARED_APP_KEYS, synthetic_conversations
+from sessionstore.cli.fleet.workload import Conversation, TraceError, load_trace
 from sessionstore.model import Event
 
 RECORDING = Path(__file__).parents[2] / "../shared/data/airline.jsonl"
@@ -265,7 +260,7 @@ class TestTrace:
             load_trace(path)
 
     def test_a_file_without_conversations_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(TraceError, match="holds no conversation"):
+        with pytest.raises(TraceError, match="contains no conversation"):
             load_trace(trace_of(tmp_path / "trace.jsonl", "", "  "))
 
     def test_a_file_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""The command `sessionstore fleet`: simulated agents, and the proof that nothing was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+
+from ..store import url_option
+from .report import EXIT_INTERRUPTED
+from .run import FleetOptions, run_fleet
+from .workload import TRACE_LINE
+
+_SYNTHETIC_OPTIONS = ("turns", "sessions_per_user", "seed")
+_STDOUT = Path("-")
+
+_HELP = f"""Run simulated agents and prove that nothing is lost.
+
+Each agent creates a session and holds a conversation: a Runner loads the session, appends the
+user's message, then each event of the agent. Agents think between events (--think), so the
+latencies are those of a server with room. Then, for a moment, agents append as fast as they can
+(--flat-out). At the end all sessions are read back and compared with what was sent.
+
+A server in use is fine: all keys of a run start with a prefix of their own and are deleted at the
+end. Ctrl-C stops the agents and verifies what was written; a second Ctrl-C gives up.
+
+A line of a --trace looks like this:
+
+\b
+  {TRACE_LINE.replace(' "messages"', chr(10) + '   "messages"')}
+
+Exit status: 0 = nothing was lost; 1 = something was lost, wrong or failed; 2 = the run could not
+start; 130 = stopped by Ctrl-C, nothing was lost.
+"""
+
+
+def _check_json(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    """The path, if a file can be created there: better to fail now than after the run."""
+    if path not in (None, _STDOUT):
+        try:
+            path.touch()
+        except OSError as error:
+            raise click.BadParameter(f"{path}: {error.strerror}.", context) from error
+    return path
+
+
+@click.command(help=_HELP, context_settings={"show_default": True})
+@url_option
+@click.option(
+    "--agents",
+    type=click.IntRange(1, 100_000),
+    default=200,
+    help="Agents that work at the same time; each holds one conversation.",
+)
+@click.option(
+    "--turns",
+    type=click.IntRange(1, 100_000),
+    default=8,
+    help="User messages in a conversation; each leads to about 3.5 events.",
+)
+@click.option(
+    "--think",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=0.1,
+    help="Average wait before each event, exponentially distributed; 0 = none.",
+)
+@click.option(
+    "--flat-out",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=1.0,
+    help="How long up to 64 agents append 1 KB events as fast as they can; stores some 40 MB a"
+    " second. 0 = skip.",
+)
+@click.option(
+    "--sessions-per-user",
+    type=click.IntRange(1, 100_000),
+    default=4,
+    help="Sessions that share a user, and so a state tier and a list.",
+)
+@click.option(
+    "--event-limit",
+    type=click.IntRange(min=0),
+    default=1000,
+    help="The newest events that a session keeps; 0 = all.",
+)
+@click.option(
+    "--ttl",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="TTL of sessions and state; must be longer than the run.  [default: none]",
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=1,
+    help="The same seed makes the same conversations.",
+)
+@click.option(
+    "--trace",
+    type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path),
+    help="Replay recorded conversations: JSON lines, one session a line; see above. --agents then"
+    " is how many run at the same time.",
+)
+@click.option(
+    "--json",
+    type=click.Path(dir_okay=False, writable=True, allow_dash=True, path_type=Path),
+    callback=_check_json,
+    help="Write the report as JSON to a file; - writes it to stdout, instead of the text.",
+)
+@click.option("--keep", is_flag=True, help="Leave the run's data in the store.")
+@click.pass_context
+def fleet(context: click.Context, /, **values: Any) -> None:
+    """Run the command; the help text is above."""
+    options = FleetOptions(**values)
+    if options.trace is not None:
+        for name in _SYNTHETIC_OPTIONS:
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                option = "--" + name.replace("_", "-")
+                raise click.UsageError(f"{option} has no effect together with --trace.", context)
+    # With its default threshold the cycle collector takes up to a fifth of the processor time.
+    gc.set_threshold(50_000, 20, 20)
+    console = Console(quiet=options.json == _STDOUT)
+    try:
+        report = asyncio.run(run_fleet(options, console))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        click.echo("Aborted: not verified, and data of the run may be left.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    report.print_result(console)
+    if options.json == _STDOUT:
+        click.echo(report.as_json())
+    elif options.json is not None:
+        options.json.write_bytes(report.as_json() + b"\n")
+    context.exit(report.exit_code)
