@@ -7,19 +7,10 @@ from collections import Counter
 from collections.abc import Awaitable
 from typing import Any
 
-from conftest import ServiceFactory
-from contract_support import (
-    APP,
-    IDS,
-    KEY,
-    OWNER,
-    USER,
-    create,
-    numbers_of,
-    read,
-    results_of,
-    run_all,
-)
+from contract_support import results_of, run_all
+from support.events import numbers_of
+from support.services import ServiceFactory
+from support.sessions import APP, IDS, KEY, OWNER, USER, create, read
 
 from sessionstore import Event, Session, SessionExists, StaleVersion
 

@@ -7,18 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from conftest import ServiceFactory
-from contract_support import (
-    IDS,
-    KEY,
-    MICROSECOND,
-    NOON,
-    append_many,
-    create,
-    numbered,
-    numbers_of,
-    read,
-)
+from contract_support import MICROSECOND
+from support.events import NOON, numbered, numbers_of
+from support.services import ServiceFactory
+from support.sessions import IDS, KEY, append_many, create, read
 
 from sessionstore import (
     Event,

@@ -7,19 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import ServiceFactory
-from contract_support import (
-    APP,
-    IDS,
-    KEY,
-    OWNER,
-    USER,
-    create,
-    numbered,
-    read,
-    until,
-    until_listed,
-)
+from contract_support import until_listed
+from support.events import numbered
+from support.services import ServiceFactory
+from support.sessions import APP, IDS, KEY, OWNER, USER, create, read
+from support.waiting import poll_until
 
 from sessionstore import Event, SessionKey, SessionNotFound
 
@@ -92,7 +84,7 @@ async def test_expired_sessions_vanish_from_the_list_and_others_stay(
         listed = [found.id for found in await service.list_sessions(**OWNER, limit=2)]
         return listed == ["s4", "s1"]
 
-    await until(only_the_kept_are_listed, "only s4 and s1 are listed")
+    await poll_until(only_the_kept_are_listed, "only s4 and s1 are listed")
     assert [found.id for found in await service.list_sessions(**OWNER, limit=1, offset=1)] == ["s1"]
 
 
@@ -108,7 +100,7 @@ async def test_expired_sessions_hide_none_that_lives(make_service: ServiceFactor
         listed = await service.list_sessions(**OWNER, limit=2)
         return [found.id for found in listed] == ["sid"]
 
-    await until(only_the_read_one_is_listed, "the session that is read is the only one listed")
+    await poll_until(only_the_read_one_is_listed, "the session that is read is the only one listed")
 
 
 @pytest.mark.parametrize("action", ["append", "update", "read", "page", "get or create"])
@@ -131,7 +123,7 @@ async def test_use_keeps_a_session(make_service: ServiceFactory, action: str) ->
             await service.get_or_create_session(**IDS, event_num=1)
         return [found.id for found in await service.list_sessions(**OWNER)] == ["sid"]
 
-    await until(use_until_the_unused_is_gone, "the unused session is gone")
+    await poll_until(use_until_the_unused_is_gone, "the unused session is gone")
     used = await read(service)
     assert used.events[0].content == 1
     assert used.state["a"] == 1
@@ -144,7 +136,7 @@ async def test_reading_does_not_keep_a_session_when_told_so(make_service: Servic
     async def is_gone() -> bool:
         return await service.get_session(**IDS) is None
 
-    await until(is_gone, "the session that is read all the time is gone")
+    await poll_until(is_gone, "the session that is read all the time is gone")
 
 
 async def test_expired_tiers_never_come_back(make_service: ServiceFactory) -> None:
@@ -154,7 +146,7 @@ async def test_expired_tiers_never_come_back(make_service: ServiceFactory) -> No
     async def are_gone() -> bool:
         return (await read(service)).state == {"a": 1}
 
-    await until(are_gone, "user and app state are gone")
+    await poll_until(are_gone, "user and app state are gone")
     assert await service.get_user_state(APP, USER) == {}
     assert await service.get_app_state(APP) == {}
     await service.update_user_state(APP, USER, {"x": 1})
@@ -182,5 +174,5 @@ async def test_without_a_ttl_nothing_expires_with_what_does(make_service: Servic
         listed = await service.list_sessions(**OWNER)
         return [found.state for found in listed] == [{"a": 1, "app:c": 3}]
 
-    await until(is_gone, "the user tier is gone")
+    await poll_until(is_gone, "the user tier is gone")
     assert len((await read(service)).events) == 1

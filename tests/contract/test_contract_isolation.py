@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from contract_support import APP, IDS, KEY, OWNER, USER, create, read
+from support.sessions import APP, IDS, KEY, OWNER, USER, create, read
 
 from sessionstore import Event, Session
 

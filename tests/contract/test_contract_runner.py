@@ -9,8 +9,11 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from conftest import WITH_TTL, Server
-from contract_support import APP, KEY, OWNER, USER, create, numbers_of, read, results_of, run_all
+from contract_support import results_of, run_all
+from support.events import numbers_of
+from support.servers import Server
+from support.services import WITH_TTL
+from support.sessions import APP, KEY, OWNER, USER, create, read
 
 from sessionstore import (
     BackendUnavailable,

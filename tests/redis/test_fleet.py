@@ -8,15 +8,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import redis
 from click.testing import CliRunner, Result
+from support.servers import Server
+from support.waiting import wait_until
 
 from sessionstore.cli import run
 from sessionstore.cli.commands import command_line
@@ -24,9 +25,6 @@ from sessionstore.cli.run import redact_url
 from sessionstore.embedded import EmbeddedServer, find_servers
 from sessionstore.errors import BackendUnavailable
 from sessionstore.transport.server_info import ServerFigures, ServerInfo, figures_from_info
-
-if TYPE_CHECKING:
-    from conftest import Server
 
 PROJECT = Path(__file__).parents[2]
 RECORDING = PROJECT / "../shared/data/airline.jsonl"
@@ -47,13 +45,6 @@ ENDLESS = ("--agents", "20", "--turns", "100000")
 SECRET = "correct-horse"
 
 needs_server = pytest.mark.skipif(not find_servers(), reason="no Redis or Valkey server installed")
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.01)
 
 
 def invoke(*arguments: str) -> Result:

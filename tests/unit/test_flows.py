@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from unit_support import NOON, make_ops
+from support.events import NOON
+from support.services import make_ops
 
 from sessionstore import (
     BackendTimeout,
