@@ -124,8 +124,9 @@ async def test_events_stay_in_the_order_of_their_append(
         "future": [timedelta(days=400 - number) for number in range(10)],
         "mixed": [timedelta(days=(-1) ** number * number) for number in range(10)],
     }[direction]
+    # Contents in descending order, because the store sorts equal positions by the bytes of events.
     events = [
-        Event("user", number, timestamp=now + offset) for number, offset in enumerate(offsets)
+        Event("user", 9 - number, timestamp=now + offset) for number, offset in enumerate(offsets)
     ]
     if batch:
         await service.append_events(KEY, events)
