@@ -213,7 +213,7 @@ class Ops:
         )
 
     @staticmethod
-    def list_primaries(self) -> Call[list[int]]:
+    def list_primaries() -> Call[list[int]]:
         """One slot of every primary of the cluster."""
 
         def decode(replies: list[Any]) -> list[int]:

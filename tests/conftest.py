@@ -1,45 +1,27 @@
-"""Fixtures: real servers, and one service factory over every backend.
+"""Fixtures: real servers, and one service factory for every backend.
 
-Every worker starts servers of its own on unix sockets, one per binary: what is found on PATH, the
-one bundled by the `embedded` extra, and those named with `--server PATH`.
-
-Clusters and Sentinels run on the bundled server alone, and all tests that use one in one worker.
+tests/README.md lists them. What a test takes decides where it runs: `server`, on every server that
+is found; `place`, in memory too; `backend`, `make_service` or `service`, on every backend, async
+and sync.
 """
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
+from support.clock import Clock, pass_time
+from support.servers import Group, Server, Servers, server_paths
+from support.services import WITH_TTL, Awaited, ServiceFactory
 
 import sessionstore
 import sessionstore.sync
 from benchmarks.rigs.clusters import Cluster, SentinelGroup
-from benchmarks.rigs.nodes import HOST, bundled_server
-from sessionstore.embedded import EmbeddedServer, find_servers
+from benchmarks.rigs.nodes import bundled_server
 
-# Options that give every key a deadline, so that the leak check sees a key that lost its own.
-WITH_TTL: dict[str, Any] = {
-    "session_ttl": 600,
-    "user_state_ttl": 600,
-    "app_state_ttl": 600,
-}
-
-
-AGENT = "agent:password@"
-"""The user that the ACL line of lua/README.md makes, as a URL has it."""
-
-KEY_PREFIXES = ("p:", "one:", "two:", "limit-*:")
-"""Those that the tests of the contract use, as patterns."""
-
-# Backends that are more than one server, with the options that their services need.
+# Backends of more than one server, with the options that their services need.
 ROUTED: dict[str, dict[str, Any]] = {
     "cluster-async": {},
     "cluster-sync": {},
@@ -48,10 +30,10 @@ ROUTED: dict[str, dict[str, Any]] = {
     "sentinel-async": {},
     "sentinel-sync": {},
 }
-# One server, and a user with the rights of the ACL line in lua/README.md, and no more.
+# A single server, and a user with no more rights than the ACL line of lua/README.md grants.
 LEAST_PRIVILEGE = "least_privilege-async"
-# Those on which an app's state has a slot of its own: no read or write spans it and the rest.
-APP_APART = {"cluster-async", "cluster-sync"}
+# Backends on which the app tier has a slot of its own, so that no script spans it and the rest.
+APP_IN_OWN_SLOT = {"cluster-async", "cluster-sync"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,30 +48,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "without_ttl: the test's keys need no deadline (the leak check is off)"
+        "markers", "without_ttl: the test leaves keys without a deadline (skips the leak check)"
     )
-
-
-def _server_paths(config: pytest.Config) -> dict[str, str]:
-    """Servers to test, by a short name for test ids."""
-    paths: dict[str, str] = {}
-    for server in find_servers():
-        paths.setdefault(f"{server.name}-{'.'.join(map(str, server.version))}", server.path)
-    for number, path in enumerate(config.getoption("--server")):
-        paths[f"server{number}"] = path
-    return paths
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what uses a server on every server, and the contract on every backend."""
-    names = list(_server_paths(metafunc.config))
+    names = list(server_paths(metafunc.config.getoption("--server")))
     if "backend" in metafunc.fixturenames:
         backends: list[Any] = ["memory-async", "memory-sync"]
         for name in names:
             backends += [f"{name}-async", f"{name}-sync"]
         if bundled_server():
-            # Options that a backend needs are known to `make_service` alone.
             backends.append(LEAST_PRIVILEGE)
+            # Only `make_service` knows the options that a backend needs.
             backends += [
                 name
                 for name, needed in ROUTED.items()
@@ -104,9 +76,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Let one worker run all tests that use a cluster, and one all that use Sentinels.
+    """Run all tests that use a cluster in one worker, and all that use Sentinels in one worker.
 
-    The mark `xdist_group` is for that, but pytest-xdist 3.8 loses it under pytest 9.
+    The mark `xdist_group` is meant for that, but pytest-xdist 3.8 loses it under pytest 9.
     """
     # pytest-xdist has no types.
     from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]
@@ -124,129 +96,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduler(config, log)
 
 
-class Server:
-    """A running server of this worker, and a raw client to look behind the scenes."""
-
-    def __init__(self, embedded: EmbeddedServer, user: str = "") -> None:
-        self.embedded = embedded
-        self.url = embedded.url.replace("://", f"://{user}")
-        self.raw = redis.Redis(unix_socket_path=embedded.socket_path, decode_responses=False)
-
-    def clients(self) -> list[redis.Redis]:
-        """Raw clients of all servers that hold keys."""
-        return [self.raw]
-
-    def empty(self) -> None:
-        """Remove every key."""
-        for client in self.clients():
-            client.flushall()
-
-    def all_keys(self) -> list[Any]:
-        """Every key."""
-        return [key for client in self.clients() for key in client.keys("*")]
-
-    def snapshot(self) -> dict[bytes, Any]:
-        """Every key with type, content and deadline in milliseconds since 1970 (-1 = none)."""
-        found: dict[bytes, Any] = {}
-        for client in self.clients():
-            keys: list[Any] = client.keys("*")
-            for key in keys:
-                kind: Any = client.type(key)
-                content: Any
-                if kind == b"hash":
-                    content = client.hgetall(key)
-                elif kind == b"zset":
-                    content = client.zrange(key, 0, -1, withscores=True)
-                else:
-                    content = client.dump(key)
-                found[key] = (kind, content, client.pexpiretime(key))
-        return found
-
-
-class Group(Server):
-    """The same for a cluster, or a master behind Sentinels."""
-
-    def __init__(self, group: Cluster | SentinelGroup) -> None:
-        self.url = group.url.replace("://", f"://{AGENT}")
-        self.group = group
-        self._by_port: dict[int, redis.Redis] = {}
-
-    def clients(self) -> list[redis.Redis]:
-        """Raw clients of the primaries."""
-        if isinstance(self.group, Cluster):
-            primaries = self.group.primaries()
-        else:
-            primaries = [self.group.master()]
-        for port in (node.port for node in primaries):
-            if port not in self._by_port:
-                self._by_port[port] = redis.Redis(host=HOST, port=port, decode_responses=False)
-        return [self._by_port[node.port] for node in primaries]
-
-    def close(self) -> None:
-        """End it."""
-        for client in self._by_port.values():
-            client.close()
-        self.group.close()
-
-
 @pytest.fixture(scope="session")
-def _servers() -> Iterator[dict[str, Server]]:
-    running: dict[str, Server] = {}
-    yield running
-    for server in running.values():
-        server.raw.close()
-        server.embedded.stop()
-
-
-def _start(config: pytest.Config, running: dict[str, Server], name: str) -> Server:
-    if name not in running:
-        embedded = EmbeddedServer(executable=_server_paths(config)[name])
-        embedded.start()
-        running[name] = Server(embedded)
-    return running[name]
-
-
-def _start_least_privilege(running: dict[str, Server]) -> Server:
-    if LEAST_PRIVILEGE not in running:
-        bundled = bundled_server()
-        assert bundled is not None
-        embedded = EmbeddedServer(executable=bundled.path)
-        embedded.start()
-        running[LEAST_PRIVILEGE] = found = Server(embedded, AGENT)
-        command: Any = found.raw.execute_command
-        command("ACL", "SETUSER", *acl_user("scan"))
-    return running[LEAST_PRIVILEGE]
-
-
-def acl_user(*further: str) -> list[str]:
-    """Name and rules of the user in lua/README.md, with more commands and with key prefixes."""
-    readme = (Path(__file__).parent.parent / "lua/README.md").read_text("utf-8")
-    [line] = re.findall(r"^ACL SETUSER (.+)$", readme, re.MULTILINE)
-    rules = line.split()
-    keys = [rule[1:] for rule in rules if rule.startswith("~")]
-    prefixed = [f"~{prefix}{name}" for prefix in KEY_PREFIXES for name in keys]
-    return [*rules, *prefixed, *(f"+{name}" for name in further)]
-
-
-@pytest.fixture(scope="session")
-def _groups() -> Iterator[dict[str, Group]]:
-    running: dict[str, Group] = {}
-    yield running
-    for group in running.values():
-        group.close()
-
-
-def _start_group(running: dict[str, Group], kind: str) -> Group:
-    if kind not in running:
-        group: Cluster | SentinelGroup
-        if kind == "sentinel":
-            group = SentinelGroup(users=[acl_user("role", "scan")])
-        else:
-            replicas = 3 if kind == "replicated_cluster" else 0
-            group = Cluster(replicas=replicas, users=[acl_user("asking", "cluster|slots", "scan")])
-        group.start()
-        running[kind] = Group(group)
-    return running[kind]
+def _servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
+    servers = Servers(request.config.getoption("--server"))
+    yield servers
+    servers.close()
 
 
 def _check_leaks(server: Server, request: pytest.FixtureRequest) -> None:
@@ -257,44 +111,46 @@ def _check_leaks(server: Server, request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def server(request: pytest.FixtureRequest, _servers: dict[str, Server]) -> Iterator[Server]:
-    """An empty server. Afterwards every key left must have a deadline."""
-    found = _start(request.config, _servers, request.param)
-    found.raw.flushall()
-    yield found
-    _check_leaks(found, request)
-
-
-@pytest.fixture
-def place(request: pytest.FixtureRequest, _servers: dict[str, Server]) -> Iterator[Server | None]:
-    """An empty server, or None for memory, for what has no twin for threads.
-
-    Afterwards every key left must have a deadline.
-    """
-    if request.param == "memory":
-        yield None
-        return
-    found = _start(request.config, _servers, request.param)
+def server(request: pytest.FixtureRequest, _servers: Servers) -> Iterator[Server]:
+    """An empty server. At the end every key that is left must have a deadline."""
+    found = _servers.single(request.param)
     found.empty()
     yield found
     _check_leaks(found, request)
 
 
 @pytest.fixture
-def cluster(_groups: dict[str, Group]) -> Iterator[Cluster]:
-    """Three primaries without keys; slots that the test leaves open are closed."""
-    yield from _fresh(_groups, "cluster")
+def place(request: pytest.FixtureRequest, _servers: Servers) -> Iterator[Server | None]:
+    """The same, or None for memory. For tests that use the async service alone."""
+    if request.param == "memory":
+        yield None
+        return
+    found = _servers.single(request.param)
+    found.empty()
+    yield found
+    _check_leaks(found, request)
 
 
 @pytest.fixture
-def replicated_cluster(_groups: dict[str, Group]) -> Iterator[Cluster]:
-    """The same with a replica each; nodes that the test stops or kills are revived."""
-    yield from _fresh(_groups, "replicated_cluster")
+def cluster(_servers: Servers) -> Iterator[Cluster]:
+    """A cluster of three primaries, empty. Slots that the test leaves migrating are settled."""
+    yield from _fresh(_servers.group("cluster"))
 
 
-def _fresh(running: dict[str, Group], kind: str) -> Iterator[Any]:
-    """The servers of a group, without keys; revived at the end."""
-    found = _start_group(running, kind)
+@pytest.fixture
+def replicated_cluster(_servers: Servers) -> Iterator[Cluster]:
+    """The same with one replica each. Nodes that the test stops or kills are revived."""
+    yield from _fresh(_servers.group("replicated_cluster"))
+
+
+@pytest.fixture
+def sentinel_group(_servers: Servers) -> Iterator[SentinelGroup]:
+    """A master, two replicas and three Sentinels. Those that the test ends are revived."""
+    yield from _fresh(_servers.group("sentinel"))
+
+
+def _fresh(found: Group) -> Iterator[Any]:
+    """The servers of a group, empty; revived at the end."""
     found.empty()
     try:
         yield found.group
@@ -303,65 +159,58 @@ def _fresh(running: dict[str, Group], kind: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def sentinel_group(_groups: dict[str, Group]) -> Iterator[SentinelGroup]:
-    """A master, two replicas and three Sentinels; those that the test ends are revived."""
-    yield from _fresh(_groups, "sentinel")
-
-
-@pytest.fixture
 def backend(
-    request: pytest.FixtureRequest, _servers: dict[str, Server], _groups: dict[str, Group]
+    request: pytest.FixtureRequest, _servers: Servers
 ) -> Iterator[tuple[str, Server | None]]:
-    """How to make a service ("memory" or "redis", "async" or "sync") and its server."""
+    """The mode of a service ("async" or "sync") and its empty server, None for memory."""
     name, _, mode = request.param.rpartition("-")
     if name == "memory":
         yield mode, None
         return
     found: Server
     if request.param == LEAST_PRIVILEGE:
-        found = _start_least_privilege(_servers)
+        found = _servers.least_privilege()
     elif request.param in ROUTED:
-        found = _start_group(_groups, name.partition("_")[0])
+        found = _servers.group(name.partition("_")[0])
     else:
-        found = _start(request.config, _servers, name)
+        found = _servers.single(name)
     found.empty()
     yield mode, found
     _check_leaks(found, request)
 
 
-class Awaited:
-    """A service for threads with the methods of one for asyncio; each call has a thread."""
-
-    def __init__(self, service: sessionstore.sync.SessionService) -> None:
-        self._service = service
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._service, "close" if name == "aclose" else name)
-        if not inspect.ismethod(method):
-            return method
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            return await asyncio.to_thread(method, *args, **kwargs)
-
-        return call
+@pytest.fixture
+def app_in_own_slot(request: pytest.FixtureRequest) -> bool:
+    """Whether the backend keeps the app tier in a slot of its own."""
+    return request.node.callspec.params["backend"] in APP_IN_OWN_SLOT
 
 
 @pytest.fixture
-def app_in_own_slot(request: pytest.FixtureRequest) -> bool:
-    """Whether the backend gives an app's state a slot of its own."""
-    return request.node.callspec.params["backend"] in APP_APART
+def _clock() -> Clock:
+    return Clock()
 
 
-ServiceFactory = Callable[..., Any]
+@pytest.fixture
+def advance_time(backend: tuple[str, Server | None], _clock: Clock) -> Callable[[float], None]:
+    """Lets seconds pass for all that the services of `make_service` have stored so far."""
+    _, server = backend
+
+    def advance(seconds: float) -> None:
+        if server is None:
+            _clock.advance(seconds)
+        else:
+            pass_time(server, seconds * 1000)
+
+    return advance
 
 
 @pytest.fixture
 async def make_service(
-    request: pytest.FixtureRequest, backend: tuple[str, Server | None]
+    request: pytest.FixtureRequest, backend: tuple[str, Server | None], _clock: Clock
 ) -> AsyncIterator[ServiceFactory]:
-    """Makes services that share what they store; with a TTL in every tier unless told otherwise.
+    """Makes services that share what they store, with a TTL in every tier unless options differ.
 
-    Memory services share nothing with each other: a test makes one and keeps to it.
+    Services in memory share nothing with each other, so a test makes one and keeps to it.
     """
     mode, server = backend
     needed = ROUTED.get(request.node.callspec.params["backend"], {})
@@ -371,9 +220,9 @@ async def make_service(
             options = {**WITH_TTL, **needed, **options}
             service: Any
             if server is None and mode == "async":
-                service = sessionstore.InMemorySessionService(**options)
+                service = sessionstore.InMemorySessionService(clock=_clock, **options)
             elif server is None:
-                service = Awaited(sessionstore.sync.InMemorySessionService(**options))
+                service = Awaited(sessionstore.sync.InMemorySessionService(clock=_clock, **options))
             elif mode == "async":
                 service = sessionstore.RedisSessionService(server.url, **options)
             else:
@@ -386,5 +235,5 @@ async def make_service(
 
 @pytest.fixture
 def service(make_service: ServiceFactory) -> Any:
-    """A service with default options but for a TTL in every tier."""
+    """A service with default options and a TTL in every tier."""
     return make_service()

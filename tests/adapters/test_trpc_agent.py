@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from adapters_support import WITH_TTL, needs, run_example
-from conftest import Server
+from adapters_support import needs, run_example
+from support.servers import Server
+from support.services import WITH_TTL
 
 import sessionstore.sync
 from sessionstore import CorruptData, InvalidArgument, SessionKey, SessionNotFound

@@ -7,15 +7,11 @@ import time
 from typing import Any
 
 import pytest
-from cluster_support import (
-    MODES,
-    create,
-    key_on,
-    make_event,
-    make_service,
-    poll_until,
-    read,
-)
+from cluster_support import key_on
+from support.events import make_event
+from support.services import MODES, make_service
+from support.sessions import create, read
+from support.waiting import poll_until
 
 from benchmarks.chaos.fleet import Fleet
 from benchmarks.rigs.clusters import Cluster, Node

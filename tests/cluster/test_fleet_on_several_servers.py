@@ -7,7 +7,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from benchmarks.clusters import Cluster, SentinelGroup
+from benchmarks.rigs.clusters import Cluster, SentinelGroup
 from sessionstore.cli import command_line
 
 

@@ -6,7 +6,10 @@ import asyncio
 import time
 
 import pytest
-from cluster_support import MODES, create, make_event, make_service, poll_until, read
+from support.events import make_event
+from support.services import MODES, make_service
+from support.sessions import create, read
+from support.waiting import poll_until
 
 from benchmarks.rigs.clusters import SentinelGroup
 from sessionstore import BackendUnavailable, SessionKey

@@ -6,7 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from cluster_support import MODES, create, key_on, make_event, make_service, read
+from cluster_support import key_on
+from support.events import make_event
+from support.services import MODES, make_service
+from support.sessions import create, read
 
 from benchmarks.rigs.clusters import Cluster, Node, SentinelGroup
 from sessionstore import Event, NotReplicated, SessionKey

@@ -7,8 +7,9 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from cluster_support import MODES, create, make_service
-from conftest import Server
+from support.servers import Server
+from support.services import MODES, make_service
+from support.sessions import create
 
 from benchmarks.rigs.clusters import Cluster
 from sessionstore import BackendUnavailable, SessionKey

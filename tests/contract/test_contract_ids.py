@@ -6,7 +6,8 @@ from itertools import product
 from typing import Any
 
 import pytest
-from contract_support import create, numbers_of, read
+from support.events import numbers_of
+from support.sessions import create, read
 
 from sessionstore import Event, SessionKey
 

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import msgspec
-from contract_support import APP, IDS, KEY, OWNER, USER, create, read
+from support.sessions import APP, IDS, KEY, OWNER, USER, create, read
 
 from sessionstore import Event, Session
 

@@ -8,18 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from contract_support import (
-    APP,
-    IDS,
-    KEY,
-    NOON,
-    OWNER,
-    USER,
-    create,
-    numbered,
-    numbers_of,
-    read,
-)
+from support.events import NOON, numbered, numbers_of
+from support.sessions import APP, IDS, KEY, OWNER, USER, create, read
 
 from sessionstore import Event, EventPage, InvalidArgument, SessionKey, SessionNotFound
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import ServiceFactory
-from contract_support import append_many, create, read
+from support.services import ServiceFactory
+from support.sessions import append_many, create, read
 
 from sessionstore import Event, SessionKey
 

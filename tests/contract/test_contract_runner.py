@@ -11,8 +11,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Literal
 
 import pytest
-from conftest import WITH_TTL, Awaited, Server
-from contract_support import APP, KEY, OWNER, USER, create, numbers_of, read, results_of, run_all
+from contract_support import results_of, run_all
 from runner_sides import (
     AwaitedRunner,
     Tamper,
@@ -22,6 +21,10 @@ from runner_sides import (
     twice,
     without_renewals,
 )
+from support.events import numbers_of
+from support.servers import Server
+from support.services import WITH_TTL, Awaited
+from support.sessions import APP, KEY, OWNER, USER, create, read
 
 import sessionstore.sync
 from sessionstore import (

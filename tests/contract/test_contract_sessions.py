@@ -8,18 +8,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from conftest import Server, ServiceFactory
-from contract_support import (
-    APP,
-    IDS,
-    KEY,
-    OWNER,
-    USER,
-    create,
-    numbered,
-    numbers_of,
-    read,
-)
+from support.events import numbered, numbers_of
+from support.servers import Server
+from support.services import ServiceFactory
+from support.sessions import APP, IDS, KEY, OWNER, USER, create, read
 
 import sessionstore
 from sessionstore import (
@@ -172,7 +164,7 @@ def stored_keys(service: Any, server: Server | None) -> set[bytes]:
     """Every key in the store, wherever that is."""
     if server is not None:
         return set(server.snapshot())
-    executor = getattr(service, "_service", service)._executor
+    executor = getattr(service, "service", service)._executor
     return set(getattr(executor, "_memory", executor).keyspace.keys())
 
 
@@ -338,36 +330,6 @@ async def test_a_pop_of_nothing_still_asks_for_the_version(service: Any) -> None
 
 
 # -- the end ------------------------------------------------------------------------------------
-
-
-async def test_a_closed_service_is_unavailable(service: Any) -> None:
-    session = await create(service)
-    for _ in range(2):
-        await service.aclose()
-    attempts: list[Attempt] = [
-        lambda: service.create_session(**OWNER),
-        lambda: service.get_or_create_session(**IDS),
-        lambda: service.get_session(**IDS),
-        lambda: service.list_sessions(**OWNER),
-        lambda: service.delete_session(**IDS),
-        lambda: service.append_event(session, Event("user")),
-        lambda: service.append_events(session, numbered(1)),
-        lambda: service.get_events(session),
-        lambda: service.pop_event(session),
-        lambda: service.clear_events(session),
-        lambda: service.update_session_state(session, {"a": 1}),
-        lambda: service.delete_session_state(session, "a"),
-        lambda: service.get_app_state(APP),
-        lambda: service.update_app_state(APP, {"a": 1}),
-        lambda: service.delete_app_state(APP, "a"),
-        lambda: service.get_user_state(APP, USER),
-        lambda: service.update_user_state(APP, USER, {"a": 1}),
-        lambda: service.delete_user_state(APP, USER, "a"),
-    ]
-    for attempt in attempts:
-        with pytest.raises(BackendUnavailable, match="closed") as caught:
-            await attempt()
-        assert not caught.value.maybe_applied
 
 
 async def test_a_service_is_a_context_manager(backend: tuple[str, Server | None]) -> None:

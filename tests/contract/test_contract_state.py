@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from contract_support import APP, IDS, KEY, OWNER, USER, create, read
+from support.sessions import APP, IDS, KEY, OWNER, USER, create, read
 
 from sessionstore import Event, InvalidArgument, SessionKey
 

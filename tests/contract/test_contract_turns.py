@@ -7,21 +7,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import ServiceFactory
-from contract_support import (
-    APP,
-    IDS,
-    KEY,
-    OWNER,
-    USER,
-    create,
-    numbered,
-    numbers_of,
-    read,
-    results_of,
-    run_all,
-    until,
-)
+from contract_support import results_of, run_all
+from support.events import numbered, numbers_of
+from support.services import ServiceFactory
+from support.sessions import APP, IDS, KEY, OWNER, USER, create, read
+from support.waiting import poll_until
 
 from sessionstore import (
     Event,
@@ -44,7 +34,7 @@ async def end_of(turn: Turn) -> None:
     async def is_past() -> bool:
         return datetime.now(UTC) > turn.expires_at
 
-    await until(is_past, "the end of the lease")
+    await poll_until(is_past, "the end of the lease")
 
 
 async def take_over(service: Any, key: SessionKey = KEY) -> Turn:
@@ -58,7 +48,7 @@ async def take_over(service: Any, key: SessionKey = KEY) -> Turn:
             return False
         return True
 
-    await until(is_taken, "the turn is free")
+    await poll_until(is_taken, "the turn is free")
     return taken[0]
 
 

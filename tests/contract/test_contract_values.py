@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from conftest import Server, ServiceFactory
-from contract_support import APP, IDS, KEY, OWNER, USER, create, read
+from support.servers import Server
+from support.services import ServiceFactory
+from support.sessions import APP, IDS, KEY, OWNER, USER, create, read
 
 import sessionstore
 import sessionstore.sync

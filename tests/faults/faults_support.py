@@ -1,31 +1,19 @@
-"""What the fault tests share: services of both kinds, waiting, and a loop that hides nothing."""
+"""Shared by the fault tests: events of one size, counts on a server, a check of the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import Any
 
-from conftest import WITH_TTL, Awaited, Server
+from support.events import LONG_AGO
+from support.servers import Server
 
-import sessionstore.sync
-from sessionstore import Event, RedisSessionService, SessionKey
+from sessionstore import Event, SessionKey
 
-DEADLINE_S = 20.0  # for whatever a test waits for; far more than anything takes
-LONG_AGO = datetime(2001, 2, 3, tzinfo=UTC)
 KEY = SessionKey("a", "u", "s")
-
-
-def make_service(mode: str, url: str, **options: Any) -> Any:
-    """A service with a TTL in every tier: "async", or "sync" with awaitable methods."""
-    options = {**WITH_TTL, **options}
-    if mode == "async":
-        return RedisSessionService(url, **options)
-    return Awaited(sessionstore.sync.RedisSessionService(url, **options))
 
 
 async def warm(service: Any) -> None:
@@ -39,10 +27,6 @@ def make_event(number: int) -> Event:
     return Event("x", id=f"{number:04}", timestamp=LONG_AGO)
 
 
-def ids_of(events: list[Event]) -> list[str]:
-    return [event.id for event in events]
-
-
 def stored_count(server: Server, key: SessionKey) -> int:
     count = server.raw.zcard(f"events:{{{key.app_name}:{key.user_id}}}:{key.session_id}")
     assert isinstance(count, int)
@@ -52,22 +36,6 @@ def stored_count(server: Server, key: SessionKey) -> int:
 def client_count(server: Server) -> int:
     """Connections that the server has, the test's own included."""
     return len(server.raw.client_list())
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Poll until a condition holds."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.002)
-
-
-async def poll_until(condition: Callable[[], object], what: str) -> None:
-    """The same without blocking the event loop."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come"
-        await asyncio.sleep(0.002)
 
 
 @asynccontextmanager

@@ -10,19 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Server
-from faults_support import (
-    KEY,
-    client_count,
-    ids_of,
-    make_event,
-    make_service,
-    nothing_unheard,
-    poll_until,
-    stored_count,
-    warm,
-)
+from faults_support import KEY, client_count, make_event, nothing_unheard, stored_count, warm
 from proxy import Direction, Proxy
+from support.events import ids_of
+from support.servers import Server
+from support.services import make_service
+from support.waiting import poll_until
 
 from sessionstore import (
     BackendError,

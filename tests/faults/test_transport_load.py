@@ -14,21 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WITH_TTL, Server
-from faults_support import (
-    DEADLINE_S,
-    KEY,
-    LONG_AGO,
-    client_count,
-    ids_of,
-    make_event,
-    make_service,
-    nothing_unheard,
-    poll_until,
-    wait_until,
-    warm,
-)
+from faults_support import KEY, client_count, make_event, nothing_unheard, warm
 from proxy import Proxy
+from support.events import LONG_AGO, ids_of
+from support.servers import Server
+from support.services import WITH_TTL, make_service
+from support.waiting import DEADLINE_S, poll_until, wait_until
 
 import sessionstore.sync
 from sessionstore import BackendUnavailable, Event, RedisSessionService, SessionKey

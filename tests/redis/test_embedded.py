@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 import redis
+from support.waiting import wait_until
 
 import sessionstore
 from sessionstore.embedded import EmbeddedServer, ServerBinary, find_server, find_servers
@@ -32,13 +33,6 @@ pytestmark = pytest.mark.skipif(not SERVERS, reason="no Redis or Valkey server i
 each_server = pytest.mark.parametrize(
     "binary", SERVERS, ids=[".".join([s.name, *map(str, s.version)]) for s in SERVERS]
 )
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30.0
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def is_running(pid: int) -> bool:
@@ -106,8 +100,8 @@ def test_starts_again_where_it_was_after_the_server_died(tmp_path: Path) -> None
             client.set("key", "value")
         pid, socket_path = server.pid, server.socket_path
         os.kill(pid, signal.SIGKILL)
-        # start() must detect it by itself.
-        wait_until(lambda: ping(socket_path) is None)
+        # At once: start() itself must notice.
+        wait_until(lambda: ping(socket_path) is None, "the end of the server")
         server.start()
         assert server.pid != pid
         assert server.socket_path == socket_path
@@ -187,8 +181,11 @@ def test_start_waits_while_data_is_loaded(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path) as server, client_of(server) as client:
         client.mset({f"key {number}": "value" for number in range(1000)})
         client.bgrewriteaof()
-        wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
-    # Each key takes a millisecond to load. Meanwhile the server answers -LOADING.
+        wait_until(
+            lambda: not client.info("persistence")["aof_rewrite_in_progress"],
+            "the end of the rewrite",
+        )
+    # Each key takes a millisecond, and meanwhile the server answers -LOADING.
     slow: Any = {"key-load-delay": 1000, "loading-process-events-interval-bytes": 1024}
     hasty = EmbeddedServer(tmp_path, config=slow, start_timeout=timedelta(seconds=0.2))
     with pytest.raises(BackendUnavailable, match=r"still loading its data within start_timeout"):
@@ -260,7 +257,7 @@ def test_a_parent_that_ends_without_stop_takes_the_server_along(end: str) -> Non
     with Parent(then=end) as parent:
         assert is_running(parent.pid)
         print(file=parent.process.stdin, flush=True)
-        wait_until(parent.has_ended)
+        wait_until(parent.has_ended, "the end of the server and its directory")
 
 
 def test_a_parent_that_exits_waits_for_the_end_of_the_server(tmp_path: Path) -> None:
@@ -291,7 +288,7 @@ def test_a_child_of_the_parent_does_not_keep_the_server(children: str, end: str)
     with Parent(children=children, then=end) as parent:
         try:
             print(file=parent.process.stdin, flush=True)
-            wait_until(parent.has_ended)
+            wait_until(parent.has_ended, "the end of the server and its directory")
             assert is_running(parent.child)
         finally:
             os.kill(parent.child, signal.SIGKILL)
@@ -316,7 +313,7 @@ def test_signals_to_the_watchdog() -> None:
         # It has its own session, so signals of the terminal do not reach it.
         assert os.getsid(pid) == os.getsid(watchdog_of(server).pid) != os.getsid(0)
         watchdog_of(server).terminate()
-        wait_until(lambda: not is_running(pid))
+        wait_until(lambda: not is_running(pid), "the end of the process")
 
 
 def test_a_server_left_behind_by_a_killed_watchdog_is_named() -> None:

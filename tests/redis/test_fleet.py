@@ -8,23 +8,21 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import redis
 from click.testing import CliRunner, Result
+from support.servers import Server
+from support.waiting import wait_until
 
 from sessionstore.cli import command_line, store
 from sessionstore.cli.store import ServerFigures, redact_url
 from sessionstore.embedded import EmbeddedServer, find_servers
 from sessionstore.errors import BackendUnavailable
-
-if TYPE_CHECKING:
-    from conftest import Server
 
 PROJECT = Path(__file__).parents[2]
 RECORDING = PROJECT / "../shared/data/airline.jsonl"
@@ -46,13 +44,6 @@ ENDLESS = ("--agents", "20", "--turns", "100000")
 SECRET = "correct-horse"
 
 needs_server = pytest.mark.skipif(not find_servers(), reason="no Redis or Valkey server installed")
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.01)
 
 
 def invoke(*arguments: str) -> Result:

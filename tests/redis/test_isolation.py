@@ -7,8 +7,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from conftest import Server, acl_user
-from redis_support import OPERATIONS, Operation, make_service, operation_name, prepare
+from support.operations import OPERATIONS, Operation, each_operation
+from support.scene import prepare
+from support.servers import Server, acl_user
+from support.services import make_service
 
 from sessionstore import BackendRejected, RedisSessionService
 
@@ -56,17 +58,17 @@ async def service(request: pytest.FixtureRequest, server: Server) -> AsyncIterat
     await found.aclose()
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=operation_name)
+@each_operation()
 async def test_commands_and_round_trips(server: Server, service: Any, operation: Operation) -> None:
-    await prepare(service, server)
-    await operation.run(service)  # connections are open and scripts known now
-    await prepare(service, server)
+    scene = await prepare(service, server, operation)
+    await operation.run(service, scene)  # opens the connections and sends the scripts
+    scene = await prepare(service, server, operation)
     with Ear(server) as ear:
         ear.heard()
-        await operation.run(service)
+        await operation.run(service, scene)
         seen = ear.heard()
     sent = [name for name, is_lua in seen if not is_lua]
-    assert set(sent) <= ON_THE_WIRE - {"EVAL"}
+    assert set(sent) <= ON_THE_WIRE - {"EVAL"} | set(operation.rights.split())
     assert {name for name, is_lua in seen if is_lua} <= IN_SCRIPTS
     # A transaction leaves in one write, and so does a command alone.
     trips, is_open = 0, False
@@ -79,7 +81,7 @@ async def test_commands_and_round_trips(server: Server, service: Any, operation:
         if not is_open:
             trips += 1
     assert not is_open
-    assert trips == operation.trips
+    assert trips == operation.calls
 
 
 async def test_a_list_without_expired_sessions_takes_two_round_trips(
@@ -115,11 +117,11 @@ async def test_nothing_is_allowed_that_is_not_used(server: Server, service: Any)
     """The least privilege: every command of the ACL line is used."""
     used = set()
     for operation in OPERATIONS:
-        await prepare(service, server)
+        scene = await prepare(service, server, operation)
         server.raw.script_flush()
         with Ear(server) as ear:
             ear.heard()
-            await operation.run(service)
+            await operation.run(service, scene)
             used |= {name for name, _ in ear.heard()}
     used |= await _used_without_ttl(server)
     server.raw.flushall()

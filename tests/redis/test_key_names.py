@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WITH_TTL, Server
 from redis.crc import key_slot
-from redis_support import IDS, KEY, LONG_AGO, USER, ids_of, make_event
+from redis_support import IDS, USER
+from support.events import LONG_AGO, ids_of, make_event
+from support.scene import KEY
+from support.servers import Server
+from support.services import WITH_TTL
 
 from sessionstore import Event, RedisSessionService, SessionKey
 

@@ -4,57 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
-import pytest
 import redis
-from conftest import Server
-from redis_support import (
-    IDS,
-    KEY,
-    OPERATIONS,
-    USER,
-    Operation,
-    ids_of,
-    make_event,
-    make_service,
-    operation_name,
-    prepare,
-)
+from redis_support import IDS, USER
+from support.events import ids_of, make_event
+from support.operations import Operation, each_operation
+from support.scene import KEY, prepare, shown
+from support.servers import Server
+from support.services import both_modes, make_service
 
-from sessionstore import Event, EventPage, Session, Turn
 from sessionstore.embedded import EmbeddedServer
-
-both_modes = pytest.mark.parametrize("mode", ["async", "sync"])
-
-
-def comparable(result: Any) -> Any:
-    """A result without its times."""
-    if isinstance(result, Session):
-        return result.id, result.state, ids_of(result.events), result.version
-    if isinstance(result, Event):
-        return result.id
-    if isinstance(result, EventPage):
-        return ids_of(result.events)
-    if isinstance(result, Turn):
-        return result.key
-    if isinstance(result, list):
-        return [comparable(each) for each in result]
-    return result
 
 
 @both_modes
-@pytest.mark.parametrize("operation", OPERATIONS, ids=operation_name)
+@each_operation()
 async def test_every_operation_right_after_a_flush(
     server: Server, mode: str, operation: Operation
 ) -> None:
     service = make_service(mode, server.url)
-    await prepare(service, server)
-    expected = comparable(await operation.run(service))
+    scene = await prepare(service, server, operation)
+    expected = shown(await operation.run(service, scene))
     keys = sorted(server.snapshot())
-    await prepare(service, server)
+    scene = await prepare(service, server, operation)
     server.raw.script_flush()
-    assert comparable(await operation.run(service)) == expected
+    assert shown(await operation.run(service, scene)) == expected
     assert sorted(server.snapshot()) == keys
     await service.aclose()
 

@@ -6,25 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import Server
-from redis_support import (
-    IDS,
-    KEY,
-    OPERATIONS,
-    STATE,
-    USER,
-    Operation,
-    ids_of,
-    make_event,
-    make_service,
-    operation_name,
-    prepare,
-)
+from redis_support import IDS, USER
+from support.events import ids_of, make_event
+from support.operations import OPERATIONS, Operation, each_operation
+from support.scene import KEY, STATE, prepare, shown
+from support.servers import Server
+from support.services import both_modes, make_service
 
 from sessionstore import BackendRejected
 
-both_modes = pytest.mark.parametrize("mode", ["async", "sync"])
-WRITES = [operation for operation in OPERATIONS if operation.is_write]
+WRITES = tuple(each for each in OPERATIONS if each.kind == "write")
+OTHERS = tuple(each for each in OPERATIONS if each.kind != "write")
 
 
 @contextmanager
@@ -39,22 +31,37 @@ def memory_full(server: Server) -> Iterator[None]:
 
 
 @both_modes
-@pytest.mark.parametrize("operation", WRITES, ids=operation_name)
+@each_operation(WRITES)
 async def test_a_write_is_refused_whole(server: Server, mode: str, operation: Operation) -> None:
     service = make_service(mode, server.url)
-    await prepare(service, server)
-    await operation.run(service)  # the server knows the script, and then does not
-    for is_known in (True, False):
-        await prepare(service, server)
+    scene = await prepare(service, server, operation)
+    await operation.run(service, scene)
+    for is_known in (True, False):  # whether the server knows the script
+        scene = await prepare(service, server, operation)
         if not is_known:
             server.raw.script_flush()
         before = server.snapshot()
         with memory_full(server):
             with pytest.raises(BackendRejected, match="out of memory") as caught:
-                await operation.run(service)
+                await operation.run(service, scene)
             assert not caught.value.maybe_applied
             assert server.snapshot() == before
-        await operation.run(service)
+        await operation.run(service, scene)
+    await service.aclose()
+
+
+@both_modes
+@each_operation(OTHERS)
+async def test_a_read_or_a_delete_goes_on(server: Server, mode: str, operation: Operation) -> None:
+    service = make_service(mode, server.url)
+    scene = await prepare(service, server, operation)
+    expected = shown(await operation.run(service, scene))
+    for is_known in (True, False):
+        scene = await prepare(service, server, operation)
+        if not is_known:
+            server.raw.script_flush()
+        with memory_full(server):
+            assert shown(await operation.run(service, scene)) == expected
     await service.aclose()
 
 
@@ -97,9 +104,9 @@ async def test_reads_and_deletes_go_on(
             page = await service.get_events(KEY, after=page.last)
             assert ids_of(page.events) == ["e2"]
             listed = await service.list_sessions(**USER, event_num=1)
-            assert sorted(each.id for each in listed) == ["held", "s"]
-            assert await service.get_user_state("a", "u") == {"k": 2}
-            assert await service.get_app_state("a") == {"k": 3}
+            assert sorted(each.id for each in listed) == ["other", "s"]
+            assert await service.get_user_state("a", "u") == {"k": 2, "kept": 3}
+            assert await service.get_app_state("a") == {"k": 4, "kept": 5}
             assert (await service.get_session(**USER, session_id="missing")) is None
             # What makes room.
             assert (await service.pop_event(KEY)).id == "e2"
@@ -107,7 +114,7 @@ async def test_reads_and_deletes_go_on(
             found = await service.get_session(**IDS)
             assert found.events == []
             await service.delete_session(**IDS)
-            await service.delete_session(**USER, session_id="held")
+            await service.delete_session(**USER, session_id="other")
             assert await service.list_sessions(**USER) == []
             assert sorted(server.snapshot()) == [b"appdata:{a}", b"userdata:{a:u}"]
     await service.aclose()

@@ -8,17 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from support.servers import Server
+from support.waiting import wait_until
 
 from sessionstore import Event, RedisSessionService, RunContext, Runner, SessionKey, TurnTaken
-
-if TYPE_CHECKING:
-    from conftest import Server
 
 PROJECT = Path(__file__).parents[2]
 KEY = SessionKey("app", "user", "sid")
@@ -130,13 +129,6 @@ def outcomes_of(process: subprocess.Popen[str]) -> list[str]:
     assert process.returncode == 0
     outcomes: list[str] = json.loads(stdout.splitlines()[-1])
     return outcomes
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + WAIT_LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.005)
 
 
 def end_of_lease_us(server: Server) -> int:

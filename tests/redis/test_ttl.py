@@ -10,25 +10,22 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import Server
 from redis_support import (
     APP_TIER,
     EVENTS,
     IDS,
     INDEX,
-    KEY,
-    OPERATIONS,
     SESSION,
     SLOTS,
     STATE,
     USER,
     USER_TIER,
-    Operation,
-    ids_of,
-    make_event,
-    operation_name,
-    prepare,
 )
+from support.clock import pass_time
+from support.events import ids_of, make_event
+from support.operations import OPERATIONS, Operation, each_operation
+from support.scene import KEY, prepare
+from support.servers import Server
 
 from sessionstore import RedisSessionService, SessionKey
 from sessionstore.keys import Keys
@@ -42,23 +39,13 @@ ALL_TTL: dict[str, Any] = {
     "app_state_ttl": TTL_MS / 1000,
 }
 
-READS = [each for each in OPERATIONS if not each.is_write and each.name.startswith(("get", "list"))]
+READS = tuple(
+    each
+    for each in OPERATIONS
+    if each.kind == "read" or each.name == "get_or_create_session existing"
+)
 
 Make = Callable[..., RedisSessionService]
-
-# Brings every deadline nearer, and with it what the header of a session repeats of its own.
-AGE = """
-for _, key in ipairs(redis.call('KEYS', '*')) do
-  local deadline = redis.call('PEXPIRETIME', key)
-  if redis.call('TYPE', key).ok == 'hash' then
-    local noted = tonumber(redis.call('HGET', key, 'deadline_ms') or 0)
-    if noted > 0 then
-      redis.call('HSET', key, 'deadline_ms', string.format('%.0f', noted - ARGV[1]))
-    end
-  end
-  if deadline > 0 then redis.call('PEXPIREAT', key, string.format('%.0f', deadline - ARGV[1])) end
-end
-"""
 
 
 @pytest.fixture
@@ -86,10 +73,6 @@ def deadline(server: Server, key: bytes) -> int:
     return found
 
 
-def pass_time(server: Server, milliseconds: float) -> None:
-    server.raw.eval(AGE, 0, int(milliseconds))
-
-
 def check_fresh(server: Server, key: bytes, before_ms: int, ttl_ms: int = TTL_MS) -> None:
     """The deadline was set or found good enough between then and now."""
     found = deadline(server, key)
@@ -109,21 +92,21 @@ def check_session(server: Server, key: SessionKey = KEY) -> None:
 
 
 @pytest.mark.parametrize("aged_ms", [0, RESERVE_MS * 2 // 3, RESERVE_MS + 2000, TTL_MS // 2])
-@pytest.mark.parametrize("operation", OPERATIONS, ids=operation_name)
+@each_operation()
 async def test_every_operation_keeps_deadlines_within_the_promise(
     server: Server, make: Make, operation: Operation, aged_ms: int
 ) -> None:
     service = make(**ALL_TTL)
-    await prepare(service, server)
+    scene = await prepare(service, server, operation)
     pass_time(server, aged_ms)
     before = {name: deadline(server, key) for name, (key, _) in SLOTS.items()}
     started_ms = now_ms(server)
-    await operation.run(service)
+    await operation.run(service, scene)
     if operation.name != "delete_session":
         check_session(server)
         for slot in ("session", "user", "app"):
             key = SLOTS[slot][0]
-            if slot in operation.fresh.split():
+            if slot in operation.refreshes.split():
                 check_fresh(server, key, started_ms)
             elif deadline(server, key) != before[slot]:
                 # Refreshing more is allowed, if it is done right.
@@ -135,30 +118,30 @@ async def test_every_operation_keeps_deadlines_within_the_promise(
         check_fresh(server, b"session:{a:u}:new", started_ms)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=operation_name)
+@each_operation()
 async def test_a_service_without_ttl_leaves_deadlines_alone(
     server: Server, make: Make, operation: Operation
 ) -> None:
-    await prepare(make(**ALL_TTL), server)
+    scene = await prepare(make(**ALL_TTL), server, operation)
     before = {name: deadline(server, key) for name, (key, _) in SLOTS.items()}
-    await operation.run(make(**NO_TTL))
+    await operation.run(make(**NO_TTL), scene)
     for slot, (key, _) in SLOTS.items():
-        if slot == "index" and "create" in operation.name and "old" not in operation.name:
+        if slot == "index" and operation.name in ("create_session", "get_or_create_session new"):
             assert deadline(server, key) == -1  # a session that never expires is in it
         else:
             assert deadline(server, key) in (before[slot], -2)
     server.raw.flushall()
 
 
-@pytest.mark.parametrize("operation", READS, ids=operation_name)
+@each_operation(READS)
 async def test_reads_without_refreshing_leave_deadlines_alone(
     server: Server, make: Make, operation: Operation
 ) -> None:
     service = make(**ALL_TTL, refresh_ttl_on_read=False)
-    await prepare(service, server)
+    scene = await prepare(service, server, operation)
     pass_time(server, TTL_MS // 2)
     before = {key: deadline(server, key) for key in server.all_keys()}
-    await operation.run(service)
+    await operation.run(service, scene)
     for key in server.all_keys():
         assert deadline(server, key) == before[key]
 
@@ -285,14 +268,17 @@ async def test_expired_sessions_vanish_from_lists_and_from_the_index(
 
 async def test_expired_sessions_do_not_count_for_offset(server: Server, make: Make) -> None:
     short, long = make(session_ttl=100), make(session_ttl=100_000)
-    await long.create_session(**USER, session_id="old")
-    await short.create_session(**USER, session_id="gone")
-    await long.create_session(**USER, session_id="new")
-    pass_time(server, 102_000)
-    listed = await long.list_sessions(**USER, limit=1, offset=1)
-    assert [found.id for found in listed] == ["old"]
-    listed = await long.list_sessions(**USER, limit=1, offset=2)
-    assert listed == []
+    for offset, expected in ((0, ["new"]), (1, ["old"]), (2, [])):
+        await long.create_session(**USER, session_id="old")
+        await long.create_session(**USER, session_id="new")
+        # Newer than both, so they stand before the offset. With one of them alone, a count that
+        # includes it would still give the right page.
+        for number in range(3):
+            await short.create_session(**USER, session_id=f"gone-{number}")
+        pass_time(server, 102_000)
+        listed = await long.list_sessions(**USER, limit=1, offset=offset)
+        assert [found.id for found in listed] == expected
+        server.empty()
 
 
 async def test_deleting_the_last_session_leaves_only_state(server: Server, make: Make) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from conftest import WITH_TTL, Server
-from redis_support import IDS, KEY, ids_of, make_event
+from redis_support import IDS
+from support.events import ids_of, make_event
+from support.scene import KEY
+from support.servers import Server
+from support.services import WITH_TTL
 
 from sessionstore import RedisSessionService, TurnLost
 

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 import redis
-from conftest import Server
 from dumps import dump_server, dump_twin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.servers import Server
 
 from sessionstore.twin.keyspace import Keyspace, WrongType
 

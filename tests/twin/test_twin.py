@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 import pytest
-from conftest import Server
 from dumps import Dump, dump_server, dump_twin
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -25,6 +24,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from session_model import TOLERANCE_MS, Model, Refused, Settings, microseconds
+from support.clock import pass_time
+from support.servers import Server
 
 from sessionstore import (
     Event,
@@ -116,20 +117,6 @@ changes = st.sampled_from(CHANGES)
 holders = st.sampled_from(("h1", "h2"))
 leases = st.sampled_from((60_000, 5 * DAY_MS))
 version_steps = st.sampled_from((None, None, None, 0, 0, -1, 1))
-
-# The times in a session's header move along.
-PASS_TIME = """
-for _, key in ipairs(redis.call('KEYS', '*')) do
-  local deadline = redis.call('PEXPIRETIME', key)
-  if redis.call('TYPE', key).ok == 'hash' then
-    local noted = tonumber(redis.call('HGET', key, 'deadline_ms') or 0)
-    if noted > 0 then redis.call('HINCRBY', key, 'deadline_ms', -ARGV[1]) end
-    local turn = tonumber(redis.call('HGET', key, 'turn_until_us') or 0)
-    if turn > 0 then redis.call('HINCRBY', key, 'turn_until_us', -ARGV[1] * 1000) end
-  end
-  if deadline > 0 then redis.call('PEXPIREAT', key, string.format('%.0f', deadline - ARGV[1])) end
-end
-"""
 
 
 def make_ops(chosen: Settings) -> Ops:
@@ -477,7 +464,7 @@ class TwinMachine(RuleBasedStateMachine):
     def pass_time(self, days: float) -> None:
         """As if time had passed: every deadline comes nearer, and some things expire."""
         milliseconds = int(days * DAY_MS)
-        self.server.raw.eval(PASS_TIME, 0, milliseconds)
+        pass_time(self.server, milliseconds)
         self.dump()
         self.clock_us = self._server_us()
         self.model.begin(self.clock_us)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from unit_support import make_ops
+from support.services import make_ops
+from support.waiting import DEADLINE_S as DEADLINE_S
+from support.waiting import poll_until
 
 from sessionstore import (
     Event,
@@ -24,7 +25,8 @@ from sessionstore.twin import AsyncMemoryExecutor, MemoryExecutor
 APP, USER = "app", "user"
 KEY = SessionKey(APP, USER, "sid")
 IDS: dict[str, Any] = {"app_name": APP, "user_id": USER, "session_id": "sid"}
-DEADLINE_S = 20.0
+
+until = poll_until
 
 Hook = Callable[[int, Call[Any], str], Awaitable[None]]
 
@@ -96,13 +98,6 @@ async def said(service: SessionService) -> list[tuple[str, Any]]:
 
 async def all_of(run: Run) -> list[Event]:
     return [event async for event in run]
-
-
-async def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come"
-        await asyncio.sleep(0.001)
 
 
 async def echo(context: RunContext) -> AsyncIterator[Event]:

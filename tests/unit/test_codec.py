@@ -18,7 +18,9 @@ import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from unit_support import NOON, is_same, make_ops, unhurried
+from support.events import NOON
+from support.services import make_ops
+from unit_support import is_same, unhurried
 
 from sessionstore.codec import DEPTH_LIMIT, Codec, Format, decode_event, decode_value
 from sessionstore.errors import CorruptData, InvalidArgument, LimitExceeded

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-from unit_support import NOON
+from support.events import NOON
 
 import sessionstore
 import sessionstore.sync

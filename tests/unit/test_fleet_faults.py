@@ -17,7 +17,7 @@ from sessionstore.cli.fleet.agents import Fleet
 from sessionstore.cli.fleet.synthetic import synthetic_conversations
 from sessionstore.errors import BackendTimeout, BackendUnavailable, LimitExceeded
 from sessionstore.observe import wrap_executor
-from sessionstore.replies import pairs
+from sessionstore.replies import hash_items
 
 VICTIM = "session-000001"
 
@@ -95,7 +95,7 @@ class FaultyExecutor:
         *status, session, user, app, events = await self._executor.execute(call)
         if self._fault == "forgets the session":
             return [*status, session, user, app, events]
-        session, user = dict(pairs(session)), dict(pairs(user))
+        session, user = dict(hash_items(session)), dict(hash_items(user))
         if self._fault == "duplicates":
             events.append(events[-1])
         if self._fault == "reorders":

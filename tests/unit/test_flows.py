@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from unit_support import NOON
+from support.events import NOON
 
 from sessionstore import (
     BackendTimeout,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 import hiredis
 import pytest
-from unit_support import NOON, make_ops
+from support.calls import calls_of
+from support.events import NOON
+from support.operations import OPERATIONS, Operation, each_operation
+from support.services import make_ops
 
 from sessionstore import Event, InvalidArgument, LimitExceeded, SessionKey, Turn
 from sessionstore.calls import Call, reply_error
@@ -22,7 +26,7 @@ from sessionstore.errors import (
 )
 from sessionstore.ops import EVENTS_PER_CALL_LIMIT, Ops
 from sessionstore.replies import WriteResult
-from sessionstore.tiers import Change, Delta, encode_change
+from sessionstore.tiers import Change, encode_change
 from sessionstore.transport import wire
 
 KEY = SessionKey("app", "user", "sid")
@@ -38,49 +42,22 @@ def prepared(ops: Ops, count: int) -> list[tuple[bytes, datetime, Change]]:
     return [(data, NOON, change_of(ops))] * count
 
 
-def all_calls(ops: Ops) -> dict[str, Call[Any]]:
-    change = change_of(ops, a=1)
-    return {
-        "create_session": ops.create_session(KEY, "generation", change),
-        "get_or_create_session": ops.get_or_create_session(KEY, "generation", change, None, None),
-        "get_session": ops.get_session(KEY, 5, NOON),
-        "get_events": ops.get_events(KEY, 1, 9, 10),
-        "list_session_ids": ops.list_session_ids("app", "user", 10, 0),
-        "list_sessions": ops.list_sessions("app", "user", ["sid"], 5),
-        "prune_index": ops.prune_index("app", "user", ["sid"]),
-        "delete_session": ops.delete_session(KEY),
-        "append_event": ops.append_event(KEY, *prepared(ops, 1)[0], None, None),
-        "append_event if_version": ops.append_event(KEY, *prepared(ops, 1)[0], 5, None),
-        "append_event with turn": ops.append_event(KEY, *prepared(ops, 1)[0], None, TURN),
-        "append_events": ops.append_events(KEY, prepared(ops, 2), None, None),
-        "append_events if_version": ops.append_events(KEY, prepared(ops, 2), 5, None),
-        "append_events with turn": ops.append_events(KEY, prepared(ops, 2), None, TURN),
-        "acquire_turn": ops.acquire_turn(KEY, "holder", 30_000),
-        "renew_turn": ops.renew_turn(TURN, 30_000),
-        "release_turn": ops.renew_turn(TURN, 0),
-        "pop_event": ops.pop_event(KEY, None),
-        "pop_event if_version": ops.pop_event(KEY, 5),
-        "clear_events": ops.clear_events(KEY, None),
-        "clear_events if_version": ops.clear_events(KEY, 5),
-        "update_session_state": ops.update_session_state(KEY, change, None),
-        "update_session_state if_version": ops.update_session_state(KEY, change, 5),
-        "get_user_state": ops.get_user_state("app", "user"),
-        "get_app_state": ops.get_app_state("app"),
-        "update_user_state": ops.update_user_state("app", "user", Delta([b"a", b"1"])),
-        "update_app_state": ops.update_app_state("app", Delta([b"a", b"1"])),
-    }
-
-
 OPTIONS: list[dict[str, Any]] = [{}, {"session_ttl": 60, "app_state_ttl": 5, "user_state_ttl": 5}]
 each_options = pytest.mark.parametrize("options", OPTIONS, ids=["without_ttl", "with_ttl"])
 
 
 @each_options
-def test_a_call_is_built_alike_every_time(options: dict[str, Any]) -> None:
-    first, second = all_calls(make_ops(**options)), all_calls(make_ops(**options))
-    for name, call in first.items():
-        other = second[name]
-        assert (call.script, call.keys, call.args, call.commands) == (
+@each_operation()
+async def test_a_call_is_built_alike_every_time(
+    monkeypatch: pytest.MonkeyPatch, operation: Operation, options: dict[str, Any]
+) -> None:
+    """With the same new ids, that is."""
+    monkeypatch.setattr(os, "urandom", bytes)  # what uuid4() reads
+    first, second = [await calls_of(operation, **options) for _ in range(2)]
+    assert len(first) == operation.calls
+    for call, other in zip(first, second, strict=True):
+        assert (call.name, call.script, call.keys, call.args, call.commands) == (
+            other.name,
             other.script,
             other.keys,
             other.args,
@@ -89,8 +66,11 @@ def test_a_call_is_built_alike_every_time(options: dict[str, Any]) -> None:
 
 
 @each_options
-def test_a_call_is_data_that_does_not_change(options: dict[str, Any]) -> None:
-    for call in all_calls(make_ops(**options)).values():
+@each_operation()
+async def test_a_call_is_data_that_does_not_change(
+    operation: Operation, options: dict[str, Any]
+) -> None:
+    for call in await calls_of(operation, **options):
         assert isinstance(call.keys, tuple)
         assert isinstance(call.args, tuple)
         assert all(isinstance(key, bytes) for key in call.keys)
@@ -101,43 +81,31 @@ def test_a_call_is_data_that_does_not_change(options: dict[str, Any]) -> None:
 
 
 @each_options
-def test_what_is_safe_to_send_twice_says_so(options: dict[str, Any]) -> None:
-    once = {name for name, call in all_calls(make_ops(**options)).items() if not call.idempotent}
-    assert once == {
-        "pop_event",
-        "pop_event if_version",
-        "clear_events if_version",
-        "update_session_state if_version",
-    }
+@each_operation()
+async def test_a_call_says_what_it_does(operation: Operation, options: dict[str, Any]) -> None:
+    calls = await calls_of(operation, **options)
+    assert all(call.idempotent for call in calls) == operation.idempotent
+    # An expired session is pruned from the index. That is a write.
+    writes = {call.name for call in calls if call.writes} - {"prune_index"}
+    assert bool(writes) == (operation.kind != "read")
 
 
 @each_options
-def test_what_writes_says_so(options: dict[str, Any]) -> None:
-    reads = {name for name, call in all_calls(make_ops(**options)).items() if not call.writes}
-    assert reads == {
-        "get_session",
-        "get_events",
-        "list_session_ids",
-        "list_sessions",
-        "get_user_state",
-        "get_app_state",
-    }
+@each_operation()
+async def test_no_plain_command_writes(operation: Operation, options: dict[str, Any]) -> None:
+    for call in await calls_of(operation, **options):
+        names = {str(command[0]) for command in call.commands}
+        assert names <= {"HGETALL", "HEXISTS", "ZRANGE"} | set(operation.rights.split())
 
 
-@each_options
-def test_no_plain_command_writes(options: dict[str, Any]) -> None:
-    for call in all_calls(make_ops(**options)).values():
-        assert {command[0] for command in call.commands} <= {"HGETALL", "HEXISTS", "ZRANGE"}
-
-
-def test_a_read_that_refreshes_nothing_needs_no_script() -> None:
-    reads = ("get_session", "get_events", "get_user_state", "get_app_state")
+@each_operation(tuple(each for each in OPERATIONS if each.kind == "read"))
+async def test_a_read_that_refreshes_nothing_needs_no_script(operation: Operation) -> None:
     several: list[dict[str, Any]] = [{}, {"session_ttl": 60, "refresh_ttl_on_read": False}]
     for options in several:
-        calls = all_calls(make_ops(**options))
-        assert [calls[name].script for name in reads] == [None] * 4
-    calls = all_calls(make_ops(session_ttl=60, user_state_ttl=60, app_state_ttl=60))
-    assert None not in [calls[name].script for name in reads]
+        calls = [call for call in await calls_of(operation, **options) if not call.writes]
+        assert [call.script for call in calls] == [None] * len(calls)
+    [*_, call] = await calls_of(operation, session_ttl=60, user_state_ttl=60, app_state_ttl=60)
+    assert (call.script is not None) == bool(operation.refreshes)
 
 
 def test_an_append_names_only_the_tiers_that_it_changes() -> None:
@@ -150,17 +118,24 @@ def test_an_append_names_only_the_tiers_that_it_changes() -> None:
         assert len(ops.append_events(KEY, rows, None, None).keys) == count
 
 
-def test_no_call_on_a_session_names_an_app_tier_that_is_apart() -> None:
-    for options in OPTIONS:
-        for name, call in all_calls(make_ops(app_in_own_slot=True, **options)).items():
-            named = [*call.keys, *(command[1] for command in call.commands)]
-            of_app = [key for key in named if isinstance(key, bytes) and b"appdata:" in key]
-            assert bool(of_app) == (name in ("get_app_state", "update_app_state"))
+@each_options
+@each_operation(tuple(each for each in OPERATIONS if each.keys))
+async def test_no_call_names_an_app_tier_in_its_own_slot_beside_other_keys(
+    operation: Operation, options: dict[str, Any]
+) -> None:
+    for call in await calls_of(operation, app_in_own_slot=True, **options):
+        named = {*call.keys, *(command[1] for command in call.commands)}
+        if b"appdata:{a}" in named:
+            assert named == {b"appdata:{a}"}
+            assert operation.uses("app")
 
 
 @each_options
-def test_a_call_of_several_commands_is_one_transaction(options: dict[str, Any]) -> None:
-    for call in all_calls(make_ops(**options)).values():
+@each_operation()
+async def test_a_call_of_several_commands_is_one_transaction(
+    operation: Operation, options: dict[str, Any]
+) -> None:
+    for call in await calls_of(operation, **options):
         for form in (wire.Form.EVALSHA, wire.Form.EVAL):
             reader = hiredis.Reader()
             reader.feed(wire.pack(call, form))
@@ -293,11 +268,17 @@ def test_status_words_become_results_and_exceptions() -> None:
 
 
 def test_a_reply_that_no_header_declares_is_a_bug_of_ours() -> None:
-    calls = all_calls(make_ops())
-    for name in ("append_events", "pop_event", "clear_events", "delete_session", "prune_index"):
-        for reply in ([b"WHAT"], [], [b"CREATED"] if name != "pop_event" else [b"X"], None):
+    ops = make_ops()
+    for call in (
+        ops.append_events(KEY, prepared(ops, 2), None, None),
+        ops.pop_event(KEY, None),
+        ops.clear_events(KEY, None),
+        ops.delete_session(KEY),
+        ops.prune_index("app", "user", ["sid"]),
+    ):
+        for reply in ([b"WHAT"], [], [b"CREATED"] if call.name != "pop_event" else [b"X"], None):
             with pytest.raises(ScriptContractError):
-                calls[name].decode([reply])
+                call.decode([reply])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from unit_support import make_ops
+from support.services import make_ops
 
 import sessionstore
 from sessionstore import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from unit_support import make_ops
+from support.services import make_ops
 
 from sessionstore import BackendError, BackendRejected, BackendUnavailable, SessionKey
 from sessionstore.calls import Call

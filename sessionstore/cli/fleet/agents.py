@@ -16,6 +16,7 @@ from msgspec.structs import asdict
 from rich.progress import Progress
 
 from ... import RunContext, Runner, SessionService
+from ...calls import AsyncExecutor
 from ...errors import BackendError, InvalidArgument, SessionStoreError
 from ...model import Event, Session
 from ...observe import wrap_executor
@@ -107,7 +108,7 @@ class Fleet:
         self._event_limit = event_limit
         self._progress = progress
 
-    def _record(self, executor: Any) -> Recorder:
+    def _record(self, executor: AsyncExecutor) -> Recorder:
         self.recorder = Recorder(executor)
         return self.recorder
 

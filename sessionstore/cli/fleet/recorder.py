@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
@@ -28,7 +28,7 @@ class Recorder:
         self.is_recording = False
         self._executor = executor
 
-    def execute(self, call: Call[Any]) -> Awaitable[list[Any]]:
+    def execute(self, call: Call[Any]) -> Coroutine[Any, Any, list[Any]]:
         return self._timed(call) if self.is_recording else self._executor.execute(call)
 
     async def _timed(self, call: Call[Any]) -> list[Any]:

@@ -1,0 +1,379 @@
+"""The registry of operations: every public method of a service, in the cases that matter.
+
+The suites that hold for all operations read `OPERATIONS`: faults, wrong types, memory limits,
+forgotten scripts, deadlines, commands and rights, slots that migrate, replicas, closed services,
+headers of scripts. A test fails when a public method is missing here.
+
+To add an operation, add one entry. `Operation` says what each field means. The suites fail where a
+field is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from sessionstore import SessionExists, StaleVersion, TurnTaken
+
+from .events import LONG_AGO, make_event
+from .scene import E1, Scene
+
+KEY_ROLES = {
+    "session": b"hash",
+    "events": b"zset",
+    "index": b"zset",
+    "user": b"hash",
+    "app": b"hash",
+}
+"""The five keys of a session by role, and the type of each."""
+
+LOG = "session events index"
+ALL = "session events index user app"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One public method with arguments.
+
+    Attributes:
+        method: its name.
+        run: calls it on a service, given the scene.
+        keys: roles of the scene's keys that it reads or writes: of the "session", its "events",
+            the "index" of the user's sessions, the state of "user" and "app". If one of them holds
+            another type, the call is refused; if any other key does, it succeeds.
+        case: what is special about the arguments, where the method has several entries.
+        kind: what it does to data. A server that is out of memory refuses "write" alone.
+        refreshes: roles of the keys whose deadline it extends.
+        calls: number of its Calls, each of them one round trip.
+        needs_turn: it needs the session's turn.
+        needs_expired: it needs a session that has expired and is still in the index.
+        new_key: it reads or writes a key that does not exist yet, so in a cluster it waits for the
+            end of a migration.
+        idempotent: all of its Calls may be sent again when their outcome is unknown.
+        repeat: what a caller gets who repeats the operation after a lost reply: the "same" result,
+            an exception, or None for another result.
+        counts_twice: `version` counts such a repeat too.
+        rights: commands that it needs beyond those of the ACL line of lua/README.md.
+    """
+
+    method: str
+    run: Callable[[Any, Scene], Awaitable[Any]]
+    keys: str
+    case: str = ""
+    kind: Literal["read", "write", "delete"] = "write"
+    refreshes: str = ""
+    calls: int = 1
+    needs_turn: bool = False
+    needs_expired: bool = False
+    new_key: bool = False
+    idempotent: bool = True
+    repeat: Literal["same"] | type[Exception] | None = "same"
+    counts_twice: bool = False
+    rights: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.case}".strip()
+
+    def uses(self, role: str) -> bool:
+        """Whether it reads or writes the key of a role."""
+        return role in self.keys.split()
+
+
+NEW_STATE = {"n": 1, "user:n": 2, "app:n": 3, "temp:n": 4}
+PLAIN = make_event("new")
+RICH = make_event("new", state_delta=NEW_STATE, state_removed=["k", "user:k", "app:k"])
+PAIR = [make_event("x", state_removed=["k", "user:k"]), make_event("y", state_delta=NEW_STATE)]
+MANY = [make_event(f"b{number}", state_delta={"b": number}) for number in range(8)]
+
+OPERATIONS = (
+    # -- sessions
+    Operation(
+        "create_session",
+        lambda s, at: s.create_session(**at.new_ids, state=NEW_STATE),
+        keys="index user app",
+        refreshes="user app",
+        new_key=True,
+        repeat=SessionExists,
+    ),
+    Operation(
+        "get_or_create_session",
+        lambda s, at: s.get_or_create_session(**at.new_ids, state=NEW_STATE),
+        keys="index user app",
+        case="new",
+        refreshes="user app",
+        new_key=True,
+    ),
+    Operation(
+        "get_or_create_session",
+        lambda s, at: s.get_or_create_session(**at.ids),
+        keys=ALL,
+        case="existing",
+        refreshes="session user app",
+    ),
+    Operation(
+        "get_session",
+        lambda s, at: s.get_session(**at.ids),
+        keys="session events user app",
+        kind="read",
+        refreshes="session user app",
+    ),
+    Operation(
+        "get_session",
+        lambda s, at: s.get_session(**at.ids, event_num=2, event_time=LONG_AGO),
+        keys="session events user app",
+        case="event_num, event_time",
+        kind="read",
+        refreshes="session user app",
+    ),
+    Operation(
+        "list_sessions",
+        lambda s, at: s.list_sessions(**at.owner),
+        keys="session index user app",
+        kind="read",
+        calls=2,
+    ),
+    Operation(
+        "list_sessions",
+        lambda s, at: s.list_sessions(**at.owner, event_num=2),
+        keys=ALL,
+        case="event_num",
+        kind="read",
+        calls=2,
+    ),
+    Operation(
+        # Ids and sessions; the expired one is pruned; ids and sessions.
+        "list_sessions",
+        lambda s, at: s.list_sessions(**at.owner, event_num=2),
+        keys=ALL,
+        case="expired",
+        kind="read",
+        calls=5,
+        needs_expired=True,
+    ),
+    Operation("delete_session", lambda s, at: s.delete_session(**at.ids), keys=LOG, kind="delete"),
+    # -- events
+    Operation(
+        "append_event",
+        lambda s, at: s.append_event(at.session, PLAIN),
+        keys=LOG,
+        refreshes="session",
+    ),
+    Operation(
+        "append_event",
+        lambda s, at: s.append_event(at.session, make_event("new", state_delta={"user:k": 1})),
+        keys=LOG + " user",
+        case="user state",
+        refreshes="session user",
+    ),
+    Operation(
+        "append_event",
+        lambda s, at: s.append_event(at.session, make_event("new", state_delta={"app:k": 1})),
+        keys=ALL,
+        case="app state",
+        refreshes="session app",
+    ),
+    Operation(
+        "append_event",
+        lambda s, at: s.append_event(at.session, RICH),
+        keys=ALL,
+        case="all state",
+        refreshes="session user app",
+    ),
+    Operation(
+        # A repeat. The Session may have missed other writes, so it is read again.
+        "append_event",
+        lambda s, at: s.append_event(at.session, E1),
+        keys="session events user app",
+        case="again",
+        refreshes="session user app",
+        calls=2,
+    ),
+    Operation(
+        "append_event",
+        lambda s, at: s.append_event(at.session, PLAIN, if_version=at.session.version),
+        keys=LOG,
+        case="if_version",
+        refreshes="session",
+    ),
+    Operation(
+        "append_event",
+        lambda s, at: s.append_event(at.session, PLAIN, turn=at.turn),
+        keys=LOG,
+        case="turn",
+        refreshes="session",
+        needs_turn=True,
+    ),
+    Operation(
+        "append_events",
+        lambda s, at: s.append_events(at.session, MANY),
+        keys=LOG,
+        refreshes="session",
+    ),
+    Operation(
+        "append_events",
+        lambda s, at: s.append_events(at.session, PAIR),
+        keys=ALL,
+        case="all state",
+        refreshes="session user app",
+    ),
+    Operation(
+        "get_events",
+        lambda s, at: s.get_events(at.session),
+        keys="session events user app",
+        kind="read",
+        refreshes="session user app",
+    ),
+    Operation(
+        "get_events",
+        lambda s, at: s.get_events(at.key, limit=2),
+        keys="session events user app",
+        case="limit",
+        kind="read",
+        refreshes="session user app",
+    ),
+    Operation(
+        "pop_event",
+        lambda s, at: s.pop_event(at.session),
+        keys=LOG,
+        kind="delete",
+        refreshes="session",
+        idempotent=False,
+        repeat=None,
+    ),
+    Operation(
+        "clear_events",
+        lambda s, at: s.clear_events(at.session),
+        keys=LOG,
+        kind="delete",
+        refreshes="session",
+        counts_twice=True,
+    ),
+    Operation(
+        "clear_events",
+        lambda s, at: s.clear_events(at.session, if_version=at.session.version),
+        keys=LOG,
+        case="if_version",
+        kind="delete",
+        refreshes="session",
+        idempotent=False,
+        repeat=StaleVersion,
+    ),
+    # -- turns
+    Operation(
+        # A caller whose reply is lost has the turn and does not know it. Its lease frees it.
+        "acquire_turn",
+        lambda s, at: s.acquire_turn(at.session),
+        keys=LOG,
+        refreshes="session",
+        repeat=TurnTaken,
+    ),
+    Operation(
+        "renew_turn",
+        lambda s, at: s.renew_turn(at.turn),
+        keys=LOG,
+        refreshes="session",
+        needs_turn=True,
+    ),
+    Operation(
+        "release_turn",
+        lambda s, at: s.release_turn(at.turn),
+        keys=LOG,
+        refreshes="session",
+        needs_turn=True,
+    ),
+    # -- state
+    Operation(
+        "update_session_state",
+        lambda s, at: s.update_session_state(at.session, {"n": 1}),
+        keys=LOG,
+        refreshes="session",
+        counts_twice=True,
+    ),
+    Operation(
+        "update_session_state",
+        lambda s, at: s.update_session_state(at.session, NEW_STATE),
+        keys=ALL,
+        case="all state",
+        refreshes="session user app",
+        counts_twice=True,
+    ),
+    Operation(
+        "update_session_state",
+        lambda s, at: s.update_session_state(at.session, {"n": 1}, if_version=at.session.version),
+        keys=LOG,
+        case="if_version",
+        refreshes="session",
+        idempotent=False,
+        repeat=StaleVersion,
+    ),
+    Operation(
+        "delete_session_state",
+        lambda s, at: s.delete_session_state(at.session, "k", "missing"),
+        keys=LOG,
+        refreshes="session",
+        counts_twice=True,
+    ),
+    Operation(
+        "delete_session_state",
+        lambda s, at: s.delete_session_state(at.session, "k", "user:k", "app:k"),
+        keys=ALL,
+        case="all state",
+        refreshes="session user app",
+        counts_twice=True,
+    ),
+    Operation(
+        "get_user_state",
+        lambda s, at: s.get_user_state(**at.owner),
+        keys="user",
+        kind="read",
+        refreshes="user",
+    ),
+    Operation(
+        "update_user_state",
+        lambda s, at: s.update_user_state(**at.owner, state={"n": 1}),
+        keys="user",
+        refreshes="user",
+    ),
+    Operation(
+        "delete_user_state",
+        lambda s, at: s.delete_user_state(*at.owner.values(), "k", "missing"),
+        keys="user",
+        refreshes="user",
+    ),
+    Operation(
+        "get_app_state",
+        lambda s, at: s.get_app_state(at.app),
+        keys="app",
+        kind="read",
+        refreshes="app",
+    ),
+    Operation(
+        "update_app_state",
+        lambda s, at: s.update_app_state(at.app, {"n": 1}),
+        keys="app",
+        refreshes="app",
+    ),
+    Operation(
+        "delete_app_state",
+        lambda s, at: s.delete_app_state(at.app, "k", "missing"),
+        keys="app",
+        refreshes="app",
+    ),
+    # -- users
+    Operation(
+        "list_users",
+        lambda s, at: s.list_users(at.app),
+        keys="",
+        kind="read",
+        rights="SCAN",
+    ),
+)
+
+
+def each_operation(operations: tuple[Operation, ...] = OPERATIONS) -> pytest.MarkDecorator:
+    """Run a test with each operation, as its argument `operation`."""
+    return pytest.mark.parametrize("operation", operations, ids=lambda operation: operation.name)

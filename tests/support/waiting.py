@@ -1,0 +1,44 @@
+"""Waiting for a condition, with a deadline. Tests never sleep for a fixed time instead."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable
+
+DEADLINE_S = 30.0
+"""How long a test waits for any condition. Far longer than anything takes on a busy machine."""
+
+_PAUSE_S = 0.002
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Return as soon as a condition holds. Blocks the thread.
+
+    Args:
+        condition: called again and again; true ends the wait.
+        what: what is awaited, for the message of a failure.
+    """
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"still waiting after {DEADLINE_S:g} s for {what}"
+        time.sleep(_PAUSE_S)
+
+
+async def poll_until(condition: Callable[[], object], what: str) -> None:
+    """Return as soon as a condition holds. The event loop runs on meanwhile.
+
+    Args:
+        condition: a plain or an async function.
+        what: what is awaited, for the message of a failure.
+    """
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        found = condition()
+        if inspect.isawaitable(found):
+            found = await found
+        if found:
+            return
+        assert time.monotonic() < deadline, f"still waiting after {DEADLINE_S:g} s for {what}"
+        await asyncio.sleep(_PAUSE_S)

@@ -1,0 +1,23 @@
+"""The registry of operations is complete and well-formed."""
+
+from __future__ import annotations
+
+from support.operations import ALL, OPERATIONS
+
+import sessionstore.service
+
+
+def test_every_public_method_is_in_the_registry() -> None:
+    public = {
+        name
+        for name in vars(sessionstore.service.SessionService)
+        if not name.startswith("_") and name != "aclose"
+    }
+    assert {operation.method for operation in OPERATIONS} == public
+
+
+def test_names_differ_and_roles_exist() -> None:
+    names = [operation.name for operation in OPERATIONS]
+    assert len(set(names)) == len(names)
+    for operation in OPERATIONS:
+        assert {*operation.keys.split(), *operation.refreshes.split()} <= set(ALL.split())
