@@ -113,12 +113,18 @@ class Router:
         channels = self._by_node.get(node)
         if channels is None:
             address = self._deployment.address_of(node)
-            small, bulk = (Channel(address, self._timeout_s) for _ in range(2))
-            confirmed = Channel(address, self._timeout_s, self._durability)
+            count_calls = partial(self._count_calls, node)
+            small, bulk, confirmed = (
+                Channel(address, self._timeout_s, count_calls, durability)
+                for durability in (None, None, self._durability)
+            )
             channels = self._by_node[node] = NodeChannels(small, bulk, confirmed)
         if self._durability and call.writes:
             return channels.confirmed
         return channels.bulk if call.is_bulk else channels.small
+
+    def _count_calls(self, node: Node) -> int:
+        return sum(channel.num_calls for channel in self._by_node[node])
 
     # -- discovery -----------------------------------------------------------------------------
 

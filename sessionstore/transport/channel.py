@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import hiredis
@@ -25,6 +26,7 @@ class Channel:
     Args:
         address: where to connect to.
         timeout_s: how long a call may take.
+        count_calls: the number of calls that wait for this node, on all channels to it.
         durability: what writes on this channel wait for.
 
     Attributes:
@@ -32,16 +34,21 @@ class Channel:
     """
 
     def __init__(
-        self, address: Address, timeout_s: float, durability: Durability | None = None
+        self,
+        address: Address,
+        timeout_s: float,
+        count_calls: Callable[[], int],
+        durability: Durability | None = None,
     ) -> None:
         self.connection: SharedConnection | None = None
         self._address = address
         self._timeout_s = timeout_s
+        self._count_calls = count_calls
         self._durability = durability
         self._waits: SharedWaits | None = None
         self._opening: asyncio.Task[SharedConnection] | None = None
         self._opening_since = 0.0
-        self._num_waiting = 0  # calls that wait until a connection is open
+        self._num_unsent = 0  # calls that wait until a connection is open
 
     async def send(self, call: Call[Any], attempt: Send, deadline: float) -> list[Any]:
         """Send a Call once; returns one reply per command.
@@ -90,15 +97,15 @@ class Channel:
             self._opening_since = time.monotonic()
             self._opening = asyncio.get_running_loop().create_task(self._open())
             self._opening.add_done_callback(self._opened)
-        self._num_waiting += 1
+        self._num_unsent += 1
         try:
             return await wait_shared(self._opening)
         finally:
-            self._num_waiting -= 1
+            self._num_unsent -= 1
 
     async def _open(self) -> SharedConnection:
         address = self._address
-        connection = SharedConnection(address.new_connection(), self._timeout_s, address.log)
+        connection = SharedConnection(address.new_connection(), self._timeout_s, self._lost)
         timeout_s = min(self._timeout_s, address.connect_timeout_s)
         deadline = self._opening_since + timeout_s
         await connection.open(deadline)
@@ -119,7 +126,16 @@ class Channel:
         if failure is None:
             self._address.report_connected()
         elif isinstance(failure, ConnectFailed):
-            self._address.report_not_connected(failure, self._num_waiting)
+            self._address.report_not_connected(failure, self._count_calls())
+
+    def _lost(self, reason: str) -> None:
+        self._address.log.lost(reason, self._count_calls())
+
+    @property
+    def num_calls(self) -> int:
+        """Calls that wait for a connection or a reply."""
+        connection = self.connection
+        return self._num_unsent + (connection.num_calls if connection is not None else 0)
 
     async def aclose(self) -> None:
         """Close when the calls in flight have their replies or a second has passed."""

@@ -41,7 +41,7 @@ class NodeLog:
             reason: why; no server text.
             num_calls: calls that waited for a reply on this connection.
         """
-        self._log_failure("lost a connection to %s (%s); calls waiting: %d", reason, num_calls)
+        self._log_failure("lost the connection to %s (%s); calls waiting: %d", reason, num_calls)
 
     def not_connected(self, reason: str, num_calls: int) -> None:
         """Log that no connection could be opened to a node that was expected to be there."""

@@ -177,7 +177,8 @@ class Attempts:
 
     def _unanswered(self, failure: AttemptFailed) -> BackendError:
         timed_out = isinstance(failure, ConnectionLost) and failure.timed_out
-        kind = BackendTimeout if timed_out else BackendUnavailable
+        is_over = time.monotonic() >= self._deadline
+        kind = BackendTimeout if timed_out or is_over else BackendUnavailable
         return kind(f"{self._call.name}: {failure}", maybe_applied=self._maybe_applied)
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import hiredis
 
 from .failures import ConnectFailed, ConnectionLost
-from .log import NodeLog
 from .redis_py import forget_async, open_async
 from .retry import CLOSED
 
@@ -42,17 +42,18 @@ class SharedConnection(asyncio.Protocol):
     Args:
         connection: redis-py's connection, not yet connected.
         timeout_s: how long a call may take.
-        log: logs if the connection is lost.
+        on_lost: called with the reason if the connection ends though nobody closed it, before the
+            calls that wait on it fail.
 
     Attributes:
         is_open: calls may be sent.
         closed: done when the socket is closed.
     """
 
-    def __init__(self, connection: Any, timeout_s: float, log: NodeLog) -> None:
+    def __init__(self, connection: Any, timeout_s: float, on_lost: Callable[[str], None]) -> None:
         self._connection = connection
         self._timeout_s = timeout_s
-        self._log = log
+        self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._transport: Any = None
@@ -179,6 +180,11 @@ class SharedConnection(asyncio.Protocol):
         if self._queue:
             self._admit()
 
+    @property
+    def num_calls(self) -> int:
+        """Calls that wait for a reply."""
+        return sum(not waiter.done() for waiter, *_ in self._pending)
+
     def is_silent(self, now: float) -> bool:
         """Whether calls wait and nothing was received for a while."""
         return bool(self._pending) and now - self._received_at > SILENCE_S
@@ -239,15 +245,15 @@ class SharedConnection(asyncio.Protocol):
         await self.closed
 
     def _fail(self, reason: str, *, timed_out: bool = False, is_intended: bool = False) -> None:
-        was_open, self.is_open = self.is_open, False
-        waiters = [waiter for waiter, *_ in self._pending if not waiter.done()]
-        if was_open and not is_intended:
-            self._log.lost(reason, len(waiters))
+        if self.is_open and not is_intended:
+            self._on_lost(reason)
+        self.is_open = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for waiter in waiters:
-            waiter.set_exception(ConnectionLost(reason, timed_out=timed_out))
+        for waiter, *_ in self._pending:
+            if not waiter.done():
+                waiter.set_exception(ConnectionLost(reason, timed_out=timed_out))
         self._pending.clear()
         self._bytes_in_flight = 0
         for admission, _ in self._queue:

@@ -172,6 +172,7 @@ class RedisExecutor:
         self._timeout_s = timeout_s
         self._durability = durability
         self._topology = deployment.new_topology()
+        self._open: dict[Node, set[BlockingConnection]] = {}
         self._idle: dict[Node, list[BlockingConnection]] = {}
         self._discovery = threading.Lock()
         self._poll_at = 0.0 if self._topology.is_polled else math.inf
@@ -242,14 +243,15 @@ class RedisExecutor:
                 else:
                     answer = _wait_for_replicas(connection, durability, deadline, is_replaced)
         except BaseException as error:
-            connection.close()
             if isinstance(error, ConnectionLost):
-                self._deployment.address_of(node).log.lost(str(error), num_calls=1)
+                num_calls = len(self._open[node]) - len(self._idle[node])
+                self._deployment.address_of(node).log.lost(str(error), num_calls)
                 # Idle connections to the same node are probably lost too.
                 self._close_idle(node)
+            self._close(connection, node)
             raise
         if answer is None:
-            connection.close()  # the reply to WAIT is still to come
+            self._close(connection, node)  # the reply to WAIT is still to come
         else:
             self._idle[node].append(connection)
             if self._is_closed:
@@ -270,8 +272,6 @@ class RedisExecutor:
                 self._run_discovery(deadline)
         finally:
             self._discovery.release()
-        if time.monotonic() >= deadline:
-            raise TimeoutError
 
     def _discover_again(self, deadline: float) -> None:
         """Check where the data is, unless another thread does. If that fails, nothing changes."""
@@ -307,12 +307,13 @@ class RedisExecutor:
         if self._pid != os.getpid():
             # A forked child must not use its parent's sockets. Dropping them closes only the
             # child's copies.
-            self._pid, self._idle, self._discovery = os.getpid(), {}, threading.Lock()
+            self._pid, self._discovery = os.getpid(), threading.Lock()
+            self._open, self._idle = {}, {}
         while (connection := self._pop_idle(node)) is not None:
             # The server may have closed it. A Call that is not idempotent could not be sent again.
             if call.idempotent or not connection.is_stale:
                 return connection
-            connection.close()
+            self._close(connection, node)
         return self._connect(node, deadline)
 
     def _connect(self, node: Node, deadline: float) -> BlockingConnection:
@@ -324,8 +325,6 @@ class RedisExecutor:
         try:
             connection = BlockingConnection(address.new_connection(), connect_by)
         except ConnectFailed as failure:
-            if time.monotonic() >= deadline:
-                raise TimeoutError from None
             address.report_not_connected(failure, num_calls=1)
             raise
         if address.first_request:
@@ -335,6 +334,7 @@ class RedisExecutor:
                 connection.close()
                 raise
         address.report_connected()
+        self._open.setdefault(node, set()).add(connection)
         self._idle.setdefault(node, [])
         return connection
 
@@ -344,9 +344,13 @@ class RedisExecutor:
         except LookupError:
             return None
 
+    def _close(self, connection: BlockingConnection, node: Node) -> None:
+        self._open[node].discard(connection)
+        connection.close()
+
     def _close_idle(self, node: Node) -> None:
         while (connection := self._pop_idle(node)) is not None:
-            connection.close()
+            self._close(connection, node)
 
     def close(self) -> None:
         """Close all connections; those in use are closed when their call ends."""

@@ -19,6 +19,7 @@ from sessionstore import (
 )
 from sessionstore.calls import Call
 from sessionstore.tiers import NO_CHANGE
+from sessionstore.transport import retry
 from sessionstore.transport.failures import (
     AttemptFailed,
     ConnectFailed,
@@ -107,6 +108,12 @@ def moved(slot: int = SLOT) -> ErrorReply:
     return ErrorReply(f"MOVED {slot} b:2")
 
 
+@pytest.fixture
+def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pause would last beyond the deadline."""
+    monkeypatch.setattr(retry, "_FIRST_DELAY_S", 10_000.0)
+
+
 def test_a_call_that_succeeds_is_sent_once() -> None:
     tried = Tried()
     assert tried.step == Send(A, Form.EVALSHA, is_asking=False)
@@ -193,8 +200,14 @@ def test_transient_errors_are_retried_with_growing_pauses(call: Call[Any], code:
         delays.append(tried.delay_s)
     assert 0.005 <= delays[0] <= 0.015
     assert 0.1 <= delays[-1] <= 0.3
-    with pytest.raises(BackendUnavailable, match=code) as caught:
-        Tried(call, time_left=0.001).fail(ErrorReply(f"{code} why"))
+
+
+@pytest.mark.usefixtures("no_time")
+@pytest.mark.parametrize("code", ["TRYAGAIN", "LOADING", "READONLY"])
+def test_a_transient_error_is_final_when_there_is_no_time_for_a_retry(code: str) -> None:
+    with pytest.raises(BackendError, match=code) as caught:
+        Tried().fail(ErrorReply(f"{code} why"))
+    assert isinstance(caught.value, BackendUnavailable)
     assert not caught.value.maybe_applied
 
 
@@ -235,16 +248,19 @@ def test_a_failed_connect_is_retried_if_a_server_was_ever_reached() -> None:
         Tried().fail(ConnectFailed("wrong password", final=True))
 
 
+@pytest.mark.usefixtures("no_time")
 @pytest.mark.parametrize("call", [WRITE, READ])
 def test_the_error_says_whether_the_deadline_passed(call: Call[Any]) -> None:
     with pytest.raises(BackendTimeout, match="could not be sent within call_timeout") as caught:
         Tried(call).fail(TimeoutError())
     assert not caught.value.maybe_applied
     with pytest.raises(BackendTimeout, match="no answer in time") as caught:
-        Tried(call, time_left=0.001).fail(ConnectionLost("no answer in time", timed_out=True))
+        Tried(call).fail(ConnectionLost("no answer in time", timed_out=True))
     assert caught.value.maybe_applied == call.writes
+    with pytest.raises(BackendTimeout, match="no connection in time"):
+        Tried(call, time_left=0).fail(ConnectFailed("no connection in time", final=False))
     with pytest.raises(BackendUnavailable, match="gone"):
-        Tried(call, time_left=0.001).fail(ConnectionLost("gone"))
+        Tried(call).fail(ConnectionLost("gone"))
 
 
 def test_other_exceptions_pass_through() -> None:
