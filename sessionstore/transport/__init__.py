@@ -1,4 +1,9 @@
-"""Executors that talk to a server. The only place that imports redis."""
+"""Executors that send Calls to Redis or Valkey. Only this package imports redis.
+
+`connect_async` and `connect_sync` make one. From the bottom up: wire.py encodes Calls, topology.py
+finds the node of a Call, retry.py decides what to do when an attempt fails; all three do no I/O.
+aio.py and threads.py do the I/O.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +26,10 @@ def connect_async(
     wait_replicas: tuple[int, float] | None = None,
     read_from: ReadFrom = "primary",
 ) -> AsyncRedisExecutor:
-    """An executor for asyncio; nothing is sent yet. Arguments as `RedisSessionService` has them.
+    """An executor for asyncio; it connects when it is used. Arguments as in `RedisSessionService`.
 
     Raises:
-        InvalidArgument: the address is unusable, or an option unknown or not allowed.
+        InvalidArgument: the address is not usable, or an option is unknown or not allowed.
     """
     deployment = Deployment(url, instance_name, extra_options, client, read_from, is_async=True)
     return AsyncRedisExecutor(deployment, timeout_s, _durability(wait_replicas))
@@ -39,7 +44,7 @@ def connect_sync(
     wait_replicas: tuple[int, float] | None = None,
     read_from: ReadFrom = "primary",
 ) -> RedisExecutor:
-    """The same for threads."""
+    """An executor for threads; otherwise as `connect_async`."""
     deployment = Deployment(url, instance_name, extra_options, client, read_from, is_async=False)
     return RedisExecutor(deployment, timeout_s, _durability(wait_replicas))
 

@@ -1,7 +1,7 @@
-"""Where the servers are, checked once: makes redis-py connections, connected on demand.
+"""Where the servers are: checks a service's arguments once and makes redis-py connections.
 
-redis-py does what is hard to get right about a connection: resolving, TLS, AUTH, HELLO, SELECT.
-Its retries are switched off, for they send writes twice; its text decoding, for values are bytes.
+redis-py does the difficult part of connecting: DNS, TLS, AUTH, HELLO, SELECT. Its retries are
+switched off because they can send a write twice; its text decoding, because values are bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from redis.connection import parse_url as parse_url_sync
 from ..errors import InvalidArgument
 from ..instances import find_instance
 from ..options import ReadFrom
+from .failures import ConnectFailed
 from .location import Location, locate
+from .log import NodeLog, node_name
+from .redis_py import with_deadline
+from .retry import ConnectHistory
 from .topology import (
     ONLY,
     ClusterTopology,
@@ -32,24 +36,19 @@ from .wire import pack_command
 
 _CONNECT_TIMEOUT_S = 5.0
 
-# Options of the service's own, or of redis-py's pools and retries, which are not used.
+# Options that the service sets itself, or that configure redis-py's pools and retries, which are
+# not used.
 _FORBIDDEN = {
-    "decode_responses": "stored values are bytes and must stay so",
-    "encoding": "stored values are bytes and must stay so",
-    "retry": "retries are the service's own",
-    "retry_on_error": "retries are the service's own",
-    "retry_on_timeout": "retries are the service's own",
-    "socket_timeout": "call_timeout bounds every call",
-    "socket_read_size": "replies are read by the service itself",
-    "parser_class": "replies are read by the service itself",
-    "health_check_interval": "silent connections are replaced by the service itself",
+    "decode_responses": "stored values are bytes",
+    "encoding": "stored values are bytes",
+    "retry": "the service does its own retries",
+    "retry_on_error": "the service does its own retries",
+    "retry_on_timeout": "the service does its own retries",
+    "socket_timeout": "call_timeout limits every call",
+    "socket_read_size": "the service reads replies itself",
+    "parser_class": "the service reads replies itself",
+    "health_check_interval": "the service replaces silent connections itself",
 }
-
-
-class ConnectHistory:
-    """Whether a server was ever reached. If it was, a refused connection may be a restart."""
-
-    has_connected = False
 
 
 class Address:
@@ -59,26 +58,37 @@ class Address:
         factory: redis-py's class of connections.
         options: its arguments.
         history: shared by all nodes of a deployment.
+        first_request: sent first on every connection, in RESP; it has one reply. Empty = nothing.
 
     Attributes:
-        greeting: a request that goes first on every connection, in RESP; has one reply.
+        connect_timeout_s: how long connecting may take.
+        log: logs what happens to this server.
 
     Raises:
-        InvalidArgument: redis-py does not take one of the options.
+        InvalidArgument: redis-py does not accept one of the options.
     """
 
-    def __init__(self, factory: Any, options: dict[str, Any], history: ConnectHistory) -> None:
-        self.history = history
-        self.greeting = b""
+    def __init__(
+        self,
+        factory: Any,
+        options: dict[str, Any],
+        history: ConnectHistory,
+        first_request: bytes = b"",
+    ) -> None:
+        self.first_request = first_request
+        self.connect_timeout_s: float = options["socket_connect_timeout"]
         self._factory = factory
         self._options = options
-        self.new_connection()
+        self._history = history
+        connection = self.new_connection()
+        path = getattr(connection, "path", None)
+        self.log = NodeLog(path or node_name(connection.host, connection.port))
 
-    def at(self, host: str, port: int, **changes: Any) -> Address:
-        """The address of another node, reached in the same way but for some options."""
-        options = {**self._options, "host": host, "port": port, **changes}
+    def at(self, node: Node, first_request: bytes, **changes: Any) -> Address:
+        """The address of another node, with the same options except for some changes."""
+        options = {**self._options, "host": node.host, "port": node.port, **changes}
         options = {name: value for name, value in options.items() if value is not None}
-        return Address(self._factory, options, self.history)
+        return Address(self._factory, options, self._history, first_request)
 
     def new_connection(self) -> Any:
         """A redis-py connection, not yet connected."""
@@ -86,14 +96,25 @@ class Address:
             return self._factory(**self._options)
         except (TypeError, ValueError, redis.RedisError) as error:
             text = str(error).rpartition("__init__() ")[2]
-            raise InvalidArgument(f"a connection option is refused by redis-py: {text}") from None
+            raise InvalidArgument(f"redis-py does not accept a connection option: {text}") from None
+
+    def report_connected(self) -> None:
+        """A connection to this server was opened."""
+        self._history.has_connected = True
+        self.log.connected()
+
+    def report_not_connected(self, failure: ConnectFailed, num_calls: int) -> None:
+        """No connection could be opened; `num_calls` calls waited for it."""
+        # If no server was ever reached, or a retry cannot help, the caller gets an exception.
+        if self._history.has_connected and not failure.final:
+            self.log.not_connected(str(failure), num_calls)
 
 
 class Deployment:
-    """A server, a cluster, or a master behind Sentinel, as a service's arguments name it.
+    """A server, a cluster, or a master behind Sentinel, as given by a service's arguments.
 
     Args:
-        url: as `RedisSessionService` takes it.
+        url: as in `RedisSessionService`.
         instance_name: likewise.
         extra_options: likewise.
         client: likewise.
@@ -102,9 +123,10 @@ class Deployment:
 
     Attributes:
         is_cluster: keys are spread over slots.
+        history: whether any node was ever reached.
 
     Raises:
-        InvalidArgument: the address is unusable, or an option unknown or not allowed.
+        InvalidArgument: the address is not usable, or an option is unknown or not allowed.
     """
 
     def __init__(
@@ -126,33 +148,32 @@ class Deployment:
         if client is not None:
             if url is not None or instance_name is not None:
                 raise InvalidArgument("client cannot be given together with url or instance_name")
-            factory, options = _of_client(client, library.Redis)
+            factory, options = _from_client(client, library.Redis)
             options.update(extra)
         else:
             instance = find_instance(url, instance_name, extra)
             self._location = locate(instance.url)
             parse = parse_url_async if is_async else parse_url_sync
-            options = {**instance.extra_options, **_of_url(self._location.url, parse)}
+            options = {**instance.extra_options, **_from_url(self._location.url, parse)}
             factory = options.pop("connection_class", library.Connection)
         self._sentinel_options = options.pop("sentinel_options", {})
         for name, why in _FORBIDDEN.items():
             if name in options:
                 raise InvalidArgument(f"the connection option {name} is not allowed: {why}")
         options.setdefault("protocol", 2)
-        options.setdefault("socket_connect_timeout", _CONNECT_TIMEOUT_S)
-        self._address = Address(factory, options, ConnectHistory())
-        self._addresses: dict[Node, Address] = {}
+        if options.get("socket_connect_timeout") is None:
+            options["socket_connect_timeout"] = _CONNECT_TIMEOUT_S
         self.is_cluster = self._location.kind == "cluster"
+        self.history = ConnectHistory()
+        if not is_async:
+            factory = with_deadline(factory)
+        self._address = Address(factory, options, self.history)
+        self._addresses: dict[Node, Address] = {}
         self._uses_replicas = read_from == "replica"
         if self._uses_replicas and not self._location.kind:
             raise InvalidArgument(
                 "read_from='replica' needs a redis+cluster:// or redis+sentinel:// URL"
             )
-
-    @property
-    def has_connected(self) -> bool:
-        """Whether any node was ever reached."""
-        return self._address.history.has_connected
 
     def new_topology(self) -> Topology:
         """A topology that knows nothing yet."""
@@ -172,32 +193,33 @@ class Deployment:
             return self._address
         address = self._addresses.get(node)
         if address is None:
+            changes: dict[str, Any] = {}
             if node.is_sentinel:
-                # Sentinels have no databases, and credentials of their own.
-                none = dict.fromkeys(("db", "username", "password", "credential_provider"))
-                changes = {**none, **self._sentinel_options}
-            else:
-                changes = {}
-            address = self._address.at(node.host, node.port, **changes)
-            if node.is_replica and self.is_cluster:
-                address.greeting = pack_command(("READONLY",))
+                # Sentinels have no databases, and their own credentials.
+                unset = dict.fromkeys(("db", "username", "password", "credential_provider"))
+                changes = {**unset, **self._sentinel_options}
+            # In a cluster a replica answers reads only after READONLY.
+            is_read_only = node.is_replica and self.is_cluster
+            first_request = pack_command(("READONLY",)) if is_read_only else b""
+            address = self._address.at(node, first_request, **changes)
             self._addresses[node] = address
         return address
 
 
-def _of_url(url: str, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """Connection options of a plain URL. No message quotes it: it may hold a password."""
+def _from_url(url: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """Connection options of a plain URL. Error messages never quote it: it may hold a password."""
     try:
         parts = urlsplit(url)
         options = dict(parse(url))
     except ValueError:
-        # redis-py's own message may quote what it took for the port.
+        # redis-py's own message can quote part of the password as the port.
         raise InvalidArgument(
-            "url cannot be read: look at host and port, and percent-encode user and password"
+            "url is not valid: check host and port, and percent-encode special characters in user "
+            "and password"
         ) from None
     database = parts.path.strip("/")
     if parts.scheme != "unix" and database and not database.isdecimal():
-        raise InvalidArgument("url: the database behind the last / must be a number")
+        raise InvalidArgument("url: the database after the last / must be a number")
     if parts.scheme == "unix" and not options.get("path"):
         raise InvalidArgument("url: unix:// needs the path of a socket")
     if not isinstance(options.get("db", 0), int):
@@ -205,18 +227,16 @@ def _of_url(url: str, parse: Callable[[str], Any]) -> dict[str, Any]:
     return options
 
 
-def _of_client(client: Any, kind: Any) -> tuple[Any, dict[str, Any]]:
-    """Connection class and options of a redis-py client, less what its retries need."""
-    if not isinstance(client, kind):
-        name = f"{kind.__module__.partition('.client')[0]}.Redis"
-        raise InvalidArgument(f"client must be a {name}, not {type(client).__name__}")
+def _from_client(client: Any, wanted: Any) -> tuple[Any, dict[str, Any]]:
+    """Connection class and options of a redis-py client, without those for its own retries."""
+    if not isinstance(client, wanted):
+        found = _public_name(type(client))
+        raise InvalidArgument(f"client must be a {_public_name(wanted)}, not {found}")
     pool = client.connection_pool
     options = dict(pool.connection_kwargs)
     if options.get("decode_responses"):
-        raise InvalidArgument(
-            "client has decode_responses=True: stored values are bytes and must stay so"
-        )
-    # What the client set for itself, not for us.
+        raise InvalidArgument("client has decode_responses=True, but stored values are bytes")
+    # Set by redis-py, not by the caller.
     for name in (*_FORBIDDEN, "encoding_errors", "event_dispatcher"):
         options.pop(name, None)
     known = set(inspect.signature(pool.connection_class.__init__).parameters)
@@ -228,3 +248,13 @@ def _of_client(client: Any, kind: Any) -> tuple[Any, dict[str, Any]]:
         if name in known and not name.startswith(("maint_", "oss_", "himport"))
     }
     return pool.connection_class, options
+
+
+def _public_name(kind: type) -> str:
+    """A class as users import it: redis.asyncio.Redis, not redis.asyncio.client.Redis."""
+    if kind.__module__ == "builtins":
+        return kind.__name__
+    package = kind.__module__
+    if package.startswith("redis."):
+        package = package.rpartition(".")[0]
+    return f"{package}.{kind.__name__}"

@@ -1,30 +1,47 @@
-"""Calls over asyncio: tasks of an event loop share a connection to each node, and one for bulk."""
+"""The executor for asyncio. Tasks of an event loop share one connection to each node.
+
+There is a second connection to each node for large transfers, and a third for writes that wait for
+replicas.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import weakref
 from collections.abc import AsyncGenerator, Coroutine
+from functools import partial
 from typing import Any
 
 from ..calls import Call
+from ..drive import drive_async
 from ..errors import BackendUnavailable
 from .address import Deployment
-from .channel import Channel, Lanes, consume_exception, wait_shared
+from .channel import Channel, NodeChannels, consume_exception, wait_shared
 from .durability import Durability
-from .retry import Attempts, ConnectFailed, ConnectionLost
+from .failures import AttemptFailed, ConnectFailed
+from .retry import (
+    CLOSED,
+    Attempts,
+    Discover,
+    Pause,
+    Send,
+    Step,
+    not_sent_in_time,
+    run_async,
+)
 from .shared_connection import SILENCE_S
-from .topology import ANSWER_TIMEOUT_S, DISCOVERY_TIMEOUT_S, Node, redirection
-from .wire import Form, ReplyRefused, pack, reply_count, unpack
+from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, Node, Probe
+from .wire import Form, pack, reply_count, unpack
 
 
 class Router:
-    """Finds the node of every call made in one event loop, and tries until it is answered.
+    """Sends the Calls of one event loop to their nodes and retries them.
 
     Args:
         deployment: the servers.
-        timeout_s: time that a call may take, retries included.
+        timeout_s: how long a call may take, retries included.
         durability: what writes wait for.
     """
 
@@ -37,191 +54,206 @@ class Router:
         self._timeout_s = timeout_s
         self._durability = durability
         self._topology = deployment.new_topology()
-        self._by_node: dict[Node, Lanes] = {}
-        self._discovering: asyncio.Task[None] | None = None
-        self._guard: AsyncGenerator[None] | None = None
-        self._is_unwatched = self._topology.is_routed
-        self._looked_at = 0.0
+        self._by_node: dict[Node, NodeChannels] = {}
+        self._discovery: asyncio.Task[None] | None = None
+        self._end_of_loop: AsyncGenerator[None] | None = None
+        # Silence is checked while calls are made. The next call has to start that.
+        self._must_start_checks = self._topology.is_routed
+        self._checked_at = 0.0
 
     async def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call."""
-        deadline = self.loop.time() + self._timeout_s
-        problem: Exception | None = None
-        if self._is_unwatched:
-            self._watch()
+        deadline = time.monotonic() + self._timeout_s
+        failure: AttemptFailed | None = None
+        node: Node | None = None
+        if self._must_start_checks:
+            self._schedule_check()
         if self._topology.is_known and not (self._durability and call.writes):
             node = self._topology.node_for(call)
-            lanes = self._by_node.get(node)
-            if lanes is not None:
-                link = (lanes.bulk if call.is_bulk else lanes.small).link
-                if link is not None and link.is_open:
-                    # The way of nearly every call: nothing to find or to open.
+            channels = self._by_node.get(node)
+            if channels is not None:
+                connection = (channels.bulk if call.is_bulk else channels.small).connection
+                if connection is not None and connection.is_open:
+                    # Fast path: the topology is known and the connection is open.
                     try:
-                        if link.is_full:
-                            await link.wait_for_room(deadline)
-                            if not link.is_open:
-                                return await self._execute_with_retries(call, deadline, None)
+                        if connection.is_full:
+                            await connection.wait_for_room(deadline)
                         payload = pack(call, Form.EVALSHA)
-                        reply = link.submit(payload, reply_count(call, Form.EVALSHA), deadline)
+                        count = reply_count(call, Form.EVALSHA)
+                        reply = connection.submit(payload, count, deadline)
                         return unpack(await reply, Form.EVALSHA)
                     except TimeoutError:
-                        raise Attempts(call, deadline, is_routed=False).timed_out() from None
-                    except (ReplyRefused, ConnectionLost) as error:
-                        self._topology.notice(error, node)
-                        problem = error
-        return await self._execute_with_retries(call, deadline, problem)
+                        raise not_sent_in_time(call) from None
+                    except AttemptFailed as error:
+                        failure = error
+        # Slow path: discover, connect, retry.
+        if self._end_of_loop is None:
+            await self._close_with_loop()
+        attempts = Attempts(call, deadline, self._topology, self._deployment.history)
+        perform = partial(self._perform, call, deadline)
+        return await run_async(attempts.steps(failure, node), perform)
 
-    async def _execute_with_retries(
-        self, call: Call[Any], deadline: float, problem: Exception | None
-    ) -> list[Any]:
-        """What `execute` does when it is not all plain: discover, connect, wait, try again."""
-        attempts = Attempts(call, deadline, is_routed=self._topology.is_routed)
-        node = None
-        while True:
-            if problem is not None:
-                delay_s = attempts.next_delay(problem, self.loop.time())
-                if delay_s:
-                    await asyncio.sleep(delay_s)
-            if self.is_closed:
-                raise attempts.closed()
-            try:
-                asking = attempts.ask_at
-                if asking is not None and node is not None:
-                    node = redirection(ReplyRefused(asking), node)[1]
-                else:
-                    async with asyncio.timeout_at(deadline):
-                        await self._discover()
-                    node = self._topology.node_for(call)
-                channel = self._channel(node, call)
-                is_asking = asking is not None
-                return await channel.ask(call, attempts.form, deadline, asking=is_asking)
-            except TimeoutError:
-                raise attempts.timed_out() from None
-            except (ReplyRefused, ConnectionLost, ConnectFailed) as error:
-                if isinstance(error, ConnectFailed) and self.is_closed:
-                    raise attempts.closed() from None
-                if isinstance(error, ConnectFailed) and not self._deployment.has_connected:
-                    # One that was never there is a wrong address; the caller wants to know now.
-                    error.final = True
-                if node is not None:
-                    self._topology.notice(error, node)
-                problem = error
+    async def _perform(self, call: Call[Any], deadline: float, step: Step) -> Any:
+        """Carry out one step of the attempts at a Call."""
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
+        if self.is_closed:
+            raise ConnectFailed(CLOSED, final=True)
+        try:
+            if isinstance(step, Discover):
+                async with asyncio.timeout_at(deadline):
+                    return await self._discover()
+            return await self._channel(step.node, call).send(call, step, deadline)
+        except ConnectFailed:
+            if self.is_closed:  # which is why it failed
+                raise ConnectFailed(CLOSED, final=True) from None
+            raise
 
     def _channel(self, node: Node, call: Call[Any]) -> Channel:
-        lanes = self._by_node.get(node)
-        if lanes is None:
+        channels = self._by_node.get(node)
+        if channels is None:
             address = self._deployment.address_of(node)
-            small, bulk = (Channel(address, self._timeout_s) for _ in range(2))
-            confirmed = Channel(address, self._timeout_s, self._durability)
-            lanes = self._by_node[node] = Lanes(small, bulk, confirmed)
+            count_calls = partial(self._count_calls, node)
+            small, bulk, confirmed = (
+                Channel(address, self._timeout_s, count_calls, durability)
+                for durability in (None, None, self._durability)
+            )
+            channels = self._by_node[node] = NodeChannels(small, bulk, confirmed)
         if self._durability and call.writes:
-            return lanes.confirmed
-        return lanes.bulk if call.is_bulk else lanes.small
+            return channels.confirmed
+        return channels.bulk if call.is_bulk else channels.small
+
+    def _count_calls(self, node: Node) -> int:
+        return sum(channel.num_calls for channel in self._by_node[node])
+
+    # -- discovery -----------------------------------------------------------------------------
 
     async def _discover(self) -> None:
-        """Let the topology be known; of many that need it at once, one asks."""
-        if self._guard is None:
-            self._guard = self._end_with_loop()
-            await anext(self._guard)
+        """Make the topology known. If many calls need it at once, they share one discovery."""
         if not self._topology.is_known:
-            await wait_shared(self._ask_anew())
+            await wait_shared(self._start_discovery())
 
-    def _ask_anew(self) -> asyncio.Task[None]:
-        if self._discovering is None:
-            self._discovering = self.loop.create_task(self._ask_around())
-            self._discovering.add_done_callback(self._discovered)
-        return self._discovering
+    def _start_discovery(self) -> asyncio.Task[None]:
+        if self._discovery is None:
+            executor = _ProbeExecutor(self, time.monotonic() + DISCOVERY_TIMEOUT_S)
+            flow = drive_async(self._topology.discover(), executor)
+            self._discovery = self.loop.create_task(flow)
+            self._discovery.add_done_callback(self._discovered)
+        return self._discovery
 
-    async def _ask_around(self) -> None:
-        flow = self._topology.discover()
-        end = self.loop.time() + DISCOVERY_TIMEOUT_S
-        outcome: Any = None
-        while True:
-            try:
-                node, call = flow.send(outcome)
-            except StopIteration:
-                return
-            deadline = min(self.loop.time() + min(self._timeout_s, ANSWER_TIMEOUT_S), end)
-            try:
-                channel = self._channel(node, call)
-                outcome = await channel.ask(call, Form.EVALSHA, deadline)
-            except (ReplyRefused, ConnectionLost, ConnectFailed, TimeoutError) as error:
-                outcome = error
+    async def probe(self, call: Probe, deadline: float) -> list[Any]:
+        """Send a question about the topology; raises AttemptFailed or TimeoutError."""
+        timeout_s = min(self._timeout_s, PROBE_TIMEOUT_S)
+        deadline = min(time.monotonic() + timeout_s, deadline)
+        attempt = Send(call.node, Form.EVALSHA, is_asking=False)
+        return await self._channel(call.node, call).send(call, attempt, deadline)
 
     def _discovered(self, task: asyncio.Task[None]) -> None:
-        self._discovering = None
+        self._discovery = None
         consume_exception(task)
-        now = self.loop.time()
-        for node, lanes in self._by_node.items():
+        now = time.monotonic()
+        for node, channels in self._by_node.items():
             if node not in self._topology.nodes and not node.is_sentinel:
-                for channel in lanes:
+                for channel in channels:
                     if channel.is_silent(now):
-                        channel.abort("the node has been replaced")
+                        channel.give_up("the node has been replaced")
 
-    def _watch(self) -> None:
-        """Look, as long as calls are made, whether nodes that say nothing have been replaced."""
-        self._is_unwatched = False
-        self._looked_at = self.loop.time()
-        self.loop.call_later(SILENCE_S, self._look)
+    # -- silent nodes --------------------------------------------------------------------------
 
-    def _look(self) -> None:
+    def _schedule_check(self) -> None:
+        self._must_start_checks = False
+        self._checked_at = time.monotonic()
+        self.loop.call_later(SILENCE_S, self._check_silence)
+
+    def _check_silence(self) -> None:
+        """Discover again if a node is silent: it may have been replaced without closing anything.
+
+        This goes on every SILENCE_S as long as calls are made.
+        """
         if self.is_closed:
             return
-        since, now = self._looked_at, self.loop.time()
-        used = [node for node, lanes in self._by_node.items() if _any_used(lanes, since)]
+        now, then = time.monotonic(), self._checked_at
+        used = [
+            node
+            for node, channels in self._by_node.items()
+            if any(channel.was_used_since(then) for channel in channels)
+        ]
         if all(node.is_sentinel for node in used):
-            self._is_unwatched = True  # until the next call
+            self._must_start_checks = True
             return
-        silent = [node for node in used if _any_silent(self._by_node[node], now)]
+        silent = [
+            node for node in used if any(channel.is_silent(now) for channel in self._by_node[node])
+        ]
         for node in silent:
-            self._topology.suspect(node)
-            if node.is_replica:  # a primary can answer what it was asked
+            self._topology.report_silence(node)
+            if node.is_replica:  # the primary can answer its calls instead
                 for channel in self._by_node[node]:
-                    channel.abort("no answer from a replica")
+                    channel.give_up("a replica does not answer")
         if silent or self._topology.is_polled:
-            self._ask_anew()
-        self._watch()
+            self._start_discovery()
+        self._schedule_check()
 
-    async def _end_with_loop(self) -> AsyncGenerator[None]:
-        """Close the links when the loop ends, though nobody closed the service.
+    # -- the end -------------------------------------------------------------------------------
 
-        A loop that ends closes the asynchronous generators that were started on it: the one
-        public way to be told.
+    async def _close_with_loop(self) -> None:
+        """Arrange that the connections are closed when the event loop ends.
+
+        A loop that ends closes the asynchronous generators that were started on it. There is no
+        other public way to run something then.
         """
-        try:
-            yield
-        finally:
-            for channel in self._channels():
-                channel.abort("the event loop has ended")
+
+        async def wait_for_end() -> AsyncGenerator[None]:
+            try:
+                yield
+            finally:
+                self._close("the event loop has ended")
+
+        self._end_of_loop = wait_for_end()
+        await anext(self._end_of_loop)
 
     def _channels(self) -> list[Channel]:
-        return [channel for lanes in self._by_node.values() for channel in lanes]
+        return [channel for channels in self._by_node.values() for channel in channels]
+
+    def _close(self, reason: str) -> None:
+        for channel in self._channels():
+            channel.close(reason)
 
     async def aclose(self) -> None:
-        """Close; from the loop that the router belongs to."""
+        """Close; called on the router's own loop."""
         self.is_closed = True
-        if self._discovering is not None:
-            self._discovering.cancel()
-            await asyncio.wait([self._discovering])
+        if self._discovery is not None:
+            self._discovery.cancel()
+            await asyncio.wait([self._discovery])
         await asyncio.gather(*(channel.aclose() for channel in self._channels()))
 
-    def abandon(self) -> None:
-        """Close at once, from another loop or thread."""
+    def close_from_elsewhere(self) -> None:
+        """Close at once; called on another loop or thread."""
         self.is_closed = True
         if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self._abort)
+            self.loop.call_soon_threadsafe(self._close, CLOSED)
 
-    def _abort(self) -> None:
-        for channel in self._channels():
-            channel.abort("the session service is closed")
+
+class _ProbeExecutor:
+    """Runs a discovery: sends every Probe to its node, until a deadline."""
+
+    def __init__(self, router: Router, deadline: float) -> None:
+        self._router = router
+        self._deadline = deadline
+
+    async def execute(self, call: Call[Any]) -> list[Any]:
+        assert isinstance(call, Probe)
+        return await self._router.probe(call, self._deadline)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
 
 
 class AsyncRedisExecutor:
-    """Carries out Calls, from any number of tasks, loops and threads.
+    """Executes Calls from any number of tasks, event loops and threads.
 
     Args:
         deployment: the servers.
-        timeout_s: time that a call may take, retries included.
+        timeout_s: how long a call may take, retries included.
         durability: what writes wait for; None = nothing.
     """
 
@@ -248,7 +280,7 @@ class AsyncRedisExecutor:
         loop = asyncio.get_running_loop()
         with self._lock:
             if self._is_closed:
-                raise BackendUnavailable("the session service is closed")
+                raise BackendUnavailable(CLOSED)
             router = self._by_loop.get(loop)
             if router is None:
                 router = Router(self._deployment, self._timeout_s, self._durability)
@@ -267,12 +299,4 @@ class AsyncRedisExecutor:
             if router.loop is asyncio.get_running_loop():
                 await router.aclose()
             else:
-                router.abandon()
-
-
-def _any_used(lanes: Lanes, since: float) -> bool:
-    return any(channel.was_used(since) for channel in lanes)
-
-
-def _any_silent(lanes: Lanes, now: float) -> bool:
-    return any(channel.is_silent(now) for channel in lanes)
+                router.close_from_elsewhere()

@@ -1,4 +1,4 @@
-"""Waiting until replicas have what was written. Sans I/O: both transports use it."""
+"""Waiting until replicas have a write. Does no I/O; both transports use it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import hiredis
 
 from ..calls import Call
 from ..errors import NotReplicated
-from .retry import ConnectionLost
+from .failures import ConnectionLost
 from .wire import pack_command
 
-_GRACE_S = 2.0  # that the answer may take beyond the time that the server waits
+_GRACE_S = 2.0  # how much longer than the WAIT itself its reply may take
 
 
 class Durability:
@@ -22,8 +22,8 @@ class Durability:
         timeout_s: from a millisecond up to the service's `call_timeout`.
 
     Attributes:
-        request: the WAIT, in RESP; has one reply.
-        timeout_s: time after which a server that has not answered it is given up.
+        request: the WAIT command in RESP. It has one reply.
+        timeout_s: a server that has not replied to the WAIT after this time is given up.
     """
 
     def __init__(self, replicas: int, timeout_s: float) -> None:
@@ -31,21 +31,22 @@ class Durability:
         self.request = pack_command(("WAIT", replicas, max(round(timeout_s * 1000), 1)))
         self.timeout_s = timeout_s + _GRACE_S
 
-    def judge(self, call: Call[Any], replies: list[Any], answer: Any) -> None:
-        """Whether the answer to `request` confirms a write.
+    def check_confirmed(self, call: Call[Any], replies: list[Any], answer: Any) -> None:
+        """Check that enough replicas have a write.
 
         Args:
-            call: what was written.
-            replies: what the server answered to that.
-            answer: replicas that have it, an error reply, or None for no answer in time.
+            call: the write.
+            replies: the server's replies to it.
+            answer: the reply to `request`: the number of replicas that have the write, or an
+                error. None if no reply came before the call's deadline.
 
         Raises:
-            NotReplicated: it does not.
-            ConnectionLost: the server may have been replaced; the Call has to be sent again.
+            NotReplicated: too few replicas confirmed the write.
+            ConnectionLost: the server has become a replica; the Call has to be sent again.
         """
         if isinstance(answer, hiredis.ReplyError):
             if "replica instances" in str(answer):
-                raise ConnectionLost("the server is a replica now")
+                raise ConnectionLost("the server has become a replica")
             why = f"the server refuses WAIT: {answer}"
         elif answer is None:
             why = "the server did not say in time how many replicas have it"
@@ -54,7 +55,7 @@ class Durability:
         else:
             return
         raise NotReplicated(
-            f"{call.name}: it is done, but {why}",
+            f"{call.name}: the write is done, but {why}",
             confirmed=answer if isinstance(answer, int) else 0,
             replies=replies,
         )

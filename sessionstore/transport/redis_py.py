@@ -1,32 +1,33 @@
-"""All that sessionstore knows of redis-py's insides: how a connection is made and taken over.
+"""Everything that depends on redis-py's internals: opening a connection and taking it over.
 
-redis-py offers no public way to hand over a connected socket. The private names used here are the
-same in every release that pyproject.toml allows; the test suite runs against the lowest and the
-highest.
+redis-py has no public way to hand over a connected socket. The private names used here are the same
+in every release that pyproject.toml allows; the test suite runs with the lowest and the highest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
+import time
 from contextlib import suppress
 from typing import Any
 
 import redis
 
-from .retry import ConnectFailed
+from .failures import ConnectFailed
 
 
 async def open_async(
-    connection: Any, protocol: asyncio.Protocol, timeout_s: float
+    connection: Any, protocol: asyncio.Protocol, deadline: float
 ) -> tuple[Any, bytes]:
     """Connect, then let `protocol` receive what arrives.
 
     Args:
-        connection: a redis-py connection for asyncio, not yet connected. It must be kept until
-            the transport is closed, and given to `forget_async` then.
+        connection: a redis-py connection for asyncio, not yet connected. The caller must keep it
+            until the transport is closed and then pass it to `forget_async`.
         protocol: receives data once this returns.
-        timeout_s: time that all of it may take.
+        deadline: when connecting and the handshake must be done.
 
     Returns:
         The asyncio transport, and bytes that arrived after the handshake.
@@ -35,10 +36,10 @@ async def open_async(
         ConnectFailed: no connection.
     """
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout_at(deadline):
             await connection.connect()
-            # A server that wants a password closes the connection at the first large request.
-            # To this it says what it wants.
+            # A server that requires a password closes the connection at the first large request.
+            # Its reply to PING says what is wrong.
             await connection.send_command("PING")
             with suppress(redis.exceptions.NoPermissionError):
                 await connection.read_response()
@@ -48,54 +49,111 @@ async def open_async(
             raise _connect_failed(error) from None
         raise
     transport = connection._writer.transport
-    early = bytes(connection._reader._buffer)
+    unread = bytes(connection._reader._buffer)
     transport.set_protocol(protocol)
-    return transport, early
+    return transport, unread
 
 
 def forget_async(connection: Any) -> None:
-    """Let go of a connection whose transport is closed, without a word about it."""
+    """Let go of a connection whose transport is closed, without a ResourceWarning."""
     connection._reader = None
     connection._writer = None
 
 
-def open_sync(connection: Any, timeout_s: float) -> socket.socket:
-    """Connect; the socket, which stays the connection's own.
+def with_deadline(factory: Any) -> Any:
+    """A subclass of a redis-py connection class for threads, for `open_sync`.
+
+    redis-py limits every address that it tries and every step of the handshake separately. The
+    subclass limits all of them together: its timeouts are what is left until `deadline`.
+    """
+
+    class ConnectionWithDeadline(factory):  # type: ignore[misc]  # the base class is dynamic
+        deadline = math.inf
+        _connect_timeout_s = math.inf
+
+        @property
+        def socket_connect_timeout(self) -> float:
+            return min(self._connect_timeout_s, _time_left(self.deadline))
+
+        @socket_connect_timeout.setter
+        def socket_connect_timeout(self, value: float) -> None:
+            self._connect_timeout_s = value
+
+        @property
+        def socket_timeout(self) -> float:
+            return _time_left(self.deadline)
+
+        @socket_timeout.setter
+        def socket_timeout(self, value: Any) -> None:
+            pass  # redis-py sets its default
+
+        def _connect(self) -> _SocketWithDeadline:
+            return _SocketWithDeadline(super()._connect(), self.deadline)
+
+    return ConnectionWithDeadline
+
+
+class _SocketWithDeadline:
+    """A socket for the handshake: all receives and sends together end by a deadline."""
+
+    def __init__(self, inner: socket.socket, deadline: float) -> None:
+        self.inner = inner
+        self._deadline = deadline
+
+    def recv_into(self, buffer: bytearray) -> int:
+        self.inner.settimeout(_time_left(self._deadline))
+        return self.inner.recv_into(buffer)
+
+    def sendall(self, data: bytes) -> None:
+        self.inner.settimeout(_time_left(self._deadline))
+        self.inner.sendall(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def _time_left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.001)  # a timeout of 0 means "do not block"
+
+
+def open_sync(connection: Any, deadline: float) -> socket.socket:
+    """Connect; returns the socket, which still belongs to the connection.
 
     Args:
-        connection: a redis-py connection for threads, not yet connected.
-        timeout_s: time that connecting may take, and each step of the handshake.
+        connection: a connection of a class that `with_deadline` made, not yet connected.
+        deadline: when connecting and the handshake must be done. Name resolution and a
+            `credential_provider` cannot be interrupted and may take longer.
 
     Raises:
         ConnectFailed: no connection.
     """
-    connection.socket_connect_timeout = min(connection.socket_connect_timeout, timeout_s)
-    connection.socket_timeout = timeout_s
+    connection.deadline = deadline
     try:
         connection.connect()
-        connection.send_command("PING")  # as for asyncio
+        connection.send_command("PING")  # as in open_async
         with suppress(redis.exceptions.NoPermissionError):
             connection.read_response()
     except (redis.RedisError, OSError) as error:
         connection.disconnect()
         raise _connect_failed(error) from None
-    link: socket.socket = connection._sock
-    return link
+    opened: socket.socket = connection._sock.inner
+    connection._sock = opened
+    return opened
 
 
 def _connect_failed(error: BaseException) -> ConnectFailed:
-    """What a failed connect means, without credentials."""
+    """What a failed connect means. The message holds no credentials."""
     if isinstance(error.__cause__, redis.RedisError):
-        error = error.__cause__  # redis-py for asyncio wraps what the handshake was answered
+        error = error.__cause__  # redis-py for asyncio wraps errors of the handshake
     text = str(error).rstrip(".") or type(error).__name__
     if isinstance(error, (redis.AuthenticationError, redis.ResponseError)):
         if "HELLO" in text or "required" in text:
-            return ConnectFailed("the server wants a password", final=True)
+            return ConnectFailed("the server requires a password", final=True)
         if isinstance(error, redis.AuthenticationError):
             return ConnectFailed(f"the server refused the credentials ({text})", final=True)
         return ConnectFailed(f"the server refused the connection ({text})", final=True)
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return ConnectFailed("the server is loading its data", final=False)
-    if isinstance(error, TimeoutError):
+    if isinstance(error, (TimeoutError, redis.TimeoutError)):
         return ConnectFailed("no connection in time", final=False)
     return ConnectFailed(text, final=False)

@@ -1,141 +1,224 @@
-"""When a call is sent again, and what it fails with. Sans I/O: both transports use it."""
+"""Retrying: what to send next, to which node, in which form, and when. Does no I/O.
+
+`Attempts.steps` is a generator of steps. `run_async` and `run` carry the steps out with a function
+of the transport and throw failures back into the generator, which then decides how to go on.
+
+Deadlines are absolute, in seconds of time.monotonic(). asyncio's loop.time() reads the same clock.
+"""
 
 from __future__ import annotations
 
 import random
-from typing import Any
-
-import hiredis
+import time
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, NamedTuple
 
 from ..calls import Call, reply_error
 from ..errors import BackendError, BackendTimeout, BackendUnavailable, SessionStoreError
-from .wire import Form, ReplyRefused
+from .failures import AttemptFailed, ConnectFailed, ConnectionLost, ErrorReply
+from .log import log_retry
+from .topology import Node, Topology, redirection
+from .wire import Form
+
+CLOSED = "the session service is closed"
 
 _FIRST_DELAY_S = 0.01
 _LONGEST_DELAY_S = 0.5
-_LONGEST_DELAY_ROUTED_S = 0.2  # another server will take over, and may have done so just now
-_REDIRECTIONS_AT_ONCE = 4  # every fourth waits first, in case two nodes disagree
+_LONGEST_DELAY_ROUTED_S = 0.2  # shorter: another server may just have taken over
+_REDIRECTIONS_PER_DELAY = 4  # two nodes may disagree and redirect to each other
 
 
-class ConnectFailed(Exception):
-    """No connection could be made; nothing was sent.
+class Pause(NamedTuple):
+    """Wait before the next attempt."""
 
-    Attributes:
-        final: trying again is of no use (wrong password, unknown host name, ...).
-    """
-
-    def __init__(self, message: str, *, final: bool) -> None:
-        super().__init__(message)
-        self.final = final
+    seconds: float
 
 
-class ConnectionLost(Exception):
-    """A connection broke, or stayed silent too long, with the call's outcome unknown.
-
-    Attributes:
-        silent: it was given up because the server did not answer in time.
-    """
-
-    def __init__(self, message: str, *, silent: bool = False) -> None:
-        super().__init__(message)
-        self.silent = silent
+class Discover(NamedTuple):
+    """Ask the servers where the data is."""
 
 
-def check_greeting(replies: list[Any]) -> None:
-    """Look at what was answered to the first request on a connection.
+class Send(NamedTuple):
+    """Send the Call and return its replies."""
 
-    Raises:
-        ConnectFailed: it was refused.
-    """
-    if isinstance(replies[0], hiredis.ReplyError):
-        raise ConnectFailed(f"the server refused the connection ({replies[0]})", final=False)
+    node: Node
+    form: Form
+    is_asking: bool  # with ASKING: the node is importing the slot
+
+
+Step = Pause | Discover | Send
+Steps = Generator[Step, Any, list[Any]]
+
+
+class ConnectHistory:
+    """Whether any server of a deployment was ever reached."""
+
+    has_connected = False
 
 
 class Attempts:
-    """The attempts at one call, within its deadline.
+    """All attempts at one Call, until its deadline.
 
     Args:
-        call: what is being sent.
-        deadline: when to give up, on the clock whose readings `next_delay` is given.
-        is_routed: redirections and demoted masters are to be expected.
-
-    Attributes:
-        form: how to put the call on the wire next.
-        ask_at: where the next attempt goes, after ASKING; None = where the call belongs.
+        call: what to send.
+        deadline: when to give up.
+        topology: where the data is; learns from failures.
+        history: shared by all Calls to the same deployment.
     """
 
-    def __init__(self, call: Call[Any], deadline: float, *, is_routed: bool) -> None:
-        self.deadline = deadline
-        self.form = Form.EVALSHA
-        self.ask_at: str | None = None
+    def __init__(
+        self, call: Call[Any], deadline: float, topology: Topology, history: ConnectHistory
+    ) -> None:
         self._call = call
-        self._is_routed = is_routed
+        self._deadline = deadline
+        self._topology = topology
+        self._history = history
+        self._form = Form.EVALSHA
+        self._asking_node: Node | None = None  # where an ASK reply sends the next attempt
+        self._num_failures = 0
+        self._num_redirections = 0
         self._delay_s = _FIRST_DELAY_S
-        self._longest_delay_s = _LONGEST_DELAY_ROUTED_S if is_routed else _LONGEST_DELAY_S
-        self._redirections = 0
         self._maybe_applied = False
 
-    def next_delay(self, problem: Exception, now: float) -> float:
-        """Seconds to wait before the next attempt.
+    def steps(self, failure: AttemptFailed | None = None, node: Node | None = None) -> Steps:
+        """Attempt the Call until it succeeds; the generator's return value is the replies.
+
+        Args:
+            failure: how a first attempt failed, if there was one.
+            node: the node that it was sent to.
 
         Raises:
-            SessionStoreError: there is none; what the caller is told.
+            SessionStoreError: the Call failed for good.
         """
-        call = self._call
-        asked, self.ask_at = self.ask_at, None
-        if isinstance(problem, ReplyRefused):
-            better = problem.accepted_form(call, self.form)
-            if better is not None:
-                self.form, self.ask_at = better, asked
+        while True:
+            if failure is not None:
+                delay_s = self._next_delay(failure, node)
+                log_retry(self._call.name, self._num_failures, failure.kind, delay_s)
+                if delay_s:
+                    yield Pause(delay_s)
+            node = self._asking_node
+            is_asking = node is not None
+            try:
+                if node is None:
+                    if not self._topology.is_known:
+                        yield Discover()
+                    node = self._topology.node_for(self._call)
+                replies: list[Any] = yield Send(node, self._form, is_asking)
+            except TimeoutError:
+                raise not_sent_in_time(self._call, self._maybe_applied) from None
+            except AttemptFailed as error:
+                failure = error
+            else:
+                return replies
+
+    def _next_delay(self, failure: AttemptFailed, node: Node | None) -> float:
+        """Seconds to wait before the next attempt; raises the final error if there is none."""
+        self._num_failures += 1
+        if node is not None:
+            self._topology.report_failure(failure, node)
+        asking_node, self._asking_node = self._asking_node, None
+        if isinstance(failure, ErrorReply):
+            form = self._other_form(failure)
+            if form is not None:
+                self._form, self._asking_node = form, asking_node
                 return 0.0
-            if self._is_routed and self._is_redirected(problem):
+            assert node is not None
+            if self._topology.is_routed and self._can_follow_redirection(failure, node):
                 return 0.0
-            if not problem.is_transient and not (self._is_routed and problem.is_misplaced):
-                raise self._with_history(reply_error(call, str(problem))) from None
-        if isinstance(problem, ConnectFailed) and problem.final:
-            raise self._failure(problem) from None
-        if isinstance(problem, ConnectionLost):
-            self._maybe_applied |= call.writes
-            if not call.idempotent:
-                raise self._failure(problem) from None
+            is_retried = self._topology.is_routed and failure.is_wrong_node
+            if not failure.is_transient and not is_retried:
+                raise self._refused(failure) from None
+        if isinstance(failure, ConnectFailed) and (
+            # Never reached: most likely a wrong address, so the caller learns of it at once.
+            failure.final or not self._history.has_connected
+        ):
+            raise self._unanswered(failure) from None
+        if isinstance(failure, ConnectionLost):
+            self._maybe_applied |= self._call.writes
+            if not self._call.idempotent:
+                raise self._unanswered(failure) from None
         delay_s = self._delay_s * random.uniform(0.5, 1.5)
-        if now + delay_s >= self.deadline:
-            raise self._failure(problem) from None
-        self._delay_s = min(self._delay_s * 2, self._longest_delay_s)
+        if time.monotonic() + delay_s >= self._deadline:
+            raise self._unanswered(failure) from None
+        longest_s = _LONGEST_DELAY_ROUTED_S if self._topology.is_routed else _LONGEST_DELAY_S
+        self._delay_s = min(self._delay_s * 2, longest_s)
         return delay_s
 
-    def _is_redirected(self, problem: ReplyRefused) -> bool:
-        """Whether a reply names another node to go to at once."""
-        if len(self._call.commands) + (self._call.script is not None) > 1 and problem.is_migration:
-            # No transaction spans a slot that is on its way; a script does, once its keys arrived.
-            self.form = Form.WITHOUT_MULTI
-        if problem.code not in ("MOVED", "ASK"):
+    def _other_form(self, failure: ErrorReply) -> Form | None:
+        """Another form that this server accepts. It did nothing with the one that it refused."""
+        if failure.code == "NOSCRIPT" and self._form is Form.EVALSHA:
+            return Form.EVAL
+        # A server that is out of memory refuses to queue commands. Reads work without MULTI; a
+        # write is refused for a reason.
+        is_read = not self._call.writes
+        if failure.code == "OOM" and is_read and self._form is not Form.WITHOUT_MULTI:
+            return Form.WITHOUT_MULTI
+        return None
+
+    def _can_follow_redirection(self, failure: ErrorReply, node: Node) -> bool:
+        """Whether a reply names another node that can be asked at once."""
+        num_commands = len(self._call.commands) + (self._call.script is not None)
+        if num_commands > 1 and failure.is_slot_moving:
+            # A transaction fails while its slot is moving. A script works once its keys are moved.
+            self._form = Form.WITHOUT_MULTI
+        if failure.code not in ("MOVED", "ASK"):
             return False
-        if problem.code == "ASK":
-            self.ask_at = str(problem)
-        self._redirections += 1
-        return self._redirections % _REDIRECTIONS_AT_ONCE != 0
+        if failure.code == "ASK":
+            self._asking_node = redirection(failure, node)[1]
+        self._num_redirections += 1
+        return self._num_redirections % _REDIRECTIONS_PER_DELAY != 0
 
-    def closed(self) -> BackendError:
-        """What the caller is told when the service is closed between attempts."""
-        return BackendUnavailable(
-            "the session service is closed", maybe_applied=self._maybe_applied
-        )
-
-    def timed_out(self) -> BackendError:
-        """What the caller is told when the deadline passes between attempts."""
-        return BackendTimeout(
-            f"{self._call.name}: no connection within the call's deadline",
-            maybe_applied=self._maybe_applied,
-        )
-
-    def _failure(self, problem: Exception) -> BackendError:
-        silent = isinstance(problem, ConnectionLost) and problem.silent
-        kind = BackendTimeout if silent else BackendUnavailable
-        return kind(f"{self._call.name}: {problem}", maybe_applied=self._maybe_applied)
-
-    def _with_history(self, error: SessionStoreError) -> SessionStoreError:
-        # An earlier attempt of unknown outcome may have been carried out before this refusal.
+    def _refused(self, failure: ErrorReply) -> SessionStoreError:
+        error = reply_error(self._call, str(failure))
         if isinstance(error, BackendError):
+            # An earlier attempt may have been executed before this one was refused.
             error.maybe_applied = self._maybe_applied
         return error
+
+    def _unanswered(self, failure: AttemptFailed) -> BackendError:
+        timed_out = isinstance(failure, ConnectionLost) and failure.timed_out
+        is_over = time.monotonic() >= self._deadline
+        kind = BackendTimeout if timed_out or is_over else BackendUnavailable
+        return kind(f"{self._call.name}: {failure}", maybe_applied=self._maybe_applied)
+
+
+def not_sent_in_time(call: Call[Any], maybe_applied: bool = False) -> BackendError:
+    """The error for a Call whose deadline passed before it could be sent."""
+    text = f"{call.name}: it could not be sent within call_timeout"
+    return BackendTimeout(text, maybe_applied=maybe_applied)
+
+
+async def run_async(steps: Steps, perform: Callable[[Step], Awaitable[Any]]) -> list[Any]:
+    """The replies to a Call, over asyncio.
+
+    Args:
+        steps: the attempts.
+        perform: carries out one step. It raises AttemptFailed, or TimeoutError if the deadline
+            passed before anything was sent. Other exceptions end the attempts.
+    """
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = await perform(step)
+            except Exception as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]  # StopIteration.value is untyped
+
+
+def run(steps: Steps, perform: Callable[[Step], Any]) -> list[Any]:
+    """The replies to a Call, in this thread. The same as `run_async` otherwise."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = perform(step)
+            except Exception as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]  # StopIteration.value is untyped

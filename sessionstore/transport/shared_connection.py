@@ -1,74 +1,83 @@
-"""One connection over asyncio, shared by many tasks.
+"""One connection over asyncio that many tasks share.
 
-Calls made in one tick of the loop leave in one write. Replies come in the order of the requests,
-so each belongs to the oldest call that waits. A caller that is cancelled stops waiting; its reply
-is read and dropped like any other.
+Calls of one tick of the event loop are sent in one write. Replies come in the order of the
+requests, so each one belongs to the oldest call that waits. If a caller is cancelled, the reply to
+its call is still read, and dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import hiredis
 
+from .failures import ConnectFailed, ConnectionLost
 from .redis_py import forget_async, open_async
-from .retry import ConnectionLost
+from .retry import CLOSED
 
 CALLS_IN_FLIGHT_LIMIT = 4096
-"""Most calls that wait for replies on one connection; further ones wait to be sent."""
+"""Most calls that wait for replies on one connection. Further calls wait before they are sent."""
 
 BYTES_IN_FLIGHT_LIMIT = 16 << 20
-"""Most bytes of requests that wait for replies on one connection, likewise."""
+"""Most bytes of requests that wait for replies on one connection."""
 
 SILENCE_S = 0.5
-"""Time without a word from a server that has calls to answer, after which others are asked whether
-it still is the one to ask, where there are others."""
+"""How long a server may be silent before the topology is checked again, if there is one."""
 
+_CLOSED_BY_SERVER = "connection closed by the server"
 _CLOSE_TIMEOUT_S = 1.0  # for calls in flight when a service is closed
 
-_NOTHING = object()  # what the reader gives when it has no whole reply
+_NOTHING = object()  # returned by the reader if it has no complete reply
 
 _Entry = tuple["asyncio.Future[list[Any]]", int, float, int]  # reply, count, deadline, bytes
 
 
 class SharedConnection(asyncio.Protocol):
-    """A live connection and the calls that wait on it.
+    """An open connection and the calls that wait on it.
 
     Args:
-        connection: redis-py's connection, which made the socket.
-        timeout_s: silence, while calls wait, after which the connection is given up.
+        connection: redis-py's connection, not yet connected.
+        timeout_s: how long a call may take.
+        on_lost: called with the reason if the connection ends though nobody closed it, before the
+            calls that wait on it fail.
+
+    Attributes:
+        is_open: calls may be sent.
+        closed: done when the socket is closed.
     """
 
-    def __init__(self, connection: Any, timeout_s: float) -> None:
+    def __init__(self, connection: Any, timeout_s: float, on_lost: Callable[[str], None]) -> None:
         self._connection = connection
         self._timeout_s = timeout_s
+        self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._transport: Any = None
         self._out: list[bytes] = []
         self._pending: deque[_Entry] = deque()
         self._partial: list[Any] = []
-        self._bytes = 0
-        self._heard_at = 0.0
-        self._watch: asyncio.TimerHandle | None = None
-        self._room: deque[tuple[asyncio.Future[None], float]] = deque()
-        self._granted = 0
+        self._bytes_in_flight = 0
+        self._received_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._queue: deque[tuple[asyncio.Future[None], float]] = deque()
+        self._num_admitted = 0
         self.is_open = False
         self.closed: asyncio.Future[None] = self._loop.create_future()
 
-    async def open(self) -> None:
+    async def open(self, deadline: float) -> None:
         """Connect.
 
         Raises:
             ConnectFailed: no connection.
         """
-        timeout_s = min(self._timeout_s, self._connection.socket_connect_timeout)
-        self._transport, early = await open_async(self._connection, self, timeout_s)
+        self._transport, unread = await open_async(self._connection, self, deadline)
         self.is_open = True
-        if early:
-            self.data_received(early)
+        if unread:
+            self.data_received(unread)
 
     # -- sending -------------------------------------------------------------------------------
 
@@ -76,44 +85,47 @@ class SharedConnection(asyncio.Protocol):
     def is_full(self) -> bool:
         """Whether a new call has to wait before it is sent."""
         return (
-            len(self._pending) + self._granted >= CALLS_IN_FLIGHT_LIMIT
-            or self._bytes >= BYTES_IN_FLIGHT_LIMIT
-            or bool(self._room)
+            len(self._pending) + self._num_admitted >= CALLS_IN_FLIGHT_LIMIT
+            or self._bytes_in_flight >= BYTES_IN_FLIGHT_LIMIT
+            or bool(self._queue)
         )
 
     async def wait_for_room(self, deadline: float) -> None:
-        """Wait until a call may be sent, first come first served; or until the link is closed.
+        """Wait until a call may be sent, first come first served.
 
         Raises:
+            ConnectFailed: the connection was closed.
             TimeoutError: the deadline passed.
         """
-        turn = self._loop.create_future()
-        self._room.append((turn, deadline))
+        admission = self._loop.create_future()
+        self._queue.append((admission, deadline))
         try:
-            await turn
+            await admission
         except asyncio.CancelledError:
-            # Those that are done stay in the queue until `_grant` passes over them.
-            if not turn.cancelled() and turn.exception() is None and self.is_open:
-                self._granted -= 1
-                self._grant()
+            # If the call was not admitted yet, `_admit` will skip it.
+            if not admission.cancelled() and admission.exception() is None and self.is_open:
+                self._num_admitted -= 1
+                self._admit()
             raise
-        if self.is_open:
-            self._granted -= 1
+        if not self.is_open:
+            raise ConnectFailed(_CLOSED_BY_SERVER, final=False)
+        self._num_admitted -= 1
 
     def submit(self, payload: bytes, count: int, deadline: float) -> asyncio.Future[list[Any]]:
-        """Send in this tick of the loop; the future gives `count` replies, or ConnectionLost."""
+        """Send in this tick of the loop; the future yields `count` replies or ConnectionLost."""
         reply: asyncio.Future[list[Any]] = self._loop.create_future()
         size = len(payload)
         if not self._pending:
-            # Nothing to wait for: the first call of a tick leaves at once, the others together.
+            # Nothing is in flight, so there is nothing to wait for: send at once. Further calls of
+            # this tick are sent together.
             self._pending.append((reply, count, deadline, size))
-            self._bytes = size
-            if self._watch is None:
-                self._watch = self._loop.call_at(deadline, self._check_silence)
+            self._bytes_in_flight = size
+            if self._timer is None:
+                self._timer = self._loop.call_at(deadline, self._check_deadlines)
             self._transport.write(payload)
             return reply
         self._pending.append((reply, count, deadline, size))
-        self._bytes += size
+        self._bytes_in_flight += size
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(payload)
@@ -125,31 +137,24 @@ class SharedConnection(asyncio.Protocol):
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
         self._out.clear()
 
-    def _grant(self) -> None:
+    def _admit(self) -> None:
+        """Let calls that wait for room go on, as far as there is room."""
         while (
-            self._room
-            and len(self._pending) + self._granted < CALLS_IN_FLIGHT_LIMIT
-            and self._bytes < BYTES_IN_FLIGHT_LIMIT
+            self._queue
+            and len(self._pending) + self._num_admitted < CALLS_IN_FLIGHT_LIMIT
+            and self._bytes_in_flight < BYTES_IN_FLIGHT_LIMIT
         ):
-            turn, _ = self._room.popleft()
-            if not turn.done():
-                self._granted += 1
-                turn.set_result(None)
-
-    def is_silent(self, now: float) -> bool:
-        """Whether calls wait and nothing has been heard for a while."""
-        return bool(self._pending) and now - self._heard_at > SILENCE_S
-
-    def was_used(self, since: float) -> bool:
-        """Whether calls wait, or something was heard."""
-        return bool(self._pending) or self._heard_at > since
+            admission, _ = self._queue.popleft()
+            if not admission.done():
+                self._num_admitted += 1
+                admission.set_result(None)
 
     # -- receiving -----------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Hand whole replies to the calls that wait for them."""
+        """Give complete replies to the calls that wait for them."""
         pending, partial = self._pending, self._partial
-        self._heard_at = self._loop.time()
+        self._received_at = time.monotonic()
         try:
             self._reader.feed(data)
             next_reply = self._reader.gets
@@ -165,72 +170,93 @@ class SharedConnection(asyncio.Protocol):
                         continue
                     replies, partial = partial, []
                 pending.popleft()
-                self._bytes -= size
+                self._bytes_in_flight -= size
                 if not waiter.done():
                     waiter.set_result(replies)
         except (hiredis.ProtocolError, IndexError):
-            # Not RESP, or a reply that nobody asked for: nothing on this link can be trusted.
-            self.abort("the server's answer is not RESP")
+            # Not RESP, or a reply without a request: the connection is out of step.
+            self.give_up("the server's answer is not RESP")
         self._partial = partial
-        if self._room:
-            self._grant()
+        if self._queue:
+            self._admit()
 
-    def _check_silence(self) -> None:
-        """Fail the calls whose time is up; give up the link if the server is silent."""
-        self._watch = None
-        now = self._loop.time()
-        is_silent = now - self._heard_at > self._timeout_s / 4
+    @property
+    def num_calls(self) -> int:
+        """Calls that wait for a reply."""
+        return sum(not waiter.done() for waiter, *_ in self._pending)
+
+    def is_silent(self, now: float) -> bool:
+        """Whether calls wait and nothing was received for a while."""
+        return bool(self._pending) and now - self._received_at > SILENCE_S
+
+    def was_used_since(self, then: float) -> bool:
+        """Whether calls wait, or something was received since then."""
+        return bool(self._pending) or self._received_at > then
+
+    def _check_deadlines(self) -> None:
+        """Fail the calls whose deadline has passed; give up the connection if it is silent."""
+        self._timer = None
+        now = time.monotonic()
+        is_silent = now - self._received_at > self._timeout_s / 4
         if is_silent and self._pending and self._pending[0][2] <= now:
-            self.abort("no answer in time", silent=True)
+            self.give_up("no answer in time", timed_out=True)
             return
-        while self._room and (self._room[0][1] <= now or self._room[0][0].done()):
-            turn, _ = self._room.popleft()
-            if not turn.done():
-                turn.set_exception(TimeoutError())
+        while self._queue and (self._queue[0][1] <= now or self._queue[0][0].done()):
+            admission, _ = self._queue.popleft()
+            if not admission.done():
+                admission.set_exception(TimeoutError())
         for waiter, _, deadline, _ in self._pending:
             if deadline > now:
-                self._watch = self._loop.call_at(deadline, self._check_silence)
+                self._timer = self._loop.call_at(deadline, self._check_deadlines)
                 return
-            # The server is at work, only slow: its late reply is awaited and dropped.
+            # The server works but is slow. Its late reply will be read and dropped.
             if not waiter.done():
-                waiter.set_exception(ConnectionLost("no answer in time", silent=True))
+                waiter.set_exception(ConnectionLost("no answer in time", timed_out=True))
         if self._pending:
-            self._watch = self._loop.call_later(self._timeout_s / 4, self._check_silence)
+            self._timer = self._loop.call_later(self._timeout_s / 4, self._check_deadlines)
 
     # -- the end -------------------------------------------------------------------------------
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The socket is closed."""
-        self._fail(f"connection lost ({error})" if error else "connection closed by the server")
+        """The socket is closed. asyncio calls this."""
+        self._fail(f"connection lost ({error})" if error else _CLOSED_BY_SERVER)
         forget_async(self._connection)
         if not self.closed.done():
             self.closed.set_result(None)
 
-    def abort(self, reason: str, *, silent: bool = False) -> None:
-        """Close at once; calls that wait fail with ConnectionLost."""
-        self._fail(reason, silent=silent)
+    def give_up(self, reason: str, *, timed_out: bool = False) -> None:
+        """Close at once because something is wrong; calls that wait fail with ConnectionLost."""
+        self._fail(reason, timed_out=timed_out)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self, reason: str) -> None:
+        """Close at once, as intended; calls that wait fail with ConnectionLost."""
+        self._fail(reason, is_intended=True)
         if self._transport is not None:
             self._transport.abort()
 
     async def drain(self) -> None:
-        """Close once the calls that wait have their replies, within a second."""
+        """Close when the calls that wait have their replies, within a second."""
         if self._pending:
             last = self._pending[-1][0]
             await asyncio.wait([last], timeout=_CLOSE_TIMEOUT_S)
-        self.abort("the session service is closed")
+        self.close(CLOSED)
         await self.closed
 
-    def _fail(self, reason: str, *, silent: bool = False) -> None:
+    def _fail(self, reason: str, *, timed_out: bool = False, is_intended: bool = False) -> None:
+        if self.is_open and not is_intended:
+            self._on_lost(reason)
         self.is_open = False
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         for waiter, *_ in self._pending:
             if not waiter.done():
-                waiter.set_exception(ConnectionLost(reason, silent=silent))
+                waiter.set_exception(ConnectionLost(reason, timed_out=timed_out))
         self._pending.clear()
-        self._bytes = 0
-        for turn, _ in self._room:
-            if not turn.done():
-                turn.set_result(None)
-        self._room.clear()
+        self._bytes_in_flight = 0
+        for admission, _ in self._queue:
+            if not admission.done():
+                admission.set_result(None)
+        self._queue.clear()

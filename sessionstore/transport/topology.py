@@ -1,60 +1,85 @@
-"""Which node a Call goes to. Sans I/O: `discover` says whom to ask what, and is told the answer.
+"""Which node a Call goes to. Does no I/O: `discover` is a flow, like every operation.
 
-A single server is one node for ever. Behind Sentinel the one node is whoever is master now. In a
-cluster every slot has its node, and redirections say where it went.
+A single server is one node forever. Behind Sentinel, calls go to the current master. In a cluster
+every slot belongs to a node, and redirections report slots that have moved.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from redis.crc import key_slot
 
-from ..calls import Call
-from .retry import ConnectFailed
-from .wire import ReplyRefused
+from ..calls import Call, Flow
+from .failures import AttemptFailed, ConnectFailed, ErrorReply
+from .log import log_failover, node_name
 
 SLOTS = 16_384
 
-ANSWER_TIMEOUT_S = 2.0
-"""Time that one node has to say what it knows."""
+PROBE_TIMEOUT_S = 2.0
+"""How long one node may take to answer a Probe. Then the next one is asked."""
 
 DISCOVERY_TIMEOUT_S = 5.0
-"""Time that all have who are asked, one after the other."""
+"""How long a discovery may take in all."""
 
-_UNFIT_S = 2.0  # for which a replica that did not answer a read is not asked again
+_AVOID_S = 2.0  # how long reads avoid a replica that failed
 
 
 class Node(NamedTuple):
-    """The address of one server process, and what it is asked as."""
+    """The address of one server process, and its role."""
 
     host: str
     port: int
     is_sentinel: bool = False
     is_replica: bool = False
 
+    @property
+    def name(self) -> str:
+        """host:port."""
+        return node_name(self.host, self.port)
+
 
 ONLY = Node("", 0)
-"""The node of a topology that has one."""
+"""The node of a topology that has a single one."""
 
-Discovery = Generator[tuple[Node, Call[Any]], Any, None]
+
+class Probe(Call[Any], frozen=True, gc=False, kw_only=True):
+    """A question about the topology, for one node; the result is the raw reply.
+
+    The executor that runs `discover` raises AttemptFailed or TimeoutError if it gets no reply.
+
+    Attributes:
+        node: the node to ask.
+    """
+
+    node: Node
+
+
+def probe(node: Node, *words: str) -> Probe:
+    """A Probe that sends one command."""
+    name = words[0].lower()
+    return Probe(name, lambda replies: replies[0], commands=(words,), writes=False, node=node)
+
+
+_NO_REPLY = (AttemptFailed, TimeoutError)
 
 
 class Topology(Protocol):
-    """What is known of where the data is."""
+    """What is known about where the data is."""
 
     is_known: bool
-    """False: `discover` must run before the next call."""
+    """False: `discover` has to run before the next Call."""
 
     is_routed: bool
-    """Redirections and replicas are to be expected."""
+    """There are several nodes: expect redirections, failovers and replicas."""
 
     is_polled: bool
-    """Whoever is replaced may not know it: ask again and again where the data is."""
+    """A node that was replaced may not know it, so `discover` has to run regularly."""
 
     nodes: frozenset[Node]
     """The nodes that Calls go to, as far as they are known."""
@@ -62,17 +87,17 @@ class Topology(Protocol):
     def node_for(self, call: Call[Any]) -> Node:
         """Where to send a Call."""
 
-    def notice(self, problem: Exception, node: Node) -> None:
-        """Take note of what a node answered, or that it did not."""
+    def report_failure(self, failure: AttemptFailed, node: Node) -> None:
+        """Learn from a failed attempt on a node."""
 
-    def suspect(self, node: Node) -> None:
-        """A node says nothing; others are to be asked before it."""
+    def report_silence(self, node: Node) -> None:
+        """Learn that a node does not answer; the next discovery asks others first."""
 
-    def discover(self) -> Discovery:
-        """Find out; yields whom to ask what, and is sent the reply or the exception.
+    def discover(self) -> Flow[None]:
+        """Find out where the data is; yields Probes.
 
         Raises:
-            ConnectFailed: nobody could tell.
+            ConnectFailed: no node could tell.
         """
 
 
@@ -84,18 +109,18 @@ class SingleTopology:
     is_polled = False
     nodes = frozenset((ONLY,))
 
-    def node_for(self, call: Call[Any]) -> Node:  # noqa: ARG002  # the same for all
+    def node_for(self, call: Call[Any]) -> Node:  # noqa: ARG002  # the same for every Call
         """The server."""
         return ONLY
 
-    def notice(self, problem: Exception, node: Node) -> None:
-        """Nothing to learn."""
+    def report_failure(self, failure: AttemptFailed, node: Node) -> None:
+        """Does nothing: there is no other server."""
 
-    def suspect(self, node: Node) -> None:
-        """There is no other."""
+    def report_silence(self, node: Node) -> None:
+        """Does nothing: there is no other server."""
 
-    def discover(self) -> Discovery:
-        """Nothing to find out."""
+    def discover(self) -> Flow[None]:
+        """Asks nobody."""
         yield from ()
 
 
@@ -105,24 +130,24 @@ class _Replicas:
     def __init__(self, is_used: bool) -> None:
         self.is_used = is_used
         self.by_primary: dict[Node, list[Node]] = {}
-        self._unfit_until: dict[Node, float] = {}
+        self._avoid_until: dict[Node, float] = {}
 
-    def one_for(self, call: Call[Any], primary: Node) -> Node:
-        """A replica, if the Call is a read that one can answer; else the primary."""
+    def node_for(self, call: Call[Any], primary: Node) -> Node:
+        """A replica if the Call is a plain read and one is available, otherwise the primary."""
         if not self.is_used or call.writes or call.script is not None:
             return primary
         now = time.monotonic()
         replicas = self.by_primary.get(primary, ())
-        fit = [node for node in replicas if self._unfit_until.get(node, 0.0) <= now]
-        return random.choice(fit) if fit else primary
+        available = [node for node in replicas if self._avoid_until.get(node, 0.0) <= now]
+        return random.choice(available) if available else primary
 
     def avoid(self, node: Node) -> None:
         """Send nothing to a replica for a while."""
-        self._unfit_until[node] = time.monotonic() + _UNFIT_S
+        self._avoid_until[node] = time.monotonic() + _AVOID_S
 
     @property
     def nodes(self) -> set[Node]:
-        """All of them."""
+        """All replicas."""
         return {node for nodes in self.by_primary.values() for node in nodes}
 
 
@@ -131,8 +156,8 @@ class SentinelTopology:
 
     Args:
         sentinels: addresses of Sentinels; one that answers is enough.
-        master_name: the name that they know the master by.
-        uses_replicas: plain reads go to its replicas.
+        master_name: the name under which they know the master.
+        uses_replicas: plain reads go to replicas.
     """
 
     is_routed = True
@@ -150,62 +175,66 @@ class SentinelTopology:
 
     def node_for(self, call: Call[Any]) -> Node:
         """The master, or a replica."""
-        return self._replicas.one_for(call, self._master)
+        return self._replicas.node_for(call, self._master)
 
-    def notice(self, problem: Exception, node: Node) -> None:
-        """A master that is gone, or is none any more, makes the Sentinels be asked again."""
+    def report_failure(self, failure: AttemptFailed, node: Node) -> None:
+        """If the master is gone or has become a replica, the Sentinels have to be asked again."""
         if node.is_replica:
             self._replicas.avoid(node)
-        elif not isinstance(problem, ReplyRefused) or problem.code in ("READONLY", "MASTERDOWN"):
+        elif not isinstance(failure, ErrorReply) or failure.code in ("READONLY", "MASTERDOWN"):
             self.is_known = False
 
-    def suspect(self, node: Node) -> None:
-        """A replica is left alone. Who the master is, its own word does not decide."""
+    def report_silence(self, node: Node) -> None:
+        """A replica is avoided. Only the Sentinels can tell whether a master was replaced."""
         if node.is_replica:
             self._replicas.avoid(node)
 
-    def discover(self) -> Discovery:
-        """Ask the Sentinels for the master, and a new one whether it knows."""
-        ask = _command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._master_name)
-        problems = _Problems()
-        is_unknown = False
-        for number, sentinel in enumerate(list(self._sentinels)):
-            reply = yield sentinel, ask
-            if isinstance(reply, Exception):
-                if _is_unknown_command(reply):
-                    raise ConnectFailed("the server is no Sentinel: use redis://", final=True)
-                problems.add(reply)
-                continue
-            if reply[0] is None:
-                text = f"the Sentinels know no master named {self._master_name!r}"
-                problems.add(ConnectFailed(text, final=False))
-                is_unknown = True
-                continue
-            master = Node(reply[0][0].decode(), int(reply[0][1]))
-            if self._replicas.is_used:
-                reply = yield sentinel, _command("SENTINEL", "REPLICAS", self._master_name)
-                if not isinstance(reply, Exception):
-                    self._replicas.by_primary = {master: _healthy_replicas(reply[0])}
-            if self.is_known and master == self._master:
-                self.nodes = frozenset((master, *self._replicas.nodes))
-                return  # as before; whether it answers, calls find out
-            role = yield master, _ROLE
-            if isinstance(role, Exception):
-                problems.add(role)
-            elif role[0][0] != b"master":
-                text = "the Sentinels name a master that is none"
-                problems.add(ConnectFailed(text, final=False))
+    def discover(self) -> Flow[None]:
+        """Ask the Sentinels, one after the other, until one names a working master."""
+        failures = _Failures()
+        master_is_unknown = False
+        for sentinel in list(self._sentinels):
+            try:
+                address = yield probe(
+                    sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._master_name
+                )
+                if address is None:
+                    master_is_unknown = True
+                    text = f"the Sentinels do not know a master named {self._master_name!r}"
+                    raise ConnectFailed(text, final=False)
+                yield from self._learn(Node(address[0].decode(), int(address[1])), sentinel)
+            except _NO_REPLY as error:
+                if _is_unknown_command(error, "SENTINEL"):
+                    text = "the server is not a Sentinel: use redis://"
+                    raise ConnectFailed(text, final=True) from None
+                failures.add(error)
+                # The next discovery asks this one last: it may take a timeout again.
+                self._sentinels.remove(sentinel)
+                self._sentinels.append(sentinel)
             else:
-                self._master = master
-                self.nodes = frozenset((master, *self._replicas.nodes))
-                self.is_known = True
-                # The one that knew is asked first the next time.
-                self._sentinels.insert(0, self._sentinels.pop(number))
                 return
-        error = problems.as_error("no master found by way of Sentinel")
-        # A name that was never known is a wrong one; later it is a Sentinel that has forgotten it.
-        error.final |= is_unknown and self._master is ONLY
-        raise error
+        failed = failures.as_error("no master found through Sentinel")
+        # If the name was never known it is misspelled; otherwise a Sentinel has forgotten it.
+        failed.final |= master_is_unknown and self._master is ONLY
+        raise failed
+
+    def _learn(self, master: Node, sentinel: Node) -> Flow[None]:
+        """Check and take over what a Sentinel said."""
+        if self._replicas.is_used:
+            with suppress(*_NO_REPLY):
+                found = yield probe(sentinel, "SENTINEL", "REPLICAS", self._master_name)
+                self._replicas.by_primary = {master: _healthy_replicas(found)}
+        if not self.is_known or master != self._master:
+            # A Sentinel may be late, so the master has to confirm. A master that is already in use
+            # is not asked: if it does not answer, calls will notice.
+            role = yield probe(master, "ROLE")
+            if role[0] != b"master":
+                raise ConnectFailed("the Sentinels name a server that is not a master", final=False)
+            if self._master not in (ONLY, master):
+                log_failover(self._master.name, master.name)
+            self._master = master
+            self.is_known = True
+        self.nodes = frozenset((master, *self._replicas.nodes))
 
 
 class ClusterTopology:
@@ -217,84 +246,94 @@ class ClusterTopology:
     """
 
     is_routed = True
-    is_polled = False  # one that is replaced answers MOVED
+    is_polled = False  # a node that was replaced answers MOVED
 
     def __init__(self, seeds: Iterable[Node], *, uses_replicas: bool = False) -> None:
         self.is_known = False
         self._seeds = list(seeds)
         self._by_slot: list[Node | None] = [None] * SLOTS
-        self._lost: set[Node] = set()
+        self._primaries: set[Node] = set()
+        self._silent: set[Node] = set()
         self._replicas = _Replicas(uses_replicas)
         self.nodes: frozenset[Node] = frozenset()
 
     def node_for(self, call: Call[Any]) -> Node:
-        """The primary of the slot of the Call's keys, or a replica of it."""
+        """The primary of the slot of the Call's keys, or one of its replicas."""
         node = self._by_slot[slot_of(call)]
         if node is None:
             return random.choice(self._seeds)
-        return self._replicas.one_for(call, node)
+        return self._replicas.node_for(call, node)
 
-    def notice(self, problem: Exception, node: Node) -> None:
-        """A redirection corrects one slot at once; it and a lost node call for a new map."""
+    def report_failure(self, failure: AttemptFailed, node: Node) -> None:
+        """A redirection corrects one slot at once. It or a lost node calls for a new map."""
         if node.is_replica:
             self._replicas.avoid(node)
-        if not isinstance(problem, ReplyRefused):
+        if not isinstance(failure, ErrorReply):
             self.is_known = False
-            self._lost.add(node)
-        elif problem.code == "MOVED":
-            slot, target = redirection(problem, node)
+            self._silent.add(node)
+        elif failure.code == "MOVED":
+            slot, target = redirection(failure, node)
             self._by_slot[slot] = target
             self.nodes |= {target}
             self.is_known = False
-        elif problem.code in ("READONLY", "CLUSTERDOWN", "MASTERDOWN"):
+        elif failure.code in ("READONLY", "CLUSTERDOWN", "MASTERDOWN"):
             self.is_known = False
 
-    def suspect(self, node: Node) -> None:
-        """A replica is left alone, a primary asked for the map last."""
+    def report_silence(self, node: Node) -> None:
+        """A replica is avoided. A primary is the last one that is asked for the map."""
         if node.is_replica:
             self._replicas.avoid(node)
         else:
-            self._lost.add(node)
+            self._silent.add(node)
 
-    def discover(self) -> Discovery:
-        """Ask any node for the map of the slots; those that were lost come last."""
+    def discover(self) -> Flow[None]:
+        """Ask one node after the other for the map of the slots, silent nodes last."""
         known = [node for node in self.nodes if not node.is_replica]
         random.shuffle(known)
-        problems = _Problems()
-        for node in sorted(dict.fromkeys([*known, *self._seeds]), key=self._lost.__contains__):
-            reply = yield node, _CLUSTER_SLOTS
-            if isinstance(reply, Exception):
-                if _is_unknown_command(reply) or "cluster support disabled" in str(reply):
+        failures = _Failures()
+        for node in sorted(dict.fromkeys([*known, *self._seeds]), key=self._silent.__contains__):
+            try:
+                ranges = yield probe(node, "CLUSTER", "SLOTS")
+            except _NO_REPLY as error:
+                if _is_unknown_command(error, "CLUSTER") or "cluster support disabled" in str(
+                    error
+                ):
                     text = "the server is not part of a cluster: use redis://"
-                    raise ConnectFailed(text, final=True)
-                problems.add(reply)
-                self._lost.add(node)
+                    raise ConnectFailed(text, final=True) from None
+                failures.add(error)
+                self._silent.add(node)
                 continue
-            self._learn(reply[0], node)
-            self._lost.clear()
+            self._learn(ranges, node)
+            self._silent.clear()
             self.is_known = True
             return
-        raise problems.as_error("no node of the cluster answers")
+        raise failures.as_error("no node of the cluster answers")
 
     def _learn(self, ranges: list[Any], asked: Node) -> None:
         by_slot: list[Node | None] = [None] * SLOTS
-        found = set()
+        primaries = set()
         self._replicas.by_primary = {}
         for first, last, primary, *replicas in ranges:
             node = Node(_host(primary[0] or b"", asked), primary[1])
             by_slot[first : last + 1] = [node] * (last + 1 - first)
-            found.add(node)
+            primaries.add(node)
             if self._replicas.is_used:
                 self._replicas.by_primary[node] = [
                     Node(_host(replica[0] or b"", asked), replica[1], is_replica=True)
                     for replica in replicas
                 ]
+        for node in self._primaries - primaries:
+            if node in self._by_slot:
+                successor = by_slot[self._by_slot.index(node)]
+                if successor is not None:
+                    log_failover(node.name, successor.name)
         self._by_slot = by_slot
-        self.nodes = frozenset(found | self._replicas.nodes)
+        self._primaries = primaries
+        self.nodes = frozenset(primaries | self._replicas.nodes)
 
 
 def slot_of(call: Call[Any]) -> int:
-    """The slot of a Call's keys, which share one; or that which it names."""
+    """The slot of a Call: the one that it names, or the slot of its keys, which all share one."""
     if call.slot is not None:
         return call.slot if isinstance(call.slot, int) else slot_of_key(call.slot)
     key = call.keys[0] if call.keys else call.commands[0][1]
@@ -302,23 +341,23 @@ def slot_of(call: Call[Any]) -> int:
     return slot_of_key(key)
 
 
-# An agent's session is named again with every event, and its keys are cached as well.
+# Cached: every event of an agent goes to the same session, and keys.py caches its keys as well.
 @lru_cache(maxsize=16_384)
 def slot_of_key(key: bytes) -> int:
-    """The slot of one key: the CRC of its hash tag, or of all of it if it has none."""
+    """The slot of one key: a CRC of its hash tag, or of the whole key if it has none."""
     slot: int = key_slot(key)
     return slot
 
 
-def redirection(problem: ReplyRefused, node: Node) -> tuple[int, Node]:
-    """Slot and node of a MOVED or ASK reply that `node` gave."""
-    _, slot, address = str(problem).split(" ")[:3]
+def redirection(reply: ErrorReply, node: Node) -> tuple[int, Node]:
+    """Slot and target of a MOVED or ASK reply that `node` sent."""
+    _, slot, address = str(reply).split(" ")[:3]
     host, _, port = address.rpartition(":")
     return int(slot), Node(_host(host.encode(), node), int(port))
 
 
 def _healthy_replicas(found: list[list[bytes]]) -> list[Node]:
-    """What SENTINEL REPLICAS tells, without those that are down or out of touch."""
+    """The reply to SENTINEL REPLICAS without replicas that are down or disconnected."""
     healthy = []
     for values in found:
         fields = dict(zip(values[::2], values[1::2], strict=True))
@@ -328,38 +367,32 @@ def _healthy_replicas(found: list[list[bytes]]) -> list[Node]:
 
 
 def _host(name: bytes, asked: Node) -> str:
-    """A host as a node tells it. One that does not know it gives nothing, or "?"."""
+    """The host that a reply names. A node that does not know its own sends nothing or "?"."""
     return asked.host if name in (b"", b"?") else name.decode()
 
 
-class _Problems:
-    """Why nobody could tell."""
+class _Failures:
+    """Why no node could answer a discovery."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._final = True
 
-    def add(self, problem: Exception) -> None:
-        """Take note of what one of those who were asked answered."""
-        self._texts.append(str(problem) or "no answer in time")
-        if isinstance(problem, ReplyRefused):
-            self._final &= not problem.is_transient
+    def add(self, failure: Exception) -> None:
+        """Add the failure of one Probe."""
+        self._texts.append(str(failure) or "no answer in time")
+        if isinstance(failure, ErrorReply):
+            self._final &= not failure.is_transient
         else:
-            self._final &= isinstance(problem, ConnectFailed) and problem.final
+            self._final &= isinstance(failure, ConnectFailed) and failure.final
 
     def as_error(self, text: str) -> ConnectFailed:
-        """What they amount to; final if it is so for all of them."""
+        """One error for all of them; final if every failure is."""
         why = "; ".join(dict.fromkeys(self._texts))
         return ConnectFailed(f"{text} ({why})", final=self._final)
 
 
-def _is_unknown_command(problem: Exception) -> bool:
-    return isinstance(problem, ReplyRefused) and str(problem).startswith("ERR unknown command")
-
-
-def _command(*words: str) -> Call[Any]:
-    return Call(words[0].lower(), lambda replies: replies, commands=(words,), writes=False)
-
-
-_ROLE = _command("ROLE")
-_CLUSTER_SLOTS = _command("CLUSTER", "SLOTS")
+def _is_unknown_command(failure: Exception, command: str) -> bool:
+    text = str(failure)
+    is_unknown = isinstance(failure, ErrorReply) and text.startswith("ERR unknown command")
+    return is_unknown and command in text

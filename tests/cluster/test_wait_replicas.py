@@ -68,7 +68,9 @@ async def test_what_is_not_confirmed_is_told_and_done(
     session = await create(patient, key)
     service = make_service(mode, cluster.url, wait_replicas=(1, 0.05))
     event = make_event(1, state_delta={"a": 1, "app:b": 2})
-    with pytest.raises(NotReplicated, match="append_event: it is done, but 0 of 1") as caught:
+    with pytest.raises(
+        NotReplicated, match="append_event: the write is done, but 0 of 1"
+    ) as caught:
         await service.append_event(session, event)
     assert (caught.value.confirmed, caught.value.maybe_applied) == (0, True)
     assert isinstance(caught.value.result, Event)

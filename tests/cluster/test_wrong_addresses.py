@@ -77,7 +77,9 @@ async def test_a_plain_server_is_no_cluster(plain_port: int, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_plain_server_is_no_sentinel(plain_port: int, mode: str) -> None:
-    await fails(mode, f"redis+sentinel://127.0.0.1:{plain_port}/agents", "no Sentinel: use redis")
+    await fails(
+        mode, f"redis+sentinel://127.0.0.1:{plain_port}/agents", "not a Sentinel: use redis"
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)

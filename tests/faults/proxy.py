@@ -27,6 +27,7 @@ class Lane:
         passed: bytes let through so far.
         budget: bytes to let through before the connection is cut; None = no cut.
         gate: closed while bytes are held.
+        held_after: bytes to let through before the gate closes; None = it stays as it is.
         delay_s: pause after every byte; 0 = pass everything at once.
     """
 
@@ -35,6 +36,7 @@ class Lane:
         self.budget: int | None = None
         self.gate = asyncio.Event()
         self.gate.set()
+        self.held_after: int | None = None
         self.delay_s = 0.0
 
 
@@ -118,9 +120,16 @@ class Proxy:
 
         self._call(close)
 
-    def hold(self, direction: Direction) -> None:
-        """Keep bytes back until `release`."""
-        self._call(lambda: self._lanes[direction].gate.clear())
+    def hold(self, direction: Direction, after: int = 0) -> None:
+        """Let `after` more bytes through, then keep bytes back until `release`."""
+
+        def close() -> None:
+            lane = self._lanes[direction]
+            lane.held_after = after or None
+            if not after:
+                lane.gate.clear()
+
+        self._call(close)
 
     def release(self, direction: Direction) -> None:
         """Let what was held back pass."""
@@ -242,6 +251,14 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 18):
                 await lane.gate.wait()
+                if lane.held_after is not None:
+                    writer.write(data[: lane.held_after])
+                    lane.passed += len(data[: lane.held_after])
+                    data, lane.held_after = data[lane.held_after :], lane.held_after - len(data)
+                    if lane.held_after <= 0:
+                        lane.held_after = None
+                        lane.gate.clear()
+                        await lane.gate.wait()
                 if parser is not None:
                     self._count(direction, parser, data)
                 while lane.delay_s and data:

@@ -7,20 +7,28 @@ from typing import Any
 import pytest
 from support.services import make_ops
 
-from sessionstore import BackendError, BackendRejected, BackendUnavailable, SessionKey
+from sessionstore import SessionKey
 from sessionstore.calls import Call
+from sessionstore.drive import drive
 from sessionstore.tiers import NO_CHANGE
-from sessionstore.transport.retry import Attempts, ConnectFailed, ConnectionLost
+from sessionstore.transport.failures import (
+    AttemptFailed,
+    ConnectFailed,
+    ConnectionLost,
+    ErrorReply,
+)
 from sessionstore.transport.topology import (
     SLOTS,
     ClusterTopology,
     Node,
+    Probe,
     SentinelTopology,
     SingleTopology,
+    Topology,
     redirection,
     slot_of,
 )
-from sessionstore.transport.wire import Form, ReplyRefused, pack, reply_count, unpack
+from sessionstore.transport.wire import Form, pack, reply_count, unpack
 
 A, B, C = Node("a", 1), Node("b", 2), Node("c", 3)
 S1, S2, S3 = (Node("s", number, is_sentinel=True) for number in (1, 2, 3))
@@ -34,22 +42,25 @@ SLOT = slot_of(READ)
 
 
 class Asked:
-    """Runs a discovery against scripted answers; notes who was asked what."""
+    """Executes the Probes of a discovery with scripted answers; records who was asked what."""
 
-    def __init__(self, topology: Any, answers: dict[Node, Any]) -> None:
+    def __init__(self, topology: Topology, answers: dict[Node, Any]) -> None:
         self.asked: list[tuple[Node, str]] = []
-        flow = topology.discover()
-        outcome: Any = None
-        try:
-            while True:
-                node, call = flow.send(outcome)
-                self.asked.append((node, " ".join(map(str, call.commands[0]))))
-                answer = answers[node]
-                if isinstance(answer, dict):
-                    answer = answer[call.commands[0][0]]
-                outcome = answer if isinstance(answer, Exception) else [answer]
-        except StopIteration:
-            pass
+        self._answers = answers
+        drive(topology.discover(), self)
+
+    def execute(self, call: Call[Any]) -> list[Any]:
+        assert isinstance(call, Probe)
+        self.asked.append((call.node, " ".join(map(str, call.commands[0]))))
+        answer = self._answers[call.node]
+        if isinstance(answer, dict):
+            answer = answer[call.commands[0][0]]
+        if isinstance(answer, Exception):
+            raise answer
+        return [answer]
+
+    def close(self) -> None:
+        pass
 
     @property
     def nodes(self) -> list[Node]:
@@ -69,7 +80,7 @@ WHOLE = [[0, 5460, primary(A), primary(C)], [5461, SLOTS - 1, primary(B)]]
 def test_a_single_server_is_always_known() -> None:
     topology = SingleTopology()
     node = topology.node_for(READ)
-    topology.notice(ConnectionLost("gone"), node)
+    topology.report_failure(ConnectionLost("gone"), node)
     assert topology.is_known
     assert not topology.is_routed
     assert Asked(topology, {}).asked == []
@@ -107,11 +118,11 @@ def test_known_nodes_are_asked_first_then_those_of_the_url_then_the_lost_ones() 
     for _ in range(20):
         topology = ClusterTopology([C])
         Asked(topology, {C: WHOLE})
-        topology.notice(ConnectionLost("gone", silent=True), A)
+        topology.report_failure(ConnectionLost("gone", timed_out=True), A)
         assert not topology.is_known
         lost = ConnectionLost("gone")
         assert Asked(topology, {B: lost, C: lost, A: WHOLE}).nodes == [B, C, A]
-        topology.notice(ConnectionLost("gone"), B)
+        topology.report_failure(ConnectionLost("gone"), B)
         assert Asked(topology, {A: WHOLE}).nodes == [A]
 
 
@@ -133,7 +144,7 @@ def test_a_cluster_none_of_whose_nodes_answers_is_an_error_that_says_why() -> No
 )
 def test_a_server_outside_of_a_cluster_is_a_final_error(reply: str) -> None:
     with pytest.raises(ConnectFailed, match="not part of a cluster") as caught:
-        Asked(ClusterTopology([A]), {A: ReplyRefused(reply)})
+        Asked(ClusterTopology([A]), {A: ErrorReply(reply)})
     assert caught.value.final
 
 
@@ -166,7 +177,7 @@ def test_a_slot_without_a_node_goes_to_any() -> None:
 def test_moved_corrects_one_slot_and_calls_for_a_new_map() -> None:
     topology = ClusterTopology([A])
     Asked(topology, {A: [[0, SLOTS - 1, primary(A)]]})
-    topology.notice(ReplyRefused(f"MOVED {SLOT} c:3"), A)
+    topology.report_failure(ErrorReply(f"MOVED {SLOT} c:3"), A)
     assert topology.node_for(READ) == C
     assert not topology.is_known
     other = next(
@@ -179,24 +190,24 @@ def test_moved_corrects_one_slot_and_calls_for_a_new_map() -> None:
 
 
 @pytest.mark.parametrize(
-    ("problem", "is_still_known"),
+    ("failure", "is_still_known"),
     [
-        (ReplyRefused(f"ASK {SLOT} c:3"), True),
-        (ReplyRefused("TRYAGAIN Multiple keys request during rehashing of slot"), True),
-        (ReplyRefused("LOADING"), True),
-        (ReplyRefused("OOM command not allowed"), True),
-        (ReplyRefused("NOSCRIPT"), True),
-        (ReplyRefused("CLUSTERDOWN Hash slot not served"), False),
-        (ReplyRefused("READONLY You can't write"), False),
-        (ReplyRefused("MASTERDOWN Link with MASTER is down"), False),
+        (ErrorReply(f"ASK {SLOT} c:3"), True),
+        (ErrorReply("TRYAGAIN Multiple keys request during rehashing of slot"), True),
+        (ErrorReply("LOADING"), True),
+        (ErrorReply("OOM command not allowed"), True),
+        (ErrorReply("NOSCRIPT"), True),
+        (ErrorReply("CLUSTERDOWN Hash slot not served"), False),
+        (ErrorReply("READONLY You can't write"), False),
+        (ErrorReply("MASTERDOWN Link with MASTER is down"), False),
         (ConnectionLost("gone"), False),
         (ConnectFailed("refused", final=False), False),
     ],
 )
-def test_what_calls_for_a_new_map(problem: Exception, is_still_known: bool) -> None:
+def test_what_calls_for_a_new_map(failure: AttemptFailed, is_still_known: bool) -> None:
     topology = ClusterTopology([A])
     Asked(topology, {A: WHOLE})
-    topology.notice(problem, A)
+    topology.report_failure(failure, A)
     assert topology.is_known == is_still_known
 
 
@@ -211,7 +222,7 @@ def test_what_calls_for_a_new_map(problem: Exception, is_still_known: bool) -> N
     ],
 )
 def test_a_redirection_names_slot_and_node(reply: str, slot: int, node: Node) -> None:
-    assert redirection(ReplyRefused(reply), A) == (slot, node)
+    assert redirection(ErrorReply(reply), A) == (slot, node)
 
 
 def test_a_call_without_a_script_has_the_slot_of_its_first_command() -> None:
@@ -240,7 +251,7 @@ def test_the_next_sentinel_is_asked_when_one_is_gone_or_knows_nothing() -> None:
     answers = {S1: ConnectFailed("refused", final=False), S2: None, S3: MASTER_A, A: IS_MASTER}
     assert Asked(topology, answers).nodes == [S1, S2, S3, A]
     # and the one that knew is asked first from then on
-    topology.notice(ConnectionLost("gone"), A)
+    topology.report_failure(ConnectionLost("gone"), A)
     assert Asked(topology, answers).nodes == [S3, A]
 
 
@@ -260,7 +271,7 @@ def test_the_next_sentinel_is_asked_when_one_names_a_demoted_or_dead_master() ->
 
 def test_a_wrong_service_name_is_a_final_error_that_names_it() -> None:
     for other in (None, ConnectFailed("refused", final=False)):
-        with pytest.raises(ConnectFailed, match="no master named 'm'") as caught:
+        with pytest.raises(ConnectFailed, match="a master named 'm'") as caught:
             Asked(SentinelTopology([S1, S2], "m"), {S1: other, S2: None})
         assert caught.value.final
 
@@ -268,21 +279,21 @@ def test_a_wrong_service_name_is_a_final_error_that_names_it() -> None:
 def test_a_name_that_was_known_once_is_looked_for_again() -> None:
     topology = SentinelTopology([S1], "m")
     Asked(topology, {S1: MASTER_A, A: IS_MASTER})
-    topology.notice(ConnectionLost("gone"), A)
-    with pytest.raises(ConnectFailed, match="no master named 'm'") as caught:
+    topology.report_failure(ConnectionLost("gone"), A)
+    with pytest.raises(ConnectFailed, match="a master named 'm'") as caught:
         Asked(topology, {S1: None})
     assert not caught.value.final
 
 
 def test_a_demoted_master_with_no_other_is_no_master() -> None:
-    with pytest.raises(ConnectFailed, match="a master that is none") as caught:
+    with pytest.raises(ConnectFailed, match="not a master") as caught:
         Asked(SentinelTopology([S1], "m"), {S1: MASTER_A, A: IS_REPLICA})
     assert not caught.value.final
 
 
 def test_a_server_that_is_no_sentinel_is_a_final_error() -> None:
-    reply = ReplyRefused("ERR unknown command 'SENTINEL', with args beginning with: 'GET-MAST")
-    with pytest.raises(ConnectFailed, match="no Sentinel") as caught:
+    reply = ErrorReply("ERR unknown command 'SENTINEL', with args beginning with: 'GET-MAST")
+    with pytest.raises(ConnectFailed, match="not a Sentinel") as caught:
         Asked(SentinelTopology([S1], "m"), {S1: reply})
     assert caught.value.final
 
@@ -293,98 +304,24 @@ def test_sentinels_that_say_nothing_are_an_error_that_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("problem", "is_still_known"),
+    ("failure", "is_still_known"),
     [
-        (ReplyRefused("READONLY You can't write against a read only replica."), False),
-        (ReplyRefused("MASTERDOWN Link with MASTER is down"), False),
+        (ErrorReply("READONLY You can't write against a read only replica."), False),
+        (ErrorReply("MASTERDOWN Link with MASTER is down"), False),
         (ConnectionLost("gone"), False),
         (ConnectFailed("refused", final=False), False),
-        (ReplyRefused("LOADING"), True),
-        (ReplyRefused("OOM command not allowed"), True),
-        (ReplyRefused("WRONGTYPE"), True),
+        (ErrorReply("LOADING"), True),
+        (ErrorReply("OOM command not allowed"), True),
+        (ErrorReply("WRONGTYPE"), True),
     ],
 )
-def test_what_makes_the_sentinels_be_asked_again(problem: Exception, is_still_known: bool) -> None:
+def test_what_makes_the_sentinels_be_asked_again(
+    failure: AttemptFailed, is_still_known: bool
+) -> None:
     topology = SentinelTopology([S1], "m")
     Asked(topology, {S1: MASTER_A, A: IS_MASTER})
-    topology.notice(problem, A)
+    topology.report_failure(failure, A)
     assert topology.is_known == is_still_known
-
-
-# -- attempts ------------------------------------------------------------------------------------
-
-
-def attempts(call: Call[Any] = READ, *, is_routed: bool = True) -> Attempts:
-    return Attempts(call, 10.0, is_routed=is_routed)
-
-
-def test_a_redirection_is_followed_at_once() -> None:
-    tried = attempts(WRITE)
-    assert tried.next_delay(ReplyRefused("MOVED 1 b:2"), 0.0) == 0.0
-    assert (tried.ask_at, tried.form) == (None, Form.EVALSHA)
-    assert tried.next_delay(ReplyRefused("ASK 1 b:2"), 0.0) == 0.0
-    assert (tried.ask_at, tried.form) == ("ASK 1 b:2", Form.EVALSHA)
-
-
-def test_nodes_that_send_a_call_to_each_other_are_asked_with_pauses() -> None:
-    tried = attempts(WRITE)
-    delays = [tried.next_delay(ReplyRefused("MOVED 1 b:2"), 0.0) for _ in range(8)]
-    assert [delay > 0 for delay in delays] == [False, False, False, True] * 2
-
-
-@pytest.mark.parametrize("call", [READ, TOUCHING_READ, CREATE])
-@pytest.mark.parametrize("reply", ["ASK 1 b:2", "TRYAGAIN Multiple keys"])
-def test_no_transaction_is_sent_to_a_slot_on_its_way(call: Call[Any], reply: str) -> None:
-    tried = attempts(call)
-    tried.next_delay(ReplyRefused(reply), 0.0)
-    assert tried.form is Form.WITHOUT_MULTI
-
-
-def test_a_script_unknown_where_the_call_was_asked_to_go_is_sent_whole_to_the_same_node() -> None:
-    tried = attempts(WRITE)
-    tried.next_delay(ReplyRefused("ASK 1 b:2"), 0.0)
-    assert tried.next_delay(ReplyRefused("NOSCRIPT"), 0.0) == 0.0
-    assert (tried.ask_at, tried.form) == ("ASK 1 b:2", Form.EVAL)
-
-
-@pytest.mark.parametrize("code", ["TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY"])
-@pytest.mark.parametrize("call", [WRITE, POP, READ])
-def test_not_now_is_tried_again_with_growing_pauses(call: Call[Any], code: str) -> None:
-    tried = attempts(call)
-    delays = [tried.next_delay(ReplyRefused(f"{code} why"), 0.0) for _ in range(12)]
-    assert 0.005 <= delays[0] <= 0.015
-    assert 0.1 <= delays[-1] <= 0.3
-    with pytest.raises(BackendUnavailable, match=code) as caught:
-        tried.next_delay(ReplyRefused(f"{code} why"), 9.99)
-    assert not caught.value.maybe_applied
-
-
-@pytest.mark.parametrize(
-    ("code", "kind"),
-    [("READONLY", BackendRejected), ("MOVED", BackendUnavailable), ("ASK", BackendUnavailable)],
-)
-def test_outside_of_clusters_and_sentinels_misplaced_is_final(
-    code: str, kind: type[BackendError]
-) -> None:
-    with pytest.raises(kind):
-        attempts(WRITE, is_routed=False).next_delay(ReplyRefused(f"{code} 1 b:2"), 0.0)
-
-
-def test_what_was_maybe_applied_stays_so_through_redirections() -> None:
-    tried = attempts(WRITE)
-    tried.next_delay(ConnectionLost("gone"), 0.0)
-    tried.next_delay(ReplyRefused("MOVED 1 b:2"), 0.0)
-    with pytest.raises(BackendError) as caught:
-        tried.next_delay(ReplyRefused("CLUSTERDOWN"), 9.999)
-    assert caught.value.maybe_applied
-
-
-def test_what_cannot_be_sent_twice_is_redirected_but_never_sent_again_after_a_loss() -> None:
-    tried = attempts(POP)
-    assert tried.next_delay(ReplyRefused("MOVED 1 b:2"), 0.0) == 0.0
-    with pytest.raises(BackendUnavailable) as caught:
-        tried.next_delay(ConnectionLost("gone"), 0.0)
-    assert caught.value.maybe_applied
 
 
 # -- the wire ------------------------------------------------------------------------------------

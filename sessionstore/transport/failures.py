@@ -1,0 +1,68 @@
+"""Why one attempt at a Call failed. retry.py turns these into a retry or into a BackendError."""
+
+from __future__ import annotations
+
+# Error replies that mean "not now". The server did nothing, so every Call may be sent again.
+_TRANSIENT = ("LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
+
+
+class AttemptFailed(Exception):
+    """Base class. These exceptions never leave the transport."""
+
+    @property
+    def kind(self) -> str:
+        """What failed, in one word. Safe to log: it quotes nothing that was sent or received."""
+        return type(self).__name__
+
+
+class ConnectFailed(AttemptFailed):
+    """No connection could be made, so nothing was sent.
+
+    Attributes:
+        final: a retry cannot help: wrong password, not a cluster, ...
+    """
+
+    def __init__(self, message: str, *, final: bool) -> None:
+        super().__init__(message)
+        self.final = final
+
+
+class ConnectionLost(AttemptFailed):
+    """The connection broke, or no reply came in time. Nobody knows whether the Call was executed.
+
+    Attributes:
+        timed_out: no reply came in time.
+    """
+
+    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+        super().__init__(message)
+        self.timed_out = timed_out
+
+
+class ErrorReply(AttemptFailed):
+    """The server replied with an error. The exception's text is the server's."""
+
+    @property
+    def code(self) -> str:
+        """The first word, which names the kind of error."""
+        return str(self).partition(" ")[0]
+
+    @property
+    def kind(self) -> str:
+        """The same."""
+        return self.code
+
+    @property
+    def is_slot_moving(self) -> bool:
+        """The slot is being moved to another node."""
+        return self.code in ("ASK", "TRYAGAIN")
+
+    @property
+    def is_wrong_node(self) -> bool:
+        """Another node has to answer this Call. This one did nothing."""
+        return self.code in ("MOVED", "ASK", "READONLY")
+
+    @property
+    def is_transient(self) -> bool:
+        """The server will be able to answer later. It did nothing."""
+        return self.code in _TRANSIENT
