@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from benchmarks.clusters import Cluster, SentinelGroup
 from cluster_support import MODES, create, key_on, make_event, make_service
 
-from benchmarks.clusters import Cluster, SentinelGroup
 from sessionstore import BackendError, BackendTimeout, SessionKey
 
 KEY = SessionKey("app", "user", "s")

@@ -6,9 +6,9 @@ import asyncio
 import logging
 
 import pytest
+from benchmarks.clusters import Cluster, SentinelGroup
 from cluster_support import MODES, create, key_on, make_event, make_service
 
-from benchmarks.clusters import Cluster, SentinelGroup
 from sessionstore import SessionKey
 
 
