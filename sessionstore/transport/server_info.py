@@ -1,4 +1,4 @@
-"""What a server says about itself: version, processor time and memory, from INFO."""
+"""Reads version, processor time and memory of a server from INFO."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from ..errors import BackendRejected, BackendTimeout, BackendUnavailable, InvalidArgument
 
 OLDEST_VERSION = (7, 0)
-"""The oldest Redis that the scripts run on. A Valkey says which Redis it is compatible with."""
+"""The oldest Redis that can run the scripts. Valkey reports the version that it is like."""
 
 _TIMEOUT_SECONDS = 5.0
 
@@ -26,12 +26,12 @@ class ServerFigures:
     """One reading of a server.
 
     Attributes:
-        name: what runs, e.g. "Redis 7.0.15" or "Valkey 8.1.8".
-        redis_version: the version of Redis that it is or is compatible with, e.g. (7, 2, 4).
-            Empty when it does not say.
-        cpu_us: processor time that it has used since it started, user and system, of all its
-            threads, in microseconds. None when it does not say.
-        used_memory_bytes: memory that it has allocated. None when it does not say.
+        name: the server and its version, e.g. "Redis 7.0.15" or "Valkey 8.1.8".
+        redis_version: its Redis version, or the one it is compatible with, e.g. (7, 2, 4).
+            Empty if INFO does not contain it.
+        cpu_us: processor time used since the start, user and system, of all threads, in
+            microseconds. None if INFO does not contain it.
+        used_memory_bytes: allocated memory. None if INFO does not contain it.
     """
 
     name: str
@@ -41,19 +41,19 @@ class ServerFigures:
 
     @property
     def is_too_old(self) -> bool:
-        """True when the server says that it is older than OLDEST_VERSION."""
+        """True if the server reports a version older than OLDEST_VERSION."""
         return bool(self.redis_version) and self.redis_version < OLDEST_VERSION
 
 
 class ServerInfo:
-    """Reads INFO over a connection of its own, so that no other call waits for it.
+    """Reads INFO over a separate connection, so that no other call waits for it.
 
     Args:
         url: a redis://, rediss:// or unix:// URL.
 
     Raises:
-        InvalidArgument: the URL is not one. The message does not repeat it: it may hold a
-            password.
+        InvalidArgument: the URL is not valid. The message does not repeat it, because it may
+            contain a password.
     """
 
     def __init__(self, url: str) -> None:
@@ -61,7 +61,7 @@ class ServerInfo:
             self._redis = Redis.from_url(
                 url,
                 decode_responses=True,
-                # RESP2 needs no HELLO, which the too old servers that are to be told apart lack.
+                # RESP2 needs no HELLO, which servers older than OLDEST_VERSION may lack.
                 protocol=2,
                 retry=Retry(NoBackoff(), 0),
                 single_connection_client=True,
@@ -70,16 +70,16 @@ class ServerInfo:
             )
         except (TypeError, ValueError) as error:
             raise InvalidArgument(
-                "url is not a redis://, rediss:// or unix:// URL that can be used"
+                "url is not a valid redis://, rediss:// or unix:// URL"
             ) from error
 
     async def read(self) -> ServerFigures:
-        """The server as it is now.
+        """The current figures.
 
         Raises:
-            BackendUnavailable: no connection: refused, not resolved, wrong or missing password.
+            BackendUnavailable: no connection: refused, unknown host, wrong or missing password.
             BackendTimeout: no answer within 5 seconds.
-            BackendRejected: the server does not let this user run INFO.
+            BackendRejected: this user may not run INFO.
 
         One INFO, one round trip.
         """
@@ -94,12 +94,12 @@ class ServerInfo:
         return figures_from_info(info)
 
     async def aclose(self) -> None:
-        """Closes the connection. Reading again opens a new one."""
+        """Close the connection. Reading again opens a new one."""
         await self._redis.aclose()
 
 
 def figures_from_info(info: Mapping[str, Any]) -> ServerFigures:
-    """The figures in a parsed reply of INFO; a server may leave any of them out."""
+    """The figures in a parsed INFO reply. A server may omit any of them."""
     version = str(info.get("redis_version", ""))
     if "valkey_version" in info:
         name = f"Valkey {info['valkey_version']}"
