@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+import hiredis
 import redis
 import redis.asyncio
 from redis.asyncio.connection import parse_url as parse_url_async
@@ -97,6 +98,15 @@ class Address:
         except (TypeError, ValueError, redis.RedisError) as error:
             text = str(error).rpartition("__init__() ")[2]
             raise InvalidArgument(f"redis-py does not accept a connection option: {text}") from None
+
+    def check_first_reply(self, reply: Any) -> None:
+        """Check the reply to `first_request`.
+
+        Raises:
+            ConnectFailed: the server refused it.
+        """
+        if isinstance(reply, hiredis.ReplyError):
+            raise ConnectFailed(f"the server refused the connection ({reply})", final=False)
 
     def report_connected(self) -> None:
         """A connection to this server was opened."""
@@ -239,9 +249,11 @@ def _from_client(client: Any, wanted: Any) -> tuple[Any, dict[str, Any]]:
     # Set by redis-py, not by the caller.
     for name in (*_FORBIDDEN, "encoding_errors", "event_dispatcher"):
         options.pop(name, None)
-    known = set(inspect.signature(pool.connection_class.__init__).parameters)
-    for parent in pool.connection_class.__mro__:
-        known |= set(inspect.signature(parent.__init__).parameters)
+    known = {
+        name
+        for parent in pool.connection_class.__mro__
+        for name in inspect.signature(parent.__init__).parameters
+    }
     options = {
         name: value
         for name, value in options.items()

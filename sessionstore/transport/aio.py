@@ -31,8 +31,7 @@ from .retry import (
     not_sent_in_time,
     run_async,
 )
-from .shared_connection import SILENCE_S
-from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, Node, Probe
+from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
 from .wire import Form, pack, reply_count, unpack
 
 

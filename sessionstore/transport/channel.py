@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-import hiredis
-
 from ..calls import Call
 from .address import Address
 from .durability import Durability
-from .failures import ConnectFailed, ConnectionLost
+from .failures import CLOSED_BY_SERVER, ConnectFailed, ConnectionLost
 from .retry import Send
-from .shared_connection import SILENCE_S, SharedConnection
+from .shared_connection import SharedConnection
+from .topology import SILENCE_S
 from .wire import pack, reply_count, unpack
 
 T = TypeVar("T")
@@ -64,7 +63,7 @@ class Channel:
             if connection.is_full:
                 await connection.wait_for_room(deadline)
         if not connection.is_open:
-            raise ConnectFailed("connection closed by the server", final=False)
+            raise ConnectFailed(CLOSED_BY_SERVER, final=False)
         payload = pack(call, form, asking=asking)
         reply = connection.submit(payload, reply_count(call, form, asking=asking), deadline)
         try:
@@ -111,7 +110,8 @@ class Channel:
         await connection.open(deadline)
         if address.first_request:
             try:
-                check_first_reply(await connection.submit(address.first_request, 1, deadline))
+                [reply] = await connection.submit(address.first_request, 1, deadline)
+                address.check_first_reply(reply)
             except BaseException:
                 connection.close("the connection could not be set up")
                 raise
@@ -202,7 +202,7 @@ class SharedWaits:
             await asyncio.wait([self._sent])
         self._sent, self._next = self._next, None
         if not self.connection.is_open:
-            raise ConnectionLost("connection closed by the server")
+            raise ConnectionLost(CLOSED_BY_SERVER)
         deadline = time.monotonic() + self._durability.timeout_s
         [answer] = await self.connection.submit(self._durability.request, 1, deadline)
         return answer
@@ -217,16 +217,6 @@ class NodeChannels(NamedTuple):
     small: Channel
     bulk: Channel
     confirmed: Channel
-
-
-def check_first_reply(replies: list[Any]) -> None:
-    """Check the reply to an address's first request.
-
-    Raises:
-        ConnectFailed: the server refused it.
-    """
-    if isinstance(replies[0], hiredis.ReplyError):
-        raise ConnectFailed(f"the server refused the connection ({replies[0]})", final=False)
 
 
 def consume_exception(task: asyncio.Task[Any]) -> None:

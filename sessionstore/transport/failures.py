@@ -6,6 +6,9 @@ from __future__ import annotations
 _TRANSIENT = ("LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
 
 
+CLOSED_BY_SERVER = "connection closed by the server"
+
+
 class AttemptFailed(Exception):
     """Base class. These exceptions never leave the transport."""
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import hiredis
 
-from .failures import ConnectFailed, ConnectionLost
+from .failures import CLOSED_BY_SERVER, ConnectFailed, ConnectionLost
 from .redis_py import forget_async, open_async
 from .retry import CLOSED
+from .topology import SILENCE_S
 
 CALLS_IN_FLIGHT_LIMIT = 4096
 """Most calls that wait for replies on one connection. Further calls wait before they are sent."""
@@ -25,10 +26,6 @@ CALLS_IN_FLIGHT_LIMIT = 4096
 BYTES_IN_FLIGHT_LIMIT = 16 << 20
 """Most bytes of requests that wait for replies on one connection."""
 
-SILENCE_S = 0.5
-"""How long a server may be silent before the topology is checked again, if there is one."""
-
-_CLOSED_BY_SERVER = "connection closed by the server"
 _CLOSE_TIMEOUT_S = 1.0  # for calls in flight when a service is closed
 
 _NOTHING = object()  # returned by the reader if it has no complete reply
@@ -108,7 +105,7 @@ class SharedConnection(asyncio.Protocol):
                 self._admit()
             raise
         if not self.is_open:
-            raise ConnectFailed(_CLOSED_BY_SERVER, final=False)
+            raise ConnectFailed(CLOSED_BY_SERVER, final=False)
         self._num_admitted -= 1
 
     def submit(self, payload: bytes, count: int, deadline: float) -> asyncio.Future[list[Any]]:
@@ -219,7 +216,7 @@ class SharedConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The socket is closed. asyncio calls this."""
-        self._fail(f"connection lost ({error})" if error else _CLOSED_BY_SERVER)
+        self._fail(f"connection lost ({error})" if error else CLOSED_BY_SERVER)
         forget_async(self._connection)
         if not self.closed.done():
             self.closed.set_result(None)

@@ -22,13 +22,11 @@ import hiredis
 from ..calls import Call
 from ..drive import drive
 from .address import Deployment
-from .channel import check_first_reply
 from .durability import Durability
-from .failures import AttemptFailed, ConnectFailed, ConnectionLost
+from .failures import CLOSED_BY_SERVER, AttemptFailed, ConnectFailed, ConnectionLost
 from .redis_py import open_sync
 from .retry import CLOSED, Attempts, Discover, Pause, Step, not_sent_in_time, run
-from .shared_connection import SILENCE_S
-from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, Node, Probe
+from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
 from .wire import Form, pack, reply_count, unpack
 
 A = TypeVar("A")
@@ -98,7 +96,7 @@ class BlockingConnection:
                 if reply is _NOTHING:
                     data = self._retry(self._socket.recv, _RECEIVE_SIZE, deadline, is_replaced)
                     if not data:
-                        raise ConnectionLost("connection closed by the server")
+                        raise ConnectionLost(CLOSED_BY_SERVER)
                     self._reader.feed(data)
                 elif not isinstance(reply, hiredis.PushNotification):
                     replies.append(reply)
@@ -189,6 +187,7 @@ class RedisExecutor:
             # Fast path: the topology is known and the call succeeds at once.
             if now >= self._poll_at:
                 self._poll_at = now + SILENCE_S
+                # Half of the time, so that the call succeeds even if nobody answers this.
                 self._discover_again(now + self._timeout_s / 2)
             node = self._topology.node_for(call)
             try:
@@ -313,15 +312,19 @@ class RedisExecutor:
             # The server may have closed it. A Call that is not idempotent could not be sent again.
             if call.idempotent or not connection.is_stale:
                 return connection
+            self._deployment.address_of(node).log.lost(CLOSED_BY_SERVER, num_calls=1)
             self._close(connection, node)
         return self._connect(node, deadline)
 
     def _connect(self, node: Node, deadline: float) -> BlockingConnection:
         address = self._deployment.address_of(node)
+        now = time.monotonic()
+        if now >= deadline:
+            raise TimeoutError
         connect_by = deadline
         if self._topology.is_routed:
             # A slower node is probably gone. Then its successor may be known soon.
-            connect_by = min(deadline, time.monotonic() + PROBE_TIMEOUT_S)
+            connect_by = min(deadline, now + PROBE_TIMEOUT_S)
         try:
             connection = BlockingConnection(address.new_connection(), connect_by)
         except ConnectFailed as failure:
@@ -329,7 +332,8 @@ class RedisExecutor:
             raise
         if address.first_request:
             try:
-                check_first_reply(connection.request(address.first_request, 1, connect_by))
+                [reply] = connection.request(address.first_request, 1, connect_by)
+                address.check_first_reply(reply)
             except BaseException:
                 connection.close()
                 raise

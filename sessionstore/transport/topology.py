@@ -21,6 +21,9 @@ from .log import log_failover, node_name
 
 SLOTS = 16_384
 
+SILENCE_S = 0.5
+"""How long a server may be silent before others are asked whether it was replaced."""
+
 PROBE_TIMEOUT_S = 2.0
 """How long one node may take to answer a Probe. Then the next one is asked."""
 

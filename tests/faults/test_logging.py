@@ -111,11 +111,17 @@ async def test_the_calls_that_waited_are_counted(
 ) -> None:
     service = make_service(mode, proxy.url)
     await create(service)
-    await asyncio.gather(*(append(service, number) for number in range(5)))
+    before = proxy.passed("request")
+    await append(service, 0)
+    size = proxy.passed("request") - before
+    # Slow calls overlap, so that in threads each gets a connection.
+    proxy.trickle("reply", 0.01)
+    await asyncio.gather(*(append(service, number) for number in range(1, 6)))
+    proxy.trickle("reply", 0)
     proxy.hold("reply")
     before = proxy.passed("request")
     appends = [asyncio.create_task(append(service, number)) for number in range(5)]
-    await poll_until(lambda: proxy.passed("request") > before + 1000, "the requests")
+    await poll_until(lambda: proxy.passed("request") >= before + 5 * size, "the requests")
     proxy.cut_all()
     proxy.release("reply")
     await asyncio.gather(*appends)
