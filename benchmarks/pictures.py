@@ -17,9 +17,9 @@ import msgspec
 
 from .results import Bars, Lines, Result
 
-_WIDTH, _MARGIN = 860, 20
+_WIDTH, _MARGIN = 900, 20
 _OURS, _OTHERS, _INK, _FAINT = "#c2410c", "#94a3b8", "#1f2937", "#e2e8f0"
-_CHARACTER, _BOLD_CHARACTER = 7.7, 8.7
+_CHARACTER, _BOLD_CHARACTER, _SMALL_CHARACTER = 7.7, 8.7, 6.9
 """Pixels per character: more than usual fonts need, so that labels fit in every viewer."""
 _ROW, _TITLE, _PLOT = 24, 30, 300
 _LOG_RATIO = 30  # values that differ by more are drawn on a log scale
@@ -28,6 +28,7 @@ _STYLE = (
     "text{font-family:system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;"
     f"font-size:13px;fill:{_INK}}}"
     ".title{font-size:17px;font-weight:600}.panel{font-weight:600}.faint,.other{fill:#64748b}"
+    ".small{font-size:12px}"
     f".ours{{fill:{_OURS};font-weight:600}}.end{{text-anchor:end}}.middle{{text-anchor:middle}}"
 )
 
@@ -133,8 +134,8 @@ def _lines(panel: Lines, x: float, y: float, width: float) -> Iterator[str]:
     scale = _Scale(found)
     ticks = [_shown(tick, panel.unit) for tick in scale.ticks]
     labels = {name: _label_of(name, line, panel) for name, line in panel.values.items()}
-    left = x + max(map(_width_of, ticks)) + 6
-    right = x + width - max(map(_width_of, labels.values())) - 14
+    left = x + max(map(len, ticks)) * _SMALL_CHARACTER + 6
+    right = x + width - max(map(len, labels.values())) * _SMALL_CHARACTER - 14
     top, bottom = y + _TITLE + 8, y + _TITLE + _PLOT
 
     def at(column: int, value: float) -> tuple[float, float]:
@@ -145,10 +146,10 @@ def _lines(panel: Lines, x: float, y: float, width: float) -> Iterator[str]:
     for tick, text in zip(scale.ticks, ticks, strict=True):
         height = at(0, tick)[1]
         yield _line(left, height, right, height)
-        yield _text(left - 6, height + 4.5, text, "faint end")
+        yield _text(left - 6, height + 4.5, text, "faint end small")
     for column, text in enumerate(panel.columns):
-        yield _text(at(column, found[0])[0], bottom + 20, text, "faint middle")
-    yield _text((left + right) / 2, bottom + 38, panel.x_label, "faint middle")
+        yield _text(at(column, found[0])[0], bottom + 20, text, "faint middle small")
+    yield _text((left + right) / 2, bottom + 38, panel.x_label, "faint middle small")
     # Ours last, so that it lies above the others.
     ordered = sorted(panel.values.items(), key=lambda item: _is_ours(item[0]))
     ends = {}
@@ -168,12 +169,12 @@ def _lines(panel: Lines, x: float, y: float, width: float) -> Iterator[str]:
         end_x, end_y = ends[name]
         kind = "ours" if _is_ours(name) else "" if panel.all_ours else "other"
         yield _line(end_x + 6, end_y, right + 8, height, dashed=True)
-        yield _text(right + 12, height + 4.5, labels[name], kind)
+        yield _text(right + 12, height + 4.5, labels[name], f"{kind} small".strip())
 
 
 def _label_of(name: str, line: list[float | None], panel: Lines) -> str:
     last = line[-1]
-    return f"{name}: {_shown(last, panel.unit)}" if last is not None else f"{name}: not reached"
+    return f"{name} {_shown(last, panel.unit)}" if last is not None else f"{name}: not reached"
 
 
 def _spread(

@@ -37,7 +37,7 @@ def test_labels_are_inside_the_picture(panel: Bars | Lines) -> None:
         width = 7 * len(node.text or "")
         start = x - width if "end" in kind else x - width / 2 if "middle" in kind else x
         assert start >= 0
-        assert start + width <= 860
+        assert start + width <= 900
 
 
 @pytest.mark.parametrize(("panel", "is_log"), [(BARS, False), (WIDE_BARS, True), (LINES, True)])
