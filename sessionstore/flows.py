@@ -40,7 +40,8 @@ def create_session(
     key = SessionKey(app_name, user_id, _id_or_new(session_id))
     change = encode_change(ops.options.codec, {} if state is None else state)
     session: Session = yield ops.create_session(key, uuid4().hex, change)
-    yield from _update_app_tier(ops, app_name, [change])
+    if ops.app_in_own_slot:
+        yield from _update_app_tier(ops, app_name, [change])
     yield from _read_app_tier(ops, session)
     change.apply_to(session.state, only_temp=True)
     return session
@@ -61,7 +62,7 @@ def get_or_create_session(
     call = ops.get_or_create_session(key, uuid4().hex, change, event_num, event_time)
     session: Session
     session, is_new = yield call
-    if is_new:
+    if is_new and ops.app_in_own_slot:
         yield from _update_app_tier(ops, app_name, [change])
     yield from _read_app_tier(ops, session)
     change.apply_to(session.state, only_temp=True)
@@ -163,7 +164,8 @@ def append_event(
     data, copy, change = prepared
     timestamp = copy.timestamp
     written: WriteResult = yield ops.append_event(key, data, timestamp, change, if_version, turn)
-    yield from _update_app_tier(ops, key.app_name, [change])
+    if ops.app_in_own_slot:
+        yield from _update_app_tier(ops, key.app_name, [change])
     if isinstance(session, Session):
         if written.num_duplicates:
             yield from _reread(ops, session, 1, [change])
@@ -200,7 +202,8 @@ def append_events(
     if rows:
         changes = [change for _, _, change in rows]
         written: WriteResult = yield ops.append_events(key, rows, if_version, turn)
-        yield from _update_app_tier(ops, key.app_name, changes)
+        if ops.app_in_own_slot:
+            yield from _update_app_tier(ops, key.app_name, changes)
         if isinstance(session, Session):
             if written.num_duplicates:
                 yield from _reread(ops, session, len(stored), changes)
@@ -282,7 +285,8 @@ def update_session_state(
     change = encode_change(ops.options.codec, state, removed)
     if change.is_stored or if_version is not None:
         written: WriteResult = yield ops.update_session_state(key, change, if_version)
-        yield from _update_app_tier(ops, key.app_name, [change])
+        if ops.app_in_own_slot:
+            yield from _update_app_tier(ops, key.app_name, [change])
         if isinstance(session, Session):
             _set_version(session, written)
     if isinstance(session, Session):
@@ -400,9 +404,7 @@ def _set_version(session: Session, written: WriteResult) -> None:
 
 
 def _update_app_tier(ops: Ops, app_name: str, changes: Iterable[Change]) -> Flow[None]:
-    """The second step of a write, if the app tier has its own slot."""
-    if not ops.app_in_own_slot:
-        return
+    """The second step of a write, for the app tier in its own slot."""
     deltas = [change.app for change in changes if change is not NO_CHANGE and change.app]
     if deltas:
         yield ops.update_app_state(app_name, Delta.merged(deltas))

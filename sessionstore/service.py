@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -564,8 +564,8 @@ class SessionService:
     ) -> None:
         await self.aclose()
 
-    async def _run(self, flow: Flow[R]) -> R:
-        return await drive_async(flow, self._executor)
+    def _run(self, flow: Flow[R]) -> Awaitable[R]:
+        return drive_async(flow, self._executor)
 
 
 class RedisSessionService(SessionService):

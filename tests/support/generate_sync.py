@@ -32,6 +32,7 @@ SUBSTITUTIONS = (
     (r"\bAsyncGenerator\[(\w+), None\]", r"Generator[\1, None, None]"),
     (r"\bAsync(ExitStack|Generator|Iterable|Iterator)\b", r"\1"),
     (r"\benter_async_context\b", "enter_context"),
+    (r"\bAwaitable\[(\w+)\]", r"\1"),
     # Names of this project.
     (r"\baclose\b", "close"),
     (r"\bAsyncExecutor\b", "SyncExecutor"),
@@ -54,7 +55,7 @@ def generate(module: str) -> str:
     for pattern, replacement in SUBSTITUTIONS:
         text = re.sub(pattern, replacement, text)
     text = f"# Generated from sessionstore/{module}.py by {script_name()}. Do not edit.\n{text}"
-    text = run_ruff(text, "check", "--fix", "--quiet", "--select", "I")
+    text = run_ruff(text, "check", "--fix", "--quiet", "--select", "F401,I")
     return run_ruff(text, "format")
 
 
