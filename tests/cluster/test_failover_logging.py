@@ -6,9 +6,12 @@ import asyncio
 import logging
 
 import pytest
-from benchmarks.clusters import Cluster, SentinelGroup
-from cluster_support import MODES, create, key_on, make_event, make_service
+from cluster_support import key_on
+from support.events import make_event
+from support.services import MODES, make_service
+from support.sessions import create
 
+from benchmarks.rigs.clusters import Cluster, SentinelGroup
 from sessionstore import SessionKey
 
 

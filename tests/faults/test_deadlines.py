@@ -13,9 +13,11 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
-from conftest import Server
-from faults_support import KEY, make_event, make_service, poll_until
+from faults_support import KEY, make_event
 from proxy import Proxy
+from support.servers import Server
+from support.services import make_service
+from support.waiting import poll_until
 
 from sessionstore import BackendTimeout, NotReplicated
 from sessionstore.embedded import EmbeddedServer

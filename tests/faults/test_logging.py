@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Server
-from faults_support import make_service, poll_until
 from proxy import Proxy
+from support.servers import Server
+from support.services import make_service
+from support.waiting import poll_until
 
 from sessionstore import BackendError, BackendTimeout, BackendUnavailable, Event, SessionKey
 from sessionstore.embedded import EmbeddedServer

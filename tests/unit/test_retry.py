@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from unit_support import make_ops
+from support.services import make_ops
 
 from sessionstore import (
     BackendError,
