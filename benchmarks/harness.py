@@ -410,7 +410,9 @@ def versions(server: str) -> dict[str, str]:
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that every bench takes."""
-    options = argparse.ArgumentParser(description=description)
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument(
         "--small", action="store_true", help="a quick run that shows that the benches work"
     )

@@ -191,7 +191,9 @@ async def run_all(seed: int, seconds: float, agents: int) -> list[Outcome]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=1, help="of all random choices")
     parser.add_argument("--seconds", type=float, default=180.0, help="time for all fleets")
     parser.add_argument("--agents", type=int, default=200, help="agents in a fleet")

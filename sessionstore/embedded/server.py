@@ -141,7 +141,7 @@ class EmbeddedServer:
         with self._lock:
             deadline = time.monotonic() + self._start_timeout_seconds
             if self._watchdog is not None:
-                if self._is_serving(self._watchdog, deadline):
+                if ping(self._socket_path) is not None:
                     return
                 self.stop()
             try:
@@ -257,14 +257,6 @@ class EmbeddedServer:
             tail = "".join(log.readlines()[-_LOG_TAIL_LINES:])
         name = os.path.basename(watchdog.executable)
         raise BackendUnavailable(f"{name} {problem}. The end of its log:\n{tail}")
-
-    def _is_serving(self, watchdog: Watchdog, deadline: float) -> bool:
-        """Whether the server listens. If it does not, wait until its end is reported."""
-        while watchdog.is_running() and time.monotonic() < deadline:
-            if ping(self._socket_path) is not None:
-                return True
-            time.sleep(POLL_SECONDS)
-        return False
 
 
 def ping(socket_path: str) -> bytes | None:
