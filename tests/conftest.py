@@ -106,7 +106,7 @@ def _servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
 def _check_leaks(server: Server, request: pytest.FixtureRequest) -> None:
     if request.node.get_closest_marker("without_ttl"):
         return
-    leaked = [key for key, (_, _, deadline) in server.snapshot().items() if deadline < 0]
+    leaked = server.without_deadline()
     assert not leaked, f"keys without a deadline: {leaked}"
 
 

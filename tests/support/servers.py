@@ -6,6 +6,7 @@ Every test worker starts its own, on unix sockets or loopback, and keeps them fo
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +44,34 @@ class Server:
         """Every key."""
         return [key for client in self.clients() for key in client.keys("*")]
 
+    def without_deadline(self) -> list[bytes]:
+        """Keys that never expire."""
+        found: list[bytes] = []
+        for client in self.clients():
+            keys: list[Any] = client.keys("*")
+            deadlines = _answers(client, [("PEXPIRETIME", key) for key in keys])
+            found += [key for key, at in zip(keys, deadlines, strict=True) if at == -1]
+        return found
+
     def snapshot(self) -> dict[bytes, Any]:
         """Every key with its type, content and deadline in milliseconds since 1970 (-1: none)."""
         found: dict[bytes, Any] = {}
         for client in self.clients():
             keys: list[Any] = client.keys("*")
-            for key in keys:
-                kind: Any = client.type(key)
-                content: Any
-                if kind == b"hash":
-                    content = client.hgetall(key)
-                elif kind == b"zset":
-                    content = client.zrange(key, 0, -1, withscores=True)
-                else:
-                    content = client.dump(key)
-                found[key] = (kind, content, client.pexpiretime(key))
+            kinds = _answers(client, [("TYPE", key) for key in keys])
+            deadlines = _answers(client, [("PEXPIRETIME", key) for key in keys])
+            contents = _answers(
+                client,
+                [
+                    ("HGETALL", key)
+                    if kind == b"hash"
+                    else ("ZRANGE", key, 0, -1, "WITHSCORES")
+                    if kind == b"zset"
+                    else ("DUMP", key)
+                    for key, kind in zip(keys, kinds, strict=True)
+                ],
+            )
+            found |= zip(keys, zip(kinds, contents, deadlines, strict=True), strict=True)
         return found
 
     def close(self) -> None:
@@ -136,6 +150,15 @@ class Servers:
         """Stop all that run."""
         for server in self._running.values():
             server.close()
+
+
+def _answers(client: redis.Redis, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """What a server answers to commands that are sent together."""
+    pipeline: Any = client.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    answers: list[Any] = pipeline.execute()
+    return answers
 
 
 def server_paths(further_paths: list[str]) -> dict[str, str]:
