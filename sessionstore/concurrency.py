@@ -58,7 +58,7 @@ def check_service(service: object) -> SessionService:
 
 
 class HeldTurn:
-    """A session's turn: waits for it, renews it in a task, and gives it back at the end.
+    """A session's turn: waits for it, renews it in a task, and releases it at the end.
 
     Args:
         service: the service.
@@ -83,10 +83,10 @@ class HeldTurn:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await _finish(asyncio.create_task(self._give_back()))
+        await _finish(asyncio.create_task(self._stop()))
 
     async def _acquire(self) -> Turn:
-        """The turn, if it is free. If the caller is cancelled, the turn is given back."""
+        """The turn, if it is free. If the caller is cancelled, the turn is released."""
         acquiring = asyncio.create_task(self._service.acquire_turn(self._key, lease=self._lease))
         try:
             return await _finish(acquiring)
@@ -95,7 +95,7 @@ class HeldTurn:
                 await self._release(acquiring.result())
             raise
 
-    async def _give_back(self) -> None:
+    async def _stop(self) -> None:
         self._renewing.cancel()
         await asyncio.wait([self._renewing])
         await self._release(self.turn)

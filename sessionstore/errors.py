@@ -51,7 +51,7 @@ class StaleVersion(SessionStoreError):
     """`if_version` did not match: the session has changed. Nothing was written.
 
     Attributes:
-        expected: the version that the caller asked for.
+        expected: the caller's `if_version`.
         actual: the version that the store has.
     """
 

@@ -226,7 +226,7 @@ class Ops:
     def list_users(
         self, app_name: str, slot: int | None, cursor: int
     ) -> Call[tuple[int, list[str]]]:
-        """Some users of an application, and the next cursor; 0 = no more.
+        """The next cursor of a scan, 0 at the end, and some users of an application.
 
         Args:
             app_name: the application.
@@ -301,14 +301,7 @@ class Ops:
         if_version: int | None,
         turn: Turn | None,
     ) -> Call[WriteResult]:
-        """Append encoded events with their state changes, in order.
-
-        Args:
-            key: the session.
-            events: bytes, timestamp and state change of each event.
-            if_version: the version that the session must have, or None.
-            turn: the turn that the caller must have, or None.
-        """
+        """Append events in order: the bytes, timestamp and state change of each."""
         if len(events) > EVENTS_PER_CALL_LIMIT:
             message = f"events has {len(events)} items; at most {EVENTS_PER_CALL_LIMIT} are allowed"
             raise LimitExceeded(message, limit=EVENTS_PER_CALL_LIMIT, actual=len(events))
@@ -345,17 +338,19 @@ class Ops:
             [event] = decode_log(keys.events, reply[3:])
             return event, decode_write_result(reply[:3], key, if_version)
 
-        return self._write("pop_event", decode, key, keys, if_version, idempotent=False)
+        args = (key.session_id, self.options.session_ttl_ms, _version_arg(if_version))
+        return Call("pop_event", decode, SCRIPTS["pop_event"], keys[:3], args, idempotent=False)
 
     def clear_events(self, key: SessionKey, if_version: int | None) -> Call[WriteResult]:
         """Remove all events."""
-        keys = self._keys.session(*_ids(key))
-
-        def decode(replies: list[Any]) -> WriteResult:
-            return decode_write_result(replies[0], key, if_version)
-
-        idempotent = if_version is None
-        return self._write("clear_events", decode, key, keys, if_version, idempotent=idempotent)
+        return Call(
+            "clear_events",
+            lambda replies: decode_write_result(replies[0], key, if_version),
+            SCRIPTS["clear_events"],
+            self._keys.session(*_ids(key))[:3],
+            (key.session_id, self.options.session_ttl_ms, _version_arg(if_version)),
+            idempotent=if_version is None,
+        )
 
     # -- turns ---------------------------------------------------------------------------------
 
@@ -435,30 +430,9 @@ class Ops:
     ) -> Call[R]:
         if not self._refreshes_on_read:
             return Call(name, decode, commands=commands, writes=False, is_bulk=is_bulk)
-        args = (key.session_id, *self._ttls)
-        return Call(
-            name,
-            decode,
-            _TOUCH_SESSION,
-            self._script_keys(keys),
-            args,
-            commands,
-            writes=False,
-            is_bulk=is_bulk,
-        )
-
-    def _write(
-        self,
-        name: str,
-        decode: Callable[[list[Any]], R],
-        key: SessionKey,
-        keys: SessionKeys,
-        if_version: int | None,
-        *,
-        idempotent: bool,
-    ) -> Call[R]:
-        args = (key.session_id, self.options.session_ttl_ms, _version_arg(if_version))
-        return Call(name, decode, SCRIPTS[name], keys[:3], args, idempotent=idempotent)
+        script_keys, args = self._script_keys(keys), (key.session_id, *self._ttls)
+        refresh = (_TOUCH_SESSION, script_keys, args)
+        return Call(name, decode, *refresh, commands, writes=False, is_bulk=is_bulk)
 
     def _script_keys(self, keys: SessionKeys) -> tuple[bytes, ...]:
         return keys[:4] if self.app_in_own_slot else keys

@@ -23,7 +23,7 @@ class RunState(MutableMapping[str, Any]):
     Changes are stored together with the next event that the agent yields, in one atomic write.
     Changes after the last event are stored with an event of their own, without content. Only
     setting and deleting keys is a change; changing a value in place stores nothing until the key is
-    set again. Keys carry their tier as in `Session.state`; `temp:` keys live as long as the run.
+    set again. Keys have the prefixes of `Session.state`; `temp:` keys live as long as the run.
     """
 
     def __init__(self, session: Session) -> None:
@@ -76,7 +76,7 @@ class RunState(MutableMapping[str, Any]):
         )
 
     def clear_stored_changes(self) -> None:
-        """Forget the changes that the last event of `add_changes` carried: it is stored now."""
+        """Forget the changes in the last event from `add_changes`, which is stored now."""
         for key, value in self._pending.items():
             if self._changes.get(key) is value:
                 del self._changes[key]
@@ -88,7 +88,7 @@ class RunContext(msgspec.Struct, frozen=True):
     Attributes:
         session: the session with merged state and its newest events, the user's message last.
         message: what the user said, as given to `Runner.run`.
-        invocation_id: the id of this run; its events carry it unless they have one of their own.
+        invocation_id: the id of this run; events without an invocation id get it.
         state: the state to read and change.
     """
 

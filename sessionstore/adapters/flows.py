@@ -101,28 +101,22 @@ def append(
         parent: a session to create too, if this one is created.
     """
     for first in range(0, len(events), EVENTS_PER_CALL_LIMIT):
-        yield from _append_batch(ops, key, events[first : first + EVENTS_PER_CALL_LIMIT], parent)
-
-
-def _append_batch(
-    ops: Ops, key: SessionKey, events: Sequence[Event], parent: SessionKey | None
-) -> Flow[None]:
-    for attempt in range(_ATTEMPTS + 1):
-        try:
-            if len(events) == 1:
-                yield from flows.append_event(ops, key, events[0], None)
-            else:
-                yield from flows.append_events(ops, key, events, None)
-        except SessionNotFound:
-            if attempt == _ATTEMPTS:
-                raise
-        else:
-            return
-        # Plain Events, so that they are verified again: their values may have changed meanwhile.
-        events = [Event(**msgspec.structs.asdict(event)) for event in events]
-        if parent is not None:
-            yield from create_if_missing(ops, parent)
-        yield from create_if_missing(ops, key)
+        batch = events[first : first + EVENTS_PER_CALL_LIMIT]
+        for attempts_left in range(_ATTEMPTS, -1, -1):
+            try:
+                if len(batch) == 1:
+                    yield from flows.append_event(ops, key, batch[0], None)
+                else:
+                    yield from flows.append_events(ops, key, batch, None)
+                break
+            except SessionNotFound:
+                if not attempts_left:
+                    raise
+            # Plain Events are verified again: their values may have changed meanwhile.
+            batch = [Event(**msgspec.structs.asdict(event)) for event in batch]
+            if parent is not None:
+                yield from create_if_missing(ops, parent)
+            yield from create_if_missing(ops, key)
 
 
 def create_if_missing(ops: Ops, key: SessionKey, state: dict[str, Any] | None = None) -> Flow[None]:

@@ -56,7 +56,7 @@ def check_service(service: object) -> SessionService:
 
 
 class HeldTurn:
-    """A session's turn: waits for it, renews it in a thread, and gives it back at the end.
+    """A session's turn: waits for it, renews it in a thread, and releases it at the end.
 
     Args:
         service: the service.

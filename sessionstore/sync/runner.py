@@ -37,7 +37,7 @@ class Run(Iterator[Event]):
 
     Attributes:
         key: the session; known at once, also if the Runner made the id.
-        invocation_id: the id of the run; its events carry it unless they have one of their own.
+        invocation_id: the id of the run; events without an invocation id get it.
     """
 
     def __init__(
@@ -131,14 +131,14 @@ class Runner:
     ) -> Run:
         """A run in which the agent answers a message; iterate over it for its events.
 
-        The run begins with the first event that is asked for. Every complete event is stored before
+        The run begins when iteration begins. Every complete event is stored before
         it is yielded; partial events are yielded at once and not stored.
 
         Args:
             user_id: the user within the application, 1 to 256 bytes of UTF-8.
             session_id: the session, likewise, created if it does not exist; "" or None makes a new
                 UUID.
-            message: what the user says: any content, or an Event. After an error the same Event
+            message: the user's message: any content, or an Event. After an error the same Event
                 may be given again and is stored once. The run takes the Event's invocation id, or
                 else its id.
             state: initial state if the session is created.
@@ -207,7 +207,7 @@ class Runner:
     def _open_session(
         self, stack: ExitStack, key: SessionKey, state: Mapping[str, Any] | None
     ) -> tuple[Session, HeldTurn | None]:
-        """The session and, with `serialize_turns`, its turn, which the stack gives back."""
+        """The session and, with `serialize_turns`, its turn, which the stack releases."""
         ids: dict[str, Any] = {
             "app_name": key.app_name,
             "user_id": key.user_id,
