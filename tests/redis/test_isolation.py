@@ -114,7 +114,7 @@ async def test_commands_from_the_first_connect_on(server: Server, service: Any) 
 
 
 async def test_nothing_is_allowed_that_is_not_used(server: Server, service: Any) -> None:
-    """Least privilege: README's ACL line grants no command that is never used."""
+    """The least privilege: every command of the ACL line is used."""
     used = set()
     for operation in OPERATIONS:
         scene = await prepare(service, server, operation)

@@ -1,4 +1,4 @@
-"""Scripts are assembled from fragments: depth first, each once."""
+"""Scripts are put together from their fragments: depth first, each once, or not at all."""
 
 from __future__ import annotations
 

@@ -402,12 +402,11 @@ def test_endless_nesting_is_refused(format_name: Format, make: Callable[[], Any]
 
 
 @each_format
-@pytest.mark.parametrize("levels", [100, 200, 400, 600, 800, 900, 950])
+@pytest.mark.parametrize("levels", [100, 200])
 def test_what_was_taken_can_be_read_under_a_deep_stack(format_name: Format, levels: int) -> None:
-    try:
-        data, _ = CODECS[format_name].encode_value(deep(levels), "state")
-    except InvalidArgument:
-        return
+    with pytest.raises(InvalidArgument, match="200 levels"):
+        CODECS[format_name].encode_value(deep(201), "state")
+    data, _ = CODECS[format_name].encode_value(deep(levels), "state")
 
     def below(frames: int) -> Any:
         return below(frames - 1) if frames else decode_value(data)
@@ -426,7 +425,9 @@ class Text(str):
 def test_a_refusal_does_not_name_a_wrong_reason(
     format_name: Format, value: Any, wrong: str
 ) -> None:
-    assert wrong not in (refusal_of(lambda: CODECS[format_name].encode_value(value, "state")) or "")
+    refusal = refusal_of(lambda: CODECS[format_name].encode_value(value, "state"))
+    assert refusal is not None
+    assert wrong not in refusal
 
 
 @each_format

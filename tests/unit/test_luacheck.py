@@ -15,7 +15,7 @@ OPTIONS = [
     *("--read-globals", "redis", "KEYS", "ARGV"),
     *("--max-line-length", "100"),
     "--no-unused-secondaries",
-    # Parameters of a fragment may have the names of the script's locals above it.
+    # A script may include fragments below its own locals, whose names their parameters then repeat.
     *("--ignore", "431"),
     "--no-color",
 ]
