@@ -1,4 +1,4 @@
-"""A cluster that loses nodes: what was acknowledged stays, and calls find the new primaries."""
+"""A cluster that loses nodes: acknowledged writes stay, and calls find the new primaries."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from benchmarks.chaos.fleet import Fleet
 from benchmarks.rigs.clusters import Cluster, Node
 from sessionstore import SessionKey
 
-# Beyond the time after which the servers themselves have another primary. For us a second would
-# do; the machine may have other things to do.
+# How long calls may take after the servers have a new primary. A second would be enough on a
+# machine that is not busy.
 _NOISE_S = 5.0
 
 
 async def _wait_until_primary(node: Node) -> float:
-    """Return when a replica has taken over; the time."""
+    """Wait until a replica has taken over, and return the time."""
     await poll_until(
         lambda: node.info("replication")["role"] == "master", f"{node.name} takes over"
     )
@@ -67,7 +67,7 @@ def _slot(cluster: Cluster, key: SessionKey) -> int:
 async def test_calls_to_a_primary_that_goes_are_answered_by_its_successor(
     replicated_cluster: Cluster, how: str
 ) -> None:
-    """Both kinds of service, with calls in flight, one that starts meanwhile, and other nodes."""
+    """Async and sync, with calls in flight and calls that start during the failover."""
     cluster = replicated_cluster
     primary, other, _ = cluster.primaries()
     [replica] = cluster.replicas_of(primary)
@@ -137,7 +137,7 @@ async def test_calls_to_other_primaries_go_on_while_one_is_stopped(
 
 
 async def test_a_fleet_goes_on_behind_a_killed_primary(replicated_cluster: Cluster) -> None:
-    """No call fails; what is lost is what nobody waited for: it has no copy yet."""
+    """No call fails. Lost writes are those that were not on the replica yet."""
     cluster = replicated_cluster
     service = make_service("async", cluster.url, session_event_limit=None)
     fleet = Fleet([service], 40, "kill", 1, pause_s=0.02)

@@ -1,4 +1,4 @@
-"""Slots on their way: every operation before, amid and behind the move of its keys."""
+"""Migrating slots: every operation before, during and after the move of its keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def _pop_all(service: Any, scene: Scene) -> list[Any]:
     return found
 
 
-# Cases that say something about migrating slots alone.
+# Cases that matter for migrating slots alone.
 _POP_ALL = Operation("pop_event", _pop_all, keys=LOG, case="until the log is gone", new_key=True)
 _MORE = (
     Operation(
@@ -68,7 +68,7 @@ def _waits(operation: Operation, stage: str) -> bool:
 
 
 class Move:
-    """The move of a session's slot to another primary, step by step."""
+    """The migration of a session's slot to another primary, step by step."""
 
     def __init__(self, cluster: Cluster, key: SessionKey) -> None:
         self.slot = slot_of(key)
@@ -78,7 +78,7 @@ class Move:
         self.target = other_primary(cluster, source)
 
     def to(self, stage: str) -> None:
-        """Go as far as a stage."""
+        """Migrate as far as a stage."""
         if self._cluster.owner_of(self.slot) is self.target:
             return
         if stage == "open":
@@ -137,7 +137,7 @@ async def test_every_operation_on_a_migrating_slot(cluster: Cluster, mode: str, 
         found = {name: (await tasks[name], await stored(service, keys[name])) for name in CASES}
     finally:
         await service.aclose()
-    # This one waits only once the key of its log is gone.
+    # This one waits only after the last event, when the key of the log is gone.
     assert waiting | {_POP_ALL.name} == should_wait | {_POP_ALL.name}
     for name, operation in CASES.items():
         assert found[name] == await _expected(operation, keys[name]), name
@@ -168,7 +168,7 @@ async def test_a_move_that_is_given_up_is_followed_back(cluster: Cluster, mode: 
     move = Move(cluster, key)
     move.to("open")
     move.to("all moved")
-    await service.append_event(key, make_event(3))  # which goes to where the keys are now
+    await service.append_event(key, make_event(3))  # goes to the node that has the keys now
     move.source.run("CLUSTER SETSLOT", move.slot, "STABLE")
     cluster.move_keys(move.slot, move.target, move.source)
     move.target.run("CLUSTER SETSLOT", move.slot, "STABLE")
@@ -181,7 +181,7 @@ async def test_a_move_that_is_given_up_is_followed_back(cluster: Cluster, mode: 
 async def test_agents_go_on_while_their_slots_go_back_and_forth(
     cluster: Cluster, mode: str
 ) -> None:
-    """Nothing fails, nothing is lost, nothing stands twice."""
+    """No call fails, and no event is lost or stored twice."""
     service = make_service(mode, cluster.url, session_event_limit=None)
     first, second, _ = cluster.primaries()
     keys = [SessionKey("app", f"user-{number}", "s") for number in range(10)]

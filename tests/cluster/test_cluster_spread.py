@@ -1,4 +1,4 @@
-"""Users spread evenly over the primaries, and the client knows where as the servers do."""
+"""Users spread evenly over the primaries, and the client computes slots as the servers do."""
 
 from __future__ import annotations
 

@@ -25,19 +25,19 @@ def make_reader(mode: str, url: str, **options: Any) -> Any:
 
 
 def reads_of(node: Node) -> int:
-    """Commands that read sessions, counted by the server."""
+    """How many commands that read sessions a server has received."""
     stats = node.info("commandstats")
     return sum(int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in COMMANDS)
 
 
 async def _results(service: Any, scene: Scene) -> dict[str, Any]:
-    """What every read gives."""
+    """The result of every read."""
     return {each.name: shown(await each.run(service, scene)) for each in READS}
 
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_cluster(replicated_cluster: Cluster, mode: str) -> None:
-    """Replicas answer, and primaries are spared."""
+    """Replicas answer all reads, and primaries none."""
     cluster = replicated_cluster
     primary = cluster.primaries()[0]
     key = key_on(cluster, primary)
@@ -53,14 +53,14 @@ async def test_a_cluster(replicated_cluster: Cluster, mode: str) -> None:
         assert node not in primaries or reads_of(node) == before[node], node
     [replica] = cluster.replicas_of(primary)
     assert reads_of(replica) - before[replica] >= 5 * 6
-    await service.append_event(key, Event("user", 3))  # which a replica would refuse
+    await service.append_event(key, Event("user", 3))  # a replica would refuse it
     await writer.aclose()
     await service.aclose()
 
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_sentinel(sentinel_group: SentinelGroup, mode: str) -> None:
-    """All replicas answer, and the master is spared."""
+    """All replicas answer reads, and the master none."""
     group = sentinel_group
     writer = make_service(mode, group.url, wait_replicas=(2, 5))
     scene = await set_scene(writer, key=KEY)
@@ -80,7 +80,7 @@ async def test_sentinel(sentinel_group: SentinelGroup, mode: str) -> None:
 @pytest.mark.parametrize("how", ["kill", "stop"])
 @pytest.mark.parametrize("mode", MODES)
 async def test_reads_do_without_replicas(replicated_cluster: Cluster, mode: str, how: str) -> None:
-    """A replica that is gone is left out; a primary answers then."""
+    """A primary answers while the replica does not."""
     cluster = replicated_cluster
     primary = cluster.primaries()[0]
     key = key_on(cluster, primary)

@@ -1,4 +1,4 @@
-"""A master behind Sentinels: found, followed, and never mistaken."""
+"""A master behind Sentinels is found and followed, and no other server is written to."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_a_hand_over_is_followed_without_a_loss(
 async def test_a_master_that_was_replaced_gets_no_more_writes(
     sentinel_group: SentinelGroup,
 ) -> None:
-    """SENTINEL FAILOVER: for ten seconds the old one thinks that it still is the master."""
+    """After SENTINEL FAILOVER the old master accepts writes for ten more seconds."""
     group = sentinel_group
     services = [make_service(mode, group.url) for mode in MODES]
     for number, service in enumerate(services):
@@ -125,14 +125,14 @@ async def test_a_master_that_was_replaced_gets_no_more_writes(
 
 
 async def test_a_demoted_master_is_refused_and_left(sentinel_group: SentinelGroup) -> None:
-    """It answers READONLY; nothing is written until the Sentinels name a master that is one."""
+    """It answers READONLY. Nothing is written until the Sentinels name a real master."""
     group = sentinel_group
     services = [make_service(mode, group.url) for mode in MODES]
     for number, service in enumerate(services):
         await create(service, SessionKey("app", "user", f"s{number}"))
     old = group.master()
     other = next(node for node in group.servers if node is not old)
-    # Behind the Sentinels' back, and without the resets that they bring.
+    # Without the Sentinels, which would close the connections.
     old.run("REPLICAOF", "127.0.0.1", other.port)
     tasks = [
         asyncio.create_task(

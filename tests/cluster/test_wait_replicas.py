@@ -1,4 +1,4 @@
-"""`wait_replicas`: a write succeeds once replicas have it."""
+"""`wait_replicas`: a write succeeds when replicas have it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEY = SessionKey("app", "user", "s")
 
 
 def _stopped_replica(cluster: Cluster) -> tuple[SessionKey, Node]:
-    """A session, and the one replica of its primary, which does not answer any more."""
+    """A session, and the only replica of its primary, stopped."""
     primary = cluster.primaries()[0]
     [replica] = cluster.replicas_of(primary)
     replica.stop()
@@ -27,7 +27,7 @@ def _stopped_replica(cluster: Cluster) -> tuple[SessionKey, Node]:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_writes_succeed_where_replicas_are(replicated_cluster: Cluster, mode: str) -> None:
-    """And a replica has what was written when the call returns."""
+    """The replica has the write when the call returns."""
     cluster = replicated_cluster
     primary = cluster.primaries()[0]
     [replica] = cluster.replicas_of(primary)
@@ -77,10 +77,10 @@ async def test_what_is_not_confirmed_is_told_and_done(
     assert caught.value.result.content == 1
     assert session.events == [event]
     assert session.state["a"] == 1
-    stored = await read(patient, key)  # all of it, the application's state in its own slot too
+    stored = await read(patient, key)  # the app tier in its own slot, too
     assert (stored.events, stored.state) == ([event], {"a": 1, "app:b": 2})
 
-    with pytest.raises(NotReplicated) as caught:  # a repeat asks again
+    with pytest.raises(NotReplicated) as caught:  # a repeat waits again
         await service.append_event(session, event)
     replica.cont()
     await service.append_event(session, event)
@@ -93,7 +93,7 @@ async def test_what_is_not_confirmed_is_told_and_done(
 async def test_a_repeat_on_a_new_connection_waits_too(
     replicated_cluster: Cluster, mode: str
 ) -> None:
-    """Though it writes nothing new, and a server waits for the writes of a connection alone."""
+    """It writes nothing new, and WAIT covers only the writes of its own connection."""
     cluster = replicated_cluster
     patient = make_service(mode, cluster.url)
     key, _ = _stopped_replica(cluster)
@@ -130,7 +130,7 @@ async def test_a_popped_event_is_not_lost_with_the_confirmation(
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_reads_do_not_wait(replicated_cluster: Cluster, mode: str) -> None:
-    """Not for replicas, and not behind writes that do."""
+    """Neither for replicas nor for writes that wait."""
     cluster = replicated_cluster
     patient = make_service(mode, cluster.url)
     key, _ = _stopped_replica(cluster)

@@ -1,4 +1,4 @@
-"""Addresses that lead nowhere, or to something else: one clear error, and soon."""
+"""Wrong addresses: one clear error, and soon."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOON_S = 6.0  # connecting may take 5
 
 @pytest.fixture
 def closed() -> Iterator[str]:
-    """Addresses that nobody listens on."""
+    """Addresses where nobody listens."""
     with socket.socket() as first, socket.socket() as second:
         for each in (first, second):
             each.bind(("127.0.0.1", 0))
@@ -30,13 +30,13 @@ def closed() -> Iterator[str]:
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """An address that takes connections and says nothing."""
+    """An address that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 
 
 async def fails(mode: str, url: str, message: str) -> None:
-    """The first call fails soon, and so does the next; neither may have been carried out."""
+    """The first call fails soon, and so does the next. Neither may have been applied."""
     service = make_service(mode, url)
     for _ in range(2):
         with pytest.raises(BackendUnavailable, match=message) as caught:
@@ -60,7 +60,7 @@ async def test_somebody_listens_and_says_nothing(silent: str, mode: str, url: st
 
 @pytest.fixture
 def plain_port(server: Server) -> Iterator[int]:
-    """A port that leads to a plain server, for as long as the test."""
+    """The port of a single server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

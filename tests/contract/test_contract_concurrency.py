@@ -1,4 +1,4 @@
-"""Many at once, on one session: nothing is lost, nothing is torn, one of many wins."""
+"""Many calls at once on one session: nothing is lost or torn, and one of many wins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sessionstore import Event, Session, SessionExists, SessionNotFound, StaleVe
 
 
 async def test_writers_with_stale_sessions_lose_nothing(service: Any) -> None:
-    """20 writers with 50 appends each, none of which reads what the others write."""
+    """20 writers make 50 appends each and read nothing of the others."""
     writers, appends = 20, 50
     await create(service)
     handles = [await read(service) for _ in range(writers)]
@@ -114,7 +114,7 @@ async def test_a_counter_by_version_counts_every_step(service: Any) -> None:
 
 
 async def test_a_read_is_a_snapshot(make_service: ServiceFactory, app_in_own_slot: bool) -> None:
-    """A writer appends event n with delta n; no reader ever sees one without the other."""
+    """A writer appends event n with delta n. No reader sees one without the other."""
     service = make_service(session_event_limit=10)
     names = ["n", "user:n"] if app_in_own_slot else ["n", "user:n", "app:n"]
     await create(service, state=dict.fromkeys(names, -1))

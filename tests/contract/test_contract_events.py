@@ -1,4 +1,4 @@
-"""Appending, popping and clearing events: in order, exactly once, all or nothing, up to a limit."""
+"""Events: in order, exactly once, all or nothing, up to a limit."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ async def test_events_stay_in_the_order_of_their_append(
 
 
 async def test_a_clock_ahead_does_not_hold_back_later_events(service: Any) -> None:
-    """A position is never beyond the store's own clock, so filters by time go on working."""
+    """A position is never later than the store's clock, so filters by time keep working."""
     await create(service)
     far = datetime(2200, 1, 1, tzinfo=UTC)
     await service.append_event(KEY, Event("user", 1, timestamp=far))
@@ -195,7 +195,7 @@ async def test_the_same_event_again_changes_nothing(service: Any) -> None:
 async def test_the_same_event_again_does_not_undo_a_later_delta(
     service: Any, app_in_own_slot: bool
 ) -> None:
-    """An app's state that has a slot of its own is set again: its writer cannot see the event."""
+    """App state in a slot of its own is set again, because that write cannot see the event."""
     session = await create(service)
     app_delta = {} if app_in_own_slot else {"app:who": "first"}
     first = Event("user", 1, state_delta={"count": 1, "user:who": "first", **app_delta})
@@ -261,7 +261,7 @@ async def test_a_batch_that_is_stored_in_part_is_completed(service: Any) -> None
 
 
 async def test_a_repeat_puts_the_session_in_order(service: Any) -> None:
-    """Whatever it had seen before: its own events stand as they do in the log."""
+    """Its events get the order of the log, whichever of them it had before."""
     session = await create(service)
     events = numbered(0, 1, 2, 3)
     await service.append_events(session, events[:1])
@@ -424,7 +424,7 @@ async def test_lowering_the_limit_trims_at_the_next_append(
     backend: tuple[str, Any], make_service: ServiceFactory
 ) -> None:
     if backend[1] is None:
-        pytest.skip("memory services share nothing")
+        pytest.skip("services in memory share nothing")
     service = make_service(session_event_limit=None)
     await create(service)
     await service.append_events(KEY, numbered(*range(10)))

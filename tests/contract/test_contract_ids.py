@@ -1,4 +1,4 @@
-"""Ids of any characters: none reaches another's data."""
+"""Ids may hold any characters, and no id reaches the data of another."""
 
 from __future__ import annotations
 

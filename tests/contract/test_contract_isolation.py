@@ -1,4 +1,4 @@
-"""Nothing aliases: what a caller does to his objects reaches neither the store nor readers."""
+"""Nothing aliases: a caller's changes to objects reach neither the store nor other readers."""
 
 from __future__ import annotations
 

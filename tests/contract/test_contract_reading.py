@@ -1,4 +1,4 @@
-"""Pages of the log, and lists of sessions."""
+"""Pages of the log, lists of sessions and of users."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LATEST = 2**53  # the largest position
 
 async def session_with_events(service: Any) -> None:
     await create(service)
-    # Equal, backward and future timestamps: positions differ all the same.
+    # Timestamps are equal, go backward and lie in the future. Positions still grow.
     for number in ALL:
         offset = timedelta(days=(number % 3 - 1) * 10_000)
         await service.append_event(KEY, Event("user", number, timestamp=NOON + offset))
@@ -32,7 +32,7 @@ async def test_pages_forward_cover_every_event_once(service: Any, limit: int) ->
     page: EventPage = await service.get_events(KEY, limit=limit)
     while page.events:
         assert len(page.events) <= limit
-        assert len(seen) < len(ALL), "a page repeats what was seen"
+        assert len(seen) < len(ALL), "a page repeats events or sessions"
         seen += numbers_of(page.events)
         page = await service.get_events(KEY, after=page.last, limit=limit)
     assert seen == ALL
@@ -45,7 +45,7 @@ async def test_pages_backward_cover_every_event_once(service: Any, limit: int) -
     page: EventPage = await service.get_events(KEY, before=LATEST, limit=limit)
     while page.events:
         assert len(page.events) <= limit
-        assert len(seen) < len(ALL), "a page repeats what was seen"
+        assert len(seen) < len(ALL), "a page repeats events or sessions"
         seen = numbers_of(page.events) + seen
         page = await service.get_events(KEY, before=page.first, limit=limit)
     assert seen == ALL
@@ -157,7 +157,7 @@ async def test_a_list_goes_by_pages(service: Any) -> None:
         seen: list[str] = []
         while page := await listed(service, limit=limit, offset=len(seen)):
             assert len(page) <= limit
-            assert len(seen) < len(names), "a page repeats what was seen"
+            assert len(seen) < len(names), "a page repeats events or sessions"
             seen += page
         assert seen == names
     assert await listed(service, offset=20) == names[20:]

@@ -1,4 +1,4 @@
-"""Recorded conversations of agents, appended message by message and read back equal."""
+"""Recorded conversations of agents are read back as they were appended."""
 
 from __future__ import annotations
 

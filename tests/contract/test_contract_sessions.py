@@ -1,4 +1,4 @@
-"""Creating, reading and deleting sessions, versions, and a service that is closed."""
+"""Creating, reading and deleting sessions, and their versions."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ async def test_a_session_created_again_shows_nothing_old(service: Any) -> None:
 
 
 def stored_keys(service: Any, server: Server | None) -> set[bytes]:
-    """Every key in the store, wherever that is."""
+    """Every key, on a server or in memory."""
     if server is not None:
         return set(server.snapshot())
     executor = getattr(service, "service", service)._executor
@@ -362,7 +362,7 @@ async def test_services_with_different_prefixes_share_nothing(
     backend: tuple[str, Server | None], make_service: ServiceFactory
 ) -> None:
     if backend[1] is None:
-        pytest.skip("memory services share nothing anyhow")
+        pytest.skip("services in memory share nothing")
     one, two = make_service(key_prefix="one:"), make_service(key_prefix="two:")
     await create(one, state={"a": 1, "app:b": 2})
     assert await two.get_session(**IDS) is None

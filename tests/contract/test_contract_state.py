@@ -1,4 +1,4 @@
-"""State: three tiers merged on read, set and removed explicitly, in one atomic step."""
+"""State: three tiers, merged on read; keys are set and removed explicitly, in one atomic step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STORED = {"a": 1, "user:b": 2, "app:c": 3}
 
 
 async def check_tiers(service: Any) -> None:
-    """MIXED is where it belongs, and nowhere else."""
+    """Check that each key of MIXED is in its tier and in no other."""
     assert (await read(service)).state == STORED
     assert await service.get_user_state(APP, USER) == {"b": 2}
     assert await service.get_app_state(APP) == {"c": 3}
@@ -159,7 +159,7 @@ async def test_keys_of_any_kind_are_kept_apart(service: Any) -> None:
 
 
 async def test_prefixes_nest(service: Any) -> None:
-    """Only the first prefix counts: what follows is a name."""
+    """Only the first prefix counts. The rest is the name."""
     await create(service)
     await service.update_session_state(KEY, {"app:app:x": 1, "user:app:x": 2, "app:temp:x": 3})
     assert (await read(service)).state == {"app:app:x": 1, "user:app:x": 2, "app:temp:x": 3}
@@ -187,7 +187,7 @@ async def test_the_user_tier_refuses_what_is_not_its_own(service: Any, key: str)
 
 
 async def test_the_same_key_with_and_without_prefix_is_refused(service: Any) -> None:
-    """Which of the two values is meant, nobody knows."""
+    """It is not clear which of the two values is meant."""
     with pytest.raises(InvalidArgument, match="a"):
         await service.update_app_state(APP, {"a": 1, "app:a": 2})
     with pytest.raises(InvalidArgument, match="a"):

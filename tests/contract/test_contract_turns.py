@@ -1,4 +1,4 @@
-"""Turns: one holder at a time, tokens that grow, appends that only the holder may make."""
+"""Turns: one holder at a time, growing tokens, and appends that only the holder may make."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sessionstore import (
     TurnTaken,
 )
 
-SHORT = 0.03  # a lease that tests wait for
+SHORT = 0.03  # a lease whose end tests wait for
 LONG = 600
 
 
 async def end_of(turn: Turn) -> None:
-    """Wait for the end of a lease. The servers of the tests share our clock."""
+    """Wait for the end of a lease. The test servers share our clock."""
 
     async def is_past() -> bool:
         return datetime.now(UTC) > turn.expires_at
@@ -38,7 +38,7 @@ async def end_of(turn: Turn) -> None:
 
 
 async def take_over(service: Any, key: SessionKey = KEY) -> Turn:
-    """The turn, as soon as the lease of the one who has it has ended."""
+    """The turn, as soon as the lease of its holder has ended."""
     taken: list[Turn] = []
 
     async def is_taken() -> bool:
@@ -53,7 +53,7 @@ async def take_over(service: Any, key: SessionKey = KEY) -> Turn:
 
 
 async def lose_turn(service: Any, key: SessionKey = KEY) -> tuple[Turn, Turn]:
-    """A turn that somebody else has taken, and the one that he has now."""
+    """A turn that was lost, and the turn of its new holder."""
     lost = await service.acquire_turn(key, lease=SHORT)
     return lost, await take_over(service, key)
 
@@ -281,7 +281,7 @@ class TestAppend:
         assert numbers_of(found) == [1, 2, 3, 4]
         assert (found.state, found.version) == ({"n": 4}, 4)
         assert (session.state, session.version) == ({"n": 4}, 4)
-        with pytest.raises(TurnLost):  # one of them is new
+        with pytest.raises(TurnLost):  # one of these events is new
             await service.append_events(KEY, [*batch, Event("user", 5)], turn=lost)
         assert numbers_of(await read(service)) == [1, 2, 3, 4]
 
@@ -408,7 +408,7 @@ class TestArguments:
             await service.append_event(KEY, Event("user"), turn=turn)
         with pytest.raises(InvalidArgument, match="turn belongs to another session"):
             await service.append_events(KEY, [Event("user")], turn=turn)
-        with pytest.raises(TurnLost):  # as nobody has one here
+        with pytest.raises(TurnLost):  # nobody has the turn here
             await service.append_event(KEY, Event("user"), turn=same)
         assert (await read(service)).version == 1
 

@@ -1,4 +1,4 @@
-"""Values are read exactly as they were written, by every way in and out."""
+"""Values are read exactly as they were written, whatever method writes or reads them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ FORMATS = ["json", "msgpack"]
 
 
 def is_exact(found: Any, expected: Any) -> bool:
-    """Equal, of the same types at every level."""
+    """Whether two values are equal, and of the same types at every level."""
     return found == expected and repr(found) == repr(expected)
 
 
@@ -97,7 +97,7 @@ async def test_state_is_exact_in_every_tier(
 
 
 def contains_bytes(codec: str, value: Any) -> bool:
-    """Whether an event cannot carry the value: it is stored as a part of the event too."""
+    """Whether an event cannot carry the value, which is stored inside the event too."""
     return codec == "json" and isinstance(value, bytes)
 
 
@@ -111,7 +111,7 @@ async def test_a_large_state_delta_is_exact(make_service: ServiceFactory, codec:
 
 
 async def test_bytes_in_an_events_delta_need_msgpack(make_service: ServiceFactory) -> None:
-    """The event is kept with its delta, and JSON has no bytes."""
+    """The delta is stored inside the event, too, and JSON has no bytes."""
     service = make_service()
     await create(service)
     with pytest.raises(InvalidArgument, match=r"^event\.state_delta\['a'\].*bytes"):

@@ -1,4 +1,4 @@
-"""What goes over the wire: only what is needed, in as few round trips as documented."""
+"""Commands on the wire: only those that are needed, in as few round trips as documented."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from support.services import make_service
 
 from sessionstore import BackendRejected, RedisSessionService
 
-# All that a user of sessionstore has to be allowed, once connected.
+# The commands that a user of sessionstore needs, once connected.
 ALLOWED = {rule[1:].upper() for rule in acl_user() if rule.startswith("+")}
 ON_THE_WIRE = {"MULTI", "EXEC", "EVALSHA", "EVAL", "HGETALL", "HEXISTS", "ZRANGE"}
 IN_SCRIPTS = ALLOWED - {"MULTI", "EXEC", "EVALSHA", "EVAL"}
-# What redis-py says of itself when it connects.
+# Commands of redis-py when it connects.
 ON_CONNECT = {"HELLO", "CLIENT", "SELECT", "AUTH", "PING"}
 
 Seen = list[tuple[str, bool]]  # name of a command, and whether a script called it
 
 
 class Ear:
-    """Hears every command that the server is given."""
+    """Records every command that a server receives."""
 
     def __init__(self, server: Server) -> None:
         self._raw = server.raw
@@ -39,7 +39,7 @@ class Ear:
         self._monitor.__exit__(*error)
 
     def heard(self) -> Seen:
-        """Commands since the last time; what the test's own client says is left out."""
+        """The commands since the last call, without those of the test's own client."""
         marker = uuid4().hex
         self._raw.echo(marker)
         seen: Seen = []
@@ -70,7 +70,7 @@ async def test_commands_and_round_trips(server: Server, service: Any, operation:
     sent = [name for name, is_lua in seen if not is_lua]
     assert set(sent) <= ON_THE_WIRE - {"EVAL"} | set(operation.rights.split())
     assert {name for name, is_lua in seen if is_lua} <= IN_SCRIPTS
-    # A transaction leaves in one write, and so does a command alone.
+    # A transaction is one round trip, and so is a command outside of one.
     trips, is_open = 0, False
     for name in sent:
         if name == "MULTI":
@@ -101,7 +101,7 @@ async def test_a_list_without_expired_sessions_takes_two_round_trips(
 
 
 async def test_commands_from_the_first_connect_on(server: Server, service: Any) -> None:
-    """Nothing is looked up, registered or configured before work begins."""
+    """Nothing is looked up, registered or configured before the first call."""
     server.raw.script_flush()
     with Ear(server) as ear:
         ear.heard()

@@ -1,4 +1,4 @@
-"""A server that has forgotten the scripts: flushed or restarted between any two calls."""
+"""A server that has forgotten the scripts, because it was flushed or restarted."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_a_restart_between_any_two_calls(server: Server, tmp_path: Path, m
         await restart()
         assert len(await service.list_sessions(**USER)) == 1
         await restart()
-        # Not idempotent: safe all the same, as the dead connection is noticed before it is sent.
+        # Not idempotent, but safe: the dead connection is noticed before the call is sent.
         event = await service.pop_event(KEY)
         assert event.id == "e2"
         await restart()
@@ -123,7 +123,7 @@ async def test_a_restart_between_any_two_calls(server: Server, tmp_path: Path, m
         assert found.version == 5
         await restart()
         with redis.Redis(unix_socket_path=path) as raw:
-            # Deadlines outlive a restart too.
+            # Deadlines survive a restart, too.
             deadline = raw.pexpiretime("session:{a:u}:s")
             assert deadline == raw.pexpiretime("events:{a:u}:s") > 0
         await service.aclose()

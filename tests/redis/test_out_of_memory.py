@@ -1,4 +1,4 @@
-"""A server at its memory limit: every write is refused whole; reads and deletes go on."""
+"""A server at its memory limit refuses every write as a whole. Reads and deletes still work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OTHERS = tuple(each for each in OPERATIONS if each.kind != "write")
 
 @contextmanager
 def memory_full(server: Server) -> Iterator[None]:
-    """The server holds as much as it may and evicts nothing."""
+    """Let the server be full, without eviction."""
     server.raw.config_set("maxmemory-policy", "noeviction")
     server.raw.config_set("maxmemory", 1)
     try:
@@ -108,7 +108,7 @@ async def test_reads_and_deletes_go_on(
             assert await service.get_user_state("a", "u") == {"k": 2, "kept": 3}
             assert await service.get_app_state("a") == {"k": 4, "kept": 5}
             assert (await service.get_session(**USER, session_id="missing")) is None
-            # What makes room.
+            # Calls that free memory.
             assert (await service.pop_event(KEY)).id == "e2"
             await service.clear_events(KEY)
             found = await service.get_session(**IDS)

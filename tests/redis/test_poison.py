@@ -1,4 +1,4 @@
-"""A key that holds what sessionstore never puts there: refused whole, and nothing changes."""
+"""A key with the wrong type: the call is refused as a whole, and nothing changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.services import WITH_TTL, make_service
 
 from sessionstore import BackendRejected, CorruptData
 
-# Of every type that a key may have, one.
+# One value of every type.
 POISONS = ("string", "hash", "zset", "list", "set")
 TTL_S = WITH_TTL["session_ttl"]
 
@@ -37,7 +37,7 @@ def plant(server: Server, key: bytes, poison: str) -> None:
 
 
 def age(server: Server, keys: Iterable[bytes] = ()) -> None:
-    """Let so much time pass that every deadline has to be refreshed."""
+    """Let so much time pass that a refresh of every deadline is due."""
     pass_time(server, TTL_S * 900, keys)
 
 
@@ -57,7 +57,7 @@ async def test_a_wrong_type_is_refused_whole(
     for poison in POISONS:
         if poison == kind.decode():
             continue
-        for aged in ("none", "all", "tiers"):  # whose deadlines have to be refreshed
+        for aged in ("none", "all", "tiers"):  # whose deadlines are due
             scene = await prepare(service, server, operation)
             plant(server, key, poison)
             if aged == "all":
@@ -67,7 +67,7 @@ async def test_a_wrong_type_is_refused_whole(
             before = server.snapshot()
             outcome: Any
             [outcome] = await asyncio.gather(operation.run(service, scene), return_exceptions=True)
-            # The registry has to name all keys, but for those that a refresh alone uses.
+            # The registry must name all keys but those that only a refresh uses.
             is_refresh = aged != "none" and bool(operation.refreshes)
             is_refused = isinstance(outcome, BaseException)
             assert is_refused == operation.uses(slot) or (is_refused and is_refresh), outcome
@@ -87,7 +87,7 @@ async def test_a_wrong_type_is_refused_whole(
 async def test_creating_over_a_wrong_type(
     server: Server, service: Any, slot: str, poison: str
 ) -> None:
-    """A create unlinks what an earlier session left behind, but no other data."""
+    """A create deletes what an earlier session left behind, but no other data."""
     key, _ = SLOTS[slot]
     for create in (service.create_session, service.get_or_create_session):
         server.raw.flushall()

@@ -1,4 +1,4 @@
-"""Ways to connect: both protocols, passwords, users, databases, a redis-py client's settings."""
+"""Connecting: both protocols, passwords, users, databases, settings of a redis-py client."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PASSWORD = "correct horse/battery@staple:%"
 
 @pytest.fixture
 def guarded(server: Server) -> Iterator[EmbeddedServer]:
-    """A server that wants a password, or a user with another one."""
+    """A server with a password, and with a user who has another one."""
     config = {"requirepass": PASSWORD}
     with EmbeddedServer(executable=server.embedded.executable, config=config) as own:
         with redis.Redis(unix_socket_path=own.socket_path, password=PASSWORD) as raw:
@@ -145,7 +145,7 @@ async def test_a_password_that_is_changed_while_connected(
     await service.create_session(**IDS)
     with redis.Redis(unix_socket_path=guarded.socket_path, password=PASSWORD) as raw:
         raw.config_set("requirepass", "another")
-        # Connections that are open stay authenticated; they are ended here.
+        # Open connections stay authenticated, so they are closed here.
         raw.client_kill_filter(_type="normal", skipme=True)
         started = time.monotonic()
         for _ in range(2):
@@ -208,7 +208,7 @@ async def test_a_clients_settings_are_taken(
             "mine"
         }
     await service.aclose()
-    # The client itself is left alone.
+    # The client itself has not changed.
     answer = client.ping()
     assert (await answer) if mode == "async" else answer
     await close_client(client)
@@ -281,7 +281,7 @@ async def test_options_that_would_break_the_promises_are_refused(
 
 
 def test_a_server_that_is_too_old_is_told_from_a_broken_script() -> None:
-    # What Redis 6.2 answers to a script that begins with `#!lua`.
+    # The reply of Redis 6.2 to a script that begins with `#!lua`.
     text = "ERR Error compiling script (new function): user_script:1: unexpected symbol near '#'"
     call = calls.Call("append_event", lambda replies: replies)
     error = calls.reply_error(call, text)
@@ -315,7 +315,7 @@ async def test_a_read_only_replica_is_told_so(server: Server, mode: str) -> None
 
 @both_modes
 async def test_a_server_that_ends_connections_that_idle(server: Server, mode: str) -> None:
-    """`timeout` in its configuration: the next call, of any kind, just works."""
+    """With `timeout` in the configuration of a server, the next call of any kind works."""
     before = len(server.raw.client_list())
     service = make_service(mode, server.url)
     await prepare(service, server)
@@ -325,7 +325,7 @@ async def test_a_server_that_ends_connections_that_idle(server: Server, mode: st
         server.raw.client_kill_filter(_type="normal", skipme=True)
         wait_until(lambda: len(server.raw.client_list()) <= before, "the end of the connections")
         for _ in range(5):
-            await asyncio.sleep(0)  # let the loop see it
+            await asyncio.sleep(0)  # let the event loop notice it
         assert (await service.pop_event(KEY)) is not None
         server.raw.client_kill_filter(_type="normal", skipme=True)
         await service.update_user_state("a", "u", {"n": 1})

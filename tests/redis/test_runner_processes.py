@@ -1,4 +1,4 @@
-"""Runs of several processes on one session: nothing is lost, and a dead holder frees the turn."""
+"""Runs of several processes on one session: nothing is lost, and a dead holder loses the turn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IDS: dict[str, Any] = {"app_name": "app", "user_id": "user", "session_id": "sid"
 TTL: dict[str, Any] = {"session_ttl": 600, "user_state_ttl": 600, "app_state_ttl": 600}
 WAIT_LIMIT_S = 30.0
 
-# A process that runs an agent as it is told, says what the agent does, and how each run ended.
+# A process that runs an agent, and prints when the agent waits and how each run ended.
 PROGRAM = """
 import asyncio, json, sys
 from sessionstore import Event, RedisSessionService, Runner
@@ -103,7 +103,7 @@ def started(
     mode: str = "async",
     **options: Any,
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process with runs of an agent; it waits for a line on stdin before event `stops_at`."""
+    """A process with runs of an agent. Before event `stops_at` it waits for a line on stdin."""
     arguments = json.dumps([server.url, name, options, num_runs, num_events, stops_at])
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAMS[mode], arguments],
@@ -209,8 +209,8 @@ async def test_a_holder_that_is_killed_frees_the_turn_after_its_lease(
         waited_s = time.monotonic() - killed
         assert seen == [["next", 0]]
         assert waited_s >= left_s - 0.1
-        assert waited_s < left_s + 10  # soon, however busy the machine is
-        # What the dead one had handed on is there, and nothing of it comes after.
+        assert waited_s < left_s + 10  # soon, also on a busy machine
+        # The events that the dead process had shown are stored, and no later ones.
         assert await contents(service) == ["killed-0", ["killed-0", 0], "next", ["next", 0]]
 
 
@@ -227,7 +227,7 @@ async def test_a_holder_that_was_stopped_too_long_is_refused(server: Server, mod
             assert (await anext(run)).content == ["next", 0]
             process.send_signal(signal.SIGCONT)
             assert outcomes_of(process) == ["TurnLost"]
-            with pytest.raises(TurnTaken):  # the run here has it still
+            with pytest.raises(TurnTaken):  # the run in this process still holds it
                 await service.acquire_turn(KEY)
             with pytest.raises(StopAsyncIteration):
                 await anext(run)
@@ -239,7 +239,7 @@ async def test_a_holder_that_was_stopped_too_long_is_refused(server: Server, mod
 async def test_a_process_that_is_killed_in_the_midst_of_its_runs_leaves_whole_ones(
     server: Server,
 ) -> None:
-    """Without turns: what is stored of each run is its beginning, and every event is whole."""
+    """Without turns, each run has stored its first events, and every event is whole."""
     with started(server, "killed", num_runs=20, num_events=10_000) as process:
         wait_until(lambda: server.raw.zcard("events:{app:user}:sid") > 200, "the events")
         os.kill(process.pid, signal.SIGKILL)
@@ -256,7 +256,7 @@ async def test_a_process_that_is_killed_in_the_midst_of_its_runs_leaves_whole_on
             name, number = event.content
             assert number == last.get(name, number - 1) + 1
             last[name] = number
-        # State and events were written together; the oldest events may be trimmed.
+        # State and events are written together. The oldest events may have been trimmed.
         assert last.items() <= session.state.items()
         runner = Runner("app", answer, service)
         assert len([event async for event in runner.run("user", "sid", "next")]) == 1

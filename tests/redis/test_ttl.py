@@ -1,4 +1,4 @@
-"""Deadlines: all keys of a session one, never early, at most a 64th of the TTL late."""
+"""Deadlines: one for all keys of a session, never early, at most a 64th of the TTL late."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Make = Callable[..., RedisSessionService]
 
 @pytest.fixture
 async def make(server: Server) -> AsyncIterator[Make]:
-    """Makes services with these options and no TTL but what they say."""
+    """Makes services with options, and no TTL unless one is given."""
     async with AsyncExitStack() as stack:
 
         def made(**options: Any) -> RedisSessionService:
@@ -67,20 +67,20 @@ def now_ms(server: Server) -> int:
 
 
 def deadline(server: Server, key: bytes) -> int:
-    """Milliseconds since 1970; -1 = never, -2 = no key."""
+    """A deadline in milliseconds since 1970. -1 means none, -2 no such key."""
     found = server.raw.pexpiretime(key.decode())
     assert isinstance(found, int)
     return found
 
 
 def check_fresh(server: Server, key: bytes, before_ms: int, ttl_ms: int = TTL_MS) -> None:
-    """The deadline was set or found good enough between then and now."""
+    """Check that a deadline was set, or found late enough, between `before_ms` and now."""
     found = deadline(server, key)
     assert before_ms + ttl_ms <= found <= now_ms(server) + ttl_ms + ttl_ms // 64, key
 
 
 def check_session(server: Server, key: SessionKey = KEY) -> None:
-    """All keys of a session have one deadline, and the index outlives it."""
+    """Check that all keys of a session have one deadline, and that the index outlives it."""
     names = Keys().session(key.app_name, key.user_id, key.session_id)
     found = deadline(server, names.session)
     assert deadline(server, names.events) in (found, -2)
@@ -109,7 +109,7 @@ async def test_every_operation_keeps_deadlines_within_the_promise(
             if slot in operation.refreshes.split():
                 check_fresh(server, key, started_ms)
             elif deadline(server, key) != before[slot]:
-                # Refreshing more is allowed, if it is done right.
+                # It may refresh other keys, too.
                 check_fresh(server, key, started_ms)
     for key in server.all_keys():
         assert deadline(server, key) > 0
@@ -127,7 +127,7 @@ async def test_a_service_without_ttl_leaves_deadlines_alone(
     await operation.run(make(**NO_TTL), scene)
     for slot, (key, _) in SLOTS.items():
         if slot == "index" and operation.name in ("create_session", "get_or_create_session new"):
-            assert deadline(server, key) == -1  # a session that never expires is in it
+            assert deadline(server, key) == -1  # it holds a session that never expires
         else:
             assert deadline(server, key) in (before[slot], -2)
     server.raw.flushall()
@@ -147,7 +147,7 @@ async def test_reads_without_refreshing_leave_deadlines_alone(
 
 
 async def test_refreshes_are_rare(server: Server, make: Make) -> None:
-    """A deadline is moved once its reserve is used up, not before."""
+    """A deadline moves only when its reserve is used up."""
     service = make(**ALL_TTL)
     await service.create_session(**IDS, state=STATE)
     await service.append_event(KEY, make_event("e0"))
@@ -218,7 +218,7 @@ async def test_the_index_lives_as_long_as_its_longest_session(server: Server, ma
     await short.get_session(**USER, session_id="short")
     await short.list_sessions(**USER)
     assert deadline(server, INDEX) == longest
-    # One that never expires keeps it for ever, whatever the others do.
+    # A session that never expires keeps the index for ever.
     await make(**NO_TTL).create_session(**USER, session_id="forever")
     assert deadline(server, INDEX) == -1
     await long.append_event(SessionKey("a", "u", "long"), make_event("e1"))
@@ -303,7 +303,7 @@ async def test_expired_state_never_comes_back(server: Server, make: Make) -> Non
     service = make(session_ttl=100_000, user_state_ttl=100, app_state_ttl=200)
     session = await service.create_session(**IDS, state=STATE)
     pass_time(server, 102_000)
-    # The caller's copy still shows it; what he writes is only what he says.
+    # The caller's copy still has the state, but only the delta is written.
     assert session.state == STATE
     await service.append_event(session, make_event("e1", state_delta={"k": 5, "app:n": 1}))
     found = await service.get_session(**IDS)
@@ -345,7 +345,7 @@ async def test_a_session_starts_empty_whatever_was_left_behind(
         server.raw.flushall()
         await service.create_session(**IDS, state=STATE)
         await service.append_event(KEY, make_event("old"))
-        # As a server does that evicts keys.
+        # What eviction of a key does.
         server.raw.delete("session:{a:u}:s")
         assert await service.get_session(**IDS) is None
         assert await service.list_sessions(**USER) == []
@@ -366,9 +366,9 @@ async def test_a_sub_second_ttl(server: Server, make: Make) -> None:
     started = time.monotonic()
     await service.create_session(**IDS, state=STATE)
     await service.append_event(KEY, make_event("e1"))
-    gone: dict[bytes, float] = {}  # when a key was first missed
+    gone: dict[bytes, float] = {}  # when a key was first missing
     while len(gone) < 5:
-        # Looked at from beside, for a read would refresh.
+        # Not through the service: a read would refresh.
         keys = server.all_keys()
         elapsed = time.monotonic() - started
         for key in (SESSION, EVENTS, INDEX, USER_TIER, APP_TIER):
@@ -394,7 +394,7 @@ async def test_reading_keeps_a_session_alive_and_not_reading_does_not(
         while read - started < 2.5 * ttl_s:
             found = await service.get_session(**IDS)
             if found is None:
-                # Not but because the machine was too busy to read in time.
+                # Allowed only if the machine was too busy to read in time.
                 assert time.monotonic() - read >= ttl_s
                 break
             assert ids_of(found.events) == ["e1"]

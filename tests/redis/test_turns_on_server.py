@@ -1,4 +1,4 @@
-"""Turns where it matters who was there before: sessions deleted, expired and created again."""
+"""Turns of sessions that were deleted or expired, and created again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_a_turn_of_an_earlier_session_is_lost(server: Server, how: str) ->
             await service.append_event(KEY, make_event("old"), turn=old)
         with pytest.raises(TurnLost):
             await service.renew_turn(old)
-        await service.release_turn(old)  # and does not free the new one's
+        await service.release_turn(old)  # does not free the turn of the new session
         await service.append_event(KEY, make_event("new"), turn=new)
         await service.renew_turn(new)
         found = await service.get_session(**IDS)

@@ -1,4 +1,4 @@
-"""Values and events: read back exactly or refused, by every reader, from every format, forever."""
+"""Values and events are read back exactly, or refused. Every reader reads every format."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Point:
     x: int = 1
 
 
-# What some codec does not carry, at any depth and as a key.
+# Values that some codec cannot carry, at any depth and as a key.
 strange_leaves = st.sampled_from(
     [
         float("nan"),
@@ -127,7 +127,7 @@ def events(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Event]:
 
 
 def containers(value: Any) -> set[int]:
-    """The identities of all mutable parts of a value."""
+    """The ids of all mutable parts of a value."""
     if isinstance(value, dict):
         return {id(value)}.union(*map(containers, value.values()))
     if isinstance(value, list):
@@ -138,7 +138,7 @@ def containers(value: Any) -> set[int]:
 
 
 def refusal_of(attempt: Callable[[], Any]) -> str | None:
-    """The message of what a call is refused with; None if it is not."""
+    """The message of the InvalidArgument that a call raises, or None."""
     try:
         attempt()
     except InvalidArgument as error:
@@ -254,7 +254,7 @@ def test_every_event_round_trips_and_shares_nothing(
 def test_an_event_that_was_read_encodes_to_the_same_bytes(
     format_name: Format, data: st.DataObject
 ) -> None:
-    """Sending it again finds it stored already only if they are the same."""
+    """Otherwise an append of it would not be recognized as a repeat."""
     encoded, copy = CODECS[format_name].encode_event(
         data.draw(events(VALUES[format_name])), "event"
     )
@@ -402,12 +402,11 @@ def test_endless_nesting_is_refused(format_name: Format, make: Callable[[], Any]
 
 
 @each_format
-@pytest.mark.parametrize("levels", [100, 200, 400, 600, 800, 900, 950])
+@pytest.mark.parametrize("levels", [100, 200])
 def test_what_was_taken_can_be_read_under_a_deep_stack(format_name: Format, levels: int) -> None:
-    try:
-        data, _ = CODECS[format_name].encode_value(deep(levels), "state")
-    except InvalidArgument:
-        return
+    with pytest.raises(InvalidArgument, match="200 levels"):
+        CODECS[format_name].encode_value(deep(201), "state")
+    data, _ = CODECS[format_name].encode_value(deep(levels), "state")
 
     def below(frames: int) -> Any:
         return below(frames - 1) if frames else decode_value(data)
@@ -426,7 +425,9 @@ class Text(str):
 def test_a_refusal_does_not_name_a_wrong_reason(
     format_name: Format, value: Any, wrong: str
 ) -> None:
-    assert wrong not in (refusal_of(lambda: CODECS[format_name].encode_value(value, "state")) or "")
+    refusal = refusal_of(lambda: CODECS[format_name].encode_value(value, "state"))
+    assert refusal is not None
+    assert wrong not in refusal
 
 
 @each_format
@@ -698,7 +699,7 @@ def test_corrupt_data_elsewhere_is_raised_with_its_key() -> None:
 
 
 # -- golden bytes -------------------------------------------------------------------------------
-# What is in these files is stored somewhere. They may be added to, never changed.
+# Users have stored such bytes. Add files, but never change one.
 
 PLAIN_EVENT = Event("user", id="e1", timestamp=datetime(2024, 5, 15, 12, 0, tzinfo=UTC))
 FULL_EVENT = Event(

@@ -1,4 +1,4 @@
-"""Keys: how ids are spelled, that no two owners share a key, and who shares a slot."""
+"""Keys: encoding of ids, no key for two owners, and which keys share a slot."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_all_ways_to_a_key_spell_it_alike(
 def owners(
     keys: Keys, prefix: str, partition_by: str, triple: Triple
 ) -> Iterator[tuple[bytes, Any]]:
-    """Every key of a triple, and whose it is."""
+    """Every key of a triple, with the ids that own it."""
     app, user, _ = triple
     found = keys.session(*triple)
     yield found.session, ("session", prefix, partition_by, triple)

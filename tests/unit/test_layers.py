@@ -1,4 +1,4 @@
-"""Imports point downward only, and only the transport knows redis-py."""
+"""Imports point downward only, and only the transport imports redis-py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import sessionstore
 
 PACKAGE = Path(sessionstore.__file__).parent
 
-# From the bottom up. A module imports only from lower lines, a part of a package also its siblings.
+# From the bottom up. A module imports only from lower lines. Modules of a package also import
+# each other.
 LAYERS: list[set[str]] = [
     {"errors", "times", "scripts"},
     {"model"},
@@ -33,7 +34,7 @@ LAYERS: list[set[str]] = [
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
-# What an adapter imports is its own affair: every one has an extra.
+# An adapter may import any library, because every adapter has an extra.
 LIBRARIES = {
     "redis": {"transport"},
     "hiredis": {"transport"},
@@ -44,18 +45,18 @@ LIBRARIES = {
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Every module with the name that stands for it in LAYERS."""
+    """Every module, with its name in LAYERS."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         yield ("sessionstore" if parts == ("__init__",) else parts[0]), path
 
 
 def imports(text: str, depth: int = 1) -> Iterator[tuple[str | None, str | None]]:
-    """(module of ours, None) or (None, library) for every import, nested ones too.
+    """Every import, nested ones included: (our module, None) or (None, library).
 
     Args:
         text: a module.
-        depth: levels below the package at which it stands; 1 = directly in it.
+        depth: how many packages deep it is; 1 = directly in `sessionstore`.
     """
     for node in ast.walk(ast.parse(text)):
         names: list[str] = []

@@ -1,4 +1,4 @@
-"""Calls are pure data: built alike every time, marked for what they do, refused before sending."""
+"""Calls are pure data: the same every time, and refused before they are sent."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ each_options = pytest.mark.parametrize("options", OPTIONS, ids=["without_ttl", "
 async def test_a_call_is_built_alike_every_time(
     monkeypatch: pytest.MonkeyPatch, operation: Operation, options: dict[str, Any]
 ) -> None:
-    """With the same new ids, that is."""
+    """Given the same random ids."""
     monkeypatch.setattr(os, "urandom", bytes)  # what uuid4() reads
     first, second = [await calls_of(operation, **options) for _ in range(2)]
     assert len(first) == operation.calls
@@ -85,7 +85,7 @@ async def test_a_call_is_data_that_does_not_change(
 async def test_a_call_says_what_it_does(operation: Operation, options: dict[str, Any]) -> None:
     calls = await calls_of(operation, **options)
     assert all(call.idempotent for call in calls) == operation.idempotent
-    # An expired session is pruned from the index. That is a write.
+    # A list prunes expired sessions from the index. That is a write.
     writes = {call.name for call in calls if call.writes} - {"prune_index"}
     assert bool(writes) == (operation.kind != "read")
 

@@ -1,4 +1,4 @@
-"""Options of the services: each bad one is refused by name, and nothing secret is quoted."""
+"""Options of the services: the error names the option that is not valid, and quotes no secret."""
 
 from __future__ import annotations
 

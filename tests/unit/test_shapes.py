@@ -1,4 +1,4 @@
-"""Plain values of dataclasses: the same as read back, whatever they hold, and seldom asked."""
+"""Plain values of dataclasses: the framework reads them back equal, and is rarely called."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOW = datetime(2024, 5, 15, 12, 0, 0, 123456, tzinfo=UTC)
 
 @dataclasses.dataclass
 class Text:
-    """A part that says something."""
+    """A part with text."""
 
     text: str
     at: datetime | None = None
@@ -28,7 +28,7 @@ class Text:
 
 @dataclasses.dataclass
 class Use:
-    """A part whose arguments are any JSON."""
+    """A part with any JSON as arguments."""
 
     args: dict[str, Any] | str | None = None
     typed: dict[str, int] | None = None
@@ -38,7 +38,7 @@ class Use:
 
 @dataclasses.dataclass
 class Message:
-    """Parts, and numbers of which some have defaults."""
+    """Parts, and numbers with and without defaults."""
 
     parts: list[Any] = dataclasses.field(default_factory=list)
     state: Literal["done", "open"] = "done"
@@ -48,14 +48,14 @@ class Message:
 
 
 class Reader:
-    """Reads back what was made plain, and counts."""
+    """Reads plain values back, and counts how often."""
 
     def __init__(self) -> None:
         self.count = 0
         self.shapes = Shapes(self.comes_back)
 
     def read(self, content: dict[str, Any]) -> Message:
-        """As a framework does: by annotations, parts by what they say they are."""
+        """Read a value as a framework does: by annotations, and parts by their `kind`."""
         data = msgspec.json.decode(msgspec.json.encode(content))
         parts = [
             msgspec.convert(part, Text if part.get("kind") == "text" else Use)
@@ -64,7 +64,7 @@ class Reader:
         message = msgspec.convert(data | {"parts": []}, Message)
         message.parts = parts
         for part in parts:
-            # What a kind says decides what is read, as with discriminated unions.
+            # `kind` decides what is read, as in a discriminated union.
             if isinstance(part, Use) and part.tool_kind == "cursed":
                 part.anything = "else"
             if isinstance(part, Use) and isinstance(part.anything, dict):
@@ -138,7 +138,7 @@ def test_parts_of_known_shapes_may_come_in_any_number() -> None:
         (Message(), Message(state="lost")),  # type: ignore[arg-type]
         (Message(), Message(count=1 << 64)),
         (Message(), Message(cost=math.nan)),
-        (Message(), Message(cost=None)),  # the default is another
+        (Message(), Message(cost=None)),  # another value than the default
         (Message(), Message(count=True)),
     ],
     ids=repr,
@@ -160,11 +160,11 @@ def test_what_was_set_beside_the_fields_is_not_plain() -> None:
 def test_defaults_of_the_class_are_told_from_none() -> None:
     reader = Reader()
     default, none = Message(), Message(cost=None)
-    del default.__dict__["cost"]  # as if it had never been set
+    del default.__dict__["cost"]  # the same as never set
     del none.__dict__["is_last"]
-    for message in (default, none):
-        found = plain(reader, message)
-        assert found is None or reader.read(found) == message
+    assert reader.read(plain(reader, default)) == default
+    found = plain(reader, none)
+    assert found is None or reader.read(found) == none
 
 
 texts = st.text(max_size=5)
