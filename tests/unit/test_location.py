@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import redis
+import redis.asyncio
 
+import sessionstore.sync
 from sessionstore import InvalidArgument, RedisSessionService, register_redis_instance
 from sessionstore.transport.location import Location, locate
-from sessionstore.transport.topology import Node
+from sessionstore.transport.topology import ONLY, Node
 
 
 @pytest.mark.parametrize(
@@ -144,3 +147,21 @@ def test_sentinels_have_credentials_of_their_own() -> None:
     master = deployment.address_of(Node("m", 2)).new_connection()  # type: ignore[attr-defined]
     assert (master.username, master.password, master.db) == ("u", "p", 3)
     assert (master.host, master.port) == ("m", 2)
+
+
+def test_a_client_without_a_connect_timeout_gets_the_default() -> None:
+    client = redis.asyncio.Redis(host="h", socket_connect_timeout=None)
+    client.connection_pool.connection_kwargs["socket_connect_timeout"] = None
+    service = RedisSessionService(client=client)
+    deployment: object = service._executor._deployment  # type: ignore[attr-defined]
+    assert deployment.address_of(ONLY).connect_timeout_s == 5.0  # type: ignore[attr-defined]
+
+
+def test_a_client_of_the_wrong_kind_is_named_in_full() -> None:
+    right, wrong = "redis.asyncio.Redis", "redis.Redis"
+    with pytest.raises(InvalidArgument, match=f"client must be a {right}, not {wrong}$"):
+        RedisSessionService(client=redis.Redis(host="h"))
+    with pytest.raises(InvalidArgument, match=f"client must be a {wrong}, not {right}$"):
+        sessionstore.sync.RedisSessionService(client=redis.asyncio.Redis(host="h"))
+    with pytest.raises(InvalidArgument, match=f"client must be a {right}, not str$"):
+        RedisSessionService(client="redis://h")
