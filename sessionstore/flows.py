@@ -21,7 +21,7 @@ import msgspec
 from .calls import Flow
 from .errors import InvalidArgument, SessionNotFound, TurnLost
 from .model import Event, EventPage, Session, SessionKey, Turn
-from .ops import Ops
+from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
 from .options import Duration, check_int, check_milliseconds
 from .replies import WriteResult
 from .tiers import NO_CHANGE, Change, Delta, encode_change
@@ -123,6 +123,19 @@ def list_sessions(
         gone = [name for name, session in zip(ids, sessions, strict=True) if session is None]
         yield ops.prune_index(app_name, user_id, gone)
     return found
+
+
+def count_sessions(ops: Ops, app_name: str, user_id: str) -> Flow[int]:
+    """Count a user's sessions, and prune expired ones from the index."""
+    count = 0
+    while True:
+        limit = SESSIONS_PER_PAGE_LIMIT
+        ids: list[str] = yield ops.list_session_ids(app_name, user_id, limit, count)
+        if ids:
+            pruned: int = yield ops.prune_index(app_name, user_id, ids)
+            count += len(ids) - pruned
+        if len(ids) < limit:
+            return count
 
 
 def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:

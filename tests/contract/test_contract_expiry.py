@@ -118,6 +118,25 @@ async def test_expired_sessions_hide_none_that_lives(
     assert await listed(service, limit=2) == ["sid"]
 
 
+async def test_expired_sessions_do_not_count(
+    make_service: ServiceFactory, advance_time: AdvanceTime
+) -> None:
+    """A session that only reads keep alive stands behind expired ones in the index."""
+    service = make_service(session_ttl=TTL)
+    assert await service.count_sessions(APP, USER) == 0
+    await create(service)
+    for number in range(3):
+        await create(service, SessionKey(APP, USER, f"unread-{number}"))
+    await create(service, SessionKey(APP, "another user", "sid"))
+    assert await service.count_sessions(APP, USER) == 4
+    for _ in range(2):
+        advance_time(0.6 * TTL)
+        await read(service)
+    assert await service.count_sessions(APP, USER) == 1
+    await service.delete_session(**IDS)
+    assert await service.count_sessions(app_name=APP, user_id=USER) == 0
+
+
 @pytest.mark.parametrize("action", ["append", "update", "read", "page", "get or create"])
 async def test_use_keeps_a_session(
     make_service: ServiceFactory, advance_time: AdvanceTime, action: str

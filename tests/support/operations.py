@@ -363,6 +363,14 @@ OPERATIONS = (
         keys="app",
         refreshes="app",
     ),
+    Operation(
+        "count_sessions",
+        lambda s, at: s.count_sessions(**at.owner),
+        keys="index",
+        kind="read",
+        calls=2,
+        needs_expired=True,
+    ),
     # -- users
     Operation(
         "list_users",
