@@ -244,7 +244,7 @@ def built_calls(options: dict[str, Any]) -> Iterator[tuple[str, Call[Any]]]:
             yield name, call
 
 
-def test_every_builder_is_tested() -> None:
+def test_every_builder_is_tried() -> None:
     public = {name for name, _ in inspect.getmembers(Ops, inspect.isfunction) if name[0] != "_"}
     assert public == set(BUILDERS)
 
@@ -270,7 +270,7 @@ def commands_on_the_wire(payload: bytes) -> Iterator[list[bytes]]:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=repr)
 def test_the_wire_carries_what_the_headers_declare(options: dict[str, Any]) -> None:
-    """Transports build the commands of a Call in several forms, and send scripts of their own."""
+    """In every form: transports build commands around a Call, and scripts of their own."""
     by_source = {script.text: name for name, script in SCRIPTS.items()}
     by_source |= {script.sha: name for name, script in SCRIPTS.items()}
     for _, call in built_calls(options):
