@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from support.operations import OPERATIONS, Operation, each_operation
+from support.operations import OPERATIONS, READ_COMMANDS, Operation, each_operation
 from support.scene import prepare
 from support.servers import Server, acl_user
 from support.services import make_service
@@ -16,8 +16,9 @@ from sessionstore import BackendRejected, RedisSessionService
 
 # The commands that a user of sessionstore needs, once connected.
 ALLOWED = {rule[1:].upper() for rule in acl_user() if rule.startswith("+")}
-ON_THE_WIRE = {"MULTI", "EXEC", "EVALSHA", "EVAL", "HGETALL", "HEXISTS", "ZRANGE"}
-IN_SCRIPTS = ALLOWED - {"MULTI", "EXEC", "EVALSHA", "EVAL"}
+AROUND_SCRIPTS = {"MULTI", "EXEC", "EVALSHA", "EVAL"}
+ON_THE_WIRE = AROUND_SCRIPTS | READ_COMMANDS
+IN_SCRIPTS = ALLOWED - AROUND_SCRIPTS
 # Commands of redis-py when it connects.
 ON_CONNECT = {"HELLO", "CLIENT", "SELECT", "AUTH", "PING"}
 

@@ -21,14 +21,8 @@ from sessionstore import SessionExists, StaleVersion, TurnTaken
 from .events import LONG_AGO, make_event
 from .scene import E1, Scene
 
-KEY_ROLES = {
-    "session": b"hash",
-    "events": b"zset",
-    "index": b"zset",
-    "user": b"hash",
-    "app": b"hash",
-}
-"""The five keys of a session by role, and the type of each."""
+READ_COMMANDS = {"HGETALL", "HEXISTS", "ZRANGE"}
+"""The plain commands that operations send without a script."""
 
 LOG = "session events index"
 ALL = "session events index user app"
