@@ -249,11 +249,7 @@ async def built_calls(options: dict[str, Any]) -> list[tuple[str, Call[Any]]]:
     return found + [(name, call) for name, build in SHAPES.items() for call in build(ops)]
 
 
-<<<<<<< HEAD
 async def test_every_builder_is_tried() -> None:
-=======
-def test_every_builder_is_tried() -> None:
->>>>>>> refs/heads/lua
     public = {name for name, _ in inspect.getmembers(Ops, inspect.isfunction) if name[0] != "_"}
     tried = {name for operation in OPERATIONS for name in (await sent_by(operation)).builders}
     assert public == tried | set(SHAPES)
@@ -279,13 +275,8 @@ def commands_on_the_wire(payload: bytes) -> Iterator[list[bytes]]:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=repr)
-<<<<<<< HEAD
 async def test_the_wire_carries_what_the_headers_declare(options: dict[str, Any]) -> None:
     """Transports build the commands of a Call in several forms, and send scripts of their own."""
-=======
-def test_the_wire_carries_what_the_headers_declare(options: dict[str, Any]) -> None:
-    """In every form: transports build commands around a Call, and scripts of their own."""
->>>>>>> refs/heads/lua
     by_source = {script.text: name for name, script in SCRIPTS.items()}
     by_source |= {script.sha: name for name, script in SCRIPTS.items()}
     for _, call in await built_calls(options):
