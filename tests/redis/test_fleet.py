@@ -265,7 +265,7 @@ class TestMessages:
 
     def test_a_url_that_redis_refuses(self) -> None:
         complaint = complaint_of("--url", f"redis://:{SECRET}@host/0?socket_timeout=soon")
-        assert complaint.startswith("Error: Invalid value for '--url': url cannot be read")
+        assert complaint.startswith("Error: Invalid value for '--url': url is not valid")
         assert SECRET not in complaint
 
     def test_a_bad_line_of_a_trace(self, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -18,6 +19,7 @@ NAMED_SERVER = "redis://localhost:6379"
 """The address that a block uses. A test puts the address of its own server in its place."""
 
 _fence = re.compile(r"^( *)```python\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+_framework = re.compile(r'\bframework\(\s*"([^"]+)"')
 _expected = re.compile(r"^ *print\(.*\)  # (.+)$", re.MULTILINE)
 
 
@@ -78,7 +80,7 @@ def run(block: Block, url: str, folder: Path) -> str:
     """
     path = folder / "block.py"
     path.write_text(block.code.replace(NAMED_SERVER, url), "utf-8")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     process = subprocess.run(
         [sys.executable, str(path)],
         cwd=folder,
@@ -96,6 +98,22 @@ def run(block: Block, url: str, folder: Path) -> str:
 
 def _is_installed(module: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
+        found = importlib.util.find_spec(module)
     except ModuleNotFoundError:
         return False
+    if found is None:
+        return False
+    if not module.startswith("sessionstore.adapters.") or found.origin is None:
+        return True
+    source = Path(found.origin).read_text("utf-8")
+    packages = _framework.findall(source)
+    assert packages, module
+    return all(_is_distribution(package) for package in packages)
+
+
+def _is_distribution(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
