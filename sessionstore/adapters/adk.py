@@ -72,6 +72,9 @@ class AdkSessionService(BaseSessionService):
         self._service = check_service("AdkSessionService", service)
         self._reject_stale = reject_stale
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._service!r})"
+
     async def create_session(
         self,
         *,

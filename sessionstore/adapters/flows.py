@@ -61,6 +61,9 @@ class Services:
             raise InvalidArgument("beside sync_service, service must be one for asyncio")
         self._for_threads = sync_service
 
+    def __repr__(self) -> str:
+        return repr(self._for_asyncio or self._for_threads)
+
     async def arun(
         self, flow: Callable[Concatenate[Ops, P], Flow[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:

@@ -99,6 +99,9 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
 
     # -- one checkpoint ------------------------------------------------------------------------
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._services!r})"
+
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """A checkpoint with its pending writes. See `aget_tuple`."""
         return self._services.run(self._get_tuple, config)

@@ -103,6 +103,9 @@ class TrpcSessionService(BaseSessionService):
         super().__init__(summarizer_manager=summarizer_manager, session_config=session_config)
         self._handles = _Handles()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._service!r})"
+
     async def create_session(
         self,
         *,
