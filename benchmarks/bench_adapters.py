@@ -1,10 +1,10 @@
 """What does an adapter cost, compared with the engine and with the framework's own storage?
 
 The adapter gets the framework's own messages. The engine gets events with the same bytes as the
-adapter makes from them. Making the message is not measured, but it is done shortly before, as in an
+adapter makes from them. Making the message is not measured, but happens just before, as in an
 agent, so that the message is in the processor's cache. The adapter's time includes turning the
-message into bytes. If the framework's session shows appended events to its caller, the engine is
-given a Session, which shows them too. A framework that is not installed is left out.
+message into bytes. If an append updates the framework's session object, the engine appends through
+a Session, which is updated too. A framework that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class _EventRecorder:
 
 
 def installed() -> list[Any]:
-    """The frameworks that can be measured here."""
+    """The installed frameworks."""
     found = []
     for framework in FRAMEWORKS:
         with suppress(ImportError), warnings.catch_warnings(action="ignore"):
@@ -135,7 +135,7 @@ class _Setup:
         note: str = "",
         prepare: Callable[[int], None] | None = None,
     ) -> Variant:
-        """Every agent appends messages that were made just before."""
+        """Every agent appends messages that were just made."""
         turns = max(split(count, self.agents) // _BATCH, 1)
         operations = turns * _BATCH * self.agents
 
@@ -161,8 +161,8 @@ class _Setup:
         """The engine's own append. Making the event is measured, as for the adapter.
 
         Args:
-            count: about how many operations.
-            shows_events: use Session objects, which keep appended events, instead of keys.
+            count: approximate number of operations.
+            shows_events: use Session objects, which appends update, instead of keys.
         """
         run = self.harness.run
         fields_of = run(make_converter(self.framework))
@@ -185,7 +185,7 @@ class _Setup:
             sessions = [run(read(self.service, key, None)) for key in sessions]
         appends = [partial(append_to, session) for session in sessions]
         name = ENGINE if shows_events == self.framework.shows_events else ENGINE_BY_KEY
-        note = "" if name == ENGINE else "the caller's session does not show the event"
+        note = "" if name == ENGINE else "the caller's session is not updated"
         return self.variant(name, count, appends, new_fields, note, prepare)
 
     def adapter(self, count: int) -> Variant:
@@ -206,7 +206,7 @@ class _Setup:
         return key
 
     def by_hand(self, count: int) -> Variant:
-        """What one would write without an adapter."""
+        """What a user would write without an adapter."""
         append, serialise = self.service.append_event, self.framework.serialise
 
         async def append_to(key: SessionKey, message: Any) -> None:
@@ -220,7 +220,7 @@ class _Setup:
         return self.variant(BY_HAND, count, appends, new_message, "as text")
 
     def serialised(self, count: int) -> Variant:
-        """Only serialise. Every storage of the framework's messages has to do this."""
+        """Only serialise, which every storage of the framework's messages must do."""
 
         async def serialise(message: Any) -> None:
             self.framework.serialise(message)

@@ -3,8 +3,7 @@
 An append is `await service.append_event(session.key, Event("agent", <1 KB>))`. The measured time
 includes making, encoding and checking the event. "redis-py, same script" also makes and encodes
 its event, without checks. The other variants send requests that were made before. All sessions
-are at their event limit, so every append trims one event. Only the sessions of 512 agents start
-empty.
+are at their event limit, so every append trims one event; only with 512 agents they start empty.
 """
 
 from __future__ import annotations
@@ -213,7 +212,7 @@ def measure_async(harness: Harness, server: Server, agents: int) -> list[Group]:
 def _measure(
     harness: Harness, server: Server, name: str, variants: list[Variant], *, alone: bool
 ) -> list[Group]:
-    """One call at a time is measured twice: client and server on two cores, and on one."""
+    """Measure. With one call at a time, measure twice: on two cores, and on one."""
     if not alone:
         return [harness.measure(server, name, "append", variants)]
     groups = [harness.measure(server, f"{name}, a core each", "append", variants)]
@@ -298,7 +297,7 @@ def _targets(many: Group, by_cores: dict[str, tuple[Group, Group]]) -> list[Targ
 
     Args:
         many: appends of 64 agents.
-        by_cores: appends of one agent and of one thread, by the cores that they had.
+        by_cores: appends of one agent and of one thread, by cores: "a core each", "one core".
     """
     targets = [
         Target(

@@ -1,7 +1,7 @@
-"""How many turns a second does a fleet of agents make, with reads and writes?
+"""How fast are whole turns of a fleet of agents, with reads and writes?
 
 A turn is what an agent does with one message: `get_session(event_num=20)`, then three
-`append_event` with the Session it got, one of them with a state delta in two tiers. For comparison:
+`append_event` with the returned Session, one with a state delta in two tiers. For comparison:
 the same Calls sent by redis-py, so that only the transport differs, and the same bytes sent without
 sessionstore.
 """

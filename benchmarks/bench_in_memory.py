@@ -2,10 +2,10 @@
 
 One task appends new 1 KB events one by one to a session that holds 0 to 10,000. There is no event
 limit, so nothing is trimmed. sessionstore encodes, checks and copies every event, as it does with a
-server. It is measured with a Session object, which each append updates as the peers update theirs,
-and with a key. The peers run in processes and venvs of their own (`python -m
-benchmarks.peers.install google-adk trpc-agent-py` makes them). Every append includes making the
-event; the report also shows how long that takes alone.
+server. It is measured with a Session object, which each append updates, as in the peers, and with
+a key. Each peer runs in its own process and venv, made by `python -m benchmarks.peers.install
+google-adk trpc-agent-py`. Every append includes making the event; the report also shows how long
+that takes alone.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ OURS_KEY = "sessionstore, key"
 
 _ADK = IN_MEMORY[0].name
 
-# Some peers need seconds to fill a session of this size. So it is filled only once, and grows a
-# little in every round.
+# Some peers need seconds to fill a session of this size. So it is filled once and grows a little
+# in every round.
 _LARGE = 10_000
 
 
@@ -59,7 +59,7 @@ class _Bench:
             self.key = session.key
 
     def measure(self) -> Group:
-        """Appends in turns, to a new session in each round if that is quick to fill."""
+        """Appends, to a new session in each round if filling one is fast."""
 
         async def append(session: Session | SessionKey) -> None:
             for _ in range(self.count):

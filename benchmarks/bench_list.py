@@ -2,8 +2,8 @@
 
 One agent calls `await service.list_sessions(..., limit=100)`. Each session has four state keys, and
 the user and app tiers have two each. For comparison, one pipeline sends an HGETALL for each of the
-100 sessions: with redis-py, without reading the index and without decoding; with redis-py and
-index, tiers and decoding, as one would write it by hand; and as bare bytes.
+100 sessions: with redis-py, without the index and without decoding; with redis-py, index, tiers
+and decoding, as a user would write it; and as bare bytes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every agent is a task with its own session. It creates the session, makes its turns (two appends,
 one read of the newest two) and reads everything back at the end. All agents start at once on one
-service. Then the same fleet does four times the work. Bounded memory does not grow with it.
+service. Then the same fleet does four times the work, and should not need more memory.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ async def peak_while_running() -> int:
 
 
 def resident_bytes() -> int:
-    """Memory of this process now, or its highest value if the system only tells that."""
+    """Memory of this process now, or its peak if the system reports only that."""
     try:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
     except OSError:

@@ -2,7 +2,7 @@
 
 Events of 600 and of 1,140 encoded bytes are stored in sessions of 200 and of 1,000 events. The
 overhead is the growth of `used_memory`, less the encoded bytes. Sessions without events are
-measured too. Memory is read when all clients have disconnected, so their buffers do not count.
+measured too. Memory is read after all clients have disconnected, so their buffers do not count.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def overhead(harness: Harness, server: Server, sessions: int, events: int, text:
 def run(harness: Harness) -> Result:
     """Measure."""
     server = harness.start_server()
-    harness.run(create(server.url, 1))  # the server now has the scripts, which FLUSHALL keeps
+    harness.run(create(server.url, 1))  # loads the scripts, which FLUSHALL keeps
     server.client.flushall()
     empty = used_memory(server)
     count = harness.pick(1000, 20)

@@ -65,12 +65,12 @@ class _Bench:
         return self._measure(f"append at {stored:,} stored events", "append", variants)
 
     def read(self, stored: int) -> Group:
-        """Reads of the newest events, more of them in a round if they are fast."""
+        """Reads of the newest events, more per round if they are fast."""
         variants = []
         for link in self.links:
             read: Callable[[int], Timing] = partial(link.read, _session(stored), self.newest)
             count = 1
-            with suppress(CannotRunError):  # it fails again, and is reported, when it is measured
+            with suppress(CannotRunError):  # the measurement fails too, and reports it
                 wanted = _READ_SECONDS / read(2).seconds
                 count = self.harness.pick(min(max(int(wanted), 2), _READS_LIMIT), 2)
             variants.append(Variant(link.peer.name, count, partial(read, count)))

@@ -2,9 +2,9 @@
 
 sessionstore and the peers run in processes of their own and take turns in every round. The peers'
 venvs are made by `python -m benchmarks.peers.install`. Each of 64 tasks appends new 1 KB events one
-by one to its own session, through the public asyncio API, with no event limit, and with a TTL where
-there is one. The report lists the peers that cannot run, with the reason. bench_overview compares
-the same stores with one caller and longer histories.
+by one to its own session, through the public asyncio API, without event limit, and with a TTL if
+the store has one. The report lists the peers that cannot run, with the reason. bench_overview
+compares the same stores with one caller and longer histories.
 """
 
 from __future__ import annotations

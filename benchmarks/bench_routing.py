@@ -2,8 +2,8 @@
 
 The same appends of 1 KB events go to one server, to three servers with one service each, and to a
 cluster of three primaries, all over TCP on loopback. The client's CPU time per append is compared,
-because the servers work in parallel. Three servers cost a client more socket reads and writes than
-one, because fewer calls share each of them. Routing adds to that.
+because the servers work in parallel. With three servers fewer calls share a socket read or write,
+so the client needs more of them than with one. Routing adds to that.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def run(harness: Harness) -> Result:
         notes=[
             "Compare the client CPU. The times also include the work of the servers.",
             "A single thread waits for every answer. Three servers are slower for it than one, "
-            "with or without a cluster: each of them has been idle for longer and wakes up later.",
+            "with or without a cluster: each has been idle for longer and wakes up more slowly.",
         ],
         panels=[bars_of(group, of=client_cpu_of) for group in (tasks, thread)],
         reading_hint="Client CPU per append. Less is better.",

@@ -2,9 +2,9 @@
 
 The Calls of a service are recorded and sent over a bare connection, 64 at a time, so that the
 server is always busy. Each is compared with plain commands in MULTI and EXEC that write the same,
-check nothing and already know position and version. Compare the server CPU. The bytes that go to
-replicas are taken from the growth of an append-only file on a second server, because that file
-contains what a replica would be sent.
+check nothing and already know position and version. Compare the server CPU. The bytes sent to
+replicas are measured as the growth of an append-only file on a second server, because a replica
+would receive the same bytes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Work = Callable[[SessionService, SessionKey], Awaitable[object]]
 
 @dataclass(frozen=True)
 class Case:
-    """One operation. Its name in the report is that of the script it runs, and `detail`.
+    """One operation. Its name in the report is the name of its script, and `detail`.
 
     Attributes:
         detail: the arguments of the script, in words.

@@ -1,10 +1,10 @@
-"""Agent frameworks for bench_adapters: a message, our adapter, and their own storages.
+"""Agent frameworks for bench_adapters: a message, our adapter, and the framework's own storages.
 
-A class imports its framework when it is instantiated, and raises ImportError if that is missing.
+A class imports its framework when it is instantiated, and raises ImportError if it is missing.
 `new_message` makes a message with 1 KB of text. `serialise` turns it into bytes or text as the
 framework does. `appender` returns a function that appends through our adapter. `own` and
-`own_on_redis` return functions that make an appender for session number n of a storage that the
-framework brings.
+`own_on_redis` give the framework's own storages: by name, a function that makes an appender for
+session number n.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Framework:
         name: its distribution.
         extra: the extra of sessionstore that installs it.
         adapter: the measured method of our adapter.
-        gives_ids: its messages have their own ids and times, which the adapter keeps.
-        shows_events: the caller's session object shows appended events, as a Session does.
+        gives_ids: its messages have ids and times, which the adapter keeps.
+        shows_events: an append updates the caller's session object, like a Session.
     """
 
     name = ""

@@ -36,7 +36,7 @@ DEFAULT_OUTPUT = Path(__file__).parent / "report"
 
 _ROUNDS = 7
 _SMALL_ROUNDS = 1
-_TELLING_SECONDS = 0.25  # shorter rounds say nothing: the system counts hundredths of seconds
+_TELLING_SECONDS = 0.25  # shorter rounds are too noisy: the system counts in 10 ms
 _WINDOW_SECONDS = 0.2
 _QUIET = 0.2  # cores that other programs may use during a round that counts
 
@@ -48,7 +48,7 @@ class Timing:
     Attributes:
         seconds: time of the operations.
         cpu_seconds: CPU time of the operations, in this process or another.
-        cpu_seconds_beside: CPU time of what was done between them.
+        cpu_seconds_beside: CPU time of the work between them.
     """
 
     seconds: float
@@ -166,7 +166,7 @@ def _cores() -> set[int] | None:
 
 
 def _busy_seconds() -> float:
-    """CPU time that all programs of this system have used. 0 = the system does not tell."""
+    """CPU time that all programs of this system have used. 0 = unknown."""
     try:
         fields = Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()
     except OSError:
@@ -262,7 +262,7 @@ class Harness:
         """Put server and client on one core within this context.
 
         With one call at a time, only one of them works at any moment. On two cores most of the
-        time is the wake-up time of the idle core. On one core there is none.
+        time goes to waking up the idle core. On one core no time does.
         """
         if self._cores is None or self.small:
             yield
@@ -282,7 +282,7 @@ class Harness:
         return bare
 
     def at_end(self, close: Callable[[], object]) -> None:
-        """Call `close` before the servers end, and await its result if that is needed."""
+        """Call `close` before the servers stop, and await its result if it is awaitable."""
         self._stack.callback(lambda: self.finish(close()))
 
     def measure(
@@ -339,7 +339,7 @@ class Harness:
         return Round(samples, max(others / busy, 0.0) if busy > _TELLING_SECONDS else 0.0)
 
     def _sample(self, server: Server | None, variant: Variant) -> tuple[Sample, float]:
-        """The sample, and CPU time that was used beside the operations."""
+        """The sample, and the CPU time used outside the operations."""
         before = server.read() if server else None
         cpu, start = time.process_time(), time.perf_counter()
         timing = self.finish(variant.work())

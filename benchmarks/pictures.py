@@ -20,7 +20,7 @@ from .results import Bars, Lines, Result
 _WIDTH, _MARGIN = 900, 20
 _OURS, _OTHERS, _INK, _FAINT = "#c2410c", "#94a3b8", "#1f2937", "#e2e8f0"
 _CHARACTER, _BOLD_CHARACTER, _SMALL_CHARACTER = 7.7, 8.7, 6.9
-"""Pixels per character: more than usual fonts need, so that labels fit in every viewer."""
+"""Pixels per character: more than most fonts need, so that labels fit in every viewer."""
 _ROW, _TITLE, _PLOT = 24, 30, 300
 _LOG_RATIO = 30  # values that differ by more are drawn on a log scale
 
@@ -72,7 +72,7 @@ def svg(result: Result) -> str:
 
 
 class _Scale:
-    """Maps values to parts of a length, on a log scale if they differ by much.
+    """Maps values to fractions of a length, on a log scale if they differ by much.
 
     Attributes:
         is_log: it is a log scale.

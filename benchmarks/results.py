@@ -118,8 +118,8 @@ def server_cpu_of(sample: Sample) -> float | None:
 def busier_cpu_of(sample: Sample) -> float | None:
     """CPU time per operation of client or server, whichever needs more; for `Group.ratio`.
 
-    This is the time per operation when both have a core to themselves. So the ratio is what one
-    would measure if no other program were running.
+    This is the time per operation if both have a core to themselves. So the ratio does not depend
+    on other programs.
     """
     if sample.server_cpu_us is None:
         return None

@@ -87,7 +87,7 @@ def split(count: int, agents: int) -> int:
 
 
 class _RecordedError(Exception):
-    """Carries a Call out of the operation that made it."""
+    """Stops an operation at its first Call, and carries the Call."""
 
     def __init__(self, call: Call[Any]) -> None:
         self.call = call
@@ -107,7 +107,7 @@ class Recorder:
     """Gives the Calls that a service would send.
 
     Args:
-        event_limit: as the measured service has it.
+        event_limit: the same as that of the measured service.
 
     Attributes:
         service: a service that sends nothing. For `call_of`.
@@ -153,7 +153,7 @@ def evalsha(call: Call[Any]) -> tuple[Any, ...]:
 
 
 def by_hand(call: Call[Any]) -> Callable[[], Sequence[Any]]:
-    """A function that returns the same arguments with a new event, as one would write it."""
+    """A function that returns the same arguments with a new event each time."""
     arguments = list(evalsha(call))
     at = max(range(len(arguments)), key=lambda place: _size(arguments[place]))
 

@@ -8,7 +8,7 @@
 --
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
--- ARGV[3] holder      bytes  random; a call that is sent again finds its own lease
+-- ARGV[3] holder      bytes  random; a retry of the call finds its own lease
 -- ARGV[4] lease_ms    int    duration
 --
 -- REPLY OK token until_us
@@ -34,7 +34,7 @@ if until_us > now_us and turn[3] ~= holder then
   return {'TAKEN', until_us}
 end
 if turn[3] ~= holder then
-  -- The time makes it larger than the tokens of an earlier session of the same id.
+  -- The time makes it larger than every token of an earlier session with the same id.
   token = math.max(token + 1, now_us)
 end
 until_us = now_us + lease_ms * 1000

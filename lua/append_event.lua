@@ -10,20 +10,20 @@
 -- ARGV[1] session_id    bytes  member of the index
 -- ARGV[2] ttl_ms        int    duration; "0" = leave expiry alone
 -- ARGV[3] event_limit   int    newest events to keep; "0" = all
--- ARGV[4] condition     bytes  "" = none; a version, or "t" and a token: see check_condition
+-- ARGV[4] condition     bytes  a version, or "t" and a token; "" = no condition
 -- ARGV[5] event         bytes  encoded
 -- ARGV[6] timestamp_us  int    when the event happened
 -- ARGV[7...] tail       bytes  its state change, as write_tiers reads it; nothing if it has none
 --
--- REPLY OK version now_us num_duplicates   num_duplicates: 1 = stored before, nothing changed
+-- REPLY OK version now_us num_duplicates   num_duplicates: 1 = already stored, nothing changed
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn
 -- COST O(log N)
 --
--- An event without state takes the fast path, down to the line `Slow path`. It is most of what a
--- server does: each command and each Lua function call shows in the server's CPU time. So the fast
--- path inlines fragments, and names each in a comment. benchmarks/bench_scripts.py measures it.
+-- An event without state takes the fast path, down to the line `Slow path`. It is most of the
+-- server's work, and each Lua function call costs CPU time. So the fast path inlines fragments, and
+-- names each in a comment. benchmarks/bench_scripts.py measures it.
 local call = redis.call
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms = ARGV[1], ARGV[2] + 0

@@ -10,16 +10,16 @@
 -- ARGV[1] session_id   bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration; "0" = leave expiry alone
 -- ARGV[3] event_limit  int    newest events to keep; "0" = all
--- ARGV[4] condition    bytes  "" = none; a version, or "t" and a token: see check_condition
+-- ARGV[4] condition    bytes  a version, or "t" and a token; "" = no condition
 -- ARGV[5...] tail      bytes  1 to 500 events. Each is: encoded event, timestamp_us, number of
 --                             arguments of its state change (0 = none), the change, as write_tiers
 --                             reads it
 --
--- REPLY OK version now_us num_duplicates   num_duplicates: events stored before, and so ignored
+-- REPLY OK version now_us num_duplicates   num_duplicates: already stored, so ignored
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn
--- COST O(log N) an event
+-- COST O(log N) per event
 --@include check_condition
 --@include check_tiers
 --@include fold_deltas
@@ -50,8 +50,8 @@ while at <= #ARGV do
   at = at + 3 + ARGV[at + 2]
 end
 
--- If the log is full and its oldest event is in the batch, the call is a repeat. The first attempt
--- stored the events before that one too, and they have been trimmed since.
+-- If the log is full and its oldest event is in the batch, the call is a repeat: the first attempt
+-- also stored the events before that one, and they were trimmed since.
 local first = 1
 if event_limit > 0 and redis.call('ZCARD', events) >= event_limit then
   local oldest = redis.call('ZRANGE', events, 0, 0)[1]

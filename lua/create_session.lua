@@ -1,5 +1,5 @@
 #!lua
--- create_session: create a session that holds nothing but its state.
+-- create_session: create a session with its state and no events.
 --
 -- KEYS[1] session  session:{app:user}:sid  hash   must not exist, or hold the same creation_id
 -- KEYS[2] events   events:{app:user}:sid   zset
@@ -9,7 +9,7 @@
 --
 -- ARGV[1] session_id   bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration; "0" = never expires
--- ARGV[3] creation_id  bytes  stored as `generation`; random, so that a repeat finds its own
+-- ARGV[3] creation_id  bytes  random, stored as `generation`; a retry finds its own session
 -- ARGV[4...] tail      bytes  initial state, as write_tiers reads it
 --
 -- REPLY OK

@@ -8,7 +8,7 @@
 -- KEYS[5] app      appdata:{app}           hash   optional
 --
 -- ARGV[1] session_id   bytes  member of the index
--- ARGV[2] ttl_ms       int    duration; "0" = never expires; leave the expiry of an old one alone
+-- ARGV[2] ttl_ms       int    duration; "0" = a new one never expires, an old one keeps its expiry
 -- ARGV[3] creation_id  bytes  random; stored as `generation` if this call creates the session
 -- ARGV[4] refresh      bool   refresh a session that exists, and its tiers
 -- ARGV[5] user_ttl_ms  int    duration for that refresh of the user tier; "0" = leave expiry alone

@@ -7,7 +7,7 @@
 --
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
--- ARGV[3] condition   bytes  "" = none; a version, or "t" and a token: see check_condition
+-- ARGV[3] condition   bytes  a version, or "t" and a token; "" = no condition
 --
 -- REPLY OK version now_us event
 -- REPLY EMPTY

@@ -7,7 +7,7 @@
 -- ARGV[1...] tail  bytes  the ids of these sessions, in the order of KEYS
 --
 -- REPLY OK pruned
--- COST O(log N) a session
+-- COST O(log N) per session
 local index = KEYS[1]
 local tail = 1
 

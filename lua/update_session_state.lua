@@ -9,14 +9,14 @@
 --
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
--- ARGV[3] condition   bytes  "" = none; a version, or "t" and a token: see check_condition
+-- ARGV[3] condition   bytes  a version, or "t" and a token; "" = no condition
 -- ARGV[4...] tail     bytes  the change, as write_tiers reads it
 --
 -- REPLY OK version now_us
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                the caller does not hold the turn
--- COST O(1) a key
+-- COST O(1) per key
 --@include check_condition
 --@include check_tiers
 --@include read_checked_header

@@ -7,7 +7,7 @@
 -- ARGV[2...] tail  bytes  one delta, as write_delta reads it
 --
 -- REPLY OK
--- COST O(1) a key
+-- COST O(1) per key
 --@include server_time_us
 --@include to_ms
 --@include write_delta

@@ -32,7 +32,7 @@ ROUTED: dict[str, dict[str, Any]] = {
 }
 # A single server, and a user with no more rights than the ACL line of lua/README.md grants.
 LEAST_PRIVILEGE = "least_privilege-async"
-# Backends on which the app tier has a slot of its own, so that no script spans it and the rest.
+# Backends on which the app tier has its own slot, so a script cannot use it with other keys.
 APP_IN_OWN_SLOT = {"cluster-async", "cluster-sync"}
 
 
@@ -121,7 +121,7 @@ def server(request: pytest.FixtureRequest, _servers: Servers) -> Iterator[Server
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest, _servers: Servers) -> Iterator[Server | None]:
-    """The same, or None for memory. For tests that use the async service alone."""
+    """The same, or None for memory. For tests that use only the async service."""
     if request.param == "memory":
         yield None
         return
@@ -133,7 +133,7 @@ def place(request: pytest.FixtureRequest, _servers: Servers) -> Iterator[Server 
 
 @pytest.fixture
 def cluster(_servers: Servers) -> Iterator[Cluster]:
-    """A cluster of three primaries, empty. Slots that the test leaves migrating are settled."""
+    """A cluster of three primaries, empty. Migrations that the test leaves open are finished."""
     yield from _fresh(_servers.group("cluster"))
 
 
@@ -192,7 +192,7 @@ def _clock() -> Clock:
 
 @pytest.fixture
 def advance_time(backend: tuple[str, Server | None], _clock: Clock) -> Callable[[float], None]:
-    """Lets seconds pass for all that the services of `make_service` have stored so far."""
+    """Lets seconds pass for all data that the services of `make_service` have stored."""
     _, server = backend
 
     def advance(seconds: float) -> None:
@@ -208,9 +208,9 @@ def advance_time(backend: tuple[str, Server | None], _clock: Clock) -> Callable[
 async def make_service(
     request: pytest.FixtureRequest, backend: tuple[str, Server | None], _clock: Clock
 ) -> AsyncIterator[ServiceFactory]:
-    """Makes services that share what they store, with a TTL in every tier unless options differ.
+    """Makes services that share their data, with a TTL in every tier by default.
 
-    Services in memory share nothing with each other, so a test makes one and keeps to it.
+    Services in memory share nothing with each other, so a test makes only one.
     """
     mode, server = backend
     needed = ROUTED.get(request.node.callspec.params["backend"], {})

@@ -1,1 +1,1 @@
-"""Fleets of agents at work while servers fail. `python -m benchmarks.chaos` runs them."""
+"""Fleets of agents that work while servers fail. `python -m benchmarks.chaos` runs them."""

@@ -1,7 +1,7 @@
 """Faults: what happens to clusters and Sentinels while agents work.
 
 A fault is a function that returns when the servers have recovered. It takes its random choices from
-the generator that it is given.
+`scene.random`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..rigs.clusters import Cluster, SentinelGroup
 from ..rigs.nodes import Group, Node, wait_until
 
 _TAKEOVER_LIMIT_S = 30.0
-_RECONNECT_S = 0.1  # between two hits, so that agents reconnect and continue
+_RECONNECT_S = 0.1  # between two rounds of a fault, so that agents reconnect and continue
 _SLOTS_PER_RESHARD = 12
 
 
@@ -63,7 +63,7 @@ class Fault:
     Attributes:
         name: its name in tables.
         run: causes the fault; returns when the servers have recovered.
-        may_fail: errors that calls may raise. Without these, calls may only become slower.
+        may_fail: errors that calls may raise. () = calls may only become slower.
         is_failover: another server takes over.
     """
 
@@ -103,7 +103,7 @@ def timeout_s(group: Group) -> float:
     return group.down_after_ms / 1000
 
 
-# -- for both ------------------------------------------------------------------------------------
+# -- both ----------------------------------------------------------------------------------------
 
 
 def reset_connections(scene: Scene) -> None:

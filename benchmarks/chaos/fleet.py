@@ -23,7 +23,7 @@ CALM = "calm"
 
 _PAGE = 1000
 _SLOW_S = 0.1
-_GIVE_UP_S = 60.0  # an agent without an answer for so long gives up
+_GIVE_UP_S = 60.0  # an agent stops after this time without an answer
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Account:
         failed: calls that failed, by the name of the error.
         longest_s: the longest call, failed calls included.
         slow: start and end of slow calls, on the clock `time.monotonic`.
-        longest_behind_s: the longest time from a takeover to the end of a call.
+        longest_behind_s: the longest time from a takeover to the end of a slow call.
     """
 
     calls: int = 0
@@ -60,7 +60,7 @@ class Audit:
         lost: acknowledged appends whose event is missing.
         lost_by: the same, by the fault during which they were acknowledged.
         duplicated: events that are stored twice.
-        disordered: events that stand before an earlier event of the same agent.
+        disordered: events stored before an earlier event of the same agent.
         state_wrong: state values of any tier that differ from the newest event's delta.
         stale_reads: reads that did not show the agent's own last write.
     """
@@ -94,7 +94,7 @@ class Fleet:
         label: part of the user ids, so that fleets use different sessions.
         seed: of the pauses.
         pause_s: mean pause of an agent between two turns.
-        app_every: one in so many events also changes the app tier. 0 = no event does.
+        app_every: every n-th event also changes the app tier. 0 = no event does.
 
     Attributes:
         accounts: calls by fault.
@@ -136,7 +136,7 @@ class Fleet:
         return list(dict.fromkeys(agent.key for agent in self._agents))
 
     def set_fault(self, fault: str) -> None:
-        """Say which fault the servers have from now on. CALM = no fault."""
+        """Set the fault that calls count for from now on. CALM = no fault."""
         self._fault = fault
         if fault != CALM:
             self._latest = fault
@@ -227,7 +227,7 @@ class Fleet:
             account.failed[type(error).__name__] += 1
 
     def note_takeovers(self, takeovers: Sequence[float]) -> None:
-        """Compute how long calls lasted beyond the takeovers."""
+        """Compute how long calls took after the takeovers."""
         for account in self.accounts.values():
             behind = [
                 end - at for start, end in account.slow for at in takeovers if start < at < end

@@ -12,7 +12,7 @@ from .faults import RESHARD, Fault
 from .fleet import CALM, Account, Audit
 
 _NOTICE_S = 1.0  # from a takeover until every call is answered
-_NOISE = 2.0  # factor for a machine that is busy with other work
+_NOISE = 2.0  # factor for a busy machine
 _USERS, _PRIMARIES = 10_000, 3
 
 
@@ -23,9 +23,9 @@ class Plan:
     Attributes:
         name: servers and kind of faults.
         faults: the faults, in rounds of random order.
-        may_lose: acknowledged appends may be lost, because nobody waits for replicas.
+        may_lose: acknowledged appends may be lost, because no write waits for replicas.
         wait_replicas: how many replicas confirm every write, and within how many seconds.
-            None = nobody waits for replicas.
+            None = no write waits for replicas.
         partition_by: an option of the services.
     """
 
@@ -96,7 +96,7 @@ def judge_stalls(outcome: Outcome, plan: Plan) -> None:
     """Add the broken promises about time."""
     limit_s = _NOTICE_S * _NOISE
     if plan.wait_replicas:
-        # A call has one step per slot, and each may wait for a running WAIT before its own.
+        # A call has one step per slot. Each step may wait for an earlier WAIT, then for its own.
         limit_s += 4 * plan.wait_replicas[1]
     for fault in plan.faults:
         behind_s = outcome.account(fault.name).longest_behind_s

@@ -4,7 +4,7 @@ The faults come in a seeded random order, on a cluster and behind Sentinels. The
 of fleets, so that the cause of every loss is known:
 
 * safe: faults that must not lose anything;
-* unsafe: primaries are replaced and nobody waits for replicas. Writes that had not reached a
+* unsafe: primaries are replaced and no write waits for replicas. Writes that had not reached a
   replica are lost;
 * confirmed: the same faults with `wait_replicas`, which must not lose anything.
 
@@ -37,7 +37,7 @@ from .fleet import CALM, Fleet
 from .report import Outcome, Plan, as_table, as_text, judge, judge_stalls
 
 _CALM_S = 0.4  # between two faults
-_EXTRA_S = 180.0  # everything is ended when --seconds are exceeded by this much
+_EXTRA_S = 180.0  # the command stops when it takes this much longer than --seconds
 _CALL_TIMEOUT_S = 10.0
 
 _FOR_BOTH = (faults.RESETS, faults.SCRIPT_FLUSH, faults.PAUSE, faults.OUT_OF_MEMORY)
@@ -98,7 +98,7 @@ async def run_fleet(
         group: the servers, settled.
         plan: the faults, and options of the services.
         seed: of all random choices.
-        seconds: no fault starts later, except in the first round.
+        seconds: no fault starts after this time, except in the first round.
         agents: number of agents.
         pause_s: mean pause of an agent between two turns.
     """

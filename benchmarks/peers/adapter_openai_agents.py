@@ -1,4 +1,4 @@
-"""openai-agents: RedisSession, with a TTL; all sessions share a client."""
+"""openai-agents: RedisSession, with a TTL. All sessions share a client."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def main() -> int:
     names = options.parse_args().names or list(REQUIREMENTS)
     unknown = [name for name in names if name not in REQUIREMENTS]
     if unknown:
-        options.error(f"no such peer: {', '.join(unknown)}")
+        options.error(f"unknown peer: {', '.join(unknown)}")
     failed = 0
     for name in names:
         problem = install(name, DIRECTORY)

@@ -109,7 +109,7 @@ class Worker:
 
 
 class Clock:
-    """Wall and CPU time since it was made."""
+    """Wall and CPU time since its creation."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -124,7 +124,7 @@ class Clock:
 def main() -> None:
     """Answer commands until the input ends."""
     adapter_name, package = sys.argv[1:]
-    # What a peer prints must not mix with the answers.
+    # Keep the output of a peer apart from the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     with asyncio.Runner() as runner:

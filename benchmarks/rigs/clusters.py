@@ -203,7 +203,7 @@ class Cluster(Group):
         keys: Sequence[bytes | str] | None = None,
         batch: int = 10,
     ) -> int:
-        """Move keys of a migrating slot, or all of them, in batches. Returns how many."""
+        """Move the given keys of a migrating slot, or all, in batches. Returns how many."""
         moved = 0
         while True:
             found = keys or source.run("CLUSTER GETKEYSINSLOT", slot, batch)
@@ -297,7 +297,7 @@ class SentinelGroup(Group):
             name = self.master_name
             node.run("SENTINEL MONITOR", name, HOST, master.port, quorum)
             node.run("SENTINEL SET", name, "down-after-milliseconds", self.down_after_ms)
-            # Sentinels wait twice this time before they fail over again by themselves.
+            # Sentinels wait twice this time before the next automatic failover.
             node.run("SENTINEL SET", name, "failover-timeout", 2000)
             node.run("SENTINEL SET", name, "parallel-syncs", max(self._replica_count, 1))
         self.wait_until_settled()
@@ -357,14 +357,14 @@ class SentinelGroup(Group):
         return self.wait_for_other_master(old)
 
     def hand_over(self) -> Node:
-        """A failover without loss: writes are paused until the new master is there."""
+        """A failover without loss: writes are paused until there is a new master."""
         wait_until(self._can_promote_all, "the Sentinel knows the state of the replicas")
         old = self.master()
-        # The pause also holds back the messages of the Sentinels, which would take it for silence.
+        # The pause also holds back the Sentinels' messages. They must not take the master for down.
         self._set_down_after(60_000)
         old.run("CLIENT PAUSE", 30_000, "WRITE")
         try:
-            # Later bytes of the stream are the master's pings, which do not matter.
+            # Later bytes of the stream are only the master's pings.
             offset = old.info("replication")["master_repl_offset"]
             wait_until(partial(self._have_offset, old, offset), "the replicas have all writes")
             new = self.fail_over()

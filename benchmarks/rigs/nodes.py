@@ -37,13 +37,13 @@ CONFIG = {
 _POLL_S = 0.02
 _CLIENT_TIMEOUT_S = 2.0
 _LOG_TAIL_CHARACTERS = 1000
-# Below the range from which the system takes the ports of outgoing connections. Otherwise such a
-# connection might take the port of a node that is down for a moment.
+# Below the range of ports for outgoing connections. Otherwise such a connection might take the port
+# of a node that is down for a moment.
 _PORTS = range(20_000, 32_000)
 
 
 class Unsettled(Exception):
-    """A condition did not become true in time. The message says what happened instead."""
+    """A condition did not become true in time, or a node cannot run. The message says why."""
 
 
 def bundled_server() -> ServerBinary | None:
@@ -54,7 +54,7 @@ def bundled_server() -> ServerBinary | None:
 
 
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = SETTLE_TIMEOUT_S) -> Any:
-    """Poll a condition until it is true; its value. Errors of servers count as "not yet".
+    """Poll a condition until it is true, and return its value. Server errors count as "not yet".
 
     Raises:
         Unsettled: it is not true in time.
@@ -103,8 +103,8 @@ class Node:
     Attributes:
         port: its port on 127.0.0.1.
         bus_port: its port for other nodes of a cluster.
-        id: its id in a cluster, once that is formed.
-        directory: its files. Removed at the end.
+        id: its id in a cluster, once the cluster is formed.
+        directory: its directory. Removed at the end.
         client: a client for commands to this node. It retries nothing.
     """
 
@@ -252,7 +252,7 @@ class Group:
         self.wait_until_settled()
 
     def _repair(self) -> None:
-        """Fix what does not settle by itself."""
+        """Fix what would not recover without help."""
 
     def wait_until_settled(self, limit_s: float = SETTLE_TIMEOUT_S) -> None:
         """Return when all nodes run and agree on the roles, and all replicas are connected."""

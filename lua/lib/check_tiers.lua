@@ -1,4 +1,4 @@
--- check_tiers: fail before the first write if the key of a tier holds another type than a hash.
+-- check_tiers: fail before the first write if the key of a tier is not a hash.
 local function check_tiers(user, app)
   if user then
     redis.call('HLEN', user)

@@ -4,7 +4,7 @@ local function extend_index_ttl(index, deadline_ms, is_new_member)
   if deadline_ms < 0 then
     redis.call('PERSIST', index)
   elseif is_new_member and redis.call('ZCARD', index) == 1 then
-    -- The index is new. GT would refuse: it takes a missing deadline for an infinite one.
+    -- The index is new. GT would not set it: for GT, no deadline is an infinite one.
     redis.call('PEXPIREAT', index, deadline_ms)
   else
     redis.call('PEXPIREAT', index, deadline_ms, 'GT')

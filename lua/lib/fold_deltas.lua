@@ -5,9 +5,9 @@ local function add_all(list, values)
   end
 end
 
--- fold_deltas: several state changes as one that has the same effect, as write_tiers reads it.
+-- fold_deltas: one state change with the same effect as several, as write_tiers reads it.
 -- starts: index of the first argument of each change; overwritten. num_tiers: tiers of each.
--- A key that one change removes and a later one sets is never removed: see write_delta.
+-- A key that one change removes and a later one sets is set only: see write_delta.
 local function fold_deltas(args, starts, num_tiers)
   local folded = {}
   for tier = 1, num_tiers do

@@ -1,4 +1,4 @@
--- to_ms: microseconds as whole milliseconds, rounded down.
+-- to_ms: microseconds to whole milliseconds, rounded down.
 local function to_ms(us)
   return (us - us % 1000) / 1000
 end

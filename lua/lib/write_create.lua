@@ -3,8 +3,8 @@
 --@include server_time_us
 --@include to_ms
 --@include write_tiers
--- write_create: write a new session with its initial state. First removes keys that an earlier
--- session of the same id left behind.
+-- write_create: write a new session with its initial state. First remove keys that an earlier
+-- session with the same id left behind.
 local function write_create(
   session, events, index, user, app, session_id, ttl_ms, creation_id, args, tail
 )

@@ -1,9 +1,9 @@
 --@include refresh_tier
 -- write_delta: apply a delta to a hash. Returns the index of the first argument after the delta.
 -- A delta is: number of pairs, key, value, ..., number of keys to remove, key, ...
--- ttl_ms: refresh the hash as a tier; nil = do not.
--- Removing comes last, because it may remove the hash: in a slot that is being migrated, a script
--- that then names the missing key fails. unpack() gets at most 900 values, below Lua's stack limit.
+-- ttl_ms: the TTL of a user or app tier, which is then refreshed; nil for a session.
+-- Removals come last, because they may remove the hash: in a migrating slot, a script fails if it
+-- then uses the missing key. unpack() gets at most 900 values, below Lua's stack limit.
 local function write_delta(hash, args, at, ttl_ms, now_ms)
   local removed = at + 1 + 2 * args[at]
   for first = at + 1, removed - 1, 900 do

@@ -17,8 +17,8 @@ from benchmarks.chaos.fleet import Fleet
 from benchmarks.rigs.clusters import Cluster, Node
 from sessionstore import SessionKey
 
-# How long calls may take after the servers have a new primary. A second would be enough on a
-# machine that is not busy.
+# How long calls may take after the servers have a new primary. On an idle machine, a second is
+# enough.
 _NOISE_S = 5.0
 
 
@@ -51,7 +51,9 @@ async def test_a_graceful_failover_is_not_noticed(replicated_cluster: Cluster, m
     is_over = True
     count = await task
     slot = _slot(cluster, key)
-    await poll_until(lambda: cluster.owner_of(slot) is not primary, "word of the new primary")
+    await poll_until(
+        lambda: cluster.owner_of(slot) is not primary, "the nodes name the new primary"
+    )
     found = await read(service, key)
     assert [event.content for event in found.events] == list(range(count))[-1000:]
     await service.aclose()

@@ -137,7 +137,7 @@ async def test_every_operation_on_a_migrating_slot(cluster: Cluster, mode: str, 
         found = {name: (await tasks[name], await stored(service, keys[name])) for name in CASES}
     finally:
         await service.aclose()
-    # This one waits only after the last event, when the key of the log is gone.
+    # This operation waits only after the last event, when the key of the log is gone.
     assert waiting | {_POP_ALL.name} == should_wait | {_POP_ALL.name}
     for name, operation in CASES.items():
         assert found[name] == await _expected(operation, keys[name]), name

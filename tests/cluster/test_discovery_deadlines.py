@@ -24,7 +24,7 @@ MARGIN_S = 1.0  # for a busy machine
 
 @pytest.fixture
 def silent() -> Iterator[list[str]]:
-    """Addresses that take connections and say nothing."""
+    """Addresses that accept connections and never answer."""
     with ExitStack() as stack:
         listening = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
         yield [f"127.0.0.1:{each.getsockname()[1]}" for each in listening]
@@ -50,7 +50,7 @@ async def test_first_calls_where_no_node_answers(silent: list[str], mode: str, u
 async def test_a_slow_discovery_and_then_a_silent_node(
     silent: list[str], replicated_cluster: Cluster, mode: str
 ) -> None:
-    """Asking a silent node for the map takes two seconds; the call's own node is silent too."""
+    """A silent node delays the discovery by two seconds; the call's own node is silent too."""
     cluster = replicated_cluster
     primary, other, _ = cluster.primaries()
     key = key_on(cluster, primary)
@@ -89,7 +89,7 @@ async def test_a_silent_sentinel_does_not_slow_down_later_calls(
 async def test_calls_during_a_poll_of_silent_sentinels(
     sentinel_group: SentinelGroup, mode: str
 ) -> None:
-    """Nobody can say whether the master was replaced, so calls go to the one that is known."""
+    """No Sentinel can say whether the master was replaced, so calls go to the known one."""
     group = sentinel_group
     service = make_service(mode, group.url, call_timeout=1)
     await create(service, KEY)
@@ -105,6 +105,6 @@ async def test_calls_during_a_poll_of_silent_sentinels(
         raise AssertionError("a call failed though the master works") from error
     finally:
         for sentinel in group.sentinels:
-            sentinel.kill()  # one that slept would refuse to fail over for 30 seconds
+            sentinel.kill()  # after SIGCONT it would refuse failovers for 30 seconds
     assert number > 2
     await service.aclose()

@@ -16,7 +16,7 @@ from sessionstore import SessionKey
 
 
 def lines(log: pytest.LogCaptureFixture, text: str) -> list[str]:
-    """Records from INFO up that contain a text."""
+    """Records at INFO or above that contain a text."""
     return [
         f"{record.levelname} {record.getMessage()}"
         for record in log.records

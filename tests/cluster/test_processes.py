@@ -43,7 +43,7 @@ time.sleep(60)
 
 @pytest.fixture
 def sleeper(tmp_path: Path) -> str:
-    """A program that runs for a minute, whatever its arguments."""
+    """A program that runs for a minute and ignores its arguments."""
     path = tmp_path / "sleeper"
     path.write_text(SLEEP)
     path.chmod(0o755)

@@ -25,7 +25,7 @@ def make_reader(mode: str, url: str, **options: Any) -> Any:
 
 
 def reads_of(node: Node) -> int:
-    """How many commands that read sessions a server has received."""
+    """The number of commands for reading sessions that a server has received."""
     stats = node.info("commandstats")
     return sum(int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in COMMANDS)
 
@@ -37,7 +37,7 @@ async def _results(service: Any, scene: Scene) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_cluster(replicated_cluster: Cluster, mode: str) -> None:
-    """Replicas answer all reads, and primaries none."""
+    """Replicas answer all reads; primaries answer no read."""
     cluster = replicated_cluster
     primary = cluster.primaries()[0]
     key = key_on(cluster, primary)
@@ -60,7 +60,7 @@ async def test_a_cluster(replicated_cluster: Cluster, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_sentinel(sentinel_group: SentinelGroup, mode: str) -> None:
-    """All replicas answer reads, and the master none."""
+    """All replicas answer reads; the master answers no read."""
     group = sentinel_group
     writer = make_service(mode, group.url, wait_replicas=(2, 5))
     scene = await set_scene(writer, key=KEY)
@@ -80,7 +80,7 @@ async def test_sentinel(sentinel_group: SentinelGroup, mode: str) -> None:
 @pytest.mark.parametrize("how", ["kill", "stop"])
 @pytest.mark.parametrize("mode", MODES)
 async def test_reads_do_without_replicas(replicated_cluster: Cluster, mode: str, how: str) -> None:
-    """A primary answers while the replica does not."""
+    """The primary answers while the replica does not."""
     cluster = replicated_cluster
     primary = cluster.primaries()[0]
     key = key_on(cluster, primary)

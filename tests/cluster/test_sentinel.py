@@ -1,4 +1,4 @@
-"""A master behind Sentinels is found and followed, and no other server is written to."""
+"""A master behind Sentinels is found and followed; writes go to no other server."""
 
 from __future__ import annotations
 

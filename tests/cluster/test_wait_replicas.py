@@ -93,7 +93,7 @@ async def test_what_is_not_confirmed_is_told_and_done(
 async def test_a_repeat_on_a_new_connection_waits_too(
     replicated_cluster: Cluster, mode: str
 ) -> None:
-    """It writes nothing new, and WAIT covers only the writes of its own connection."""
+    """The repeat writes nothing new, and WAIT covers only writes of its own connection."""
     cluster = replicated_cluster
     patient = make_service(mode, cluster.url)
     key, _ = _stopped_replica(cluster)
@@ -130,7 +130,7 @@ async def test_a_popped_event_is_not_lost_with_the_confirmation(
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_reads_do_not_wait(replicated_cluster: Cluster, mode: str) -> None:
-    """Neither for replicas nor for writes that wait."""
+    """They wait neither for replicas nor for writes that wait."""
     cluster = replicated_cluster
     patient = make_service(mode, cluster.url)
     key, _ = _stopped_replica(cluster)

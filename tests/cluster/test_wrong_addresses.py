@@ -1,4 +1,4 @@
-"""Wrong addresses: one clear error, and soon."""
+"""Wrong addresses: one clear error, without a long wait."""
 
 from __future__ import annotations
 

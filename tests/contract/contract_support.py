@@ -18,7 +18,7 @@ async def run_all(attempts: Iterable[Awaitable[T]]) -> list[T | BaseException]:
 
 
 def results_of(outcomes: Iterable[T | BaseException]) -> list[T]:
-    """The results, where no call may have failed."""
+    """The results of calls that must not have failed."""
     found = []
     for outcome in outcomes:
         if isinstance(outcome, BaseException):

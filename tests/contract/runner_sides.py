@@ -1,4 +1,4 @@
-"""Runs the tests of the Runner on both sides: the Runner for threads with an API to await.
+"""Runs the tests of the Runner for asyncio and for threads: the latter gets an async API.
 
 The agent of a test is an async generator. For threads it becomes a generator whose steps run on
 the test's event loop.
@@ -37,7 +37,7 @@ def agent_for_threads(agent: AsyncAgent) -> Callable[[RunContext], Iterator[Even
 
 
 class AwaitedRun:
-    """A run in threads; each step takes a thread of the pool."""
+    """A run in threads with an async API; each step takes a thread of the pool."""
 
     def __init__(self, run: sessionstore.sync.Run, pool: ThreadPoolExecutor) -> None:
         self.key = run.key
@@ -60,7 +60,7 @@ class AwaitedRun:
 
 
 class AwaitedRunner:
-    """A Runner for threads."""
+    """A Runner for threads with an async API."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class AwaitedRunner:
 
 
 How = Literal["twice", "lost", "refused"] | None
-"""A call is sent twice, or its answer is lost, or it is not sent, or nothing is wrong."""
+"""A call is sent twice, or its answer is lost, or it is not sent, or all is normal."""
 
 Tamper = Callable[[Call[Any]], How]
 
@@ -101,7 +101,7 @@ class TamperedAsync:
         return check_answered(how, call, replies)
 
     async def aclose(self) -> None:
-        pass  # the service that it was taken from goes on
+        pass  # another service still uses the executor
 
 
 class TamperedSync:

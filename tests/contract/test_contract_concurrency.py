@@ -16,7 +16,7 @@ from sessionstore import Event, Session, SessionExists, SessionNotFound, StaleVe
 
 
 async def test_writers_with_stale_sessions_lose_nothing(service: Any) -> None:
-    """20 writers make 50 appends each and read nothing of the others."""
+    """20 writers make 50 appends each, and none reads the appends of the others."""
     writers, appends = 20, 50
     await create(service)
     handles = [await read(service) for _ in range(writers)]
@@ -228,7 +228,7 @@ async def test_deltas_of_many_sessions_meet_in_the_shared_tiers(service: Any) ->
 
 
 async def test_deleting_while_others_write_leaves_nothing_or_a_new_session(service: Any) -> None:
-    """A write comes before the end of the session or is refused. None revives it in part."""
+    """A write is done before the deletion, or refused. It never restores a part of the session."""
     done = asyncio.Event()
 
     async def write() -> None:

@@ -261,7 +261,7 @@ async def test_a_batch_that_is_stored_in_part_is_completed(service: Any) -> None
 
 
 async def test_a_repeat_puts_the_session_in_order(service: Any) -> None:
-    """Its events get the order of the log, whichever of them it had before."""
+    """Its events get the order of the log, whatever events it had before."""
     session = await create(service)
     events = numbered(0, 1, 2, 3)
     await service.append_events(session, events[:1])

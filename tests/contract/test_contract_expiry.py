@@ -1,4 +1,4 @@
-"""Whatever has expired is gone at once, everywhere, and never comes back."""
+"""Expired data is gone at once, everywhere, and for good."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.waiting import poll_until
 from sessionstore import Event, SessionKey, SessionNotFound
 
 TTL = 100
-OVER = 1.1 * TTL  # enough for a deadline that has a reserve of a 64th
+OVER = 1.1 * TTL  # a deadline is at most a 64th of the TTL late
 
 AdvanceTime = Callable[[float], None]
 
@@ -29,7 +29,7 @@ async def listed(service: Any, **options: Any) -> list[str]:
 async def test_a_session_lives_for_its_ttl_and_not_much_longer(
     make_service: ServiceFactory, ttl: Any
 ) -> None:
-    """In real time. The other tests move time."""
+    """This test waits in real time. The others move time."""
     service = make_service(session_ttl=ttl)
     seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
     before = time.monotonic()
@@ -88,7 +88,7 @@ async def test_a_write_through_a_session_that_expired_is_told(
 async def test_expired_sessions_vanish_from_the_list_and_others_stay(
     make_service: ServiceFactory, advance_time: AdvanceTime, expired_first: bool
 ) -> None:
-    """They take no place on a page, and none before its offset, where two of them stand."""
+    """They count neither for a page nor for its offset, though two of them come first."""
     service = make_service(session_ttl=TTL)
     for number in range(6):
         await create(service, SessionKey(APP, USER, f"s{number}"))
@@ -107,7 +107,7 @@ async def test_expired_sessions_vanish_from_the_list_and_others_stay(
 async def test_expired_sessions_hide_none_that_lives(
     make_service: ServiceFactory, advance_time: AdvanceTime
 ) -> None:
-    """Reading keeps a session, but does not move it to the front of the list."""
+    """A read keeps a session alive, but does not move it to the front of the list."""
     service = make_service(session_ttl=TTL)
     await create(service)
     for number in range(6):
@@ -121,7 +121,7 @@ async def test_expired_sessions_hide_none_that_lives(
 async def test_expired_sessions_do_not_count(
     make_service: ServiceFactory, advance_time: AdvanceTime
 ) -> None:
-    """A session that only reads keep alive stands behind expired ones in the index."""
+    """In the index, expired sessions come before one that only reads keep alive."""
     service = make_service(session_ttl=TTL)
     assert await service.count_sessions(APP, USER) == 0
     await create(service)

@@ -1,4 +1,4 @@
-"""Ids may hold any characters, and no id reaches the data of another."""
+"""Ids may have any characters, and no id gives access to the data of another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing aliases: a caller's changes to objects reach neither the store nor other readers."""
+"""Changes to a caller's objects reach neither the store nor other readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every operation of the registry gives on every backend what it gives in memory."""
+"""Every operation of the registry gives the same result on every backend as in memory."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ LATEST = 2**53  # the largest position
 
 async def session_with_events(service: Any) -> None:
     await create(service)
-    # Timestamps are equal, go backward and lie in the future. Positions still grow.
+    # Timestamps are equal, go backward and are in the future. Positions still grow.
     for number in ALL:
         offset = timedelta(days=(number % 3 - 1) * 10_000)
         await service.append_event(KEY, Event("user", number, timestamp=NOON + offset))

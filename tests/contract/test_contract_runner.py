@@ -1,4 +1,4 @@
-"""The Runner on both sides: what a caller has seen is stored, once and in order."""
+"""The Runner for asyncio and for threads: what a caller has seen is stored, once, in order."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from sessionstore import (
 )
 from sessionstore.observe import wrap_executor
 
-_THREADS = 64  # more than the runs of any test: each that waits for its turn keeps one
+_THREADS = 64  # more than the runs of any test: each run that waits for its turn holds one
 
 
 class Side:
-    """Makes services and Runners for asyncio, or for threads with an API to await."""
+    """Makes services and Runners for asyncio, or for threads with an async API."""
 
     def __init__(self, mode: Literal["async", "sync"], pool: ThreadPoolExecutor) -> None:
         self.mode = mode
@@ -61,7 +61,7 @@ class Side:
         return AwaitedRunner(APP, agent, service, self._pool, **options)
 
     def tampered(self, service: Any, tamper: Tamper) -> Any:
-        """A service that shares what it stores with another one, and whose calls go wrong."""
+        """A service that shares the data of another one, and tampers with calls."""
         found = copy.copy(service)
         kind: Any = TamperedAsync if self.mode == "async" else TamperedSync
         wrap_executor(found, lambda inner: kind(inner, tamper))
@@ -88,7 +88,7 @@ async def plain(place: Server | None, side: Side) -> AsyncIterator[Any]:
 
 @pytest.fixture
 def service(plain: Any, side: Side) -> Any:
-    """The same with methods to await. Takes the place of that of the other contract tests."""
+    """The same with an async API. Replaces the fixture of the other contract tests."""
     return plain if side.mode == "async" else Awaited(plain)
 
 
@@ -97,7 +97,7 @@ MakeRunner = Callable[..., Any]
 
 @pytest.fixture
 async def make_runner(place: Server | None, plain: Any, side: Side) -> AsyncIterator[MakeRunner]:
-    """Makes Runners with a service each where services share what they store."""
+    """Makes Runners. Each has its own service, except in memory, where they share one."""
     async with AsyncExitStack() as stack:
 
         def make(agent: Any, **options: Any) -> Any:
@@ -118,7 +118,7 @@ async def all_of(run: Any) -> list[Event]:
 
 
 async def count(context: RunContext) -> AsyncIterator[Event]:
-    """Five events that say who asked."""
+    """Five events that contain the message."""
     for number in range(5):
         await asyncio.sleep(0)
         yield Event("agent", [context.message, number], state_delta={f"{context.message}": number})
@@ -275,7 +275,7 @@ class TestExactlyOnce:
     async def test_a_run_may_be_repeated_with_its_message(
         self, side: Side, plain: Any, service: SessionService
     ) -> None:
-        """Whatever answer was lost, the message is stored once, and so is every event."""
+        """Whichever answer is lost, the message and every event are stored once."""
 
         async def agent(_: RunContext) -> AsyncIterator[Event]:
             for number in range(5):
@@ -323,7 +323,7 @@ class TestManyRuns:
     async def test_a_counter_in_turn_counts_every_run(
         self, make_runner: MakeRunner, service: SessionService
     ) -> None:
-        """Each run reads what the one before it wrote, though it only reads and writes."""
+        """Each run reads what the run before it wrote, without conditions."""
 
         async def agent(context: RunContext) -> AsyncIterator[Event]:
             so_far = context.state.get("runs", 0)

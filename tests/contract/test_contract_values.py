@@ -1,4 +1,4 @@
-"""Values are read exactly as they were written, whatever method writes or reads them."""
+"""Values are read exactly as they were written, by every method."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_a_large_state_delta_is_exact(make_service: ServiceFactory, codec:
 
 
 async def test_bytes_in_an_events_delta_need_msgpack(make_service: ServiceFactory) -> None:
-    """The delta is stored inside the event, too, and JSON has no bytes."""
+    """The delta is also stored inside the event, and JSON has no bytes."""
     service = make_service()
     await create(service)
     with pytest.raises(InvalidArgument, match=r"^event\.state_delta\['a'\].*bytes"):

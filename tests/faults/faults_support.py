@@ -17,13 +17,13 @@ KEY = SessionKey("a", "u", "s")
 
 
 async def warm(service: Any) -> None:
-    """Make it connect: small calls and bulk reads have a connection each."""
+    """Open its connections: small calls and bulk reads have a connection each."""
     await service.get_user_state("a", "nobody")
     await service.get_session(app_name="a", user_id="nobody", session_id="s")
 
 
 def make_event(number: int) -> Event:
-    """Events of different numbers below 10,000 are of one size."""
+    """An event. All numbers below 10,000 give events of the same size."""
     return Event("x", id=f"{number:04}", timestamp=LONG_AGO)
 
 
@@ -34,13 +34,13 @@ def stored_count(server: Server, key: SessionKey) -> int:
 
 
 def client_count(server: Server) -> int:
-    """Connections that the server has, the test's own included."""
+    """The number of the server's connections, including the test's own."""
     return len(server.raw.client_list())
 
 
 @asynccontextmanager
 async def nothing_unheard() -> AsyncIterator[None]:
-    """Fails on exceptions that nobody retrieved and on whatever else the loop complains about."""
+    """Fails if the event loop reports an error, such as an exception that was never retrieved."""
     complaints: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: complaints.append(context))

@@ -1,4 +1,4 @@
-"""A proxy in front of a real server that cuts, holds, slows or spoils a connection at a byte."""
+"""A proxy in front of a real server. At a given byte it cuts, holds, slows or corrupts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import hiredis
 T = TypeVar("T")
 Direction = Literal["request", "reply"]
 
-_DEADLINE_S = 20.0  # for what takes milliseconds
+_DEADLINE_S = 20.0  # for steps that take milliseconds
 
 
 class Lane:
@@ -44,7 +44,7 @@ class Proxy:
     """Listens on a unix socket of its own, in a thread of its own.
 
     Args:
-        server_path: the socket of the server behind.
+        server_path: the socket of the real server.
 
     Attributes:
         accepted: connections made so far.
@@ -103,7 +103,7 @@ class Proxy:
         self._call(arm)
 
     def disarm(self) -> None:
-        """Take back a cut that has not come."""
+        """Cancel a cut that has not happened."""
 
         def forget() -> None:
             for lane in self._lanes.values():
@@ -132,11 +132,11 @@ class Proxy:
         self._call(close)
 
     def release(self, direction: Direction) -> None:
-        """Let what was held back pass."""
+        """Let the held bytes pass."""
         self._call(lambda: self._lanes[direction].gate.set())
 
     def trickle(self, direction: Direction, delay_s: float) -> None:
-        """Pause after every byte; 0 = no more."""
+        """Pause after every byte; 0 = stop that."""
 
         def slow_down() -> None:
             self._lanes[direction].delay_s = delay_s
@@ -144,7 +144,7 @@ class Proxy:
         self._call(slow_down)
 
     def inject(self, data: bytes) -> None:
-        """Send bytes to every client, as if the server had said them."""
+        """Send bytes to every client, as if the server had sent them."""
 
         def write() -> None:
             for writer in self._clients:
@@ -231,7 +231,7 @@ class Proxy:
             ]
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         except (OSError, asyncio.CancelledError):
-            pass  # no server behind, or the end of the test: the client sees a closed connection
+            pass  # no server, or the end of the test: the client sees a closed connection
         finally:
             for pump in pumps:
                 pump.cancel()

@@ -36,7 +36,7 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 @asynccontextmanager
 async def in_time(mode: str, url: str, **options: Any) -> AsyncIterator[Any]:
-    """A service; what is done with it here takes no longer than `call_timeout`."""
+    """A service. The body must take no longer than `call_timeout`."""
     service = make_service(mode, url, call_timeout=CALL_TIMEOUT_S, **options)
     started = time.monotonic()
     try:
@@ -57,7 +57,7 @@ async def test_a_server_that_never_answers(proxy: Proxy, mode: str) -> None:
 
 @both_modes
 async def test_a_handshake_whose_replies_drip(proxy: Proxy, mode: str) -> None:
-    """Every byte comes in time; all of them do not."""
+    """No single byte is late, but all together are."""
     proxy.trickle("reply", 0.1)
     try:
         async with in_time(mode, proxy.url) as service:

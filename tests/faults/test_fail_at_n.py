@@ -1,4 +1,4 @@
-"""Every operation with its first, second, ... call failing, until none is left to fail.
+"""Every operation with its first, second, ... call failing, up to its last one.
 
 A failure comes before the call is sent, or after it was carried out with the answer lost.
 """
@@ -36,7 +36,7 @@ class Fault:
         self.count = 0
 
     def arm(self, at: int, when: When) -> None:
-        """Let the `at`th call from now fail; 0 = none."""
+        """Make the `at`th call from now fail; 0 = no call."""
         self.at, self.when, self.count = at, when, 0
 
     def comes(self, when: When) -> bool:
@@ -48,7 +48,7 @@ class Fault:
 
 
 class FaultyAsync:
-    """Carries out Calls with another executor, and fails as it is told."""
+    """Carries out Calls with another executor, and fails at the call that `fault` names."""
 
     def __init__(self, inner: AsyncExecutor, fault: Fault) -> None:
         self._inner = inner
@@ -100,7 +100,7 @@ def make_faulty(mode: str, url: str, fault: Fault) -> Any:
 
 
 async def look(service: Any) -> Any:
-    """All that is stored, but for versions and times."""
+    """All stored data, without versions and times."""
     return await stored(service, KEY, versions=False)
 
 
@@ -113,7 +113,7 @@ async def test_operation_with_its_nth_call_failing(
     fault = Fault()
     service = make_faulty(mode, server.url, fault)
 
-    # Without a fault: what it should come to.
+    # The expected result, from a run without a fault.
     await prepare(service, server, operation)
     untouched = await look(service)
     scene = await prepare(service, server, operation)
@@ -171,7 +171,7 @@ def check_callers_session(
 
 
 async def test_an_event_appended_by_two_callers_is_seen_by_both(server: Server) -> None:
-    # The answer to the first append is lost; somebody else writes before it is repeated.
+    # The answer to the first append is lost. Another caller writes before it is repeated.
     fault = Fault()
     service = make_faulty("async", server.url, fault)
     mine = (await prepare(service, server)).session
@@ -185,7 +185,7 @@ async def test_an_event_appended_by_two_callers_is_seen_by_both(server: Server) 
     await service.append_event(other, later)
     await service.append_event(mine, event)
     found = await read(service, KEY)
-    # The repeat does not put the older value back, neither in the store nor with the caller.
+    # The repeat restores the older value neither in the store nor in the caller's Session.
     assert found.state["n"] == "later"
     assert mine.state["n"] == "later"
     assert mine.state["temp:n"] == 4

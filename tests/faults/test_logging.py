@@ -1,4 +1,4 @@
-"""What is logged when connections are lost and come back, and what is never logged."""
+"""What is logged when connections are lost and restored, and what is never logged."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 
 def lines(log: pytest.LogCaptureFixture, least: int = logging.INFO) -> list[str]:
-    """Level and text of the records of the transport, from a level up."""
+    """Level and text of the transport's records at or above a level."""
     return [
         f"{record.levelname} {record.getMessage()}"
         for record in log.records
@@ -61,7 +61,7 @@ def append(service: Any, number: int) -> Any:
 
 
 async def create(service: Any) -> None:
-    """A session; small calls and bulk reads are connected then."""
+    """Create a session, and open the connections for small calls and for bulk reads."""
     await service.get_or_create_session(
         app_name=KEY.app_name, user_id=KEY.user_id, session_id=KEY.session_id
     )

@@ -1,4 +1,4 @@
-"""Connections that break, stall and talk nonsense at exact bytes, in front of a real server."""
+"""Connections to a real server that break, stall or carry invalid bytes, at exact bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sessionstore import (
 from sessionstore.embedded import EmbeddedServer
 
 MODES = ("async", "sync")
-SOON_S = 3.0  # what takes less than half a second, even on a busy machine
+SOON_S = 3.0  # for steps that take less than half a second
 LANES = 4  # connections cut at the same time, to save waiting
 
 both_modes = pytest.mark.parametrize("mode", MODES)
@@ -42,14 +42,14 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 @pytest.fixture
 def frozen(server: Server) -> Iterator[Any]:
-    """A server that can be stopped and continued; it is this test's own."""
+    """A server of this test alone, which can be stopped and continued."""
     with EmbeddedServer(executable=server.embedded.executable) as own:
         yield own
         os.kill(own.pid, signal.SIGCONT)
 
 
 async def create(service: Any, key: SessionKey = KEY) -> None:
-    """A session; and all connections that calls in turn need."""
+    """Create a session, and open all connections that calls one by one need."""
     await service.get_or_create_session(
         app_name=key.app_name, user_id=key.user_id, session_id=key.session_id
     )
@@ -108,7 +108,7 @@ async def test_append_whose_script_is_unknown_is_exactly_once_too(
 ) -> None:
     service = make_service(mode, proxy.url)
     await create(service)
-    # The hash is refused; what is cut is the script's text, sent after it.
+    # The server does not know the hash. The cut hits the script's text, which is sent next.
     for number, after in enumerate(range(0, 6000, 250)):
         server.raw.script_flush()
         proxy.cut("request", after)
@@ -137,7 +137,7 @@ async def test_pop_is_never_carried_out_twice(
     await stored_ids(direct)
     connections = client_count(server) - 1
     outcomes = set()
-    # Replies grow by a digit on the way.
+    # Numbers in replies get one digit more during the loop.
     for number in range(size + 1 if direction == "request" else size + 5):
         await warm(service)
         proxy.cut(direction, number)
@@ -173,7 +173,7 @@ async def test_a_connection_that_ends_around_its_handshake_costs_no_time(
     await create(service)
 
     async def ask() -> int:
-        """Bytes that came for one small read."""
+        """The size of the reply to one small read."""
         before = proxy.passed("reply")
         assert await service.get_user_state("a", "u") == {}
         return proxy.passed("reply") - before
@@ -201,7 +201,7 @@ async def test_an_address_where_nobody_listens_is_reported_at_once(proxy: Proxy,
         await service.append_event(KEY, make_event(1))
     assert not caught.value.maybe_applied
     assert time.monotonic() - started < SOON_S
-    # Once there, a server is waited for, by calls of any kind.
+    # After the first connection, calls of every kind wait for the server.
     proxy.accept()
     await service.create_session(app_name="a", user_id="u", session_id="s")
     proxy.refuse()
@@ -362,7 +362,7 @@ async def test_a_slow_reply_is_dropped_and_the_connection_stays_in_step(proxy: P
     for number in range(3):
         await service.update_user_state("a", f"u{number}", {"who": number})
     accepted = proxy.accepted
-    # As long as bytes come, the connection is not given up: the late reply is read and dropped.
+    # While bytes arrive, the connection is kept: the late reply is read and dropped.
     proxy.trickle("reply", 0.03)
     with pytest.raises(BackendTimeout):
         await service.get_user_state("a", "u0")
@@ -398,7 +398,7 @@ async def test_an_answer_that_is_not_resp_is_an_error_and_no_hang(
         assert caught.value.maybe_applied
         assert nonsense.decode("latin-1") not in str(caught.value)
         proxy.release("reply")
-        # What may be sent again is, on a new connection.
+        # A call that may be retried is retried, on a new connection.
         await service.append_event(KEY, make_event(3))
         assert await stored_ids(service) == ["0001", "0003"]
     await service.aclose()

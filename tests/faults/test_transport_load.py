@@ -26,7 +26,7 @@ from sessionstore import BackendUnavailable, Event, RedisSessionService, Session
 from sessionstore.embedded import EmbeddedServer
 from sessionstore.transport.shared_connection import BYTES_IN_FLIGHT_LIMIT, CALLS_IN_FLIGHT_LIMIT
 
-NUM_USERS = 8  # whose states tell whose reply a call was given
+NUM_USERS = 8  # each with its own state, so that a reply to another call is noticed
 
 both_modes = pytest.mark.parametrize("mode", ["async", "sync"])
 
@@ -42,7 +42,7 @@ needs_users = pytest.mark.usefixtures("direct")
 
 @pytest.fixture
 async def direct(server: Server) -> AsyncIterator[RedisSessionService]:
-    """A service of its own to look with; users and a session are there already."""
+    """A second service, for checks. The users and a session exist."""
     async with RedisSessionService(server.url, **WITH_TTL) as service:
         await service.create_session(app_name="a", user_id="u", session_id="s")
         for number in range(NUM_USERS):
@@ -102,7 +102,7 @@ async def test_callers_that_wait_for_room_can_be_cancelled(proxy: Proxy) -> None
             for number in range(CALLS_IN_FLIGHT_LIMIT + 300)
         ]
         await asyncio.sleep(0)
-        # Of those that are sent and of those that wait to be, every second one.
+        # Every second call, of the sent ones and of the waiting ones.
         for call in calls[::2]:
             call.cancel()
         proxy.release("reply")
@@ -162,7 +162,7 @@ async def test_close_while_the_server_is_silent(proxy: Proxy) -> None:
             await service.aclose()
             results: list[Any] = await asyncio.gather(*appends, *reads, return_exceptions=True)
         assert {type(result) for result in results} == {BackendUnavailable}
-        # Sent, and no answer: an append may have been carried out. A read changes nothing.
+        # They were sent and got no answer: an append may have been applied. A read changes nothing.
         assert [result.maybe_applied for result in results] == [True] * 50 + [False] * 50
 
 
@@ -361,7 +361,7 @@ def test_one_service_in_successive_loops(server: Server) -> None:
             first.run(use(10 + number))
             second.run(use(20 + number))
         second.run(end())
-        # The loop that did not close the service lets go of its connection when it runs again.
+        # The loop that did not close the service closes its connection when it runs again.
         first.run(asyncio.sleep(0))
         wait_until(lambda: first.run(asyncio.sleep(0)) or client_count(server) <= before, "the end")
         with pytest.raises(BackendUnavailable):
@@ -369,7 +369,7 @@ def test_one_service_in_successive_loops(server: Server) -> None:
 
 
 def run_script(text: str, *arguments: str, warnings: str = "default") -> str:
-    """Run Python in a process of its own; what it printed."""
+    """Run Python in a process of its own, and return what it printed."""
     done = subprocess.run(
         [sys.executable, "-W", warnings, "-c", text, *arguments],
         capture_output=True,
@@ -486,7 +486,7 @@ for _ in range(3):
 check(range(5), 200)
 for child in children:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-# The children's end leaves the connections of the parent alone.
+# The end of the children does not close the parent's connections.
 check(range(10), 20)
 stop.set()
 for thread in threads:
@@ -500,7 +500,7 @@ print("done")
 def test_a_forked_child_has_connections_of_its_own(server: Server, threads: str) -> None:
     script = FORK
     if sys.version_info >= (3, 12):
-        # Python warns of forks with threads; here they are the point.
+        # Python warns about forks with threads, which this test is about.
         script = "import warnings\nwarnings.simplefilter('ignore', DeprecationWarning)\n" + FORK
     assert run_script(script, server.url, threads) == "done\n"
 
@@ -513,7 +513,7 @@ async def test_a_restart_under_load_loses_and_doubles_nothing(
     server: Server, tmp_path: Path, mode: str
 ) -> None:
     own = EmbeddedServer(tmp_path / "data", executable=server.embedded.executable)
-    # A thread of its own: those of to_thread are busy with the calls of threads.
+    # A separate thread: the threads of to_thread are busy with calls.
     with ThreadPoolExecutor(1) as keeper:
 
         async def keep(action: Callable[[], None]) -> None:

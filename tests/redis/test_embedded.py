@@ -1,4 +1,4 @@
-"""EmbeddedServer with the servers of this machine, in real processes."""
+"""EmbeddedServer with the installed servers, in real processes."""
 
 from __future__ import annotations
 
@@ -341,7 +341,7 @@ def program(path: Path, output: str, then: str = "") -> Path:
 
 @pytest.fixture
 def only_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty directory that is the whole PATH. No server is bundled."""
+    """An empty directory as the only one on PATH. No server is bundled."""
     directory = tmp_path / "bin"
     directory.mkdir()
     monkeypatch.setenv("PATH", str(directory))

@@ -39,7 +39,7 @@ ALL_ZERO = {
 }
 QUICK = ("--think", "0", "--flat-out", "0")
 SMALL = ("--agents", "8", "--turns", "3", *QUICK)
-# Far more turns than can be done before a signal comes.
+# Far more turns than can be done before a signal arrives.
 ENDLESS = ("--agents", "20", "--turns", "100000")
 SECRET = "correct-horse"
 

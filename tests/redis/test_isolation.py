@@ -1,4 +1,4 @@
-"""Commands on the wire: only those that are needed, in as few round trips as documented."""
+"""Commands on the wire: only those of the ACL line, in the documented number of round trips."""
 
 from __future__ import annotations
 

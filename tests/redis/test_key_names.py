@@ -93,7 +93,7 @@ async def test_the_log_and_the_index(server: Server) -> None:
     assert [json.loads(member)["id"] for member, _ in log] == ids_of(found.events)
     scores = [score for _, score in log]
     assert scores[:5] == [noon_us + number for number in range(5)]
-    # No later than the time of the append, and the next one right after it.
+    # At most the time of the append; the next position is one higher.
     assert noon_us < scores[5] <= server.raw.time()[0] * 1_000_000 + 1_000_000
     assert scores[6] == scores[5] + 1
     assert all(score == int(score) for score in scores)
@@ -225,7 +225,7 @@ async def test_a_stored_keyspace_stays_readable(server: Server, name: str, codec
         "user:flags": {"beta": True},
         "app:motd": ["hi", None, 1.5],
     }
-    # A service reads every format, whatever it writes.
+    # A service reads every format, whichever it writes.
     async with RedisSessionService(server.url, codec=codec, **golden["options"]) as service:
         found = await service.get_session(**ids, session_id=key.session_id)
         assert found

@@ -111,7 +111,7 @@ async def test_a_restart_between_any_two_calls(server: Server, tmp_path: Path, m
         await restart()
         assert len(await service.list_sessions(**USER)) == 1
         await restart()
-        # Not idempotent, but safe: the dead connection is noticed before the call is sent.
+        # Not idempotent, but safe: the lost connection is noticed before the call is sent.
         event = await service.pop_event(KEY)
         assert event.id == "e2"
         await restart()

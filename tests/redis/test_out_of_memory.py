@@ -21,7 +21,7 @@ OTHERS = tuple(each for each in OPERATIONS if each.kind != "write")
 
 @contextmanager
 def memory_full(server: Server) -> Iterator[None]:
-    """Let the server be full, without eviction."""
+    """Put the server at its memory limit, without eviction."""
     server.raw.config_set("maxmemory-policy", "noeviction")
     server.raw.config_set("maxmemory", 1)
     try:

@@ -37,7 +37,7 @@ def plant(server: Server, key: bytes, poison: str) -> None:
 
 
 def age(server: Server, keys: Iterable[bytes] = ()) -> None:
-    """Let so much time pass that a refresh of every deadline is due."""
+    """Let time pass until a refresh of every deadline is due."""
     pass_time(server, TTL_S * 900, keys)
 
 
@@ -57,7 +57,7 @@ async def test_a_wrong_type_is_refused_whole(
     for poison in POISONS:
         if poison == kind.decode():
             continue
-        for aged in ("none", "all", "tiers"):  # whose deadlines are due
+        for aged in ("none", "all", "tiers"):  # the keys whose deadlines are due
             scene = await prepare(service, server, operation)
             plant(server, key, poison)
             if aged == "all":
@@ -67,7 +67,7 @@ async def test_a_wrong_type_is_refused_whole(
             before = server.snapshot()
             outcome: Any
             [outcome] = await asyncio.gather(operation.run(service, scene), return_exceptions=True)
-            # The registry must name all keys but those that only a refresh uses.
+            # The registry must name all keys, except those that only a refresh uses.
             is_refresh = aged != "none" and bool(operation.refreshes)
             is_refused = isinstance(outcome, BaseException)
             assert is_refused == operation.uses(slot) or (is_refused and is_refresh), outcome

@@ -277,7 +277,7 @@ async def test_options_that_would_break_the_promises_are_refused(
         sessionstore.RedisSessionService(server.url, extra_options={hidden: 1})
 
 
-# -- servers that will not do -----------------------------------------------------------------
+# -- servers that cannot be used---------------------------------------------------------------
 
 
 def test_a_server_that_is_too_old_is_told_from_a_broken_script() -> None:

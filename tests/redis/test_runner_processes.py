@@ -216,7 +216,7 @@ async def test_a_holder_that_is_killed_frees_the_turn_after_its_lease(
 
 @both_modes
 async def test_a_holder_that_was_stopped_too_long_is_refused(server: Server, mode: str) -> None:
-    """When it wakes up it still carries its old token, which the store refuses."""
+    """When it continues, it still has its old token, which the store refuses."""
     async with RedisSessionService(server.url, **TTL) as service:
         options: dict[str, Any] = {"serialize_turns": True, "turn_lease": 0.5, "mode": mode}
         with started(server, "stopped", stops_at=1, **options) as process:

@@ -67,14 +67,14 @@ def now_ms(server: Server) -> int:
 
 
 def deadline(server: Server, key: bytes) -> int:
-    """A deadline in milliseconds since 1970. -1 means none, -2 no such key."""
+    """A deadline in milliseconds since 1970. -1 = never expires, -2 = the key does not exist."""
     found = server.raw.pexpiretime(key.decode())
     assert isinstance(found, int)
     return found
 
 
 def check_fresh(server: Server, key: bytes, before_ms: int, ttl_ms: int = TTL_MS) -> None:
-    """Check that a deadline was set, or found late enough, between `before_ms` and now."""
+    """Check that a deadline is as late as if it was set between `before_ms` and now."""
     found = deadline(server, key)
     assert before_ms + ttl_ms <= found <= now_ms(server) + ttl_ms + ttl_ms // 64, key
 
@@ -271,8 +271,8 @@ async def test_expired_sessions_do_not_count_for_offset(server: Server, make: Ma
     for offset, expected in ((0, ["new"]), (1, ["old"]), (2, [])):
         await long.create_session(**USER, session_id="old")
         await long.create_session(**USER, session_id="new")
-        # Newer than both, so they stand before the offset. With one of them alone, a count that
-        # includes it would still give the right page.
+        # Newer than both, so they come first in the index. With only one of them, a wrong offset
+        # that counts it would still give the right page.
         for number in range(3):
             await short.create_session(**USER, session_id=f"gone-{number}")
         pass_time(server, 102_000)
@@ -345,7 +345,7 @@ async def test_a_session_starts_empty_whatever_was_left_behind(
         server.raw.flushall()
         await service.create_session(**IDS, state=STATE)
         await service.append_event(KEY, make_event("old"))
-        # What eviction of a key does.
+        # The same effect as eviction of the key.
         server.raw.delete("session:{a:u}:s")
         assert await service.get_session(**IDS) is None
         assert await service.list_sessions(**USER) == []

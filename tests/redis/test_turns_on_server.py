@@ -1,4 +1,4 @@
-"""Turns of sessions that were deleted or expired, and created again."""
+"""Turns of sessions that were deleted or expired and then created again."""
 
 from __future__ import annotations
 

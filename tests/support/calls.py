@@ -1,4 +1,4 @@
-"""The Calls of the operations of the registry, for tests of what Calls say."""
+"""The Calls that the operations of the registry send, for tests of their content."""
 
 from __future__ import annotations
 

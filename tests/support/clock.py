@@ -1,4 +1,4 @@
-"""Moving time: a clock for the store in memory, moved deadlines on a server.
+"""Moving time: a clock for the store in memory, earlier deadlines on a server.
 
 A test that needs something to expire calls `pass_time` and does not wait. Tests of real expiry use
 a short TTL and `poll_until`.
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .servers import Server
 
-# Moves the deadlines of keys, and the times that the header of a session holds. Keys whose
-# deadline is in the past then are deleted by the server at once.
+# Moves the deadlines of keys, and the times in the headers of sessions. The server deletes a key
+# at once if its new deadline is in the past.
 _PASS_TIME = """
 local shift_ms = ARGV[1]
 local function earlier(key, field, shift)
@@ -36,7 +36,7 @@ end
 
 
 class Clock:
-    """A clock for `InMemorySessionService(clock=...)`. It runs, and a test may move it on."""
+    """A running clock for `InMemorySessionService(clock=...)`, which a test can move forward."""
 
     def __init__(self) -> None:
         self._offset_s = 0.0
@@ -45,7 +45,7 @@ class Clock:
         return time.time() + self._offset_s
 
     def advance(self, seconds: float) -> None:
-        """Move the clock on."""
+        """Move the clock forward."""
         self._offset_s += seconds
 
 
@@ -55,7 +55,7 @@ def pass_time(server: Server, milliseconds: float, keys: Iterable[bytes] = ()) -
     Args:
         server: where the keys are.
         milliseconds: how much time passes.
-        keys: these keys alone; none = all keys of the server.
+        keys: only these keys; empty = all keys of the server.
     """
     names = list(keys)
     for client in server.clients():

@@ -3,7 +3,7 @@
     python tests/support/generate_sync.py            write the files
     python tests/support/generate_sync.py --check    print what is out of date and exit with 1
 
-A test runs it with `--check`. The parts that differ by nature are written by hand for each side:
+A test runs it with `--check`. The parts that cannot be generated are written by hand for each side:
 sessionstore/concurrency.py and sessionstore/sync/concurrency.py.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sessionstore"
 MODULES = ("service", "runner")
-SIBLINGS = "|".join((*MODULES, "concurrency"))  # modules that sessionstore/sync/ has of its own
+SIBLINGS = "|".join((*MODULES, "concurrency"))  # modules that exist in sessionstore/sync/ too
 
 # Regular expressions and what replaces them, in this order.
 SUBSTITUTIONS = (
@@ -40,7 +40,7 @@ SUBSTITUTIONS = (
     (r"\bconnect_async\b", "connect_sync"),
     (r"\bAsyncMemoryExecutor\(memory\)", "memory"),
     (r"\bAsyncMemoryExecutor, ", ""),
-    # Imports: one package up, except from modules that have a twin here.
+    # Imports: one package up, except from modules that exist in sessionstore/sync/ too.
     (rf"(?m)^from \.(?!(?:{SIBLINGS}) )", "from .."),
     # Prose.
     (r"\bredis\.asyncio\.Redis\b", "redis.Redis"),
@@ -64,7 +64,7 @@ def script_name() -> str:
 
 
 def run_ruff(text: str, *command: str) -> str:
-    """What ruff makes of a text."""
+    """The text after a run of ruff."""
     result = subprocess.run(
         [sys.executable, "-m", "ruff", *command, "-"],
         cwd=ROOT,

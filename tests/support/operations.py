@@ -1,11 +1,11 @@
 """The registry of operations: every public method of a service, in the cases that matter.
 
-The suites that hold for all operations read `OPERATIONS`: faults, wrong types, memory limits,
+The suites that run with every operation read `OPERATIONS`: faults, wrong types, memory limits,
 forgotten scripts, deadlines, commands and rights, slots that migrate, replicas, closed services,
-headers of scripts. A test fails when a public method is missing here.
+headers of scripts. A test fails if a public method is missing here.
 
-To add an operation, add one entry. `Operation` says what each field means. The suites fail where a
-field is wrong.
+To add an operation, add one entry. `Operation` explains each field. The suites fail if a field is
+wrong.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Operation:
         method: its name.
         run: calls it on a service, given the scene.
         keys: roles of the scene's keys that it reads or writes: of the "session", its "events",
-            the "index" of the user's sessions, the state of "user" and "app". If one of them holds
-            another type, the call is refused; if any other key does, it succeeds.
-        case: what is special about the arguments, where the method has several entries.
-        kind: what it does to data. A server that is out of memory refuses "write" alone.
+            the "index" of the user's sessions, the state of "user" and "app". If one of them has a
+            wrong type, the call is refused; if any other key has, it succeeds.
+        case: what is special about the arguments, if the method has several entries.
+        kind: what it does to data. A server that is out of memory refuses only "write".
         refreshes: roles of the keys whose deadline it extends.
         calls: number of its Calls, each of them one round trip.
         needs_turn: it needs the session's turn.
@@ -47,9 +47,9 @@ class Operation:
         new_key: it reads or writes a key that does not exist yet, so in a cluster it waits for the
             end of a migration.
         idempotent: all of its Calls may be sent again when their outcome is unknown.
-        repeat: what a caller gets who repeats the operation after a lost reply: the "same" result,
-            an exception, or None for another result.
-        counts_twice: `version` counts such a repeat too.
+        repeat: what the operation gives if it is repeated after a lost reply: the "same" result, an
+            exception, or None for another result.
+        counts_twice: such a repeat adds 1 to `version` again.
         rights: commands that it needs beyond those of the ACL line of lua/README.md.
     """
 
@@ -178,7 +178,7 @@ OPERATIONS = (
         refreshes="session user app",
     ),
     Operation(
-        # A repeat. The Session may have missed other writes, so it is read again.
+        # A repeat. Others may have written since, so the Session is read again.
         "append_event",
         lambda s, at: s.append_event(at.session, E1),
         keys="session events user app",
@@ -258,7 +258,7 @@ OPERATIONS = (
     ),
     # -- turns
     Operation(
-        # A caller whose reply is lost has the turn and does not know it. Its lease frees it.
+        # If the reply is lost, the caller has the turn without its token, until the lease ends.
         "acquire_turn",
         lambda s, at: s.acquire_turn(at.session),
         keys=LOG,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 NAMED_SERVER = "redis://localhost:6379"
-"""The address that a block uses. A test puts the address of its own server in its place."""
+"""The address that a block uses. A test replaces it with the address of its own server."""
 
 _fence = re.compile(r"^( *)```python\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 _framework = re.compile(r'\bframework\(\s*"([^"]+)"')
@@ -49,7 +49,7 @@ class Block:
 
     @property
     def expected_lines(self) -> list[str]:
-        """What it says that it prints: `print(x)  # one line, then another line`."""
+        """The output that its comments promise: `print(x)  # one line, then another line`."""
         return [line for text in _expected.findall(self.code) for line in text.split(", then ")]
 
 
@@ -71,7 +71,7 @@ def blocks(readme: Path) -> Iterator[Block]:
 
 
 def run(block: Block, url: str, folder: Path) -> str:
-    """Run a block in a process of its own; what it wrote to stderr.
+    """Run a block in a process of its own, and return what it wrote to stderr.
 
     Args:
         block: the block.

@@ -1,4 +1,4 @@
-"""What the operations of the registry are called on."""
+"""The stored data that the operations of the registry are called on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ E1 = make_event("e1", state_delta={"k": 0})
 
 @dataclass(frozen=True)
 class Scene:
-    """What an operation is called on.
+    """A session with everything that an operation may need.
 
     Attributes:
         session: the caller's Session of a session with the events e0, e1 and e2 and with state in
-            every tier. Only the caller has `temp:k`. The user has another session, with one event.
+            every tier. Only the caller's has `temp:k`. The user has another session, with an event.
         turn: the session's turn, if the operation needs one.
     """
 
@@ -100,7 +100,7 @@ async def prepare(service: Any, server: Server, operation: Operation | None = No
 
 
 def shown(result: Any) -> Any:
-    """A result without what differs from run to run: times, and the tokens of turns."""
+    """A result without the parts that differ between runs: times, and the tokens of turns."""
     if isinstance(result, Session):
         return result.id, result.version, result.state, shown(result.events)
     if isinstance(result, Event):
@@ -115,7 +115,7 @@ def shown(result: Any) -> Any:
 
 
 async def stored(service: Any, key: SessionKey, *, versions: bool = True) -> Any:
-    """All that a user and the application have stored, comparable."""
+    """All stored data of a user and of the application, comparable."""
     owner = {"app_name": key.app_name, "user_id": key.user_id}
     sessions = {}
     for session in await service.list_sessions(**owner, event_num=100):

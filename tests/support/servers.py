@@ -54,7 +54,7 @@ class Server:
         return found
 
     def snapshot(self) -> dict[bytes, Any]:
-        """Every key with its type, content and deadline in milliseconds since 1970 (-1: none)."""
+        """Every key with its type, content and deadline in milliseconds since 1970 (-1 = never)."""
         found: dict[bytes, Any] = {}
         for client in self.clients():
             keys: list[Any] = client.keys("*")
@@ -114,7 +114,7 @@ class Servers:
         self._running: dict[str, Server] = {}
 
     def single(self, name: str) -> Server:
-        """The server of a name that `server_paths` gives."""
+        """The server with this name in `server_paths`."""
         if name not in self._running:
             self._running[name] = Server(_started(self._paths[name]))
         return self._running[name]
@@ -147,13 +147,13 @@ class Servers:
         return found
 
     def close(self) -> None:
-        """Stop all that run."""
+        """Stop all running servers."""
         for server in self._running.values():
             server.close()
 
 
 def _answers(client: redis.Redis, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """What a server answers to commands that are sent together."""
+    """The replies of a server to commands that are sent together."""
     pipeline: Any = client.pipeline(transaction=False)
     for command in commands:
         pipeline.execute_command(*command)
@@ -180,7 +180,7 @@ def acl_user(*further: str) -> list[str]:
     The keys are allowed with `KEY_PREFIXES`, too.
 
     Args:
-        *further: commands that are allowed besides.
+        *further: more commands to allow.
     """
     readme = (Path(__file__).parents[2] / "lua/README.md").read_text("utf-8")
     [line] = re.findall(r"^ACL SETUSER (.+)$", readme, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The session that most tests use, and the few steps that they begin with."""
+"""The session that most tests use, and how to create, read and fill it."""
 
 from __future__ import annotations
 

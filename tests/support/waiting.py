@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 DEADLINE_S = 30.0
-"""How long a test waits for any condition. Far longer than anything takes on a busy machine."""
+"""How long a test waits for a condition. Nothing takes so long, even on a busy machine."""
 
 _PAUSE_S = 0.002
 
@@ -17,7 +17,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
     """Return as soon as a condition holds. Blocks the thread.
 
     Args:
-        condition: called again and again; true ends the wait.
+        condition: called repeatedly; a true result ends the wait.
         what: what is awaited, for the message of a failure.
     """
     deadline = time.monotonic() + DEADLINE_S

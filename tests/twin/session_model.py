@@ -1,4 +1,4 @@
-"""The third voice: what the documentation promises, in plain Python. Knows no keys and no scripts.
+"""An independent model: what the documentation promises, in plain Python, without keys or scripts.
 
 Times are integer microseconds, deadlines integer milliseconds since 1970; None = never.
 """
@@ -21,7 +21,7 @@ from sessionstore import (
 )
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-TOLERANCE_MS = 2000  # a call's time is known only roughly when it stores none
+TOLERANCE_MS = 2000  # the time of a call that stores no time is not known exactly
 
 Deadline = int | None
 User = tuple[str, str]
@@ -46,7 +46,7 @@ class Stored:
 
 @dataclass
 class Tier:
-    """State that several sessions share; there is none without a key in it."""
+    """State that several sessions share. It exists only while it has keys."""
 
     state: dict[str, Any] = field(default_factory=dict)
     deadline: Deadline = None
@@ -54,7 +54,7 @@ class Tier:
 
 @dataclass
 class Lease:
-    """Who has the turn, until when. Ends belong to nobody."""
+    """The holder of the turn, and until when. holder = "" after it was released."""
 
     token: int
     holder: str
@@ -75,7 +75,7 @@ class StoredSession:
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of a service that the model has to know. TTLs in milliseconds; 0 = none."""
+    """The options of a service that the model needs. TTLs in milliseconds; 0 = no TTL."""
 
     event_limit: int
     session_ttl: int
@@ -90,7 +90,7 @@ class Settings:
 
 
 class Refused(Exception):
-    """What a call has to be refused with."""
+    """The error that a call must be refused with."""
 
     def __init__(self, kind: type[Exception], actual: int | None = None) -> None:
         super().__init__(kind)
@@ -99,12 +99,12 @@ class Refused(Exception):
 
 
 class Model:
-    """Sessions and state. `now_us` is the time of the call at hand.
+    """Sessions and state. `now_us` is the time of the current call.
 
     Attributes:
-        refreshed: what the call at hand has to give a fresh deadline, with the TTL: sessions by
-            SessionKey, user tiers by (app, user), app tiers by name.
-        may_refresh: the same for what it may refresh or leave alone.
+        refreshed: what the current call must refresh, with the TTL: sessions by SessionKey, user
+            tiers by (app, user), app tiers by name.
+        may_refresh: the same for what it may refresh or not.
     """
 
     def __init__(self) -> None:
@@ -207,7 +207,7 @@ class Model:
         batch = [((settings.codec, event.id), event) for event in events]
         known = {entry.identity for entry in stored.log}
         limit = settings.event_limit
-        # Once the log is full, its oldest event tells a repeat: what was before that is trimmed.
+        # If the log is full, its oldest event shows a repeat: the events before it were trimmed.
         if limit and len(stored.log) >= limit:
             sent = [identity for identity, _ in batch]
             oldest = stored.log[0].identity
@@ -218,7 +218,7 @@ class Model:
             self._check_version(stored, if_version)
             if turn is not None and (not stored.lease or stored.lease.token != turn.token):
                 raise Refused(TurnLost)
-        # A script that is given a tier's key for one event refreshes it for others too.
+        # A script that gets a tier's key for one event may refresh the tier for other events too.
         names = [name for event in events for name in (*event.state_delta, *event.state_removed)]
         self._tiers_named(settings, key, names)
         added = False
@@ -237,7 +237,7 @@ class Model:
             self._tiers_written(settings, key, [*event.state_delta, *event.state_removed])
             added = True
         if added:
-            # One change for all: what one event removes and a later one sets, stays.
+            # All events make one change: a key that one event removes and a later one sets is kept.
             kept = {name: value for name, value in state.items() if name not in removed}
             self._change(key, kept, removed)
             if limit:
@@ -288,7 +288,7 @@ class Model:
     def acquire_turn(
         self, settings: Settings, key: SessionKey, holder: str, lease_ms: int, token: int
     ) -> Turn:
-        """`token` is what the store answered: any will do that is larger than the last."""
+        """`token` is the store's answer. A new holder's must be larger than the last."""
         stored = self._open(key)
         old = stored.lease
         is_mine = old is not None and old.holder == holder
@@ -315,7 +315,7 @@ class Model:
         self.sessions.pop(key, None)
 
     def pass_time(self, milliseconds: int) -> None:
-        """Let deadlines come nearer, and end what has reached its own."""
+        """Move all deadlines closer, and delete what has expired."""
         now_ms = self.now_us // 1000
         for stored in self.sessions.values():
             if stored.lease and stored.lease.until_us:
@@ -331,7 +331,7 @@ class Model:
     # -- deadlines -----------------------------------------------------------------------------
 
     def check_deadline(self, name: Any, actual: Deadline) -> None:
-        """Hold the deadline that is stored against the promise; then take it over."""
+        """Check a stored deadline, then use it in the model."""
         holders: dict[type, dict[Any, Any]] = {
             SessionKey: self.sessions,
             tuple: self.users,
@@ -390,7 +390,7 @@ class Model:
             self.refreshed[key.app_name] = settings.app_ttl
 
     def _tiers_named(self, settings: Settings, key: SessionKey, names: list[str]) -> None:
-        """Whoever is given the app's key is given the user's too."""
+        """A call that gets the app's key gets the user's key too."""
         prefixes = {name.partition(":")[0] for name in names}
         if prefixes & {"user", "app"}:
             self.may_refresh[key.app_name, key.user_id] = settings.user_ttl

@@ -1,4 +1,4 @@
-"""Every method of the twin's keyspace against the command of its name, in random sequences."""
+"""Every method of the twin's keyspace against the command of the same name, in random order."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pairs = st.lists(st.tuples(members, members), min_size=1, max_size=4).map(
 fields = st.lists(members, min_size=1, max_size=4)
 
 
-NAMES: list[str] = []  # of all methods that are tried
+NAMES: list[str] = []  # of all methods that are tested
 
 
 def step(name: str, *parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:
@@ -162,7 +162,7 @@ def test_keyspace_behaves_as_the_server(server: Server) -> None:
             real = outcome(partial(on_server, raw, name, args))
             twin = outcome(partial(on_twin, keyspace, name, args))
             if name in ("hset", "hdel") and real != "WRONGTYPE":
-                real = None  # the scripts do not look at these replies
+                real = None  # no script uses these replies
             assert twin == real, (name, args)
         assert dump_twin(keyspace) == dump_server(server)
         raw.flushall()
@@ -179,7 +179,7 @@ def test_an_expired_key_is_gone_for_every_command(server: Server) -> None:
         for key in KEYS:
             server.raw.zadd(key, {b"a": 1})
             keyspace.zadd(key, 1, b"a")
-        # The server's key goes at once, the twin's when its clock says so.
+        # On the server the key expires at once, in the twin when its clock is moved.
         deadline_ms = now_ms + 1000 if gone else FAR_MS
         for key in KEYS[:2]:
             keyspace.pexpireat(key, deadline_ms)

@@ -9,7 +9,7 @@ from sessionstore.scripts import SCRIPTS, lua_directory
 from sessionstore.twin import fragments, scripts
 from sessionstore.twin.scripts import TWINS
 
-SERVER_TIME = {"server_time_us", "to_ms"}  # the keyspace knows the time
+SERVER_TIME = {"server_time_us", "to_ms"}  # the keyspace has the time
 HELPERS = {"decimal"}  # Lua converts numbers itself
 
 

@@ -1,7 +1,7 @@
 """Random calls on the twin, on every real server, and on a plain model of what is promised.
 
-After every call the three are held against each other: results, error classes, and for twin and
-server every key with its content and deadline.
+After every call the three are compared: results, error classes, and for twin and server every key
+with its content and deadline.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from sessionstore.twin import MemoryExecutor
 DAY_MS = 86_400_000
 NUM_EVENTS = 10
 
-# Two services that share what they store, and a third that is the second without refreshing.
+# Services that share what they store. The third does not refresh on reads.
 SERVICES = (
     Settings(3, DAY_MS, 2 * DAY_MS, 3 * DAY_MS, True, "json"),
     Settings(0, 0, 0, 0, True, "msgpack"),
@@ -144,7 +144,7 @@ READER = make_ops(Settings(0, 0, 0, 0, False, "json"))  # refreshes nothing
 
 
 class Outcome:
-    """A result, or an exception with what can be told of it."""
+    """A result, or an exception."""
 
     def __init__(self, run: Callable[[], Any]) -> None:
         self.error: Exception | None = None
@@ -161,7 +161,7 @@ class Outcome:
         return self.result
 
     def told(self) -> Any:
-        """What is held against another outcome."""
+        """The part that is compared with another outcome."""
         if isinstance(self.error, StaleVersion):
             return StaleVersion, self.error.actual
         if isinstance(self.error, TurnTaken):
@@ -462,7 +462,7 @@ class TwinMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.sessions)
     @rule(days=st.sampled_from((1 / 100, 1 / 50, 0.3, 0.9, 1.5, 3.5, 5.0)))
     def pass_time(self, days: float) -> None:
-        """As if time had passed: every deadline comes nearer, and some things expire."""
+        """As if time had passed: move all deadlines closer. Some keys expire."""
         milliseconds = int(days * DAY_MS)
         pass_time(self.server, milliseconds)
         self.dump()
@@ -470,7 +470,7 @@ class TwinMachine(RuleBasedStateMachine):
         self.model.begin(self.clock_us)
         keyspace = self.twin.keyspace
         keyspace.now_us = self.clock_us
-        for key in keyspace.keys():  # noqa: SIM118  # no mapping
+        for key in keyspace.keys():  # noqa: SIM118  # a Keyspace is not a dict
             deadline_ms = keyspace.pexpiretime(key)
             if keyspace.kind(key) == b"hash":
                 noted = int(keyspace.hget(key, b"deadline_ms") or 0)
@@ -497,7 +497,7 @@ class TwinMachine(RuleBasedStateMachine):
         return seconds * 1_000_000 + rest
 
     def _version(self, key: SessionKey, step: int | None) -> int | None:
-        """None, or a version so many steps from the right one."""
+        """None, or the current version plus `step`."""
         if step is None:
             return None
         stored = self.model.sessions.get(key)
@@ -514,11 +514,11 @@ class TwinMachine(RuleBasedStateMachine):
         return positions[number % len(positions)] + (number >= len(positions))
 
     def _run(self, call: Call[Any], lease_ms: int = 0) -> Outcome:
-        """A call on both sides; what the server's replies mean."""
+        """Send a call to server and twin, compare the outcomes, and return the server's."""
         before_us = self._server_us()
         real = Outcome(lambda: call.decode(self.executor.execute(call)))
         after_us = self._server_us()
-        # What the call has put into an index, or answered, tells its time exactly.
+        # The index and the reply contain the exact time of the call.
         stamps = [
             score
             for key, (_, _, content) in self.dump().items()
@@ -549,12 +549,12 @@ class TwinMachine(RuleBasedStateMachine):
         return Outcome(drive)
 
     def _expect(self, outcome: Outcome, expected: Callable[[], Any]) -> None:
-        """Hold what came against the model's answer."""
+        """Compare an outcome with the model's."""
         self.model.begin(self.clock_us)
         assert outcome.told() == Outcome(expected).told()
 
     def _check(self) -> None:
-        """Twin and server store the same, and it is what the model says."""
+        """Check that twin, server and model store the same."""
         real, twin = self.stored, dump_twin(self.twin.keyspace)
         assert sorted(twin) == sorted(real)
         for key, (kind, deadline_ms, content) in real.items():
@@ -581,7 +581,7 @@ class TwinMachine(RuleBasedStateMachine):
                 assert real[names.events][1] == real[names.session][1]
             index = real[names.session_index]
             assert dict(index[2])[key.session_id.encode()] == stored.updated_us
-            # The index lives as long as every session in it.
+            # The index lives at least as long as every session in it.
             assert index[1] == -1 or index[1] >= (stored.deadline or math.inf)
             header = real[names.session][2]
             assert int(header[b"version"]) == stored.version
@@ -645,7 +645,7 @@ def test_twin_server_and_model_agree(server: Server, executors: tuple[RedisExecu
             stateful_step_count=40,
             deadline=None,
             print_blob=True,
-            # To make a failing sequence short takes minutes: add Phase.shrink for that.
+            # Phase.shrink shortens a failing sequence, but takes minutes. Add it if needed.
             phases=[Phase.explicit, Phase.reuse, Phase.generate],
             suppress_health_check=list(HealthCheck),
         ),
@@ -671,13 +671,13 @@ def test_both_let_keys_expire(server: Server, executors: tuple[RedisExecutor, ..
     while server.raw.dbsize() and time.monotonic() < limit:
         real, twins = run(reader)
         if real and twins:
-            # At most the time between two readings apart.
+            # Server and twin were read at slightly different times.
             assert set(real.state) - set(twins.state) <= {"user:k", "app:k"}
         time.sleep(0.005)
     clock[0] = time.time()
     assert run(reader) == (None, None)
     assert dump_server(server) == dump_twin(twin.keyspace) == {}
-    # What has expired leaves nothing behind for a session of the same name.
+    # A new session with the same name has no expired data.
     real, twins = run(next(flows.create_session(ops, *_parts(key), None)))
     assert real.state == twins.state == {}
     assert real.events == twins.events == []

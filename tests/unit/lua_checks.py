@@ -1,4 +1,4 @@
-"""The rules for Lua files as checks. Each yields one line of text for each breach."""
+"""The rules for Lua files as checks. Each yields one line of text for each violation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads Lua files as far as the checks need it: comments, commands, function calls, replies."""
+"""Parses what the checks need of a Lua file: comments, commands, function calls, replies."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class CommandCall:
     """A redis.call() and its line in the file."""
 
     line: int
-    command: str | None  # None: computed
+    command: str | None  # None = computed
     keys: list[str]
 
 
@@ -160,7 +160,7 @@ class Reply:
     """A table that begins with a status word or follows `return`, and its line in the file."""
 
     line: int
-    word: str | None  # None: the table does not begin with a status word
+    word: str | None  # None = the table does not begin with a status word
     fields: list[str]
 
 

@@ -32,7 +32,7 @@ Hook = Callable[[int, Call[Any], str], Awaitable[None]]
 
 
 class Store:
-    """An executor in memory; `hook` is told the number of each Call, before and after it."""
+    """An executor in memory; calls `hook` with the number of each Call, before and after it."""
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self._inner = AsyncMemoryExecutor(MemoryExecutor(clock=clock))
@@ -75,7 +75,7 @@ class Gate:
 
 
 def failing(name: str, error: Exception, when: str = "before", *, times: int = 1_000_000) -> Hook:
-    """A hook that lets Calls of one name fail."""
+    """A hook that makes Calls of one name fail."""
     left = itertools.repeat(None, times)
 
     async def hook(_: int, call: Call[Any], now: str) -> None:
@@ -105,7 +105,7 @@ async def echo(context: RunContext) -> AsyncIterator[Event]:
 
 
 class Witness:
-    """An agent that notes how far it came and that its clean-up was run."""
+    """An agent that records how far it came and whether its clean-up ran."""
 
     def __init__(self, *steps: Event | Exception) -> None:
         self.steps = steps

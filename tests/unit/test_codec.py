@@ -269,7 +269,7 @@ def test_an_event_with_anything_is_kept_or_refused(format_name: Format, value: A
     codec = CODECS[format_name]
     for field in ("content", "metadata"):
         event = event_with(field, value if field == "content" else {"key": value})
-        refusal = refusal_of(lambda: codec.encode_event(event, "event"))  # noqa: B023  # called here
+        refusal = refusal_of(lambda: codec.encode_event(event, "event"))  # noqa: B023  # called at once
         if refusal is not None:
             assert refusal.startswith(f"event.{field}")
         else:
@@ -471,7 +471,7 @@ def test_a_bad_field_is_refused_by_name(format_name: Format, changes: dict[str, 
 
 @each_format
 def test_a_refusal_of_a_field_does_not_name_a_wrong_reason(format_name: Format) -> None:
-    event = Event("author", state_removed=("a", "b"))  # type: ignore[arg-type]  # that is the point
+    event = Event("author", state_removed=("a", "b"))  # type: ignore[arg-type]  # a tuple
     with pytest.raises(InvalidArgument, match=r"^event\.state_removed") as caught:
         CODECS[format_name].encode_event(event, "event")
     assert "Unicode" not in str(caught.value)
@@ -527,7 +527,7 @@ def test_an_unknown_codec_is_refused(name: Any) -> None:
         Codec(name)
 
 
-# -- events that are known to come back ----------------------------------------------------------
+# -- events that survive a round trip -----------------------------------------------------------
 
 
 @each_format

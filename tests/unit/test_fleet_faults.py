@@ -23,7 +23,7 @@ VICTIM = "session-000001"
 
 
 class FaultyExecutor:
-    """Misbehaves in one way, at one session, at its third append and in what is read after it."""
+    """Misbehaves in one way, at one session: at its third append and at later reads."""
 
     def __init__(self, executor: AsyncExecutor, service: InMemorySessionService, fault: str):
         self._executor = executor

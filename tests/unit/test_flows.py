@@ -1,4 +1,4 @@
-"""What services do around the Calls: nothing is sent in vain, and a Session changes only after."""
+"""What services do around Calls: check first, and update the Session only after success."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Write = Callable[[SessionService, Session], Awaitable[Any]]
 
 
 class Recorder:
-    """Stands where a store stands, and records what reaches it."""
+    """An executor that takes the place of a store and records the Calls it gets."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.sent: list[Call[Any]] = []
@@ -350,7 +350,7 @@ METHODS = [
 
 
 async def test_a_call_is_named_after_the_method() -> None:
-    """Errors name it. Removing state is updating it."""
+    """Errors show this name. A removal of state is an update."""
     for method in METHODS:
         service, recorder = recording_service(BackendTimeout("no answer"))
         with pytest.raises(BackendTimeout):
@@ -404,7 +404,7 @@ async def test_an_offset_beyond_the_end_is_found_out_at_once(
 
 
 async def test_expired_sessions_count_for_no_offset() -> None:
-    """Wherever they stand in the index, which pruning moves while it is looked at."""
+    """Wherever they are in the index, and though pruning moves it during the search."""
     now = 1_000_000.0
     async with InMemorySessionService(session_ttl=100, clock=lambda: now) as service:
         names = [f"s{number:04}" for number in range(2500)]

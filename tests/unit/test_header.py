@@ -237,11 +237,11 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 async def built_calls(options: dict[str, Any]) -> list[tuple[str, Call[Any]]]:
-    """Calls of all operations and shapes, each with the operation or builder that it is of."""
+    """Calls of all operations and shapes, each with the name of its operation or builder."""
     found = [
         (operation.name, call)
         for operation in OPERATIONS
-        # Memory has no primaries to walk over, as `list_users` does in a cluster.
+        # In memory there are no primaries, which `list_users` scans in a cluster.
         if operation.keys or not options.get("app_in_own_slot")
         for call in await calls_of(operation, **options)
     ]

@@ -1,4 +1,4 @@
-"""Keys: encoding of ids, no key for two owners, and which keys share a slot."""
+"""Keys: ids are encoded, a key has one owner, and the keys of a user share a slot."""
 
 from __future__ import annotations
 

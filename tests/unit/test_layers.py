@@ -52,7 +52,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def imports(text: str, depth: int = 1) -> Iterator[tuple[str | None, str | None]]:
-    """Every import, nested ones included: (our module, None) or (None, library).
+    """Every import, including nested ones: (our module, None) or (None, library).
 
     Args:
         text: a module.

@@ -123,7 +123,7 @@ def test_no_message_quotes_a_password(url: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         RedisSessionService(url)
     shown = str(caught.value)
-    assert "hunter2" not in shown or url.startswith("hunter2")  # a scheme is no secret
+    assert "hunter2" not in shown or url.startswith("hunter2")  # the scheme is shown
 
 
 def test_the_options_of_a_url_and_of_an_instance_reach_every_node() -> None:

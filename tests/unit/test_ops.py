@@ -1,4 +1,4 @@
-"""Calls are pure data: the same every time, and refused before they are sent."""
+"""Calls are pure data: equal arguments give equal Calls, and bad ones are refused."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_a_call_is_data_that_does_not_change(
         assert all(type(arg) in (bytes, str, int) for arg in call.args)
         assert all(type(arg) in (bytes, str, int) for command in call.commands for arg in command)
         with pytest.raises(AttributeError):
-            call.keys = ()  # type: ignore[misc]  # that it cannot be set is the point
+            call.keys = ()  # type: ignore[misc]  # it cannot be set
 
 
 @each_options

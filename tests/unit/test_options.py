@@ -1,4 +1,4 @@
-"""Options of the services: the error names the option that is not valid, and quotes no secret."""
+"""Options of the services: the error names the option that is not valid and shows no secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sessionstore.sync is generated from the modules for asyncio, and both keep to the conventions."""
+"""sessionstore.sync is generated from the modules for asyncio; both follow the conventions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the READMEs say is what the code does: links, names, defaults and types."""
+"""The READMEs match the code: links, names, defaults and types."""
 
 from __future__ import annotations
 

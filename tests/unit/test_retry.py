@@ -77,7 +77,7 @@ class Tried:
         self.step = next(self._steps)
 
     def fail(self, failure: Exception) -> Step:
-        """Let the step fail; the next one. A discovery succeeds and a pause ends by itself."""
+        """Make the step fail, and return the next Send. Discoveries succeed, pauses end at once."""
         self.delay_s = 0.0
         step = self._steps.throw(failure)
         while not isinstance(step, Send):
@@ -110,7 +110,7 @@ def moved(slot: int = SLOT) -> ErrorReply:
 
 @pytest.fixture
 def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every pause would last beyond the deadline."""
+    """Every pause would end after the deadline."""
     monkeypatch.setattr(retry, "_FIRST_DELAY_S", 10_000.0)
 
 

@@ -233,7 +233,7 @@ class Method:
 
 
 class ByHand:
-    """An iterator that is no generator: it has no `aclose`."""
+    """An iterator without `aclose`, so not a generator."""
 
     def __init__(self, *events: Event) -> None:
         self._events = iter(events)
@@ -249,7 +249,7 @@ class ByHand:
 
 
 class Several:
-    """An iterable that is no iterator."""
+    """An iterable, but not an iterator."""
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         yield Event("assistant", "Hello Ann")

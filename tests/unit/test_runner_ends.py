@@ -1,4 +1,4 @@
-"""Every way in which a run can end: errors, callers who break off, cancellation."""
+"""Every way in which a run can end: errors, callers who stop early, cancellation."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class TestErrors:
             assert agent.finished == agent.started
             store.hook = None
             if "acquire_turn" in store.names[:number]:
-                # Only where the store kept the answer to itself the turn waits for its lease.
+                # The turn is free, unless the answer to acquire_turn was lost.
                 assert (number, when) == (2, "after") or await service.acquire_turn(KEY, lease=1e-3)
             found = await service.get_session(**IDS)
             contents = [event.content for event in found.events] if found else []
@@ -276,7 +276,7 @@ class TestEnds:
                 break
             task.cancel()
             await asyncio.sleep(0)
-            gate.opened.set()  # turns are asked for and given back to the end
+            gate.opened.set()  # requests and releases of turns are completed
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert task.cancelled()
@@ -336,7 +336,7 @@ class TestInterrupted:
     async def interrupt(
         self, *events: Event, how: str = "aclose", store_interrupted: bool = True
     ) -> list[Event]:
-        """What is stored of a run that is interrupted behind these events, but for the message."""
+        """What is stored of a run that is interrupted after these events, without the message."""
         end = asyncio.Event()
 
         async def agent(_: RunContext) -> AsyncIterator[Event]:

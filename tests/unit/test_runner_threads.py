@@ -265,7 +265,7 @@ class TestInterrupted:
         def interrupt(call: Call[Any]) -> None:
             if store.names.count("append_event") == 2:
                 store.hook = lambda _: None
-                store.execute(call)  # it arrives, and the caller is interrupted
+                store.execute(call)  # the store gets it, and the caller is interrupted
                 raise KeyboardInterrupt
 
         store.hook = interrupt

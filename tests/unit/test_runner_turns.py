@@ -53,7 +53,7 @@ class TestTurns:
             "get_session",
             "append_event",
             "append_event",
-            "renew_turn",  # which gives it back
+            "renew_turn",  # with a lease of 0, which releases it
         ]
 
     async def test_a_run_that_waits_sees_what_the_other_wrote(self) -> None:
@@ -113,7 +113,7 @@ class TestTurns:
         assert not hasattr(raised.value, "__notes__")
         assert agent.finished == 1
         assert [content for _, content in await said(service)] == ["x", 0]
-        with pytest.raises(TurnTaken):  # the lost one did not give away the other's
+        with pytest.raises(TurnTaken):  # the lost turn did not release the new one
             await service.acquire_turn(KEY)
         await service.append_event(KEY, Event("other"), turn=turn)
 

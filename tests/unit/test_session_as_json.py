@@ -14,7 +14,7 @@ STATE = {"cart": [{"mug": 2}, None, 1.5, "ä"], "user:language": "en", "app:open
 
 
 def sent(value: Any) -> Any:
-    """What the receiver of JSON has."""
+    """The Session that a receiver of JSON decodes."""
     return json.loads(json.dumps(msgspec.to_builtins(value)))
 
 

@@ -138,7 +138,7 @@ def test_parts_of_known_shapes_may_come_in_any_number() -> None:
         (Message(), Message(state="lost")),  # type: ignore[arg-type]
         (Message(), Message(count=1 << 64)),
         (Message(), Message(cost=math.nan)),
-        (Message(), Message(cost=None)),  # another value than the default
+        (Message(), Message(cost=None)),  # not the default
         (Message(), Message(count=True)),
     ],
     ids=repr,

@@ -42,7 +42,7 @@ SLOT = slot_of(READ)
 
 
 class Asked:
-    """Executes the Probes of a discovery with scripted answers; records who was asked what."""
+    """Executes the Probes of a discovery with scripted answers; records each node and command."""
 
     def __init__(self, topology: Topology, answers: dict[Node, Any]) -> None:
         self.asked: list[tuple[Node, str]] = []
@@ -114,7 +114,7 @@ def test_the_next_node_is_asked_when_one_does_not_answer() -> None:
 
 
 def test_known_nodes_are_asked_first_then_those_of_the_url_then_the_lost_ones() -> None:
-    """One that was lost may be stopped rather than dead, and asking it would take a time-out."""
+    """A lost node may be stopped and not dead; then asking it takes until the timeout."""
     for _ in range(20):
         topology = ClusterTopology([C])
         Asked(topology, {C: WHOLE})
@@ -250,7 +250,7 @@ def test_the_next_sentinel_is_asked_when_one_is_gone_or_knows_nothing() -> None:
     topology = SentinelTopology([S1, S2, S3], "m")
     answers = {S1: ConnectFailed("refused", final=False), S2: None, S3: MASTER_A, A: IS_MASTER}
     assert Asked(topology, answers).nodes == [S1, S2, S3, A]
-    # and the one that knew is asked first from then on
+    # From then on, the Sentinel that knew the master is asked first.
     topology.report_failure(ConnectionLost("gone"), A)
     assert Asked(topology, answers).nodes == [S3, A]
 

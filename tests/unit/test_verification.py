@@ -1,4 +1,4 @@
-"""The check of the fleet finds every planted difference and reports no other."""
+"""The check of the fleet reports every planted difference and nothing else."""
 
 from __future__ import annotations
 

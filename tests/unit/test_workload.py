@@ -83,7 +83,7 @@ class TestSynthetic:
             pytest.approx(1024, rel=0.1),
             pytest.approx(6266, rel=0.1),
         ]
-        # Text that needs escapes or is not ASCII takes a few bytes more than were drawn.
+        # Text that needs escapes or is not ASCII takes a few bytes more than the drawn size.
         assert sizes[0] >= 30
         assert sizes[-1] <= 7754 * 1.1
 

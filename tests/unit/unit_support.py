@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from hypothesis import HealthCheck, settings
 
-# For properties. How long an example takes depends on the load of the machine.
+# For property tests, without a deadline: an example takes longer on a busy machine.
 unhurried = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 
 
