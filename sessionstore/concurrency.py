@@ -117,9 +117,11 @@ class HeldTurn:
 
 
 async def _finish(task: asyncio.Task[T]) -> T:
-    """The task's result. A cancellation does not reach the task and is raised after its end."""
+    """The task's result. If the caller is cancelled, the task still ends before that is raised."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        while not task.done():
+            with suppress(asyncio.CancelledError):  # cancelled again
+                await asyncio.wait([task])
         raise

@@ -198,7 +198,7 @@ class Keyspace:
         low = first if first >= 0 else max(size + first, 0)
         high = last if last >= 0 else size + last
         if rev:
-            found = entries[max(size - 1 - high, 0) : size - low]
+            found = entries[max(size - 1 - high, 0) : max(size - low, 0)]
             found.reverse()
             return found if low <= high else []
         return entries[low : high + 1] if low <= high else []

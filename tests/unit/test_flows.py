@@ -183,6 +183,7 @@ def refused_attempts() -> Iterator[Attempt]:
         yield attempt("delete_app_state", "app", key)
     for limit, offset in ((0, 0), (1001, 0), (-1, 0), (True, 0), ("5", 0), (1, -1), (1, None)):
         yield attempt("list_sessions", **USER, limit=limit, offset=offset)
+    yield attempt("list_sessions", **USER, limit=0, offset=5)
     for event_num in (-1, True, "5", None):
         yield attempt("list_sessions", **USER, event_num=event_num)
     for no_id in ("", "x" * 257, "\ud800", None, 5):

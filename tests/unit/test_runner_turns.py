@@ -183,6 +183,23 @@ class TestTurns:
         with pytest.raises(asyncio.CancelledError):
             await task
 
+    @pytest.mark.parametrize("name", ["acquire_turn", "renew_turn"])
+    async def test_cancelled_twice_it_releases_the_turn(self, name: str) -> None:
+        """While it acquires the turn, and while it releases it."""
+        service, store = make_service()
+        gate = store.hook = Gate("before", name=name)
+        runner = Runner(APP, echo, service, serialize_turns=True)
+        task = asyncio.create_task(all_of(runner.run(USER, "sid", "x")))
+        await gate.reached.wait()
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        gate.opened.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await service.acquire_turn(KEY)
+
     async def test_a_turn_that_cannot_be_given_back_does_not_fail_the_run(self) -> None:
         service, store = make_service()
         store.hook = failing("renew_turn", BackendUnavailable("planted"))
