@@ -36,7 +36,7 @@ async def start_agent(events: AgentEvents) -> AsyncIterator[Event]:
         events = await events
     if not isinstance(events, AsyncIterable):
         kind = type(events).__name__
-        raise InvalidArgument(f"the agent must yield Events: run(context) gave {kind}")
+        raise InvalidArgument(f"the agent must yield Events: run(context) returned {kind}")
     return aiter(events)
 
 
@@ -101,7 +101,7 @@ class HeldTurn:
         await self._release(self.turn)
 
     async def _release(self, turn: Turn) -> None:
-        with suppress(BackendError):  # the turn is free when its lease ends
+        with suppress(BackendError):  # otherwise the turn is free when its lease ends
             await self._service.release_turn(turn)
 
     async def _renew(self) -> None:

@@ -225,6 +225,6 @@ class TestTurns:
         await gate.reached.wait()
         await service.delete_session(**IDS)
         gate.opened.set()
-        with pytest.raises(SessionNotFound, match="deleted before its turn"):
+        with pytest.raises(SessionNotFound, match="deleted while the run waited"):
             await task
         assert store.names[-1] == "renew_turn"
