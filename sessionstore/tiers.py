@@ -79,7 +79,7 @@ class Change(msgspec.Struct):
 
 
 NO_CHANGE = Change(Delta(), Delta(), Delta(), {}, [])
-"""The change of most events. Shared: must not be changed."""
+"""Used for most events. All share it, so it must not be modified."""
 
 
 def encode_change(
@@ -141,7 +141,7 @@ def encode_change(
 
 
 def _parse_key(key: object, path: str, tier: Tier) -> tuple[str, bytes, str]:
-    """Tier, encoded name, and name with prefix of a state key."""
+    """A state key's tier or "temp", its name as stored, and its name with prefix."""
     if not isinstance(key, str):
         raise InvalidArgument(f"{path} must be a str, not {type(key).__name__}: {key!r}")
     prefix, colon, rest = key.partition(":")

@@ -51,7 +51,7 @@ class SortedSet:
         return True
 
     def remove_range(self, first: int, end: int) -> int:
-        """Remove the entries [first, end). Returns how many there were."""
+        """Remove the entries [first, end) and return their number."""
         removed = self.entries[first:end]
         del self.entries[first:end]
         for _, member in removed:
