@@ -92,7 +92,7 @@ class HeldTurn:
             return await _finish(acquiring)
         except asyncio.CancelledError:
             if not acquiring.cancelled() and acquiring.exception() is None:
-                await self._release(acquiring.result())
+                await _finish(asyncio.create_task(self._release(acquiring.result())))
             raise
 
     async def _stop(self) -> None:

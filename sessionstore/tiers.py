@@ -130,8 +130,8 @@ def encode_change(
         if target != "temp":
             getattr(change, target).pairs += (stored, data)
         change.values[full] = copy
-    for key in removed:
-        target, stored, full = _parse_key(key, f"{removed_path} key", tier)
+    for number, key in enumerate(removed):
+        target, stored, full = _parse_key(key, f"{removed_path}[{number}]", tier)
         if full in change.values:
             raise InvalidArgument(f"{removed_path} and {path} both name {full!r}")
         if target != "temp":

@@ -316,4 +316,4 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
         )
     }
 )
-"""Every script by the name of its Lua file."""
+"""Every script that a Call may name, by the name of its Lua file."""

@@ -212,6 +212,14 @@ async def test_what_is_refused_is_not_sent(refused: Attempt) -> None:
     assert recorder.sent == []
 
 
+async def test_a_key_to_remove_that_is_not_valid_is_named_by_its_index() -> None:
+    service, _ = recording_service()
+    with pytest.raises(InvalidArgument, match=r"^keys\[1\] must be a str, not int: 5"):
+        await service.delete_session_state(KEY, "a", 5)  # type: ignore[arg-type]  # refused
+    with pytest.raises(InvalidArgument, match=r"^event\.state_removed\[1\] must not be empty"):
+        await service.append_event(KEY, Event("user", state_removed=["a", ""]))
+
+
 async def test_too_many_events_are_not_sent() -> None:
     service, recorder = recording_service()
     events = [Event("user") for _ in range(EVENTS_PER_CALL_LIMIT + 1)]

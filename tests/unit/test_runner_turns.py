@@ -200,6 +200,29 @@ class TestTurns:
             await task
         await service.acquire_turn(KEY)
 
+    async def test_cancelled_again_while_it_releases_what_it_just_acquired(self) -> None:
+        service, store = make_service()
+        acquiring, releasing = (
+            Gate("before", name=name) for name in ("acquire_turn", "renew_turn")
+        )
+
+        async def hook(number: int, call: Call[Any], when: str) -> None:
+            await acquiring(number, call, when)
+            await releasing(number, call, when)
+
+        store.hook = hook
+        runner = Runner(APP, echo, service, serialize_turns=True)
+        task = asyncio.create_task(all_of(runner.run(USER, "sid", "x")))
+        for gate in (acquiring, releasing):
+            await gate.reached.wait()
+            task.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            gate.opened.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await service.acquire_turn(KEY)
+
     async def test_a_turn_that_cannot_be_given_back_does_not_fail_the_run(self) -> None:
         service, store = make_service()
         store.hook = failing("renew_turn", BackendUnavailable("planted"))
