@@ -43,8 +43,8 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
         keys: the script's KEYS.
         args: the script's ARGV.
         commands: plain commands that run after the script, in the same transaction.
-        idempotent: running it twice has the same effect as running it once at the time of the
-            second run (`version` may count both). Only idempotent Calls are sent again when the
+        idempotent: running it twice stores the same data as running it once, at the time of the
+            second run; only `version` may be higher. Only idempotent Calls are sent again when the
             outcome of the first attempt is unknown.
         writes: it changes data, not only deadlines, so that an unknown outcome matters.
         is_bulk: its data may be large. It uses a connection of its own, so that small Calls do not
@@ -72,7 +72,7 @@ Flow = Generator[Step, Any, R]
 
 
 class AsyncExecutor(Protocol):
-    """Runs Calls. An error reply of the server is raised as `reply_error` describes."""
+    """Runs Calls. For an error reply it raises the exception that `reply_error` returns."""
 
     async def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call."""
@@ -148,7 +148,7 @@ def reply_error(call: Call[Any], message: str) -> SessionStoreError:
             f"{where}: it is part of a cluster, use redis+cluster:// ({code})"
         )
     if code in _REFUSALS:
-        key = (call.keys or (b"",))[0].decode()
-        return BackendRejected(f"{where}: {_REFUSALS[code]} ({code}; {key})")
+        near = f"; first key: {call.keys[0].decode()}" if call.keys else ""
+        return BackendRejected(f"{where}: {_REFUSALS[code]} ({code}{near})")
     text = message.partition(", with args")[0]
     return BackendRejected(f"{where}: {text}")

@@ -42,7 +42,7 @@ DEPTH_LIMIT = 200
 
 
 class Codec:
-    """Encodes the values of one service. Stored values of every service decode.
+    """Encodes the values of one service. Decoding needs no Codec: it works for every format.
 
     Args:
         format: "json", or "msgpack", which can also store nested bytes, timezone-aware datetimes
@@ -69,12 +69,12 @@ class Codec:
         self._event_size_limit = event_size_limit
         self._value_size_limit = value_size_limit
         self._verifies = True
-        self._unverified = copy(self)
-        self._unverified._verifies = False
+        self._non_verifying = copy(self)
+        self._non_verifying._verifies = False
 
     def for_event(self, event: Event) -> Codec:
-        """The codec for an event and its state. A VerifiedEvent is neither decoded nor copied."""
-        return self._unverified if type(event) is VerifiedEvent else self
+        """The codec for an event and its state. For a VerifiedEvent it skips the check."""
+        return self._non_verifying if type(event) is VerifiedEvent else self
 
     def encode_value(self, value: Any, path: str) -> tuple[bytes, Any]:
         """The bytes of a state value, and a copy that shares nothing with it.
@@ -84,19 +84,20 @@ class Codec:
             LimitExceeded: it is larger than `value_size_limit`.
         """
         if isinstance(value, bytes):
-            data, found = _RAW + value, value
+            data, decoded = _RAW + value, value
         else:
             try:
                 data = self._encode(value)
-                found = decode_value(data) if self._verifies else value
-                same = (found is value or found == value) and not self._is_too_deep(data, value)
+                decoded = decode_value(data) if self._verifies else value
+                is_same = decoded is value or decoded == value
+                is_valid = is_same and not self._is_too_deep(data, value)
             except _ENCODE_ERRORS:
-                same = False
-            if not same:
+                is_valid = False
+            if not is_valid:
                 raise self._value_error(value, path)
         if len(data) > self._value_size_limit:
             raise _too_large(path, self._value_size_limit, len(data))
-        return data, found
+        return data, decoded
 
     def encode_event(self, event: Event, path: str) -> tuple[bytes, Event]:
         """The bytes of an event, and a copy that shares nothing with it.
@@ -109,21 +110,21 @@ class Codec:
         try:
             data = self._encode(event)
             if self._verifies:
-                found = self._decode_event(data)
-                same = found == event and not (
+                decoded = self._decode_event(data)
+                is_valid = decoded == event and not (
                     self._is_too_deep(data, event.content)
                     or self._is_too_deep(data, event.state_delta)
                     or self._is_too_deep(data, event.metadata)
                 )
             else:
-                found, same = event, True
+                decoded, is_valid = event, True
         except _ENCODE_ERRORS:
-            same = False
-        if not same:
+            is_valid = False
+        if not is_valid:
             raise self._event_error(event, path)
         if len(data) > self._event_size_limit:
             raise _too_large(path, self._event_size_limit, len(data))
-        return data, found
+        return data, decoded
 
     def _is_too_deep(self, data: bytes, value: Any) -> bool:
         """Whether a value is nested too deeply. `data` is its encoded form, or contains it."""
@@ -131,9 +132,10 @@ class Codec:
         if not value or type(value) is str or len(data) <= DEPTH_LIMIT:
             return False
         if self._json:
-            # The number of brackets. bytes.replace finds them faster than bytes.count.
-            others = len(data.replace(b"[", b"")) + len(data.replace(b"{", b""))
-            if 2 * len(data) - others <= DEPTH_LIMIT:
+            # bytes.replace finds brackets faster than bytes.count.
+            num_brackets = 2 * len(data)
+            num_brackets -= len(data.replace(b"[", b"")) + len(data.replace(b"{", b""))
+            if num_brackets <= DEPTH_LIMIT:
                 return False
         return is_deeper(value, DEPTH_LIMIT)
 
@@ -154,8 +156,8 @@ class Codec:
         return InvalidArgument(f"{path} would change when stored")
 
     def _value_error(self, value: Any, path: str) -> InvalidArgument:
-        found = self._find_fault(value, path, 0)
-        return InvalidArgument(found or f"{path} would change when stored")
+        fault = self._find_fault(value, path, 0)
+        return InvalidArgument(fault or f"{path} would change when stored")
 
     def _find_fault(self, value: Any, path: str, depth: int) -> str | None:
         """Why a value cannot be stored, with the path to the innermost part that is not valid."""
@@ -171,19 +173,21 @@ class Codec:
         elif isinstance(value, list):
             parts = enumerate(value)
         for key, item in parts:
-            found = self._find_fault(item, f"{path}[{key!r}]", depth + 1)
-            if found:
-                return found
+            fault = self._find_fault(item, f"{path}[{key!r}]", depth + 1)
+            if fault:
+                return fault
         if self._round_trips(value):
             return None
+        codec = "json" if self._json else "msgpack"
         kind: type[Any] = type(value)
         if kind is float:
             return f"{path} is {value!r}, which is not a finite number"
         if kind is str:
             return f"{path} is not valid Unicode: it contains a lone surrogate"
         if kind is int:
-            return f"{path} is an integer of {value.bit_length()} bits; at most 64 can be stored"
-        codec = "json" if self._json else "msgpack"
+            limit = "up to 4300 digits" if self._json else "from -2**63 to 2**64 - 1"
+            bits = value.bit_length()
+            return f"{path} is an integer of {bits} bits; the {codec} codec stores {limit}"
         return f"{path} is a {kind.__name__}, which the {codec} codec cannot store unchanged"
 
     def _round_trips(self, value: Any) -> bool:
@@ -204,7 +208,7 @@ def is_deeper(value: Any, limit: int) -> bool:
 
 
 def _children(value: Any) -> Iterable[Any]:
-    """The values in a list or dict."""
+    """The items of a list or the values of a dict; of other values nothing."""
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()

@@ -36,7 +36,7 @@ async def start_agent(events: AgentEvents) -> AsyncIterator[Event]:
         events = await events
     if not isinstance(events, AsyncIterable):
         kind = type(events).__name__
-        raise InvalidArgument(f"the agent must yield Events: run(context) gave {kind}")
+        raise InvalidArgument(f"the agent must yield Events: run(context) returned {kind}")
     return aiter(events)
 
 
@@ -92,7 +92,7 @@ class HeldTurn:
             return await _finish(acquiring)
         except asyncio.CancelledError:
             if not acquiring.cancelled() and acquiring.exception() is None:
-                await self._release(acquiring.result())
+                await _finish(asyncio.create_task(self._release(acquiring.result())))
             raise
 
     async def _stop(self) -> None:
@@ -101,7 +101,7 @@ class HeldTurn:
         await self._release(self.turn)
 
     async def _release(self, turn: Turn) -> None:
-        with suppress(BackendError):  # the turn is free when its lease ends
+        with suppress(BackendError):  # otherwise the turn is free when its lease ends
             await self._service.release_turn(turn)
 
     async def _renew(self) -> None:
@@ -117,9 +117,11 @@ class HeldTurn:
 
 
 async def _finish(task: asyncio.Task[T]) -> T:
-    """The task's result. A cancellation does not reach the task and is raised after its end."""
+    """The task's result. If the caller is cancelled, the task still ends before that is raised."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        while not task.done():
+            with suppress(asyncio.CancelledError):  # cancelled again
+                await asyncio.wait([task])
         raise

@@ -50,7 +50,7 @@ async def drive_async(flow: Flow[R], executor: AsyncExecutor) -> R:
 
 
 def drive(flow: Flow[R], executor: SyncExecutor) -> R:
-    """The return value of a flow, run in this thread. The same as `drive_async` otherwise."""
+    """The return value of a flow, run in this thread. Raises what `drive_async` raises."""
     not_replicated: NotReplicated | None = None
     try:
         step = next(flow)

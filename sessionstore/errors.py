@@ -44,7 +44,7 @@ class SessionNotFound(SessionStoreError):
 
 
 class SessionExists(SessionStoreError):
-    """`create_session` got the id of a session that already exists."""
+    """`create_session` was called with the id of a session that already exists."""
 
 
 class StaleVersion(SessionStoreError):
@@ -81,7 +81,7 @@ class CorruptData(SessionStoreError):
     """Stored bytes do not decode. Corrupt data is never skipped silently.
 
     Attributes:
-        key: the Redis key, with the field if it is a hash.
+        key: the Redis key; for a state value also the field of the hash.
     """
 
     def __init__(self, message: str, *, key: str) -> None:
@@ -119,8 +119,8 @@ class BackendRejected(BackendError):
 class NotReplicated(BackendError):
     """A write was applied, but fewer replicas confirmed it than `wait_replicas` requires.
 
-    The write is lost only if the server is lost before a replica has it. The caller's Session shows
-    it. Appending the same event again waits for the replicas again.
+    The write is lost only if the server is lost before a replica has it. The caller's Session
+    includes it. Appending the same event again waits for the replicas again.
 
     Attributes:
         confirmed: number of replicas that confirmed.

@@ -92,8 +92,9 @@ def list_sessions(
     A script can only use keys that it was given, so the ids are read first and then the sessions. A
     session that is deleted in between is left out.
     """
-    check_int("event_num", event_num, low=0)
+    check_int("limit", limit, low=1, high=SESSIONS_PER_PAGE_LIMIT)
     check_int("offset", offset, low=0)
+    check_int("event_num", event_num, low=0)
     # Prune the expired sessions before the offset: they must not count.
     skipped = 0
     while skipped < offset:

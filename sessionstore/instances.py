@@ -33,7 +33,7 @@ _registry: dict[str, RedisInstance] = {}
 
 
 def register_redis_instance(name: str, url: str, **extra_options: Any) -> None:
-    """Register a server's address for `RedisSessionService(instance_name=name)`.
+    """Register a server's address in this process, for `RedisSessionService(instance_name=name)`.
 
     Args:
         name: not empty. Registering a name again affects only services that are made later.
@@ -42,7 +42,10 @@ def register_redis_instance(name: str, url: str, **extra_options: Any) -> None:
             `ssl_ca_certs` or `socket_connect_timeout`.
 
     Raises:
-        InvalidArgument: the name or the URL is empty or not a str.
+        InvalidArgument: the name or the URL is empty or not a str. Everything else is checked when
+            a service is made with it.
+
+    No round trip: a service connects with its first call.
     """
     for argument, value in (("name", name), ("url", url)):
         if not isinstance(value, str) or not value:

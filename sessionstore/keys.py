@@ -21,11 +21,11 @@ from urllib.parse import quote, unquote
 from .errors import InvalidArgument
 
 ID_LIMIT = 256
-"""Largest id, in bytes of UTF-8."""
+"""Maximum size of an id, in bytes of UTF-8."""
 
 PartitionBy = Literal["user", "app"]
 
-_CACHED_SESSIONS = 16_384  # some 500 bytes each
+_CACHED_SESSIONS = 16_384  # about 500 bytes each
 
 _SAFE = "._~@+=,-"
 _is_plain = re.compile(rf"[A-Za-z0-9{re.escape(_SAFE)}]{{1,{ID_LIMIT}}}", re.ASCII).fullmatch
@@ -99,7 +99,7 @@ class SessionKeys(NamedTuple):
 
 
 class UserPattern(NamedTuple):
-    """The keys of the indexes of all users of an application: `head`, encoded user id, `tail`."""
+    """Matches the session indexes of an application's users: `head`, encoded user id, `tail`."""
 
     head: str
     tail: str
@@ -110,7 +110,7 @@ class UserPattern(NamedTuple):
         return re.sub(r"([*?\[\]\\])", r"\\\1", self.head) + "*" + self.tail
 
     def user_id(self, key: bytes) -> str:
-        """The user of an index."""
+        """The user id in the key of an index."""
         name = key.decode()
         return unquote(name[len(self.head) : len(name) - len(self.tail)])
 

@@ -27,6 +27,6 @@ def wrap_executor(
     Args:
         service: a service for asyncio or for threads.
         wrap: takes the service's executor and returns the executor that replaces it. The new
-            executor usually passes its Calls on to the old one, and closes it when it is closed.
+            executor usually passes its Calls on to the old one; its `close` closes the old one.
     """
     service._executor = wrap(service._executor)

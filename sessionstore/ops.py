@@ -148,7 +148,7 @@ class Ops:
         def decode(replies: list[Any]) -> EventPage:
             exists, found = replies[-2:]
             if not exists:
-                status([b"NOT_FOUND"], key)
+                status([b"NOT_FOUND"], key)  # raises SessionNotFound
             entries = members_with_scores(found)
             if backward:
                 entries.reverse()
@@ -217,10 +217,10 @@ class Ops:
         """One slot of every primary of the cluster."""
 
         def decode(replies: list[Any]) -> list[int]:
-            first = {tuple(primary[:3]): slot for slot, _, primary, *_ in replies[0]}
-            return sorted(first.values())
+            slot_of = {tuple(primary[:3]): slot for slot, _, primary, *_ in replies[0]}
+            return sorted(slot_of.values())
 
-        command: Command = ("CLUSTER", "SLOTS")
+        command: Command = ("CLUSTER", "SLOTS")  # any server answers it
         return Call("list_users", decode, commands=(command,), writes=False, slot=0)
 
     def list_users(
@@ -243,8 +243,8 @@ class Ops:
             *("SCAN", cursor, "MATCH", pattern.glob),
             *("COUNT", _KEYS_PER_SCAN, "TYPE", "zset"),
         )
-        place = self._keys.app(app_name) if slot is None else slot
-        return Call("list_users", decode, commands=(command,), writes=False, slot=place)
+        route = self._keys.app(app_name) if slot is None else slot
+        return Call("list_users", decode, commands=(command,), writes=False, slot=route)
 
     def prune_index(self, app_name: str, user_id: str, ids: Sequence[str]) -> Call[int]:
         """Remove expired sessions from the index and count them."""
@@ -428,6 +428,7 @@ class Ops:
         commands: tuple[Command, ...],
         is_bulk: bool,
     ) -> Call[R]:
+        """A read of a session. If reads refresh TTLs, `touch_session` runs first."""
         if not self._refreshes_on_read:
             return Call(name, decode, commands=commands, writes=False, is_bulk=is_bulk)
         script_keys, args = self._script_keys(keys), (key.session_id, *self._ttls)

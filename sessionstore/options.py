@@ -92,7 +92,7 @@ def check_options(
 def check_bool(name: str, value: object) -> bool:
     """A bool."""
     if not isinstance(value, bool):
-        raise InvalidArgument(f"{name} must be True or False")
+        raise InvalidArgument(f"{name} must be True or False, not {type(value).__name__}")
     return value
 
 
@@ -123,8 +123,8 @@ def check_seconds(name: str, value: object) -> float:
         kind = type(value).__name__
         raise InvalidArgument(f"{name} must be a timedelta or seconds, not {kind}")
     if not 0 < value <= _LONGEST_S:  # also refuses NaN
-        shown = "more" if value > _LONGEST_S else value
-        raise InvalidArgument(f"{name} must be above 0 and at most 100 years, not {shown}")
+        shown = "" if value > _LONGEST_S else f", not {value}"
+        raise InvalidArgument(f"{name} must be above 0 and at most 100 years{shown}")
     return float(value)
 
 
@@ -145,11 +145,12 @@ def check_wait_replicas(value: object, call_timeout_s: float) -> tuple[int, floa
     if value is None:
         return None
     if not isinstance(value, tuple) or len(value) != 2:
-        raise InvalidArgument("wait_replicas must be None or a pair (replicas, timeout)")
+        raise InvalidArgument("wait_replicas must be None or a tuple (replicas, timeout)")
     replicas = check_int("wait_replicas: the number of replicas", value[0], low=1, high=1000)
     timeout_s = check_milliseconds("wait_replicas: the timeout", value[1]) / 1000
     if timeout_s > call_timeout_s:
-        raise InvalidArgument("wait_replicas: the timeout must not be above call_timeout")
+        limit = f"call_timeout, {call_timeout_s:g} s"
+        raise InvalidArgument(f"wait_replicas: the timeout must be at most {limit}")
     return replicas, timeout_s
 
 

@@ -1,4 +1,4 @@
-"""What a run of an agent consists of, without I/O: shared by both Runners."""
+"""The parts of a run that need no I/O: state, context, events. Both Runners use them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class RunState(MutableMapping[str, Any]):
         )
 
     def clear_stored_changes(self) -> None:
-        """Forget the changes in the last event from `add_changes`, which is stored now."""
+        """Forget the changes that the last `add_changes` put into an event: it is stored now."""
         for key, value in self._pending.items():
             if self._changes.get(key) is value:
                 del self._changes[key]
@@ -131,7 +131,7 @@ def interrupted_event(streamed: list[Event], invocation_id: str) -> Event:
 
 
 def poll_delays() -> Iterator[float]:
-    """Seconds to wait between attempts to get a turn: growing to a quarter of a second."""
+    """Seconds to wait between attempts to get a turn: random, growing to about 0.25 s."""
     delay_s = _FIRST_POLL_S
     while True:
         yield delay_s * random.uniform(0.5, 1.5)

@@ -35,7 +35,7 @@ class Run(AsyncIterator[Event]):
     """One run of an agent: iterate over it for its events.
 
     Attributes:
-        key: the session; known at once, also if the Runner made the id.
+        key: the session; known before the run begins, also if the Runner made the id.
         invocation_id: the id of the run; events without an invocation id get it.
     """
 
@@ -70,8 +70,8 @@ class Runner:
         history_limit: newest events that the agent sees; None = all, 0 = only the message.
         serialize_turns: True = one run at a time works on a session, in any process; others wait.
             A run that could not renew its turn in time loses it and fails with TurnLost.
-        turn_lease: time after which the turn of a dead run is free; renewed while the run lives;
-            from 1 ms.
+        turn_lease: a timedelta or seconds, from 1 ms. The run renews the lease until it ends. After
+            a crash the turn is free when the lease ends.
         store_interrupted: when a run is interrupted, store what was streamed since its last
             complete event, as one event with `metadata={"interrupted": True}`.
 
@@ -93,7 +93,9 @@ class Runner:
         encode_id("app_name", app_name)
         run = getattr(agent, "run", agent)
         if not callable(run):
-            raise InvalidArgument("agent must have a method run(context), or be such a function")
+            raise InvalidArgument(
+                "agent must have a method run(context), or be a function of the context"
+            )
         if session_service is not None:
             check_service(session_service)
         if history_limit is not None:
@@ -130,8 +132,8 @@ class Runner:
     ) -> Run:
         """A run in which the agent answers a message; iterate over it for its events.
 
-        The run begins when iteration begins. Every complete event is stored before
-        it is yielded; partial events are yielded at once and not stored.
+        The run begins when iteration begins. Every complete event is stored before it is yielded;
+        partial events are yielded at once and not stored.
 
         Args:
             user_id: the user within the application, 1 to 256 bytes of UTF-8.
@@ -189,12 +191,12 @@ class Runner:
                     yield stored
             except INTERRUPTIONS as error:
                 if self._store_interrupted and (storing or streamed):
-                    # The same event again is stored once, if the store has it already.
+                    # If the store has `storing` already, this changes nothing.
                     last = storing or interrupted_event(streamed, invocation_id)
                     await self._append_last(session, held, last, error)
                 raise
             except Exception as error:
-                # If the store failed, there is no use in storing that.
+                # If the store failed, it cannot store an error event either.
                 if storing is None or isinstance(error, InvalidArgument):
                     await self._append_last(session, held, error_event(error, invocation_id), error)
                 raise
@@ -222,7 +224,9 @@ class Runner:
         # Read after waiting: the run before this one has changed the session.
         found = await self._service.get_session(**ids, event_num=self._history_limit)
         if found is None:
-            raise SessionNotFound(f"session {key.session_id!r} was deleted before its turn")
+            raise SessionNotFound(
+                f"session {key.session_id!r} was deleted while the run waited for its turn"
+            )
         temp = {name: created.state[name] for name in created.state if name.startswith("temp:")}
         found.state.update(temp)
         return found, held
@@ -231,7 +235,7 @@ class Runner:
         turn = held.turn if held else None
         stored = await self._service.append_event(session, event, turn=turn)
         if self._history_limit is not None:
-            # With a limit of 0 the message stays.
+            # With a limit of 0 the newest event stays, at first the message.
             del session.events[: -max(self._history_limit, 1)]
         return stored
 

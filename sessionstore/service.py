@@ -69,7 +69,7 @@ class SessionService:
             SessionExists: a session with this id exists.
             BackendError: the store refused the call or did not answer.
 
-        lua/create_session.lua; one round trip, O(1).
+        lua/create_session.lua and plain reads; one round trip, O(state keys).
         """
         return await self._run(
             flows.create_session(self._ops, app_name, user_id, session_id, state)
@@ -103,7 +103,7 @@ class SessionService:
             CorruptData: stored bytes do not decode.
             BackendError: the store refused the call or did not answer.
 
-        lua/get_or_create_session.lua; one round trip, O(events read).
+        lua/get_or_create_session.lua and plain reads; one round trip, O(events and state keys).
         """
         return await self._run(
             flows.get_or_create_session(
@@ -142,7 +142,7 @@ class SessionService:
             CorruptData: stored bytes do not decode.
             BackendError: the store could not be read. This is never reported as None.
 
-        lua/touch_session.lua and plain reads; one round trip, O(events read).
+        lua/touch_session.lua and plain reads; one round trip, O(events and state keys).
         """
         key = SessionKey(app_name, user_id, session_id)
         return await self._run(flows.get_session(self._ops, key, event_num, event_time))
@@ -252,7 +252,7 @@ class SessionService:
 
         Args:
             session: the session, or its key. A Session is updated too.
-            event: what to append.
+            event: what to append; up to `event_size_limit` bytes when encoded.
             if_version: append only if the session has this version.
             turn: append only while no other run has acquired the turn.
 
@@ -267,7 +267,8 @@ class SessionService:
             BackendError: the store refused the call or did not answer (`maybe_applied`); it is safe
                 to append the same event again.
 
-        lua/append_event.lua; one round trip, O(log N).
+        lua/append_event.lua; one round trip, a second one to update a Session if the event was
+        stored already; O(log N + state keys) in a session of N events.
         """
         return await self._run(flows.append_event(self._ops, session, event, if_version, turn))
 
@@ -299,7 +300,8 @@ class SessionService:
             BackendError: the store refused the call or did not answer (`maybe_applied`); it is safe
                 to append the same events again.
 
-        lua/append_events.lua; one round trip, O(log N) per event.
+        lua/append_events.lua; one round trip, a second one to update a Session if an event was
+        stored already; O(log N + state keys) per event in a session of N events.
         """
         return await self._run(flows.append_events(self._ops, session, events, if_version, turn))
 
@@ -333,7 +335,8 @@ class SessionService:
             CorruptData: stored bytes do not decode.
             BackendError: the store could not be read.
 
-        lua/touch_session.lua and plain reads; one round trip, O(log N + events read).
+        lua/touch_session.lua and plain reads; one round trip, O(log N + events read) in a session
+        of N events.
         """
         return await self._run(flows.get_events(self._ops, session, after, before, limit))
 
@@ -350,10 +353,11 @@ class SessionService:
             InvalidArgument: an argument is not valid; names it.
             SessionNotFound: the session does not exist.
             StaleVersion: the session has another version than `if_version`.
+            CorruptData: the event does not decode. It is removed all the same.
             BackendError: the store refused the call or did not answer (`maybe_applied`). A pop is
                 never sent twice.
 
-        lua/pop_event.lua; one round trip, O(log N).
+        lua/pop_event.lua; one round trip, O(log N) in a session of N events.
         """
         return await self._run(flows.pop_event(self._ops, session, if_version))
 
@@ -385,7 +389,8 @@ class SessionService:
 
         Args:
             session: the session, or its key.
-            lease: time after which the turn is free again unless it is renewed, from 1 ms.
+            lease: time after which the turn is free again unless it is renewed: a timedelta or
+                seconds, from 1 ms.
 
         Raises:
             InvalidArgument: an argument is not valid; names it.
@@ -402,7 +407,7 @@ class SessionService:
 
         Args:
             turn: a turn from `acquire_turn` or `renew_turn`.
-            lease: time from now, from 1 ms.
+            lease: time from now until the turn is free: a timedelta or seconds, from 1 ms.
 
         Raises:
             InvalidArgument: an argument is not valid; names it.
@@ -439,6 +444,8 @@ class SessionService:
     ) -> None:
         """Set state of a session without an event.
 
+        Without anything to store, and without `if_version`, nothing is sent.
+
         Args:
             session: the session, or its key. A Session is updated too.
             state: values to set; `app:`, `user:` and `temp:` keys go to their tier.
@@ -458,6 +465,8 @@ class SessionService:
         self, session: Session | SessionKey, *keys: str, if_version: int | None = None
     ) -> None:
         """Remove state of a session. Missing keys are fine.
+
+        Without keys, and without `if_version`, nothing is sent.
 
         Args:
             session: the session, or its key. A Session is updated too.
@@ -593,12 +602,13 @@ class SessionService:
 class RedisSessionService(SessionService):
     """Sessions on Redis >= 7.0 or Valkey >= 7.2.
 
-    It connects with the first call. One of `url`, `instance_name` and `client` is required.
+    It connects with the first call. One of `url`, `instance_name` and `client` is required. All
+    durations are a timedelta or seconds.
 
     Args:
         url: `redis://`, `rediss://` or `unix://`, with database and credentials;
-            `redis+cluster://host:port,...`; `redis+sentinel://host:port,.../master_name`; or these
-            two with `rediss+`.
+            `redis+cluster://host:port,...`; `redis+sentinel://host:port,.../master_name`. The last
+            two use TLS with `rediss+` instead of `redis+`.
         instance_name: a name from `register_redis_instance`; `url` takes precedence.
         session_event_limit: how many of its newest events a session keeps, 1 or more; None = all.
         session_ttl: idle time after which a session expires; None = never.
@@ -608,7 +618,9 @@ class RedisSessionService(SessionService):
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
             Every service reads both.
-        partition_by: what shares a cluster slot: the keys of a "user" or of an "app".
+        partition_by: what shares a cluster slot: the keys of a "user" or of an "app". With "user",
+            in a cluster, creating a session and writing `app:` state take one or two round trips
+            more.
         event_size_limit: maximum size of an encoded event, in bytes.
         value_size_limit: maximum size of an encoded state value, in bytes.
         call_timeout: maximum time of a call, including retries; then BackendTimeout is raised.
@@ -676,7 +688,8 @@ class RedisSessionService(SessionService):
 class InMemorySessionService(SessionService):
     """Sessions in this process, with exactly the behaviour of `RedisSessionService`.
 
-    For development, tests and small applications. Any threads and event loops may share it.
+    For development, tests and small applications. Any threads and event loops may share it. All
+    durations are a timedelta or seconds.
 
     Args:
         session_event_limit: how many of its newest events a session keeps, 1 or more; None = all.
@@ -689,8 +702,8 @@ class InMemorySessionService(SessionService):
         partition_by: "user" or "app"; only affects the names of keys.
         event_size_limit: maximum size of an encoded event, in bytes.
         value_size_limit: maximum size of an encoded state value, in bytes.
-        cleanup_interval: time between sweeps that free expired data; a call runs a sweep that is
-            due. None = 5 minutes if any TTL is set, otherwise never.
+        cleanup_interval: time between sweeps that free expired data; a sweep is part of the next
+            call. None = 5 minutes if any TTL is set, otherwise never.
         clock: a function that returns seconds since 1970, for tests; None = the system's clock.
 
     Raises:

@@ -79,7 +79,7 @@ class Change(msgspec.Struct):
 
 
 NO_CHANGE = Change(Delta(), Delta(), Delta(), {}, [])
-"""The change of most events. Shared: must not be changed."""
+"""Used for most events. All share it, so it must not be modified."""
 
 
 def encode_change(
@@ -130,8 +130,8 @@ def encode_change(
         if target != "temp":
             getattr(change, target).pairs += (stored, data)
         change.values[full] = copy
-    for key in removed:
-        target, stored, full = _parse_key(key, f"{removed_path} key", tier)
+    for number, key in enumerate(removed):
+        target, stored, full = _parse_key(key, f"{removed_path}[{number}]", tier)
         if full in change.values:
             raise InvalidArgument(f"{removed_path} and {path} both name {full!r}")
         if target != "temp":
@@ -141,7 +141,7 @@ def encode_change(
 
 
 def _parse_key(key: object, path: str, tier: Tier) -> tuple[str, bytes, str]:
-    """Tier, encoded name, and name with prefix of a state key."""
+    """A state key's tier or "temp", its name as stored, and its name with prefix."""
     if not isinstance(key, str):
         raise InvalidArgument(f"{path} must be a str, not {type(key).__name__}: {key!r}")
     prefix, colon, rest = key.partition(":")

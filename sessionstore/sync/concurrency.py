@@ -34,7 +34,7 @@ def start_agent(events: AgentEvents) -> Iterator[Event]:
     """
     if not isinstance(events, Iterable):
         kind = type(events).__name__
-        raise InvalidArgument(f"the agent must yield Events: run(context) gave {kind}")
+        raise InvalidArgument(f"the agent must yield Events: run(context) returned {kind}")
     return iter(events)
 
 
@@ -90,7 +90,7 @@ class HeldTurn:
         # The garbage collector may close a run in any thread.
         if self._renewing is not threading.current_thread():
             self._renewing.join()
-        with suppress(BackendError):  # the turn is free when its lease ends
+        with suppress(BackendError):  # otherwise the turn is free when its lease ends
             self._service.release_turn(self.turn)
 
     def _renew(self) -> None:

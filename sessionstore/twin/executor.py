@@ -18,7 +18,7 @@ _DEFAULT_CLEANUP_S = 300.0
 
 
 class MemoryExecutor:
-    """Takes the place of a server and its executor. Thread-safe.
+    """An executor with a keyspace of its own instead of a server. Thread-safe.
 
     Args:
         cleanup_s: seconds between sweeps that remove expired keys; None = never.

@@ -51,7 +51,7 @@ class SortedSet:
         return True
 
     def remove_range(self, first: int, end: int) -> int:
-        """Remove the entries [first, end). Returns how many there were."""
+        """Remove the entries [first, end) and return their number."""
         removed = self.entries[first:end]
         del self.entries[first:end]
         for _, member in removed:
@@ -198,7 +198,7 @@ class Keyspace:
         low = first if first >= 0 else max(size + first, 0)
         high = last if last >= 0 else size + last
         if rev:
-            found = entries[max(size - 1 - high, 0) : size - low]
+            found = entries[max(size - 1 - high, 0) : max(size - low, 0)]
             found.reverse()
             return found if low <= high else []
         return entries[low : high + 1] if low <= high else []

@@ -1,6 +1,6 @@
 """The scripts of lua/ in Python over a Keyspace: the same KEYS, ARGV and replies.
 
-Read each function beside the Lua file of the same name. Tests compare both in random sequences of
+Compare each function with the Lua file of the same name. Tests run both with random sequences of
 calls.
 """
 
@@ -193,7 +193,7 @@ def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if not newest:
         return [b"EMPTY"]
     [(_, event)] = newest
-    # Removing comes last in Lua, for slots that are being migrated. The twin has none.
+    # Lua removes the event last, because the slot may be migrating. The twin has no slots.
     keyspace.zrem(events, event)
     new_version, is_new_member = write_header(keyspace, keys, session_id, version, last_us)
     refresh_session(keyspace, keys, ttl_ms, last_us, is_new_member)
@@ -316,4 +316,4 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
         )
     }
 )
-"""Every script by the name of its Lua file."""
+"""Every script that a Call may name, by the name of its Lua file."""

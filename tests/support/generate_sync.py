@@ -40,7 +40,7 @@ SUBSTITUTIONS = (
     (r"\bconnect_async\b", "connect_sync"),
     (r"\bAsyncMemoryExecutor\(memory\)", "memory"),
     (r"\bAsyncMemoryExecutor, ", ""),
-    # Imports: one package up, except from modules that exist in sessionstore/sync/ too.
+    # Imports: one package up, except from modules that sync/ has too.
     (rf"(?m)^from \.(?!(?:{SIBLINGS}) )", "from .."),
     # Prose.
     (r"\bredis\.asyncio\.Redis\b", "redis.Redis"),
@@ -64,7 +64,7 @@ def script_name() -> str:
 
 
 def run_ruff(text: str, *command: str) -> str:
-    """The text after a run of ruff."""
+    """The output of a ruff command for a text."""
     result = subprocess.run(
         [sys.executable, "-m", "ruff", *command, "-"],
         cwd=ROOT,

@@ -170,6 +170,15 @@ def test_keyspace_behaves_as_the_server(server: Server) -> None:
     compare()
 
 
+def test_a_range_from_behind_the_end_is_empty() -> None:
+    keyspace = Keyspace()
+    for score in range(3):
+        keyspace.zadd(b"key", score, b"%d" % score)
+    for rev in (False, True):
+        for first in range(3, 9):
+            assert keyspace.zrange_by_rank(b"key", first, first + 9, rev=rev) == []
+
+
 def test_an_expired_key_is_gone_for_every_command(server: Server) -> None:
     now_ms = time.time_ns() // 1_000_000
     for gone in (False, True):

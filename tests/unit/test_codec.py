@@ -321,6 +321,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"event": Event("author")}, "['event']", "Event"),
 ]
 REFUSED_BY_JSON: list[tuple[Any, str, str]] = [
+    (10**4300, "", "up to 4300 digits"),
     (float("inf"), "", "inf"),
     ([float("-inf")], "[0]", "-inf"),
     ([b"x"], "[0]", "bytes"),
@@ -335,8 +336,8 @@ REFUSED_BY_JSON: list[tuple[Any, str, str]] = [
     ({"at": NOON}, "['at']", "datetime"),
 ]
 REFUSED_BY_MSGPACK: list[tuple[Any, str, str]] = [
-    (2**64, "", "integer"),
-    ([-(2**63) - 1], "[0]", "integer"),
+    (2**64, "", "from -2**63 to 2**64 - 1"),
+    ([-(2**63) - 1], "[0]", "from -2**63 to 2**64 - 1"),
 ]
 
 

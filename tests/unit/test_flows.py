@@ -183,6 +183,7 @@ def refused_attempts() -> Iterator[Attempt]:
         yield attempt("delete_app_state", "app", key)
     for limit, offset in ((0, 0), (1001, 0), (-1, 0), (True, 0), ("5", 0), (1, -1), (1, None)):
         yield attempt("list_sessions", **USER, limit=limit, offset=offset)
+    yield attempt("list_sessions", **USER, limit=0, offset=5)
     for event_num in (-1, True, "5", None):
         yield attempt("list_sessions", **USER, event_num=event_num)
     for no_id in ("", "x" * 257, "\ud800", None, 5):
@@ -209,6 +210,14 @@ async def test_what_is_refused_is_not_sent(refused: Attempt) -> None:
     with pytest.raises(InvalidArgument):
         await refused.on(service)
     assert recorder.sent == []
+
+
+async def test_a_key_to_remove_that_is_not_valid_is_named_by_its_index() -> None:
+    service, _ = recording_service()
+    with pytest.raises(InvalidArgument, match=r"^keys\[1\] must be a str, not int: 5"):
+        await service.delete_session_state(KEY, "a", 5)  # type: ignore[arg-type]  # refused
+    with pytest.raises(InvalidArgument, match=r"^event\.state_removed\[1\] must not be empty"):
+        await service.append_event(KEY, Event("user", state_removed=["a", ""]))
 
 
 async def test_too_many_events_are_not_sent() -> None:

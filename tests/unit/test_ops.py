@@ -305,6 +305,15 @@ def test_a_servers_error_is_told_for_what_it_is(message: str, kind: type[Excepti
     assert "delete_session" in str(error)
 
 
+def test_a_servers_error_names_the_first_key_of_a_script() -> None:
+    ops = make_ops()
+    assert "(OOM; first key: session:{app:user}:sid)" in str(
+        reply_error(ops.delete_session(KEY), "OOM")
+    )
+    plain_read = ops.list_session_ids("app", "user", 1, 0)
+    assert str(reply_error(plain_read, "WRONGTYPE")).endswith("(WRONGTYPE)")
+
+
 def test_a_servers_error_does_not_quote_arguments() -> None:
     message = "ERR unknown command 'EVALSHA', with args beginning with: 'secret' 'secret'"
     call = make_ops().delete_session(KEY)

@@ -295,7 +295,7 @@ class TestAgents:
     )
     async def test_one_that_gives_something_else_is_told(self, agent: Any, kind: str) -> None:
         async with Runner(APP, agent) as runner:
-            with pytest.raises(InvalidArgument, match=rf"run\(context\) gave {kind}"):
+            with pytest.raises(InvalidArgument, match=rf"run\(context\) returned {kind}"):
                 await all_of(runner.run(USER, "sid", "Ann"))
             [_, (_, content)] = await said(runner.session_service)
             assert content["error"]["type"] == "InvalidArgument"

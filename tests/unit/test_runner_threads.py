@@ -144,7 +144,7 @@ class TestArguments:
         agent: Any = agent_for_asyncio
         with (
             Runner(APP, agent) as runner,
-            pytest.raises(InvalidArgument, match="gave async_generator"),
+            pytest.raises(InvalidArgument, match="returned async_generator"),
         ):
             list(runner.run(USER, "sid", "x"))
 
@@ -378,7 +378,7 @@ class TestTurns:
                 service.delete_session(**IDS)
 
         store.hook = delete
-        with pytest.raises(SessionNotFound, match="deleted before its turn"):
+        with pytest.raises(SessionNotFound, match="deleted while the run waited"):
             list(Runner(APP, echo, service, serialize_turns=True).run(USER, "sid", "x"))
         assert store.names[-1] == "renew_turn"
 

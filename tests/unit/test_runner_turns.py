@@ -183,6 +183,46 @@ class TestTurns:
         with pytest.raises(asyncio.CancelledError):
             await task
 
+    @pytest.mark.parametrize("name", ["acquire_turn", "renew_turn"])
+    async def test_cancelled_twice_it_releases_the_turn(self, name: str) -> None:
+        """While it acquires the turn, and while it releases it."""
+        service, store = make_service()
+        gate = store.hook = Gate("before", name=name)
+        runner = Runner(APP, echo, service, serialize_turns=True)
+        task = asyncio.create_task(all_of(runner.run(USER, "sid", "x")))
+        await gate.reached.wait()
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        gate.opened.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await service.acquire_turn(KEY)
+
+    async def test_cancelled_again_while_it_releases_what_it_just_acquired(self) -> None:
+        service, store = make_service()
+        acquiring, releasing = (
+            Gate("before", name=name) for name in ("acquire_turn", "renew_turn")
+        )
+
+        async def hook(number: int, call: Call[Any], when: str) -> None:
+            await acquiring(number, call, when)
+            await releasing(number, call, when)
+
+        store.hook = hook
+        runner = Runner(APP, echo, service, serialize_turns=True)
+        task = asyncio.create_task(all_of(runner.run(USER, "sid", "x")))
+        for gate in (acquiring, releasing):
+            await gate.reached.wait()
+            task.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            gate.opened.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await service.acquire_turn(KEY)
+
     async def test_a_turn_that_cannot_be_given_back_does_not_fail_the_run(self) -> None:
         service, store = make_service()
         store.hook = failing("renew_turn", BackendUnavailable("planted"))
@@ -208,6 +248,6 @@ class TestTurns:
         await gate.reached.wait()
         await service.delete_session(**IDS)
         gate.opened.set()
-        with pytest.raises(SessionNotFound, match="deleted before its turn"):
+        with pytest.raises(SessionNotFound, match="deleted while the run waited"):
             await task
         assert store.names[-1] == "renew_turn"
