@@ -102,7 +102,8 @@ def check_int(name: str, value: object, *, low: int, high: int = _HIGHEST) -> in
         raise InvalidArgument(f"{name} must be an int, not {type(value).__name__}")
     if not low <= value <= high:
         bounds = f"at least {low}" if value < low else f"at most {high}"
-        raise InvalidArgument(f"{name} must be {bounds}, not {value}")
+        shown = f", not {value}" if value.bit_length() <= 64 else ""  # str() refuses huge integers
+        raise InvalidArgument(f"{name} must be {bounds}{shown}")
     return value
 
 

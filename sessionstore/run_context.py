@@ -67,7 +67,7 @@ class RunState(MutableMapping[str, Any]):
         self._pending = dict(self._changes)
         if not self._pending or not isinstance(delta, dict) or not isinstance(removed, list):
             return event  # the store refuses an event with wrong types and names the field
-        in_event = {*delta, *removed}
+        in_event = [*delta, *removed]  # a list: the store refuses a key that is not hashable
         changes = {key: value for key, value in self._pending.items() if key not in in_event}
         return msgspec.structs.replace(
             event,

@@ -9,6 +9,7 @@ sessionstore/concurrency.py and sessionstore/sync/concurrency.py.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 import subprocess
@@ -77,7 +78,9 @@ def run_ruff(text: str, *command: str) -> str:
 
 
 def main() -> int:
-    is_check = sys.argv[1:] == ["--check"]
+    parser = argparse.ArgumentParser(description="Write the services and the Runner for threads.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if they differ")
+    is_check = parser.parse_args().check
     changed = ""
     for module in MODULES:
         path = PACKAGE / "sync" / f"{module}.py"

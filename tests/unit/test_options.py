@@ -40,7 +40,7 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # -- options of all services --------------------------------------------------------------------
 
-NO_COUNTS: list[Any] = [0, -1, True, False, "5", 5.0, [5]]
+NO_COUNTS: list[Any] = [0, -1, 10**5000, True, False, "5", 5.0, [5]]
 NO_DURATIONS: list[Any] = [
     0,
     0.0,

@@ -120,6 +120,13 @@ class TestRunState:
         event = Event("x", **change)
         assert state.add_changes(event) is event
 
+    def test_a_key_that_is_not_hashable_is_left_to_the_store(self) -> None:
+        state = RunState(session_with())
+        state["a"] = 1
+        bad: Any = [["b"]]
+        riding = state.add_changes(Event("x", state_removed=bad))
+        assert (riding.state_delta, riding.state_removed) == ({"a": 1}, bad)
+
     def test_only_what_rode_is_cleared(self) -> None:
         state = RunState(session_with())
         state["a"] = 1
