@@ -32,7 +32,8 @@ def connect_async(
         InvalidArgument: the address is not usable, or an option is unknown or not allowed.
     """
     deployment = Deployment(url, instance_name, extra_options, client, read_from, is_async=True)
-    return AsyncRedisExecutor(deployment, timeout_s, _durability(wait_replicas))
+    durability = None if wait_replicas is None else Durability(*wait_replicas)
+    return AsyncRedisExecutor(deployment, timeout_s, durability)
 
 
 def connect_sync(
@@ -46,8 +47,5 @@ def connect_sync(
 ) -> RedisExecutor:
     """An executor for threads; otherwise as `connect_async`."""
     deployment = Deployment(url, instance_name, extra_options, client, read_from, is_async=False)
-    return RedisExecutor(deployment, timeout_s, _durability(wait_replicas))
-
-
-def _durability(wait_replicas: tuple[int, float] | None) -> Durability | None:
-    return None if wait_replicas is None else Durability(*wait_replicas)
+    durability = None if wait_replicas is None else Durability(*wait_replicas)
+    return RedisExecutor(deployment, timeout_s, durability)

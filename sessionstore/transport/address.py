@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-import hiredis
 import redis
 import redis.asyncio
 from redis.asyncio.connection import parse_url as parse_url_async
@@ -25,17 +24,13 @@ from .location import Location, locate
 from .log import NodeLog, node_name
 from .redis_py import with_deadline
 from .retry import ConnectHistory
-from .topology import (
-    ONLY,
-    ClusterTopology,
-    Node,
-    SentinelTopology,
-    SingleTopology,
-    Topology,
-)
-from .wire import pack_command
+from .topology import ONLY, ClusterTopology, Node, SentinelTopology, SingleTopology, Topology
 
 _CONNECT_TIMEOUT_S = 5.0
+
+# A server that requires a password closes the connection at the first large request. Its reply to
+# PING says what is wrong.
+_GREETING = ("PING",)
 
 # Options that the service sets itself, or that configure redis-py's pools and retries, which are
 # not used.
@@ -53,20 +48,9 @@ _FORBIDDEN = {
 
 
 class Address:
-    """Where one server is and how to connect to it.
+    """Where one server is and how to connect to it: redis-py's class of connections and options.
 
-    Args:
-        factory: redis-py's class of connections.
-        options: its arguments.
-        history: shared by all nodes of a deployment.
-        first_request: sent first on every connection, in RESP; it has one reply. Empty = nothing.
-
-    Attributes:
-        connect_timeout_s: how long connecting may take.
-        log: logs what happens to this server.
-
-    Raises:
-        InvalidArgument: redis-py does not accept one of the options.
+    The commands of `greeting` end the handshake. `history` is shared by all nodes.
     """
 
     def __init__(
@@ -74,9 +58,9 @@ class Address:
         factory: Any,
         options: dict[str, Any],
         history: ConnectHistory,
-        first_request: bytes = b"",
+        greeting: tuple[str, ...] = _GREETING,
     ) -> None:
-        self.first_request = first_request
+        self.greeting = greeting
         self.connect_timeout_s: float = options["socket_connect_timeout"]
         self._factory = factory
         self._options = options
@@ -85,11 +69,11 @@ class Address:
         path = getattr(connection, "path", None)
         self.log = NodeLog(path or node_name(connection.host, connection.port))
 
-    def at(self, node: Node, first_request: bytes, **changes: Any) -> Address:
+    def at(self, node: Node, greeting: tuple[str, ...], **changes: Any) -> Address:
         """The address of another node, with the same options except for some changes."""
         options = {**self._options, "host": node.host, "port": node.port, **changes}
         options = {name: value for name, value in options.items() if value is not None}
-        return Address(self._factory, options, self._history, first_request)
+        return Address(self._factory, options, self._history, greeting)
 
     def new_connection(self) -> Any:
         """A redis-py connection, not yet connected."""
@@ -99,41 +83,20 @@ class Address:
             text = str(error).rpartition("__init__() ")[2]
             raise InvalidArgument(f"redis-py does not accept a connection option: {text}") from None
 
-    def check_first_reply(self, reply: Any) -> None:
-        """Check the reply to `first_request`.
-
-        Raises:
-            ConnectFailed: the server refused it.
-        """
-        if isinstance(reply, hiredis.ReplyError):
-            raise ConnectFailed(f"the server refused the connection ({reply})", final=False)
-
     def report_connected(self) -> None:
-        """A connection to this server was opened."""
+        """Note that a connection was opened."""
         self._history.has_connected = True
         self.log.connected()
 
     def report_not_connected(self, failure: ConnectFailed, num_calls: int) -> None:
-        """No connection could be opened; `num_calls` calls waited for it."""
+        """Note that no connection could be opened; `num_calls` calls waited for it."""
         # If no server was ever reached, or a retry cannot help, the caller gets an exception.
         if self._history.has_connected and not failure.final:
             self.log.not_connected(str(failure), num_calls)
 
 
 class Deployment:
-    """A server, a cluster, or a master behind Sentinel, as given by a service's arguments.
-
-    Args:
-        url: as in `RedisSessionService`.
-        instance_name: likewise.
-        extra_options: likewise.
-        client: likewise.
-        read_from: likewise.
-        is_async: make connections for asyncio, otherwise for threads.
-
-    Attributes:
-        is_cluster: keys are spread over slots.
-        history: whether any node was ever reached.
+    """A server, a cluster, or a master behind Sentinel: the arguments of `RedisSessionService`.
 
     Raises:
         InvalidArgument: the address is not usable, or an option is unknown or not allowed.
@@ -187,14 +150,11 @@ class Deployment:
 
     def new_topology(self) -> Topology:
         """A topology that knows nothing yet."""
-        if self.is_cluster:
-            return ClusterTopology(self._location.nodes, uses_replicas=self._uses_replicas)
-        if self._location.kind == "sentinel":
-            return SentinelTopology(
-                self._location.nodes,
-                self._location.master_name,
-                uses_replicas=self._uses_replicas,
-            )
+        kind, nodes, master_name, _ = self._location
+        if kind == "cluster":
+            return ClusterTopology(nodes, uses_replicas=self._uses_replicas)
+        if kind == "sentinel":
+            return SentinelTopology(nodes, master_name, uses_replicas=self._uses_replicas)
         return SingleTopology()
 
     def address_of(self, node: Node) -> Address:
@@ -210,9 +170,8 @@ class Deployment:
                 changes = {**unset, **self._sentinel_options}
             # In a cluster a replica answers reads only after READONLY.
             is_read_only = node.is_replica and self.is_cluster
-            first_request = pack_command(("READONLY",)) if is_read_only else b""
-            address = self._address.at(node, first_request, **changes)
-            self._addresses[node] = address
+            greeting = (*_GREETING, "READONLY") if is_read_only else _GREETING
+            address = self._addresses[node] = self._address.at(node, greeting, **changes)
         return address
 
 

@@ -12,37 +12,32 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, Coroutine
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from ..calls import Call
 from ..drive import drive_async
 from ..errors import BackendUnavailable
 from .address import Deployment
-from .channel import Channel, NodeChannels, consume_exception, wait_shared
 from .durability import Durability
-from .failures import AttemptFailed, ConnectFailed
-from .retry import (
+from .failures import (
     CLOSED,
-    Attempts,
-    Discover,
-    Pause,
-    Send,
-    Step,
-    not_sent_in_time,
-    run_async,
+    CLOSED_BY_SERVER,
+    AttemptFailed,
+    ConnectFailed,
+    ConnectionLost,
+    NotSentInTime,
 )
+from .retry import Attempts, Discover, Pause, Send, Step, run_async
+from .shared_connection import SharedConnection, consume_exception, wait_shared
 from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
-from .wire import Form, pack, reply_count, unpack
+from .wire import Form, unpack
+
+_CONFIRMED = 2  # the lane of writes that wait for replicas; the others are 0 and 1, `call.is_bulk`
 
 
 class Router:
-    """Sends the Calls of one event loop to their nodes and retries them.
-
-    Args:
-        deployment: the servers.
-        timeout_s: how long a call may take, retries included.
-        durability: what writes wait for.
-    """
+    """Sends the Calls of one event loop to their nodes and retries them."""
 
     def __init__(
         self, deployment: Deployment, timeout_s: float, durability: Durability | None
@@ -53,7 +48,9 @@ class Router:
         self._timeout_s = timeout_s
         self._durability = durability
         self._topology = deployment.new_topology()
-        self._by_node: dict[Node, NodeChannels] = {}
+        # Per node a connection for each lane. Small calls wait neither behind a long history nor
+        # behind a WAIT.
+        self._by_node: dict[Node, dict[int, SharedConnection]] = {}
         self._discovery: asyncio.Task[None] | None = None
         self._end_of_loop: AsyncGenerator[None] | None = None
         # Silence is checked while calls are made. The next call has to start that.
@@ -69,22 +66,15 @@ class Router:
             self._schedule_check()
         if self._topology.is_known and not (self._durability and call.writes):
             node = self._topology.node_for(call)
-            channels = self._by_node.get(node)
-            if channels is not None:
-                connection = (channels.bulk if call.is_bulk else channels.small).connection
-                if connection is not None and connection.is_open:
-                    # Fast path: the topology is known and the connection is open.
-                    try:
-                        if connection.is_full:
-                            await connection.wait_for_room(deadline)
-                        payload = pack(call, Form.EVALSHA)
-                        count = reply_count(call, Form.EVALSHA)
-                        reply = connection.submit(payload, count, deadline)
-                        return unpack(await reply, Form.EVALSHA)
-                    except TimeoutError:
-                        raise not_sent_in_time(call) from None
-                    except AttemptFailed as error:
-                        failure = error
+            lanes = self._by_node.get(node)
+            connection = lanes.get(call.is_bulk) if lanes is not None else None
+            if connection is not None and connection.is_open:
+                # Fast path: the topology is known and the connection is open.
+                reply = connection.submit(call, Form.EVALSHA, asking=False, deadline=deadline)
+                try:
+                    return unpack(await reply, Form.EVALSHA)
+                except AttemptFailed as error:
+                    failure = error
         # Slow path: discover, connect, retry.
         if self._end_of_loop is None:
             await self._close_with_loop()
@@ -96,66 +86,92 @@ class Router:
         """Carry out one step of the attempts at a Call."""
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
-        if self.is_closed:
-            raise ConnectFailed(CLOSED, final=True)
-        try:
-            if isinstance(step, Discover):
-                async with asyncio.timeout_at(deadline):
-                    return await self._discover()
-            return await self._channel(step.node, call).send(call, step, deadline)
-        except ConnectFailed:
-            if self.is_closed:  # which is why it failed
-                raise ConnectFailed(CLOSED, final=True) from None
-            raise
+        if not self.is_closed:
+            try:
+                if isinstance(step, Discover):
+                    return await self._discover(deadline)
+                return await self._send(call, step, deadline)
+            except ConnectFailed:
+                if not self.is_closed:
+                    raise
+        raise ConnectFailed(CLOSED, final=True)
 
-    def _channel(self, node: Node, call: Call[Any]) -> Channel:
-        channels = self._by_node.get(node)
-        if channels is None:
-            address = self._deployment.address_of(node)
+    async def _send(self, call: Call[Any], attempt: Send, deadline: float) -> list[Any]:
+        """Send a Call once; returns one reply per command.
+
+        Raises:
+            AttemptFailed: it did not succeed.
+            NotReplicated: it succeeded, but too few replicas confirmed it.
+        """
+        node, form, asking = attempt
+        durability = self._durability if call.writes else None
+        connection = self._connection(node, _CONFIRMED if durability else call.is_bulk)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await connection.wait_until_open()
+        except TimeoutError:
+            raise NotSentInTime from None
+        if not connection.is_open:
+            raise ConnectFailed(CLOSED_BY_SERVER, final=False)
+        reply = connection.submit(call, form, asking=asking, deadline=deadline)
+        try:
+            async with asyncio.timeout_at(deadline):
+                replies = unpack(await reply, form, asking=asking)
+        except TimeoutError:
+            if not connection.was_sent(reply):
+                raise NotSentInTime from None
+            raise ConnectionLost("no answer in time", timed_out=True) from None
+        if durability is not None:
+            answer = await connection.wait_for_replicas(durability, deadline)
+            durability.check_confirmed(call, replies, answer)
+        return replies
+
+    def _connection(self, node: Node, lane: int) -> SharedConnection:
+        lanes = self._by_node.setdefault(node, {})
+        connection = lanes.get(lane)
+        if connection is None or not connection.is_usable:
             count_calls = partial(self._count_calls, node)
-            small, bulk, confirmed = (
-                Channel(address, self._timeout_s, count_calls, durability)
-                for durability in (None, None, self._durability)
-            )
-            channels = self._by_node[node] = NodeChannels(small, bulk, confirmed)
-        if self._durability and call.writes:
-            return channels.confirmed
-        return channels.bulk if call.is_bulk else channels.small
+            address = self._deployment.address_of(node)
+            connection = lanes[lane] = SharedConnection(address, self._timeout_s, count_calls)
+        return connection
 
     def _count_calls(self, node: Node) -> int:
-        return sum(channel.num_calls for channel in self._by_node[node])
+        return sum(connection.num_calls for connection in self._by_node[node].values())
 
     # -- discovery -----------------------------------------------------------------------------
 
-    async def _discover(self) -> None:
+    async def _discover(self, deadline: float) -> None:
         """Make the topology known. If many calls need it at once, they share one discovery."""
         if not self._topology.is_known:
-            await wait_shared(self._start_discovery())
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await wait_shared(self._start_discovery())
+            except TimeoutError:
+                raise NotSentInTime from None
 
     def _start_discovery(self) -> asyncio.Task[None]:
         if self._discovery is None:
-            executor = _ProbeExecutor(self, time.monotonic() + DISCOVERY_TIMEOUT_S)
+            send_probe = partial(self._send_probe, time.monotonic() + DISCOVERY_TIMEOUT_S)
+            executor: Any = SimpleNamespace(execute=send_probe)
             flow = drive_async(self._topology.discover(), executor)
             self._discovery = self.loop.create_task(flow)
             self._discovery.add_done_callback(self._discovered)
         return self._discovery
 
-    async def probe(self, call: Probe, deadline: float) -> list[Any]:
-        """Send a question about the topology; raises AttemptFailed or TimeoutError."""
+    async def _send_probe(self, deadline: float, call: Probe) -> list[Any]:
         timeout_s = min(self._timeout_s, PROBE_TIMEOUT_S)
         deadline = min(time.monotonic() + timeout_s, deadline)
-        attempt = Send(call.node, Form.EVALSHA, is_asking=False)
-        return await self._channel(call.node, call).send(call, attempt, deadline)
+        return await self._send(call, Send(call.node), deadline)
 
     def _discovered(self, task: asyncio.Task[None]) -> None:
         self._discovery = None
         consume_exception(task)
         now = time.monotonic()
-        for node, channels in self._by_node.items():
+        for node, lanes in self._by_node.items():
             if node not in self._topology.nodes and not node.is_sentinel:
-                for channel in channels:
-                    if channel.is_silent(now):
-                        channel.give_up("the node has been replaced")
+                for connection in lanes.values():
+                    if connection.is_silent(now):
+                        connection.close("the node has been replaced")
 
     # -- silent nodes --------------------------------------------------------------------------
 
@@ -172,25 +188,21 @@ class Router:
         if self.is_closed:
             return
         now, then = time.monotonic(), self._checked_at
-        used = [
-            node
-            for node, channels in self._by_node.items()
-            if any(channel.was_used_since(then) for channel in channels)
-        ]
-        if all(node.is_sentinel for node in used):
-            self._must_start_checks = True
-            return
-        silent = [
-            node for node in used if any(channel.is_silent(now) for channel in self._by_node[node])
-        ]
-        for node in silent:
-            self._topology.report_silence(node)
-            if node.is_replica:  # the primary can answer its calls instead
-                for channel in self._by_node[node]:
-                    channel.give_up("a replica does not answer")
-        if silent or self._topology.is_polled:
-            self._start_discovery()
-        self._schedule_check()
+        is_used, must_discover = False, self._topology.is_polled
+        for node, lanes in self._by_node.items():
+            connections = lanes.values()
+            is_used |= not node.is_sentinel and any(c.was_used_since(then) for c in connections)
+            if any(connection.is_silent(now) for connection in connections):
+                must_discover = True
+                self._topology.report_silence(node)
+                if node.is_replica:  # the primary can answer its calls instead
+                    for connection in connections:
+                        connection.close("a replica does not answer")
+        self._must_start_checks = not is_used
+        if is_used:
+            if must_discover:
+                self._start_discovery()
+            self._schedule_check()
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -210,12 +222,12 @@ class Router:
         self._end_of_loop = wait_for_end()
         await anext(self._end_of_loop)
 
-    def _channels(self) -> list[Channel]:
-        return [channel for channels in self._by_node.values() for channel in channels]
+    def _connections(self) -> list[SharedConnection]:
+        return [connection for lanes in self._by_node.values() for connection in lanes.values()]
 
     def _close(self, reason: str) -> None:
-        for channel in self._channels():
-            channel.close(reason)
+        for connection in self._connections():
+            connection.close(reason, is_intended=True)
 
     async def aclose(self) -> None:
         """Close; called on the router's own loop."""
@@ -223,7 +235,7 @@ class Router:
         if self._discovery is not None:
             self._discovery.cancel()
             await asyncio.wait([self._discovery])
-        await asyncio.gather(*(channel.aclose() for channel in self._channels()))
+        await asyncio.gather(*(connection.aclose() for connection in self._connections()))
 
     def close_from_elsewhere(self) -> None:
         """Close at once; called on another loop or thread."""
@@ -232,28 +244,10 @@ class Router:
             self.loop.call_soon_threadsafe(self._close, CLOSED)
 
 
-class _ProbeExecutor:
-    """Runs a discovery: sends every Probe to its node, until a deadline."""
-
-    def __init__(self, router: Router, deadline: float) -> None:
-        self._router = router
-        self._deadline = deadline
-
-    async def execute(self, call: Call[Any]) -> list[Any]:
-        assert isinstance(call, Probe)
-        return await self._router.probe(call, self._deadline)
-
-    async def aclose(self) -> None:
-        """Nothing to close."""
-
-
 class AsyncRedisExecutor:
     """Executes Calls from any number of tasks, event loops and threads.
 
-    Args:
-        deployment: the servers.
-        timeout_s: how long a call may take, retries included.
-        durability: what writes wait for; None = nothing.
+    A call takes `timeout_s` at most, retries included. Writes wait for `durability`.
     """
 
     def __init__(

@@ -17,10 +17,6 @@ _GRACE_S = 2.0  # how much longer than the WAIT itself its reply may take
 class Durability:
     """How many replicas have to confirm a write, and how long the server waits for them.
 
-    Args:
-        replicas: 1 or more.
-        timeout_s: from a millisecond up to the service's `call_timeout`.
-
     Attributes:
         request: the WAIT command in RESP. It has one reply.
         timeout_s: a server that has not replied to the WAIT after this time is given up.
@@ -34,11 +30,8 @@ class Durability:
     def check_confirmed(self, call: Call[Any], replies: list[Any], answer: Any) -> None:
         """Check that enough replicas have a write.
 
-        Args:
-            call: the write.
-            replies: the server's replies to it.
-            answer: the reply to `request`: the number of replicas that have the write, or an
-                error. None if no reply came before the call's deadline.
+        `answer` is the reply to `request`: the number of replicas that have the write, or an error.
+        It is None if no reply came before the call's deadline.
 
         Raises:
             NotReplicated: too few replicas confirmed the write.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+CLOSED = "the session service is closed"
+CLOSED_BY_SERVER = "connection closed by the server"
+
 # Error replies that mean "not now". The server did nothing, so every Call may be sent again.
 _TRANSIENT = ("LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
-
-
-CLOSED_BY_SERVER = "connection closed by the server"
 
 
 class AttemptFailed(Exception):
@@ -30,6 +30,13 @@ class ConnectFailed(AttemptFailed):
         self.final = final
 
 
+class NotSentInTime(AttemptFailed):
+    """The deadline passed before the Call was sent."""
+
+    def __init__(self) -> None:
+        super().__init__("it could not be sent within call_timeout")
+
+
 class ConnectionLost(AttemptFailed):
     """The connection broke, or no reply came in time. Nobody knows whether the Call was executed.
 
@@ -46,26 +53,21 @@ class ErrorReply(AttemptFailed):
     """The server replied with an error. The exception's text is the server's."""
 
     @property
-    def code(self) -> str:
-        """The first word, which names the kind of error."""
-        return str(self).partition(" ")[0]
-
-    @property
     def kind(self) -> str:
-        """The same."""
-        return self.code
+        """The first word, which is a code."""
+        return str(self).partition(" ")[0]
 
     @property
     def is_slot_moving(self) -> bool:
         """The slot is being moved to another node."""
-        return self.code in ("ASK", "TRYAGAIN")
+        return self.kind in ("ASK", "TRYAGAIN")
 
     @property
     def is_wrong_node(self) -> bool:
         """Another node has to answer this Call. This one did nothing."""
-        return self.code in ("MOVED", "ASK", "READONLY")
+        return self.kind in ("MOVED", "ASK", "READONLY")
 
     @property
     def is_transient(self) -> bool:
         """The server will be able to answer later. It did nothing."""
-        return self.code in _TRANSIENT
+        return self.kind in _TRANSIENT

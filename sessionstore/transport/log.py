@@ -30,17 +30,12 @@ class NodeLog:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self._name = name
         self._is_down = False
         self._failed_at = float("-inf")
 
     def lost(self, reason: str, num_calls: int) -> None:
-        """Log that an open connection ended, though nobody closed it.
-
-        Args:
-            reason: why; no server text.
-            num_calls: calls that waited for a reply on this connection.
-        """
+        """Log that an open connection ended, though nobody closed it, and how many calls waited."""
         self._log_failure("lost the connection to %s (%s); calls waiting: %d", reason, num_calls)
 
     def not_connected(self, reason: str, num_calls: int) -> None:
@@ -51,26 +46,16 @@ class NodeLog:
         """Log that the node is back, if it was gone."""
         if self._is_down:
             self._is_down = False
-            logger.info("connected to %s again", self.name)
+            logger.info("connected to %s again", self._name)
 
     def _log_failure(self, text: str, reason: str, num_calls: int) -> None:
         now = time.monotonic()
         is_new = not self._is_down and now - self._failed_at > _INCIDENT_S
         self._is_down, self._failed_at = True, now
         level = logging.WARNING if is_new else logging.DEBUG
-        logger.log(level, text, self.name, reason, num_calls)
+        logger.log(level, text, self._name, reason, num_calls)
 
 
 def node_name(host: str, port: int) -> str:
     """host:port."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def log_failover(old: str, new: str) -> None:
-    """Log that calls now go to another primary."""
-    logger.info("followed a failover: %s has replaced %s", new, old)
-
-
-def log_retry(call_name: str, attempt: int, kind: str, delay_s: float) -> None:
-    """Log that an attempt failed and that another one follows."""
-    logger.debug("%s: attempt %d failed (%s); retry in %.3f s", call_name, attempt, kind, delay_s)

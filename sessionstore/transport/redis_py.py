@@ -19,30 +19,27 @@ from .failures import ConnectFailed
 
 
 async def open_async(
-    connection: Any, protocol: asyncio.Protocol, deadline: float
+    connection: Any, protocol: asyncio.Protocol, deadline: float, greeting: tuple[str, ...]
 ) -> tuple[Any, bytes]:
-    """Connect, then let `protocol` receive what arrives.
+    """Connect and send the commands of `greeting`, then let `protocol` receive what arrives.
 
     Args:
         connection: a redis-py connection for asyncio, not yet connected. The caller must keep it
             until the transport is closed and then pass it to `forget_async`.
-        protocol: receives data once this returns.
-        deadline: when connecting and the handshake must be done.
 
     Returns:
         The asyncio transport, and bytes that arrived after the handshake.
 
     Raises:
-        ConnectFailed: no connection.
+        ConnectFailed: no connection by the deadline.
     """
     try:
         async with asyncio.timeout_at(deadline):
             await connection.connect()
-            # A server that requires a password closes the connection at the first large request.
-            # Its reply to PING says what is wrong.
-            await connection.send_command("PING")
-            with suppress(redis.exceptions.NoPermissionError):
-                await connection.read_response()
+            for command in greeting:
+                await connection.send_command(command)
+                with suppress(redis.exceptions.NoPermissionError):
+                    await connection.read_response()
     except BaseException as error:
         await connection.disconnect(nowait=True)
         if isinstance(error, (redis.RedisError, OSError)):
@@ -58,6 +55,30 @@ def forget_async(connection: Any) -> None:
     """Let go of a connection whose transport is closed, without a ResourceWarning."""
     connection._reader = None
     connection._writer = None
+
+
+def open_sync(connection: Any, deadline: float, greeting: tuple[str, ...]) -> socket.socket:
+    """Connect and send the commands of `greeting`; returns the connection's socket.
+
+    The connection is of a class that `with_deadline` made. Name resolution and a
+    `credential_provider` cannot be interrupted and may take longer than the deadline.
+
+    Raises:
+        ConnectFailed: no connection by the deadline.
+    """
+    connection.deadline = deadline
+    try:
+        connection.connect()
+        for command in greeting:
+            connection.send_command(command)
+            with suppress(redis.exceptions.NoPermissionError):
+                connection.read_response()
+    except (redis.RedisError, OSError) as error:
+        connection.disconnect()
+        raise _connect_failed(error) from None
+    opened: socket.socket = connection._sock.inner
+    connection._sock = opened
+    return opened
 
 
 def with_deadline(factory: Any) -> Any:
@@ -100,45 +121,14 @@ class _SocketWithDeadline:
         self.inner = inner
         self._deadline = deadline
 
-    def recv_into(self, buffer: bytearray) -> int:
-        self.inner.settimeout(_time_left(self._deadline))
-        return self.inner.recv_into(buffer)
-
-    def sendall(self, data: bytes) -> None:
-        self.inner.settimeout(_time_left(self._deadline))
-        self.inner.sendall(data)
-
     def __getattr__(self, name: str) -> Any:
+        if name in ("recv_into", "sendall"):
+            self.inner.settimeout(_time_left(self._deadline))
         return getattr(self.inner, name)
 
 
 def _time_left(deadline: float) -> float:
     return max(deadline - time.monotonic(), 0.001)  # a timeout of 0 means "do not block"
-
-
-def open_sync(connection: Any, deadline: float) -> socket.socket:
-    """Connect; returns the socket, which still belongs to the connection.
-
-    Args:
-        connection: a connection of a class that `with_deadline` made, not yet connected.
-        deadline: when connecting and the handshake must be done. Name resolution and a
-            `credential_provider` cannot be interrupted and may take longer.
-
-    Raises:
-        ConnectFailed: no connection.
-    """
-    connection.deadline = deadline
-    try:
-        connection.connect()
-        connection.send_command("PING")  # as in open_async
-        with suppress(redis.exceptions.NoPermissionError):
-            connection.read_response()
-    except (redis.RedisError, OSError) as error:
-        connection.disconnect()
-        raise _connect_failed(error) from None
-    opened: socket.socket = connection._sock.inner
-    connection._sock = opened
-    return opened
 
 
 def _connect_failed(error: BaseException) -> ConnectFailed:
@@ -149,11 +139,10 @@ def _connect_failed(error: BaseException) -> ConnectFailed:
     if isinstance(error, (redis.AuthenticationError, redis.ResponseError)):
         if "HELLO" in text or "required" in text:
             return ConnectFailed("the server requires a password", final=True)
-        if isinstance(error, redis.AuthenticationError):
-            return ConnectFailed(f"the server refused the credentials ({text})", final=True)
-        return ConnectFailed(f"the server refused the connection ({text})", final=True)
+        what = "credentials" if isinstance(error, redis.AuthenticationError) else "connection"
+        return ConnectFailed(f"the server refused the {what} ({text})", final=True)
     if isinstance(error, redis.exceptions.BusyLoadingError):
-        return ConnectFailed("the server is loading its data", final=False)
-    if isinstance(error, (TimeoutError, redis.TimeoutError)):
-        return ConnectFailed("no connection in time", final=False)
+        text = "the server is loading its data"
+    elif isinstance(error, (TimeoutError, redis.TimeoutError)):
+        text = "no connection in time"
     return ConnectFailed(text, final=False)

@@ -14,13 +14,11 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any, NamedTuple
 
 from ..calls import Call, reply_error
-from ..errors import BackendError, BackendTimeout, BackendUnavailable, SessionStoreError
-from .failures import AttemptFailed, ConnectFailed, ConnectionLost, ErrorReply
-from .log import log_retry
+from ..errors import BackendError, BackendTimeout, BackendUnavailable
+from .failures import AttemptFailed, ConnectFailed, ConnectionLost, ErrorReply, NotSentInTime
+from .log import logger
 from .topology import Node, Topology, redirection
 from .wire import Form
-
-CLOSED = "the session service is closed"
 
 _FIRST_DELAY_S = 0.01
 _LONGEST_DELAY_S = 0.5
@@ -42,8 +40,8 @@ class Send(NamedTuple):
     """Send the Call and return its replies."""
 
     node: Node
-    form: Form
-    is_asking: bool  # with ASKING: the node is importing the slot
+    form: Form = Form.EVALSHA
+    is_asking: bool = False  # with ASKING: the node is importing the slot
 
 
 Step = Pause | Discover | Send
@@ -57,14 +55,7 @@ class ConnectHistory:
 
 
 class Attempts:
-    """All attempts at one Call, until its deadline.
-
-    Args:
-        call: what to send.
-        deadline: when to give up.
-        topology: where the data is; learns from failures.
-        history: shared by all Calls to the same deployment.
-    """
+    """All attempts at one Call, until its deadline. The topology learns from failures."""
 
     def __init__(
         self, call: Call[Any], deadline: float, topology: Topology, history: ConnectHistory
@@ -83,17 +74,14 @@ class Attempts:
     def steps(self, failure: AttemptFailed | None = None, node: Node | None = None) -> Steps:
         """Attempt the Call until it succeeds; the generator's return value is the replies.
 
-        Args:
-            failure: how a first attempt failed, if there was one.
-            node: the node that it was sent to.
-
-        Raises:
-            SessionStoreError: the Call failed for good.
+        `failure` tells how a first attempt on `node` failed, if there was one. The generator raises
+        a SessionStoreError if the Call failed for good.
         """
         while True:
             if failure is not None:
                 delay_s = self._next_delay(failure, node)
-                log_retry(self._call.name, self._num_failures, failure.kind, delay_s)
+                text = "%s: attempt %d failed (%s); retry in %.3f s"
+                logger.debug(text, self._call.name, self._num_failures, failure.kind, delay_s)
                 if delay_s:
                     yield Pause(delay_s)
             node = self._asking_node
@@ -104,8 +92,6 @@ class Attempts:
                         yield Discover()
                     node = self._topology.node_for(self._call)
                 replies: list[Any] = yield Send(node, self._form, is_asking)
-            except TimeoutError:
-                raise not_sent_in_time(self._call, self._maybe_applied) from None
             except AttemptFailed as error:
                 failure = error
             else:
@@ -114,7 +100,8 @@ class Attempts:
     def _next_delay(self, failure: AttemptFailed, node: Node | None) -> float:
         """Seconds to wait before the next attempt; raises the final error if there is none."""
         self._num_failures += 1
-        if node is not None:
+        is_final = isinstance(failure, NotSentInTime)
+        if node is not None and not is_final:
             self._topology.report_failure(failure, node)
         asking_node, self._asking_node = self._asking_node, None
         if isinstance(failure, ErrorReply):
@@ -122,36 +109,33 @@ class Attempts:
             if form is not None:
                 self._form, self._asking_node = form, asking_node
                 return 0.0
-            assert node is not None
-            if self._topology.is_routed and self._can_follow_redirection(failure, node):
+            is_routed = self._topology.is_routed
+            if node is not None and is_routed and self._can_follow_redirection(failure, node):
                 return 0.0
-            is_retried = self._topology.is_routed and failure.is_wrong_node
-            if not failure.is_transient and not is_retried:
-                raise self._refused(failure) from None
-        if isinstance(failure, ConnectFailed) and (
+            is_final = not failure.is_transient and not (is_routed and failure.is_wrong_node)
+        elif isinstance(failure, ConnectFailed):
             # Never reached: most likely a wrong address, so the caller learns of it at once.
-            failure.final or not self._history.has_connected
-        ):
-            raise self._unanswered(failure) from None
-        if isinstance(failure, ConnectionLost):
+            is_final = failure.final or not self._history.has_connected
+            if node is not None and node.is_replica:  # the primary can answer instead
+                is_final = False
+        elif isinstance(failure, ConnectionLost):
             self._maybe_applied |= self._call.writes
-            if not self._call.idempotent:
-                raise self._unanswered(failure) from None
+            is_final = not self._call.idempotent
         delay_s = self._delay_s * random.uniform(0.5, 1.5)
-        if time.monotonic() + delay_s >= self._deadline:
-            raise self._unanswered(failure) from None
+        if is_final or time.monotonic() + delay_s >= self._deadline:
+            raise self._error(failure, is_final=is_final) from None
         longest_s = _LONGEST_DELAY_ROUTED_S if self._topology.is_routed else _LONGEST_DELAY_S
         self._delay_s = min(self._delay_s * 2, longest_s)
         return delay_s
 
     def _other_form(self, failure: ErrorReply) -> Form | None:
         """Another form that this server accepts. It did nothing with the one that it refused."""
-        if failure.code == "NOSCRIPT" and self._form is Form.EVALSHA:
+        if failure.kind == "NOSCRIPT" and self._form is Form.EVALSHA:
             return Form.EVAL
         # A server that is out of memory refuses to queue commands. Reads work without MULTI; a
         # write is refused for a reason.
         is_read = not self._call.writes
-        if failure.code == "OOM" and is_read and self._form is not Form.WITHOUT_MULTI:
+        if failure.kind == "OOM" and is_read and self._form is not Form.WITHOUT_MULTI:
             return Form.WITHOUT_MULTI
         return None
 
@@ -161,40 +145,32 @@ class Attempts:
         if num_commands > 1 and failure.is_slot_moving:
             # A transaction fails while its slot is moving. A script works once its keys are moved.
             self._form = Form.WITHOUT_MULTI
-        if failure.code not in ("MOVED", "ASK"):
+        if failure.kind not in ("MOVED", "ASK"):
             return False
-        if failure.code == "ASK":
+        if failure.kind == "ASK":
             self._asking_node = redirection(failure, node)[1]
         self._num_redirections += 1
         return self._num_redirections % _REDIRECTIONS_PER_DELAY != 0
 
-    def _refused(self, failure: ErrorReply) -> SessionStoreError:
-        error = reply_error(self._call, str(failure))
-        if isinstance(error, BackendError):
-            # An earlier attempt may have been executed before this one was refused.
-            error.maybe_applied = self._maybe_applied
-        return error
-
-    def _unanswered(self, failure: AttemptFailed) -> BackendError:
-        timed_out = isinstance(failure, ConnectionLost) and failure.timed_out
+    def _error(self, failure: AttemptFailed, *, is_final: bool) -> Exception:
+        """What the caller gets. Any earlier attempt may have been executed."""
+        if is_final and isinstance(failure, ErrorReply):
+            error = reply_error(self._call, str(failure))
+            if isinstance(error, BackendError):
+                error.maybe_applied = self._maybe_applied
+            return error
+        timed_out = isinstance(failure, NotSentInTime) or (
+            isinstance(failure, ConnectionLost) and failure.timed_out
+        )
         is_over = time.monotonic() >= self._deadline
         kind = BackendTimeout if timed_out or is_over else BackendUnavailable
         return kind(f"{self._call.name}: {failure}", maybe_applied=self._maybe_applied)
 
 
-def not_sent_in_time(call: Call[Any], maybe_applied: bool = False) -> BackendError:
-    """The error for a Call whose deadline passed before it could be sent."""
-    text = f"{call.name}: it could not be sent within call_timeout"
-    return BackendTimeout(text, maybe_applied=maybe_applied)
-
-
 async def run_async(steps: Steps, perform: Callable[[Step], Awaitable[Any]]) -> list[Any]:
     """The replies to a Call, over asyncio.
 
-    Args:
-        steps: the attempts.
-        perform: carries out one step. It raises AttemptFailed, or TimeoutError if the deadline
-            passed before anything was sent. Other exceptions end the attempts.
+    `perform` carries out one step. It raises AttemptFailed; other exceptions end the attempts.
     """
     try:
         step = next(steps)

@@ -11,14 +11,19 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import hiredis
 
-from .failures import CLOSED_BY_SERVER, ConnectFailed, ConnectionLost
+from ..calls import Call
+from .address import Address
+from .durability import Durability
+from .failures import CLOSED, CLOSED_BY_SERVER, ConnectFailed, ConnectionLost, NotSentInTime
 from .redis_py import forget_async, open_async
-from .retry import CLOSED
 from .topology import SILENCE_S
+from .wire import Form, pack, reply_count
+
+T = TypeVar("T")
 
 CALLS_IN_FLIGHT_LIMIT = 4096
 """Most calls that wait for replies on one connection. Further calls wait before they are sent."""
@@ -30,103 +35,114 @@ _CLOSE_TIMEOUT_S = 1.0  # for calls in flight when a service is closed
 
 _NOTHING = object()  # returned by the reader if it has no complete reply
 
-_Entry = tuple["asyncio.Future[list[Any]]", int, float, int]  # reply, count, deadline, bytes
+_Reply = asyncio.Future[list[Any]]
+_Pending = tuple[_Reply, int, float, int]  # count of replies, deadline, bytes
+_Queued = tuple[_Reply, Call[Any], Form, bool, float]  # is_asking, deadline
 
 
 class SharedConnection(asyncio.Protocol):
-    """An open connection and the calls that wait on it.
+    """A connection, which starts to open at once, and the calls that wait on it.
 
-    Args:
-        connection: redis-py's connection, not yet connected.
-        timeout_s: how long a call may take.
-        on_lost: called with the reason if the connection ends though nobody closed it, before the
-            calls that wait on it fail.
-
-    Attributes:
-        is_open: calls may be sent.
-        closed: done when the socket is closed.
+    `timeout_s` is how long a call may take. `count_calls` counts the calls that wait for this node,
+    for the log. Calls may be sent while `is_open`.
     """
 
-    def __init__(self, connection: Any, timeout_s: float, on_lost: Callable[[str], None]) -> None:
-        self._connection = connection
+    def __init__(self, address: Address, timeout_s: float, count_calls: Callable[[], int]) -> None:
+        self.is_open = False
+        self._address = address
         self._timeout_s = timeout_s
-        self._on_lost = on_lost
+        self._count_calls = count_calls
         self._loop = asyncio.get_running_loop()
+        self._connection = address.new_connection()
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._transport: Any = None
         self._out: list[bytes] = []
-        self._pending: deque[_Entry] = deque()
+        self._pending: deque[_Pending] = deque()
         self._partial: list[Any] = []
         self._bytes_in_flight = 0
-        self._received_at = 0.0
+        self._active_at = time.monotonic()  # when it began to connect or received something
         self._timer: asyncio.TimerHandle | None = None
-        self._queue: deque[tuple[asyncio.Future[None], float]] = deque()
-        self._num_admitted = 0
-        self.is_open = False
-        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self._queue: deque[_Queued] = deque()
+        self._num_unsent = 0  # calls that wait until the connection is open
+        self._sent_wait: asyncio.Task[Any] | None = None
+        self._next_wait: asyncio.Task[Any] | None = None
+        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._opening = self._loop.create_task(self._open())
+        self._opening.add_done_callback(self._report_opened)
 
-    async def open(self, deadline: float) -> None:
-        """Connect.
+    # -- opening -------------------------------------------------------------------------------
 
-        Raises:
-            ConnectFailed: no connection.
-        """
-        self._transport, unread = await open_async(self._connection, self, deadline)
+    async def _open(self) -> None:
+        deadline = self._active_at + min(self._timeout_s, self._address.connect_timeout_s)
+        self._transport, unread = await open_async(
+            self._connection, self, deadline, self._address.greeting
+        )
         self.is_open = True
+        self._active_at = time.monotonic()
         if unread:
             self.data_received(unread)
 
-    # -- sending -------------------------------------------------------------------------------
+    def _report_opened(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        failure = task.exception()
+        if failure is None:
+            self._address.report_connected()
+        elif isinstance(failure, ConnectFailed):
+            self._address.report_not_connected(failure, self._count_calls())
 
     @property
-    def is_full(self) -> bool:
-        """Whether a new call has to wait before it is sent."""
-        return (
-            len(self._pending) + self._num_admitted >= CALLS_IN_FLIGHT_LIMIT
-            or self._bytes_in_flight >= BYTES_IN_FLIGHT_LIMIT
-            or bool(self._queue)
-        )
+    def is_usable(self) -> bool:
+        """Whether it is open or opening."""
+        return self.is_open or not self._opening.done()
 
-    async def wait_for_room(self, deadline: float) -> None:
-        """Wait until a call may be sent, first come first served.
-
-        Raises:
-            ConnectFailed: the connection was closed.
-            TimeoutError: the deadline passed.
-        """
-        admission = self._loop.create_future()
-        self._queue.append((admission, deadline))
-        try:
-            await admission
-        except asyncio.CancelledError:
-            # If the call was not admitted yet, `_admit` will skip it.
-            if not admission.cancelled() and admission.exception() is None and self.is_open:
-                self._num_admitted -= 1
-                self._admit()
-            raise
+    async def wait_until_open(self) -> None:
+        """Wait until calls may be sent; raises ConnectFailed."""
         if not self.is_open:
-            raise ConnectFailed(CLOSED_BY_SERVER, final=False)
-        self._num_admitted -= 1
+            self._num_unsent += 1
+            try:
+                await wait_shared(self._opening)
+            finally:
+                self._num_unsent -= 1
 
-    def submit(self, payload: bytes, count: int, deadline: float) -> asyncio.Future[list[Any]]:
-        """Send in this tick of the loop; the future yields `count` replies or ConnectionLost."""
-        reply: asyncio.Future[list[Any]] = self._loop.create_future()
+    # -- sending -------------------------------------------------------------------------------
+
+    def submit(self, call: Call[Any], form: Form, *, asking: bool, deadline: float) -> _Reply:
+        """Send a Call in this tick of the loop, or when there is room for it.
+
+        Returns:
+            The replies, or ConnectionLost. ConnectFailed or NotSentInTime: nothing was sent.
+        """
+        reply: _Reply = self._loop.create_future()
+        if self._queue or not self._has_room:
+            self._queue.append((reply, call, form, asking, deadline))
+        else:
+            payload = pack(call, form, asking=asking)
+            self._send(payload, reply_count(call, form, asking=asking), deadline, reply)
+        return reply
+
+    def _send(self, payload: bytes, count: int, deadline: float, reply: _Reply) -> None:
         size = len(payload)
-        if not self._pending:
-            # Nothing is in flight, so there is nothing to wait for: send at once. Further calls of
-            # this tick are sent together.
-            self._pending.append((reply, count, deadline, size))
-            self._bytes_in_flight = size
+        pending = self._pending
+        pending.append((reply, count, deadline, size))
+        self._bytes_in_flight += size
+        if len(pending) == 1:
+            # Nothing else is in flight, so there is nothing to wait for: send at once. Further
+            # calls of this tick are sent together.
             if self._timer is None:
                 self._timer = self._loop.call_at(deadline, self._check_deadlines)
             self._transport.write(payload)
-            return reply
-        self._pending.append((reply, count, deadline, size))
-        self._bytes_in_flight += size
+            return
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(payload)
-        return reply
+
+    @property
+    def _has_room(self) -> bool:
+        return (
+            len(self._pending) < CALLS_IN_FLIGHT_LIMIT
+            and self._bytes_in_flight < BYTES_IN_FLIGHT_LIMIT
+        )
 
     def _flush(self) -> None:
         if self.is_open:
@@ -134,24 +150,49 @@ class SharedConnection(asyncio.Protocol):
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
         self._out.clear()
 
-    def _admit(self) -> None:
-        """Let calls that wait for room go on, as far as there is room."""
-        while (
-            self._queue
-            and len(self._pending) + self._num_admitted < CALLS_IN_FLIGHT_LIMIT
-            and self._bytes_in_flight < BYTES_IN_FLIGHT_LIMIT
-        ):
-            admission, _ = self._queue.popleft()
-            if not admission.done():
-                self._num_admitted += 1
-                admission.set_result(None)
+    def _send_queued(self) -> None:
+        """Send the calls that wait for room, first come first served, as far as there is room."""
+        while self._queue and self._has_room:
+            reply, call, form, asking, deadline = self._queue.popleft()
+            if not reply.done():
+                payload = pack(call, form, asking=asking)
+                self._send(payload, reply_count(call, form, asking=asking), deadline, reply)
+
+    def was_sent(self, reply: _Reply) -> bool:
+        """False: the Call still waits for room."""
+        return all(queued[0] is not reply for queued in self._queue)
+
+    async def wait_for_replicas(self, durability: Durability, deadline: float) -> Any:
+        """The reply to a WAIT for all writes that were answered so far; None if none in time.
+
+        One WAIT is sent at a time. Callers that come before the next one is sent share it.
+        """
+        if self._next_wait is None:
+            self._next_wait = self._loop.create_task(self._send_wait(durability))
+            self._next_wait.add_done_callback(consume_exception)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await wait_shared(self._next_wait)
+        except TimeoutError:
+            return None
+
+    async def _send_wait(self, durability: Durability) -> Any:
+        if self._sent_wait is not None:
+            await asyncio.wait([self._sent_wait])
+        self._sent_wait, self._next_wait = self._next_wait, None
+        if not self.is_open:
+            raise ConnectionLost(CLOSED_BY_SERVER)
+        reply: _Reply = self._loop.create_future()
+        self._send(durability.request, 1, time.monotonic() + durability.timeout_s, reply)
+        [answer] = await reply
+        return answer
 
     # -- receiving -----------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         """Give complete replies to the calls that wait for them."""
         pending, partial = self._pending, self._partial
-        self._received_at = time.monotonic()
+        self._active_at = time.monotonic()
         try:
             self._reader.feed(data)
             next_reply = self._reader.gets
@@ -172,36 +213,36 @@ class SharedConnection(asyncio.Protocol):
                     waiter.set_result(replies)
         except (hiredis.ProtocolError, IndexError):
             # Not RESP, or a reply without a request: the connection is out of step.
-            self.give_up("the server's answer is not RESP")
+            self.close("the server's answer is not RESP")
         self._partial = partial
         if self._queue:
-            self._admit()
+            self._send_queued()
 
     @property
     def num_calls(self) -> int:
-        """Calls that wait for a reply."""
-        return sum(not waiter.done() for waiter, *_ in self._pending)
+        """Calls that wait for the connection or a reply."""
+        return self._num_unsent + sum(not waiter.done() for waiter, *_ in self._pending)
 
     def is_silent(self, now: float) -> bool:
-        """Whether calls wait and nothing was received for a while."""
-        return bool(self._pending) and now - self._received_at > SILENCE_S
+        """Whether calls wait, or it is opening, and nothing was received for a while."""
+        return self.was_used_since(now) and now - self._active_at > SILENCE_S
 
     def was_used_since(self, then: float) -> bool:
-        """Whether calls wait, or something was received since then."""
-        return bool(self._pending) or self._received_at > then
+        """Whether calls wait, it is opening, or something was received since then."""
+        return bool(self._pending) or not self._opening.done() or self._active_at > then
 
     def _check_deadlines(self) -> None:
         """Fail the calls whose deadline has passed; give up the connection if it is silent."""
         self._timer = None
         now = time.monotonic()
-        is_silent = now - self._received_at > self._timeout_s / 4
+        is_silent = now - self._active_at > self._timeout_s / 4
         if is_silent and self._pending and self._pending[0][2] <= now:
-            self.give_up("no answer in time", timed_out=True)
+            self.close("no answer in time", timed_out=True)
             return
-        while self._queue and (self._queue[0][1] <= now or self._queue[0][0].done()):
-            admission, _ = self._queue.popleft()
-            if not admission.done():
-                admission.set_exception(TimeoutError())
+        while self._queue and (self._queue[0][-1] <= now or self._queue[0][0].done()):
+            waiter, *_ = self._queue.popleft()
+            if not waiter.done():
+                waiter.set_exception(NotSentInTime())
         for waiter, _, deadline, _ in self._pending:
             if deadline > now:
                 self._timer = self._loop.call_at(deadline, self._check_deadlines)
@@ -218,32 +259,29 @@ class SharedConnection(asyncio.Protocol):
         """The socket is closed. asyncio calls this."""
         self._fail(f"connection lost ({error})" if error else CLOSED_BY_SERVER)
         forget_async(self._connection)
-        if not self.closed.done():
-            self.closed.set_result(None)
+        if not self._closed.done():
+            self._closed.set_result(None)
 
-    def give_up(self, reason: str, *, timed_out: bool = False) -> None:
-        """Close at once because something is wrong; calls that wait fail with ConnectionLost."""
-        self._fail(reason, timed_out=timed_out)
+    def close(self, reason: str, *, timed_out: bool = False, is_intended: bool = False) -> None:
+        """Close at once; calls that wait fail with ConnectionLost."""
+        self._opening.cancel()
+        self._fail(reason, timed_out=timed_out, is_intended=is_intended)
         if self._transport is not None:
             self._transport.abort()
 
-    def close(self, reason: str) -> None:
-        """Close at once, as intended; calls that wait fail with ConnectionLost."""
-        self._fail(reason, is_intended=True)
-        if self._transport is not None:
-            self._transport.abort()
-
-    async def drain(self) -> None:
-        """Close when the calls that wait have their replies, within a second."""
+    async def aclose(self) -> None:
+        """Close when the calls that wait have their replies or a second has passed."""
+        self._opening.cancel()
+        await asyncio.wait([self._opening])
         if self._pending:
-            last = self._pending[-1][0]
-            await asyncio.wait([last], timeout=_CLOSE_TIMEOUT_S)
-        self.close(CLOSED)
-        await self.closed
+            await asyncio.wait([self._pending[-1][0]], timeout=_CLOSE_TIMEOUT_S)
+        self.close(CLOSED, is_intended=True)
+        if self._transport is not None:
+            await self._closed
 
     def _fail(self, reason: str, *, timed_out: bool = False, is_intended: bool = False) -> None:
         if self.is_open and not is_intended:
-            self._on_lost(reason)
+            self._address.log.lost(reason, self._count_calls())
         self.is_open = False
         if self._timer is not None:
             self._timer.cancel()
@@ -253,7 +291,21 @@ class SharedConnection(asyncio.Protocol):
                 waiter.set_exception(ConnectionLost(reason, timed_out=timed_out))
         self._pending.clear()
         self._bytes_in_flight = 0
-        for admission, _ in self._queue:
-            if not admission.done():
-                admission.set_result(None)
+        for waiter, *_ in self._queue:
+            if not waiter.done():
+                waiter.set_exception(ConnectFailed(reason, final=False))
         self._queue.clear()
+
+
+def consume_exception(task: asyncio.Task[Any]) -> None:
+    """Mark the exception as retrieved; the waiters have received it, if there were any."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def wait_shared(task: asyncio.Task[T]) -> T:
+    """The result of a task that others wait for too. It goes on if one of them is cancelled."""
+    await asyncio.wait([task])
+    if task.cancelled():
+        raise ConnectFailed("the attempt to connect was given up", final=False)
+    return task.result()

@@ -14,20 +14,30 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import hiredis
 
 from ..calls import Call
 from ..drive import drive
-from .address import Deployment
+from .address import Address, Deployment
 from .durability import Durability
-from .failures import CLOSED_BY_SERVER, AttemptFailed, ConnectFailed, ConnectionLost
+from .failures import (
+    CLOSED,
+    CLOSED_BY_SERVER,
+    AttemptFailed,
+    ConnectFailed,
+    ConnectionLost,
+    ErrorReply,
+    NotSentInTime,
+)
 from .redis_py import open_sync
-from .retry import CLOSED, Attempts, Discover, Pause, Step, not_sent_in_time, run
+from .retry import Attempts, Discover, Pause, Send, Step, run
 from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
-from .wire import Form, pack, reply_count, unpack
+from .wire import pack, reply_count, unpack
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -38,19 +48,11 @@ _NOTHING = object()  # returned by the reader if it has no complete reply
 
 
 class BlockingConnection:
-    """An open connection, used by one thread at a time.
+    """An open connection, used by one thread at a time. The constructor connects by a deadline."""
 
-    Args:
-        connection: redis-py's connection, not yet connected.
-        deadline: when connecting and the handshake must be done.
-
-    Raises:
-        ConnectFailed: no connection.
-    """
-
-    def __init__(self, connection: Any, deadline: float) -> None:
-        self._connection = connection
-        self._socket: socket.socket = open_sync(connection, deadline)
+    def __init__(self, address: Address, deadline: float) -> None:
+        self._connection = address.new_connection()
+        self._socket = open_sync(self._connection, deadline, address.greeting)
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._wait_s = 0.0
         # Python's own timeouts cost a poll() before every send and receive; the kernel's do not.
@@ -67,34 +69,32 @@ class BlockingConnection:
         return bool(poll.poll(0))
 
     def request(
-        self,
-        payload: bytes,
-        count: int,
-        deadline: float,
-        is_replaced: Callable[[], bool] | None = None,
+        self, payload: bytes, count: int, deadline: float, is_replaced: Callable[[], bool] | None
     ) -> list[Any]:
-        """Send a request and read its replies.
+        """Send a request and read its `count` replies by the deadline.
 
-        Args:
-            payload: the request.
-            count: number of replies.
-            deadline: when the last reply must be there.
-            is_replaced: called now and then while the server is silent; True = give up.
+        `is_replaced` is called now and then while the server is silent. If it is true, give up.
 
         Raises:
-            TimeoutError: the deadline passed before anything was sent.
+            NotSentInTime: the deadline passed.
             ConnectionLost: the connection broke, or no reply came in time; it must be closed.
         """
+        self._deadline, self._is_replaced = deadline, is_replaced
         gets = self._reader.gets
         sent = 0
         try:
             while sent < len(payload):
-                sent += self._retry(self._socket.send, payload[sent:], deadline, is_replaced)
+                self._set_wait()
+                sent += self._retry(self._socket.send, payload[sent:])
             replies: list[Any] = []
+            is_wait_set = True
             while len(replies) < count:
                 reply = gets()
                 if reply is _NOTHING:
-                    data = self._retry(self._socket.recv, _RECEIVE_SIZE, deadline, is_replaced)
+                    if not is_wait_set:
+                        self._set_wait()
+                    is_wait_set = False
+                    data = self._retry(self._socket.recv, _RECEIVE_SIZE)
                     if not data:
                         raise ConnectionLost(CLOSED_BY_SERVER)
                     self._reader.feed(data)
@@ -102,7 +102,7 @@ class BlockingConnection:
                     replies.append(reply)
         except TimeoutError:
             if not sent:
-                raise
+                raise NotSentInTime from None
             raise ConnectionLost("no answer in time", timed_out=True) from None
         except hiredis.ProtocolError:
             raise ConnectionLost("the server's answer is not RESP") from None
@@ -110,29 +110,19 @@ class BlockingConnection:
             raise ConnectionLost(f"connection lost ({error})") from None
         return replies
 
-    def _retry(
-        self,
-        operation: Callable[[A], R],
-        argument: A,
-        deadline: float,
-        is_replaced: Callable[[], bool] | None,
-    ) -> R:
+    def _retry(self, operation: Callable[[A], R], argument: A) -> R:
         """The result of a send or receive; TimeoutError if the deadline passes first."""
         while True:
-            self._set_wait(deadline)
             try:
                 return operation(argument)
             except (TimeoutError, BlockingIOError):
-                if is_replaced is not None and is_replaced():
+                if self._is_replaced is not None and self._is_replaced():
                     raise ConnectionLost("the node has been replaced", timed_out=True) from None
+                self._set_wait()
 
-    def _set_wait(self, deadline: float) -> None:
-        """Let a send or receive return after SILENCE_S at most, and by the deadline.
-
-        Raises:
-            TimeoutError: the deadline has passed.
-        """
-        wait_s = deadline - time.monotonic()
+    def _set_wait(self) -> None:
+        """Let a send or receive return after SILENCE_S at most, and by the deadline."""
+        wait_s = self._deadline - time.monotonic()
         if wait_s > SILENCE_S:
             wait_s = SILENCE_S  # always the same, so that the socket is rarely changed
         elif wait_s <= 0:
@@ -155,11 +145,8 @@ class BlockingConnection:
 class RedisExecutor:
     """Executes Calls from any number of threads.
 
-    Args:
-        deployment: the servers.
-        timeout_s: how long a call may take, retries included. Name resolution may take longer:
-            nothing can interrupt it.
-        durability: what writes wait for; None = nothing.
+    A call takes `timeout_s` at most, retries included. Only name resolution may take longer:
+    nothing can interrupt it. Writes wait for `durability`.
     """
 
     def __init__(
@@ -191,9 +178,7 @@ class RedisExecutor:
                 self._discover_again(now + self._timeout_s / 2)
             node = self._topology.node_for(call)
             try:
-                return self._send(call, node, Form.EVALSHA, deadline)
-            except TimeoutError:
-                raise not_sent_in_time(call) from None
+                return self._send(call, Send(node), deadline)
             except AttemptFailed as error:
                 failure = error
         attempts = Attempts(call, deadline, self._topology, self._deployment.history)
@@ -207,40 +192,39 @@ class RedisExecutor:
             raise ConnectFailed(CLOSED, final=True)
         if isinstance(step, Discover):
             return self._discover(deadline)
-        return self._send(call, step.node, step.form, deadline, asking=step.is_asking)
+        return self._send(call, step, deadline)
 
-    def _send(
-        self,
-        call: Call[Any],
-        node: Node,
-        form: Form,
-        deadline: float,
-        *,
-        asking: bool = False,
-        is_probe: bool = False,
-    ) -> list[Any]:
+    def _send(self, call: Call[Any], attempt: Send, deadline: float) -> list[Any]:
         """Send a Call once; returns one reply per command.
 
         Raises:
-            TimeoutError: the deadline passed before it was sent.
             AttemptFailed: it did not succeed.
             NotReplicated: it succeeded, but too few replicas confirmed it.
         """
+        node, form, asking = attempt
         connection = self._take(call, node, deadline)
         durability = self._durability if call.writes else None
         answer: Any = 0
+        is_replaced = None
+        if self._topology.is_routed and not isinstance(call, Probe):
+            is_replaced = partial(self._is_replaced, node, deadline)
         try:
             payload = pack(call, form, asking=asking)
             count = reply_count(call, form, asking=asking)
-            is_replaced = None
-            if self._topology.is_routed and not is_probe:
-                is_replaced = partial(self._is_replaced, node, deadline)
             replies = connection.request(payload, count, deadline, is_replaced)
+            results = unpack(replies, form, asking=asking)
             if durability is not None:
-                if _has_error(replies):
-                    durability = None
-                else:
-                    answer = _wait_for_replicas(connection, durability, deadline, is_replaced)
+                answer_by = min(deadline, time.monotonic() + durability.timeout_s)
+                try:
+                    [answer] = connection.request(durability.request, 1, answer_by, is_replaced)
+                except AttemptFailed:
+                    if time.monotonic() < deadline:
+                        raise
+                    answer = None  # it is still to come
+                    self._close(connection, node)
+        except ErrorReply:
+            self._give_back(connection, node)
+            raise
         except BaseException as error:
             if isinstance(error, ConnectionLost):
                 num_calls = len(self._open[node]) - len(self._idle[node])
@@ -249,13 +233,8 @@ class RedisExecutor:
                 self._close_idle(node)
             self._close(connection, node)
             raise
-        if answer is None:
-            self._close(connection, node)  # the reply to WAIT is still to come
-        else:
-            self._idle[node].append(connection)
-            if self._is_closed:
-                self.close()  # it may have missed this connection
-        results = unpack(replies, form, asking=asking)
+        if answer is not None:
+            self._give_back(connection, node)
         if durability is not None:
             durability.check_confirmed(call, results, answer)
         return results
@@ -265,7 +244,7 @@ class RedisExecutor:
     def _discover(self, deadline: float) -> None:
         """Make the topology known. If many threads need it at once, one of them asks."""
         if not self._discovery.acquire(timeout=max(deadline - time.monotonic(), 0)):
-            raise TimeoutError
+            raise NotSentInTime
         try:
             if not self._topology.is_known:
                 self._run_discovery(deadline)
@@ -276,23 +255,22 @@ class RedisExecutor:
         """Check where the data is, unless another thread does. If that fails, nothing changes."""
         if self._discovery.acquire(blocking=False):
             try:
-                self._run_discovery(deadline)
-            except ConnectFailed:
-                pass
+                with suppress(AttemptFailed):
+                    self._run_discovery(deadline)
             finally:
                 self._discovery.release()
 
     def _run_discovery(self, deadline: float) -> None:
         deadline = min(deadline, time.monotonic() + DISCOVERY_TIMEOUT_S)
-        drive(self._topology.discover(), _ProbeExecutor(self, deadline))
+        executor: Any = SimpleNamespace(execute=partial(self._send_probe, deadline))
+        drive(self._topology.discover(), executor)
 
-    def probe(self, call: Probe, deadline: float) -> list[Any]:
-        """Send a question about the topology; raises AttemptFailed or TimeoutError."""
+    def _send_probe(self, deadline: float, call: Probe) -> list[Any]:
         deadline = min(deadline, time.monotonic() + PROBE_TIMEOUT_S)
-        return self._send(call, call.node, Form.EVALSHA, deadline, is_probe=True)
+        return self._send(call, Send(call.node), deadline)
 
     def _is_replaced(self, node: Node, deadline: float) -> bool:
-        """Whether calls to a silent node should go to another one."""
+        """Whether Calls to a silent node should go to another one."""
         self._topology.report_silence(node)
         self._discover_again(deadline)
         return node.is_replica or node not in self._topology.nodes
@@ -320,27 +298,24 @@ class RedisExecutor:
         address = self._deployment.address_of(node)
         now = time.monotonic()
         if now >= deadline:
-            raise TimeoutError
-        connect_by = deadline
+            raise NotSentInTime
         if self._topology.is_routed:
             # A slower node is probably gone. Then its successor may be known soon.
-            connect_by = min(deadline, now + PROBE_TIMEOUT_S)
+            deadline = min(deadline, now + PROBE_TIMEOUT_S)
         try:
-            connection = BlockingConnection(address.new_connection(), connect_by)
+            connection = BlockingConnection(address, deadline)
         except ConnectFailed as failure:
             address.report_not_connected(failure, num_calls=1)
             raise
-        if address.first_request:
-            try:
-                [reply] = connection.request(address.first_request, 1, connect_by)
-                address.check_first_reply(reply)
-            except BaseException:
-                connection.close()
-                raise
         address.report_connected()
         self._open.setdefault(node, set()).add(connection)
         self._idle.setdefault(node, [])
         return connection
+
+    def _give_back(self, connection: BlockingConnection, node: Node) -> None:
+        self._idle[node].append(connection)
+        if self._is_closed:
+            self.close()  # it may have missed this connection
 
     def _pop_idle(self, node: Node) -> BlockingConnection | None:
         try:
@@ -361,39 +336,3 @@ class RedisExecutor:
         self._is_closed = True
         for node in list(self._idle):
             self._close_idle(node)
-
-
-class _ProbeExecutor:
-    """Runs a discovery: sends every Probe to its node, until a deadline."""
-
-    def __init__(self, executor: RedisExecutor, deadline: float) -> None:
-        self._executor = executor
-        self._deadline = deadline
-
-    def execute(self, call: Call[Any]) -> list[Any]:
-        assert isinstance(call, Probe)
-        return self._executor.probe(call, self._deadline)
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-def _has_error(replies: list[Any]) -> bool:
-    return any(isinstance(reply, hiredis.ReplyError) for reply in replies)
-
-
-def _wait_for_replicas(
-    connection: BlockingConnection,
-    durability: Durability,
-    deadline: float,
-    is_replaced: Callable[[], bool] | None,
-) -> Any:
-    """The reply to a WAIT that is sent after the write; None if none comes in time."""
-    answer_by = min(deadline, time.monotonic() + durability.timeout_s)
-    try:
-        [answer] = connection.request(durability.request, 1, answer_by, is_replaced)
-    except (TimeoutError, ConnectionLost):
-        if time.monotonic() < deadline:
-            raise
-        return None
-    return answer

@@ -11,25 +11,19 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from redis.crc import key_slot
 
 from ..calls import Call, Flow
-from .failures import AttemptFailed, ConnectFailed, ErrorReply
-from .log import log_failover, node_name
+from .failures import AttemptFailed, ConnectFailed, ErrorReply, NotSentInTime
+from .log import logger, node_name
 
 SLOTS = 16_384
 
-SILENCE_S = 0.5
-"""How long a server may be silent before others are asked whether it was replaced."""
-
-PROBE_TIMEOUT_S = 2.0
-"""How long one node may take to answer a Probe. Then the next one is asked."""
-
-DISCOVERY_TIMEOUT_S = 5.0
-"""How long a discovery may take in all."""
-
+SILENCE_S = 0.5  # how long a server may be silent before others are asked whether it was replaced
+PROBE_TIMEOUT_S = 2.0  # how long one node may take to answer a Probe; then the next one is asked
+DISCOVERY_TIMEOUT_S = 5.0  # how long a discovery may take in all
 _AVOID_S = 2.0  # how long reads avoid a replica that failed
 
 
@@ -41,11 +35,6 @@ class Node(NamedTuple):
     is_sentinel: bool = False
     is_replica: bool = False
 
-    @property
-    def name(self) -> str:
-        """host:port."""
-        return node_name(self.host, self.port)
-
 
 ONLY = Node("", 0)
 """The node of a topology that has a single one."""
@@ -54,10 +43,7 @@ ONLY = Node("", 0)
 class Probe(Call[Any], frozen=True, gc=False, kw_only=True):
     """A question about the topology, for one node; the result is the raw reply.
 
-    The executor that runs `discover` raises AttemptFailed or TimeoutError if it gets no reply.
-
-    Attributes:
-        node: the node to ask.
+    The executor that runs `discover` raises AttemptFailed if it gets no reply.
     """
 
     node: Node
@@ -69,26 +55,24 @@ def probe(node: Node, *words: str) -> Probe:
     return Probe(name, lambda replies: replies[0], commands=(words,), writes=False, node=node)
 
 
-_NO_REPLY = (AttemptFailed, TimeoutError)
+class Topology:
+    """What is known about where the data is.
 
+    Attributes:
+        is_known: False: `discover` has to run before the next Call.
+        is_routed: there are several nodes: expect redirections, failovers and replicas.
+        is_polled: a node that was replaced may not know it, so `discover` has to run regularly.
+        nodes: the nodes that Calls go to, as far as they are known.
+    """
 
-class Topology(Protocol):
-    """What is known about where the data is."""
-
-    is_known: bool
-    """False: `discover` has to run before the next Call."""
-
-    is_routed: bool
-    """There are several nodes: expect redirections, failovers and replicas."""
-
-    is_polled: bool
-    """A node that was replaced may not know it, so `discover` has to run regularly."""
-
-    nodes: frozenset[Node]
-    """The nodes that Calls go to, as far as they are known."""
+    is_known = False
+    is_routed = False
+    is_polled = False
+    nodes: frozenset[Node] = frozenset()
 
     def node_for(self, call: Call[Any]) -> Node:
         """Where to send a Call."""
+        raise NotImplementedError
 
     def report_failure(self, failure: AttemptFailed, node: Node) -> None:
         """Learn from a failed attempt on a node."""
@@ -102,99 +86,79 @@ class Topology(Protocol):
         Raises:
             ConnectFailed: no node could tell.
         """
+        yield from ()
 
 
-class SingleTopology:
-    """One server."""
+class SingleTopology(Topology):
+    """One server, which is all there is to know."""
 
     is_known = True
-    is_routed = False
-    is_polled = False
     nodes = frozenset((ONLY,))
 
     def node_for(self, call: Call[Any]) -> Node:  # noqa: ARG002  # the same for every Call
         """The server."""
         return ONLY
 
-    def report_failure(self, failure: AttemptFailed, node: Node) -> None:
-        """Does nothing: there is no other server."""
 
-    def report_silence(self, node: Node) -> None:
-        """Does nothing: there is no other server."""
+class _RoutedTopology(Topology):
+    """Primaries and their replicas, if plain reads go to replicas."""
 
-    def discover(self) -> Flow[None]:
-        """Asks nobody."""
-        yield from ()
+    is_routed = True
 
-
-class _Replicas:
-    """The replicas that reads may go to."""
-
-    def __init__(self, is_used: bool) -> None:
-        self.is_used = is_used
-        self.by_primary: dict[Node, list[Node]] = {}
+    def __init__(self, uses_replicas: bool) -> None:
+        self._uses_replicas = uses_replicas
+        self._replicas: dict[Node, list[Node]] = {}  # by primary
         self._avoid_until: dict[Node, float] = {}
 
-    def node_for(self, call: Call[Any], primary: Node) -> Node:
-        """A replica if the Call is a plain read and one is available, otherwise the primary."""
-        if not self.is_used or call.writes or call.script is not None:
+    def _primary_or_replica(self, call: Call[Any], primary: Node) -> Node:
+        """A replica if the Call is a plain read and one is available."""
+        if not self._uses_replicas or call.writes or call.script is not None:
             return primary
         now = time.monotonic()
-        replicas = self.by_primary.get(primary, ())
+        replicas = self._replicas.get(primary, ())
         available = [node for node in replicas if self._avoid_until.get(node, 0.0) <= now]
         return random.choice(available) if available else primary
 
-    def avoid(self, node: Node) -> None:
-        """Send nothing to a replica for a while."""
-        self._avoid_until[node] = time.monotonic() + _AVOID_S
+    def _set_nodes(self, primaries: Iterable[Node]) -> None:
+        self.nodes = frozenset(primaries).union(*self._replicas.values())
 
-    @property
-    def nodes(self) -> set[Node]:
-        """All replicas."""
-        return {node for nodes in self.by_primary.values() for node in nodes}
+    def report_failure(self, failure: AttemptFailed, node: Node) -> None:  # noqa: ARG002
+        """A replica is avoided for a while."""
+        self.report_silence(node)
+
+    def report_silence(self, node: Node) -> None:
+        """A replica is avoided for a while."""
+        if node.is_replica:
+            self._avoid_until[node] = time.monotonic() + _AVOID_S
 
 
-class SentinelTopology:
-    """The master that a group of Sentinels watches.
+class SentinelTopology(_RoutedTopology):
+    """The master that a group of Sentinels watches. One Sentinel that answers is enough."""
 
-    Args:
-        sentinels: addresses of Sentinels; one that answers is enough.
-        master_name: the name under which they know the master.
-        uses_replicas: plain reads go to replicas.
-    """
-
-    is_routed = True
     is_polled = True
 
     def __init__(
         self, sentinels: Iterable[Node], master_name: str, *, uses_replicas: bool = False
     ) -> None:
-        self.is_known = False
+        super().__init__(uses_replicas)
         self._sentinels = list(sentinels)
         self._master_name = master_name
         self._master = ONLY
-        self._replicas = _Replicas(uses_replicas)
-        self.nodes: frozenset[Node] = frozenset()
 
     def node_for(self, call: Call[Any]) -> Node:
         """The master, or a replica."""
-        return self._replicas.node_for(call, self._master)
+        return self._primary_or_replica(call, self._master)
 
     def report_failure(self, failure: AttemptFailed, node: Node) -> None:
         """If the master is gone or has become a replica, the Sentinels have to be asked again."""
-        if node.is_replica:
-            self._replicas.avoid(node)
-        elif not isinstance(failure, ErrorReply) or failure.code in ("READONLY", "MASTERDOWN"):
+        super().report_failure(failure, node)
+        is_gone = not isinstance(failure, ErrorReply) or failure.kind in ("READONLY", "MASTERDOWN")
+        if is_gone and not node.is_replica:
             self.is_known = False
-
-    def report_silence(self, node: Node) -> None:
-        """A replica is avoided. Only the Sentinels can tell whether a master was replaced."""
-        if node.is_replica:
-            self._replicas.avoid(node)
 
     def discover(self) -> Flow[None]:
         """Ask the Sentinels, one after the other, until one names a working master."""
-        failures = _Failures()
+        failures: list[AttemptFailed] = []
         master_is_unknown = False
         for sentinel in list(self._sentinels):
             try:
@@ -206,27 +170,27 @@ class SentinelTopology:
                     text = f"the Sentinels do not know a master named {self._master_name!r}"
                     raise ConnectFailed(text, final=False)
                 yield from self._learn(Node(address[0].decode(), int(address[1])), sentinel)
-            except _NO_REPLY as error:
+            except AttemptFailed as error:
                 if _is_unknown_command(error, "SENTINEL"):
                     text = "the server is not a Sentinel: use redis://"
                     raise ConnectFailed(text, final=True) from None
-                failures.add(error)
+                failures.append(error)
                 # The next discovery asks this one last: it may take a timeout again.
                 self._sentinels.remove(sentinel)
                 self._sentinels.append(sentinel)
             else:
                 return
-        failed = failures.as_error("no master found through Sentinel")
+        failed = _no_node_answered("no master found through Sentinel", failures)
         # If the name was never known it is misspelled; otherwise a Sentinel has forgotten it.
         failed.final |= master_is_unknown and self._master is ONLY
         raise failed
 
     def _learn(self, master: Node, sentinel: Node) -> Flow[None]:
         """Check and take over what a Sentinel said."""
-        if self._replicas.is_used:
-            with suppress(*_NO_REPLY):
+        if self._uses_replicas:
+            with suppress(AttemptFailed):
                 found = yield probe(sentinel, "SENTINEL", "REPLICAS", self._master_name)
-                self._replicas.by_primary = {master: _healthy_replicas(found)}
+                self._replicas = {master: _healthy_replicas(found)}
         if not self.is_known or master != self._master:
             # A Sentinel may be late, so the master has to confirm. A master that is already in use
             # is not asked: if it does not answer, calls will notice.
@@ -234,94 +198,83 @@ class SentinelTopology:
             if role[0] != b"master":
                 raise ConnectFailed("the Sentinels name a server that is not a master", final=False)
             if self._master not in (ONLY, master):
-                log_failover(self._master.name, master.name)
+                _log_failover(self._master, master)
             self._master = master
             self.is_known = True
-        self.nodes = frozenset((master, *self._replicas.nodes))
+        self._set_nodes([master])
 
 
-class ClusterTopology:
-    """The primaries of a cluster.
+class ClusterTopology(_RoutedTopology):
+    """The primaries of a cluster. One seed that answers is enough.
 
-    Args:
-        seeds: addresses of nodes; one that answers is enough.
-        uses_replicas: plain reads go to replicas.
+    It is not polled: a node that was replaced answers MOVED.
     """
 
-    is_routed = True
-    is_polled = False  # a node that was replaced answers MOVED
-
     def __init__(self, seeds: Iterable[Node], *, uses_replicas: bool = False) -> None:
-        self.is_known = False
+        super().__init__(uses_replicas)
         self._seeds = list(seeds)
         self._by_slot: list[Node | None] = [None] * SLOTS
         self._primaries: set[Node] = set()
         self._silent: set[Node] = set()
-        self._replicas = _Replicas(uses_replicas)
-        self.nodes: frozenset[Node] = frozenset()
 
     def node_for(self, call: Call[Any]) -> Node:
         """The primary of the slot of the Call's keys, or one of its replicas."""
         node = self._by_slot[slot_of(call)]
         if node is None:
             return random.choice(self._seeds)
-        return self._replicas.node_for(call, node)
+        return self._primary_or_replica(call, node)
 
     def report_failure(self, failure: AttemptFailed, node: Node) -> None:
         """A redirection corrects one slot at once. It or a lost node calls for a new map."""
-        if node.is_replica:
-            self._replicas.avoid(node)
+        super().report_failure(failure, node)
         if not isinstance(failure, ErrorReply):
             self.is_known = False
             self._silent.add(node)
-        elif failure.code == "MOVED":
+        elif failure.kind == "MOVED":
             slot, target = redirection(failure, node)
             self._by_slot[slot] = target
             self.nodes |= {target}
             self.is_known = False
-        elif failure.code in ("READONLY", "CLUSTERDOWN", "MASTERDOWN"):
+        elif failure.kind in ("READONLY", "CLUSTERDOWN", "MASTERDOWN"):
             self.is_known = False
 
     def report_silence(self, node: Node) -> None:
         """A replica is avoided. A primary is the last one that is asked for the map."""
-        if node.is_replica:
-            self._replicas.avoid(node)
-        else:
+        super().report_silence(node)
+        if not node.is_replica:
             self._silent.add(node)
 
     def discover(self) -> Flow[None]:
         """Ask one node after the other for the map of the slots, silent nodes last."""
         known = [node for node in self.nodes if not node.is_replica]
         random.shuffle(known)
-        failures = _Failures()
+        failures: list[AttemptFailed] = []
         for node in sorted(dict.fromkeys([*known, *self._seeds]), key=self._silent.__contains__):
             try:
                 ranges = yield probe(node, "CLUSTER", "SLOTS")
-            except _NO_REPLY as error:
-                if _is_unknown_command(error, "CLUSTER") or "cluster support disabled" in str(
-                    error
-                ):
+            except AttemptFailed as error:
+                if _is_unknown_command(error, "CLUSTER"):
                     text = "the server is not part of a cluster: use redis://"
                     raise ConnectFailed(text, final=True) from None
-                failures.add(error)
+                failures.append(error)
                 self._silent.add(node)
                 continue
             self._learn(ranges, node)
             self._silent.clear()
             self.is_known = True
             return
-        raise failures.as_error("no node of the cluster answers")
+        raise _no_node_answered("no node of the cluster answers", failures)
 
     def _learn(self, ranges: list[Any], asked: Node) -> None:
         by_slot: list[Node | None] = [None] * SLOTS
         primaries = set()
-        self._replicas.by_primary = {}
+        self._replicas = {}
         for first, last, primary, *replicas in ranges:
             node = Node(_host(primary[0] or b"", asked), primary[1])
             by_slot[first : last + 1] = [node] * (last + 1 - first)
             primaries.add(node)
-            if self._replicas.is_used:
-                self._replicas.by_primary[node] = [
+            if self._uses_replicas:
+                self._replicas[node] = [
                     Node(_host(replica[0] or b"", asked), replica[1], is_replica=True)
                     for replica in replicas
                 ]
@@ -329,10 +282,10 @@ class ClusterTopology:
             if node in self._by_slot:
                 successor = by_slot[self._by_slot.index(node)]
                 if successor is not None:
-                    log_failover(node.name, successor.name)
+                    _log_failover(node, successor)
         self._by_slot = by_slot
         self._primaries = primaries
-        self.nodes = frozenset(primaries | self._replicas.nodes)
+        self._set_nodes(primaries)
 
 
 def slot_of(call: Call[Any]) -> int:
@@ -374,28 +327,27 @@ def _host(name: bytes, asked: Node) -> str:
     return asked.host if name in (b"", b"?") else name.decode()
 
 
-class _Failures:
-    """Why no node could answer a discovery."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-        self._final = True
-
-    def add(self, failure: Exception) -> None:
-        """Add the failure of one Probe."""
-        self._texts.append(str(failure) or "no answer in time")
-        if isinstance(failure, ErrorReply):
-            self._final &= not failure.is_transient
-        else:
-            self._final &= isinstance(failure, ConnectFailed) and failure.final
-
-    def as_error(self, text: str) -> ConnectFailed:
-        """One error for all of them; final if every failure is."""
-        why = "; ".join(dict.fromkeys(self._texts))
-        return ConnectFailed(f"{text} ({why})", final=self._final)
+def _no_node_answered(text: str, failures: list[AttemptFailed]) -> ConnectFailed:
+    """One error for the failures of all Probes; final if every one of them is."""
+    texts = [
+        "no answer in time" if isinstance(failure, NotSentInTime) else str(failure)
+        for failure in failures
+    ]
+    is_final = all(
+        (isinstance(failure, ErrorReply) and not failure.is_transient)
+        or (isinstance(failure, ConnectFailed) and failure.final)
+        for failure in failures
+    )
+    return ConnectFailed(f"{text} ({'; '.join(dict.fromkeys(texts))})", final=is_final)
 
 
-def _is_unknown_command(failure: Exception, command: str) -> bool:
+def _log_failover(old: Node, new: Node) -> None:
+    names = node_name(new.host, new.port), node_name(old.host, old.port)
+    logger.info("followed a failover: %s has replaced %s", *names)
+
+
+def _is_unknown_command(failure: AttemptFailed, command: str) -> bool:
+    """Whether the server has no such command, or it is disabled."""
     text = str(failure)
-    is_unknown = isinstance(failure, ErrorReply) and text.startswith("ERR unknown command")
-    return is_unknown and command in text
+    is_unknown = text.startswith("ERR unknown command") and command in text
+    return isinstance(failure, ErrorReply) and (is_unknown or "support disabled" in text)

@@ -33,11 +33,8 @@ class Form(Enum):
 def pack(call: Call[Any], form: Form, *, asking: bool = False) -> bytes:
     """A Call in RESP. Several commands make one contiguous transaction.
 
-    Args:
-        call: what to send.
-        form: how to encode it.
-        asking: put ASKING before every command, for a node that is importing the slot. Then a
-            Call of several commands must be WITHOUT_MULTI.
+    `asking` puts ASKING before every command, for a node that is importing the slot. Then a Call of
+    several commands must be WITHOUT_MULTI.
     """
     script = call.script
     if script is not None and not call.commands and form is Form.EVALSHA and not asking:
@@ -65,12 +62,7 @@ def reply_count(call: Call[Any], form: Form, *, asking: bool = False) -> int:
 
 
 def unpack(replies: list[Any], form: Form, *, asking: bool = False) -> list[Any]:
-    """One reply per command of a Call.
-
-    Args:
-        replies: all replies to `pack(call, form, asking=asking)`.
-        form: as in `pack`.
-        asking: as in `pack`.
+    """One reply per command of a Call, from all replies to `pack(call, form, asking=asking)`.
 
     Raises:
         ErrorReply: the first error among the replies.

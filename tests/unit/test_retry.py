@@ -25,6 +25,7 @@ from sessionstore.transport.failures import (
     ConnectFailed,
     ConnectionLost,
     ErrorReply,
+    NotSentInTime,
 )
 from sessionstore.transport.retry import (
     Attempts,
@@ -252,7 +253,7 @@ def test_a_failed_connect_is_retried_if_a_server_was_ever_reached() -> None:
 @pytest.mark.parametrize("call", [WRITE, READ])
 def test_the_error_says_whether_the_deadline_passed(call: Call[Any]) -> None:
     with pytest.raises(BackendTimeout, match="could not be sent within call_timeout") as caught:
-        Tried(call).fail(TimeoutError())
+        Tried(call).fail(NotSentInTime())
     assert not caught.value.maybe_applied
     with pytest.raises(BackendTimeout, match="no answer in time") as caught:
         Tried(call).fail(ConnectionLost("no answer in time", timed_out=True))

@@ -16,6 +16,7 @@ from sessionstore.transport.failures import (
     ConnectFailed,
     ConnectionLost,
     ErrorReply,
+    NotSentInTime,
 )
 from sessionstore.transport.topology import (
     SLOTS,
@@ -132,7 +133,7 @@ def test_a_cluster_none_of_whose_nodes_answers_is_an_error_that_says_why() -> No
         Asked(topology, dict.fromkeys((A, B), ConnectFailed("refused", final=False)))
     assert not caught.value.final
     with pytest.raises(ConnectFailed, match=r"no node of the cluster answers.*in time"):
-        Asked(topology, dict.fromkeys((A, B), TimeoutError()))
+        Asked(topology, dict.fromkeys((A, B), NotSentInTime()))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +301,7 @@ def test_a_server_that_is_no_sentinel_is_a_final_error() -> None:
 
 def test_sentinels_that_say_nothing_are_an_error_that_says_so() -> None:
     with pytest.raises(ConnectFailed, match="in time"):
-        Asked(SentinelTopology([S1, S2], "m"), dict.fromkeys((S1, S2), TimeoutError()))
+        Asked(SentinelTopology([S1, S2], "m"), dict.fromkeys((S1, S2), NotSentInTime()))
 
 
 @pytest.mark.parametrize(
