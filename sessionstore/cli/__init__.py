@@ -1,7 +1,7 @@
 """The command line. It needs the extra `cli`; the library works without it.
 
-A command is a module of this package, or a package if it is large, and has one click command.
-`command_line` collects them. store.py has what they share: the option --url and what it opens.
+Each command is a module or package here with one click command, which `command_line` collects.
+store.py has what they share: the option --url and what it opens.
 """
 
 from __future__ import annotations
@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Run the command `sessionstore`. Exit with status 2 if the extra `cli` is not installed.
-
-    Raises:
-        SystemExit: always, with the status of the command.
-    """
+    """Run the command `sessionstore`. Exit with status 2 if the extra `cli` is not installed."""
     try:
         command = command_line()
     except ModuleNotFoundError as error:

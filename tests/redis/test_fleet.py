@@ -20,7 +20,7 @@ from support.servers import Server
 from support.waiting import wait_until
 
 from sessionstore.cli import command_line, store
-from sessionstore.cli.store import ServerFigures, redact_url
+from sessionstore.cli.store import identify, redact_url, sum_of
 from sessionstore.embedded import EmbeddedServer, find_servers
 from sessionstore.errors import BackendUnavailable
 
@@ -290,8 +290,8 @@ class TestMessages:
     def test_a_server_that_is_too_old(
         self, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        old = ServerFigures.of([{"redis_version": "6.2.14"}])
-        monkeypatch.setattr(ServerFigures, "of", lambda _: old)
+        old = identify([{"redis_version": "6.2.14"}])
+        monkeypatch.setattr(store, "identify", lambda _: old)
         complaint = complaint_of("--url", server.url)
         assert complaint.endswith("Redis 6.2.14 is too old, the scripts need Redis 7.0")
 
@@ -334,14 +334,14 @@ class TestMessages:
         )
 
     def test_figures_of_servers_are_added_up(self) -> None:
-        valkey = ServerFigures.of([{"redis_version": "7.2.4", "valkey_version": "8.1.8"}])
-        assert (valkey.name, valkey.redis_version) == ("Valkey 8.1.8", (7, 2, 4))
-        silent = ServerFigures.of([{}])
-        assert (silent.cpu_us, silent.used_memory_bytes, silent.redis_version) == (None, None, ())
-        info = {"used_cpu_user": "1.5", "used_cpu_sys": "1", "used_memory": "7"}
-        full = ServerFigures.of([{"redis_version": "8.2.3", **info}, info])
-        assert full.name == "Redis 8.2.3, a cluster of 2 primaries"
-        assert (full.cpu_us, full.used_memory_bytes) == (5_000_000, 14)
+        valkey = {"redis_version": "7.2.4", "valkey_version": "8.1.8", "used_memory": "7"}
+        assert identify([valkey]) == ("Valkey 8.1.8", (7, 2, 4))
+        assert identify([{}]) == ("Redis", ())
+        infos = [{"redis_version": "8.2.3"}, {"redis_version": "8.0.1"}]
+        assert identify(infos) == ("Redis 8.2.3, a cluster of 2 primaries", (8, 0, 1))
+        assert sum_of([valkey, {**valkey, "used_memory": "8.5"}], "used_memory") == 15.5
+        with pytest.raises(KeyError):
+            sum_of([valkey, {}], "used_memory")
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from sessionstore.cli.fleet.synthetic import NUM_SHARED_APP_KEYS, synthetic_conversations
-from sessionstore.cli.fleet.workload import Conversation, TraceError, load_trace
+from sessionstore.cli.fleet.workload import Conversation, load_trace
+from sessionstore.cli.store import CannotStart
 from sessionstore.model import Event
 
 RECORDING = Path(__file__).parents[2] / "../shared/data/airline.jsonl"
@@ -30,8 +31,7 @@ def synthetic(num_sessions: int, *, num_turns: int = 8, seed: int = 1) -> list[C
 
 
 def events_of(conversation: Conversation) -> list[Event]:
-    opening, turns = conversation.replay()
-    return [*opening, *(event for turn in turns for event in turn)]
+    return [event for turn in conversation.turns() for event in turn]
 
 
 def roles_of(events: list[Event]) -> list[str]:
@@ -102,8 +102,7 @@ class TestSynthetic:
 
     def test_every_turn_is_a_question_calls_with_results_and_an_answer(self) -> None:
         for conversation in synthetic(50):
-            opening, parts = conversation.replay()
-            turns = list(parts)
+            opening, *turns = conversation.turns()
             assert roles_of(opening) == ["system"]
             assert len(turns) == conversation.num_turns == 8
             for turn in turns:
@@ -160,7 +159,7 @@ class TestTurns:
         messages = [system, call, user, call, result, result, user, user, call]
         path = trace_of(tmp_path / "trace.jsonl", {**GOOD_LINE, "messages": messages})
         [conversation] = load_trace(path)
-        opening, turns = conversation.replay()
+        opening, *turns = conversation.turns()
         assert roles_of(opening) == ["system", "assistant"]
         assert [roles_of(turn) for turn in turns] == [
             ["user", "assistant", "tool", "tool"],
@@ -195,7 +194,7 @@ class TestTurns:
         [conversation] = load_trace(
             trace_of(tmp_path / "trace.jsonl", {**GOOD_LINE, "messages": messages})
         )
-        assert len(list(conversation.replay()[1])) == conversation.num_turns
+        assert len(list(conversation.turns())) == 1 + conversation.num_turns
         assert [event.content for event in events_of(conversation)] == messages
 
 
@@ -229,12 +228,18 @@ class TestTrace:
             ({**GOOD_LINE, "messages": [1]}, "messages"),
             ({**GOOD_LINE, "user_id": ""}, "user_id must not be empty"),
             ({**GOOD_LINE, "user_id": "é" * 129}, "user_id is 258 bytes long"),
-            ({**GOOD_LINE, "messages": [{"content": "x"}]}, "messages[0] has no role"),
+            (
+                {**GOOD_LINE, "messages": [{"content": "x"}]},
+                "required field `role` - at `$.messages[0]`",
+            ),
             (
                 {**GOOD_LINE, "messages": [*GOOD_LINE["messages"], {"role": "wizard"}]},
-                "messages[1] has the role 'wizard'",
+                "'wizard' - at `$.messages[1].role`",
             ),
-            ({**GOOD_LINE, "messages": [{"role": "tool", "name": 5}]}, "name that is not text"),
+            (
+                {**GOOD_LINE, "messages": [{"role": "tool", "name": 5}]},
+                "got `int` - at `$.messages[0].name`",
+            ),
             (GOOD_LINE, "the same session as in line 1"),
         ],
     )
@@ -242,7 +247,7 @@ class TestTrace:
         self, line: dict[str, Any] | str, complaint: str, tmp_path: Path
     ) -> None:
         path = trace_of(tmp_path / "trace.jsonl", GOOD_LINE, "", line)
-        with pytest.raises(TraceError) as raised:
+        with pytest.raises(CannotStart) as raised:
             load_trace(path)
         assert str(raised.value).startswith(f"{path}:3: ")
         assert complaint in str(raised.value)
@@ -250,21 +255,21 @@ class TestTrace:
     def test_a_line_that_is_not_utf8_is_named(self, tmp_path: Path) -> None:
         path = trace_of(tmp_path / "trace.jsonl", GOOD_LINE)
         path.write_bytes(path.read_bytes().replace(b"Hello", b"\xff"))
-        with pytest.raises(TraceError, match=r"trace\.jsonl:1: "):
+        with pytest.raises(CannotStart, match=r"trace\.jsonl:1: "):
             load_trace(path)
 
     def test_a_line_nested_too_deep_is_named(self, tmp_path: Path) -> None:
         deep = "[" * 100_000 + "]" * 100_000
         path = trace_of(tmp_path / "trace.jsonl", f'{{"app_name": "a", "messages": {deep}}}')
-        with pytest.raises(TraceError, match=r"trace\.jsonl:1: "):
+        with pytest.raises(CannotStart, match=r"trace\.jsonl:1: "):
             load_trace(path)
 
     def test_a_file_without_conversations_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(TraceError, match="contains no conversation"):
+        with pytest.raises(CannotStart, match="contains no conversation"):
             load_trace(trace_of(tmp_path / "trace.jsonl", "", "  "))
 
     def test_a_file_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(TraceError, match=r"missing\.jsonl: cannot be read: No such file"):
+        with pytest.raises(CannotStart, match=r"missing\.jsonl: cannot be read: No such file"):
             load_trace(tmp_path / "missing.jsonl")
 
     @pytest.mark.skipif(not RECORDING.exists(), reason="the recorded conversations are not here")
@@ -274,4 +279,4 @@ class TestTrace:
         assert len(conversations) == 100
         for conversation, line in zip(conversations, recorded, strict=True):
             assert [event.content for event in events_of(conversation)] == line["messages"]
-            assert len(list(conversation.replay()[1])) == conversation.num_turns
+            assert len(list(conversation.turns())) == 1 + conversation.num_turns

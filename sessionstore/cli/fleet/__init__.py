@@ -17,7 +17,6 @@ from .report import EXIT_INTERRUPTED
 from .run import FleetOptions, run_fleet
 from .workload import TRACE_LINE
 
-_SYNTHETIC_OPTIONS = ("turns", "sessions_per_user", "seed")
 _STDOUT = Path("-")
 
 _HELP = f"""Run simulated agents and prove that nothing is lost.
@@ -50,30 +49,31 @@ def _check_json(context: click.Context, _: click.Parameter, path: Path | None) -
     return path
 
 
+_COUNT = click.IntRange(1, 100_000)
+_SECONDS = click.FloatRange(min=0)
+_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+_NEW_FILE = click.Path(dir_okay=False, writable=True, allow_dash=True, path_type=Path)
+
+
 @click.command(help=_HELP, context_settings={"show_default": True})
 @url_option
-@click.option(
-    "--agents",
-    type=click.IntRange(1, 100_000),
-    default=200,
-    help="Agents that work at the same time; each holds one conversation.",
-)
+@click.option("--agents", type=_COUNT, default=200, help="Conversations held at the same time.")
 @click.option(
     "--turns",
-    type=click.IntRange(1, 100_000),
+    type=_COUNT,
     default=8,
     help="User messages in a conversation; each leads to about 3.5 events.",
 )
 @click.option(
     "--think",
-    type=click.FloatRange(min=0),
+    type=_SECONDS,
     metavar="SECONDS",
     default=0.1,
     help="Average wait before each event, exponentially distributed; 0 = none.",
 )
 @click.option(
     "--flat-out",
-    type=click.FloatRange(min=0),
+    type=_SECONDS,
     metavar="SECONDS",
     default=1.0,
     help="How long up to 64 agents append 1 KB events as fast as they can; stores some 40 MB a"
@@ -81,7 +81,7 @@ def _check_json(context: click.Context, _: click.Parameter, path: Path | None) -
 )
 @click.option(
     "--sessions-per-user",
-    type=click.IntRange(1, 100_000),
+    type=_COUNT,
     default=4,
     help="Sessions that share a user, and so a state tier and a list.",
 )
@@ -97,21 +97,16 @@ def _check_json(context: click.Context, _: click.Parameter, path: Path | None) -
     metavar="SECONDS",
     help="TTL of sessions and state; must be longer than the run.  [default: none]",
 )
-@click.option(
-    "--seed",
-    type=int,
-    default=1,
-    help="The same seed makes the same conversations.",
-)
+@click.option("--seed", type=int, default=1, help="The same seed makes the same conversations.")
 @click.option(
     "--trace",
-    type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path),
+    type=_FILE,
     help="Replay recorded conversations: JSON lines, one session a line; see above. --agents then"
     " is how many run at the same time.",
 )
 @click.option(
     "--json",
-    type=click.Path(dir_okay=False, writable=True, allow_dash=True, path_type=Path),
+    type=_NEW_FILE,
     callback=_check_json,
     help="Write the report as JSON to a file; - writes it to stdout, instead of the text.",
 )
@@ -121,7 +116,7 @@ def fleet(context: click.Context, /, **values: Any) -> None:
     """Run the command; the help text is above."""
     options = FleetOptions(**values)
     if options.trace is not None:
-        for name in _SYNTHETIC_OPTIONS:
+        for name in ("turns", "sessions_per_user", "seed"):
             if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 option = "--" + name.replace("_", "-")
                 raise click.UsageError(f"{option} has no effect together with --trace.", context)

@@ -8,10 +8,10 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import chain, cycle, pairwise
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import TypeVar
 
+from msgspec import Struct
 from msgspec.structs import asdict
 from rich.progress import Progress
 
@@ -21,16 +21,13 @@ from ...errors import BackendError, InvalidArgument, SessionStoreError
 from ...model import Event, Session
 from ...observe import wrap_executor
 from .recorder import Recorder
-from .verification import Discrepancies, Ledger, compare_session, shared_keys
-from .workload import Conversation, Turn
-
-READ_EVENTS = 20
-"""The newest events that an agent sees, the user's message included."""
+from .verification import Ledger, shared_keys
+from .workload import Conversation
 
 FLAT_OUT_AGENTS = 64
 FLAT_OUT_TEXT = ("What an agent says, and what its tools return, is mostly text. " * 17)[:1024]
-"""The content of an event in the flat-out phase: 1 KB."""
 
+_READ_EVENTS = 20  # the newest events that an agent sees, the user's message included
 _START_THINKS = 10  # agents start within so many think times, not all at once
 _WARM_UP_SECONDS = 0.25
 _APPENDS_IN_A_ROW = 16  # between two looks at whether the flat-out phase is over
@@ -42,15 +39,8 @@ _APPENDED_AT_ONCE = 100
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class FlatOut:
-    """What the flat-out phase reached after its warm-up.
-
-    Attributes:
-        num_agents: agents that appended at the same time.
-        num_appends: events that the store accepted.
-        seconds: wall-clock time.
-    """
+class FlatOut(Struct):
+    """What the flat-out phase reached after its warm-up."""
 
     num_agents: int
     num_appends: int
@@ -65,21 +55,11 @@ class Fleet:
 
     Call `run_agents`, then `run_flat_out` if wanted, then `verify`, then `clean_up`.
 
-    Args:
-        service: the store. Nobody else may write to the sessions. Its calls are measured.
-        conversations: their sessions must differ.
-        num_agents: how many conversations are held at the same time, at least 1.
-        think_seconds: average time that an agent waits before each event, exponentially
-            distributed; 0 = as fast as possible.
-        event_limit: the service's `session_event_limit`; None = all events are kept.
-        progress: shows how far each phase is.
-
     Attributes:
         stopping: set it to let every agent finish its current event and start no other.
-        recorder: latencies of the calls of `run_agents`.
-        elapsed_seconds: wall-clock time of `run_agents`.
+        recorder: latencies of the calls of `run_agents`, which took `elapsed_seconds`.
         failures: reasons why operations failed. An agent stops at its first failure.
-        discrepancies: what `verify` and the agents found wrong.
+        differences: what `verify` and the agents found wrong, by kind.
         num_verified: sessions that `verify` has read back.
     """
 
@@ -95,145 +75,123 @@ class Fleet:
     ) -> None:
         self.stopping = asyncio.Event()
         self.failures: Counter[str] = Counter()
-        self.discrepancies = Discrepancies()
+        self.differences: Counter[str] = Counter()
         self.num_verified = 0
         self.elapsed_seconds = 0.0
-        wrap_executor(service, self._record)
         self._service = service
-        self._conversations = conversations
-        self._ledgers: list[Ledger] = []
+        self.ledgers = [Ledger(conversation) for conversation in conversations]
         self._shared = shared_keys(conversations)
         self._num_agents = num_agents
         self._think_seconds = think_seconds
         self._event_limit = event_limit
         self._progress = progress
 
-    def _record(self, executor: AsyncExecutor) -> Recorder:
-        self.recorder = Recorder(executor)
-        return self.recorder
-
-    @property
-    def num_sessions(self) -> int:
-        """Sessions that were created."""
-        return sum(ledger.content is not None for ledger in self._ledgers)
-
-    @property
-    def num_events(self) -> int:
-        """Events that the store accepted, also those that the event limit has removed since."""
-        return sum(self._events_by_session())
-
-    @property
-    def num_kept_events(self) -> int:
-        """Events that the store should hold now."""
-        return sum(min(sent, self._event_limit or sent) for sent in self._events_by_session())
-
-    def _events_by_session(self) -> list[int]:
-        return [len(ledger.content.digests) for ledger in self._ledgers if ledger.content]
+    def num_events(self, limit: int | None = None) -> int:
+        """Events that the store accepted, at most `limit` of a session."""
+        counts = (len(ledger.digests) for ledger in self.ledgers)
+        return sum(min(count, limit or count) for count in counts)
 
     # -- paced agents --------------------------------------------------------------------------
 
     async def run_agents(self) -> None:
         """Hold all conversations. Failures are counted, not raised."""
         num_turns = 0
-        for conversation in self._conversations:
-            num_turns += conversation.num_turns
-            is_few = num_turns <= _PREPARED_TURNS_LIMIT
-            self._ledgers.append(Ledger(conversation.prepared() if is_few else conversation))
+        for ledger in self.ledgers:
+            num_turns += ledger.conversation.num_turns
+            if num_turns <= _PREPARED_TURNS_LIMIT:
+                ledger.conversation.prepare()
         with suppress(SessionStoreError):  # the agents get the same error
             await self._service.get_app_state("fleet")  # connect before the clock starts
         self._task = self._progress.add_task("Agents at work", total=num_turns, rate="")
-        self.recorder.is_recording = True
+        wrap_executor(self._service, self._record)
         self._start = time.perf_counter()
-        await _for_each(self._ledgers, self._hold_conversation, num_workers=self._num_agents)
+        await _for_each(self.ledgers, self._hold_conversation, num_workers=self._num_agents)
         self.elapsed_seconds = time.perf_counter() - self._start
-        self.recorder.is_recording = False
+        wrap_executor(self._service, lambda _: self.recorder.executor)
+
+    def _record(self, executor: AsyncExecutor) -> Recorder:
+        self.recorder = Recorder(executor)
+        return self.recorder
 
     async def _hold_conversation(self, ledger: Ledger) -> None:
         try:
-            await self._wait(random.uniform(0, _START_THINKS * self._think_seconds))
-            if self.stopping.is_set():
+            if not await self._wait(random.uniform(0, _START_THINKS * self._think_seconds)):
                 return
-            opening, turns = ledger.conversation.replay()
-            await self._open(ledger, opening)
+            turns = ledger.conversation.turns()
+            opening = next(turns)
+            ledger.announce()
+            session = await self._service.create_session(
+                **asdict(ledger.key), state=ledger.conversation.initial_state
+            )
+            ledger.confirm()
+            for start in range(0, len(opening), _APPENDED_AT_ONCE):
+                step = opening[start : start + _APPENDED_AT_ONCE]
+                ledger.announce(*step)
+                await self._service.append_events(session, step)
+                ledger.confirm()
             for turn in turns:
-                await self._think()
-                if self.stopping.is_set():
+                if not await self._think():
                     return
                 await self._take_turn(ledger, turn)
-                self._show_turn()
+                num_appends = len(self.recorder.latencies_ns["append_event"])
+                rate = num_appends / (time.perf_counter() - self._start)
+                self._progress.update(self._task, advance=1, rate=f"{rate:,.0f} events/s")
         except SessionStoreError as error:
             self._fail(ledger, error)
-            if isinstance(error, InvalidArgument) and ledger.content is not None:
+            if isinstance(error, InvalidArgument) and ledger.version:
                 await self._expect_refusal(ledger)
 
-    async def _open(self, ledger: Ledger, opening: list[Event]) -> None:
-        """Create the session and append what comes before the first user message."""
-        ledger.announce([])
-        session = await self._service.create_session(
-            **_ids(ledger), state=ledger.conversation.initial_state
-        )
-        ledger.confirm()
-        for start in range(0, len(opening), _APPENDED_AT_ONCE):
-            step = opening[start : start + _APPENDED_AT_ONCE]
-            ledger.announce(step)
-            await self._service.append_events(session, step)
-            ledger.confirm()
-
-    async def _take_turn(self, ledger: Ledger, turn: Turn) -> None:
+    async def _take_turn(self, ledger: Ledger, turn: list[Event]) -> None:
         """Let a Runner answer the turn's message with the rest of the turn."""
         message, *answers = turn
 
         async def answer(context: RunContext) -> AsyncIterator[Event]:
             ledger.confirm()
-            limit = min(READ_EVENTS, self._event_limit or READ_EVENTS)
-            if compare_session(ledger, context.session, limit=limit, shared=self._shared).total:
-                self.discrepancies.read_mismatches += 1
+            limit = min(_READ_EVENTS, self._event_limit or _READ_EVENTS)
+            if ledger.differences(context.session, limit=limit, shared=self._shared):
+                self.differences["read_mismatches"] += 1
             for event in answers:
-                await self._think()
-                if self.stopping.is_set():
+                if not await self._think():
                     return
-                ledger.announce([event])
+                ledger.announce(event)
                 yield event
                 ledger.confirm()
 
-        key = ledger.conversation.key
-        runner = Runner(key.app_name, answer, self._service, history_limit=READ_EVENTS)
-        ledger.announce([message])
+        key = ledger.key
+        runner = Runner(key.app_name, answer, self._service, history_limit=_READ_EVENTS)
+        ledger.announce(message)
         run = runner.run(key.user_id, key.session_id, message)
         handed_on = [event async for event in run]
         expected = answers[: len(handed_on)] if self.stopping.is_set() else answers
         if handed_on != expected:
-            self.discrepancies.read_mismatches += 1
+            self.differences["read_mismatches"] += 1
 
-    async def _think(self) -> None:
+    async def _think(self) -> bool:
         """Wait, like a user who types, a model that answers or a tool that runs; only shorter."""
-        if self._think_seconds:
-            await self._wait(random.expovariate(1 / self._think_seconds))
-        else:
+        return await self._wait(random.expovariate(1) * self._think_seconds)
+
+    async def _wait(self, seconds: float) -> bool:
+        """Wait for some time. False = the agents have to stop."""
+        if not seconds:
             await asyncio.sleep(0)  # the store in memory never waits: let other agents run
-
-    async def _wait(self, seconds: float) -> None:
-        """Wait for some time, or until the agents have to stop."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.stopping.wait()
-
-    def _show_turn(self) -> None:
-        num_appends = len(self.recorder.latencies_ns["append_event"])
-        rate = num_appends / (time.perf_counter() - self._start)
-        self._progress.update(self._task, advance=1, rate=f"{rate:,.0f} events/s")
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self.stopping.wait()
+        return not self.stopping.is_set()
 
     async def _expect_refusal(self, ledger: Ledger) -> None:
         """Expect the event in which the Runner stored that the agent's last event was refused."""
         with suppress(SessionStoreError):
-            session = await self._service.get_session(**_ids(ledger), event_num=1)
+            session = await self._service.get_session(**asdict(ledger.key), event_num=1)
             if session and session.events and session.events[-1].metadata.get("error"):
-                ledger.announce(session.events)
+                ledger.announce(*session.events)
                 ledger.confirm()
 
     def _fail(self, ledger: Ledger, error: SessionStoreError) -> None:
-        """An announced write failed."""
-        ledger.reject(maybe_applied=isinstance(error, BackendError) and error.maybe_applied)
+        """The announced write failed."""
+        if not (isinstance(error, BackendError) and error.maybe_applied):
+            ledger.pending = None
         self._count_failure(error)
 
     def _count_failure(self, error: BaseException) -> None:
@@ -244,61 +202,50 @@ class Fleet:
     # -- flat-out agents -----------------------------------------------------------------------
 
     async def run_flat_out(self, seconds: float) -> FlatOut | None:
-        """Let up to FLAT_OUT_AGENTS agents call `append_event` again and again.
+        """Let agents call `append_event` again and again, after a warm-up.
 
-        They append to the sessions of the fleet in turn, so `verify` checks these events too.
-
-        Args:
-            seconds: how long to measure, after a warm-up.
-
-        Returns:
-            What they reached; None if they were stopped during the warm-up.
+        Each appends to a session of the fleet, so `verify` checks these events too. None = they
+        were stopped during the warm-up.
         """
-        num_agents = min(FLAT_OUT_AGENTS, len(self._ledgers))
-        sent: list[list[tuple[Ledger, Event]]] = [[] for _ in range(num_agents)]
-        failed: list[tuple[Ledger, Event, SessionStoreError]] = []
-        is_over = False
+        num_appends, num_measured, elapsed, is_over = 0, 0, 0.0, False
 
-        async def append(number: int) -> None:
-            append_event, accepted = self._service.append_event, sent[number].append
-            for count, ledger in enumerate(cycle(self._ledgers[number::num_agents])):
-                if count % _APPENDS_IN_A_ROW == 0:
+        async def append(ledger: Ledger) -> None:
+            nonlocal num_appends
+            append_event, key = self._service.append_event, ledger.key
+            accepted: list[Event] = []
+            failure: SessionStoreError | None = None
+            try:
+                while not is_over:
+                    for _ in range(_APPENDS_IN_A_ROW):
+                        event = Event("agent", FLAT_OUT_TEXT)
+                        await append_event(key, event)
+                        accepted.append(event)
+                        num_appends += 1
                     await asyncio.sleep(0)  # the store in memory never waits: let others run
-                    if is_over:
-                        return
-                event = Event("agent", FLAT_OUT_TEXT)
-                try:
-                    await append_event(ledger.conversation.key, event)
-                except SessionStoreError as error:
-                    failed.append((ledger, event, error))
-                    return
-                accepted((ledger, event))
-
-        def count() -> int:
-            return sum(map(len, sent))
+            except SessionStoreError as error:
+                failure = error
+            # Only now, because it takes time that the agents need.
+            for each in accepted:
+                ledger.announce(each)
+                ledger.confirm()
+            if failure is not None:
+                ledger.announce(event)
+                self._fail(ledger, failure)
 
         task = self._progress.add_task("Flat out", total=seconds, rate="")
-        elapsed, num_appends = 0.0, 0
+        ledgers = self.ledgers[:FLAT_OUT_AGENTS]
         async with asyncio.TaskGroup() as group:
-            for number in range(num_agents):
-                group.create_task(append(number))
+            for ledger in ledgers:
+                group.create_task(append(ledger))
             await self._wait(_WARM_UP_SECONDS)
-            start, num_before = time.perf_counter(), count()
+            start, num_before = time.perf_counter(), num_appends
             while elapsed < seconds and not self.stopping.is_set():
                 await self._wait(min(0.1, seconds))
-                elapsed = time.perf_counter() - start
-                num_appends = count() - num_before
-                rate = f"{num_appends / elapsed:,.0f} events/s"
+                elapsed, num_measured = time.perf_counter() - start, num_appends - num_before
+                rate = f"{num_measured / elapsed:,.0f} events/s"
                 self._progress.update(task, completed=elapsed, rate=rate)
             is_over = True
-        # Only now, because it takes time that the agents need.
-        for ledger, event in chain.from_iterable(sent):
-            ledger.announce([event])
-            ledger.confirm()
-        for ledger, event, error in failed:
-            ledger.announce([event])
-            self._fail(ledger, error)
-        return FlatOut(num_agents, num_appends, elapsed) if elapsed else None
+        return FlatOut(len(ledgers), num_measured, elapsed) if elapsed else None
 
     # -- the check -----------------------------------------------------------------------------
 
@@ -308,64 +255,58 @@ class Fleet:
         Stops at the first read that fails, which is counted: if the store is gone, every further
         read would wait for its deadline.
         """
-        written = [ledger for ledger in self._ledgers if ledger.may_exist]
         by_user: dict[tuple[str, str], list[Ledger]] = {}
-        for ledger in written:
-            key = ledger.conversation.key
-            by_user.setdefault((key.app_name, key.user_id), []).append(ledger)
-        if await self._for_each_until_failure("Reading back", written, self._verify_session):
-            users = list(by_user.values())
-            await self._for_each_until_failure("Checking lists", users, self._verify_list)
+        for ledger in self._written():
+            by_user.setdefault((ledger.key.app_name, ledger.key.user_id), []).append(ledger)
+        if await self._check("Reading back", self._written(), self._verify_session):
+            await self._check("Checking lists", list(by_user.values()), self._verify_list)
 
     async def clean_up(self) -> None:
         """Delete the sessions, and the state of users and apps that they wrote.
 
         Stops at the first delete that fails, which is counted.
         """
-        written = [ledger for ledger in self._ledgers if ledger.may_exist]
-        await self._for_each_until_failure("Deleting", written, self._delete_session)
+        await self._check("Deleting", self._written(), self._delete_session)
+
+    def _written(self) -> list[Ledger]:
+        """The sessions that were created or may have been."""
+        return [each for each in self.ledgers if each.version or each.pending is not None]
 
     async def _verify_session(self, ledger: Ledger) -> None:
-        found = await self._service.get_session(**_ids(ledger))
-        self.discrepancies.add(
-            compare_session(ledger, found, limit=self._event_limit, shared=self._shared)
-        )
+        found = await self._service.get_session(**asdict(ledger.key))
+        self.differences += ledger.differences(found, limit=self._event_limit, shared=self._shared)
         self.num_verified += 1
 
     async def _verify_list(self, ledgers: Sequence[Ledger]) -> None:
-        key = ledgers[0].conversation.key
+        app_name, user_id, _ = asdict(ledgers[0].key).values()
         listed: list[Session] = []
-        while True:
+        page: list[Session] | None = None
+        while page is None or len(page) == _LIST_PAGE:
             page = await self._service.list_sessions(
-                app_name=key.app_name, user_id=key.user_id, limit=_LIST_PAGE, offset=len(listed)
+                app_name=app_name, user_id=user_id, limit=_LIST_PAGE, offset=len(listed)
             )
             listed += page
-            if len(page) < _LIST_PAGE:
-                break
-        known = {ledger.conversation.key.session_id: ledger for ledger in ledgers}
-        certain = {session_id for session_id, ledger in known.items() if ledger.content}
         names = {session.id for session in listed}
-        num_repeated = len(listed) - len(names)
-        num_wrong = len(certain - names) + len(names - known.keys())
-        num_out_of_order = sum(
-            earlier.updated_at < later.updated_at for earlier, later in pairwise(listed)
-        )
-        self.discrepancies.list_mismatches += num_repeated + num_wrong + num_out_of_order
+        created = {ledger.key.session_id for ledger in ledgers if ledger.version}
+        known = {ledger.key.session_id for ledger in ledgers}
+        num_wrong = len(listed) - len(names) + len(created - names) + len(names - known)
+        for earlier, later in pairwise(listed):
+            num_wrong += earlier.updated_at < later.updated_at
+        self.differences["list_mismatches"] += num_wrong
 
     async def _delete_session(self, ledger: Ledger) -> None:
-        key = ledger.conversation.key
-        await self._service.delete_session(**_ids(ledger))
-        user_keys = [name for name in ledger.conversation.shared_keys if name.startswith("user:")]
-        if user_keys:
-            await self._service.delete_user_state(key.app_name, key.user_id, *user_keys)
-        app_keys = [name for name in ledger.conversation.shared_keys if name.startswith("app:")]
-        if app_keys:
-            await self._service.delete_app_state(key.app_name, *app_keys)
+        key = ledger.key
+        await self._service.delete_session(**asdict(key))
+        for name in ledger.conversation.shared_keys:
+            if name.startswith("user:"):
+                await self._service.delete_user_state(key.app_name, key.user_id, name)
+            else:
+                await self._service.delete_app_state(key.app_name, name)
 
-    async def _for_each_until_failure(
+    async def _check(
         self, title: str, items: Sequence[_T], work: Callable[[_T], Awaitable[None]]
     ) -> bool:
-        """Work on the items. True if no read or write failed; else the first failure is counted."""
+        """Work on the items. False if a read or write failed; the first failure is counted."""
         task = self._progress.add_task(title, total=len(items), rate="")
 
         async def work_and_show(item: _T) -> None:
@@ -394,7 +335,3 @@ async def _for_each(
     async with asyncio.TaskGroup() as group:
         for _ in range(num_workers):
             group.create_task(take_items())
-
-
-def _ids(ledger: Ledger) -> dict[str, Any]:
-    return asdict(ledger.conversation.key)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-
 import msgspec
 from rich import box
 from rich.columns import Columns
@@ -14,79 +12,52 @@ from rich.table import Table
 
 from .agents import FlatOut
 from .recorder import OperationFigures
-from .verification import Discrepancies
+from .verification import KINDS
 
-EXIT_OK = 0
-EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
-_LABELS = {
-    "lost": "lost",
-    "duplicated": "duplicated",
-    "out_of_order": "out of order",
-    "altered": "altered",
-    "unexpected": "unexpected",
-    "state_mismatches": "state mismatches",
-    "version_mismatches": "version mismatches",
-    "read_mismatches": "wrong reads during the run",
-    "list_mismatches": "wrong session lists",
-}
 
+class Report(msgspec.Struct):
+    """What a run found out. The operations and their costs are those of the paced agents."""
 
-@dataclass(slots=True)
-class Report:
-    """What a run found out. Figures of calls and costs are those of the paced agents.
-
-    Attributes:
-        server: name and version.
-        place: where the server is and why it was chosen, without credentials.
-        key_prefix: the start of every key of the run; empty in memory.
-        is_kept: the run's data was left in the store.
-        think_seconds: average wait of an agent before each event.
-        operations: one entry for each operation, then "all".
-        server_cpu_us_per_operation: processor time of all primaries, divided by the calls. Other
-            clients add to it. None if it is not known.
-        server_memory_bytes_per_event: growth of the memory of all primaries, divided by the events
-            kept; so it includes keys, indexes, state and buffers. None if it is not known, or
-            means little because there are few events.
-        flat_out: None if there was no such phase.
-        num_events: events that the store accepted, in both phases.
-        num_kept_events: those of them that the event limit keeps.
-        num_verified: sessions read back in full and compared.
-        failure_reasons: the most frequent reasons of failed operations.
-    """
-
-    server: str
-    place: str
-    key_prefix: str
-    is_kept: bool
+    server: str  # name and version
+    place: str  # where the server is and why it was chosen, without credentials
+    key_prefix: str  # of every key of the run; empty in memory
+    is_kept: bool  # the run's data was left in the store
     workload: str
     num_agents: int
-    think_seconds: float
+    think_seconds: float  # average wait of an agent before each event
     elapsed_seconds: float = 0.0
-    operations: list[OperationFigures] = field(default_factory=list)
+    operations: list[OperationFigures] = []  # one for each operation, then "all"
+    # Processor time of all primaries, divided by the calls. Other clients add to it. None if it is
+    # not known.
     server_cpu_us_per_operation: float | None = None
+    # Growth of the memory of all primaries, divided by the events kept; so it includes keys,
+    # indexes, state and buffers. None if it is not known or if there are few events.
     server_memory_bytes_per_event: float | None = None
-    flat_out: FlatOut | None = None
+    flat_out: FlatOut | None = None  # None if there was no such phase
     num_sessions: int = 0
-    num_events: int = 0
-    num_kept_events: int = 0
-    num_verified: int = 0
-    verification: Discrepancies = field(default_factory=Discrepancies)
+    num_events: int = 0  # accepted by the store, in both phases
+    num_kept_events: int = 0  # those of them that the event limit keeps
+    num_verified: int = 0  # sessions read back in full and compared
+    verification: dict[str, int] = {}  # differences by kind; see KINDS
     num_failed_operations: int = 0
-    failure_reasons: list[str] = field(default_factory=list)
+    failure_reasons: list[str] = []  # the most frequent
     is_interrupted: bool = False
 
     @property
+    def has_failed(self) -> bool:
+        """Whether something was lost or failed. An interruption never hides that."""
+        return any(self.verification.values()) or self.num_failed_operations > 0
+
+    @property
     def exit_code(self) -> int:
-        """The status of the command. A loss is never hidden behind an interruption."""
-        if self.verification.total or self.num_failed_operations:
-            return EXIT_FAILED
-        return EXIT_INTERRUPTED if self.is_interrupted else EXIT_OK
+        """The status of the command."""
+        return 1 if self.has_failed else EXIT_INTERRUPTED if self.is_interrupted else 0
 
     def as_json(self) -> bytes:
         """One indented JSON object with the fields of this class, and `exit_code`."""
-        fields = {**asdict(self), "exit_code": self.exit_code}
+        fields = {**msgspec.structs.asdict(self), "exit_code": self.exit_code}
         return msgspec.json.format(msgspec.json.encode(fields), indent=2)
 
     def print_start(self, console: Console) -> None:
@@ -100,8 +71,15 @@ class Report:
 
     def print_result(self, console: Console) -> None:
         """Print the figures, and below them the result of the check."""
+        caption = "Milliseconds from sending a call until its reply."
+        table = Table("operation", box=box.SIMPLE_HEAD, caption=caption)
+        for heading in ("calls", "calls/s", "median ms", "p95 ms", "p99 ms"):
+            table.add_column(heading, justify="right")
+        for each in self.operations:
+            times = (f"{ms:,.2f}" for ms in (each.p50_ms, each.p95_ms, each.p99_ms))
+            table.add_row(each.operation, f"{each.num_calls:,}", f"{each.per_second:,.0f}", *times)
         if self.operations:
-            console.print(self._operations_table())
+            console.print(table)
         for each in self.operations:
             if each.operation == "append_event" and self.think_seconds:
                 text = f"[bold]{each.p50_ms:,.2f} ms[/] for an append, in the median"
@@ -120,45 +98,25 @@ class Report:
             _print_line(console, "Cost", "not known: the server did not answer INFO")
         console.print(self._verdict())
 
-    def _operations_table(self) -> Table:
-        table = Table(
-            box=box.SIMPLE_HEAD, caption="Milliseconds from sending a call until its reply."
-        )
-        table.add_column("operation")
-        for heading in ("calls", "calls/s", "median ms", "p95 ms", "p99 ms"):
-            table.add_column(heading, justify="right")
-        for figures in self.operations:
-            times = (figures.p50_ms, figures.p95_ms, figures.p99_ms)
-            table.add_row(
-                figures.operation,
-                f"{figures.num_calls:,}",
-                f"{figures.per_second:,.0f}",
-                *(f"{ms:,.2f}" for ms in times),
-            )
-        return table
-
     def _verdict(self) -> Panel:
-        counts = {_LABELS[name]: count for name, count in asdict(self.verification).items()}
-        counts["failed operations"] = self.num_failed_operations
-        shown = [f"[bold red]{n:,} {name}[/]" if n else f"0 {name}" for name, n in counts.items()]
-        reasons = [f"[red]failed: {escape(reason)}[/]" for reason in self.failure_reasons]
-        lines: list[RenderableType] = [self._compared(), Columns(shown, padding=(0, 3)), *reasons]
-        if self.is_kept and self.key_prefix:
-            lines.append(f"Data kept under {escape(self.key_prefix)}")
-        has_failed = self.exit_code == EXIT_FAILED
-        title = "FAILED" if has_failed else "PASSED: nothing was lost"
-        if self.is_interrupted:
-            title += " (stopped early)"
-        color = "red" if has_failed else "green"
-        return Panel(Group(*lines), title=f"[bold {color}]{title}[/]", border_style=color)
-
-    def _compared(self) -> str:
-        if self.num_verified < self.num_sessions:
-            return f"Only {self.num_verified:,} of {self.num_sessions:,} sessions were read back."
         events = f"all {self.num_events:,} events"
         if self.num_kept_events != self.num_events:
             events = f"the {self.num_kept_events:,} events that the event limit keeps"
-        return f"Read back and compared: all {self.num_sessions:,} sessions, {events}."
+        compared = f"Read back and compared: all {self.num_sessions:,} sessions, {events}."
+        if self.num_verified < self.num_sessions:
+            sessions = f"{self.num_verified:,} of {self.num_sessions:,} sessions"
+            compared = f"Only {sessions} were read back."
+        counts = {label: self.verification.get(kind, 0) for kind, label in KINDS.items()}
+        counts["failed operations"] = self.num_failed_operations
+        shown = [f"[bold red]{n:,} {name}[/]" if n else f"0 {name}" for name, n in counts.items()]
+        lines: list[RenderableType] = [compared, Columns(shown, padding=(0, 3))]
+        lines += [f"[red]failed: {escape(reason)}[/]" for reason in self.failure_reasons]
+        if self.is_kept and self.key_prefix:
+            lines.append(f"Data kept under {escape(self.key_prefix)}")
+        title = "FAILED" if self.has_failed else "PASSED: nothing was lost"
+        title += " (stopped early)" if self.is_interrupted else ""
+        color = "red" if self.has_failed else "green"
+        return Panel(Group(*lines), title=f"[bold {color}]{title}[/]", border_style=color)
 
 
 def _print_line(console: Console, label: str, text: str) -> None:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import Struct
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from ..store import MEMORY_URL, CannotStart, ServerFigures, Store, open_store
+from ..store import MEMORY_URL, Store, open_store
 from .agents import Fleet
 from .recorder import operation_figures
 from .report import Report
 from .synthetic import synthetic_conversations
-from .workload import Conversation, TraceError, load_trace
+from .verification import KINDS
+from .workload import load_trace
 
 _TELLING_EVENTS = 1000  # with fewer events, the server's buffers outweigh them
 
 
-@dataclass(frozen=True, slots=True)
-class FleetOptions:
+class FleetOptions(Struct):
     """The options of the command; its help text describes them."""
 
     url: str | None
@@ -42,20 +43,26 @@ class FleetOptions:
 
 
 async def run_fleet(options: FleetOptions, console: Console) -> Report:
-    """Run the fleet once.
+    """Run the fleet once. The console shows the server and the agents at the start.
 
     SIGINT lets the agents finish their current operations; then what was written is verified. A
     second SIGINT cancels the run.
-
-    Args:
-        options: what to run.
-        console: shows the server and the agents at the start.
 
     Raises:
         click.ClickException: the run cannot start: bad trace, no server, no access.
         asyncio.CancelledError: a second SIGINT; data of the run may be left in the store.
     """
-    conversations = _conversations(options)
+    if options.trace is None:
+        workload = f"synthetic conversations of {options.turns:,} turns"
+        conversations = synthetic_conversations(
+            options.agents,
+            num_turns=options.turns,
+            sessions_per_user=options.sessions_per_user,
+            seed=options.seed,
+        )
+    else:
+        workload = f"conversations of {options.trace}"
+        conversations = load_trace(options.trace)
     key_prefix = f"fleet:{secrets.token_hex(4)}:"
     event_limit = options.event_limit or None
     async with (
@@ -73,9 +80,7 @@ async def run_fleet(options: FleetOptions, console: Console) -> Report:
             place=store.place,
             key_prefix=key_prefix if store.url != MEMORY_URL else "",
             is_kept=options.keep,
-            workload=f"synthetic conversations of {options.turns:,} turns"
-            if options.trace is None
-            else f"conversations of {options.trace}",
+            workload=workload,
             num_agents=min(options.agents, len(conversations)),
             think_seconds=options.think,
         )
@@ -89,31 +94,32 @@ async def run_fleet(options: FleetOptions, console: Console) -> Report:
                 event_limit=event_limit,
                 progress=progress,
             )
-            with _stop_on_sigint(fleet.stopping, progress.console):
-                await _run_phases(options, store, fleet, report)
+            _stop_on_sigint(fleet.stopping, progress.console)
+            await _run_phases(options, store, fleet, report)
     return report
 
 
 async def _run_phases(options: FleetOptions, store: Store, fleet: Fleet, report: Report) -> None:
     """Run the agents, verify, clean up, and fill in the report."""
     await fleet.run_agents()
-    last = await store.read_figures()
     report.elapsed_seconds = fleet.elapsed_seconds
     report.operations = operation_figures(fleet.recorder.latencies_ns, fleet.elapsed_seconds)
-    num_calls = report.operations[-1].num_calls if report.operations else 0
-    report.server_cpu_us_per_operation = _growth(store, last, "cpu_us", num_calls)
-    if fleet.num_kept_events >= _TELLING_EVENTS:
-        report.server_memory_bytes_per_event = _growth(
-            store, last, "used_memory_bytes", fleet.num_kept_events
-        )
+    if costs := await store.costs():
+        cpu_us, memory_bytes = costs
+        if report.operations:
+            report.server_cpu_us_per_operation = cpu_us / report.operations[-1].num_calls
+        num_events = fleet.num_events(options.event_limit)
+        if num_events >= _TELLING_EVENTS and memory_bytes >= 0:
+            report.server_memory_bytes_per_event = memory_bytes / num_events
     if options.flat_out and not fleet.stopping.is_set() and not fleet.failures:
-        report.flat_out = await fleet.run_flat_out(options.flat_out)
+        with _a_core_each(store.private_pid):
+            report.flat_out = await fleet.run_flat_out(options.flat_out)
     await fleet.verify()
-    report.num_sessions = fleet.num_sessions
-    report.num_events = fleet.num_events
-    report.num_kept_events = fleet.num_kept_events
+    report.num_sessions = sum(ledger.version > 0 for ledger in fleet.ledgers)
+    report.num_events = fleet.num_events()
+    report.num_kept_events = fleet.num_events(options.event_limit)
     report.num_verified = fleet.num_verified
-    report.verification = fleet.discrepancies
+    report.verification = {kind: fleet.differences[kind] for kind in KINDS}
     if not options.keep:
         await fleet.clean_up()
     report.num_failed_operations = fleet.failures.total()
@@ -121,46 +127,40 @@ async def _run_phases(options: FleetOptions, store: Store, fleet: Fleet, report:
     report.is_interrupted = fleet.stopping.is_set()
 
 
-def _growth(store: Store, last: ServerFigures | None, name: str, count: int) -> float | None:
-    """The growth of a figure since the start, divided by a count; None if it is not known."""
-    before, after = getattr(store.first_figures, name, None), getattr(last, name, None)
-    if before is None or after is None or count == 0 or after < before:
-        return None
-    return float(after - before) / count
+@contextmanager
+def _a_core_each(server_pid: int | None) -> Iterator[None]:
+    """Within the context, give a private server one core and this process the others.
 
-
-def _conversations(options: FleetOptions) -> list[Conversation]:
-    if options.trace is None:
-        return synthetic_conversations(
-            options.agents,
-            num_turns=options.turns,
-            sessions_per_user=options.sessions_per_user,
-            seed=options.seed,
-        )
+    Otherwise the scheduler sometimes puts both on one core, where they wait for each other.
+    """
+    cores: set[int] = set()
+    if server_pid is not None and hasattr(os, "sched_setaffinity"):
+        cores = os.sched_getaffinity(0)
+    if server_pid is None or len(cores) < 2:
+        yield
+        return
+    with suppress(OSError):  # the server has ended, or the system does not allow it
+        os.sched_setaffinity(server_pid, {min(cores)})
+        os.sched_setaffinity(0, cores - {min(cores)})
     try:
-        return load_trace(options.trace)
-    except TraceError as error:
-        raise CannotStart(str(error)) from error
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setaffinity(0, cores)
+            os.sched_setaffinity(server_pid, cores)
 
 
 def _progress() -> Progress:
     """A bar for each phase on stderr while it is a terminal; gone at the end."""
     console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rate]}"),
-        console=console,
-        transient=True,
-        refresh_per_second=5,
-        disable=not console.is_terminal,
-    )
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), rate)
+    is_off = not console.is_terminal
+    return Progress(*columns, console=console, transient=True, disable=is_off)
 
 
-@contextmanager
-def _stop_on_sigint(stopping: asyncio.Event, console: Console) -> Iterator[None]:
-    """While entered, the first SIGINT sets the event and the second cancels the current task."""
+def _stop_on_sigint(stopping: asyncio.Event, console: Console) -> None:
+    """Let the first SIGINT set the event and the second cancel the current task."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
     def on_signal() -> None:
@@ -172,9 +172,4 @@ def _stop_on_sigint(stopping: asyncio.Event, console: Console) -> Iterator[None]
 
     # Not every platform and thread can handle signals. There, Ctrl-C aborts at once.
     with suppress(NotImplementedError, RuntimeError, ValueError):
-        loop.add_signal_handler(signal.SIGINT, on_signal)
-    try:
-        yield
-    finally:
-        with suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.remove_signal_handler(signal.SIGINT)
+        loop.add_signal_handler(signal.SIGINT, on_signal)  # until the loop is closed

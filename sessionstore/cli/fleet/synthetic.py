@@ -41,90 +41,70 @@ _VOCABULARY = (
 )
 _PROSE_CHARACTERS = 1 << 17
 
-_encode_json = msgspec.json.Encoder().encode
-
 
 def synthetic_conversations(
     num_sessions: int, *, num_turns: int, sessions_per_user: int, seed: int
 ) -> list[Conversation]:
-    """Conversations that are the same for the same arguments.
+    """Conversations, each of which depends on the seed and its own number only.
 
-    Args:
-        num_sessions: how many, at least 1.
-        num_turns: user messages in each, at least 1. A turn has about 3.5 events.
-        sessions_per_user: consecutive sessions that share a user, at least 1.
-        seed: a conversation depends on the seed and its own number only.
+    A turn has about 3.5 events. `sessions_per_user` consecutive sessions share a user.
     """
-    return [
-        _synthetic_conversation(index, num_turns, index // sessions_per_user, seed)
-        for index in range(num_sessions)
-    ]
 
+    def conversation(index: int) -> Conversation:
+        session_id = f"session-{index:06d}"
+        tiers = ("user", "app") if index < NUM_SHARED_APP_KEYS else ("user",)
+        return Conversation(
+            SessionKey("fleet", f"user-{index // sessions_per_user:06d}", session_id),
+            initial_state("synthetic"),
+            num_turns,
+            messages=lambda: _messages(random.Random(f"{seed}/{index}"), num_turns),
+            shared_keys=tuple(f"{tier}:last_{session_id}" for tier in tiers),
+        )
 
-def _synthetic_conversation(index: int, num_turns: int, user: int, seed: int) -> Conversation:
-    session_id = f"session-{index:06d}"
-    shared_keys = [f"user:last_{session_id}"]
-    if index < NUM_SHARED_APP_KEYS:
-        shared_keys.append(f"app:last_{session_id}")
-    return Conversation(
-        key=SessionKey("fleet", f"user-{user:06d}", session_id),
-        initial_state=initial_state("synthetic"),
-        num_turns=num_turns,
-        messages=lambda: _messages(random.Random(f"{seed}/{index}"), num_turns),
-        shared_keys=tuple(shared_keys),
-    )
+    return [conversation(index) for index in range(num_sessions)]
 
 
 def _messages(rng: random.Random, num_turns: int) -> Iterator[Message]:
-    yield _sized(rng, "system", {"role": "system", "content": ""})
+    def plain(role: str, **fields: str) -> Message:
+        message = {"role": role, **fields, "content": ""}
+        return {**message, "content": _text(rng, role, message)}
+
+    yield plain("system")
     for _ in range(num_turns):
-        yield _sized(rng, "user", {"role": "user", "content": ""})
+        yield plain("user")
         (num_rounds,) = rng.choices(range(len(_TOOL_ROUNDS)), _TOOL_ROUNDS)
         for _ in range(num_rounds):
-            yield from _tool_round(rng)
-        yield _sized(rng, "assistant", {"role": "assistant", "content": ""})
+            call_id, tool = f"call_{rng.getrandbits(64):016x}", rng.choice(_TOOLS)
+            function = {"name": tool, "arguments": ""}
+            calls = [{"id": call_id, "type": "function", "function": function}]
+            call = {"role": "assistant", "content": None, "tool_calls": calls}
+            # Arguments are JSON inside a JSON string: 14 characters around the text.
+            arguments = {"query": _text(rng, "tool_call", call, 14)}
+            function["arguments"] = msgspec.json.encode(arguments).decode()
+            yield call
+            yield plain("tool", tool_call_id=call_id, name=tool)
+        yield plain("assistant")
 
 
-def _tool_round(rng: random.Random) -> Iterator[Message]:
-    call_id = f"call_{rng.getrandbits(64):016x}"
-    tool = rng.choice(_TOOLS)
-    function = {"name": tool, "arguments": ""}
-    calls = [{"id": call_id, "type": "function", "function": function}]
-    call = {"role": "assistant", "content": None, "tool_calls": calls}
-    # Arguments are JSON inside a JSON string: 14 characters around the text, quotes escaped.
-    num_characters = _draw_message_bytes(rng, "tool_call") - len(_encode_json(call)) - 14
-    function["arguments"] = _encode_json({"query": _prose(rng, num_characters)}).decode()
-    yield call
-    yield _sized(
-        rng, "tool", {"role": "tool", "tool_call_id": call_id, "name": tool, "content": ""}
-    )
+def _text(rng: random.Random, kind: str, message: Message, overhead: int = 0) -> str:
+    """Text that brings a message to a size drawn for its kind; at least one character.
 
-
-def _sized(rng: random.Random, kind: str, message: Message) -> Message:
-    """The message with content that brings it to a size drawn for its kind."""
-    num_characters = _draw_message_bytes(rng, kind) - len(_encode_json(message))
-    return {**message, "content": _prose(rng, num_characters)}
-
-
-def _draw_message_bytes(rng: random.Random, kind: str) -> int:
-    """A size drawn from the recorded ones: between quantiles its logarithm is interpolated."""
+    Between the quantiles the logarithm of the size is interpolated.
+    """
     sizes = _MESSAGE_BYTES[kind]
     position = rng.random()
     upper = bisect_right(_QUANTILES, position)
     low, high = _QUANTILES[upper - 1], _QUANTILES[upper]
     ratio = sizes[upper] / sizes[upper - 1]
-    return round(sizes[upper - 1] * math.pow(ratio, (position - low) / (high - low)))
-
-
-def _prose(rng: random.Random, num_characters: int) -> str:
-    """Text of that length, at least one character. A slice is faster than joined words."""
-    length = max(1, num_characters)
+    size = sizes[upper - 1] * math.pow(ratio, (position - low) / (high - low))
+    length = max(1, round(size) - len(msgspec.json.encode(message)) - overhead)
     start = rng.randrange(_PROSE_CHARACTERS - length)
-    return _long_prose()[start : start + length]
+    return _prose()[start : start + length]
 
 
 @cache
-def _long_prose() -> str:
+def _prose() -> str:
+    """Long text. A slice of it is faster than joined words."""
     rng = random.Random(0)
     words = rng.choices(_VOCABULARY.split(), k=_PROSE_CHARACTERS // 4)
     text = " ".join(word + (".\n" if rng.random() < 0.05 else "") for word in words)

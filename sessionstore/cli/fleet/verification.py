@@ -1,76 +1,48 @@
-"""Compares what was sent with what was read back.
-
-A ledger keeps the outcome of every write of one session in compact form: ids, digests of events,
-and the state.
-"""
+"""Compares what was sent to a session with what it holds."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 import msgspec
 
 from ...model import Event, Session, SessionKey
-from .workload import Conversation, Step
+from .workload import Conversation
+
+KINDS = {
+    "lost": "lost",  # accepted and not found; what the event limit removes is not lost
+    "duplicated": "duplicated",  # surplus copies
+    "out_of_order": "out of order",  # events that follow one that was sent later
+    "altered": "altered",  # events with a field that differs from what was sent
+    # Events that nobody sent to the session, or that the event limit should have removed.
+    "unexpected": "unexpected",
+    # State keys that are missing, left over, or have another value than the last one written.
+    "state_mismatches": "state mismatches",
+    # Sessions whose version is not 1 plus the number of accepted writes: one was executed twice.
+    "version_mismatches": "version mismatches",
+    # Reads that did not show the newest events, state and version, and runs that yielded other
+    # events than their agent.
+    "read_mismatches": "wrong reads during the run",
+    # Sessions that are missing from their user's list, listed twice, listed but never created, or
+    # listed before one that was updated later.
+    "list_mismatches": "wrong session lists",
+}
+"""Kinds of differences, and how the report names them. A Counter counts differences by kind."""
+
+SharedKeys = frozenset[tuple[str, str, str]]
+"""State keys of the app and user tiers, as (app name, user id or "" for the app tier, key)."""
 
 # Keys of objects may come back in any order. Everything else matters: 1 and 1.0 differ.
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
-def event_digest(event: Event) -> bytes:
-    """16 bytes that stand for all fields of the event."""
+def _digest(event: Event) -> bytes:
     return hashlib.blake2b(_encode(event), digest_size=16).digest()
-
-
-@dataclass(slots=True)
-class Discrepancies:
-    """Differences between what was sent and what was read. All zero = nothing was lost.
-
-    Attributes:
-        lost: events that were accepted and not found. What the event limit removes is not lost.
-        duplicated: surplus copies of an event.
-        out_of_order: places where an event is followed by one that was sent earlier.
-        altered: events with a field that differs from what was sent.
-        unexpected: events that nobody sent to the session, or that the event limit should have
-            removed.
-        state_mismatches: state keys that are missing, left over, or have another value than the
-            last one written, after the run.
-        version_mismatches: sessions whose version is not 1 plus the number of accepted writes: a
-            write was executed twice or counted wrongly.
-        read_mismatches: reads during the run that did not show the newest events, state and
-            version, and runs that yielded other events than their agent.
-        list_mismatches: sessions that are missing from their user's list, listed twice, listed
-            but never created, or listed before one that was updated later.
-    """
-
-    lost: int = 0
-    duplicated: int = 0
-    out_of_order: int = 0
-    altered: int = 0
-    unexpected: int = 0
-    state_mismatches: int = 0
-    version_mismatches: int = 0
-    read_mismatches: int = 0
-    list_mismatches: int = 0
-
-    @property
-    def total(self) -> int:
-        """Differences of any kind."""
-        return sum(getattr(self, name) for name in self.__slots__)
-
-    def add(self, other: Discrepancies) -> None:
-        """Add the counts of another comparison."""
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-
-SharedKeys = frozenset[tuple[str, str, str]]
-"""State keys of the app and user tiers, as (app name, user id or "" for the app tier, key)."""
 
 
 def shared_keys(conversations: Iterable[Conversation]) -> SharedKeys:
@@ -83,151 +55,106 @@ def shared_keys(conversations: Iterable[Conversation]) -> SharedKeys:
 
 
 @dataclass(slots=True)
-class Content:
-    """What a session should hold.
-
-    Attributes:
-        digests: event id -> digest, in the order sent, also of events beyond the event limit.
-        state: the session's own keys and the shared keys that only this session writes.
-        version: 1 after the session was created, and one more after each step.
-    """
-
-    digests: dict[str, bytes]
-    state: dict[str, Any]
-    version: int = 1
-
-    def apply(self, step: Step) -> None:
-        """Add the events of a step and their state deltas."""
-        self.version += 1
-        for event in step:
-            self.digests[event.id] = event_digest(event)
-            self.state.update(event.state_delta)
-            for name in event.state_removed:
-                self.state.pop(name, None)
-
-
-@dataclass(slots=True)
 class Ledger:
-    """Records the writes of one session, also a write with unknown outcome.
+    """The accepted writes of one session, in compact form, and one that may still fail.
 
-    Every write is announced first, then confirmed, or rejected if it failed. The first write
-    creates the session with the conversation's first state.
-
-    Attributes:
-        conversation: what is written.
-        content: what is stored for certain; None before the session was created.
+    Every write is announced, then confirmed. After a write of unknown outcome, none may follow. The
+    first write creates the session with the conversation's first state.
     """
 
     conversation: Conversation
-    content: Content | None = None
-    _pending: Step | None = None
-
-    def announce(self, step: Step) -> None:
-        """The events will be appended now, all or none of them; [] = the session is created."""
-        self._pending = step
-
-    def confirm(self) -> None:
-        """The announced write was accepted."""
-        self.content = self._apply_pending(self.content)
-        self._pending = None
-
-    def reject(self, *, maybe_applied: bool) -> None:
-        """The announced write failed. If it may have been applied, nothing may follow."""
-        if not maybe_applied:
-            self._pending = None
-
-    def outcomes(self) -> list[Content | None]:
-        """What the session may hold: one entry, or two if the outcome of a write is unknown."""
-        if self._pending is None:
-            return [self.content]
-        copy = self.content and Content(
-            dict(self.content.digests), dict(self.content.state), self.content.version
-        )
-        return [self.content, self._apply_pending(copy)]
+    # Event id -> digest, in the order sent, also of events that the event limit has removed.
+    digests: dict[str, bytes] = field(default_factory=dict)
+    # The session's own keys, and the shared keys that only this session writes.
+    state: dict[str, Any] = field(default_factory=dict)
+    version: int = 0  # number of accepted writes; 0 = the session was not created
+    pending: Sequence[Event] | None = None  # the events of the announced write
 
     @property
-    def may_exist(self) -> bool:
-        """Whether the session was created, or may have been."""
-        return self.content is not None or self._pending is not None
+    def key(self) -> SessionKey:
+        """The session."""
+        return self.conversation.key
 
-    def _apply_pending(self, content: Content | None) -> Content:
-        if content is None:
-            return Content({}, dict(self.conversation.initial_state))
-        content.apply(self._pending or [])
-        return content
+    def announce(self, *events: Event) -> None:
+        """The events will be appended now, all or none of them."""
+        self.pending = events
+
+    def confirm(self) -> None:
+        """The announced write was accepted. Does nothing if none is announced."""
+        if self.pending is None:
+            return
+        if self.version == 0:
+            self.state.update(self.conversation.initial_state)
+        self.version += 1
+        for event in self.pending:
+            self.digests[event.id] = _digest(event)
+            self.state.update(event.state_delta)
+            for name in event.state_removed:
+                self.state.pop(name, None)
+        self.pending = None
+
+    def differences(
+        self, found: Session | None, *, limit: int | None, shared: SharedKeys
+    ) -> Counter[str]:
+        """How a session differs from what was sent to it. None = the store has no such session.
+
+        If the outcome of the last write is unknown, the session must be as before the write or as
+        after it, as a whole: the outcome with fewer differences counts. `limit` is the number of
+        newest events that were read or are kept, whichever is less.
+        """
+        outcomes = [self]
+        if self.pending is not None:
+            after = replace(self, digests=dict(self.digests), state=dict(self.state))
+            after.confirm()
+            outcomes.append(after)
+        events, state, version = (
+            (found.events, found.state, found.version) if found else ([], {}, 0)
+        )
+        return min(
+            (
+                compare_events(each.digests, events, limit=limit)
+                + compare_state(each.state, state, key=self.key, shared=shared)
+                + Counter(version_mismatches=int(each.version != version))
+                for each in outcomes
+            ),
+            key=Counter.total,
+        )
 
 
 def compare_events(
     digests: Mapping[str, bytes], found: Sequence[Event], *, limit: int | None
-) -> Discrepancies:
-    """The differences between the events sent and those found.
-
-    Args:
-        digests: event id -> digest of all events sent, in the order sent.
-        found: the events read, in the order read.
-        limit: number of newest events that are expected; None = all.
-    """
+) -> Counter[str]:
+    """How the newest events that were sent, at most `limit`, differ from those found."""
     expected = list(digests)[-limit:] if limit is not None else list(digests)
     positions = {event_id: position for position, event_id in enumerate(expected)}
     copies = Counter(event.id for event in found)
     order = [positions[event_id] for event_id in copies if event_id in positions]
-    return Discrepancies(
+    return Counter(
         lost=sum(event_id not in copies for event_id in expected),
         duplicated=copies.total() - len(copies),
         out_of_order=sum(later < earlier for earlier, later in pairwise(order)),
         altered=sum(
-            event.id in positions and event_digest(event) != digests[event.id] for event in found
+            event.id in positions and _digest(event) != digests[event.id] for event in found
         ),
         unexpected=sum(event_id not in positions for event_id in copies),
     )
 
 
-def count_state_mismatches(
+def compare_state(
     expected: Mapping[str, Any], found: Mapping[str, Any], *, key: SessionKey, shared: SharedKeys
-) -> int:
+) -> Counter[str]:
     """Number of state keys that are missing, have another value, or should not be there.
 
-    Args:
-        expected: the session's own keys and the shared keys that only this session writes.
-        found: the merged state as read.
-        key: the session.
-        shared: shared keys of the whole fleet. The sessions that write them check their values.
+    Shared keys of other sessions may be there. The sessions that write them check their values.
     """
     num_wrong = sum(
         name not in found or _encode(found[name]) != _encode(value)
         for name, value in expected.items()
     )
-    owners = ("", key.user_id)
-    return num_wrong + sum(
-        name not in expected and not any((key.app_name, owner, name) in shared for owner in owners)
+    num_foreign = sum(
+        name not in expected
+        and (key.app_name, "", name) not in shared
+        and (key.app_name, key.user_id, name) not in shared
         for name in found
     )
-
-
-def compare_session(
-    ledger: Ledger, found: Session | None, *, limit: int | None, shared: SharedKeys
-) -> Discrepancies:
-    """The differences between what was sent to a session and what it holds.
-
-    If the outcome of the last write is unknown, the session must be as before the write or as
-    after it, as a whole: the outcome with fewer differences counts.
-
-    Args:
-        ledger: what was sent.
-        found: the session as read; None if the store has no such session.
-        limit: number of events that were read or are kept, whichever is less; None = all.
-        shared: the shared keys of the whole fleet.
-    """
-    comparisons = []
-    for content in ledger.outcomes():
-        if content is None and found is None:
-            return Discrepancies()
-        # A session that should not exist is compared with nothing, and so is one that is missing.
-        sent = content or Content({}, {}, version=0)
-        comparison = compare_events(sent.digests, found.events if found else [], limit=limit)
-        comparison.version_mismatches = int(sent.version != (found.version if found else 0))
-        comparison.state_mismatches = count_state_mismatches(
-            sent.state, found.state if found else {}, key=ledger.conversation.key, shared=shared
-        )
-        comparisons.append(comparison)
-    return min(comparisons, key=lambda comparison: comparison.total)
+    return Counter(state_mismatches=num_wrong + num_foreign)

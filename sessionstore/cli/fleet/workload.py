@@ -9,27 +9,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec.structs import asdict, astuple
 
 from ...keys import encode_id
 from ...model import Event, SessionKey
+from ..store import CannotStart
 
 Message = dict[str, Any]
 """A message as recorded: `role` and any other fields."""
 
-Step = list[Event]
-"""Events that one atomic call appends."""
-
-Turn = list[Event]
-"""A user message and all that the agent adds in reply."""
-
-TOOL_ROLES = ("tool", "function")
-ROLES = ("system", "developer", "user", "assistant", *TOOL_ROLES)
+_TOOL_ROLES = ("tool", "function")
 
 TRACE_LINE = (
     '{"app_name": "shop", "user_id": "ann", "session_id": "1", "messages":'
@@ -38,55 +32,44 @@ TRACE_LINE = (
 """What a line of a trace looks like, for help texts."""
 
 
-class TraceError(Exception):
-    """A trace cannot be replayed. The message names the file, the line and the problem."""
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Conversation:
-    """The messages of one session.
-
-    Attributes:
-        key: the session.
-        initial_state: the state to create the session with.
-        num_turns: number of user messages.
-        messages: returns the messages in order, the same ones at every call.
-        shared_keys: keys of the app and user tiers (`app:...`, `user:...`) that every tool
-            result writes. No other conversation writes them.
-    """
+    """The messages of one session."""
 
     key: SessionKey
     initial_state: dict[str, Any]
-    num_turns: int
-    messages: Callable[[], Iterable[Message]]
+    num_turns: int  # user messages
+    messages: Callable[[], Iterable[Message]]  # in order, the same ones at every call
+    # Keys of the app and user tiers (`app:...`, `user:...`) that every tool result writes. No other
+    # conversation writes them.
     shared_keys: tuple[str, ...] = ()
 
-    def prepared(self) -> Conversation:
-        """The same conversation with its messages in memory."""
+    def prepare(self) -> None:
+        """Make the messages now and keep them in memory."""
         messages = list(self.messages())
-        return replace(self, messages=lambda: messages)
+        self.messages = lambda: messages
 
-    def replay(self) -> tuple[Step, Iterator[Turn]]:
-        """The events before the first user message, perhaps none, and the turns in order.
+    def turns(self) -> Iterator[list[Event]]:
+        """The events before the first user message, perhaps none, then each turn in order.
 
-        Events get their time when their turn is taken from the iterator.
+        A turn is a user message and all that the agent adds in reply. Its events get their time
+        when it is taken from the iterator.
         """
-        turns = self._turns()
-        return next(turns), turns
-
-    def _turns(self) -> Iterator[Turn]:
-        turn: Turn = []
-        num_turns = num_tool_results = 0
+        turn: list[Event] = []
+        num_turns = num_results = 0
         for number, message in enumerate(self.messages()):
+            delta: dict[str, Any] = {}
+            removed: list[str] = []
             if message["role"] == "user":
                 yield turn
                 turn = []
                 num_turns += 1
-            is_tool_result = message["role"] in TOOL_ROLES
-            num_tool_results += is_tool_result
-            delta: dict[str, Any] = {}
-            if is_tool_result:
-                delta = self._tool_result_delta(message, num_tool_results)
+            if message["role"] in _TOOL_ROLES:
+                num_results += 1
+                result = {"tool": message.get("name"), "call": message.get("tool_call_id")}
+                delta = {name: {"result": num_results, **result} for name in self.shared_keys}
+                delta |= {"num_tool_results": num_results, "last_result": result}
+                removed = ["pending_call"]
             elif message.get("tool_calls"):
                 delta = {"pending_call": {"turn": num_turns}}
             id_seed = "\0".join((*astuple(self.key), str(number)))
@@ -96,15 +79,10 @@ class Conversation:
                 id=hashlib.blake2b(id_seed.encode(), digest_size=16).hexdigest(),
                 invocation_id=f"turn-{num_turns}",
                 state_delta=delta,
-                state_removed=["pending_call"] if is_tool_result else [],
+                state_removed=removed,
             )
             turn.append(event)
         yield turn
-
-    def _tool_result_delta(self, message: Message, number: int) -> dict[str, Any]:
-        result = {"tool": message.get("name"), "call": message.get("tool_call_id")}
-        shared = {name: {"result": number, **result} for name in self.shared_keys}
-        return {"num_tool_results": number, "last_result": result, **shared}
 
 
 def initial_state(source: str) -> dict[str, Any]:
@@ -113,26 +91,25 @@ def initial_state(source: str) -> dict[str, Any]:
     return {"source": source, "num_tool_results": 0, "settings": settings, "closed_at": None}
 
 
-class _TraceLine(msgspec.Struct):
-    """A recorded conversation. Other fields of the line are ignored."""
+class _CheckedMessage(msgspec.Struct):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    name: str | None = None
 
+
+class _TraceLine(msgspec.Struct):
     app_name: str
     user_id: str
     session_id: str
-    messages: list[dict[str, Any]]
-
-
-_decode_trace_line = msgspec.json.Decoder(_TraceLine).decode
+    messages: list[_CheckedMessage]
 
 
 def load_trace(path: Path) -> list[Conversation]:
-    """The conversations of a file of JSON lines in UTF-8, one session a line.
+    """The conversations of a file of JSON lines in UTF-8, one session a line, as TRACE_LINE.
 
-    A line looks like TRACE_LINE. Empty lines are skipped. The lines are kept in memory as bytes
-    and decoded again when a conversation is replayed.
+    Empty lines are skipped. The lines stay in memory as bytes and are decoded again for a replay.
 
     Raises:
-        TraceError: the file cannot be read, has no conversation, or a line is not valid.
+        CannotStart: the trace is not valid; names the file, the line and the problem.
     """
     conversations: list[Conversation] = []
     line_numbers: dict[SessionKey, int] = {}
@@ -145,40 +122,26 @@ def load_trace(path: Path) -> list[Conversation]:
                 try:
                     conversation = _trace_conversation(line)
                 except (msgspec.DecodeError, ValueError, RecursionError) as error:
-                    raise TraceError(f"{place}: {error}") from error
+                    raise CannotStart(f"{place}: {error}") from error
                 earlier = line_numbers.setdefault(conversation.key, number)
                 if earlier != number:
-                    raise TraceError(f"{place}: the same session as in line {earlier}")
+                    raise CannotStart(f"{place}: the same session as in line {earlier}")
                 conversations.append(conversation)
     except OSError as error:
-        raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise CannotStart(f"{path}: cannot be read: {error.strerror or error}") from error
     if not conversations:
-        raise TraceError(f"{path}: contains no conversation")
+        raise CannotStart(f"{path}: contains no conversation")
     return conversations
 
 
 def _trace_conversation(line: bytes) -> Conversation:
-    """The conversation of a line.
-
-    Raises:
-        msgspec.DecodeError, ValueError, RecursionError: the line is not valid.
-    """
-    recorded = _decode_trace_line(line)
-    key = SessionKey(recorded.app_name, recorded.user_id, recorded.session_id)
+    checked = msgspec.convert(msgspec.json.decode(line), _TraceLine)
+    key = SessionKey(checked.app_name, checked.user_id, checked.session_id)
     for name, value in asdict(key).items():
         encode_id(name, value)
-    for number, message in enumerate(recorded.messages):
-        role, author = message.get("role"), message.get("name")
-        if role is None:
-            raise ValueError(f"messages[{number}] has no role")
-        if role not in ROLES:
-            allowed = ", ".join(ROLES)
-            raise ValueError(f"messages[{number}] has the role {role!r}, not one of {allowed}")
-        if author is not None and not isinstance(author, str):
-            raise ValueError(f"messages[{number}] has a name that is not text")
     return Conversation(
-        key=key,
-        initial_state=initial_state("trace"),
-        num_turns=sum(message["role"] == "user" for message in recorded.messages),
-        messages=lambda: _decode_trace_line(line).messages,
+        key,
+        initial_state("trace"),
+        num_turns=sum(message.role == "user" for message in checked.messages),
+        messages=lambda: msgspec.json.decode(line)["messages"],
     )
