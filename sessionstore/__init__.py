@@ -20,7 +20,7 @@ from .errors import (
     TurnTaken,
 )
 from .instances import register_redis_instance
-from .model import Event, EventPage, Session, SessionKey, Turn
+from .model import Event, EventPage, Session, SessionKey, SessionPage, Turn
 from .run_context import RunContext
 from .runner import Agent, Run, Runner
 from .service import InMemorySessionService, RedisSessionService, SessionService
@@ -52,6 +52,7 @@ __all__ = [
     "SessionExists",
     "SessionKey",
     "SessionNotFound",
+    "SessionPage",
     "SessionService",
     "SessionStoreError",
     "StaleVersion",

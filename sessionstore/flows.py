@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from copy import deepcopy
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -20,15 +19,15 @@ import msgspec
 
 from .calls import Flow
 from .errors import InvalidArgument, SessionNotFound, TurnLost
+from .listing import count_sessions as count_sessions
+from .listing import list_sessions as list_sessions
+from .listing import list_users as list_users
 from .model import Event, EventPage, Session, SessionKey, Turn
-from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
-from .options import Duration, check_int, check_milliseconds
+from .ops import Ops
+from .options import Duration, check_milliseconds
 from .replies import WriteResult
 from .tiers import NO_CHANGE, Change, Delta, encode_change
 from .times import from_us
-
-_SKIPPED_PER_CALL = 1000  # sessions before the offset that one call checks
-_LIST_ROUNDS_LIMIT = 100  # pages of expired sessions that one listing prunes
 
 # -- sessions -------------------------------------------------------------------------------------
 
@@ -82,74 +81,6 @@ def get_session(
     if session is not None:
         _add_app_state(session, app_state)
     return session
-
-
-def list_sessions(
-    ops: Ops, app_name: str, user_id: str, limit: int, offset: int, event_num: int
-) -> Flow[list[Session]]:
-    """Read a page of a user's sessions and prune expired ones from the index.
-
-    A script can only use keys that it was given, so the ids are read first and then the sessions. A
-    session that is deleted in between is left out.
-    """
-    check_int("event_num", event_num, low=0)
-    check_int("offset", offset, low=0)
-    # Prune the expired sessions before the offset: they must not count.
-    skipped = 0
-    while skipped < offset:
-        count = min(_SKIPPED_PER_CALL, offset - skipped)
-        before: list[str] = yield ops.list_session_ids(app_name, user_id, count, skipped)
-        if not before:
-            return []
-        pruned: int = yield ops.prune_index(app_name, user_id, before)
-        skipped += len(before) - pruned
-    found: list[Session] = []
-    for _ in range(_LIST_ROUNDS_LIMIT):
-        ids: list[str] = yield ops.list_session_ids(app_name, user_id, limit, offset)
-        if not ids:
-            return []
-        sessions: list[Session | None]
-        call = ops.list_sessions(app_name, user_id, ids, event_num)
-        app_state: dict[str, Any] = {}
-        if ops.app_in_own_slot:
-            sessions, app_state = yield call, ops.get_app_state(app_name, touch=False)
-        else:
-            sessions = yield call
-        found = [session for session in sessions if session is not None]
-        for session in found:
-            _add_app_state(session, deepcopy(app_state))  # sessions share nothing
-        if len(found) == len(ids):
-            break
-        gone = [name for name, session in zip(ids, sessions, strict=True) if session is None]
-        yield ops.prune_index(app_name, user_id, gone)
-    return found
-
-
-def count_sessions(ops: Ops, app_name: str, user_id: str) -> Flow[int]:
-    """Count a user's sessions, and prune expired ones from the index."""
-    count = 0
-    while True:
-        limit = SESSIONS_PER_PAGE_LIMIT
-        ids: list[str] = yield ops.list_session_ids(app_name, user_id, limit, count)
-        if ids:
-            pruned: int = yield ops.prune_index(app_name, user_id, ids)
-            count += len(ids) - pruned
-        if len(ids) < limit:
-            return count
-
-
-def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:
-    """List the users of an application by a scan of all keys of all servers."""
-    slots: list[int | None] = [None]
-    if ops.app_in_own_slot:  # users are spread over a cluster
-        slots = yield ops.list_primaries()
-    users: set[str] = set()
-    for slot in slots:
-        cursor: int | None = None
-        while cursor != 0:
-            cursor, found = yield ops.list_users(app_name, slot, cursor or 0)
-            users.update(found)
-    return sorted(users)
 
 
 def delete_session(ops: Ops, app_name: str, user_id: str, session_id: str) -> Flow[None]:

@@ -1,8 +1,9 @@
-"""The public data types: Event, Session, SessionKey, Turn, EventPage."""
+"""The public data types: Event, Session, SessionKey, Turn, SessionPage, EventPage."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -109,6 +110,21 @@ class Session(msgspec.Struct):
     def key(self) -> SessionKey:
         """The session's name. Every method that takes a session accepts it."""
         return SessionKey(self.app_name, self.user_id, self.id)
+
+
+class SessionPage(list[Session]):
+    """A page of a user's sessions: a list, with the cursor of the next page.
+
+    Attributes:
+        cursor: `list_sessions(after=page.cursor)` reads the next page; None = this is the last one.
+    """
+
+    def __init__(self, sessions: Iterable[Session] = (), cursor: str | None = None) -> None:
+        super().__init__(sessions)
+        self.cursor = cursor
+
+    def __repr__(self) -> str:
+        return f"SessionPage({super().__repr__()}, cursor={self.cursor!r})"
 
 
 class Turn(msgspec.Struct, frozen=True):

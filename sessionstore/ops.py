@@ -11,16 +11,17 @@ from datetime import datetime
 from typing import Any
 
 from .calls import Argument, Call, Command, R, status
-from .codec import corrupt
 from .errors import InvalidArgument, LimitExceeded
 from .keys import SessionKeys
 from .model import Event, EventPage, Session, SessionKey, Turn
 from .options import Options, check_instant, check_int
 from .replies import (
+    Place,
     WriteResult,
     decode_count,
     decode_log,
     decode_ok,
+    decode_places,
     decode_session,
     decode_write_result,
     hash_items,
@@ -161,22 +162,52 @@ class Ops:
 
         return self._read("get_events", decode, key, keys, commands, _is_bulk(limit))
 
-    def list_session_ids(
-        self, app_name: str, user_id: str, limit: int, offset: int
-    ) -> Call[list[str]]:
-        """Ids of a page of a user's sessions, last updated first, including expired ones."""
-        check_int("limit", limit, low=1, high=SESSIONS_PER_PAGE_LIMIT)
-        check_int("offset", offset, low=0)
+    def list_places(
+        self,
+        app_name: str,
+        user_id: str,
+        limit: int,
+        after: Place | None = None,
+        *,
+        upward: bool = False,
+    ) -> Call[list[Place]]:
+        """Places of a user's sessions in the index, including those of expired sessions.
+
+        Args:
+            app_name: the application.
+            user_id: the user.
+            limit: maximum number of places, 1 or more.
+            after: the place before the first one; None = the end of the index.
+            upward: False = last updated first, True = last updated last.
+        """
         index = self._keys.user(app_name, user_id).session_index
+        rev = () if upward else ("REV",)
+        if after is None:
+            command: Command = ("ZRANGE", index, 0, limit - 1, *rev, "WITHSCORES")
+            return Call(
+                "list_sessions",
+                lambda replies: decode_places(index, members_with_scores(replies[0])),
+                commands=(command,),
+                writes=False,
+            )
 
-        def decode(replies: list[Any]) -> list[str]:
-            try:
-                return [member.decode() for member in replies[0]]
-            except ValueError as error:
-                raise corrupt(index, error) from None
+        def decode(replies: list[Any]) -> list[Place]:
+            # Redis sorts members with the same score by their bytes.
+            same, others = replies
+            edge = after.session_id.encode()
+            same = [member for member in same if (member > edge if upward else member < edge)]
+            entries = [(member, after.updated_us) for member in same]
+            return decode_places(index, (entries + members_with_scores(others))[:limit])
 
-        page: Command = ("ZRANGE", index, offset, offset + limit - 1, "REV")
-        return Call("list_sessions", decode, commands=(page,), writes=False)
+        score, end = after.updated_us, "+inf" if upward else "-inf"
+        commands: tuple[Command, ...] = (
+            ("ZRANGE", index, score, score, "BYSCORE", *rev),
+            (
+                *("ZRANGE", index, b"(%d" % score, end, "BYSCORE", *rev),
+                *("LIMIT", 0, limit, "WITHSCORES"),
+            ),
+        )
+        return Call("list_sessions", decode, commands=commands, writes=False)
 
     def list_sessions(
         self, app_name: str, user_id: str, ids: Sequence[str], event_num: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,18 @@ class WriteResult(msgspec.Struct, frozen=True, gc=False):
     version: int
     updated_us: int
     num_duplicates: int = 0
+
+
+class Place(NamedTuple):
+    """Where a session stands in the index of its user. Places compare as the index sorts them.
+
+    Attributes:
+        updated_us: when the session was last written, in microseconds since 1970.
+        session_id: its id.
+    """
+
+    updated_us: int
+    session_id: str
 
 
 def decode_write_result(reply: Any, key: SessionKey, if_version: int | None) -> WriteResult:
@@ -112,6 +124,14 @@ def members_with_scores(reply: list[Any]) -> list[tuple[bytes, int]]:
         return [(member, int(score)) for member, score in reply]
     flat = iter(reply)
     return [(member, int(float(score))) for member, score in zip(flat, flat, strict=True)]
+
+
+def decode_places(index: bytes, members: Iterable[tuple[bytes, int]]) -> list[Place]:
+    """Places in an index. CorruptData names the key."""
+    try:
+        return [Place(score, member.decode()) for member, score in members]
+    except ValueError as error:
+        raise corrupt(index, error) from None
 
 
 def decode_log(key: bytes, members: Iterable[bytes]) -> list[Event]:

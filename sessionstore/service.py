@@ -13,7 +13,7 @@ from .codec import Format
 from .drive import drive_async
 from .instances import address_to_show
 from .keys import PartitionBy
-from .model import Event, EventPage, Session, SessionKey, Turn
+from .model import Event, EventPage, Session, SessionKey, SessionPage, Turn
 from .ops import Ops
 from .options import (
     Duration,
@@ -155,29 +155,40 @@ class SessionService:
         limit: int = 100,
         offset: int = 0,
         event_num: int = 0,
-    ) -> list[Session]:
+        after: str | None = None,
+    ) -> SessionPage:
         """A page of a user's sessions, last updated first. Listing does not refresh their TTL.
+
+        To read all sessions, continue with `after=page.cursor` until it is None. That misses no
+        session that exists all the time, also while others write: the pages go down to the session
+        that was updated first, and then up again, last updated last, over all sessions that were
+        updated since the first page. Only those are repeated. `offset` cannot do that: a session
+        that is updated between two pages moves to the top, so the next page skips another one or
+        repeats one.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
             user_id: likewise.
             limit: maximum number of sessions to return, 1 to 1,000.
-            offset: how many sessions to skip, 0 or more.
+            offset: how many sessions to skip, 0 or more; not together with `after`.
             event_num: how many of the newest events to read of each session; 0 = none.
+            after: the `cursor` of the page before; None = the first page.
 
         Returns:
-            Sessions with merged state; empty if the user has no sessions.
+            Sessions with merged state, as a list with the attribute `cursor`. It has fewer than
+            `limit` sessions only if there are no more.
 
         Raises:
             InvalidArgument: an argument is not valid; names it.
             CorruptData: stored bytes do not decode.
             BackendError: the store could not be read.
 
-        Plain reads, and lua/prune_index.lua for expired sessions; two round trips, two more for
-        every 1,000 sessions of the offset; O(offset + sessions and events read).
+        Plain reads, and lua/prune_index.lua for expired sessions; two round trips, one or two more
+        on the last of several pages, two more for every 1,000 sessions of the offset and for every
+        1,000 expired sessions; O(offset + sessions and events read).
         """
         return await self._run(
-            flows.list_sessions(self._ops, app_name, user_id, limit, offset, event_num)
+            flows.list_sessions(self._ops, app_name, user_id, limit, offset, event_num, after)
         )
 
     async def count_sessions(self, app_name: str, user_id: str) -> int:
