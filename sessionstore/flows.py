@@ -9,9 +9,10 @@ Calls together. A write of both is two steps, the session first; each step is sa
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -22,7 +23,7 @@ from .errors import InvalidArgument, SessionNotFound, TurnLost
 from .listing import count_sessions as count_sessions
 from .listing import list_sessions as list_sessions
 from .listing import list_users as list_users
-from .model import Event, EventPage, Session, SessionKey, Turn
+from .model import Event, EventPage, Ping, Session, SessionKey, Turn
 from .ops import Ops
 from .options import Duration, check_milliseconds
 from .replies import WriteResult
@@ -86,6 +87,13 @@ def get_session(
 def delete_session(ops: Ops, app_name: str, user_id: str, session_id: str) -> Flow[None]:
     """Delete a session and its log. A missing session is fine."""
     yield ops.delete_session(SessionKey(app_name, user_id, session_id))
+
+
+def ping(ops: Ops) -> Flow[Ping]:
+    """Ask a server for its role, and measure the time."""
+    started = time.monotonic()
+    role = yield ops.ping()
+    return Ping(timedelta(seconds=time.monotonic() - started), role)
 
 
 # -- events ---------------------------------------------------------------------------------------
@@ -162,9 +170,10 @@ def get_events(
     after: int | None,
     before: int | None,
     limit: int,
+    newest: bool = False,
 ) -> Flow[EventPage]:
     """Read a page of the log."""
-    page: EventPage = yield ops.get_events(session_key(session), after, before, limit)
+    page: EventPage = yield ops.get_events(session_key(session), after, before, limit, newest)
     return page
 
 
@@ -178,6 +187,7 @@ def pop_event(
     event: Event = found[0]
     if isinstance(session, Session):
         session.events[:] = [other for other in session.events if other.id != event.id]
+        session.event_count = max(session.event_count - 1, 0)
         _set_version(session, found[1])
     return event
 
@@ -187,6 +197,7 @@ def clear_events(ops: Ops, session: Session | SessionKey, if_version: int | None
     written: WriteResult = yield ops.clear_events(session_key(session), if_version)
     if isinstance(session, Session):
         session.events.clear()
+        session.event_count = 0
         _set_version(session, written)
 
 
@@ -322,9 +333,11 @@ def _add_events(
             change.apply_to(session.state)
     _set_version(session, written)
     session.events += stored
+    session.event_count += len(stored)
     event_limit = ops.options.session_event_limit
     if event_limit:
         del session.events[:-event_limit]
+        session.event_count = min(session.event_count, event_limit)
 
 
 def _reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) -> Flow[None]:
@@ -338,6 +351,7 @@ def _reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) 
         temp = {key: value for key, value in session.state.items() if key.startswith("temp:")}
         session.state, session.events = fresh.state | temp, fresh.events
         session.version, session.updated_at = fresh.version, fresh.updated_at
+        session.event_count = fresh.event_count
     for change in changes:
         change.apply_to(session.state, only_temp=True)
 

@@ -132,7 +132,7 @@ OPERATIONS = (
     Operation(
         "list_sessions",
         lambda s, at: s.list_sessions(**at.owner),
-        keys="session index user app",
+        keys=ALL,
         kind="read",
         calls=2,
     ),
@@ -232,6 +232,14 @@ OPERATIONS = (
         lambda s, at: s.get_events(at.key, limit=2),
         keys="session events user app",
         case="limit",
+        kind="read",
+        refreshes="session user app",
+    ),
+    Operation(
+        "get_events",
+        lambda s, at: s.get_events(at.key, limit=2, newest=True),
+        keys="session events user app",
+        case="newest",
         kind="read",
         refreshes="session user app",
     ),
@@ -371,6 +379,7 @@ OPERATIONS = (
         calls=2,
         needs_expired=True,
     ),
+    Operation("ping", lambda s, _: s.ping(), keys="", kind="read", rights="HELLO"),
     # -- users
     Operation(
         "list_users",

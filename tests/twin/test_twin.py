@@ -338,21 +338,29 @@ class TwinMachine(RuleBasedStateMachine):
         after=st.none() | st.integers(-1, 5),
         before=st.none() | st.integers(-1, 5),
         limit=st.integers(1, 6),
+        newest=st.booleans(),
     )
     def get_events(
-        self, service: int, key: SessionKey, after: int | None, before: int | None, limit: int
+        self,
+        service: int,
+        key: SessionKey,
+        after: int | None,
+        before: int | None,
+        limit: int,
+        newest: bool,
     ) -> None:
         low, high = self._cursor(key, after), self._cursor(key, before)
-        outcome = self._run(OPS[service].get_events(key, low, high, limit))
+        outcome = self._run(OPS[service].get_events(key, low, high, limit, newest))
         chosen = SERVICES[service]
 
         def expected() -> EventPage:
-            page = self.model.page(chosen, key, low, high, limit)
+            page = self.model.page(chosen, key, low, high, limit, newest)
             cursor = low if low is not None else high
             return EventPage(
                 [entry.event for entry in page],
                 page[0].position if page else cursor,
                 page[-1].position if page else cursor,
+                [entry.position for entry in page],
             )
 
         self._expect(outcome, expected)
