@@ -20,7 +20,7 @@ from .errors import (
     TurnTaken,
 )
 from .instances import register_redis_instance
-from .model import Event, EventPage, Session, SessionKey, Turn
+from .model import Event, EventPage, Ping, Session, SessionKey, SessionPage, Turn
 from .run_context import RunContext
 from .runner import Agent, Run, Runner
 from .service import InMemorySessionService, RedisSessionService, SessionService
@@ -43,6 +43,7 @@ __all__ = [
     "InvalidArgument",
     "LimitExceeded",
     "NotReplicated",
+    "Ping",
     "RedisSessionService",
     "Run",
     "RunContext",
@@ -52,6 +53,7 @@ __all__ = [
     "SessionExists",
     "SessionKey",
     "SessionNotFound",
+    "SessionPage",
     "SessionService",
     "SessionStoreError",
     "StaleVersion",

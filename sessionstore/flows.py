@@ -9,10 +9,10 @@ Calls together. A write of both is two steps, the session first; each step is sa
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from copy import deepcopy
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -20,15 +20,15 @@ import msgspec
 
 from .calls import Flow
 from .errors import InvalidArgument, SessionNotFound, TurnLost
-from .model import Event, EventPage, Session, SessionKey, Turn
-from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
-from .options import Duration, check_int, check_milliseconds
+from .listing import count_sessions as count_sessions
+from .listing import list_sessions as list_sessions
+from .listing import list_users as list_users
+from .model import Event, EventPage, Ping, Session, SessionKey, Turn
+from .ops import Ops
+from .options import Duration, check_milliseconds
 from .replies import WriteResult
 from .tiers import NO_CHANGE, Change, Delta, encode_change
 from .times import from_us
-
-_SKIPPED_PER_CALL = 1000  # sessions before the offset that one call checks
-_LIST_ROUNDS_LIMIT = 100  # pages of expired sessions that one listing prunes
 
 # -- sessions -------------------------------------------------------------------------------------
 
@@ -84,78 +84,16 @@ def get_session(
     return session
 
 
-def list_sessions(
-    ops: Ops, app_name: str, user_id: str, limit: int, offset: int, event_num: int
-) -> Flow[list[Session]]:
-    """Read a page of a user's sessions and prune expired ones from the index.
-
-    A script can only use keys that it was given, so the ids are read first and then the sessions. A
-    session that is deleted in between is left out.
-    """
-    check_int("limit", limit, low=1, high=SESSIONS_PER_PAGE_LIMIT)
-    check_int("offset", offset, low=0)
-    check_int("event_num", event_num, low=0)
-    # Prune the expired sessions before the offset: they must not count.
-    skipped = 0
-    while skipped < offset:
-        count = min(_SKIPPED_PER_CALL, offset - skipped)
-        before: list[str] = yield ops.list_session_ids(app_name, user_id, count, skipped)
-        if not before:
-            return []
-        pruned: int = yield ops.prune_index(app_name, user_id, before)
-        skipped += len(before) - pruned
-    found: list[Session] = []
-    for _ in range(_LIST_ROUNDS_LIMIT):
-        ids: list[str] = yield ops.list_session_ids(app_name, user_id, limit, offset)
-        if not ids:
-            return []
-        sessions: list[Session | None]
-        call = ops.list_sessions(app_name, user_id, ids, event_num)
-        app_state: dict[str, Any] = {}
-        if ops.app_in_own_slot:
-            sessions, app_state = yield call, ops.get_app_state(app_name, touch=False)
-        else:
-            sessions = yield call
-        found = [session for session in sessions if session is not None]
-        for session in found:
-            _add_app_state(session, deepcopy(app_state))  # sessions share nothing
-        if len(found) == len(ids):
-            break
-        gone = [name for name, session in zip(ids, sessions, strict=True) if session is None]
-        yield ops.prune_index(app_name, user_id, gone)
-    return found
-
-
-def count_sessions(ops: Ops, app_name: str, user_id: str) -> Flow[int]:
-    """Count a user's sessions, and prune expired ones from the index."""
-    count = 0
-    while True:
-        limit = SESSIONS_PER_PAGE_LIMIT
-        ids: list[str] = yield ops.list_session_ids(app_name, user_id, limit, count)
-        if ids:
-            pruned: int = yield ops.prune_index(app_name, user_id, ids)
-            count += len(ids) - pruned
-        if len(ids) < limit:
-            return count
-
-
-def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:
-    """List the users of an application by a scan of all keys of all servers."""
-    slots: list[int | None] = [None]
-    if ops.app_in_own_slot:  # users are spread over a cluster
-        slots = yield ops.list_primaries()
-    users: set[str] = set()
-    for slot in slots:
-        cursor: int | None = None
-        while cursor != 0:
-            cursor, found = yield ops.list_users(app_name, slot, cursor or 0)
-            users.update(found)
-    return sorted(users)
-
-
 def delete_session(ops: Ops, app_name: str, user_id: str, session_id: str) -> Flow[None]:
     """Delete a session and its log. A missing session is fine."""
     yield ops.delete_session(SessionKey(app_name, user_id, session_id))
+
+
+def ping(ops: Ops) -> Flow[Ping]:
+    """Ask a server for its role, and measure the time."""
+    started = time.monotonic()
+    role = yield ops.ping()
+    return Ping(timedelta(seconds=time.monotonic() - started), role)
 
 
 # -- events ---------------------------------------------------------------------------------------
@@ -232,9 +170,10 @@ def get_events(
     after: int | None,
     before: int | None,
     limit: int,
+    newest: bool = False,
 ) -> Flow[EventPage]:
     """Read a page of the log."""
-    page: EventPage = yield ops.get_events(session_key(session), after, before, limit)
+    page: EventPage = yield ops.get_events(session_key(session), after, before, limit, newest)
     return page
 
 
@@ -248,6 +187,7 @@ def pop_event(
     event: Event = found[0]
     if isinstance(session, Session):
         session.events[:] = [other for other in session.events if other.id != event.id]
+        session.event_count = max(session.event_count - 1, 0)
         _set_version(session, found[1])
     return event
 
@@ -257,6 +197,7 @@ def clear_events(ops: Ops, session: Session | SessionKey, if_version: int | None
     written: WriteResult = yield ops.clear_events(session_key(session), if_version)
     if isinstance(session, Session):
         session.events.clear()
+        session.event_count = 0
         _set_version(session, written)
 
 
@@ -392,9 +333,11 @@ def _add_events(
             change.apply_to(session.state)
     _set_version(session, written)
     session.events += stored
+    session.event_count += len(stored)
     event_limit = ops.options.session_event_limit
     if event_limit:
         del session.events[:-event_limit]
+        session.event_count = min(session.event_count, event_limit)
 
 
 def _reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) -> Flow[None]:
@@ -408,6 +351,7 @@ def _reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) 
         temp = {key: value for key, value in session.state.items() if key.startswith("temp:")}
         session.state, session.events = fresh.state | temp, fresh.events
         session.version, session.updated_at = fresh.version, fresh.updated_at
+        session.event_count = fresh.event_count
     for change in changes:
         change.apply_to(session.state, only_temp=True)
 

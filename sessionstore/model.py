@@ -1,10 +1,11 @@
-"""The public data types: Event, Session, SessionKey, Turn, EventPage."""
+"""The public data types: Event, Session, SessionKey, Turn, SessionPage, EventPage, Ping."""
 
 from __future__ import annotations
 
 import os
-from datetime import datetime
-from typing import Annotated, Any
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -88,6 +89,8 @@ class Session(msgspec.Struct):
         version: number of writes to the session, 1 after it is created. For `if_version=`.
         created_at: when the session was created, UTC, by the store's clock.
         updated_at: when it was last written, UTC, by the store's clock.
+        event_count: how many events the store holds, of which `events` may be a part. Writes
+            through this object are counted, those of others from the next read on.
     """
 
     app_name: str
@@ -98,6 +101,7 @@ class Session(msgspec.Struct):
     version: int
     created_at: datetime
     updated_at: datetime
+    event_count: int = 0
 
     def __repr__(self) -> str:
         return (
@@ -109,6 +113,21 @@ class Session(msgspec.Struct):
     def key(self) -> SessionKey:
         """The session's name. Every method that takes a session accepts it."""
         return SessionKey(self.app_name, self.user_id, self.id)
+
+
+class SessionPage(list[Session]):
+    """A page of a user's sessions: a list, with the cursor of the next page.
+
+    Attributes:
+        cursor: `list_sessions(after=page.cursor)` reads the next page; None = this is the last one.
+    """
+
+    def __init__(self, sessions: Iterable[Session] = (), cursor: str | None = None) -> None:
+        super().__init__(sessions)
+        self.cursor = cursor
+
+    def __repr__(self) -> str:
+        return f"SessionPage({super().__repr__()}, cursor={self.cursor!r})"
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -132,6 +151,7 @@ class EventPage(msgspec.Struct, frozen=True):
         events: the events, oldest first.
         first: position of the first event; `before=page.first` reads the page before.
         last: position of the last event; `after=page.last` reads the page after.
+        positions: the position of every event, in the order of `events`.
 
     Positions are integer microseconds. On an empty page both are the cursor of the request, or None
     without one, so a reader can poll with `after=page.last`.
@@ -140,3 +160,16 @@ class EventPage(msgspec.Struct, frozen=True):
     events: list[Event]
     first: int | None
     last: int | None
+    positions: list[int] = msgspec.field(default_factory=list)
+
+
+class Ping(msgspec.Struct, frozen=True):
+    """An answer of a server.
+
+    Attributes:
+        round_trip: how long the answer took, including the wait for a connection.
+        role: "primary" or "replica". In memory "primary".
+    """
+
+    round_trip: timedelta
+    role: Literal["primary", "replica"]

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from .calls import Argument, Call, Command, R, status
-from .codec import corrupt
 from .errors import InvalidArgument, LimitExceeded
 from .keys import SessionKeys
 from .model import Event, EventPage, Session, SessionKey, Turn
-from .options import Options, check_instant, check_int
+from .options import Options, check_bool, check_instant, check_int
 from .replies import (
+    Place,
     WriteResult,
     decode_count,
     decode_log,
     decode_ok,
+    decode_places,
+    decode_role,
     decode_session,
     decode_write_result,
     hash_items,
@@ -81,7 +83,7 @@ class Ops:
             SCRIPTS["create_session"],
             self._script_keys(keys),
             (key.session_id, self._ttls[0], creation_id, *self._all_tier_args(change)),
-            self._read_commands(keys, None),
+            self._tier_commands(keys),
         )
 
     def get_or_create_session(
@@ -94,7 +96,7 @@ class Ops:
     ) -> Call[tuple[Session, bool]]:
         """Create a session unless it exists, and read it. True if it was created."""
         keys = self._keys.session(*_ids(key))
-        events, newest_first = _range_command(keys.events, event_num, event_time)
+        log, newest_first = _log_commands(keys.events, event_num, event_time)
         refresh = "1" if self.options.refresh_ttl_on_read else "0"
         session_ttl_ms, user_ttl_ms, app_ttl_ms = self._ttls
         head = (key.session_id, session_ttl_ms, creation_id, refresh, user_ttl_ms, app_ttl_ms)
@@ -109,7 +111,7 @@ class Ops:
             SCRIPTS["get_or_create_session"],
             self._script_keys(keys),
             (*head, *self._all_tier_args(change)),
-            self._read_commands(keys, events),
+            (*self._tier_commands(keys), *log),
             is_bulk=_is_bulk(event_num),
         )
 
@@ -118,7 +120,7 @@ class Ops:
     ) -> Call[Session | None]:
         """Read a session: header, merged state, events."""
         keys = self._keys.session(*_ids(key))
-        events, newest_first = _range_command(keys.events, event_num, event_time)
+        log, newest_first = _log_commands(keys.events, event_num, event_time)
 
         def decode(replies: list[Any]) -> Session | None:
             if self._refreshes_on_read:
@@ -127,17 +129,23 @@ class Ops:
                 return None
             return decode_session(key, keys, self._with_app_tier(replies), newest_first)
 
-        commands = self._read_commands(keys, events)
+        commands = (*self._tier_commands(keys), *log)
         return self._read("get_session", decode, key, keys, commands, _is_bulk(event_num))
 
     def get_events(
-        self, key: SessionKey, after: int | None, before: int | None, limit: int
+        self,
+        key: SessionKey,
+        after: int | None,
+        before: int | None,
+        limit: int,
+        newest: bool = False,
     ) -> Call[EventPage]:
         """Read a page of a session's log."""
         check_int("limit", limit, low=1, high=EVENTS_PER_PAGE_LIMIT)
+        check_bool("newest", newest)
         low = b"-inf" if after is None else b"(%d" % check_int("after", after, low=0)
         high = b"+inf" if before is None else b"(%d" % check_int("before", before, low=0)
-        backward = after is None and before is not None
+        backward = newest or (after is None and before is not None)
         keys = self._keys.session(*_ids(key))
         bounds = (high, low, "BYSCORE", "REV") if backward else (low, high, "BYSCORE")
         commands: tuple[Command, ...] = (
@@ -157,26 +165,57 @@ class Ops:
                 decode_log(keys.events, (member for member, _ in entries)),
                 entries[0][1] if entries else cursor,
                 entries[-1][1] if entries else cursor,
+                [position for _, position in entries],
             )
 
         return self._read("get_events", decode, key, keys, commands, _is_bulk(limit))
 
-    def list_session_ids(
-        self, app_name: str, user_id: str, limit: int, offset: int
-    ) -> Call[list[str]]:
-        """Ids of a page of a user's sessions, last updated first, including expired ones."""
-        check_int("limit", limit, low=1, high=SESSIONS_PER_PAGE_LIMIT)
-        check_int("offset", offset, low=0)
+    def list_places(
+        self,
+        app_name: str,
+        user_id: str,
+        limit: int,
+        after: Place | None = None,
+        *,
+        upward: bool = False,
+    ) -> Call[list[Place]]:
+        """Places of a user's sessions in the index, including those of expired sessions.
+
+        Args:
+            app_name: the application.
+            user_id: the user.
+            limit: maximum number of places, 1 or more.
+            after: the place before the first one; None = the end of the index.
+            upward: False = last updated first, True = last updated last.
+        """
         index = self._keys.user(app_name, user_id).session_index
+        rev = () if upward else ("REV",)
+        if after is None:
+            command: Command = ("ZRANGE", index, 0, limit - 1, *rev, "WITHSCORES")
+            return Call(
+                "list_sessions",
+                lambda replies: decode_places(index, members_with_scores(replies[0])),
+                commands=(command,),
+                writes=False,
+            )
 
-        def decode(replies: list[Any]) -> list[str]:
-            try:
-                return [member.decode() for member in replies[0]]
-            except ValueError as error:
-                raise corrupt(index, error) from None
+        def decode(replies: list[Any]) -> list[Place]:
+            # Redis sorts members with the same score by their bytes.
+            same, others = replies
+            edge = after.session_id.encode()
+            same = [member for member in same if (member > edge if upward else member < edge)]
+            entries = [(member, after.updated_us) for member in same]
+            return decode_places(index, (entries + members_with_scores(others))[:limit])
 
-        page: Command = ("ZRANGE", index, offset, offset + limit - 1, "REV")
-        return Call("list_sessions", decode, commands=(page,), writes=False)
+        score, end = after.updated_us, "+inf" if upward else "-inf"
+        commands: tuple[Command, ...] = (
+            ("ZRANGE", index, score, score, "BYSCORE", *rev),
+            (
+                *("ZRANGE", index, b"(%d" % score, end, "BYSCORE", *rev),
+                *("LIMIT", 0, limit, "WITHSCORES"),
+            ),
+        )
+        return Call("list_sessions", decode, commands=commands, writes=False)
 
     def list_sessions(
         self, app_name: str, user_id: str, ids: Sequence[str], event_num: int
@@ -190,10 +229,9 @@ class Ops:
             commands.append(("HGETALL", user.app))
         first = len(commands)
         for keys in sessions:
-            commands.append(("HGETALL", keys.session))
-            if event_num:
-                commands.append(("ZRANGE", keys.events, -event_num, -1))
-        step = 2 if event_num else 1
+            log, _ = _log_commands(keys.events, event_num, None)
+            commands += (("HGETALL", keys.session), *log)
+        step = 3 if event_num else 2
 
         def decode(replies: list[Any]) -> list[Session | None]:
             found: list[Session | None] = []
@@ -211,6 +249,11 @@ class Ops:
         return Call(
             "list_sessions", decode, commands=tuple(commands), writes=False, is_bulk=is_bulk
         )
+
+    @staticmethod
+    def ping() -> Call[Literal["primary", "replica"]]:
+        """The role of a server. HELLO without arguments changes nothing, and needs no rights."""
+        return Call("ping", decode_role, commands=(("HELLO",),), writes=False, slot=0)
 
     @staticmethod
     def list_primaries() -> Call[list[int]]:
@@ -438,14 +481,12 @@ class Ops:
     def _script_keys(self, keys: SessionKeys) -> tuple[bytes, ...]:
         return keys[:4] if self.app_in_own_slot else keys
 
-    def _read_commands(self, keys: SessionKeys, events: Command | None) -> tuple[Command, ...]:
+    def _tier_commands(self, keys: SessionKeys) -> tuple[Command, ...]:
         commands: tuple[Command, ...] = (("HGETALL", keys.session), ("HGETALL", keys.user))
-        if not self.app_in_own_slot:
-            commands += (("HGETALL", keys.app),)
-        return (*commands, events) if events else commands
+        return commands if self.app_in_own_slot else (*commands, ("HGETALL", keys.app))
 
     def _with_app_tier(self, replies: list[Any]) -> list[Any]:
-        """The replies to `_read_commands`, with an empty app tier if it was not read."""
+        """The replies to `_tier_commands` and more, with an empty app tier if it was not read."""
         return [*replies[:2], (), *replies[2:]] if self.app_in_own_slot else replies
 
     def _tiers_changed(self, change: Change) -> tuple[bool, bool]:
@@ -486,21 +527,28 @@ def _ids(key: SessionKey) -> tuple[str, str, str]:
     return key.app_name, key.user_id, key.session_id
 
 
-def _range_command(
+def _log_commands(
     events: bytes, event_num: int | None, event_time: datetime | None
-) -> tuple[Command | None, bool]:
-    """The command that reads events, or None for no events; whether the newest comes first."""
+) -> tuple[tuple[Command, ...], bool]:
+    """The commands that read events, and count them unless all are read.
+
+    Returns:
+        The commands, and whether the reply has the newest event first.
+    """
     if event_num is not None:
         check_int("event_num", event_num, low=0)
-    if event_time is None:
-        newest: Command = ("ZRANGE", events, -event_num if event_num else 0, -1)
-        return (None if event_num == 0 else newest), False
-    since = to_us(check_instant("event_time", event_time))
-    if event_num is None:
-        return ("ZRANGE", events, since, "+inf", "BYSCORE"), False
+    since = None if event_time is None else to_us(check_instant("event_time", event_time))
+    count: Command = ("ZCARD", events)
     if event_num == 0:
-        return None, False
-    return ("ZRANGE", events, "+inf", since, "BYSCORE", "REV", "LIMIT", 0, event_num), True
+        return (count,), False
+    if since is not None and event_num is None:
+        return (("ZRANGE", events, since, "+inf", "BYSCORE"), count), False
+    if since is not None:
+        newest: Command = ("ZRANGE", events, "+inf", since, "BYSCORE", "REV")
+        return ((*newest, "LIMIT", 0, event_num or 0), count), True
+    if event_num is not None:
+        return (("ZRANGE", events, -event_num, -1), count), False
+    return (("ZRANGE", events, 0, -1),), False
 
 
 def _condition_arg(key: SessionKey, if_version: int | None, turn: Turn | None) -> str | int:

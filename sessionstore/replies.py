@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,18 @@ class WriteResult(msgspec.Struct, frozen=True, gc=False):
     version: int
     updated_us: int
     num_duplicates: int = 0
+
+
+class Place(NamedTuple):
+    """Where a session stands in the index of its user. Places compare as the index sorts them.
+
+    Attributes:
+        updated_us: when the session was last written, in microseconds since 1970.
+        session_id: its id.
+    """
+
+    updated_us: int
+    session_id: str
 
 
 def decode_write_result(reply: Any, key: SessionKey, if_version: int | None) -> WriteResult:
@@ -60,7 +72,8 @@ def decode_session(
     Args:
         key: the session.
         keys: its Redis keys, for error messages.
-        parts: the hashes of the session, the user tier and the app tier; the events, if read.
+        parts: the hashes of the session, the user tier and the app tier; the events, if read; and
+            how many there are, unless all of them were read.
         newest_first: the reply has the newest event first.
 
     Raises:
@@ -79,7 +92,9 @@ def decode_session(
         updated = from_us(int(header[b"updated_us"]))
     except (KeyError, ValueError, OverflowError) as error:
         raise corrupt(keys.session, error) from None
-    events = decode_log(keys.events, parts[3]) if len(parts) > 3 else []
+    log = next((part for part in parts[3:] if isinstance(part, list)), [])
+    count = next((part for part in parts[3:] if isinstance(part, int)), len(log))
+    events = decode_log(keys.events, log)
     if newest_first:
         events.reverse()
     state: dict[str, Any] = {}
@@ -95,6 +110,7 @@ def decode_session(
         version,
         created,
         updated,
+        count,
     )
 
 
@@ -112,6 +128,20 @@ def members_with_scores(reply: list[Any]) -> list[tuple[bytes, int]]:
         return [(member, int(score)) for member, score in reply]
     flat = iter(reply)
     return [(member, int(float(score))) for member, score in zip(flat, flat, strict=True)]
+
+
+def decode_role(replies: list[Any]) -> Literal["primary", "replica"]:
+    """The role in a reply to HELLO."""
+    role = dict(hash_items(replies[0]))[b"role"]
+    return "primary" if role == b"master" else "replica"
+
+
+def decode_places(index: bytes, members: Iterable[tuple[bytes, int]]) -> list[Place]:
+    """Places in an index. CorruptData names the key."""
+    try:
+        return [Place(score, member.decode()) for member, score in members]
+    except ValueError as error:
+        raise corrupt(index, error) from None
 
 
 def decode_log(key: bytes, members: Iterable[bytes]) -> list[Event]:

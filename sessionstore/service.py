@@ -13,7 +13,7 @@ from .codec import Format
 from .drive import drive_async
 from .instances import address_to_show
 from .keys import PartitionBy
-from .model import Event, EventPage, Session, SessionKey, Turn
+from .model import Event, EventPage, Ping, Session, SessionKey, SessionPage, Turn
 from .ops import Ops
 from .options import (
     Duration,
@@ -142,7 +142,8 @@ class SessionService:
             CorruptData: stored bytes do not decode.
             BackendError: the store could not be read. This is never reported as None.
 
-        lua/touch_session.lua and plain reads; one round trip, O(events and state keys).
+        lua/touch_session.lua and plain reads; one round trip, O(events and state keys). Counting
+        the events for `event_count` is one O(1) command more, unless all events are read.
         """
         key = SessionKey(app_name, user_id, session_id)
         return await self._run(flows.get_session(self._ops, key, event_num, event_time))
@@ -155,29 +156,40 @@ class SessionService:
         limit: int = 100,
         offset: int = 0,
         event_num: int = 0,
-    ) -> list[Session]:
+        after: str | None = None,
+    ) -> SessionPage:
         """A page of a user's sessions, last updated first. Listing does not refresh their TTL.
+
+        To read all sessions, continue with `after=page.cursor` until it is None. That misses no
+        session that exists all the time, also while others write: the pages go down to the session
+        that was updated first, and then up again, last updated last, over all sessions that were
+        updated since the first page. Only those are repeated. `offset` cannot do that: a session
+        that is updated between two pages moves to the top, so the next page skips another one or
+        repeats one.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
             user_id: likewise.
             limit: maximum number of sessions to return, 1 to 1,000.
-            offset: how many sessions to skip, 0 or more.
+            offset: how many sessions to skip, 0 or more; not together with `after`.
             event_num: how many of the newest events to read of each session; 0 = none.
+            after: the `cursor` of the page before; None = the first page.
 
         Returns:
-            Sessions with merged state; empty if the user has no sessions.
+            Sessions with merged state, as a list with the attribute `cursor`. It has fewer than
+            `limit` sessions only if there are no more.
 
         Raises:
             InvalidArgument: an argument is not valid; names it.
             CorruptData: stored bytes do not decode.
             BackendError: the store could not be read.
 
-        Plain reads, and lua/prune_index.lua for expired sessions; two round trips, two more for
-        every 1,000 sessions of the offset; O(offset + sessions and events read).
+        Plain reads, and lua/prune_index.lua for expired sessions; two round trips, one or two more
+        on the last of several pages, two more for every 1,000 sessions of the offset and for every
+        1,000 expired sessions; O(offset + sessions and events read).
         """
         return await self._run(
-            flows.list_sessions(self._ops, app_name, user_id, limit, offset, event_num)
+            flows.list_sessions(self._ops, app_name, user_id, limit, offset, event_num, after)
         )
 
     async def count_sessions(self, app_name: str, user_id: str) -> int:
@@ -312,12 +324,13 @@ class SessionService:
         after: int | None = None,
         before: int | None = None,
         limit: int = 100,
+        newest: bool = False,
     ) -> EventPage:
         """A page of a session's log, oldest first.
 
         Without a cursor the page starts at the oldest event: `limit=3` returns the first three
         events, whereas `get_session(event_num=3)` returns the last three. To page backwards from
-        the end, start with `before=2**53` and continue with `before=page.first`.
+        the end, start with `newest=True` and continue with `before=page.first`.
 
         Args:
             session: the session, or its key.
@@ -325,9 +338,10 @@ class SessionService:
             before: read backwards from this position (`page.first`). With both, the events between
                 the two, from the oldest.
             limit: maximum number of events to return, 1 to 10,000.
+            newest: of the events after `after` and before `before`, read the newest `limit`.
 
         Returns:
-            The events, oldest first, and the positions of the first and last, in microseconds.
+            The events, oldest first, and their positions, in microseconds.
 
         Raises:
             InvalidArgument: an argument is not valid; names it.
@@ -338,7 +352,7 @@ class SessionService:
         lua/touch_session.lua and plain reads; one round trip, O(log N + events read) in a session
         of N events.
         """
-        return await self._run(flows.get_events(self._ops, session, after, before, limit))
+        return await self._run(flows.get_events(self._ops, session, after, before, limit, newest))
 
     async def pop_event(
         self, session: Session | SessionKey, *, if_version: int | None = None
@@ -579,6 +593,19 @@ class SessionService:
         await self._run(flows.update_app_state(self._ops, app_name, {}, keys))
 
     # -- life ----------------------------------------------------------------------------------
+
+    async def ping(self) -> Ping:
+        """How long a server takes to answer, and its role. It reads and writes no data.
+
+        In a cluster the node that holds slot 0 answers. With `read_from="replica"` a replica does,
+        as for reads. The time includes connecting, if there is no connection yet, and retries.
+
+        Raises:
+            BackendError: no server answered within `call_timeout`.
+
+        Plain HELLO; one round trip, O(1).
+        """
+        return await self._run(flows.ping(self._ops))
 
     async def aclose(self) -> None:
         """Release connections or memory. Later calls raise BackendUnavailable. Safe to repeat."""

@@ -348,20 +348,19 @@ async def all_sessions(
             all_found += await all_sessions(service, app_name, user)
         return sorted(all_found, key=lambda session: session.updated_at, reverse=True)
     found: dict[str, Session] = {}
-    offset = 0
+    cursor = None
     while True:
         page = await service.list_sessions(
             app_name=app_name,
             user_id=user_id,
             limit=SESSIONS_PER_PAGE_LIMIT,
-            offset=offset,
             event_num=1,
+            after=cursor,
         )
-        # A session that is written meanwhile moves to the front and others move back.
-        found.update((session.id, session) for session in page)
-        offset += len(page)
-        if len(page) < SESSIONS_PER_PAGE_LIMIT:
-            return list(found.values())
+        found.update((session.id, session) for session in page)  # some may be repeated
+        cursor = page.cursor
+        if cursor is None:
+            return sorted(found.values(), key=lambda session: session.updated_at, reverse=True)
 
 
 @contextmanager

@@ -214,15 +214,15 @@ class Threads:
         root = self.key(thread_id, "")
         user_id = f"{root.user_id}/{root.session_id}"
         keys = {root: None}
-        offset = 0
+        cursor = None
         while True:
             page = yield from flows.list_sessions(
-                ops, self._app_name, user_id, PAGE_LIMIT, offset, 0
+                ops, self._app_name, user_id, PAGE_LIMIT, 0, 0, cursor
             )
             keys.update((session.key, None) for session in page)
-            if len(page) < PAGE_LIMIT:
+            cursor = page.cursor
+            if cursor is None:
                 return [*keys]
-            offset += PAGE_LIMIT
 
     def page(self, ops: Ops, offset: int) -> Flow[tuple[list[str], int | None]]:
         """A page of thread ids, the last written first, and where the next page begins, if any.

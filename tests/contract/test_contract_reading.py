@@ -11,7 +11,14 @@ import pytest
 from support.events import NOON, numbered, numbers_of
 from support.sessions import APP, IDS, KEY, OWNER, USER, create, read
 
-from sessionstore import Event, EventPage, InvalidArgument, SessionKey, SessionNotFound
+from sessionstore import (
+    BackendUnavailable,
+    Event,
+    EventPage,
+    InvalidArgument,
+    SessionKey,
+    SessionNotFound,
+)
 
 ALL = list(range(25))
 LATEST = 2**53  # the largest position
@@ -89,6 +96,63 @@ async def test_a_page_of_nothing_asked_with_cursors_beyond(service: Any) -> None
         assert numbers_of(after.events) == ([1] if cursor == 0 else [])
         before = await service.get_events(KEY, before=cursor)
         assert numbers_of(before.events) == ([] if cursor == 0 else [1])
+
+
+async def test_the_newest_page_and_the_pages_before_it(service: Any) -> None:
+    await session_with_events(service)
+    page = await service.get_events(KEY, newest=True, limit=4)
+    assert numbers_of(page.events) == ALL[-4:]
+    assert page == await service.get_events(KEY, before=LATEST, limit=4)
+    before = await service.get_events(KEY, newest=True, before=page.first, limit=3)
+    assert numbers_of(before.events) == ALL[-7:-4]
+    after = await service.get_events(KEY, newest=True, after=before.last, limit=2)
+    assert numbers_of(after.events) == ALL[-2:]
+    with pytest.raises(InvalidArgument, match="newest must be True or False"):
+        await service.get_events(KEY, newest=1)
+
+
+async def test_a_page_has_the_position_of_every_event(service: Any) -> None:
+    await session_with_events(service)
+    page = await service.get_events(KEY, limit=7)
+    assert (page.first, page.last) == (page.positions[0], page.positions[-1])
+    assert len(page.positions) == len(page.events) == 7
+    assert page.positions == sorted(set(page.positions))
+    for position, event in zip(page.positions, page.events, strict=True):
+        [found] = (await service.get_events(KEY, after=position - 1, limit=1)).events
+        assert found == event
+
+
+async def test_the_number_of_events_is_that_of_the_store(make_service: Any) -> None:
+    service = make_service(session_event_limit=5)
+    session = await create(service)
+    assert session.event_count == 0
+    await service.append_event(session, Event("user", 1))
+    await service.append_events(session, numbered(2, 3))
+    assert session.event_count == 3
+    filters: list[dict[str, Any]] = [
+        {},
+        {"event_num": 0},
+        {"event_num": 2},
+        {"event_time": NOON},
+        {"event_num": 1, "event_time": NOON},
+    ]
+    for options in filters:
+        assert (await read(service, KEY, **options)).event_count == 3
+        found = await service.get_or_create_session(**IDS, **options)
+        assert found.event_count == 3
+    for event_num in (0, 2):
+        [listed] = await service.list_sessions(**OWNER, event_num=event_num)
+        assert listed.event_count == 3
+    await service.append_events(session, numbered(4, 5, 6))
+    assert session.event_count == 5, "the oldest was trimmed"
+    await service.pop_event(session)
+    assert session.event_count == 4
+    again = Event("user", 7)
+    await service.append_event(KEY, again)
+    await service.append_event(session, again)  # a repeat, so the session is read again
+    assert session.event_count == 5
+    await service.clear_events(session)
+    assert session.event_count == 0
 
 
 async def test_a_poller_sees_every_event_once_while_the_log_is_trimmed(make_service: Any) -> None:
@@ -199,6 +263,19 @@ async def test_a_deleted_session_is_not_listed(service: Any) -> None:
     assert await listed(service) == ["c", "a"]
     await create(service, key_of("b"))
     assert await listed(service) == ["b", "c", "a"]
+
+
+# -- ping ---------------------------------------------------------------------------------------
+
+
+async def test_a_ping_tells_the_time_and_the_role(service: Any) -> None:
+    for _ in range(2):
+        answer = await service.ping()
+        assert timedelta(0) <= answer.round_trip < timedelta(seconds=10)
+        assert answer.role == "primary"
+    await service.aclose()
+    with pytest.raises(BackendUnavailable):
+        await service.ping()
 
 
 # -- users --------------------------------------------------------------------------------------

@@ -266,6 +266,16 @@ async def test_expired_sessions_vanish_from_lists_and_from_the_index(
     assert server.all_keys() == []
 
 
+async def test_ten_thousand_expired_ids_hide_nobody(server: Server, make: Make) -> None:
+    service = make(session_ttl=100)
+    await service.create_session(**IDS)
+    score: Any = server.raw.zscore(INDEX, "s")
+    server.raw.zadd(INDEX, {f"gone-{number}": score + number for number in range(10_050)})
+    listed = await service.list_sessions(**USER)
+    assert [found.id for found in listed] == ["s"]
+    assert server.raw.zrange(INDEX, 0, -1) == [b"s"]
+
+
 async def test_expired_sessions_do_not_count_for_offset(server: Server, make: Make) -> None:
     short, long = make(session_ttl=100), make(session_ttl=100_000)
     for offset, expected in ((0, ["new"]), (1, ["old"]), (2, [])):

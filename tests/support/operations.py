@@ -21,7 +21,7 @@ from sessionstore import SessionExists, StaleVersion, TurnTaken
 from .events import LONG_AGO, make_event
 from .scene import E1, Scene
 
-READ_COMMANDS = {"HGETALL", "HEXISTS", "ZRANGE"}
+READ_COMMANDS = {"HGETALL", "HEXISTS", "ZCARD", "ZRANGE"}
 """The plain commands that operations send without a script."""
 
 LOG = "session events index"
@@ -126,7 +126,7 @@ OPERATIONS = (
     Operation(
         "list_sessions",
         lambda s, at: s.list_sessions(**at.owner),
-        keys="session index user app",
+        keys=ALL,
         kind="read",
         calls=2,
     ),
@@ -139,13 +139,13 @@ OPERATIONS = (
         calls=2,
     ),
     Operation(
-        # Ids and sessions; the expired one is pruned; ids and sessions.
+        # Ids and sessions; the expired one is pruned.
         "list_sessions",
         lambda s, at: s.list_sessions(**at.owner, event_num=2),
         keys=ALL,
         case="expired",
         kind="read",
-        calls=5,
+        calls=3,
         needs_expired=True,
     ),
     Operation("delete_session", lambda s, at: s.delete_session(**at.ids), keys=LOG, kind="delete"),
@@ -226,6 +226,14 @@ OPERATIONS = (
         lambda s, at: s.get_events(at.key, limit=2),
         keys="session events user app",
         case="limit",
+        kind="read",
+        refreshes="session user app",
+    ),
+    Operation(
+        "get_events",
+        lambda s, at: s.get_events(at.key, limit=2, newest=True),
+        keys="session events user app",
+        case="newest",
         kind="read",
         refreshes="session user app",
     ),
@@ -365,6 +373,7 @@ OPERATIONS = (
         calls=2,
         needs_expired=True,
     ),
+    Operation("ping", lambda s, _: s.ping(), keys="", kind="read", rights="HELLO"),
     # -- users
     Operation(
         "list_users",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sessionstore import Event, EventPage, Session, SessionKey, Turn
+from sessionstore import Event, EventPage, Ping, Session, SessionKey, Turn
 from sessionstore.keys import Keys
 
 from .events import make_event
@@ -109,6 +109,8 @@ def shown(result: Any) -> Any:
         return shown(result.events)
     if isinstance(result, Turn):
         return result.key
+    if isinstance(result, Ping):
+        return result.role
     if isinstance(result, list):
         return [shown(each) for each in result]
     return result

@@ -158,6 +158,7 @@ class Model:
             stored.version,
             instant(stored.created_us),
             instant(stored.updated_us),
+            len(stored.log),
         )
 
     def page(
@@ -167,6 +168,7 @@ class Model:
         after: int | None,
         before: int | None,
         limit: int,
+        newest: bool = False,
     ) -> list[Stored]:
         stored = self._open(key)
         if settings.touches:
@@ -177,7 +179,7 @@ class Model:
             if (after is None or entry.position > after)
             and (before is None or entry.position < before)
         ]
-        if after is None and before is not None:
+        if newest or (after is None and before is not None):
             return found[-limit:]
         return found[:limit]
 

@@ -267,6 +267,24 @@ class TwinMachine(RuleBasedStateMachine):
         self._expect(outcome, expected)
         self._check()
 
+    @rule(service=services, user=users, limit=st.integers(1, 4))
+    def list_all_sessions(self, service: int, user: tuple[str, str], limit: int) -> None:
+        """Page by page, while nobody writes."""
+        listed: list[Session] = []
+        cursor = None
+        while cursor is not None or not listed:
+            flow = flows.list_sessions(OPS[service], *user, limit, 0, 0, cursor)
+            page = self._drive(flow).value()
+            cursor = page.cursor
+            assert len(page) == limit or cursor is None
+            listed += page
+            if cursor is None:
+                break
+        expected = [self.model.view(key, 0) for key in self.model.listed(user)]
+        assert listed == expected
+        self.model.begin(self.clock_us)
+        self._check()
+
     @rule(key=keys)
     def delete_session(self, key: SessionKey) -> None:
         self._expect(self._run(OPS[0].delete_session(key)), lambda: self.model.delete(key))
@@ -320,21 +338,29 @@ class TwinMachine(RuleBasedStateMachine):
         after=st.none() | st.integers(-1, 5),
         before=st.none() | st.integers(-1, 5),
         limit=st.integers(1, 6),
+        newest=st.booleans(),
     )
     def get_events(
-        self, service: int, key: SessionKey, after: int | None, before: int | None, limit: int
+        self,
+        service: int,
+        key: SessionKey,
+        after: int | None,
+        before: int | None,
+        limit: int,
+        newest: bool,
     ) -> None:
         low, high = self._cursor(key, after), self._cursor(key, before)
-        outcome = self._run(OPS[service].get_events(key, low, high, limit))
+        outcome = self._run(OPS[service].get_events(key, low, high, limit, newest))
         chosen = SERVICES[service]
 
         def expected() -> EventPage:
-            page = self.model.page(chosen, key, low, high, limit)
+            page = self.model.page(chosen, key, low, high, limit, newest)
             cursor = low if low is not None else high
             return EventPage(
                 [entry.event for entry in page],
                 page[0].position if page else cursor,
                 page[-1].position if page else cursor,
+                [entry.position for entry in page],
             )
 
         self._expect(outcome, expected)

@@ -687,7 +687,7 @@ def test_corrupt_data_elsewhere_is_raised_with_its_key() -> None:
         (ops.get_user_state("app", "user"), [{b"x": b"?"}], "userdata:{app:user} field x"),
         (ops.get_events(KEY, None, None, 9), [1, [[b"?", 1.0]]], "events:{app:user}:sid"),
         (ops.pop_event(KEY, None), [[b"OK", 2, 1, b"?"]], "events:{app:user}:sid"),
-        (ops.list_session_ids("app", "user", 9, 0), [[b"\xff"]], "sessions:{app:user}"),
+        (ops.list_places("app", "user", 9), [[[b"\xff", 1.0]]], "sessions:{app:user}"),
         (
             ops.list_sessions("app", "user", ["sid"], 0),
             [{}, {}, {b"version": b"1"}],

@@ -73,14 +73,12 @@ class FaultyExecutor:
             raise BackendTimeout("planted too")
         return await self._executor.execute(call)
 
-    def _list(self, ids: list[bytes]) -> list[bytes]:
+    def _list(self, places: list[Any]) -> list[Any]:
         if self._fault == "forgets to list":
-            return [name for name in ids if name != VICTIM.encode()]
-        if self._fault == "lists out of order" and VICTIM.encode() in ids:
-            return ids[::-1]
-        if self._fault == "lists twice":
-            return ids + [name for name in ids if name == VICTIM.encode()]
-        return ids
+            return [place for place in places if place[0] != VICTIM.encode()]
+        if self._fault == "lists out of order" and VICTIM.encode() in dict(places):
+            return places[::-1]
+        return places
 
     async def _read(self, call: Call[Any], *, is_victim: bool) -> list[Any]:
         is_whole = call.commands[-1][2:] == (0, -1)
@@ -92,9 +90,11 @@ class FaultyExecutor:
             await self._service.delete_session(
                 app_name="fleet", user_id="user-000000", session_id=VICTIM
             )
-        *status, session, user, app, events = await self._executor.execute(call)
+        replies = await self._executor.execute(call)
+        count = [replies.pop()] if isinstance(replies[-1], int) else []
+        *status, session, user, app, events = replies
         if self._fault == "forgets the session":
-            return [*status, session, user, app, events]
+            return [*status, session, user, app, events, *count]
         session, user = dict(hash_items(session)), dict(hash_items(user))
         if self._fault == "duplicates":
             events.append(events[-1])
@@ -111,7 +111,7 @@ class FaultyExecutor:
             session[b"version"] = b"%d" % (int(session[b"version"]) + 1)
         if self._fault == "leaks state":
             user[b"last_session-999999"] = b"1"
-        return [*status, session, user, app, events]
+        return [*status, session, user, app, events, *count]
 
 
 class FaultyRunner(Runner):
@@ -207,7 +207,7 @@ class TestPlantedFaults:
         async with fleet_after_run("counts twice") as fleet:
             assert fleet.differences["version_mismatches"] == fleet.differences.total() == 1
 
-    @pytest.mark.parametrize("fault", ["forgets to list", "lists twice", "lists out of order"])
+    @pytest.mark.parametrize("fault", ["forgets to list", "lists out of order"])
     async def test_a_wrong_list_is_found(self, fault: str) -> None:
         async with fleet_after_run(fault) as fleet:
             assert fleet.differences["list_mismatches"] == fleet.differences.total() > 0

@@ -181,8 +181,14 @@ def refused_attempts() -> Iterator[Attempt]:
     for key in ("user:a", "temp:a"):
         yield attempt("update_app_state", "app", {key: 1})
         yield attempt("delete_app_state", "app", key)
-    for limit, offset in ((0, 0), (1001, 0), (-1, 0), (True, 0), ("5", 0), (1, -1), (1, None)):
-        yield attempt("list_sessions", **USER, limit=limit, offset=offset)
+    for limit in (0, 1001, -1, True, "5", 5.0, None):
+        yield attempt("list_sessions", **USER, limit=limit)
+    for offset in (-1, True, "5", 5.0, None, 2**53 + 1):
+        yield attempt("list_sessions", **USER, offset=offset)
+    for after in ("", "down", "down:1:s:1", "left:1:s:1:s", "up:1:s:x:s", "up:1:s:1:%ff", 5, b"up"):
+        yield attempt("list_sessions", **USER, after=after)
+    yield attempt("list_sessions", **USER, after=f"up:1:s:{2**53 + 1}:s")
+    yield attempt("list_sessions", **USER, after="up:1:s:1:s", offset=1)
     yield attempt("list_sessions", **USER, limit=0, offset=5)
     for event_num in (-1, True, "5", None):
         yield attempt("list_sessions", **USER, event_num=event_num)

@@ -23,6 +23,7 @@ LAYERS: list[set[str]] = [
     {"tiers", "options"},
     {"replies"},
     {"ops"},
+    {"listing"},
     {"flows"},
     {"transport", "twin"},
     {"run_context", "service"},

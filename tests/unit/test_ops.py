@@ -177,18 +177,6 @@ def test_a_bad_page_limit_is_refused_by_name(value: Any) -> None:
         make_ops().get_events(KEY, None, None, value)
 
 
-@pytest.mark.parametrize("value", [0, *NO_COUNTS, 1001])
-def test_a_bad_list_limit_is_refused_by_name(value: Any) -> None:
-    with pytest.raises(InvalidArgument, match=r"^limit\b"):
-        make_ops().list_session_ids("app", "user", value, 0)
-
-
-@pytest.mark.parametrize("value", [*NO_COUNTS, TOO_LARGE])
-def test_a_bad_offset_is_refused_by_name(value: Any) -> None:
-    with pytest.raises(InvalidArgument, match=r"^offset\b"):
-        make_ops().list_session_ids("app", "user", 10, value)
-
-
 @pytest.mark.parametrize("value", [*NO_COUNTS[:-1], TOO_LARGE])
 def test_a_bad_cursor_is_refused_by_name(value: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"^after\b"):
@@ -310,7 +298,7 @@ def test_a_servers_error_names_the_first_key_of_a_script() -> None:
     assert "(OOM; first key: session:{app:user}:sid)" in str(
         reply_error(ops.delete_session(KEY), "OOM")
     )
-    plain_read = ops.list_session_ids("app", "user", 1, 0)
+    plain_read = ops.list_places("app", "user", 1, None)
     assert str(reply_error(plain_read, "WRONGTYPE")).endswith("(WRONGTYPE)")
 
 

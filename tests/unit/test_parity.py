@@ -25,7 +25,7 @@ SERVICES = [
         module.InMemorySessionService,
     )
 ]
-LIFE = {"aclose", "close"}
+LIFE = {"aclose", "close", "ping"}
 
 
 def public_methods(kind: type) -> dict[str, Any]:

@@ -1,0 +1,207 @@
+"""Flows that walk the index of a user's sessions, and the cursors of their pages.
+
+The index is sorted by last update, then by id, so a *place* in it is a pair of both. Walks go from
+place to place, never by rank: a session that is written moves to the top, which changes the ranks
+of others, but not their places.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from .calls import Flow
+from .errors import InvalidArgument
+from .model import Session, SessionPage
+from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
+from .options import check_int
+from .replies import Place
+
+_PLACES_PER_CALL = 1000  # places that one call reads or prunes where no session is read
+_HIGHEST_US = 2**53  # scores are exact up to here
+
+
+class Walk(msgspec.Struct):
+    """How far a list of sessions has been read.
+
+    It goes down to the oldest session. A session that was written meanwhile has moved to the top
+    unseen, so it goes on upwards from where it started, over all sessions that were written since.
+
+    Attributes:
+        start: the top of the index when the walk began; None = it has not begun.
+        place: the last place that was read.
+        is_upward: the walk has turned.
+    """
+
+    start: Place | None = None
+    place: Place | None = None
+    is_upward: bool = False
+
+    def turn(self) -> None:
+        """Go on upwards from the start."""
+        self.place, self.is_upward = self.start, True
+
+    def cursor(self) -> str:
+        """The walk as text."""
+        assert self.start is not None
+        assert self.place is not None
+        parts = ["up" if self.is_upward else "down"]
+        for place in (self.start, self.place):
+            parts += (str(place.updated_us), quote(place.session_id, safe=""))
+        return ":".join(parts)
+
+    @classmethod
+    def from_cursor(cls, cursor: object) -> Walk:
+        """A walk that continues at a cursor; None = a new one.
+
+        Raises:
+            InvalidArgument: it is not a cursor.
+        """
+        if cursor is None:
+            return cls()
+        if not isinstance(cursor, str):
+            raise InvalidArgument(f"after must be a str, not {type(cursor).__name__}")
+        parts = cursor.split(":")
+        try:
+            direction, start_us, start_id, place_us, place_id = parts
+            start = Place(int(start_us), unquote(start_id, errors="strict"))
+            place = Place(int(place_us), unquote(place_id, errors="strict"))
+            is_valid = direction in ("down", "up") and all(
+                abs(each.updated_us) <= _HIGHEST_US for each in (start, place)
+            )
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            raise InvalidArgument("after must be the cursor of a page from list_sessions")
+        return cls(start, place, direction == "up")
+
+
+def list_sessions(
+    ops: Ops,
+    app_name: str,
+    user_id: str,
+    limit: int,
+    offset: int,
+    event_num: int,
+    after: str | None = None,
+) -> Flow[SessionPage]:
+    """Read a page of a user's sessions and prune expired ones from the index.
+
+    A script can only use keys that it was given, so the ids are read first and then the sessions. A
+    session that is deleted in between is left out. The page is short only at the end of the walk.
+    """
+    check_int("limit", limit, low=1, high=SESSIONS_PER_PAGE_LIMIT)
+    check_int("offset", offset, low=0)
+    check_int("event_num", event_num, low=0)
+    if offset and after is not None:
+        raise InvalidArgument("after and offset cannot be given together")
+    walk = Walk.from_cursor(after)
+    if offset and not (yield from _skip(ops, app_name, user_id, walk, offset)):
+        return SessionPage()
+    found: dict[str, Session] = {}
+    while len(found) < limit:
+        wanted = limit - len(found)
+        is_first = walk.start is None
+        # One more shows whether there is a next page.
+        places: list[Place] = yield ops.list_places(
+            app_name, user_id, wanted + 1, walk.place, upward=walk.is_upward
+        )
+        is_end = len(places) <= wanted
+        if is_first:
+            if not places:
+                break
+            walk.start = places[0]
+        if places:
+            places = places[:wanted]
+            walk.place = places[-1]
+            ids = [place.session_id for place in places]
+            sessions = yield from _read(ops, app_name, user_id, ids, event_num)
+            found.update((session.id, session) for session in sessions)
+            if len(sessions) < len(ids):
+                yield ops.prune_index(app_name, user_id, ids)
+                if not is_end and len(found) < limit:
+                    yield from _prune(ops, app_name, user_id, walk)
+        if not is_end:
+            continue
+        if is_first or offset or walk.is_upward:
+            # The first read saw the whole index at once, so nobody can have moved away from it.
+            return SessionPage(found.values())
+        walk.turn()
+    return SessionPage(found.values(), walk.cursor() if found else None)
+
+
+def _read(
+    ops: Ops, app_name: str, user_id: str, ids: list[str], event_num: int
+) -> Flow[list[Session]]:
+    """Read sessions by id. Those that are gone are left out."""
+    sessions: list[Session | None]
+    call = ops.list_sessions(app_name, user_id, ids, event_num)
+    app_state: dict[str, Any] = {}
+    if ops.app_in_own_slot:
+        sessions, app_state = yield call, ops.get_app_state(app_name, touch=False)
+    else:
+        sessions = yield call
+    found = [session for session in sessions if session is not None]
+    for session in found:
+        state = deepcopy(app_state)  # sessions share nothing
+        session.state.update((f"app:{name}", value) for name, value in state.items())
+    return found
+
+
+def _skip(ops: Ops, app_name: str, user_id: str, walk: Walk, offset: int) -> Flow[bool]:
+    """Walk past `offset` sessions, not counting expired ones; False if there are not so many."""
+    while offset:
+        count = min(_PLACES_PER_CALL, offset)
+        places: list[Place] = yield ops.list_places(app_name, user_id, count, walk.place)
+        if not places:
+            return False
+        walk.start, walk.place = walk.start or places[0], places[-1]
+        ids = [place.session_id for place in places]
+        pruned: int = yield ops.prune_index(app_name, user_id, ids)
+        offset -= len(places) - pruned
+    return True
+
+
+def _prune(ops: Ops, app_name: str, user_id: str, walk: Walk) -> Flow[None]:
+    """Walk past expired sessions, many at a time, up to the next sessions that live."""
+    pruned = _PLACES_PER_CALL
+    while pruned == _PLACES_PER_CALL:
+        places: list[Place] = yield ops.list_places(
+            app_name, user_id, _PLACES_PER_CALL, walk.place, upward=walk.is_upward
+        )
+        ids = [place.session_id for place in places]
+        pruned = (yield ops.prune_index(app_name, user_id, ids)) if ids else 0
+        if pruned == len(places) > 0:
+            walk.place = places[-1]
+
+
+def count_sessions(ops: Ops, app_name: str, user_id: str) -> Flow[int]:
+    """Count a user's sessions, and prune expired ones from the index."""
+    count = 0
+    walk = Walk()
+    while True:
+        places: list[Place] = yield ops.list_places(app_name, user_id, _PLACES_PER_CALL, walk.place)
+        if places:
+            walk.place = places[-1]
+            ids = [place.session_id for place in places]
+            pruned: int = yield ops.prune_index(app_name, user_id, ids)
+            count += len(places) - pruned
+        if len(places) < _PLACES_PER_CALL:
+            return count
+
+
+def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:
+    """List the users of an application by a scan of all keys of all servers."""
+    slots: list[int | None] = [None]
+    if ops.app_in_own_slot:  # users are spread over a cluster
+        slots = yield ops.list_primaries()
+    users: set[str] = set()
+    for slot in slots:
+        cursor: int | None = None
+        while cursor != 0:
+            cursor, found = yield ops.list_users(app_name, slot, cursor or 0)
+            users.update(found)
+    return sorted(users)
