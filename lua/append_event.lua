@@ -13,12 +13,15 @@
 -- ARGV[4] condition     bytes  a version, or "t" and a token; "" = no condition
 -- ARGV[5] event         bytes  encoded
 -- ARGV[6] timestamp_us  int    when the event happened
--- ARGV[7...] tail       bytes  its state change, as write_tiers reads it; nothing if it has none
+-- ARGV[7...] tail       bytes  its state change, as fold_changes reads it; nothing if it has none
 --
 -- REPLY OK version now_us num_duplicates   num_duplicates: 1 = already stored, nothing changed
+-- REPLY ADDED version now_us sums          the event has increments; sums: the new values, as text
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn
+-- REPLY NOT_INTEGER key field              the value cannot be incremented
+-- REPLY OUT_OF_RANGE key field             the value or the sum is not below 2^53
 -- COST O(log N)
 --
 -- An event without state takes the fast path, down to the line `Slow path`. It is most of the
@@ -64,6 +67,17 @@ if position + 0 <= last_us then
   position = last_us + 1
 end
 
+-- An increment may be refused, so the sums are computed before the first write.
+local change, change_at, sums = ARGV, tail + 1, nil
+if ARGV[tail] and ARGV[tail] ~= '0' then
+--@include fold_changes
+  change, sums = fold_changes({session, user, app}, ARGV, {tail})
+  change_at = 1
+  if not change and not call('ZSCORE', events, event) then
+    return sums -- a refusal
+  end
+end
+
 -- Write.
 -- If the first ZADD fails, nothing was written. If the second fails, the first is undone.
 if call('ZADD', events, 'NX', position, event) == 0 then
@@ -96,9 +110,12 @@ end
 --@include refresh_session
 --@include write_tiers
 if ARGV[tail] then
-  write_tiers(session, user, app, ARGV, tail, now_ms)
+  write_tiers(session, user, app, change, change_at, now_ms)
 end
 if must_refresh then
   refresh_session(session, events, index, now_ms, ttl_ms, tonumber(position), num_added == 1)
+end
+if sums then
+  return {'ADDED', version, now_us, sums}
 end
 return {'OK', version, now_us, 0}

@@ -12,17 +12,22 @@
 -- ARGV[3] event_limit  int    newest events to keep; "0" = all
 -- ARGV[4] condition    bytes  a version, or "t" and a token; "" = no condition
 -- ARGV[5...] tail      bytes  1 to 500 events. Each is: encoded event, timestamp_us, number of
---                             arguments of its state change (0 = none), the change, as write_tiers
+--                             arguments of its state change (0 = none), the change, as fold_changes
 --                             reads it
 --
 -- REPLY OK version now_us num_duplicates   num_duplicates: already stored, so ignored
+-- REPLY ADDED version now_us sums          all are new, some with increments; sums: the new values
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn
+-- REPLY NOT_INTEGER key field              the value cannot be incremented
+-- REPLY OUT_OF_RANGE key field             the value or the sum is not below 2^53
 -- COST O(log N) per event
 --@include check_condition
 --@include check_tiers
---@include fold_deltas
+--@include event_starts
+--@include fold_changes
+--@include new_changes
 --@include next_position
 --@include read_checked_header
 --@include refresh_session_if_due
@@ -43,12 +48,7 @@ end
 check_tiers(user, app)
 local now_us = server_time_us()
 
--- Indices of the first argument of each event.
-local starts, at = {}, tail
-while at <= #ARGV do
-  starts[#starts + 1] = at
-  at = at + 3 + ARGV[at + 2]
-end
+local starts, has_increments = event_starts(ARGV, tail)
 
 -- If the log is full and its oldest event is in the batch, the call is a repeat: the first attempt
 -- also stored the events before that one, and they were trimmed since.
@@ -73,6 +73,15 @@ if refusal then
   end
 end
 
+-- An increment may be refused, so the sums are computed before the first write.
+local hashes, change, sums = {session, user, app}, nil, nil
+if has_increments then
+  change, sums = fold_changes(hashes, ARGV, new_changes(events, ARGV, starts, first))
+  if not change then
+    return sums -- a refusal
+  end
+end
+
 -- Write.
 local now_ms = to_ms(now_us)
 local is_first, num_duplicates, changes = last_us == 0, first - 1, {}
@@ -92,11 +101,10 @@ if num_duplicates == #starts then
   redis.call('HSET', session, 'version', version) -- WAIT needs a write to wait for
   return {'OK', tonumber(version), now_us, num_duplicates}
 end
-if #changes == 1 then
-  write_tiers(session, user, app, ARGV, changes[1], now_ms)
-elseif #changes > 1 then
-  local num_tiers = app and 3 or user and 2 or 1
-  write_tiers(session, user, app, fold_deltas(ARGV, changes, num_tiers), 1, now_ms)
+if #changes == 1 and not change then
+  write_tiers(session, user, app, ARGV, changes[1] + 1, now_ms)
+elseif #changes > 0 then
+  write_tiers(session, user, app, change or fold_changes(hashes, ARGV, changes), 1, now_ms)
 end
 trim_events(events, event_limit)
 if is_first then
@@ -107,4 +115,7 @@ local new_version, is_new_member =
 refresh_session_if_due(
   session, events, index, deadline_ms, now_ms, ttl_ms, last_us, is_new_member
 )
+if sums and num_duplicates == 0 then
+  return {'ADDED', new_version, now_us, sums}
+end
 return {'OK', new_version, now_us, num_duplicates}

@@ -96,6 +96,7 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
 
     Raises:
         SessionNotFound, SessionExists, StaleVersion, TurnTaken, TurnLost: the status word says so.
+        BackendRejected: a state value cannot be incremented.
         ScriptContractError: no script declares this reply.
     """
     word = reply[0] if isinstance(reply, list) and reply else None
@@ -116,10 +117,25 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         raise StaleVersion(
             f"{name} is at version {actual}, not {expected}", expected=expected, actual=actual
         )
+    check_increments(reply)
     raise ScriptContractError(f"a script replied {word!r}")
 
 
-_SUCCESS_WORDS = frozenset((b"CREATED", b"EMPTY"))
+def check_increments(reply: Any) -> None:
+    """BackendRejected if a script's reply refuses an increment."""
+    if not isinstance(reply, list) or not reply or reply[0] not in _REFUSED_INCREMENTS:
+        return
+    key, field = (str(part, "utf-8", "replace") for part in map(bytes, reply[1:3]))
+    fault = _REFUSED_INCREMENTS[reply[0]]
+    raise BackendRejected(f"{key} field {field} {fault}; nothing was written")
+
+
+_SUCCESS_WORDS = frozenset((b"ADDED", b"CREATED", b"EMPTY"))
+
+_REFUSED_INCREMENTS = {
+    b"NOT_INTEGER": "is not an integer and cannot be incremented",
+    b"OUT_OF_RANGE": "cannot be incremented beyond 2**53",
+}
 
 _REFUSALS = {
     "OOM": "the server is out of memory (maxmemory); nothing was written",

@@ -4,6 +4,9 @@
     0x00                  raw bytes follow (a top-level `bytes` state value)
     0x01                  MessagePack follows
 
+State values that are integers below 2**53 are JSON text under every codec, so that scripts can add
+to them.
+
 A value is read back exactly as it was written, or the write is refused: everything is decoded again
 and compared before it is sent. Callers get the decoded copy, so that nothing they hold is shared
 with what is stored. The exception is a VerifiedEvent and its state, which are not decoded again.
@@ -87,7 +90,8 @@ class Codec:
             data, decoded = _RAW + value, value
         else:
             try:
-                data = self._encode(value)
+                can_increment = type(value) is int and -(2**53) < value < 2**53
+                data = _encode_json(value) if can_increment else self._encode(value)
                 decoded = decode_value(data) if self._verifies else value
                 is_same = decoded is value or decoded == value
                 is_valid = is_same and not self._is_too_deep(data, value)

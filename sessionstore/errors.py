@@ -112,6 +112,7 @@ class BackendTimeout(BackendError):
 class BackendRejected(BackendError):
     """The store answered with an error, such as out of memory, read-only, or no permission.
 
+    Also: a state value cannot be incremented, because it is not an integer or the sum is too large.
     A refused write changed nothing.
     """
 

@@ -18,14 +18,14 @@ from uuid import uuid4
 
 import msgspec
 
-from .calls import Flow
+from .calls import Call, Flow
 from .errors import InvalidArgument, SessionNotFound, TurnLost
 from .listing import count_sessions as count_sessions
 from .listing import list_sessions as list_sessions
 from .listing import list_users as list_users
 from .model import Event, EventPage, Ping, Session, SessionKey, Turn
 from .ops import Ops
-from .options import Duration, check_milliseconds
+from .options import Duration, check_bool, check_milliseconds
 from .replies import WriteResult
 from .tiers import NO_CHANGE, Change, Delta, encode_change
 from .times import from_us
@@ -234,18 +234,52 @@ def update_session_state(
     state: Mapping[str, Any],
     removed: Iterable[str],
     if_version: int | None,
+    if_absent: bool = False,
 ) -> Flow[None]:
     """Set and remove state in all tiers. Nothing is sent if nothing would change."""
     key = session_key(session)
+    check_bool("if_absent", if_absent)
     change = encode_change(ops.options.codec, state, removed)
+    handle = session if isinstance(session, Session) else None
+    current: dict[str, Any] = {}
     if change.is_stored or if_version is not None:
-        written: WriteResult = yield ops.update_session_state(key, change, if_version)
-        if ops.app_in_own_slot:
-            yield from _update_app_tier(ops, key.app_name, [change])
-        if isinstance(session, Session):
-            _set_version(session, written)
+        read_back = if_absent and handle is not None
+        written: WriteResult = yield ops.update_session_state(
+            key, change, if_version, if_absent=if_absent, read_back=read_back
+        )
+        current = written.read_back
+        if ops.app_in_own_slot and change.app:
+            yield ops.update_app_state(key.app_name, change, if_absent=if_absent)
+            if read_back:
+                app_state: dict[str, Any] = yield ops.get_app_state(key.app_name, touch=False)
+                current |= {f"app:{name}": value for name, value in app_state.items()}
+        if handle is not None:
+            _set_version(handle, written)
+    if handle is not None and if_absent:
+        for name, value in change.values.items():
+            if name in current:
+                handle.state[name] = current[name]
+            elif name.startswith("temp:"):
+                handle.state.setdefault(name, value)
+    elif handle is not None:
+        change.apply_to(handle.state)
+
+
+def increment_session_state(
+    ops: Ops, session: Session | SessionKey, increments: Mapping[str, int]
+) -> Flow[dict[str, int]]:
+    """Add integers to state in all tiers. Returns the new values. Never sent twice."""
+    key = session_key(session)
+    change = encode_change(ops.options.codec, {}, (), increments)
+    _refuse_app_increments(ops, change, "increments")
+    call = ops.update_session_state(key, change, None)  # checks the ids in any case
+    if not change.increments:
+        return {}
+    written: WriteResult = yield call
     if isinstance(session, Session):
-        change.apply_to(session.state)
+        change.apply_sums_to(session.state, written.sums)
+        _set_version(session, written)
+    return dict(zip(increments, written.sums, strict=True))
 
 
 def get_user_state(ops: Ops, app_name: str, user_id: str) -> Flow[dict[str, Any]]:
@@ -261,23 +295,60 @@ def get_app_state(ops: Ops, app_name: str) -> Flow[dict[str, Any]]:
 
 
 def update_user_state(
-    ops: Ops, app_name: str, user_id: str, state: Mapping[str, Any], removed: Iterable[str]
+    ops: Ops,
+    app_name: str,
+    user_id: str,
+    state: Mapping[str, Any],
+    removed: Iterable[str],
+    if_absent: bool = False,
 ) -> Flow[None]:
     """Set and remove state of the user tier. Nothing is sent if nothing would change."""
+    check_bool("if_absent", if_absent)
     change = encode_change(ops.options.codec, state, removed, tier="user")
-    call = ops.update_user_state(app_name, user_id, change.user)  # checks the ids in any case
+    # Checks the ids in any case.
+    call = ops.update_user_state(app_name, user_id, change, if_absent=if_absent)
     if change.is_stored:
         yield call
 
 
 def update_app_state(
-    ops: Ops, app_name: str, state: Mapping[str, Any], removed: Iterable[str]
+    ops: Ops,
+    app_name: str,
+    state: Mapping[str, Any],
+    removed: Iterable[str],
+    if_absent: bool = False,
 ) -> Flow[None]:
     """Set and remove state of the app tier. Nothing is sent if nothing would change."""
+    check_bool("if_absent", if_absent)
     change = encode_change(ops.options.codec, state, removed, tier="app")
-    call = ops.update_app_state(app_name, change.app)  # checks the name in any case
+    call = ops.update_app_state(app_name, change, if_absent=if_absent)  # checks the name, too
     if change.is_stored:
         yield call
+
+
+def increment_user_state(
+    ops: Ops, app_name: str, user_id: str, increments: Mapping[str, int]
+) -> Flow[dict[str, int]]:
+    """Add integers to state of the user tier. Returns the new values. Never sent twice."""
+    change = encode_change(ops.options.codec, {}, (), increments, tier="user")
+    return (
+        yield from _increment_tier(ops.update_user_state(app_name, user_id, change), increments)
+    )
+
+
+def increment_app_state(
+    ops: Ops, app_name: str, increments: Mapping[str, int]
+) -> Flow[dict[str, int]]:
+    """Add integers to state of the app tier. Returns the new values. Never sent twice."""
+    change = encode_change(ops.options.codec, {}, (), increments, tier="app")
+    return (yield from _increment_tier(ops.update_app_state(app_name, change), increments))
+
+
+def _increment_tier(call: Call[list[int]], increments: Mapping[str, int]) -> Flow[dict[str, int]]:
+    if not increments:
+        return {}
+    sums: list[int] = yield call
+    return dict(zip(increments, sums, strict=True))
 
 
 # -- shared ---------------------------------------------------------------------------------------
@@ -309,12 +380,19 @@ def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Chan
     if event.partial:
         return None
     codec = ops.options.codec.for_event(event)
-    delta, removed = event.state_delta, event.state_removed
-    if not delta and not removed:
+    delta, removed, increments = event.state_delta, event.state_removed, event.state_increments
+    if not delta and not removed and not increments:
         return *codec.encode_event(event, path), NO_CHANGE
     change = encode_change(
-        codec, delta, removed, path=f"{path}.state_delta", removed_path=f"{path}.state_removed"
+        codec,
+        delta,
+        removed,
+        increments,
+        path=f"{path}.state_delta",
+        removed_path=f"{path}.state_removed",
+        increments_path=f"{path}.state_increments",
     )
+    _refuse_app_increments(ops, change, f"{path}.state_increments")
     if any(key.startswith("temp:") for key in (*delta, *removed)):
         event = msgspec.structs.replace(
             event,
@@ -324,13 +402,30 @@ def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Chan
     return *codec.encode_event(event, path), change
 
 
+def _refuse_app_increments(ops: Ops, change: Change, path: str) -> None:
+    """A call of two steps may repeat the step of the app tier, and would add twice."""
+    if ops.app_in_own_slot:
+        for increment in change.increments:
+            if increment.name.startswith("app:"):
+                raise InvalidArgument(
+                    f"{path} names {increment.name!r}, but the app tier has a cluster slot of its "
+                    "own: use increment_app_state"
+                )
+
+
 def _add_events(
     ops: Ops, session: Session, stored: list[Event], changes: list[Change], written: WriteResult
 ) -> None:
     """Update the caller's Session after an append of new events."""
+    added = 0
     for change in changes:
-        if change is not NO_CHANGE:
-            change.apply_to(session.state)
+        if change is NO_CHANGE:
+            continue
+        change.apply_to(session.state)
+        if change.increments:
+            sums = written.sums[added : added + len(change.increments)]
+            change.apply_sums_to(session.state, sums)
+            added += len(sums)
     _set_version(session, written)
     session.events += stored
     session.event_count += len(stored)
@@ -365,7 +460,7 @@ def _update_app_tier(ops: Ops, app_name: str, changes: Iterable[Change]) -> Flow
     """The second step of a write, for the app tier in its own slot."""
     deltas = [change.app for change in changes if change is not NO_CHANGE and change.app]
     if deltas:
-        yield ops.update_app_state(app_name, Delta.merged(deltas))
+        yield ops.update_app_state(app_name, Change(Delta(), Delta(), Delta.merged(deltas), {}, []))
 
 
 def _read_app_tier(ops: Ops, session: Session) -> Flow[None]:

@@ -53,6 +53,9 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
             a `temp:key` is set only in the caller's Session.
         state_removed: state keys to remove in the same atomic write.
         metadata: a dict with anything else to store with the event.
+        state_increments: integers to add to state in the same atomic write, by key: `key`,
+            `user:key` or `app:key`. A missing value counts as 0. A key is in one of
+            `state_delta`, `state_removed` and `state_increments`.
     """
 
     author: Annotated[str, msgspec.Meta(min_length=1)]
@@ -65,6 +68,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     state_delta: dict[str, Any] = msgspec.field(default_factory=dict)
     state_removed: list[str] = msgspec.field(default_factory=list)
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+    state_increments: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class VerifiedEvent(Event, frozen=True, omit_defaults=True):

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+from msgspec import structs
+
 from .calls import Argument, Call, Command, R, status
 from .errors import InvalidArgument, LimitExceeded
 from .keys import SessionKeys
@@ -24,6 +26,7 @@ from .replies import (
     decode_places,
     decode_role,
     decode_session,
+    decode_sums,
     decode_write_result,
     hash_items,
     members_with_scores,
@@ -319,7 +322,7 @@ class Ops:
         tiers: tuple[Argument, ...] = ()
         if change is not NO_CHANGE:
             user, app = self._tiers_changed(change)
-            tiers = self._tier_args(change, user, app)
+            tiers = self._change_args(change, user, app)
         return Call(
             "append_event",
             lambda replies: decode_write_result(replies[0], key, if_version),
@@ -357,7 +360,7 @@ class Ops:
             _condition_arg(key, if_version, turn),
         ]
         for data, timestamp, change in events:
-            tiers = () if change is NO_CHANGE else self._tier_args(change, user, app)
+            tiers = () if change is NO_CHANGE else self._change_args(change, user, app)
             args += (data, to_us(timestamp), len(tiers), *tiers)
         return Call(
             "append_events",
@@ -422,22 +425,40 @@ class Ops:
     # -- state ---------------------------------------------------------------------------------
 
     def update_session_state(
-        self, key: SessionKey, change: Change, if_version: int | None
+        self,
+        key: SessionKey,
+        change: Change,
+        if_version: int | None,
+        *,
+        if_absent: bool = False,
+        read_back: bool = False,
     ) -> Call[WriteResult]:
-        """Set and remove state in all tiers."""
+        """Change state in all tiers. `read_back`: read the values of the keys that are set."""
+        keys = self._keys.session(*_ids(key))
         user, app = self._tiers_changed(change)
+        commands = self._read_back_commands(keys, change) if read_back else ()
+
+        def decode(replies: list[Any]) -> WriteResult:
+            written = decode_write_result(replies[0], key, if_version)
+            if not read_back:
+                return written
+            values = self._decode_read_back(keys, change, replies[1:])
+            return structs.replace(written, read_back=values)
+
         return Call(
             "update_session_state",
-            lambda replies: decode_write_result(replies[0], key, if_version),
+            decode,
             SCRIPTS["update_session_state"],
-            self._keys.session(*_ids(key))[: 3 + user + app],
+            keys[: 3 + user + app],
             (
                 key.session_id,
                 self.options.session_ttl_ms,
                 _version_arg(if_version),
-                *self._tier_args(change, user, app),
+                "1" if if_absent else "0",
+                *self._change_args(change, user, app),
             ),
-            idempotent=if_version is None,
+            commands,
+            idempotent=if_version is None and not change.increments,
         )
 
     def get_user_state(self, app_name: str, user_id: str) -> Call[dict[str, Any]]:
@@ -450,15 +471,19 @@ class Ops:
         ttl_ms = self.options.app_state_ttl_ms if touch else 0
         return self._get_tier("get_app_state", self._keys.app(app_name), ttl_ms)
 
-    def update_user_state(self, app_name: str, user_id: str, delta: Delta) -> Call[None]:
-        """Set and remove state of the user tier."""
-        tier = self._keys.user(app_name, user_id).user
-        return _update_tier("update_user_state", tier, self.options.user_state_ttl_ms, delta)
+    def update_user_state(
+        self, app_name: str, user_id: str, change: Change, *, if_absent: bool = False
+    ) -> Call[list[int]]:
+        """Change state of the user tier. Returns the new values of increments."""
+        tier, ttl_ms = self._keys.user(app_name, user_id).user, self.options.user_state_ttl_ms
+        return _update_tier("update_user_state", tier, ttl_ms, change, change.user, if_absent)
 
-    def update_app_state(self, app_name: str, delta: Delta) -> Call[None]:
-        """Set and remove state of the app tier."""
-        tier = self._keys.app(app_name)
-        return _update_tier("update_app_state", tier, self.options.app_state_ttl_ms, delta)
+    def update_app_state(
+        self, app_name: str, change: Change, *, if_absent: bool = False
+    ) -> Call[list[int]]:
+        """Change state of the app tier. Returns the new values of increments."""
+        tier, ttl_ms = self._keys.app(app_name), self.options.app_state_ttl_ms
+        return _update_tier("update_app_state", tier, ttl_ms, change, change.app, if_absent)
 
     # -- shared --------------------------------------------------------------------------------
 
@@ -491,11 +516,15 @@ class Ops:
 
     def _tiers_changed(self, change: Change) -> tuple[bool, bool]:
         """Whether a call needs the key of the user tier, and of the app tier, which comes last."""
-        app = bool(change.app) and not self.app_in_own_slot
-        return app or bool(change.user), app
+        app = change.changes_app and not self.app_in_own_slot
+        return app or change.changes_user, app
 
     def _all_tier_args(self, change: Change) -> tuple[Argument, ...]:
         return self._tier_args(change, user=True, app=not self.app_in_own_slot)
+
+    def _change_args(self, change: Change, user: bool, app: bool) -> tuple[Argument, ...]:
+        """The same with the increments of the change."""
+        return (*change.increment_arguments(), *self._tier_args(change, user, app))
 
     def _tier_args(self, change: Change, user: bool, app: bool) -> tuple[Argument, ...]:
         """A change as arguments of a script: the tiers whose keys the call has, with their TTLs."""
@@ -506,6 +535,33 @@ class Ops:
         if app:
             args += (app_ttl_ms, *change.app.arguments())
         return args
+
+    def _read_back_commands(self, keys: SessionKeys, change: Change) -> tuple[Command, ...]:
+        return tuple(
+            ("HMGET", tier, *delta.pairs[::2])
+            for tier, delta, _, _ in self._set_tiers(keys, change)
+        )
+
+    def _decode_read_back(
+        self, keys: SessionKeys, change: Change, replies: list[Any]
+    ) -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        tiers = self._set_tiers(keys, change)
+        for (tier, delta, prefix, skip), reply in zip(tiers, replies, strict=True):
+            pairs = zip(delta.pairs[::2], reply, strict=True)
+            fields = [(field, value) for field, value in pairs if value is not None]
+            decode_tier(state, fields, tier, prefix=prefix, skip=skip)
+        return state
+
+    def _set_tiers(self, keys: SessionKeys, change: Change) -> list[tuple[bytes, Delta, str, int]]:
+        """Key, delta, prefix and bytes to skip of each tier that a call with these keys sets."""
+        tiers = [
+            (keys.session, change.session, "", 1),
+            (keys.user, change.user, "user:", 0),
+            (keys.app, change.app, "app:", 0),
+        ]
+        count = 2 if self.app_in_own_slot else 3
+        return [tier for tier in tiers[:count] if tier[1].pairs]
 
     def _get_tier(self, name: str, tier: bytes, ttl_ms: int) -> Call[dict[str, Any]]:
         def decode(replies: list[Any]) -> dict[str, Any]:
@@ -565,6 +621,10 @@ def _version_arg(if_version: int | None) -> str | int:
     return "" if if_version is None else check_int("if_version", if_version, low=0)
 
 
-def _update_tier(name: str, tier: bytes, ttl_ms: int, delta: Delta) -> Call[None]:
-    args = (ttl_ms, *delta.arguments())
-    return Call(name, decode_ok, SCRIPTS["update_tier_state"], (tier,), args)
+def _update_tier(
+    name: str, tier: bytes, ttl_ms: int, change: Change, delta: Delta, if_absent: bool
+) -> Call[list[int]]:
+    args: tuple[Argument, ...] = (ttl_ms, "1" if if_absent else "0")
+    args += (*change.increment_arguments(), *delta.arguments())
+    script = SCRIPTS["update_tier_state"]
+    return Call(name, decode_sums, script, (tier,), args, idempotent=not change.increments)

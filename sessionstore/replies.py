@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from .calls import status
+from .calls import check_increments, status
 from .codec import corrupt, decode_events
 from .errors import ScriptContractError
 from .keys import SessionKeys
@@ -23,11 +23,15 @@ class WriteResult(msgspec.Struct, frozen=True, gc=False):
         version: the session's version after the write.
         updated_us: when it was written, in microseconds since 1970.
         num_duplicates: number of events of an append that were stored already.
+        sums: the new value of each increment of the call, in order.
+        read_back: the values of the state keys of the call after it, if they were read.
     """
 
     version: int
     updated_us: int
     num_duplicates: int = 0
+    sums: list[int] = []
+    read_back: dict[str, Any] = {}
 
 
 class Place(NamedTuple):
@@ -44,10 +48,23 @@ class Place(NamedTuple):
 
 def decode_write_result(reply: Any, key: SessionKey, if_version: int | None) -> WriteResult:
     """The result of a write to a session, or the exception that its status word means."""
-    if status(reply, key, if_version) != b"OK":
+    word = status(reply, key, if_version)
+    if word == b"ADDED":
+        return WriteResult(reply[1], reply[2], sums=[int(value) for value in reply[3]])
+    if word != b"OK":
         raise ScriptContractError(f"a write replied {reply[0]!r}")
     num_duplicates = reply[3] if len(reply) > 3 else 0
     return WriteResult(reply[1], reply[2], num_duplicates)
+
+
+def decode_sums(replies: list[Any]) -> list[int]:
+    """The new values of the increments of a tier; empty without increments."""
+    reply = replies[0]
+    check_increments(reply)
+    if isinstance(reply, list) and reply[:1] == [b"ADDED"] and len(reply) == 2:
+        return [int(value) for value in reply[1]]
+    decode_ok(replies)
+    return []
 
 
 def decode_ok(replies: list[Any]) -> None:

@@ -7,7 +7,8 @@ state keys start with a dot and header fields do not.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -21,6 +22,12 @@ STATE_KEY_LIMIT = 1024
 
 STATE_KEYS_LIMIT = 10_000
 """Maximum number of state keys that one call sets and removes."""
+
+
+INCREMENT_LIMIT = 2**53 - 1
+"""Maximum absolute value of an increment and of its sum: Lua computes exactly up to here."""
+
+_TIER_NUMBERS = {"session": 1, "user": 2, "app": 3}
 
 
 class Delta(msgspec.Struct):
@@ -47,8 +54,20 @@ class Delta(msgspec.Struct):
         return (len(self.pairs) // 2, *self.pairs, len(self.removed), *self.removed)
 
 
+class Increment(NamedTuple):
+    """An integer to add to one state value."""
+
+    tier: int  # as scripts count the tiers of a call, from 1
+    field: bytes
+    name: str  # with its prefix
+    amount: int
+
+
 class Change(msgspec.Struct):
-    """What one call changes: a delta for each tier, and the same changes for a caller's Session."""
+    """What one call changes: a delta for each tier, and the same changes for a caller's Session.
+
+    Increments are not part of the deltas: only the store knows their sums.
+    """
 
     session: Delta
     user: Delta
@@ -56,11 +75,36 @@ class Change(msgspec.Struct):
     # With their prefixes, `temp:` included.
     values: dict[str, Any]
     removed: list[str]
+    increments: list[Increment] = []
 
     @property
     def is_stored(self) -> bool:
         """Whether the store has anything to change."""
-        return bool(self.session or self.user or self.app)
+        return bool(self.session or self.user or self.app or self.increments)
+
+    @property
+    def changes_user(self) -> bool:
+        """Whether it changes the user tier."""
+        return bool(self.user) or any(
+            each.tier == _TIER_NUMBERS["user"] for each in self.increments
+        )
+
+    @property
+    def changes_app(self) -> bool:
+        """Whether it changes the app tier."""
+        return bool(self.app) or any(each.tier == _TIER_NUMBERS["app"] for each in self.increments)
+
+    def increment_arguments(self) -> tuple[int | bytes, ...]:
+        """The increments as arguments of a script."""
+        if not self.increments:
+            return (0,)
+        parts = (part for each in self.increments for part in (each.tier, each.field, each.amount))
+        return (len(self.increments), *parts)
+
+    def apply_sums_to(self, state: dict[str, Any], sums: list[int]) -> None:
+        """Set the new values of the increments in the merged state of a Session."""
+        names = (increment.name for increment in self.increments)
+        state.update(zip(names, sums, strict=True))
 
     def apply_to(self, state: dict[str, Any], *, only_temp: bool = False) -> None:
         """Change the merged state of a Session like the stored state.
@@ -86,9 +130,11 @@ def encode_change(
     codec: Codec,
     state: Mapping[str, Any],
     removed: Iterable[str] = (),
+    increments: Mapping[str, int] = MappingProxyType({}),
     *,
     path: str = "state",
     removed_path: str = "keys",
+    increments_path: str = "increments",
     tier: Tier = "session",
 ) -> Change:
     """Encode changes of state, sorted into tiers by the prefixes of the keys.
@@ -97,8 +143,10 @@ def encode_change(
         codec: encodes the values.
         state: what to set.
         removed: keys to remove.
+        increments: integers to add, by key.
         path: the name of `state` in error messages.
         removed_path: the name of `removed` in error messages.
+        increments_path: the name of `increments` in error messages.
         tier: "session" takes keys of all tiers; "user" and "app" take only keys of that tier, with
             or without its prefix.
 
@@ -111,14 +159,17 @@ def encode_change(
     if isinstance(removed, str) or not isinstance(removed, Iterable):
         kind = type(removed).__name__
         raise InvalidArgument(f"{removed_path} must be a list of keys, not {kind}")
+    if not isinstance(increments, Mapping):
+        raise InvalidArgument(f"{increments_path} must be a dict, not {type(increments).__name__}")
     removed = list(removed)
-    if not state and not removed:
+    if not state and not removed and not increments:
         return NO_CHANGE
     change = Change(Delta(), Delta(), Delta(), {}, [])
-    if len(state) + len(removed) > STATE_KEYS_LIMIT:
-        count = len(state) + len(removed)
+    count = len(state) + len(removed) + len(increments)
+    if count > STATE_KEYS_LIMIT:
+        where = path if state or removed else increments_path
         raise LimitExceeded(
-            f"{path} changes {count} keys; at most {STATE_KEYS_LIMIT} are allowed in one call",
+            f"{where} changes {count} keys; at most {STATE_KEYS_LIMIT} are allowed in one call",
             limit=STATE_KEYS_LIMIT,
             actual=count,
         )
@@ -137,7 +188,33 @@ def encode_change(
         if target != "temp":
             getattr(change, target).removed.append(stored)
         change.removed.append(full)
+    if increments:
+        change.increments = _encode_increments(increments, increments_path, tier, change)
     return change
+
+
+def _encode_increments(
+    increments: Mapping[str, int], path: str, tier: Tier, change: Change
+) -> list[Increment]:
+    """Increments, sorted into tiers. `change` has what else the call changes."""
+    found: dict[str, Increment] = {}
+    changed = change.values.keys() | change.removed
+    for key, amount in increments.items():
+        target, stored, full = _parse_key(key, f"{path} key", tier)
+        if target == "temp":
+            raise InvalidArgument(f"{path} names {full!r}, but temp: state is never stored")
+        if full in found:
+            raise InvalidArgument(f"{path} names {full!r} twice, with and without its prefix")
+        if full in changed:
+            raise InvalidArgument(f"{path} and another change both name {full!r}")
+        if not isinstance(amount, int) or isinstance(amount, bool):
+            kind = type(amount).__name__
+            raise InvalidArgument(f"{path}[{key!r}] must be an int, not {kind}")
+        if abs(amount) > INCREMENT_LIMIT:
+            raise InvalidArgument(f"{path}[{key!r}] must be between -(2**53 - 1) and 2**53 - 1")
+        number = 1 if target == tier else _TIER_NUMBERS[target]
+        found[full] = Increment(number, stored, full, amount)
+    return list(found.values())
 
 
 def _parse_key(key: object, path: str, tier: Tier) -> tuple[str, bytes, str]:

@@ -452,6 +452,7 @@ class SessionService:
         state: Mapping[str, Any],
         *,
         if_version: int | None = None,
+        if_absent: bool = False,
     ) -> None:
         """Set state of a session without an event.
 
@@ -461,6 +462,8 @@ class SessionService:
             session: the session, or its key. A Session is updated too.
             state: values to set; `app:`, `user:` and `temp:` keys go to their tier.
             if_version: write only if the session has this version.
+            if_absent: set only keys that are not there: of several writers the first wins. None is
+                a value that is there. A Session shows the values that are stored.
 
         Raises:
             InvalidArgument: a key or a value is not valid; names it.
@@ -470,7 +473,36 @@ class SessionService:
 
         lua/update_session_state.lua; one round trip, O(keys).
         """
-        self._run(flows.update_session_state(self._ops, session, state, (), if_version))
+        self._run(flows.update_session_state(self._ops, session, state, (), if_version, if_absent))
+
+    def increment_session_state(
+        self, session: Session | SessionKey, increments: Mapping[str, int]
+    ) -> dict[str, int]:
+        """The new values of state to which integers are added, in one atomic step.
+
+        Any number of callers may add to one value, and no addition is lost. A missing value counts
+        as 0. To add exactly once after an error, append an Event with `state_increments`.
+
+        Args:
+            session: the session, or its key. A Session is updated too.
+            increments: integers of either sign by key, up to 2**53 - 1. `app:` and `user:` keys go
+                to their tier; `temp:` keys are not allowed, nor `app:` keys where the app tier has
+                a cluster slot of its own.
+
+        Returns:
+            The new values, by the keys of `increments`.
+
+        Raises:
+            InvalidArgument: a key or an amount is not valid; names it.
+            SessionNotFound: the session does not exist.
+            BackendRejected: a value is not an integer, or would not stay below 2**53. Nothing was
+                written.
+            BackendError: the store refused the call or did not answer (`maybe_applied`). An
+                increment is never sent twice.
+
+        lua/update_session_state.lua; one round trip, O(keys).
+        """
+        return self._run(flows.increment_session_state(self._ops, session, increments))
 
     def delete_session_state(
         self, session: Session | SessionKey, *keys: str, if_version: int | None = None
@@ -510,13 +542,16 @@ class SessionService:
         """
         return self._run(flows.get_user_state(self._ops, app_name, user_id))
 
-    def update_user_state(self, app_name: str, user_id: str, state: Mapping[str, Any]) -> None:
+    def update_user_state(
+        self, app_name: str, user_id: str, state: Mapping[str, Any], *, if_absent: bool = False
+    ) -> None:
         """Set state that all sessions of a user share.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
             user_id: likewise.
             state: values to set; keys with or without `user:`, no other prefix.
+            if_absent: set only keys that are not there: of several writers the first wins.
 
         Raises:
             InvalidArgument: a key or a value is not valid; names it.
@@ -524,7 +559,32 @@ class SessionService:
 
         lua/update_tier_state.lua; one round trip, O(keys).
         """
-        self._run(flows.update_user_state(self._ops, app_name, user_id, state, ()))
+        self._run(flows.update_user_state(self._ops, app_name, user_id, state, (), if_absent))
+
+    def increment_user_state(
+        self, app_name: str, user_id: str, increments: Mapping[str, int]
+    ) -> dict[str, int]:
+        """The new values of the user's state to which integers are added, in one atomic step.
+
+        Args:
+            app_name: 1 to 256 bytes of UTF-8.
+            user_id: likewise.
+            increments: integers of either sign by key, up to 2**53 - 1; keys with or without
+                `user:`, no other prefix. A missing value counts as 0.
+
+        Returns:
+            The new values, by the keys of `increments`.
+
+        Raises:
+            InvalidArgument: a key or an amount is not valid; names it.
+            BackendRejected: a value is not an integer, or would not stay below 2**53. Nothing was
+                written.
+            BackendError: the store refused the call or did not answer (`maybe_applied`). An
+                increment is never sent twice.
+
+        lua/update_tier_state.lua; one round trip, O(keys).
+        """
+        return self._run(flows.increment_user_state(self._ops, app_name, user_id, increments))
 
     def delete_user_state(self, app_name: str, user_id: str, *keys: str) -> None:
         """Remove state that all sessions of a user share. Missing keys are fine.
@@ -557,12 +617,15 @@ class SessionService:
         """
         return self._run(flows.get_app_state(self._ops, app_name))
 
-    def update_app_state(self, app_name: str, state: Mapping[str, Any]) -> None:
+    def update_app_state(
+        self, app_name: str, state: Mapping[str, Any], *, if_absent: bool = False
+    ) -> None:
         """Set state that all users of an application share.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
             state: values to set; keys with or without `app:`, no other prefix.
+            if_absent: set only keys that are not there: of several writers the first wins.
 
         Raises:
             InvalidArgument: a key or a value is not valid; names it.
@@ -570,7 +633,29 @@ class SessionService:
 
         lua/update_tier_state.lua; one round trip, O(keys).
         """
-        self._run(flows.update_app_state(self._ops, app_name, state, ()))
+        self._run(flows.update_app_state(self._ops, app_name, state, (), if_absent))
+
+    def increment_app_state(self, app_name: str, increments: Mapping[str, int]) -> dict[str, int]:
+        """The new values of the application's state to which integers are added, atomically.
+
+        Args:
+            app_name: 1 to 256 bytes of UTF-8.
+            increments: integers of either sign by key, up to 2**53 - 1; keys with or without
+                `app:`, no other prefix. A missing value counts as 0.
+
+        Returns:
+            The new values, by the keys of `increments`.
+
+        Raises:
+            InvalidArgument: a key or an amount is not valid; names it.
+            BackendRejected: a value is not an integer, or would not stay below 2**53. Nothing was
+                written.
+            BackendError: the store refused the call or did not answer (`maybe_applied`). An
+                increment is never sent twice.
+
+        lua/update_tier_state.lua; one round trip, O(keys).
+        """
+        return self._run(flows.increment_app_state(self._ops, app_name, increments))
 
     def delete_app_state(self, app_name: str, *keys: str) -> None:
         """Remove state that all users of an application share. Missing keys are fine.

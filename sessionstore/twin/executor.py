@@ -87,6 +87,8 @@ class MemoryExecutor:
         assert isinstance(key, bytes)
         if name == "HGETALL":
             return self.keyspace.hgetall(key)
+        if name == "HMGET":
+            return self.keyspace.hmget(key, *(field for field in rest if isinstance(field, bytes)))
         if name == "HEXISTS":
             return self.keyspace.hexists(key, str(rest[0]).encode())
         if name == "ZCARD":

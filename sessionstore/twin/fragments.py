@@ -6,6 +6,7 @@ app. Time comes from the keyspace, so server_time_us and to_ms have no twin.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -159,12 +160,18 @@ def trim_events(keyspace: Keyspace, events: bytes, event_limit: int) -> None:
 
 
 def write_delta(
-    keyspace: Keyspace, key: bytes, args: Args, at: int, ttl_ms: int | None = None
+    keyspace: Keyspace,
+    key: bytes,
+    args: Args,
+    at: int,
+    ttl_ms: int | None = None,
+    only_absent: bool = False,
 ) -> int:
     """lua/lib/write_delta.lua"""
     removed = at + 1 + 2 * int(args[at])
-    if removed > at + 1:
-        keyspace.hset(key, args[at + 1 : removed])
+    for pair in range(at + 1, removed, 2):
+        if not only_absent or keyspace.hget(key, args[pair]) is None:
+            keyspace.hset(key, args[pair : pair + 2])
     if ttl_ms is not None:
         refresh_tier(keyspace, key, ttl_ms)
     after = removed + 1 + int(args[removed])
@@ -173,34 +180,83 @@ def write_delta(
     return after
 
 
-def write_tiers(keyspace: Keyspace, keys: Keys, args: Args, at: int) -> None:
+def write_tiers(
+    keyspace: Keyspace, keys: Keys, args: Args, at: int, only_absent: bool = False
+) -> None:
     """lua/lib/write_tiers.lua"""
-    at = write_delta(keyspace, keys[0], args, at)
+    at = write_delta(keyspace, keys[0], args, at, None, only_absent)
     for tier in keys[3:]:
-        at = write_delta(keyspace, tier, args, at + 1, int(args[at]))
+        at = write_delta(keyspace, tier, args, at + 1, int(args[at]), only_absent)
 
 
-def fold_deltas(args: Args, starts: list[int], num_tiers: int) -> Args:
-    """lua/lib/fold_deltas.lua"""
-    folded: list[Any] = []
-    for tier in range(num_tiers):
-        values: dict[bytes, Any] = {}
-        ttl_ms: Any = None
-        for number, start in enumerate(starts):
-            at = start
+def add_integer(
+    keyspace: Keyspace, key: bytes, field: bytes, values: dict[bytes, bytes | None], amount: int
+) -> tuple[bytes, None] | tuple[None, Reply]:
+    """lua/lib/add_integer.lua"""
+    value = values[field] if field in values else keyspace.hget(key, field)
+    if value is not None and not re.fullmatch(rb"-?[0-9]+", value):
+        return None, [b"NOT_INTEGER", key, field]
+    if abs(float(value or 0)) >= 2**53 or abs(int(value or 0) + amount) >= 2**53:
+        return None, [b"OUT_OF_RANGE", key, field]
+    return decimal(int(value or 0) + amount), None
+
+
+def fold_changes(
+    keyspace: Keyspace, hashes: Keys, args: Args, starts: list[int]
+) -> tuple[Args, list[bytes]] | tuple[None, Reply]:
+    """lua/lib/fold_changes.lua"""
+    values: list[dict[bytes, Any]] = [{} for _ in hashes]
+    ttls_ms: list[Any] = [None] * len(hashes)
+    sums: list[bytes] = []
+    for start in starts:
+        at = start + 1 + 3 * args[start]
+        for increment in range(start + 1, at, 3):
+            tier, field, amount = args[increment : increment + 3]
+            of_tier = values[tier - 1]
+            total, refusal = add_integer(keyspace, hashes[tier - 1], field, of_tier, amount)
+            if total is None:
+                assert refusal is not None
+                return None, refusal
+            of_tier[field] = total
+            sums.append(total)
+        for tier in range(len(hashes)):
             if tier > 0:
-                ttl_ms, at = args[at], at + 1
-            removed = at + 1 + 2 * int(args[at])
-            values.update(zip(args[at + 1 : removed : 2], args[at + 2 : removed : 2], strict=True))
-            after = removed + 1 + int(args[removed])
-            values.update(dict.fromkeys(args[removed + 1 : after]))
-            starts[number] = after
-        pairs_to_set = [part for pair in values.items() if pair[1] is not None for part in pair]
-        keys_to_remove = [key for key, value in values.items() if value is None]
+                ttls_ms[tier], at = args[at], at + 1
+            removed = at + 1 + 2 * args[at]
+            after = removed + 1 + args[removed]
+            pairs = zip(args[at + 1 : removed : 2], args[at + 2 : removed : 2], strict=True)
+            values[tier].update(pairs)
+            values[tier].update(dict.fromkeys(args[removed + 1 : after]))
+            at = after
+    folded: list[Any] = []
+    for tier, of_tier in enumerate(values):
+        pairs_to_set = [part for pair in of_tier.items() if pair[1] is not None for part in pair]
+        keys_to_remove = [key for key, value in of_tier.items() if value is None]
         if tier > 0:
-            folded.append(ttl_ms)
+            folded.append(ttls_ms[tier])
         folded += [len(pairs_to_set) // 2, *pairs_to_set, len(keys_to_remove), *keys_to_remove]
-    return folded
+    return folded, sums
+
+
+def event_starts(args: Args, at: int) -> tuple[list[int], bool]:
+    """lua/lib/event_starts.lua"""
+    starts, has_increments = [], False
+    while at < len(args):
+        starts.append(at)
+        has_increments = has_increments or (args[at + 2] > 0 and args[at + 3] > 0)
+        at += 3 + args[at + 2]
+    return starts, has_increments
+
+
+def new_changes(keyspace: Keyspace, events: bytes, args: Args, starts: list[int]) -> list[int]:
+    """lua/lib/new_changes.lua"""
+    found, seen = [], set()
+    for start in starts:
+        event = args[start]
+        if args[start + 2] and event not in seen and keyspace.zscore(events, event) is None:
+            found.append(start + 3)
+        seen.add(event)
+    return found
 
 
 # -- header -------------------------------------------------------------------------------------

@@ -17,8 +17,10 @@ from .fragments import (
     check_create,
     check_tiers,
     decimal,
-    fold_deltas,
+    event_starts,
+    fold_changes,
     is_due,
+    new_changes,
     next_position,
     read_checked_header,
     read_header,
@@ -119,16 +121,24 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if refusal and keyspace.zscore(events, event) is None:
         return refusal
     check_tiers(keyspace, keys)
+    change: Args | None = args[7:]
+    sums: Reply = []
+    if len(args) > 6 and args[6]:
+        change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, [6])
+        if change is None and keyspace.zscore(events, event) is None:
+            return sums  # a refusal
     position = next_position(keyspace, timestamp_us, last_us)
     if not keyspace.zadd(events, position, event, nx=True):
         return [b"OK", version, keyspace.now_us, 1]
     new_version, is_new_member = write_header(keyspace, keys, session_id, version, position)
     trim_events(keyspace, events, event_limit)
-    if len(args) > 6:
-        write_tiers(keyspace, keys, args, 6)
+    if change:
+        write_tiers(keyspace, keys, change, 0)
     if last_us == 0:
         deadline_ms = 0  # the key of the events is new and has no deadline
     refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, position, is_new_member)
+    if sums:
+        return [b"ADDED", new_version, keyspace.now_us, sums]
     return [b"OK", new_version, keyspace.now_us, 0]
 
 
@@ -142,11 +152,7 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     version, last_us, deadline_ms = header
     check_tiers(keyspace, keys)
 
-    starts = []
-    at = 4
-    while at < len(args):
-        starts.append(at)
-        at += 3 + args[at + 2]
+    starts, has_increments = event_starts(args, 4)
     num_duplicates = 0
     if event_limit and keyspace.zcard(events) >= event_limit:
         [(_, oldest)] = keyspace.zrange_by_rank(events, 0, 0, rev=False)
@@ -155,6 +161,14 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     refusal = check_condition(keyspace, session, condition, version)
     if refusal and any(keyspace.zscore(events, args[at]) is None for at in starts[first:]):
         return refusal
+
+    change: Args | None = None
+    sums: Reply = []
+    if has_increments:
+        new = new_changes(keyspace, events, args, starts[first:])
+        change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, new)
+        if change is None:
+            return sums  # a refusal
 
     is_first = last_us == 0
     changes = []
@@ -168,13 +182,17 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
             num_duplicates += 1
     if num_duplicates == len(starts):
         return [b"OK", version, keyspace.now_us, num_duplicates]
-    if changes:
-        write_tiers(keyspace, keys, fold_deltas(args, changes, len(keys) - 2), 0)
+    if changes and change is None:
+        change, _ = fold_changes(keyspace, [keys[0], *keys[3:]], args, changes)
+    if change and changes:
+        write_tiers(keyspace, keys, change, 0)
     trim_events(keyspace, events, event_limit)
     if is_first:
         deadline_ms = 0  # the key of the events is new and has no deadline
     new_version, is_new_member = write_header(keyspace, keys, session_id, version, last_us)
     refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, last_us, is_new_member)
+    if sums and num_duplicates == 0:
+        return [b"ADDED", new_version, keyspace.now_us, sums]
     return [b"OK", new_version, keyspace.now_us, num_duplicates]
 
 
@@ -264,7 +282,7 @@ def renew_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def update_session_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/update_session_state.lua"""
-    session_id, ttl_ms, condition = args[:3]
+    session_id, ttl_ms, condition, if_absent = args[:4]
     header = read_checked_header(keyspace, keys, session_id)
     if header is None:
         return [b"NOT_FOUND"]
@@ -273,18 +291,35 @@ def update_session_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if refusal:
         return refusal
     check_tiers(keyspace, keys)
-    write_tiers(keyspace, keys, args, 3)
+    change: Args | None = args[5:]
+    sums: Reply = []
+    if args[4]:
+        change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, [4])
+        if change is None:
+            return sums  # a refusal
+    assert change is not None
+    write_tiers(keyspace, keys, change, 0, if_absent == b"1")
     new_version, is_new_member = write_header(keyspace, keys, session_id, version, last_us)
     refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, last_us, is_new_member)
+    if sums:
+        return [b"ADDED", new_version, keyspace.now_us, sums]
     return [b"OK", new_version, keyspace.now_us]
 
 
 def update_tier_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/update_tier_state.lua"""
     [tier] = keys
+    ttl_ms, if_absent = args[:2]
     keyspace.hlen(tier)
-    write_delta(keyspace, tier, args, 1, args[0])
-    return [b"OK"]
+    change: Args | None = args[3:]
+    sums: Reply = []
+    if args[2]:
+        change, sums = fold_changes(keyspace, [tier], args, [2])
+        if change is None:
+            return sums  # a refusal
+    assert change is not None
+    write_delta(keyspace, tier, change, 0, ttl_ms, if_absent == b"1")
+    return [b"ADDED", sums] if sums else [b"OK"]
 
 
 def touch_tier(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:

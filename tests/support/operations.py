@@ -21,7 +21,7 @@ from sessionstore import SessionExists, StaleVersion, TurnTaken
 from .events import LONG_AGO, make_event
 from .scene import E1, Scene
 
-READ_COMMANDS = {"HGETALL", "HEXISTS", "ZCARD", "ZRANGE"}
+READ_COMMANDS = {"HGETALL", "HEXISTS", "HMGET", "ZCARD", "ZRANGE"}
 """The plain commands that operations send without a script."""
 
 LOG = "session events index"
@@ -81,6 +81,7 @@ NEW_STATE = {"n": 1, "user:n": 2, "app:n": 3, "temp:n": 4}
 PLAIN = make_event("new")
 RICH = make_event("new", state_delta=NEW_STATE, state_removed=["k", "user:k", "app:k"])
 PAIR = [make_event("x", state_removed=["k", "user:k"]), make_event("y", state_delta=NEW_STATE)]
+COUNTING = make_event("count", state_increments={"k": 1, "user:k": 2, "user:n": 3})
 MANY = [make_event(f"b{number}", state_delta={"b": number}) for number in range(8)]
 
 OPERATIONS = (
@@ -178,6 +179,13 @@ OPERATIONS = (
         refreshes="session user app",
     ),
     Operation(
+        "append_event",
+        lambda s, at: s.append_event(at.session, COUNTING),
+        keys=LOG + " user",
+        case="increments",
+        refreshes="session user",
+    ),
+    Operation(
         # A repeat. Others may have written since, so the Session is read again.
         "append_event",
         lambda s, at: s.append_event(at.session, E1),
@@ -213,6 +221,13 @@ OPERATIONS = (
         keys=ALL,
         case="all state",
         refreshes="session user app",
+    ),
+    Operation(
+        "append_events",
+        lambda s, at: s.append_events(at.session, [PLAIN, COUNTING]),
+        keys=LOG + " user",
+        case="increments",
+        refreshes="session user",
     ),
     Operation(
         "get_events",
@@ -328,6 +343,22 @@ OPERATIONS = (
         counts_twice=True,
     ),
     Operation(
+        "update_session_state",
+        lambda s, at: s.update_session_state(at.session, NEW_STATE, if_absent=True),
+        keys=ALL,
+        case="if_absent",
+        refreshes="session user app",
+        counts_twice=True,
+    ),
+    Operation(
+        "increment_session_state",
+        lambda s, at: s.increment_session_state(at.session, {"k": 1, "user:k": 2}),
+        keys=LOG + " user",
+        refreshes="session user",
+        idempotent=False,
+        repeat=None,
+    ),
+    Operation(
         "get_user_state",
         lambda s, at: s.get_user_state(**at.owner),
         keys="user",
@@ -347,6 +378,21 @@ OPERATIONS = (
         refreshes="user",
     ),
     Operation(
+        "update_user_state",
+        lambda s, at: s.update_user_state(**at.owner, state={"n": 1, "k": 9}, if_absent=True),
+        keys="user",
+        case="if_absent",
+        refreshes="user",
+    ),
+    Operation(
+        "increment_user_state",
+        lambda s, at: s.increment_user_state(**at.owner, increments={"k": 1, "n": 1}),
+        keys="user",
+        refreshes="user",
+        idempotent=False,
+        repeat=None,
+    ),
+    Operation(
         "get_app_state",
         lambda s, at: s.get_app_state(at.app),
         keys="app",
@@ -364,6 +410,21 @@ OPERATIONS = (
         lambda s, at: s.delete_app_state(at.app, "k", "missing"),
         keys="app",
         refreshes="app",
+    ),
+    Operation(
+        "update_app_state",
+        lambda s, at: s.update_app_state(at.app, {"n": 1, "k": 9}, if_absent=True),
+        keys="app",
+        case="if_absent",
+        refreshes="app",
+    ),
+    Operation(
+        "increment_app_state",
+        lambda s, at: s.increment_app_state(at.app, {"k": 1, "n": 1}),
+        keys="app",
+        refreshes="app",
+        idempotent=False,
+        repeat=None,
     ),
     Operation(
         "count_sessions",

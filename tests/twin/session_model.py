@@ -5,11 +5,13 @@ Times are integer microseconds, deadlines integer milliseconds since 1970; None 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sessionstore import (
+    BackendRejected,
     Event,
     Session,
     SessionKey,
@@ -211,17 +213,18 @@ class Model:
         limit = settings.event_limit
         # If the log is full, its oldest event shows a repeat: the events before it were trimmed.
         if limit and len(stored.log) >= limit:
-            sent = [identity for identity, _ in batch]
+            order = [identity for identity, _ in batch]
             oldest = stored.log[0].identity
-            if len(batch) > 1 and oldest in sent:
-                batch = batch[sent.index(oldest) :]
+            if len(batch) > 1 and oldest in order:
+                batch = batch[order.index(oldest) :]
         is_repeat = all(identity in known for identity, _ in batch)
         if not is_repeat:
             self._check_version(stored, if_version)
             if turn is not None and (not stored.lease or stored.lease.token != turn.token):
                 raise Refused(TurnLost)
+        names = [name for event in events for name in _names_in(event)]
+        planned = self._plan(key, batch, known)
         # A script that gets a tier's key for one event may refresh the tier for other events too.
-        names = [name for event in events for name in (*event.state_delta, *event.state_removed)]
         self._tiers_named(settings, key, names)
         added = False
         state: dict[str, Any] = {}
@@ -233,10 +236,11 @@ class Model:
             position = max(position, stored.last_position + 1)
             stored.log.append(Stored(position, identity, event))
             stored.last_position = position
-            removed = [name for name in removed if name not in event.state_delta]
+            sums = planned[event.id]
+            removed = [name for name in removed if name not in (event.state_delta | sums)]
             removed += event.state_removed
-            state = {**state, **event.state_delta}
-            self._tiers_written(settings, key, [*event.state_delta, *event.state_removed])
+            state = {**state, **event.state_delta, **sums}
+            self._tiers_written(settings, key, _names_in(event))
             added = True
         if added:
             # All events make one change: a key that one event removes and a later one sets is kept.
@@ -275,17 +279,54 @@ class Model:
         self._tiers_written(settings, key, [*state, *removed])
         self._wrote(settings, key)
 
+    def set_absent(self, settings: Settings, key: SessionKey, state: dict[str, Any]) -> None:
+        self._open(key)
+        there = self.view(key).state
+        missing = {name: value for name, value in state.items() if name not in there}
+        self._change(key, missing, [])
+        self._tiers_named(settings, key, [*state])
+        self._tiers_written(settings, key, [*state])
+        self._wrote(settings, key)
+
+    def increment(
+        self, settings: Settings, key: SessionKey, increments: dict[str, int]
+    ) -> dict[str, int]:
+        self._open(key)
+        sums = _sums(self.view(key).state, increments)
+        self._change(key, sums, [])
+        self._tiers_named(settings, key, [*increments])
+        self._tiers_written(settings, key, [*increments])
+        self._wrote(settings, key)
+        return sums
+
     def update_user(
-        self, settings: Settings, user: User, state: dict[str, Any], removed: list[str]
+        self,
+        settings: Settings,
+        user: User,
+        state: dict[str, Any],
+        removed: list[str],
+        if_absent: bool = False,
     ) -> None:
-        _write_tier(self.users, user, state, removed)
+        _write_tier(self.users, user, state, removed, if_absent)
         self.refreshed[user] = settings.user_ttl
 
     def update_app(
-        self, settings: Settings, app: str, state: dict[str, Any], removed: list[str]
+        self,
+        settings: Settings,
+        app: str,
+        state: dict[str, Any],
+        removed: list[str],
+        if_absent: bool = False,
     ) -> None:
-        _write_tier(self.apps, app, state, removed)
+        _write_tier(self.apps, app, state, removed, if_absent)
         self.refreshed[app] = settings.app_ttl
+
+    def increment_user(
+        self, settings: Settings, user: User, increments: dict[str, int]
+    ) -> dict[str, int]:
+        sums = _sums(self.users.get(user, Tier()).state, increments)
+        self.update_user(settings, user, {**sums}, [])
+        return sums
 
     def acquire_turn(
         self, settings: Settings, key: SessionKey, holder: str, lease_ms: int, token: int
@@ -360,6 +401,20 @@ class Model:
             raise Refused(SessionNotFound)
         return self.sessions[key]
 
+    def _plan(
+        self, key: SessionKey, batch: Sequence[tuple[object, Event]], known: set[object]
+    ) -> dict[str, dict[str, int]]:
+        """The sums that each new event of a batch sets. Refused if one cannot be computed."""
+        state, planned = self.view(key).state, dict[str, dict[str, int]]()
+        for identity, event in batch:
+            if identity in known or event.id in planned:
+                continue
+            planned[event.id] = _sums(state, event.state_increments)
+            state |= {**event.state_delta, **planned[event.id]}
+            for name in event.state_removed:
+                state.pop(name, None)
+        return planned
+
     def _check_version(self, stored: StoredSession, if_version: int | None) -> None:
         if if_version is not None and if_version != stored.version:
             raise Refused(StaleVersion, stored.version)
@@ -408,11 +463,30 @@ class Model:
         self.refreshed[key.app_name] = settings.app_ttl
 
 
+def _names_in(event: Event) -> list[str]:
+    """The state keys that an event changes."""
+    return [*event.state_delta, *event.state_removed, *event.state_increments]
+
+
+def _sums(state: dict[str, Any], increments: dict[str, int]) -> dict[str, int]:
+    found = {}
+    for name, amount in increments.items():
+        value = state.get(name, 0)
+        if type(value) is not int or abs(value) >= 2**53 or abs(value + amount) >= 2**53:
+            raise Refused(BackendRejected)
+        found[name] = value + amount
+    return found
+
+
 def _write_tier(
-    tiers: dict[Any, Tier], name: Any, state: dict[str, Any], removed: list[str]
+    tiers: dict[Any, Tier],
+    name: Any,
+    state: dict[str, Any],
+    removed: list[str],
+    if_absent: bool = False,
 ) -> None:
     tier = tiers.setdefault(name, Tier())
-    tier.state.update(state)
+    tier.state.update(state if not if_absent else state | tier.state)
     for key in removed:
         tier.state.pop(key, None)
     if not tier.state:

@@ -78,6 +78,14 @@ TIMES = (
 )
 
 STATE_KEYS = ("k", "version", ".", "user:k", "user:", "app:k", "ü{}", "user:x")
+# What the events of a number add; most add nothing, and one is refused unless `user:x` is missing.
+INCREMENTS: tuple[dict[str, int], ...] = (
+    {},
+    {},
+    {"n": 1, "user:n": -2},
+    {"n": 10, "app:n": 5},
+    {"user:x": 1},
+)
 CHANGES: tuple[tuple[dict[str, Any], list[str]], ...] = (
     ({}, []),
     ({}, []),
@@ -85,7 +93,8 @@ CHANGES: tuple[tuple[dict[str, Any], list[str]], ...] = (
     ({"user:k": {"a": True}}, ["k"]),
     ({"app:k": b"\x00raw", ".": ""}, []),
     ({"user:k": 2, "app:x": None, "k": "two"}, ["version"]),
-    ({}, ["user:k", "app:k", "k", "missing"]),
+    ({}, ["user:k", "app:k", "k", "missing", "n"]),
+    ({"n": 2**53 - 2, "user:n": 7}, []),
     ({"user:x": "ü" * 50}, ["app:x"]),
 )
 
@@ -101,6 +110,11 @@ def make_event(number: int) -> Event:
         # The JSON codec carries bytes only as the whole value of a state key.
         state_delta={key: value for key, value in state.items() if not isinstance(value, bytes)},
         state_removed=removed,
+        state_increments={
+            key: amount
+            for key, amount in INCREMENTS[number % len(INCREMENTS)].items()
+            if key not in state and key not in removed
+        },
     )
 
 
@@ -439,14 +453,53 @@ class TwinMachine(RuleBasedStateMachine):
         self._expect(outcome, expected)
         self._check()
 
-    @rule(service=services, user=users, change=st.sampled_from([({"k": 1}, []), ({}, ["k"])]))
+    @rule(service=services, key=keys, change=changes)
+    def set_absent_session_state(self, service: int, key: SessionKey, change: Any) -> None:
+        state = change[0]
+        flow = flows.update_session_state(OPS[service], key, state, (), None, True)
+        outcome = self._drive(flow)
+
+        def expected() -> None:
+            if state:
+                self.model.set_absent(SERVICES[service], key, state)
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(service=services, key=keys, increments=st.sampled_from(INCREMENTS[2:]))
+    def increment_session_state(
+        self, service: int, key: SessionKey, increments: dict[str, int]
+    ) -> None:
+        flow = flows.increment_session_state(OPS[service], key, increments)
+        outcome = self._drive(flow)
+        chosen = SERVICES[service]
+        self._expect(outcome, lambda: self.model.increment(chosen, key, increments))
+        self._check()
+
+    @rule(service=services, user=users, amount=st.sampled_from((1, -2, 2**53 - 1)))
+    def increment_user_state(self, service: int, user: tuple[str, str], amount: int) -> None:
+        increments = {"n": amount, "x": 1}
+        outcome = self._drive(flows.increment_user_state(OPS[service], *user, increments))
+        chosen = SERVICES[service]
+        self._expect(outcome, lambda: self.model.increment_user(chosen, user, increments))
+        self._check()
+
+    @rule(
+        service=services,
+        user=users,
+        change=st.sampled_from([({"k": 1}, []), ({}, ["k"]), ({"k": 2, "n": 0}, [], True)]),
+    )
     def update_user_state(self, service: int, user: tuple[str, str], change: Any) -> None:
         outcome = self._drive(flows.update_user_state(OPS[service], *user, *change))
         chosen = SERVICES[service]
         self._expect(outcome, lambda: self.model.update_user(chosen, user, *change))
         self._check()
 
-    @rule(service=services, app=apps, change=st.sampled_from([({"k": 1}, []), ({}, ["k", "x"])]))
+    @rule(
+        service=services,
+        app=apps,
+        change=st.sampled_from([({"k": 1}, []), ({}, ["k", "x"]), ({"k": 2, "y": 2}, [], True)]),
+    )
     def update_app_state(self, service: int, app: str, change: Any) -> None:
         outcome = self._drive(flows.update_app_state(OPS[service], app, *change))
         chosen = SERVICES[service]
