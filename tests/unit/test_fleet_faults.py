@@ -272,7 +272,7 @@ class TestFlatOut:
         async with fleet_after_run("none", fault_in_flat_out=fault) as fleet:
             assert fleet.num_events > 4 * 3 * 4
             assert fleet.discrepancies.lost == num_lost
-            assert fleet.discrepancies.total == 2 * num_lost  # the version is wrong too
+            assert fleet.discrepancies.total == num_lost  # versions are not known in this phase
             assert fleet.failures.total() == num_failed
             assert fleet.num_verified == 4
 

@@ -45,10 +45,10 @@ SHARED = shared_keys(
 def ledger_with(*steps: list[Event]) -> Ledger:
     ledger = Ledger(conversation(KEY, "user:mine", "app:mine"))
     ledger.announce([])
-    ledger.confirm()
-    for step in steps:
+    ledger.confirm(1)
+    for number, step in enumerate(steps, 2):
         ledger.announce(step)
-        ledger.confirm()
+        ledger.confirm(number)
     return ledger
 
 
@@ -171,11 +171,17 @@ class TestSession:
         forgotten = session_with([self.REMOVE], version=3, done=3)
         assert compared(ledger, forgotten, limit=1) == Discrepancies(state_mismatches=1)
 
-    def test_every_write_is_counted_once(self) -> None:
+    def test_the_version_is_that_of_the_last_write(self) -> None:
         ledger = ledger_with(EVENTS[:1], EVENTS[1:])
         for version, num_wrong in ((2, 1), (3, 0), (4, 1), (7, 1)):
             found = session_with(EVENTS, version=version)
             assert compared(ledger, found) == Discrepancies(version_mismatches=num_wrong)
+        unknown = Event("user")
+        ledger.announce([unknown])
+        ledger.confirm()
+        for version in (4, 7):
+            found = session_with([*EVENTS, unknown], version=version)
+            assert compared(ledger, found) == Discrepancies()
 
     def test_a_session_that_is_gone_has_lost_everything(self) -> None:
         assert compared(ledger_with(EVENTS), None) == Discrepancies(

@@ -172,19 +172,19 @@ class Fleet:
         session = await self._service.create_session(
             **_ids(ledger), state=ledger.conversation.initial_state
         )
-        ledger.confirm()
+        ledger.confirm(session.version)
         for start in range(0, len(opening), _APPENDED_AT_ONCE):
             step = opening[start : start + _APPENDED_AT_ONCE]
             ledger.announce(step)
             await self._service.append_events(session, step)
-            ledger.confirm()
+            ledger.confirm(session.version)
 
     async def _take_turn(self, ledger: Ledger, turn: Turn) -> None:
         """Let a Runner answer the turn's message with the rest of the turn."""
         message, *answers = turn
 
         async def answer(context: RunContext) -> AsyncIterator[Event]:
-            ledger.confirm()
+            ledger.confirm(context.session.version)
             limit = min(READ_EVENTS, self._event_limit or READ_EVENTS)
             if compare_session(ledger, context.session, limit=limit, shared=self._shared).total:
                 self.discrepancies.read_mismatches += 1
@@ -194,7 +194,7 @@ class Fleet:
                     return
                 ledger.announce([event])
                 yield event
-                ledger.confirm()
+                ledger.confirm(context.session.version)
 
         key = ledger.conversation.key
         runner = Runner(key.app_name, answer, self._service, history_limit=READ_EVENTS)
@@ -229,7 +229,7 @@ class Fleet:
             session = await self._service.get_session(**_ids(ledger), event_num=1)
             if session and session.events and session.events[-1].metadata.get("error"):
                 ledger.announce(session.events)
-                ledger.confirm()
+                ledger.confirm(session.version)
 
     def _fail(self, ledger: Ledger, error: SessionStoreError) -> None:
         """An announced write failed."""

@@ -40,8 +40,8 @@ class Discrepancies:
             removed.
         state_mismatches: state keys that are missing, left over, or have another value than the
             last one written, after the run.
-        version_mismatches: sessions whose version is not 1 plus the number of accepted writes: a
-            write was executed twice or counted wrongly.
+        version_mismatches: sessions whose version is not the one that the last accepted write
+            reported: a write was executed twice, or another one was executed later.
         read_mismatches: reads during the run that did not show the newest events, state and
             version, and runs that yielded other events than their agent.
         list_mismatches: sessions that are missing from their user's list, listed twice, listed
@@ -89,16 +89,16 @@ class Content:
     Attributes:
         digests: event id -> digest, in the order sent, also of events beyond the event limit.
         state: the session's own keys and the shared keys that only this session writes.
-        version: 1 after the session was created, and one more after each step.
+        version: what the last write reported; None = not known.
     """
 
     digests: dict[str, bytes]
     state: dict[str, Any]
-    version: int = 1
+    version: int | None = None
 
     def apply(self, step: Step) -> None:
         """Add the events of a step and their state deltas."""
-        self.version += 1
+        self.version = None
         for event in step:
             self.digests[event.id] = event_digest(event)
             self.state.update(event.state_delta)
@@ -126,9 +126,10 @@ class Ledger:
         """The events will be appended now, all or none of them; [] = the session is created."""
         self._pending = step
 
-    def confirm(self) -> None:
-        """The announced write was accepted."""
+    def confirm(self, version: int | None = None) -> None:
+        """The announced write was accepted, and reported this version; None = not known."""
         self.content = self._apply_pending(self.content)
+        self.content.version = version
         self._pending = None
 
     def reject(self, *, maybe_applied: bool) -> None:
@@ -225,7 +226,8 @@ def compare_session(
         # A session that should not exist is compared with nothing, and so is one that is missing.
         sent = content or Content({}, {}, version=0)
         comparison = compare_events(sent.digests, found.events if found else [], limit=limit)
-        comparison.version_mismatches = int(sent.version != (found.version if found else 0))
+        version = found.version if found else 0
+        comparison.version_mismatches = int(sent.version not in (None, version))
         comparison.state_mismatches = count_state_mismatches(
             sent.state, found.state if found else {}, key=ledger.conversation.key, shared=shared
         )
