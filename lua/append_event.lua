@@ -91,6 +91,9 @@ if num_added ~= 0 and num_added ~= 1 then
 end
 -- Inlined: write_header.
 version = version + 1
+if version < now_us then
+  version = now_us
+end
 call('HSET', session, 'version', version, 'updated_us', now_us, 'last_us', position)
 -- Inlined: trim_events.
 if event_limit ~= '0' then

@@ -44,7 +44,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
         args: the script's ARGV.
         commands: plain commands that run after the script, in the same transaction.
         idempotent: running it twice stores the same data as running it once, at the time of the
-            second run; only `version` may be higher. Only idempotent Calls are sent again when the
+            second run; only `version` may differ. Only idempotent Calls are sent again when the
             outcome of the first attempt is unknown.
         writes: it changes data, not only deadlines, so that an unknown outcome matters.
         is_bulk: its data may be large. It uses a connection of its own, so that small Calls do not

@@ -90,7 +90,8 @@ class Session(msgspec.Struct):
             `user:key`. Changing it here stores nothing: use `update_session_state` or an Event's
             `state_delta`.
         events: the events that were read, oldest first.
-        version: number of writes to the session, 1 after it is created. For `if_version=`.
+        version: grows with every write and never repeats, not even if the session is deleted and
+            created again. For `if_version=`.
         created_at: when the session was created, UTC, by the store's clock.
         updated_at: when it was last written, UTC, by the store's clock.
         event_count: how many events the store holds, of which `events` may be a part. Writes

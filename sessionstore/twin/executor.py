@@ -58,7 +58,8 @@ class MemoryExecutor:
             if self._closed:
                 raise BackendUnavailable("the session service is closed")
             now = self._clock()
-            self.keyspace.now_us = int(now * 1_000_000)
+            # As on a server, no two Calls see the same microsecond, and time does not go backwards.
+            self.keyspace.now_us = max(self.keyspace.now_us + 1, int(now * 1_000_000))
             if self._cleanup_s is not None and now - self._swept_at >= self._cleanup_s:
                 self._swept_at = now
                 self.keyspace.sweep()

@@ -266,8 +266,8 @@ def write_header(
     keyspace: Keyspace, keys: Keys, session_id: bytes, version: int, last_us: int
 ) -> tuple[int, bool]:
     """lua/lib/write_header.lua"""
-    version += 1
     now_us = keyspace.now_us
+    version = max(version + 1, now_us)
     fields = (b"version", decimal(version), b"updated_us", decimal(now_us))
     keyspace.hset(keys[0], (*fields, b"last_us", decimal(last_us)))
     return version, keyspace.zadd(keys[2], now_us, session_id) == 1
@@ -280,7 +280,7 @@ def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> None:
     now_us = decimal(keyspace.now_us)
     deadline_ms = new_deadline(keyspace, ttl_ms) if ttl_ms > 0 else -1
     keyspace.unlink(session, events)
-    fields = (b"version", b"1", b"created_us", now_us, b"updated_us", now_us, b"last_us", b"0")
+    fields = (b"version", now_us, b"created_us", now_us, b"updated_us", now_us, b"last_us", b"0")
     deadline = (b"deadline_ms", decimal(deadline_ms))
     keyspace.hset(session, (*fields, *deadline, b"generation", creation_id))
     is_new_member = keyspace.zadd(index, keyspace.now_us, session_id) == 1

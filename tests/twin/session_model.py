@@ -67,7 +67,7 @@ class Lease:
 class StoredSession:
     created_us: int
     updated_us: int
-    version: int = 1
+    version: int
     last_position: int = 0
     deadline: Deadline = None
     state: dict[str, Any] = field(default_factory=dict)
@@ -193,7 +193,7 @@ class Model:
     # -- writes --------------------------------------------------------------------------------
 
     def create(self, settings: Settings, key: SessionKey, state: dict[str, Any]) -> Session:
-        self.sessions[key] = StoredSession(self.now_us, self.now_us)
+        self.sessions[key] = StoredSession(self.now_us, self.now_us, self.now_us)
         self._change(key, state, [])
         self.refreshed[key] = settings.session_ttl
         self._refresh_tiers(settings, key)
@@ -421,7 +421,7 @@ class Model:
 
     def _wrote(self, settings: Settings, key: SessionKey) -> None:
         stored = self.sessions[key]
-        stored.version += 1
+        stored.version = max(stored.version + 1, self.now_us)
         stored.updated_us = self.now_us
         self.refreshed[key] = settings.session_ttl
 

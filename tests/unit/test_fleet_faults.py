@@ -175,7 +175,7 @@ async def fleet_after_run(fault: str, *, fault_in_flat_out: str = "") -> AsyncIt
 
 
 def num_sessions(fleet: Fleet) -> int:
-    return sum(ledger.version > 0 for ledger in fleet.ledgers)
+    return sum(ledger.is_created for ledger in fleet.ledgers)
 
 
 class TestPlantedFaults:
@@ -276,7 +276,7 @@ class TestFlatOut:
         async with fleet_after_run("none", fault_in_flat_out=fault) as fleet:
             assert fleet.num_events() > 4 * 3 * 4
             assert fleet.differences["lost"] == num_lost
-            assert fleet.differences.total() == 2 * num_lost  # the version is wrong too
+            assert fleet.differences.total() == num_lost  # versions are not known in this phase
             assert fleet.failures.total() == num_failed
             assert fleet.num_verified == 4
 

@@ -339,7 +339,7 @@ async def test_a_session_shows_what_was_written() -> None:
         assert fresh.state | {"temp:c": 3} == session.state
         assert await service.pop_event(session) == stored
         assert session.events == []
-        assert session.version == fresh.version + 1
+        assert session.version > fresh.version
 
 
 METHODS = [

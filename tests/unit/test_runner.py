@@ -583,4 +583,3 @@ async def test_fifty_runs_on_one_session_lose_nothing() -> None:
         session = await read(runner.session_service)
     assert len(session.events) == 200
     assert len(session.state) == 150
-    assert session.version == 201

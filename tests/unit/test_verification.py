@@ -41,9 +41,9 @@ SHARED = shared_keys(
 
 def ledger_with(*steps: list[Event]) -> Ledger:
     ledger = Ledger(conversation(KEY, "user:mine", "app:mine"))
-    for step in ([], *steps):
+    for number, step in enumerate(([], *steps), 1):
         ledger.announce(*step)
-        ledger.confirm()
+        ledger.confirm(number)
     return ledger
 
 
@@ -179,11 +179,17 @@ class TestSession:
         forgotten = session_with([self.REMOVE], version=3, done=3)
         assert compared(ledger, forgotten, limit=1) == Counter(state_mismatches=1)
 
-    def test_every_write_is_counted_once(self) -> None:
+    def test_the_version_is_that_of_the_last_write(self) -> None:
         ledger = ledger_with(EVENTS[:1], EVENTS[1:])
         for version, num_wrong in ((2, 1), (3, 0), (4, 1), (7, 1)):
             found = session_with(EVENTS, version=version)
             assert compared(ledger, found) == Counter(version_mismatches=num_wrong)
+        unknown = Event("user")
+        ledger.announce(unknown)
+        ledger.confirm()
+        for version in (4, 7):
+            found = session_with([*EVENTS, unknown], version=version)
+            assert compared(ledger, found) == Counter()
 
     def test_a_session_that_is_gone_has_lost_everything(self) -> None:
         assert compared(ledger_with(EVENTS), None) == Counter(

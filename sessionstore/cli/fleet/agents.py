@@ -123,12 +123,12 @@ class Fleet:
             session = await self._service.create_session(
                 **asdict(ledger.key), state=ledger.conversation.initial_state
             )
-            ledger.confirm()
+            ledger.confirm(session.version)
             for start in range(0, len(opening), _APPENDED_AT_ONCE):
                 step = opening[start : start + _APPENDED_AT_ONCE]
                 ledger.announce(*step)
                 await self._service.append_events(session, step)
-                ledger.confirm()
+                ledger.confirm(session.version)
             for turn in turns:
                 if not await self._think():
                     return
@@ -138,7 +138,7 @@ class Fleet:
                 self._progress.update(self._task, advance=1, rate=f"{rate:,.0f} events/s")
         except SessionStoreError as error:
             self._fail(ledger, error)
-            if isinstance(error, InvalidArgument) and ledger.version:
+            if isinstance(error, InvalidArgument) and ledger.is_created:
                 await self._expect_refusal(ledger)
 
     async def _take_turn(self, ledger: Ledger, turn: list[Event]) -> None:
@@ -146,7 +146,7 @@ class Fleet:
         message, *answers = turn
 
         async def answer(context: RunContext) -> AsyncIterator[Event]:
-            ledger.confirm()
+            ledger.confirm(context.session.version)
             limit = min(_READ_EVENTS, self._event_limit or _READ_EVENTS)
             if ledger.differences(context.session, limit=limit, shared=self._shared):
                 self.differences["read_mismatches"] += 1
@@ -155,7 +155,7 @@ class Fleet:
                     return
                 ledger.announce(event)
                 yield event
-                ledger.confirm()
+                ledger.confirm(context.session.version)
 
         key = ledger.key
         runner = Runner(key.app_name, answer, self._service, history_limit=_READ_EVENTS)
@@ -186,7 +186,7 @@ class Fleet:
             session = await self._service.get_session(**asdict(ledger.key), event_num=1)
             if session and session.events and session.events[-1].metadata.get("error"):
                 ledger.announce(*session.events)
-                ledger.confirm()
+                ledger.confirm(session.version)
 
     def _fail(self, ledger: Ledger, error: SessionStoreError) -> None:
         """The announced write failed."""
@@ -270,7 +270,7 @@ class Fleet:
 
     def _written(self) -> list[Ledger]:
         """The sessions that were created or may have been."""
-        return [each for each in self.ledgers if each.version or each.pending is not None]
+        return [each for each in self.ledgers if each.is_created or each.pending is not None]
 
     async def _verify_session(self, ledger: Ledger) -> None:
         found = await self._service.get_session(**asdict(ledger.key))
@@ -287,7 +287,7 @@ class Fleet:
             )
             listed += page
         names = {session.id for session in listed}
-        created = {ledger.key.session_id for ledger in ledgers if ledger.version}
+        created = {ledger.key.session_id for ledger in ledgers if ledger.is_created}
         known = {ledger.key.session_id for ledger in ledgers}
         num_wrong = len(listed) - len(names) + len(created - names) + len(names - known)
         for earlier, later in pairwise(listed):

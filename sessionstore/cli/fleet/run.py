@@ -115,7 +115,7 @@ async def _run_phases(options: FleetOptions, store: Store, fleet: Fleet, report:
         with _a_core_each(store.private_pid):
             report.flat_out = await fleet.run_flat_out(options.flat_out)
     await fleet.verify()
-    report.num_sessions = sum(ledger.version > 0 for ledger in fleet.ledgers)
+    report.num_sessions = sum(ledger.is_created for ledger in fleet.ledgers)
     report.num_events = fleet.num_events()
     report.num_kept_events = fleet.num_events(options.event_limit)
     report.num_verified = fleet.num_verified

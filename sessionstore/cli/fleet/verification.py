@@ -23,7 +23,8 @@ KINDS = {
     "unexpected": "unexpected",
     # State keys that are missing, left over, or have another value than the last one written.
     "state_mismatches": "state mismatches",
-    # Sessions whose version is not 1 plus the number of accepted writes: one was executed twice.
+    # Sessions whose version is not the one that the last accepted write reported: a write was
+    # executed twice or later.
     "version_mismatches": "version mismatches",
     # Reads that did not show the newest events, state and version, and runs that yielded other
     # events than their agent.
@@ -67,7 +68,8 @@ class Ledger:
     digests: dict[str, bytes] = field(default_factory=dict)
     # The session's own keys, and the shared keys that only this session writes.
     state: dict[str, Any] = field(default_factory=dict)
-    version: int = 0  # number of accepted writes; 0 = the session was not created
+    is_created: bool = False
+    version: int | None = 0  # what the last write reported; None = unknown
     pending: Sequence[Event] | None = None  # the events of the announced write
 
     @property
@@ -79,13 +81,16 @@ class Ledger:
         """The events will be appended now, all or none of them."""
         self.pending = events
 
-    def confirm(self) -> None:
-        """The announced write was accepted. Does nothing if none is announced."""
+    def confirm(self, version: int | None = None) -> None:
+        """The announced write was accepted and reported this version; None = unknown.
+
+        Does nothing if no write is announced.
+        """
         if self.pending is None:
             return
-        if self.version == 0:
+        if not self.is_created:
             self.state.update(self.conversation.initial_state)
-        self.version += 1
+        self.is_created, self.version = True, version
         for event in self.pending:
             self.digests[event.id] = _digest(event)
             self.state.update(event.state_delta)
@@ -114,7 +119,7 @@ class Ledger:
             (
                 compare_events(each.digests, events, limit=limit)
                 + compare_state(each.state, state, key=self.key, shared=shared)
-                + Counter(version_mismatches=int(each.version != version))
+                + Counter(version_mismatches=int(each.version not in (None, version)))
                 for each in outcomes
             ),
             key=Counter.total,
