@@ -10,10 +10,19 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from support.services import ServiceFactory
+from support.services import ServiceFactory, make_ops
 from support.sessions import APP, OWNER, USER, create, read
 
-from sessionstore import Event, InMemorySessionService, InvalidArgument, SessionKey, SessionPage
+from sessionstore import (
+    Event,
+    InMemorySessionService,
+    InvalidArgument,
+    SessionKey,
+    SessionPage,
+    SessionService,
+)
+from sessionstore.keys import Keys
+from sessionstore.twin import AsyncMemoryExecutor, MemoryExecutor
 
 AdvanceTime = Callable[[float], None]
 
@@ -158,10 +167,14 @@ async def test_a_page_after_an_offset_goes_on_with_its_cursor(service: Any) -> N
 
 @pytest.mark.parametrize("limit", [1, 3, 4])
 async def test_sessions_of_the_same_time_are_told_apart_by_id(limit: int) -> None:
-    """On servers no two writes have the same time. A clock of the caller may stand still."""
-    service = InMemorySessionService(clock=lambda: 1e9)
+    """No two writes have the same time, so the index is given equal times here."""
+    memory = MemoryExecutor()
+    service = SessionService(make_ops(), AsyncMemoryExecutor(memory))
     names = ["ü:%", "b", "a", "B", "\U0001f600", "ab"]
     await create_many(service, names)
+    index = Keys().session(APP, USER, "a").session_index
+    for name in names:
+        memory.keyspace.zadd(index, 1_000_000, name.encode())
     found = [name async for page in pages(service, limit=limit) for name in ids_of(page)]
     assert found == sorted(names, key=str.encode, reverse=True)
 
