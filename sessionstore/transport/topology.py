@@ -215,6 +215,7 @@ class ClusterTopology(_RoutedTopology):
         self._seeds = list(seeds)
         self._by_slot: list[Node | None] = [None] * SLOTS
         self._primaries: set[Node] = set()
+        self._without_successor: dict[Node, int] = {}  # and one of the slots that each had
         self._silent: set[Node] = set()
 
     def node_for(self, call: Call[Any]) -> Node:
@@ -280,8 +281,13 @@ class ClusterTopology(_RoutedTopology):
                 ]
         for node in self._primaries - primaries:
             if node in self._by_slot:
-                successor = by_slot[self._by_slot.index(node)]
-                if successor is not None:
+                self._without_successor[node] = self._by_slot.index(node)
+        # For a moment the map may name nobody for the slots of a primary that is gone.
+        for node, slot in list(self._without_successor.items()):
+            successor = by_slot[slot]
+            if successor is not None:
+                del self._without_successor[node]
+                if successor != node:
                     _log_failover(node, successor)
         self._by_slot = by_slot
         self._primaries = primaries

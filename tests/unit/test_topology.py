@@ -175,6 +175,25 @@ def test_a_slot_without_a_node_goes_to_any() -> None:
     assert {topology.node_for(READ) for _ in range(50)} == {A, B}
 
 
+def test_a_failover_is_logged_although_a_map_names_no_successor(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "sessionstore")
+    topology = ClusterTopology([B])
+    after = [[0, 5460, primary(C)], [5461, SLOTS - 1, primary(B)]]
+    for answer in (WHOLE, WHOLE[1:], WHOLE[1:], after, after):
+        Asked(topology, {A: answer, B: answer, C: answer})
+    assert caplog.messages == ["followed a failover: c:3 has replaced a:1"]
+
+
+def test_a_primary_that_is_back_was_not_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "sessionstore")
+    topology = ClusterTopology([B])
+    for answer in (WHOLE, WHOLE[1:], WHOLE):
+        Asked(topology, {A: answer, B: answer})
+    assert caplog.messages == []
+
+
 def test_moved_corrects_one_slot_and_calls_for_a_new_map() -> None:
     topology = ClusterTopology([A])
     Asked(topology, {A: [[0, SLOTS - 1, primary(A)]]})
