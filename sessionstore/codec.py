@@ -11,7 +11,7 @@ with what is stored. The exception is a VerifiedEvent and its state, which are n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from datetime import datetime
 from typing import Any, Literal
@@ -37,6 +37,12 @@ _decode_event_msgpack = msgspec.msgpack.Decoder(Event).decode
 # What encoders raise for a value that they cannot encode.
 _ENCODE_ERRORS = (TypeError, ValueError, OverflowError, RecursionError)
 
+SIZE_LIMIT = 8 << 20
+"""Maximum size of an encoded event or state value by default, in bytes. An image fits."""
+
+CALL_SIZE_LIMIT = 64 << 20
+"""Maximum size of the state or the events that one call writes, in bytes, encoded."""
+
 DEPTH_LIMIT = 200
 """Maximum nesting of lists and dicts. Deeper values may exceed the stack when they are decoded."""
 
@@ -54,8 +60,8 @@ class Codec:
     def __init__(
         self,
         format: Format = "json",  # noqa: A002  # the natural name of the option
-        event_size_limit: int = 1 << 20,
-        value_size_limit: int = 1 << 20,
+        event_size_limit: int = SIZE_LIMIT,
+        value_size_limit: int = SIZE_LIMIT,
     ) -> None:
         if format not in ("json", "msgpack"):
             raise InvalidArgument(f'codec must be "json" or "msgpack", not {format!r}')
@@ -83,19 +89,22 @@ class Codec:
             InvalidArgument: the value would change in a round trip; names the path.
             LimitExceeded: it is larger than `value_size_limit`.
         """
-        if isinstance(value, bytes):
-            data, found = _RAW + value, value
-        else:
-            try:
-                data = self._encode(value)
-                found = decode_value(data) if self._verifies else value
-                same = (found is value or found == value) and not self._is_too_deep(data, value)
-            except _ENCODE_ERRORS:
-                same = False
-            if not same:
-                raise self._value_error(value, path)
+        try:
+            data = _RAW + value if isinstance(value, bytes) else self._encode(value)
+        except _ENCODE_ERRORS:
+            raise self._value_error(value, path) from None
+        # Checked first: in a large value, looking for a part that is not valid takes long.
         if len(data) > self._value_size_limit:
             raise _too_large(path, self._value_size_limit, len(data))
+        if isinstance(value, bytes):
+            return data, value
+        try:
+            found = decode_value(data) if self._verifies else value
+            same = (found is value or found == value) and not self._is_too_deep(data, value)
+        except _ENCODE_ERRORS:
+            same = False
+        if not same:
+            raise self._value_error(value, path)
         return data, found
 
     def encode_event(self, event: Event, path: str) -> tuple[bytes, Event]:
@@ -108,21 +117,23 @@ class Codec:
         """
         try:
             data = self._encode(event)
-            if self._verifies:
-                found = self._decode_event(data)
-                same = found == event and not (
-                    self._is_too_deep(data, event.content)
-                    or self._is_too_deep(data, event.state_delta)
-                    or self._is_too_deep(data, event.metadata)
-                )
-            else:
-                found, same = event, True
+        except _ENCODE_ERRORS:
+            raise self._event_error(event, path) from None
+        if len(data) > self._event_size_limit:
+            raise _too_large(path, self._event_size_limit, len(data))
+        if not self._verifies:
+            return data, event
+        try:
+            found = self._decode_event(data)
+            same = found == event and not (
+                self._is_too_deep(data, event.content)
+                or self._is_too_deep(data, event.state_delta)
+                or self._is_too_deep(data, event.metadata)
+            )
         except _ENCODE_ERRORS:
             same = False
         if not same:
             raise self._event_error(event, path)
-        if len(data) > self._event_size_limit:
-            raise _too_large(path, self._event_size_limit, len(data))
         return data, found
 
     def _is_too_deep(self, data: bytes, value: Any) -> bool:
@@ -161,19 +172,22 @@ class Codec:
         """Why a value cannot be stored, with the path to the innermost part that is not valid."""
         if depth > DEPTH_LIMIT:
             return f"{path} is nested more than {DEPTH_LIMIT} levels deep"
-        parts: Iterable[tuple[Any, Any]] = ()
+        names: Sequence[Any] = ()
+        items: list[Any] = []
         if isinstance(value, dict):
-            parts = value.items()
-            for key in value:
-                if not self._round_trips({key: None}):
-                    name = type(key).__name__
-                    return f"{path} has the {name} key {key!r}, which would change when stored"
+            names, items = list(value), list(value.values())
+            place = _first_fault([{name: None} for name in names], self._round_trips)
+            if place is not None:
+                key = names[place]
+                kind_of_key = type(key).__name__
+                return f"{path} has the {kind_of_key} key {key!r}, which would change when stored"
         elif isinstance(value, list):
-            parts = enumerate(value)
-        for key, item in parts:
-            found = self._find_fault(item, f"{path}[{key!r}]", depth + 1)
-            if found:
-                return found
+            names, items = range(len(value)), value
+        place = _first_fault(items, self._round_trips)
+        if place is None:
+            place = _first_fault(items, lambda some: not is_deeper(some, DEPTH_LIMIT - depth))
+        if place is not None:
+            return self._find_fault(items[place], f"{path}[{names[place]!r}]", depth + 1)
         if self._round_trips(value):
             return None
         kind: type[Any] = type(value)
@@ -191,6 +205,23 @@ class Codec:
             return bool(decode_value(self._encode(value)) == value)
         except _ENCODE_ERRORS:
             return False
+
+
+def _first_fault(items: list[Any], is_good: Callable[[list[Any]], bool]) -> int | None:
+    """The place of the first item that makes a list not good.
+
+    A binary search: encoding half of the items at once is much faster than one by one.
+    """
+    if is_good(items):
+        return None
+    low, high = 0, len(items)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if is_good(items[low:middle]):
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def is_deeper(value: Any, limit: int) -> bool:

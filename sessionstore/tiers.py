@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .codec import Codec, corrupt, decode_value
+from .codec import CALL_SIZE_LIMIT, Codec, corrupt, decode_value
 from .errors import InvalidArgument, LimitExceeded
 
 Tier = Literal["session", "user", "app"]
@@ -47,6 +47,13 @@ class Delta(msgspec.Struct):
         return (len(self.pairs) // 2, *self.pairs, len(self.removed), *self.removed)
 
 
+def check_call_size(path: str, size: int) -> None:
+    """LimitExceeded if what a call writes is larger than CALL_SIZE_LIMIT. `path` is its name."""
+    if size > CALL_SIZE_LIMIT:
+        message = f"{path} has {size} bytes or more when encoded; at most {CALL_SIZE_LIMIT} are"
+        raise LimitExceeded(f"{message} allowed in one call", limit=CALL_SIZE_LIMIT, actual=size)
+
+
 class Change(msgspec.Struct):
     """What one call changes: a delta for each tier, and the same changes for a caller's Session."""
 
@@ -61,6 +68,12 @@ class Change(msgspec.Struct):
     def is_stored(self) -> bool:
         """Whether the store has anything to change."""
         return bool(self.session or self.user or self.app)
+
+    @property
+    def size(self) -> int:
+        """Number of bytes of the encoded keys and values to set."""
+        deltas = (self.session, self.user, self.app)
+        return sum(len(part) for delta in deltas for part in delta.pairs)
 
     def apply_to(self, state: dict[str, Any], *, only_temp: bool = False) -> None:
         """Change the merged state of a Session like the stored state.
@@ -104,7 +117,7 @@ def encode_change(
 
     Raises:
         InvalidArgument: a key or a value cannot be stored; names the path.
-        LimitExceeded: there are too many keys, or a key or value is too large.
+        LimitExceeded: there are too many keys, or a key, a value or all together are too large.
     """
     if not isinstance(state, Mapping):
         raise InvalidArgument(f"{path} must be a dict, not {type(state).__name__}")
@@ -122,11 +135,14 @@ def encode_change(
             limit=STATE_KEYS_LIMIT,
             actual=count,
         )
+    size = 0
     for key, value in state.items():
         target, stored, full = _parse_key(key, f"{path} key", tier)
         if full in change.values:
             raise InvalidArgument(f"{path} names {full!r} twice, with and without its prefix")
         data, copy = codec.encode_value(value, f"{path}[{key!r}]")
+        size += len(stored) + len(data)
+        check_call_size(path, size)
         if target != "temp":
             getattr(change, target).pairs += (stored, data)
         change.values[full] = copy
