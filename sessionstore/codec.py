@@ -14,7 +14,7 @@ with what is stored. The exception is a VerifiedEvent and its state, which are n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from datetime import datetime
 from typing import Any, Literal
@@ -40,6 +40,12 @@ _decode_event_msgpack = msgspec.msgpack.Decoder(Event).decode
 # What encoders raise for a value that they cannot encode.
 _ENCODE_ERRORS = (TypeError, ValueError, OverflowError, RecursionError)
 
+SIZE_LIMIT = 8 << 20
+"""Maximum size of an encoded event or state value by default, in bytes. An image fits."""
+
+CALL_SIZE_LIMIT = 64 << 20
+"""Maximum size of the state or the events that one call writes, in bytes, encoded."""
+
 DEPTH_LIMIT = 200
 """Maximum nesting of lists and dicts. Deeper values may exceed the stack when they are decoded."""
 
@@ -57,8 +63,8 @@ class Codec:
     def __init__(
         self,
         format: Format = "json",  # noqa: A002  # the natural name of the option
-        event_size_limit: int = 1 << 20,
-        value_size_limit: int = 1 << 20,
+        event_size_limit: int = SIZE_LIMIT,
+        value_size_limit: int = SIZE_LIMIT,
     ) -> None:
         if format not in ("json", "msgpack"):
             raise InvalidArgument(f'codec must be "json" or "msgpack", not {format!r}')
@@ -86,22 +92,32 @@ class Codec:
             InvalidArgument: the value would change in a round trip; names the path.
             LimitExceeded: it is larger than `value_size_limit`.
         """
-        if isinstance(value, bytes):
-            data, decoded = _RAW + value, value
-        else:
-            try:
-                can_increment = type(value) is int and -(2**53) < value < 2**53
-                data = _encode_json(value) if can_increment else self._encode(value)
-                decoded = decode_value(data) if self._verifies else value
-                is_same = decoded is value or decoded == value
-                is_valid = is_same and not self._is_too_deep(data, value)
-            except _ENCODE_ERRORS:
-                is_valid = False
-            if not is_valid:
-                raise self._value_error(value, path)
+        try:
+            data = self._encode_value(value)
+        except _ENCODE_ERRORS:
+            raise self._value_error(value, path) from None
+        # Checked first: in a large value, looking for a part that is not valid takes long.
         if len(data) > self._value_size_limit:
             raise _too_large(path, self._value_size_limit, len(data))
+        if isinstance(value, bytes):
+            return data, value
+        try:
+            decoded = decode_value(data) if self._verifies else value
+            is_same = decoded is value or decoded == value
+            is_valid = is_same and not self._is_too_deep(data, value)
+        except _ENCODE_ERRORS:
+            is_valid = False
+        if not is_valid:
+            raise self._value_error(value, path)
         return data, decoded
+
+    def _encode_value(self, value: Any) -> bytes:
+        if isinstance(value, bytes):
+            return _RAW + value
+        # As JSON under every codec, so that scripts can increment it.
+        if type(value) is int and -(2**53) < value < 2**53:
+            return _encode_json(value)
+        return self._encode(value)
 
     def encode_event(self, event: Event, path: str) -> tuple[bytes, Event]:
         """The bytes of an event, and a copy that shares nothing with it.
@@ -113,21 +129,23 @@ class Codec:
         """
         try:
             data = self._encode(event)
-            if self._verifies:
-                decoded = self._decode_event(data)
-                is_valid = decoded == event and not (
-                    self._is_too_deep(data, event.content)
-                    or self._is_too_deep(data, event.state_delta)
-                    or self._is_too_deep(data, event.metadata)
-                )
-            else:
-                decoded, is_valid = event, True
+        except _ENCODE_ERRORS:
+            raise self._event_error(event, path) from None
+        if len(data) > self._event_size_limit:
+            raise _too_large(path, self._event_size_limit, len(data))
+        if not self._verifies:
+            return data, event
+        try:
+            decoded = self._decode_event(data)
+            is_valid = decoded == event and not (
+                self._is_too_deep(data, event.content)
+                or self._is_too_deep(data, event.state_delta)
+                or self._is_too_deep(data, event.metadata)
+            )
         except _ENCODE_ERRORS:
             is_valid = False
         if not is_valid:
             raise self._event_error(event, path)
-        if len(data) > self._event_size_limit:
-            raise _too_large(path, self._event_size_limit, len(data))
         return data, decoded
 
     def _is_too_deep(self, data: bytes, value: Any) -> bool:
@@ -167,19 +185,22 @@ class Codec:
         """Why a value cannot be stored, with the path to the innermost part that is not valid."""
         if depth > DEPTH_LIMIT:
             return f"{path} is nested more than {DEPTH_LIMIT} levels deep"
-        parts: Iterable[tuple[Any, Any]] = ()
+        names: Sequence[Any] = ()
+        items: list[Any] = []
         if isinstance(value, dict):
-            parts = value.items()
-            for key in value:
-                if not self._round_trips({key: None}):
-                    name = type(key).__name__
-                    return f"{path} has the {name} key {key!r}, which would change when stored"
+            names, items = list(value), list(value.values())
+            place = _first_fault([{name: None} for name in names], self._round_trips)
+            if place is not None:
+                key = names[place]
+                kind_of_key = type(key).__name__
+                return f"{path} has the {kind_of_key} key {key!r}, which would change when stored"
         elif isinstance(value, list):
-            parts = enumerate(value)
-        for key, item in parts:
-            fault = self._find_fault(item, f"{path}[{key!r}]", depth + 1)
-            if fault:
-                return fault
+            names, items = range(len(value)), value
+        place = _first_fault(items, self._round_trips)
+        if place is None:
+            place = _first_fault(items, lambda some: not is_deeper(some, DEPTH_LIMIT - depth))
+        if place is not None:
+            return self._find_fault(items[place], f"{path}[{names[place]!r}]", depth + 1)
         if self._round_trips(value):
             return None
         codec = "json" if self._json else "msgpack"
@@ -199,6 +220,23 @@ class Codec:
             return bool(decode_value(self._encode(value)) == value)
         except _ENCODE_ERRORS:
             return False
+
+
+def _first_fault(items: list[Any], is_good: Callable[[list[Any]], bool]) -> int | None:
+    """The place of the first item that makes a list not good.
+
+    A binary search: encoding half of the items at once is much faster than one by one.
+    """
+    if is_good(items):
+        return None
+    low, high = 0, len(items)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if is_good(items[low:middle]):
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def is_deeper(value: Any, limit: int) -> bool:

@@ -27,7 +27,7 @@ from .model import Event, EventPage, Ping, Session, SessionKey, Turn
 from .ops import Ops
 from .options import Duration, check_bool, check_milliseconds
 from .replies import WriteResult
-from .tiers import NO_CHANGE, Change, Delta, encode_change
+from .tiers import NO_CHANGE, Change, Delta, check_call_size, encode_change
 from .times import from_us
 
 # -- sessions -------------------------------------------------------------------------------------
@@ -142,12 +142,15 @@ def append_events(
     results: list[Event] = []
     rows: list[tuple[bytes, datetime, Change]] = []
     stored: list[Event] = []
+    size = 0
     for number, event in enumerate(events):
         prepared = _encode_event(ops, event, f"events[{number}]")
         if prepared is None:
             results.append(event)
             continue
         data, copy, change = prepared
+        size += len(data) + change.size
+        check_call_size("events", size)
         results.append(copy)
         stored.append(copy)
         rows.append((data, copy.timestamp, change))

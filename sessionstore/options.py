@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .codec import Codec, Format
+from .codec import CALL_SIZE_LIMIT, Codec, Format
 from .errors import InvalidArgument
 from .keys import Keys, PartitionBy
 
@@ -74,8 +74,8 @@ def check_options(
         keys=Keys(key_prefix, partition_by),
         codec=Codec(
             codec,
-            check_int("event_size_limit", event_size_limit, low=1),
-            check_int("value_size_limit", value_size_limit, low=1),
+            check_int("event_size_limit", event_size_limit, low=1, high=CALL_SIZE_LIMIT),
+            check_int("value_size_limit", value_size_limit, low=1, high=CALL_SIZE_LIMIT),
         ),
         session_event_limit=event_limit,
         session_ttl_ms=_check_ttl("session_ttl", session_ttl),

@@ -304,8 +304,8 @@ class SessionService:
             The events as stored, in the same order.
 
         Raises:
-            InvalidArgument: a field is not valid; names it. LimitExceeded if an event is too large
-                or there are too many.
+            InvalidArgument: a field is not valid; names it. LimitExceeded if an event is too
+                large, there are too many, or they have more than 64 MiB together.
             SessionNotFound: the session does not exist.
             StaleVersion: the session has another version than `if_version`.
             TurnLost: another run has acquired the turn.
@@ -735,8 +735,8 @@ class RedisSessionService(SessionService):
         partition_by: what shares a cluster slot: the keys of a "user" or of an "app". With "user",
             in a cluster, creating a session and writing `app:` state take one or two round trips
             more.
-        event_size_limit: maximum size of an encoded event, in bytes.
-        value_size_limit: maximum size of an encoded state value, in bytes.
+        event_size_limit: maximum size of an encoded event, in bytes; at most 64 MiB.
+        value_size_limit: maximum size of an encoded state value, in bytes, likewise.
         call_timeout: maximum time of a call, including retries; then BackendTimeout is raised.
         wait_replicas: (n, timeout): a write waits until n replicas have it, or raises NotReplicated
             after the timeout, which is at most `call_timeout`.
@@ -763,8 +763,8 @@ class RedisSessionService(SessionService):
         key_prefix: str = "",
         codec: Format = "json",
         partition_by: PartitionBy = "user",
-        event_size_limit: int = 1 << 20,
-        value_size_limit: int = 1 << 20,
+        event_size_limit: int = 8 << 20,
+        value_size_limit: int = 8 << 20,
         call_timeout: Duration = 10.0,
         wait_replicas: WaitReplicas | None = None,
         read_from: ReadFrom = "primary",
@@ -814,8 +814,8 @@ class InMemorySessionService(SessionService):
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
         partition_by: "user" or "app"; only affects the names of keys.
-        event_size_limit: maximum size of an encoded event, in bytes.
-        value_size_limit: maximum size of an encoded state value, in bytes.
+        event_size_limit: maximum size of an encoded event, in bytes; at most 64 MiB.
+        value_size_limit: maximum size of an encoded state value, in bytes, likewise.
         cleanup_interval: time between sweeps that free expired data; a sweep is part of the next
             call. None = 5 minutes if any TTL is set, otherwise never.
         clock: a function that returns seconds since 1970, for tests; None = the system's clock.
@@ -835,8 +835,8 @@ class InMemorySessionService(SessionService):
         key_prefix: str = "",
         codec: Format = "json",
         partition_by: PartitionBy = "user",
-        event_size_limit: int = 1 << 20,
-        value_size_limit: int = 1 << 20,
+        event_size_limit: int = 8 << 20,
+        value_size_limit: int = 8 << 20,
         cleanup_interval: Duration | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from .codec import Codec, corrupt, decode_value
+from .codec import CALL_SIZE_LIMIT, Codec, corrupt, decode_value
 from .errors import InvalidArgument, LimitExceeded
 
 Tier = Literal["session", "user", "app"]
@@ -63,6 +63,13 @@ class Increment(NamedTuple):
     amount: int
 
 
+def check_call_size(path: str, size: int) -> None:
+    """LimitExceeded if what a call writes is larger than CALL_SIZE_LIMIT. `path` is its name."""
+    if size > CALL_SIZE_LIMIT:
+        message = f"{path} has {size} bytes or more when encoded; at most {CALL_SIZE_LIMIT} are"
+        raise LimitExceeded(f"{message} allowed in one call", limit=CALL_SIZE_LIMIT, actual=size)
+
+
 class Change(msgspec.Struct):
     """What one call changes: a delta for each tier, and the same changes for a caller's Session.
 
@@ -105,6 +112,12 @@ class Change(msgspec.Struct):
         """Set the new values of the increments in the merged state of a Session."""
         names = (increment.name for increment in self.increments)
         state.update(zip(names, sums, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Number of bytes of the encoded keys and values to set."""
+        deltas = (self.session, self.user, self.app)
+        return sum(len(part) for delta in deltas for part in delta.pairs)
 
     def apply_to(self, state: dict[str, Any], *, only_temp: bool = False) -> None:
         """Change the merged state of a Session like the stored state.
@@ -152,7 +165,7 @@ def encode_change(
 
     Raises:
         InvalidArgument: a key or a value cannot be stored; names the path.
-        LimitExceeded: there are too many keys, or a key or value is too large.
+        LimitExceeded: there are too many keys, or a key, a value or all together are too large.
     """
     if not isinstance(state, Mapping):
         raise InvalidArgument(f"{path} must be a dict, not {type(state).__name__}")
@@ -173,11 +186,14 @@ def encode_change(
             limit=STATE_KEYS_LIMIT,
             actual=count,
         )
+    size = 0
     for key, value in state.items():
         target, stored, full = _parse_key(key, f"{path} key", tier)
         if full in change.values:
             raise InvalidArgument(f"{path} names {full!r} twice, with and without its prefix")
         data, copy = codec.encode_value(value, f"{path}[{key!r}]")
+        size += len(stored) + len(data)
+        check_call_size(path, size)
         if target != "temp":
             getattr(change, target).pairs += (stored, data)
         change.values[full] = copy

@@ -49,7 +49,7 @@ class Store(NamedTuple):
     place: str  # where it is and why it was chosen, without credentials
     private_pid: int | None = None  # the process of a server that was started for the run
     executor: AsyncExecutor | None = None
-    first_infos: Sequence[Info] = ()  # of the primaries when the store was opened, if it allows it
+    first_infos: Sequence[Info] = ()  # when the store was opened; () = INFO is not allowed
 
     def connect(self, **options: Any) -> SessionService:
         """A service on this store. On memory:// each service has a store of its own."""
@@ -58,20 +58,16 @@ class Store(NamedTuple):
         return RedisSessionService(self.url, **options)
 
     async def costs(self) -> tuple[float, float] | None:
-        """What the primaries have used since the store was opened; None if they do not say.
+        """Processor time in microseconds and bytes of memory used since the store was opened.
 
-        Returns:
-            Processor time of all threads in microseconds, and memory in bytes.
+        None if the primaries do not say.
         """
         if self.executor is None or not self.first_infos:
             return None
         with suppress(BackendError, KeyError):  # a run that lost its server reports this elsewhere
             infos = await drive_async(_read_infos(self.executor), self.executor)
-            first, last = (
-                (sum_of(each, "used_cpu_user", "used_cpu_sys"), sum_of(each, "used_memory"))
-                for each in (self.first_infos, infos)
-            )
-            return (last[0] - first[0]) * 1e6, last[1] - first[1]
+            cpu_s = growth(self.first_infos, infos, "used_cpu_user", "used_cpu_sys")
+            return cpu_s * 1e6, growth(self.first_infos, infos, "used_memory")
         return None
 
 
@@ -144,9 +140,12 @@ def identify(infos: Sequence[Info]) -> tuple[str, tuple[int, ...]]:
     return name.strip(), lowest
 
 
-def sum_of(infos: Sequence[Info], *names: str) -> float:
-    """The sum of some fields of all primaries. KeyError if one is missing."""
-    return sum(float(info[name]) for info in infos for name in names)
+def growth(first: Sequence[Info], last: Sequence[Info], *names: str) -> float:
+    """The growth of some fields of all primaries. KeyError if one is missing."""
+    before, after = (
+        sum(float(info[name]) for info in infos for name in names) for infos in (first, last)
+    )
+    return after - before
 
 
 def redact_url(url: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -302,7 +304,7 @@ BAD_EVENTS = [
     Event("user", state_delta={"a": float("nan")}),
     Event("user", state_delta={"app:": 1}),
     Event("", "x"),
-    Event("user", "x" * (1 << 20)),
+    Event("user", "x" * (8 << 20)),
     "not an event",
 ]
 
@@ -510,6 +512,16 @@ async def test_what_is_too_large_is_refused_with_limit_and_size(
         assert (caught.value.limit, caught.value.actual) == (100, 101)
     await service.update_session_state(session, {"a": "x" * 98})
     assert (await read(service)).state == {"a": "x" * 98}
+
+
+async def test_an_image_fits_in_an_event_and_in_a_value(service: Any) -> None:
+    image = base64.b64encode(os.urandom(900_000)).decode()
+    session = await create(service, state={"image": image})
+    event = Event("user", {"type": "image", "data": image}, state_delta={"user:image": image})
+    await service.append_event(session, event)
+    stored = await read(service)
+    assert stored.events == [event]
+    assert stored.state == {"image": image, "user:image": image}
 
 
 async def test_a_session_key_serves_wherever_a_session_does(service: Any) -> None:

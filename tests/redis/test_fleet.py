@@ -20,7 +20,8 @@ from support.servers import Server
 from support.waiting import wait_until
 
 from sessionstore.cli import command_line, store
-from sessionstore.cli.store import identify, redact_url, sum_of
+from sessionstore.cli.fleet.run import a_core_each
+from sessionstore.cli.store import growth, identify, redact_url
 from sessionstore.embedded import EmbeddedServer, find_servers
 from sessionstore.errors import BackendUnavailable
 
@@ -233,6 +234,28 @@ class TestOnAServer:
         assert SECRET not in result.output
 
 
+class TestCores:
+    @needs_server
+    @pytest.mark.skipif(
+        not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+        reason="needs two cores that can be chosen",
+    )
+    def test_client_and_server_have_a_core_each_for_a_while(self) -> None:
+        before = os.sched_getaffinity(0)
+        with EmbeddedServer() as server:
+            with a_core_each(server.pid):
+                client_cores, server_cores = map(os.sched_getaffinity, (0, server.pid))
+                assert len(server_cores) == 1
+                assert client_cores | server_cores == before
+                assert not client_cores & server_cores
+            assert os.sched_getaffinity(0) == os.sched_getaffinity(server.pid) == before
+            pid = server.pid
+        with a_core_each(pid):  # the server has ended
+            pass
+        with a_core_each(None):
+            assert os.sched_getaffinity(0) == before
+
+
 class TestMessages:
     @pytest.mark.parametrize(
         ("arguments", "expected"),
@@ -339,9 +362,10 @@ class TestMessages:
         assert identify([{}]) == ("Redis", ())
         infos = [{"redis_version": "8.2.3"}, {"redis_version": "8.0.1"}]
         assert identify(infos) == ("Redis 8.2.3, a cluster of 2 primaries", (8, 0, 1))
-        assert sum_of([valkey, {**valkey, "used_memory": "8.5"}], "used_memory") == 15.5
+        larger = {"used_memory": "8.5"}
+        assert growth([valkey, valkey], [larger, valkey], "used_memory") == 1.5
         with pytest.raises(KeyError):
-            sum_of([valkey, {}], "used_memory")
+            growth([valkey, {}], [valkey, valkey], "used_memory")
 
 
 @contextmanager

@@ -519,8 +519,8 @@ def test_an_event_may_be_as_large_as_the_limit_and_no_larger(format_name: Format
     assert (caught.value.limit, caught.value.actual) == (size - 1, size)
 
 
-def test_the_default_limits_are_a_mebibyte() -> None:
-    room = 1 << 20
+def test_the_default_limits_are_eight_mebibytes() -> None:
+    room = 8 << 20
     codec = Codec()
     codec.encode_value("x" * (room - 2), "state")
     with pytest.raises(LimitExceeded) as caught:
@@ -528,6 +528,45 @@ def test_the_default_limits_are_a_mebibyte() -> None:
     assert (caught.value.limit, caught.value.actual) == (room, room + 1)
     with pytest.raises(LimitExceeded):
         codec.encode_event(Event("author", "x" * room), "event")
+
+
+@each_format
+def test_the_size_is_checked_before_the_parts(format_name: Format) -> None:
+    """Looking for the part that is not valid takes long in a large value."""
+    codec = Codec(format_name, event_size_limit=1000, value_size_limit=1000)
+    for large in ([0.5] * 1000 + [float("nan")], {"a": ["x" * 1000, (1,)]}):
+        with pytest.raises(LimitExceeded):
+            codec.encode_event(Event("author", large), "event")
+        with pytest.raises(LimitExceeded):
+            codec.encode_value(large, "state")
+
+
+@each_format
+@pytest.mark.parametrize("bad", [object(), (1,), float("nan"), "\ud800"])
+@pytest.mark.parametrize("position", [0, 1, 4_999, 9_999])
+def test_the_part_that_is_not_valid_is_found_without_trying_each(
+    format_name: Format, bad: Any, position: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+    round_trips = Codec._round_trips
+
+    def count(codec: Codec, value: Any) -> bool:
+        nonlocal tried
+        tried += 1
+        return round_trips(codec, value)
+
+    monkeypatch.setattr(Codec, "_round_trips", count)
+    items: list[Any] = [0.5] * 10_000
+    items[position] = bad
+    with pytest.raises(InvalidArgument, match=rf"^x\['a'\]\[{position}\] is "):
+        Codec(format_name).encode_value({"b": 1, "a": items}, "x")
+    named = {f"k{number}": item for number, item in enumerate(items)}
+    with pytest.raises(InvalidArgument, match=rf"^x\['k{position}'\] is "):
+        Codec(format_name).encode_value(named, "x")
+    keys: dict[Any, int] = {f"k{number}": 1 for number in range(10_000)} | {object(): 2}
+    with pytest.raises(InvalidArgument, match=r"^x has the object key"):
+        Codec(format_name).encode_value(keys, "x")
+    assert tried < 200
 
 
 @pytest.mark.parametrize("name", ["", "JSON", "pickle", None])

@@ -156,8 +156,8 @@ async def fleet_after_run(fault: str, *, fault_in_flat_out: str = "") -> AsyncIt
     async with InMemorySessionService(session_event_limit=None) as service:
         wrap_executor(service, lambda executor: FaultyExecutor(executor, service, fault))
         fleet = Fleet(
-            service,
-            conversations,
+            service=service,
+            conversations=conversations,
             num_agents=4,
             think_seconds=0,
             event_limit=None,

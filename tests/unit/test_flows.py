@@ -25,6 +25,7 @@ from sessionstore import (
     StaleVersion,
 )
 from sessionstore.calls import AsyncExecutor, Call
+from sessionstore.codec import CALL_SIZE_LIMIT
 from sessionstore.observe import wrap_executor
 from sessionstore.ops import EVENTS_PER_CALL_LIMIT
 from sessionstore.tiers import STATE_KEY_LIMIT, STATE_KEYS_LIMIT
@@ -433,3 +434,42 @@ async def test_expired_sessions_count_for_no_offset() -> None:
         now += 60
         listed = await service.list_sessions(**USER, limit=3, offset=1400)
         assert [found.id for found in listed] == kept[1400:1403]
+
+
+LARGE_TEXT = "x" * ((8 << 20) - 2)
+LARGE_STATE = {f"k{number}": LARGE_TEXT for number in range(8)}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda s: s.create_session(**IDS, state=LARGE_STATE),
+        lambda s: s.get_or_create_session(**IDS, state=LARGE_STATE),
+        lambda s: s.update_session_state(KEY, LARGE_STATE),
+        lambda s: s.update_user_state("app", "user", LARGE_STATE),
+        lambda s: s.update_app_state("app", LARGE_STATE),
+        lambda s: s.append_event(KEY, Event("user", state_delta=LARGE_STATE)),
+        lambda s: s.append_events(KEY, [Event("user", LARGE_TEXT[:-1000])] * 9),
+        lambda s: s.append_events(
+            KEY, [Event("user", state_delta={"k": LARGE_TEXT[:-1000]}) for _ in range(5)]
+        ),
+    ],
+)
+async def test_the_bytes_of_one_call_are_bounded(
+    write: Callable[[SessionService], Awaitable[Any]],
+) -> None:
+    service, recorder = recording_service()
+    with pytest.raises(
+        LimitExceeded, match=r"^(event.)?(state|events|state_delta) has .* in one call$"
+    ) as caught:
+        await write(service)
+    assert caught.value.limit == CALL_SIZE_LIMIT == 64 << 20
+    assert caught.value.limit < caught.value.actual < caught.value.limit + (17 << 20)
+    assert recorder.sent == []
+
+
+async def test_a_call_may_be_as_large_as_the_bound() -> None:
+    service = InMemorySessionService()
+    state = dict(list(LARGE_STATE.items())[1:])
+    session = await service.create_session(**IDS, state=state)
+    assert session.state == state

@@ -59,8 +59,8 @@ NO_TTLS: list[Any] = [*NO_DURATIONS, 0.0001, timedelta(microseconds=1), 1e300, t
 
 BAD_OPTIONS: list[tuple[str, Any]] = [
     *(("session_event_limit", value) for value in NO_COUNTS),
-    *(("event_size_limit", value) for value in [*NO_COUNTS, None]),
-    *(("value_size_limit", value) for value in [*NO_COUNTS, None]),
+    *(("event_size_limit", value) for value in [*NO_COUNTS, None, (64 << 20) + 1]),
+    *(("value_size_limit", value) for value in [*NO_COUNTS, None, (64 << 20) + 1]),
     *(("session_ttl", value) for value in NO_TTLS),
     *(("user_state_ttl", value) for value in NO_TTLS),
     *(("app_state_ttl", value) for value in NO_TTLS),
@@ -96,6 +96,7 @@ def test_a_bad_option_is_refused_by_name(kind: str, name: str, value: Any) -> No
         {"key_prefix": "team:agents:"},
         {"codec": "msgpack", "partition_by": "app"},
         {"event_size_limit": 1, "value_size_limit": 1},
+        {"event_size_limit": 64 << 20, "value_size_limit": 64 << 20},
     ],
     ids=repr,
 )

@@ -17,8 +17,6 @@ from .report import EXIT_INTERRUPTED
 from .run import FleetOptions, run_fleet
 from .workload import TRACE_LINE
 
-_STDOUT = Path("-")
-
 _HELP = f"""Run simulated agents and prove that nothing is lost.
 
 Each agent creates a session and holds a conversation: a Runner loads the session, appends the
@@ -39,25 +37,13 @@ start; 130 = stopped by Ctrl-C, nothing was lost.
 """
 
 
-def _check_json(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
-    """The path, if a file can be created there: better to fail now than after the run."""
-    if path not in (None, _STDOUT):
-        try:
-            path.touch()
-        except OSError as error:
-            raise click.BadParameter(f"{path}: {error.strerror}.", context) from error
-    return path
-
-
 _COUNT = click.IntRange(1, 100_000)
 _SECONDS = click.FloatRange(min=0)
-_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
-_NEW_FILE = click.Path(dir_okay=False, writable=True, allow_dash=True, path_type=Path)
 
 
 @click.command(help=_HELP, context_settings={"show_default": True})
 @url_option
-@click.option("--agents", type=_COUNT, default=200, help="Conversations held at the same time.")
+@click.option("--agents", type=_COUNT, default=200, help="Agents that work at the same time.")
 @click.option(
     "--turns",
     type=_COUNT,
@@ -100,14 +86,13 @@ _NEW_FILE = click.Path(dir_okay=False, writable=True, allow_dash=True, path_type
 @click.option("--seed", type=int, default=1, help="The same seed makes the same conversations.")
 @click.option(
     "--trace",
-    type=_FILE,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Replay recorded conversations: JSON lines, one session a line; see above. --agents then"
     " is how many run at the same time.",
 )
 @click.option(
     "--json",
-    type=_NEW_FILE,
-    callback=_check_json,
+    type=click.File("wb", lazy=False),  # better to fail now than after the run
     help="Write the report as JSON to a file; - writes it to stdout, instead of the text.",
 )
 @click.option("--keep", is_flag=True, help="Leave the run's data in the store.")
@@ -122,15 +107,13 @@ def fleet(context: click.Context, /, **values: Any) -> None:
                 raise click.UsageError(f"{option} has no effect together with --trace.", context)
     # With its default threshold the cycle collector takes up to a fifth of the processor time.
     gc.set_threshold(50_000, 20, 20)
-    console = Console(quiet=options.json == _STDOUT)
+    console = Console(quiet=options.json is sys.stdout.buffer)
     try:
         report = asyncio.run(run_fleet(options, console))
     except (asyncio.CancelledError, KeyboardInterrupt):
         click.echo("Aborted: not verified, and data of the run may be left.", err=True)
         sys.exit(EXIT_INTERRUPTED)
     report.print_result(console)
-    if options.json == _STDOUT:
-        click.echo(report.as_json())
-    elif options.json is not None:
-        options.json.write_bytes(report.as_json() + b"\n")
+    if options.json is not None:
+        options.json.write(report.as_json() + b"\n")
     context.exit(report.exit_code)

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeVar
 
@@ -30,7 +31,7 @@ FLAT_OUT_TEXT = ("What an agent says, and what its tools return, is mostly text.
 _READ_EVENTS = 20  # the newest events that an agent sees, the user's message included
 _START_THINKS = 10  # agents start within so many think times, not all at once
 _WARM_UP_SECONDS = 0.25
-_APPENDS_IN_A_ROW = 16  # between two looks at whether the flat-out phase is over
+_APPENDS_IN_A_ROW = 64  # between two looks at whether the flat-out phase is over
 _PREPARED_TURNS_LIMIT = 10_000  # bounds the memory for prepared texts to about 50 MB
 _NUM_CHECKERS = 64  # bounds the memory that whole sessions take while they are compared
 _LIST_PAGE = 100
@@ -47,6 +48,7 @@ class FlatOut(Struct):
     seconds: float
 
 
+@dataclass(kw_only=True)
 class Fleet:
     """Agents that hold conversations at the same time, and the check of what they stored.
 
@@ -54,37 +56,26 @@ class Fleet:
     finds whatever the Runner or the store loses, changes or repeats.
 
     Call `run_agents`, then `run_flat_out` if wanted, then `verify`, then `clean_up`.
-
-    Attributes:
-        stopping: set it to let every agent finish its current event and start no other.
-        recorder: latencies of the calls of `run_agents`, which took `elapsed_seconds`.
-        failures: reasons why operations failed. An agent stops at its first failure.
-        differences: what `verify` and the agents found wrong, by kind.
-        num_verified: sessions that `verify` has read back.
     """
 
-    def __init__(
-        self,
-        service: SessionService,
-        conversations: Sequence[Conversation],
-        *,
-        num_agents: int,
-        think_seconds: float,
-        event_limit: int | None,
-        progress: Progress,
-    ) -> None:
-        self.stopping = asyncio.Event()
-        self.failures: Counter[str] = Counter()
-        self.differences: Counter[str] = Counter()
-        self.num_verified = 0
-        self.elapsed_seconds = 0.0
-        self._service = service
-        self.ledgers = [Ledger(conversation) for conversation in conversations]
-        self._shared = shared_keys(conversations)
-        self._num_agents = num_agents
-        self._think_seconds = think_seconds
-        self._event_limit = event_limit
-        self._progress = progress
+    service: SessionService
+    conversations: Sequence[Conversation]  # of sessions to which nobody else writes
+    num_agents: int  # conversations that are held at the same time
+    think_seconds: float  # average wait before each event, exponentially distributed; 0 = none
+    event_limit: int | None  # of the service
+    progress: Progress
+    # Set it to let every agent finish its current event and start no other.
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    elapsed_seconds: float = 0.0  # of `run_agents`
+    # Why operations failed. An agent stops at its first failure.
+    failures: Counter[str] = field(default_factory=Counter)
+    # What `verify` and the agents found wrong, by kind.
+    differences: Counter[str] = field(default_factory=Counter)
+    num_verified: int = 0  # sessions that `verify` has read back
+
+    def __post_init__(self) -> None:
+        self.ledgers = [Ledger(conversation) for conversation in self.conversations]
+        self._shared = shared_keys(self.conversations)
 
     def num_events(self, limit: int | None = None) -> int:
         """Events that the store accepted, at most `limit` of a session."""
@@ -101,13 +92,13 @@ class Fleet:
             if num_turns <= _PREPARED_TURNS_LIMIT:
                 ledger.conversation.prepare()
         with suppress(SessionStoreError):  # the agents get the same error
-            await self._service.get_app_state("fleet")  # connect before the clock starts
-        self._task = self._progress.add_task("Agents at work", total=num_turns, rate="")
-        wrap_executor(self._service, self._record)
+            await self.service.get_app_state("fleet")  # connect before the clock starts
+        self._task = self.progress.add_task("Agents at work", total=num_turns, rate="")
+        wrap_executor(self.service, self._record)
         self._start = time.perf_counter()
-        await _for_each(self.ledgers, self._hold_conversation, num_workers=self._num_agents)
+        await _for_each(self.ledgers, self._hold_conversation, num_workers=self.num_agents)
         self.elapsed_seconds = time.perf_counter() - self._start
-        wrap_executor(self._service, lambda _: self.recorder.executor)
+        wrap_executor(self.service, lambda _: self.recorder.executor)
 
     def _record(self, executor: AsyncExecutor) -> Recorder:
         self.recorder = Recorder(executor)
@@ -115,19 +106,19 @@ class Fleet:
 
     async def _hold_conversation(self, ledger: Ledger) -> None:
         try:
-            if not await self._wait(random.uniform(0, _START_THINKS * self._think_seconds)):
+            if not await self._wait(random.uniform(0, _START_THINKS * self.think_seconds)):
                 return
             turns = ledger.conversation.turns()
             opening = next(turns)
             ledger.announce()
-            session = await self._service.create_session(
+            session = await self.service.create_session(
                 **asdict(ledger.key), state=ledger.conversation.initial_state
             )
             ledger.confirm(session.version)
             for start in range(0, len(opening), _APPENDED_AT_ONCE):
                 step = opening[start : start + _APPENDED_AT_ONCE]
                 ledger.announce(*step)
-                await self._service.append_events(session, step)
+                await self.service.append_events(session, step)
                 ledger.confirm(session.version)
             for turn in turns:
                 if not await self._think():
@@ -135,11 +126,12 @@ class Fleet:
                 await self._take_turn(ledger, turn)
                 num_appends = len(self.recorder.latencies_ns["append_event"])
                 rate = num_appends / (time.perf_counter() - self._start)
-                self._progress.update(self._task, advance=1, rate=f"{rate:,.0f} events/s")
+                self.progress.update(self._task, advance=1, rate=f"{rate:,.0f} events/s")
+        except InvalidArgument as error:
+            self._fail(error, ledger)
+            await self._expect_refusal(ledger)
         except SessionStoreError as error:
-            self._fail(ledger, error)
-            if isinstance(error, InvalidArgument) and ledger.is_created:
-                await self._expect_refusal(ledger)
+            self._fail(error, ledger)
 
     async def _take_turn(self, ledger: Ledger, turn: list[Event]) -> None:
         """Let a Runner answer the turn's message with the rest of the turn."""
@@ -147,7 +139,7 @@ class Fleet:
 
         async def answer(context: RunContext) -> AsyncIterator[Event]:
             ledger.confirm(context.session.version)
-            limit = min(_READ_EVENTS, self._event_limit or _READ_EVENTS)
+            limit = min(_READ_EVENTS, self.event_limit or _READ_EVENTS)
             if ledger.differences(context.session, limit=limit, shared=self._shared):
                 self.differences["read_mismatches"] += 1
             for event in answers:
@@ -158,7 +150,7 @@ class Fleet:
                 ledger.confirm(context.session.version)
 
         key = ledger.key
-        runner = Runner(key.app_name, answer, self._service, history_limit=_READ_EVENTS)
+        runner = Runner(key.app_name, answer, self.service, history_limit=_READ_EVENTS)
         ledger.announce(message)
         run = runner.run(key.user_id, key.session_id, message)
         handed_on = [event async for event in run]
@@ -168,7 +160,7 @@ class Fleet:
 
     async def _think(self) -> bool:
         """Wait, like a user who types, a model that answers or a tool that runs; only shorter."""
-        return await self._wait(random.expovariate(1) * self._think_seconds)
+        return await self._wait(random.expovariate(1) * self.think_seconds)
 
     async def _wait(self, seconds: float) -> bool:
         """Wait for some time. False = the agents have to stop."""
@@ -183,19 +175,15 @@ class Fleet:
     async def _expect_refusal(self, ledger: Ledger) -> None:
         """Expect the event in which the Runner stored that the agent's last event was refused."""
         with suppress(SessionStoreError):
-            session = await self._service.get_session(**asdict(ledger.key), event_num=1)
+            session = await self.service.get_session(**asdict(ledger.key), event_num=1)
             if session and session.events and session.events[-1].metadata.get("error"):
                 ledger.announce(*session.events)
                 ledger.confirm(session.version)
 
-    def _fail(self, ledger: Ledger, error: SessionStoreError) -> None:
-        """The announced write failed."""
-        if not (isinstance(error, BackendError) and error.maybe_applied):
+    def _fail(self, error: BaseException, ledger: Ledger | None = None) -> None:
+        """Count a reason, which contains neither payload nor credentials. The write has failed."""
+        if ledger and not (isinstance(error, BackendError) and error.maybe_applied):
             ledger.pending = None
-        self._count_failure(error)
-
-    def _count_failure(self, error: BaseException) -> None:
-        """Count a reason. Messages of the store contain neither payload nor credentials."""
         notes = getattr(error, "__notes__", ())
         self.failures["; ".join([f"{type(error).__name__}: {error}", *notes])] += 1
 
@@ -211,7 +199,7 @@ class Fleet:
 
         async def append(ledger: Ledger) -> None:
             nonlocal num_appends
-            append_event, key = self._service.append_event, ledger.key
+            append_event, key = self.service.append_event, ledger.key
             accepted: list[Event] = []
             failure: SessionStoreError | None = None
             try:
@@ -230,9 +218,9 @@ class Fleet:
                 ledger.confirm()
             if failure is not None:
                 ledger.announce(event)
-                self._fail(ledger, failure)
+                self._fail(failure, ledger)
 
-        task = self._progress.add_task("Flat out", total=seconds, rate="")
+        task = self.progress.add_task("Flat out", total=seconds, rate="")
         ledgers = self.ledgers[:FLAT_OUT_AGENTS]
         async with asyncio.TaskGroup() as group:
             for ledger in ledgers:
@@ -243,7 +231,7 @@ class Fleet:
                 await self._wait(min(0.1, seconds))
                 elapsed, num_measured = time.perf_counter() - start, num_appends - num_before
                 rate = f"{num_measured / elapsed:,.0f} events/s"
-                self._progress.update(task, completed=elapsed, rate=rate)
+                self.progress.update(task, completed=elapsed, rate=rate)
             is_over = True
         return FlatOut(len(ledgers), num_measured, elapsed) if elapsed else None
 
@@ -273,8 +261,8 @@ class Fleet:
         return [each for each in self.ledgers if each.is_created or each.pending is not None]
 
     async def _verify_session(self, ledger: Ledger) -> None:
-        found = await self._service.get_session(**asdict(ledger.key))
-        self.differences += ledger.differences(found, limit=self._event_limit, shared=self._shared)
+        found = await self.service.get_session(**asdict(ledger.key))
+        self.differences += ledger.differences(found, limit=self.event_limit, shared=self._shared)
         self.num_verified += 1
 
     async def _verify_list(self, ledgers: Sequence[Ledger]) -> None:
@@ -282,7 +270,7 @@ class Fleet:
         listed: list[Session] = []
         page: list[Session] | None = None
         while page is None or len(page) == _LIST_PAGE:
-            page = await self._service.list_sessions(
+            page = await self.service.list_sessions(
                 app_name=app_name, user_id=user_id, limit=_LIST_PAGE, offset=len(listed)
             )
             listed += page
@@ -296,28 +284,28 @@ class Fleet:
 
     async def _delete_session(self, ledger: Ledger) -> None:
         key = ledger.key
-        await self._service.delete_session(**asdict(key))
+        await self.service.delete_session(**asdict(key))
         for name in ledger.conversation.shared_keys:
             if name.startswith("user:"):
-                await self._service.delete_user_state(key.app_name, key.user_id, name)
+                await self.service.delete_user_state(key.app_name, key.user_id, name)
             else:
-                await self._service.delete_app_state(key.app_name, name)
+                await self.service.delete_app_state(key.app_name, name)
 
     async def _check(
         self, title: str, items: Sequence[_T], work: Callable[[_T], Awaitable[None]]
     ) -> bool:
         """Work on the items. False if a read or write failed; the first failure is counted."""
-        task = self._progress.add_task(title, total=len(items), rate="")
+        task = self.progress.add_task(title, total=len(items), rate="")
 
         async def work_and_show(item: _T) -> None:
             await work(item)
-            self._progress.advance(task)
+            self.progress.advance(task)
 
         num_failures = self.failures.total()
         try:
             await _for_each(items, work_and_show, num_workers=_NUM_CHECKERS)
         except* SessionStoreError as group:
-            self._count_failure(group.exceptions[0])
+            self._fail(group.exceptions[0])
         return self.failures.total() == num_failures
 
 

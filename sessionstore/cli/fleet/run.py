@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from msgspec import Struct
 from rich.console import Console
@@ -38,7 +39,7 @@ class FleetOptions(Struct):
     ttl: float | None
     seed: int
     trace: Path | None
-    json: Path | None
+    json: BinaryIO | None
     keep: bool
 
 
@@ -87,8 +88,8 @@ async def run_fleet(options: FleetOptions, console: Console) -> Report:
         report.print_start(console)
         with _progress() as progress:
             fleet = Fleet(
-                service,
-                conversations,
+                service=service,
+                conversations=conversations,
                 num_agents=report.num_agents,
                 think_seconds=options.think,
                 event_limit=event_limit,
@@ -112,7 +113,7 @@ async def _run_phases(options: FleetOptions, store: Store, fleet: Fleet, report:
         if num_events >= _TELLING_EVENTS and memory_bytes >= 0:
             report.server_memory_bytes_per_event = memory_bytes / num_events
     if options.flat_out and not fleet.stopping.is_set() and not fleet.failures:
-        with _a_core_each(store.private_pid):
+        with a_core_each(store.private_pid):
             report.flat_out = await fleet.run_flat_out(options.flat_out)
     await fleet.verify()
     report.num_sessions = sum(ledger.is_created for ledger in fleet.ledgers)
@@ -128,14 +129,12 @@ async def _run_phases(options: FleetOptions, store: Store, fleet: Fleet, report:
 
 
 @contextmanager
-def _a_core_each(server_pid: int | None) -> Iterator[None]:
+def a_core_each(server_pid: int | None) -> Iterator[None]:
     """Within the context, give a private server one core and this process the others.
 
     Otherwise the scheduler sometimes puts both on one core, where they wait for each other.
     """
-    cores: set[int] = set()
-    if server_pid is not None and hasattr(os, "sched_setaffinity"):
-        cores = os.sched_getaffinity(0)
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if server_pid is None or len(cores) < 2:
         yield
         return
