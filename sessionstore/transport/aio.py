@@ -28,7 +28,7 @@ from .failures import (
     ConnectionLost,
     NotSentInTime,
 )
-from .retry import Attempts, Discover, Pause, Send, Step, run_async
+from .retry import Attempts, Discover, Pause, Reconnect, Send, Step, run_async
 from .shared_connection import SharedConnection, consume_exception, wait_shared
 from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
 from .wire import Form, unpack
@@ -51,6 +51,7 @@ class Router:
         # Per node a connection for each lane. Small calls wait neither behind a long history nor
         # behind a WAIT.
         self._by_node: dict[Node, dict[int, SharedConnection]] = {}
+        self._retired: weakref.WeakSet[SharedConnection] = weakref.WeakSet()
         self._discovery: asyncio.Task[None] | None = None
         self._end_of_loop: AsyncGenerator[None] | None = None
         # Silence is checked while calls are made. The next call has to start that.
@@ -59,7 +60,8 @@ class Router:
 
     async def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call."""
-        deadline = time.monotonic() + self._timeout_s
+        now = time.monotonic()
+        deadline = now + self._timeout_s
         failure: AttemptFailed | None = None
         node: Node | None = None
         if self._must_start_checks:
@@ -70,7 +72,7 @@ class Router:
             connection = lanes.get(call.is_bulk) if lanes is not None else None
             if connection is not None and connection.is_open:
                 # Fast path: the topology is known and the connection is open.
-                reply = connection.submit(call, Form.EVALSHA, asking=False, deadline=deadline)
+                reply = connection.submit(call, deadline)
                 try:
                     return unpack(await reply, Form.EVALSHA)
                 except AttemptFailed as error:
@@ -80,12 +82,14 @@ class Router:
             await self._close_with_loop()
         attempts = Attempts(call, deadline, self._topology, self._deployment.history)
         perform = partial(self._perform, call, deadline)
-        return await run_async(attempts.steps(failure, node), perform)
+        return await run_async(attempts.steps(failure, node, now), perform)
 
     async def _perform(self, call: Call[Any], deadline: float, step: Step) -> Any:
         """Carry out one step of the attempts at a Call."""
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
+        if isinstance(step, Reconnect):
+            return self._reconnect(step)
         if not self.is_closed:
             try:
                 if isinstance(step, Discover):
@@ -103,7 +107,7 @@ class Router:
             AttemptFailed: it did not succeed.
             NotReplicated: it succeeded, but too few replicas confirmed it.
         """
-        node, form, asking = attempt
+        node, form, asking, _ = attempt
         durability = self._durability if call.writes else None
         connection = self._connection(node, _CONFIRMED if durability else call.is_bulk)
         try:
@@ -113,7 +117,7 @@ class Router:
             raise NotSentInTime from None
         if not connection.is_open:
             raise ConnectFailed(CLOSED_BY_SERVER, final=False)
-        reply = connection.submit(call, form, asking=asking, deadline=deadline)
+        reply = connection.submit(call, deadline, attempt)
         try:
             async with asyncio.timeout_at(deadline):
                 replies = unpack(await reply, form, asking=asking)
@@ -134,6 +138,14 @@ class Router:
             address = self._deployment.address_of(node)
             connection = lanes[lane] = SharedConnection(address, self._timeout_s, count_calls)
         return connection
+
+    def _reconnect(self, step: Reconnect) -> None:
+        lanes = self._by_node.get(step.node, {})
+        for lane, connection in list(lanes.items()):
+            if connection.created_at < step.opened_before:
+                del lanes[lane]
+                self._retired.add(connection)
+                connection.retire("the server has become a replica")
 
     def _count_calls(self, node: Node) -> int:
         return sum(connection.num_calls for connection in self._by_node[node].values())
@@ -223,7 +235,8 @@ class Router:
         await anext(self._end_of_loop)
 
     def _connections(self) -> list[SharedConnection]:
-        return [connection for lanes in self._by_node.values() for connection in lanes.values()]
+        used = [connection for lanes in self._by_node.values() for connection in lanes.values()]
+        return [*used, *self._retired]
 
     def _close(self, reason: str) -> None:
         for connection in self._connections():
