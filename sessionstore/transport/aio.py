@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -40,13 +40,18 @@ class Router:
     """Sends the Calls of one event loop to their nodes and retries them."""
 
     def __init__(
-        self, deployment: Deployment, timeout_s: float, durability: Durability | None
+        self,
+        deployment: Deployment,
+        timeout_s: float,
+        durability: Durability | None,
+        on_end: Callable[[Router], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.is_closed = False
         self._deployment = deployment
         self._timeout_s = timeout_s
         self._durability = durability
+        self._on_end = on_end
         self._topology = deployment.new_topology()
         # Per node a connection for each lane. Small calls wait neither behind a long history nor
         # behind a WAIT.
@@ -230,6 +235,9 @@ class Router:
                 yield
             finally:
                 self._close("the event loop has ended")
+                self._on_end(self)
+                for connection in self._connections():
+                    await connection.wait_until_closed()
 
         self._end_of_loop = wait_for_end()
         await anext(self._end_of_loop)
@@ -255,6 +263,9 @@ class Router:
         self.is_closed = True
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._close, CLOSED)
+        else:
+            for connection in self._connections():
+                connection.close_without_loop()
 
 
 class AsyncRedisExecutor:
@@ -270,7 +281,7 @@ class AsyncRedisExecutor:
         self._deployment = deployment
         self._timeout_s = timeout_s
         self._durability = durability
-        self._by_loop: weakref.WeakKeyDictionary[Any, Router] = weakref.WeakKeyDictionary()
+        self._by_loop: dict[asyncio.AbstractEventLoop, Router] = {}
         self._lock = threading.Lock()
         self._latest: Router | None = None
         self._is_closed = False
@@ -289,10 +300,24 @@ class AsyncRedisExecutor:
                 raise BackendUnavailable(CLOSED)
             router = self._by_loop.get(loop)
             if router is None:
-                router = Router(self._deployment, self._timeout_s, self._durability)
-                self._by_loop[loop] = router
+                self._forget_closed_loops()
+                router = self._by_loop[loop] = Router(
+                    self._deployment, self._timeout_s, self._durability, self._forget
+                )
             self._latest = router
         return router
+
+    def _forget(self, router: Router) -> None:
+        """Drop what belongs to an event loop that has ended."""
+        with self._lock:
+            self._by_loop.pop(router.loop, None)
+            if self._latest is router:
+                self._latest = None
+
+    def _forget_closed_loops(self) -> None:
+        """A loop that is closed without `shutdown_asyncgens` does not say so."""
+        for loop in [loop for loop in self._by_loop if loop.is_closed()]:
+            self._by_loop.pop(loop).close_from_elsewhere()
 
     async def aclose(self) -> None:
         """Wait up to a second for calls in flight, then close every connection."""

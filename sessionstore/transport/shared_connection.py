@@ -19,7 +19,7 @@ from ..calls import Call
 from .address import Address
 from .durability import Durability
 from .failures import CLOSED, CLOSED_BY_SERVER, ConnectFailed, ConnectionLost, NotSentInTime
-from .redis_py import forget_async, open_async
+from .redis_py import close_without_loop, forget_async, open_async
 from .retry import Send
 from .topology import SILENCE_S
 from .wire import Form, pack, reply_count
@@ -293,6 +293,14 @@ class SharedConnection(asyncio.Protocol):
         if not self._pending:
             self.close(reason, is_intended=True)
 
+    def close_without_loop(self) -> None:
+        """Close the socket after the event loop was closed. Nobody can receive a reply any more."""
+        self.is_open = False
+        self._pending.clear()
+        self._queue.clear()
+        if self._transport is not None:
+            close_without_loop(self._transport)
+
     async def aclose(self) -> None:
         """Close when the calls that wait have their replies or a second has passed."""
         self._opening.cancel()
@@ -300,6 +308,10 @@ class SharedConnection(asyncio.Protocol):
         if self._pending:
             await asyncio.wait([self._pending[-1][0]], timeout=_CLOSE_TIMEOUT_S)
         self.close(CLOSED, is_intended=True)
+        await self.wait_until_closed()
+
+    async def wait_until_closed(self) -> None:
+        """Wait until the socket is closed."""
         if self._transport is not None:
             await self._closed
 
