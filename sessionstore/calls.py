@@ -49,6 +49,9 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
         writes: it changes data, not only deadlines, so that an unknown outcome matters.
         is_bulk: its data may be large. It uses a connection of its own, so that small Calls do not
             wait behind it.
+        age_argument: the index in `args` of the age of a repeat, in microseconds. Its value is
+            b"0", which is sent until the outcome of an attempt is unknown. Later attempts carry
+            the time since the call began, plus a second.
         slot: routes a Call without keys in a cluster: a slot, or a key in that slot.
     """
 
@@ -62,6 +65,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     writes: bool = True
     is_bulk: bool = False
     slot: int | bytes | None = None
+    age_argument: int | None = None
 
 
 Step = Call[Any] | tuple[Call[Any], ...]

@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +28,7 @@ from .failures import (
     ConnectionLost,
     NotSentInTime,
 )
-from .retry import Attempts, Discover, Pause, Send, Step, run_async
+from .retry import Attempts, Discover, Pause, Reconnect, Send, Step, run_async
 from .shared_connection import SharedConnection, consume_exception, wait_shared
 from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
 from .wire import Form, unpack
@@ -40,17 +40,23 @@ class Router:
     """Sends the Calls of one event loop to their nodes and retries them."""
 
     def __init__(
-        self, deployment: Deployment, timeout_s: float, durability: Durability | None
+        self,
+        deployment: Deployment,
+        timeout_s: float,
+        durability: Durability | None,
+        on_end: Callable[[Router], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.is_closed = False
         self._deployment = deployment
         self._timeout_s = timeout_s
         self._durability = durability
+        self._on_end = on_end
         self._topology = deployment.new_topology()
         # Per node a connection for each lane. Small calls wait neither behind a long history nor
         # behind a WAIT.
         self._by_node: dict[Node, dict[int, SharedConnection]] = {}
+        self._retired: weakref.WeakSet[SharedConnection] = weakref.WeakSet()
         self._discovery: asyncio.Task[None] | None = None
         self._end_of_loop: AsyncGenerator[None] | None = None
         # Silence is checked while calls are made. The next call has to start that.
@@ -59,7 +65,8 @@ class Router:
 
     async def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call."""
-        deadline = time.monotonic() + self._timeout_s
+        now = time.monotonic()
+        deadline = now + self._timeout_s
         failure: AttemptFailed | None = None
         node: Node | None = None
         if self._must_start_checks:
@@ -70,7 +77,7 @@ class Router:
             connection = lanes.get(call.is_bulk) if lanes is not None else None
             if connection is not None and connection.is_open:
                 # Fast path: the topology is known and the connection is open.
-                reply = connection.submit(call, Form.EVALSHA, asking=False, deadline=deadline)
+                reply = connection.submit(call, deadline)
                 try:
                     return unpack(await reply, Form.EVALSHA)
                 except AttemptFailed as error:
@@ -80,12 +87,14 @@ class Router:
             await self._close_with_loop()
         attempts = Attempts(call, deadline, self._topology, self._deployment.history)
         perform = partial(self._perform, call, deadline)
-        return await run_async(attempts.steps(failure, node), perform)
+        return await run_async(attempts.steps(failure, node, now), perform)
 
     async def _perform(self, call: Call[Any], deadline: float, step: Step) -> Any:
         """Carry out one step of the attempts at a Call."""
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
+        if isinstance(step, Reconnect):
+            return self._reconnect(step)
         if not self.is_closed:
             try:
                 if isinstance(step, Discover):
@@ -103,7 +112,7 @@ class Router:
             AttemptFailed: it did not succeed.
             NotReplicated: it succeeded, but too few replicas confirmed it.
         """
-        node, form, asking = attempt
+        node, form, asking, _ = attempt
         durability = self._durability if call.writes else None
         connection = self._connection(node, _CONFIRMED if durability else call.is_bulk)
         try:
@@ -113,7 +122,7 @@ class Router:
             raise NotSentInTime from None
         if not connection.is_open:
             raise ConnectFailed(CLOSED_BY_SERVER, final=False)
-        reply = connection.submit(call, form, asking=asking, deadline=deadline)
+        reply = connection.submit(call, deadline, attempt)
         try:
             async with asyncio.timeout_at(deadline):
                 replies = unpack(await reply, form, asking=asking)
@@ -134,6 +143,14 @@ class Router:
             address = self._deployment.address_of(node)
             connection = lanes[lane] = SharedConnection(address, self._timeout_s, count_calls)
         return connection
+
+    def _reconnect(self, step: Reconnect) -> None:
+        lanes = self._by_node.get(step.node, {})
+        for lane, connection in list(lanes.items()):
+            if connection.created_at < step.opened_before:
+                del lanes[lane]
+                self._retired.add(connection)
+                connection.retire("the server has become a replica")
 
     def _count_calls(self, node: Node) -> int:
         return sum(connection.num_calls for connection in self._by_node[node].values())
@@ -218,12 +235,16 @@ class Router:
                 yield
             finally:
                 self._close("the event loop has ended")
+                self._on_end(self)
+                for connection in self._connections():
+                    await connection.wait_until_closed()
 
         self._end_of_loop = wait_for_end()
         await anext(self._end_of_loop)
 
     def _connections(self) -> list[SharedConnection]:
-        return [connection for lanes in self._by_node.values() for connection in lanes.values()]
+        used = [connection for lanes in self._by_node.values() for connection in lanes.values()]
+        return [*used, *self._retired]
 
     def _close(self, reason: str) -> None:
         for connection in self._connections():
@@ -242,6 +263,9 @@ class Router:
         self.is_closed = True
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._close, CLOSED)
+        else:
+            for connection in self._connections():
+                connection.close_without_loop()
 
 
 class AsyncRedisExecutor:
@@ -257,7 +281,7 @@ class AsyncRedisExecutor:
         self._deployment = deployment
         self._timeout_s = timeout_s
         self._durability = durability
-        self._by_loop: weakref.WeakKeyDictionary[Any, Router] = weakref.WeakKeyDictionary()
+        self._by_loop: dict[asyncio.AbstractEventLoop, Router] = {}
         self._lock = threading.Lock()
         self._latest: Router | None = None
         self._is_closed = False
@@ -276,10 +300,24 @@ class AsyncRedisExecutor:
                 raise BackendUnavailable(CLOSED)
             router = self._by_loop.get(loop)
             if router is None:
-                router = Router(self._deployment, self._timeout_s, self._durability)
-                self._by_loop[loop] = router
+                self._forget_closed_loops()
+                router = self._by_loop[loop] = Router(
+                    self._deployment, self._timeout_s, self._durability, self._forget
+                )
             self._latest = router
         return router
+
+    def _forget(self, router: Router) -> None:
+        """Drop what belongs to an event loop that has ended."""
+        with self._lock:
+            self._by_loop.pop(router.loop, None)
+            if self._latest is router:
+                self._latest = None
+
+    def _forget_closed_loops(self) -> None:
+        """A loop that is closed without `shutdown_asyncgens` does not say so."""
+        for loop in [loop for loop in self._by_loop if loop.is_closed()]:
+            self._by_loop.pop(loop).close_from_elsewhere()
 
     async def aclose(self) -> None:
         """Wait up to a second for calls in flight, then close every connection."""

@@ -6,7 +6,7 @@ CLOSED = "the session service is closed"
 CLOSED_BY_SERVER = "connection closed by the server"
 
 # Error replies that mean "not now". The server did nothing, so every Call may be sent again.
-_TRANSIENT = ("LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
+_TRANSIENT = ("LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY")
 
 
 class AttemptFailed(Exception):
@@ -63,9 +63,14 @@ class ErrorReply(AttemptFailed):
         return self.kind in ("ASK", "TRYAGAIN")
 
     @property
-    def is_wrong_node(self) -> bool:
-        """Another node has to answer this Call. This one did nothing."""
-        return self.kind in ("MOVED", "ASK", "READONLY")
+    def is_redirection(self) -> bool:
+        """It names the node that has to answer this Call. This one did nothing."""
+        return self.kind in ("MOVED", "ASK")
+
+    @property
+    def is_from_replica(self) -> bool:
+        """The server is a replica that does not answer this Call. It did nothing."""
+        return self.kind in ("READONLY", "MASTERDOWN")
 
     @property
     def is_transient(self) -> bool:

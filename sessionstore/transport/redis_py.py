@@ -57,6 +57,16 @@ def forget_async(connection: Any) -> None:
     connection._writer = None
 
 
+def close_without_loop(transport: Any) -> None:
+    """Close a transport whose event loop is closed, so that it cannot be done by the loop."""
+    plain = getattr(getattr(transport, "_ssl_protocol", None), "_transport", transport)
+    # Other event loops, such as uvloop, close their sockets themselves.
+    if getattr(plain, "_sock", None) is not None and hasattr(plain, "_call_connection_lost"):
+        with suppress(RuntimeError):  # the loop is closed
+            plain.abort()
+        plain._call_connection_lost(None)
+
+
 def open_sync(connection: Any, deadline: float, greeting: tuple[str, ...]) -> socket.socket:
     """Connect and send the commands of `greeting`; returns the connection's socket.
 

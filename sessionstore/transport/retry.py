@@ -42,9 +42,17 @@ class Send(NamedTuple):
     node: Node
     form: Form = Form.EVALSHA
     is_asking: bool = False  # with ASKING: the node is importing the slot
+    began_at: float | None = None  # when the call began, if it may have been executed before
 
 
-Step = Pause | Discover | Send
+class Reconnect(NamedTuple):
+    """Drop the connections to a node that are older than this: its name may lead elsewhere now."""
+
+    node: Node
+    opened_before: float
+
+
+Step = Pause | Discover | Reconnect | Send
 Steps = Generator[Step, Any, list[Any]]
 
 
@@ -70,18 +78,27 @@ class Attempts:
         self._num_redirections = 0
         self._delay_s = _FIRST_DELAY_S
         self._maybe_applied = False
+        self._refusal: ErrorReply | None = None  # the last one that may be over later
 
-    def steps(self, failure: AttemptFailed | None = None, node: Node | None = None) -> Steps:
+    def steps(
+        self,
+        failure: AttemptFailed | None = None,
+        node: Node | None = None,
+        began_at: float | None = None,
+    ) -> Steps:
         """Attempt the Call until it succeeds; the generator's return value is the replies.
 
-        `failure` tells how a first attempt on `node` failed, if there was one. The generator raises
-        a SessionStoreError if the Call failed for good.
+        `failure` tells how a first attempt on `node` failed, if there was one, and `began_at` when
+        it began. The generator raises a SessionStoreError if the Call failed for good.
         """
+        began_at = attempt_at = time.monotonic() if began_at is None else began_at
         while True:
             if failure is not None:
                 delay_s = self._next_delay(failure, node)
                 text = "%s: attempt %d failed (%s); retry in %.3f s"
                 logger.debug(text, self._call.name, self._num_failures, failure.kind, delay_s)
+                if node is not None and isinstance(failure, ErrorReply) and failure.is_from_replica:
+                    yield Reconnect(node, attempt_at)
                 if delay_s:
                     yield Pause(delay_s)
             node = self._asking_node
@@ -91,7 +108,9 @@ class Attempts:
                     if not self._topology.is_known:
                         yield Discover()
                     node = self._topology.node_for(self._call)
-                replies: list[Any] = yield Send(node, self._form, is_asking)
+                attempt_at = time.monotonic()
+                repeats = began_at if self._maybe_applied else None
+                replies: list[Any] = yield Send(node, self._form, is_asking, repeats)
             except AttemptFailed as error:
                 failure = error
             else:
@@ -112,7 +131,8 @@ class Attempts:
             is_routed = self._topology.is_routed
             if node is not None and is_routed and self._can_follow_redirection(failure, node):
                 return 0.0
-            is_final = not failure.is_transient and not (is_routed and failure.is_wrong_node)
+            is_final = not failure.is_transient and not (is_routed and failure.is_redirection)
+            self._refusal = failure
         elif isinstance(failure, ConnectFailed):
             # Never reached: most likely a wrong address, so the caller learns of it at once.
             is_final = failure.final or not self._history.has_connected
@@ -154,7 +174,10 @@ class Attempts:
 
     def _error(self, failure: AttemptFailed, *, is_final: bool) -> Exception:
         """What the caller gets. Any earlier attempt may have been executed."""
-        if is_final and isinstance(failure, ErrorReply):
+        if isinstance(failure, NotSentInTime) and self._refusal is not None:
+            failure, is_final = self._refusal, False  # it says more
+        is_replica = not self._topology.is_routed and failure.kind == "READONLY"
+        if isinstance(failure, ErrorReply) and (is_final or is_replica):
             error = reply_error(self._call, str(failure))
             if isinstance(error, BackendError):
                 error.maybe_applied = self._maybe_applied

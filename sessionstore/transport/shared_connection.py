@@ -19,7 +19,8 @@ from ..calls import Call
 from .address import Address
 from .durability import Durability
 from .failures import CLOSED, CLOSED_BY_SERVER, ConnectFailed, ConnectionLost, NotSentInTime
-from .redis_py import forget_async, open_async
+from .redis_py import close_without_loop, forget_async, open_async
+from .retry import Send
 from .topology import SILENCE_S
 from .wire import Form, pack, reply_count
 
@@ -37,7 +38,7 @@ _NOTHING = object()  # returned by the reader if it has no complete reply
 
 _Reply = asyncio.Future[list[Any]]
 _Pending = tuple[_Reply, int, float, int]  # count of replies, deadline, bytes
-_Queued = tuple[_Reply, Call[Any], Form, bool, float]  # is_asking, deadline
+_Queued = tuple[_Reply, Call[Any], Send | None, float]  # deadline
 
 
 class SharedConnection(asyncio.Protocol):
@@ -49,6 +50,8 @@ class SharedConnection(asyncio.Protocol):
 
     def __init__(self, address: Address, timeout_s: float, count_calls: Callable[[], int]) -> None:
         self.is_open = False
+        self.created_at = time.monotonic()
+        self._is_retired = False
         self._address = address
         self._timeout_s = timeout_s
         self._count_calls = count_calls
@@ -60,7 +63,7 @@ class SharedConnection(asyncio.Protocol):
         self._pending: deque[_Pending] = deque()
         self._partial: list[Any] = []
         self._bytes_in_flight = 0
-        self._active_at = time.monotonic()  # when it began to connect or received something
+        self._active_at = self.created_at  # when it began to connect or received something
         self._timer: asyncio.TimerHandle | None = None
         self._queue: deque[_Queued] = deque()
         self._num_unsent = 0  # calls that wait until the connection is open
@@ -107,7 +110,7 @@ class SharedConnection(asyncio.Protocol):
 
     # -- sending -------------------------------------------------------------------------------
 
-    def submit(self, call: Call[Any], form: Form, *, asking: bool, deadline: float) -> _Reply:
+    def submit(self, call: Call[Any], deadline: float, attempt: Send | None = None) -> _Reply:
         """Send a Call in this tick of the loop, or when there is room for it.
 
         Returns:
@@ -115,11 +118,21 @@ class SharedConnection(asyncio.Protocol):
         """
         reply: _Reply = self._loop.create_future()
         if self._queue or not self._has_room:
-            self._queue.append((reply, call, form, asking, deadline))
+            self._queue.append((reply, call, attempt, deadline))
         else:
-            payload = pack(call, form, asking=asking)
-            self._send(payload, reply_count(call, form, asking=asking), deadline, reply)
+            self._pack_and_send(reply, call, attempt, deadline)
         return reply
+
+    def _pack_and_send(
+        self, reply: _Reply, call: Call[Any], attempt: Send | None, deadline: float
+    ) -> None:
+        if attempt is None:
+            payload, count = pack(call, Form.EVALSHA), reply_count(call, Form.EVALSHA)
+        else:
+            _, form, asking, began_at = attempt
+            payload = pack(call, form, asking=asking, began_at=began_at)
+            count = reply_count(call, form, asking=asking)
+        self._send(payload, count, deadline, reply)
 
     def _send(self, payload: bytes, count: int, deadline: float, reply: _Reply) -> None:
         size = len(payload)
@@ -153,10 +166,9 @@ class SharedConnection(asyncio.Protocol):
     def _send_queued(self) -> None:
         """Send the calls that wait for room, first come first served, as far as there is room."""
         while self._queue and self._has_room:
-            reply, call, form, asking, deadline = self._queue.popleft()
+            reply, call, attempt, deadline = self._queue.popleft()
             if not reply.done():
-                payload = pack(call, form, asking=asking)
-                self._send(payload, reply_count(call, form, asking=asking), deadline, reply)
+                self._pack_and_send(reply, call, attempt, deadline)
 
     def was_sent(self, reply: _Reply) -> bool:
         """False: the Call still waits for room."""
@@ -217,6 +229,8 @@ class SharedConnection(asyncio.Protocol):
         self._partial = partial
         if self._queue:
             self._send_queued()
+        if self._is_retired and not pending:
+            self.close(CLOSED, is_intended=True)
 
     @property
     def num_calls(self) -> int:
@@ -269,6 +283,24 @@ class SharedConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def retire(self, reason: str) -> None:
+        """Take no more calls, and close when the calls in flight have their replies."""
+        if self.is_open:
+            self._flush()
+            self._address.log.lost(reason, self._count_calls())
+            self.is_open, self._is_retired = False, True
+            self._fail_queued(reason)
+        if not self._pending:
+            self.close(reason, is_intended=True)
+
+    def close_without_loop(self) -> None:
+        """Close the socket after the event loop was closed. Nobody can receive a reply any more."""
+        self.is_open = False
+        self._pending.clear()
+        self._queue.clear()
+        if self._transport is not None:
+            close_without_loop(self._transport)
+
     async def aclose(self) -> None:
         """Close when the calls that wait have their replies or a second has passed."""
         self._opening.cancel()
@@ -276,6 +308,10 @@ class SharedConnection(asyncio.Protocol):
         if self._pending:
             await asyncio.wait([self._pending[-1][0]], timeout=_CLOSE_TIMEOUT_S)
         self.close(CLOSED, is_intended=True)
+        await self.wait_until_closed()
+
+    async def wait_until_closed(self) -> None:
+        """Wait until the socket is closed."""
         if self._transport is not None:
             await self._closed
 
@@ -291,6 +327,9 @@ class SharedConnection(asyncio.Protocol):
                 waiter.set_exception(ConnectionLost(reason, timed_out=timed_out))
         self._pending.clear()
         self._bytes_in_flight = 0
+        self._fail_queued(reason)
+
+    def _fail_queued(self, reason: str) -> None:
         for waiter, *_ in self._queue:
             if not waiter.done():
                 waiter.set_exception(ConnectFailed(reason, final=False))

@@ -35,7 +35,7 @@ from .failures import (
     NotSentInTime,
 )
 from .redis_py import open_sync
-from .retry import Attempts, Discover, Pause, Send, Step, run
+from .retry import Attempts, Discover, Pause, Reconnect, Send, Step, run
 from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
 from .wire import pack, reply_count, unpack
 
@@ -51,6 +51,7 @@ class BlockingConnection:
     """An open connection, used by one thread at a time. The constructor connects by a deadline."""
 
     def __init__(self, address: Address, deadline: float) -> None:
+        self.created_at = time.monotonic()
         self._connection = address.new_connection()
         self._socket = open_sync(self._connection, deadline, address.greeting)
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
@@ -182,12 +183,14 @@ class RedisExecutor:
             except AttemptFailed as error:
                 failure = error
         attempts = Attempts(call, deadline, self._topology, self._deployment.history)
-        return run(attempts.steps(failure, node), partial(self._perform, call, deadline))
+        return run(attempts.steps(failure, node, now), partial(self._perform, call, deadline))
 
     def _perform(self, call: Call[Any], deadline: float, step: Step) -> Any:
         """Carry out one step of the attempts at a Call."""
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
+        if isinstance(step, Reconnect):
+            return self._close_idle(step.node, step.opened_before)
         if self._is_closed:
             raise ConnectFailed(CLOSED, final=True)
         if isinstance(step, Discover):
@@ -201,7 +204,7 @@ class RedisExecutor:
             AttemptFailed: it did not succeed.
             NotReplicated: it succeeded, but too few replicas confirmed it.
         """
-        node, form, asking = attempt
+        node, form, asking, began_at = attempt
         connection = self._take(call, node, deadline)
         durability = self._durability if call.writes else None
         answer: Any = 0
@@ -209,7 +212,7 @@ class RedisExecutor:
         if self._topology.is_routed and not isinstance(call, Probe):
             is_replaced = partial(self._is_replaced, node, deadline)
         try:
-            payload = pack(call, form, asking=asking)
+            payload = pack(call, form, asking=asking, began_at=began_at)
             count = reply_count(call, form, asking=asking)
             replies = connection.request(payload, count, deadline, is_replaced)
             results = unpack(replies, form, asking=asking)
@@ -327,9 +330,15 @@ class RedisExecutor:
         self._open[node].discard(connection)
         connection.close()
 
-    def _close_idle(self, node: Node) -> None:
+    def _close_idle(self, node: Node, opened_before: float = math.inf) -> None:
+        newer = []
         while (connection := self._pop_idle(node)) is not None:
-            self._close(connection, node)
+            if connection.created_at < opened_before:
+                self._close(connection, node)
+            else:
+                newer.append(connection)
+        for connection in newer:
+            self._give_back(connection, node)
 
     def close(self) -> None:
         """Close all connections; those in use are closed when their call ends."""

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
 import hiredis
+import msgspec
 
 from ..calls import Argument, Call, Command
 from ..scripts import SCRIPTS
 from .failures import ErrorReply
 
 # hiredis declares a tuple of one; it takes any number.
-pack_command: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
-"""Encode a command in RESP."""
+_pack_bytes: Callable[[tuple[bytes, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+
+# How much older a repeat may be when the server runs it: the time that it takes to get there.
+_TRANSIT_S = 1.0
+
+
+def pack_command(command: Command) -> bytes:
+    """Encode a command in RESP.
+
+    hiredis gets only bytes. It crashes if a signal handler raises while it converts a number.
+    """
+    return _pack_bytes(
+        tuple([part if type(part) is bytes else _as_bytes(part) for part in command])
+    )
+
+
+def _as_bytes(part: Argument) -> bytes:
+    if isinstance(part, bytes):
+        return part
+    return part.encode() if isinstance(part, str) else b"%d" % part
+
 
 MULTI = pack_command(("MULTI",))
 EXEC = pack_command(("EXEC",))
@@ -30,16 +51,25 @@ class Form(Enum):
     WITHOUT_MULTI = 3
 
 
-def pack(call: Call[Any], form: Form, *, asking: bool = False) -> bytes:
+def pack(
+    call: Call[Any], form: Form, *, asking: bool = False, began_at: float | None = None
+) -> bytes:
     """A Call in RESP. Several commands make one contiguous transaction.
 
     `asking` puts ASKING before every command, for a node that is importing the slot. Then a Call of
     several commands must be WITHOUT_MULTI.
+
+    `began_at` is when the call began, if the outcome of an earlier attempt is unknown.
     """
+    if began_at is not None and call.age_argument is not None:
+        age_us = round((time.monotonic() - began_at + _TRANSIT_S) * 1_000_000)
+        args = [*call.args]
+        args[call.age_argument] = b"%d" % age_us
+        call = msgspec.structs.replace(call, args=tuple(args))
     script = call.script
     if script is not None and not call.commands and form is Form.EVALSHA and not asking:
         # Fast path: most Calls are one script.
-        return pack_command(("EVALSHA", script.sha, len(call.keys), *call.keys, *call.args))
+        return pack_command((b"EVALSHA", script.sha, len(call.keys), *call.keys, *call.args))
     commands = _commands(call, form)
     if asking:
         commands = [part for command in commands for part in (("ASKING",), command)]

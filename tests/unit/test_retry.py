@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Any
 
+import hiredis
 import pytest
 from support.services import make_ops
 
@@ -18,6 +19,7 @@ from sessionstore import (
     SessionKey,
 )
 from sessionstore.calls import Call
+from sessionstore.scripts import SCRIPTS
 from sessionstore.tiers import NO_CHANGE
 from sessionstore.transport import retry
 from sessionstore.transport.failures import (
@@ -32,6 +34,7 @@ from sessionstore.transport.retry import (
     ConnectHistory,
     Discover,
     Pause,
+    Reconnect,
     Send,
     Step,
     run,
@@ -46,7 +49,7 @@ from sessionstore.transport.topology import (
     Topology,
     slot_of,
 )
-from sessionstore.transport.wire import Form
+from sessionstore.transport.wire import Form, pack
 
 A, B, C = Node("a", 1), Node("b", 2), Node("c", 3)
 KEY = SessionKey("app", "user", "sid")
@@ -212,15 +215,71 @@ def test_a_transient_error_is_final_when_there_is_no_time_for_a_retry(code: str)
     assert not caught.value.maybe_applied
 
 
-@pytest.mark.parametrize(
-    ("code", "kind"),
-    [("READONLY", BackendRejected), ("MOVED", BackendUnavailable), ("ASK", BackendUnavailable)],
-)
-def test_a_single_server_that_redirects_is_a_final_error(
-    code: str, kind: type[BackendError]
-) -> None:
-    with pytest.raises(kind):
+@pytest.mark.parametrize("code", ["MOVED", "ASK"])
+def test_a_single_server_that_redirects_is_a_final_error(code: str) -> None:
+    with pytest.raises(BackendUnavailable):
         Tried(topology=SingleTopology()).fail(ErrorReply(f"{code} 1 b:2"))
+
+
+@pytest.mark.parametrize("topology", [SingleTopology(), None])
+@pytest.mark.parametrize("code", ["READONLY", "MASTERDOWN"])
+def test_older_connections_to_a_replica_are_dropped(topology: Topology | None, code: str) -> None:
+    topology = topology or _cluster()
+    before = time.monotonic()
+    steps = Attempts(WRITE, before + 10, topology, ConnectHistory()).steps()
+    node = next(steps).node  # type: ignore[union-attr]  # it is a Send
+    step = steps.throw(ErrorReply(f"{code} why"))
+    assert isinstance(step, Reconnect)
+    assert step.node == node
+    assert before <= step.opened_before <= time.monotonic()
+    assert isinstance(steps.send(None), Pause)
+
+
+@pytest.mark.usefixtures("no_time")
+def test_a_single_server_that_stays_a_replica_refuses() -> None:
+    with pytest.raises(BackendRejected, match="read-only replica") as caught:
+        Tried(topology=SingleTopology()).fail(ErrorReply("READONLY why"))
+    assert not caught.value.maybe_applied
+
+
+# -- the age of a repeat -------------------------------------------------------------------------
+
+AGED = Call("aged", list, SCRIPTS["clear_events"], keys=(b"k",), args=(b"a", b"0"), age_argument=1)
+
+
+def _age_us(step: Step) -> int:
+    assert isinstance(step, Send)
+    reader = hiredis.Reader()
+    reader.feed(pack(AGED, step.form, began_at=step.began_at))
+    *_, first, age = reader.gets()
+    assert first == b"a"
+    return int(age)
+
+
+def test_a_repeat_after_an_unknown_outcome_carries_its_age() -> None:
+    tried = Tried(AGED)
+    assert _age_us(tried.step) == 0
+    assert _age_us(tried.fail(ErrorReply("NOSCRIPT"))) == 0
+    assert _age_us(tried.fail(ErrorReply("LOADING"))) == 0
+    assert _age_us(tried.fail(ConnectFailed("refused", final=False))) == 0
+    time.sleep(0.002)
+    assert 1_002_000 <= _age_us(tried.fail(ConnectionLost("gone"))) <= 10_000_000
+    # From now on each attempt may be a repeat.
+    assert _age_us(tried.fail(moved())) >= 1_002_000
+    assert _age_us(tried.fail(ConnectFailed("refused", final=False))) >= 1_002_000
+
+
+def test_the_age_counts_from_the_beginning_of_the_call() -> None:
+    attempts = Attempts(AGED, time.monotonic() + 10, SingleTopology(), ConnectHistory())
+    steps = attempts.steps(ConnectionLost("gone"), ONLY, time.monotonic() - 5)
+    step = next(steps)
+    while not isinstance(step, Send):
+        step = steps.send(None)
+    assert 6_000_000 <= _age_us(step) <= 10_000_000
+
+
+def test_other_calls_do_not_change_when_they_are_repeated() -> None:
+    assert pack(WRITE, Form.EVALSHA, began_at=1.0) == pack(WRITE, Form.EVALSHA)
 
 
 def test_maybe_applied_stays_true_through_redirections() -> None:
