@@ -21,6 +21,7 @@ import msgspec
 from .calls import Flow
 from .errors import InvalidArgument, SessionNotFound, TurnLost
 from .listing import count_sessions as count_sessions
+from .listing import delete_user as delete_user
 from .listing import list_sessions as list_sessions
 from .listing import list_users as list_users
 from .model import Event, EventPage, Ping, Session, SessionKey, Turn

@@ -15,12 +15,13 @@ import msgspec
 
 from .calls import Flow
 from .errors import InvalidArgument
-from .model import Session, SessionPage
+from .model import DeletedUser, Session, SessionPage
 from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
 from .options import check_int
 from .replies import Place
 
 _PLACES_PER_CALL = 1000  # places that one call reads or prunes where no session is read
+_DELETED_PER_CALL = 100  # sessions, two keys each
 _HIGHEST_US = 2**53  # scores are exact up to here
 
 
@@ -205,3 +206,31 @@ def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:
             cursor, found = yield ops.list_users(app_name, slot, cursor or 0)
             users.update(found)
     return sorted(users)
+
+
+def delete_user(ops: Ops, app_name: str, user_id: str) -> Flow[DeletedUser]:
+    """Delete the sessions that exist now, and then the state, unless there are new sessions.
+
+    It walks upwards: a session that is written meanwhile moves up, so the walk still meets it.
+    """
+    existed_us: int
+    existed_us, _ = yield ops.delete_sessions(app_name, user_id, 0, ())
+    num_deleted = 0
+    place: Place | None = None
+    is_end = False
+    while not is_end:
+        places: list[Place] = yield ops.list_places(
+            app_name, user_id, _DELETED_PER_CALL, place, upward=True, for_write=True
+        )
+        is_end = len(places) < _DELETED_PER_CALL
+        if places:
+            place = places[-1]
+            ids = [each.session_id for each in places]
+            _, deleted = yield ops.delete_sessions(app_name, user_id, existed_us, ids)
+            num_deleted += deleted
+    num_left, num_keys = yield ops.delete_user(app_name, user_id)
+    created: list[str] = []
+    if num_left:
+        places = yield ops.list_places(app_name, user_id, num_left, for_write=True)
+        created = [each.session_id for each in places]
+    return DeletedUser(num_deleted, num_keys, created)

@@ -19,6 +19,7 @@ from .replies import (
     Place,
     WriteResult,
     decode_count,
+    decode_counts,
     decode_log,
     decode_ok,
     decode_places,
@@ -178,6 +179,7 @@ class Ops:
         after: Place | None = None,
         *,
         upward: bool = False,
+        for_write: bool = False,
     ) -> Call[list[Place]]:
         """Places of a user's sessions in the index, including those of expired sessions.
 
@@ -187,6 +189,7 @@ class Ops:
             limit: maximum number of places, 1 or more.
             after: the place before the first one; None = the end of the index.
             upward: False = last updated first, True = last updated last.
+            for_write: it is a step of a write, so a replica must not answer.
         """
         index = self._keys.user(app_name, user_id).session_index
         rev = () if upward else ("REV",)
@@ -196,7 +199,7 @@ class Ops:
                 "list_sessions",
                 lambda replies: decode_places(index, members_with_scores(replies[0])),
                 commands=(command,),
-                writes=False,
+                writes=for_write,
             )
 
         def decode(replies: list[Any]) -> list[Place]:
@@ -215,7 +218,7 @@ class Ops:
                 *("LIMIT", 0, limit, "WITHSCORES"),
             ),
         )
-        return Call("list_sessions", decode, commands=commands, writes=False)
+        return Call("list_sessions", decode, commands=commands, writes=for_write)
 
     def list_sessions(
         self, app_name: str, user_id: str, ids: Sequence[str], event_num: int
@@ -282,10 +285,7 @@ class Ops:
             position, found = replies[0]
             return int(position), [pattern.user_id(key) for key in found]
 
-        command: Command = (
-            *("SCAN", cursor, "MATCH", pattern.glob),
-            *("COUNT", _KEYS_PER_SCAN, "TYPE", "zset"),
-        )
+        command: Command = ("SCAN", cursor, "MATCH", pattern.glob, "COUNT", _KEYS_PER_SCAN)
         place = self._keys.app(app_name) if slot is None else slot
         return Call("list_users", decode, commands=(command,), writes=False, slot=place)
 
@@ -296,6 +296,25 @@ class Ops:
         keys = (index, *sessions)
         script = SCRIPTS["prune_index"]
         return Call("prune_index", decode_count, script, keys, tuple(ids))
+
+    def delete_sessions(
+        self, app_name: str, user_id: str, existed_us: int, ids: Sequence[str]
+    ) -> Call[tuple[int, int]]:
+        """Delete sessions that existed at a time; 0 = now. Returns that time, and how many."""
+        keys = [*self._keys.user(app_name, user_id)[:2]]
+        for name in ids:
+            keys += self._keys.session(app_name, user_id, name)[:2]
+        args: tuple[Argument, ...] = (existed_us, *ids)
+        script = SCRIPTS["delete_sessions"]
+        return Call("delete_user", decode_counts, script, tuple(keys), args)
+
+    def delete_user(self, app_name: str, user_id: str) -> Call[tuple[int, int]]:
+        """Delete the state of a user without sessions. Returns how many sessions, and state keys.
+
+        State is removed only if there are no sessions.
+        """
+        keys = self._keys.user(app_name, user_id)[:2]
+        return Call("delete_user", decode_counts, SCRIPTS["delete_user"], keys)
 
     def delete_session(self, key: SessionKey) -> Call[None]:
         """Delete a session and its events."""

@@ -64,6 +64,14 @@ def decode_count(replies: list[Any]) -> int:
     return int(reply[1])
 
 
+def decode_counts(replies: list[Any]) -> tuple[int, int]:
+    """The result of a script that replies with two numbers."""
+    reply = replies[0]
+    if not isinstance(reply, list) or reply[:1] != [b"OK"] or len(reply) != 3:
+        raise ScriptContractError(f"a script replied {reply!r}")
+    return int(reply[1]), int(reply[2])
+
+
 def decode_session(
     key: SessionKey, keys: SessionKeys, parts: list[Any], newest_first: bool = False
 ) -> Session:

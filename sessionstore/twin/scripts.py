@@ -104,6 +104,36 @@ def prune_index(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     return [b"OK", pruned]
 
 
+def delete_sessions(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/delete_sessions.lua"""
+    index, user, *rest = keys
+    existed_us, *ids = args
+    keyspace.zcard(index)
+    keyspace.hlen(user)
+    existed_us = existed_us or keyspace.now_us
+    found = []
+    for session, events, session_id in zip(rest[::2], rest[1::2], ids, strict=True):
+        created_us = keyspace.hget(session, b"created_us")
+        keyspace.zcard(events)
+        if created_us is None or int(created_us) <= existed_us:
+            found.append((session, events, session_id))
+    num_deleted = sum(keyspace.exists(session) for session, _, _ in found)
+    for session, events, session_id in found:
+        keyspace.unlink(session, events)
+        keyspace.zrem(index, session_id)
+    return [b"OK", existed_us, num_deleted]
+
+
+def delete_user(keyspace: Keyspace, keys: Keys, _: Args) -> Reply:
+    """lua/delete_user.lua"""
+    index, user = keys
+    num_sessions, num_keys = keyspace.zcard(index), keyspace.hlen(user)
+    if num_sessions:
+        return [b"OK", num_sessions, 0]
+    keyspace.unlink(user)
+    return [b"OK", 0, num_keys]
+
+
 # -- events -------------------------------------------------------------------------------------
 
 
@@ -305,6 +335,8 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             clear_events,
             create_session,
             delete_session,
+            delete_sessions,
+            delete_user,
             get_or_create_session,
             pop_event,
             prune_index,

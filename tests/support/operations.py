@@ -379,8 +379,16 @@ OPERATIONS = (
         calls=2,
         needs_expired=True,
     ),
-    Operation("ping", lambda s, _: s.ping(), keys="", kind="read", rights="HELLO"),
     # -- users
+    Operation(
+        # The time; ids; their sessions; the state.
+        "delete_user",
+        lambda s, at: s.delete_user(**at.owner),
+        keys=LOG + " user",
+        kind="delete",
+        calls=4,
+    ),
+    Operation("ping", lambda s, _: s.ping(), keys="", kind="read", rights="HELLO"),
     Operation(
         "list_users",
         lambda s, at: s.list_users(at.app),

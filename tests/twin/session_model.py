@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sessionstore import (
+    DeletedUser,
     Event,
     Session,
     SessionKey,
@@ -315,6 +316,13 @@ class Model:
 
     def delete(self, key: SessionKey) -> None:
         self.sessions.pop(key, None)
+
+    def delete_user(self, user: User) -> DeletedUser:
+        sessions = self.listed(user)
+        for key in sessions:
+            self.delete(key)
+        tier = self.users.pop(user, Tier())
+        return DeletedUser(len(sessions), len(tier.state), [])
 
     def pass_time(self, milliseconds: int) -> None:
         """Let deadlines come nearer, and end what has reached its own."""

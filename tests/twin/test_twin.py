@@ -290,6 +290,12 @@ class TwinMachine(RuleBasedStateMachine):
         self._expect(self._run(OPS[0].delete_session(key)), lambda: self.model.delete(key))
         self._check()
 
+    @rule(user=users)
+    def delete_user(self, user: tuple[str, str]) -> None:
+        outcome = self._drive(flows.delete_user(OPS[0], *user))
+        self._expect(outcome, lambda: self.model.delete_user(user))
+        self._check()
+
     @rule(user=users, names=st.lists(st.sampled_from([*KEYS]), max_size=3))
     def prune_index(self, user: tuple[str, str], names: list[SessionKey]) -> None:
         ids = [key.session_id for key in names]
@@ -555,6 +561,8 @@ class TwinMachine(RuleBasedStateMachine):
             stamps.append(real.result.updated_us)
         if isinstance(real.result, Turn):
             stamps.append(microseconds(real.result.expires_at) - lease_ms * 1000)
+        if call.script and call.script.name == "delete_sessions" and real.result:
+            stamps.append(real.result[0])
         exact = [stamp for stamp in stamps if before_us <= stamp <= after_us]
         self.clock_us = exact[0] if exact else after_us
         twin = Outcome(lambda: call.decode(self.twin.execute(call)))
