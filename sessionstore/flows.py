@@ -226,6 +226,11 @@ def release_turn(ops: Ops, turn: Turn) -> Flow[None]:
         yield ops.renew_turn(check_turn(turn), 0)
 
 
+def free_turn(ops: Ops, session: Session | SessionKey) -> Flow[None]:
+    """Take the turn of a session from its holder."""
+    yield ops.free_turn(session_key(session))
+
+
 # -- state ----------------------------------------------------------------------------------------
 
 

@@ -438,6 +438,16 @@ class Ops:
         args = (turn.key.session_id, self.options.session_ttl_ms, turn.token, lease_ms)
         return Call("renew_turn", decode, SCRIPTS["renew_turn"], keys, args)
 
+    def free_turn(self, key: SessionKey) -> Call[None]:
+        """Take a session's turn from its holder, so that it is free."""
+        keys = self._keys.session(*_ids(key))[:3]
+
+        def decode(replies: list[Any]) -> None:
+            status(replies[0], key)
+
+        args = (key.session_id, self.options.session_ttl_ms)
+        return Call("free_turn", decode, SCRIPTS["free_turn"], keys, args)
+
     # -- state ---------------------------------------------------------------------------------
 
     def update_session_state(

@@ -467,6 +467,24 @@ class SessionService:
         """
         await self._run(flows.release_turn(self._ops, turn))
 
+    async def free_turn(self, session: Session | SessionKey) -> None:
+        """Take the turn of a session from its holder. For operators; a free turn is fine.
+
+        The holder cannot renew the turn or append with it any more: it gets TurnLost. Use it if the
+        holder is known to be dead, or hangs, and its lease is long.
+
+        Args:
+            session: the session, or its key.
+
+        Raises:
+            InvalidArgument: an argument is not valid; names it.
+            SessionNotFound: the session does not exist.
+            BackendError: the store refused the call or did not answer.
+
+        lua/free_turn.lua; one round trip, O(1).
+        """
+        await self._run(flows.free_turn(self._ops, session))
+
     # -- state ---------------------------------------------------------------------------------
 
     async def update_session_state(

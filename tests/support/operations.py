@@ -293,6 +293,13 @@ OPERATIONS = (
         refreshes="session",
         needs_turn=True,
     ),
+    Operation(
+        "free_turn",
+        lambda s, at: s.free_turn(at.key),
+        keys=LOG,
+        refreshes="session",
+        needs_turn=True,
+    ),
     # -- state
     Operation(
         "update_session_state",
