@@ -17,6 +17,7 @@ from .model import Event, EventPage, Session, SessionKey, Turn
 from .options import Options, check_bool, check_instant, check_int
 from .replies import (
     Place,
+    SharedState,
     WriteResult,
     decode_count,
     decode_counts,
@@ -221,37 +222,63 @@ class Ops:
         return Call("list_sessions", decode, commands=commands, writes=for_write)
 
     def list_sessions(
-        self, app_name: str, user_id: str, ids: Sequence[str], event_num: int
-    ) -> Call[list[Session | None]]:
-        """Read sessions by id; None for a session that has expired."""
+        self,
+        app_name: str,
+        user_id: str,
+        ids: Sequence[str],
+        event_num: int,
+        *,
+        tiers: bool = True,
+    ) -> Call[tuple[list[Session | None], SharedState]]:
+        """Read sessions by id; None for a session that has expired.
+
+        Returns the sessions with the state of their own tier, and the state of the other tiers, if
+        `tiers` asks for it and they share the slot.
+        """
         check_int("event_num", event_num, low=0)
         user = self._keys.user(app_name, user_id)
         sessions = [self._keys.session(app_name, user_id, name) for name in ids]
-        commands: list[Command] = [("HGETALL", user.user)]
-        if not self.app_in_own_slot:
-            commands.append(("HGETALL", user.app))
-        first = len(commands)
+        shared_tiers = [(user.user, "user:"), (user.app, "app:")]
+        if self.app_in_own_slot:
+            shared_tiers.pop()
+        if not tiers:
+            shared_tiers.clear()
+        first = len(shared_tiers)
+        commands: list[Command] = [("HGETALL", tier) for tier, _ in shared_tiers]
         for keys in sessions:
             log, _ = _log_commands(keys.events, event_num, None)
             commands += (("HGETALL", keys.session), *log)
         step = 3 if event_num else 2
 
-        def decode(replies: list[Any]) -> list[Session | None]:
+        def decode(replies: list[Any]) -> tuple[list[Session | None], SharedState]:
+            shared = SharedState()
+            for reply, (tier, prefix) in zip(replies, shared_tiers, strict=False):
+                shared.add_tier(reply, tier, prefix)
             found: list[Session | None] = []
             for number, (name, keys) in enumerate(zip(ids, sessions, strict=True)):
                 at = first + number * step
                 if not replies[at]:
                     found.append(None)
                     continue
-                parts = [replies[at], *replies[:first], *replies[at + 1 : at + step]]
-                key = SessionKey(app_name, user_id, name)
-                found.append(decode_session(key, keys, self._with_app_tier(parts)))
-            return found
+                parts = [replies[at], (), (), *replies[at + 1 : at + step]]
+                found.append(decode_session(SessionKey(app_name, user_id, name), keys, parts))
+            return found, shared
 
         is_bulk = _is_bulk(event_num * len(ids))
         return Call(
             "list_sessions", decode, commands=tuple(commands), writes=False, is_bulk=is_bulk
         )
+
+    def list_app_state(self, app_name: str) -> Call[SharedState]:
+        """The state of the app tier for many sessions, where it has a slot of its own."""
+        tier = self._keys.app(app_name)
+
+        def decode(replies: list[Any]) -> SharedState:
+            shared = SharedState()
+            shared.add_tier(replies[0], tier, "app:")
+            return shared
+
+        return Call("list_sessions", decode, commands=(("HGETALL", tier),), writes=False)
 
     @staticmethod
     def ping() -> Call[Literal["primary", "replica"]]:
@@ -474,10 +501,10 @@ class Ops:
         tier = self._keys.user(app_name, user_id).user
         return self._get_tier("get_user_state", tier, self.options.user_state_ttl_ms)
 
-    def get_app_state(self, app_name: str, *, touch: bool = True) -> Call[dict[str, Any]]:
-        """Read the app tier. `touch`: refresh its TTL if reads do."""
-        ttl_ms = self.options.app_state_ttl_ms if touch else 0
-        return self._get_tier("get_app_state", self._keys.app(app_name), ttl_ms)
+    def get_app_state(self, app_name: str) -> Call[dict[str, Any]]:
+        """Read the app tier."""
+        tier = self._keys.app(app_name)
+        return self._get_tier("get_app_state", tier, self.options.app_state_ttl_ms)
 
     def update_user_state(self, app_name: str, user_id: str, delta: Delta) -> Call[None]:
         """Set and remove state of the user tier."""

@@ -212,10 +212,8 @@ SHAPES: dict[str, Callable[[Ops], list[Call[Any]]]] = {
     "renew_turn": lambda ops: [
         ops.renew_turn(Turn(KEY, 3, NOON), lease_ms) for lease_ms in (0, 30_000)
     ],
-    "get_app_state": lambda ops: [
-        ops.get_app_state("app"),
-        ops.get_app_state("app", touch=False),
-    ],
+    "get_app_state": lambda ops: [ops.get_app_state("app")],
+    "list_app_state": lambda ops: [ops.list_app_state("app")],
     "update_user_state": lambda ops: [
         ops.update_user_state("app", "user", one.user) for one in changes(ops, "user")
     ],
