@@ -27,10 +27,14 @@ local version, last_us, deadline_ms = read_checked_header(session, events, index
 if not version then
   return {'NOT_FOUND'}
 end
-local turn = redis.call('HMGET', session, 'turn_token', 'turn_until_us', 'turn_holder')
+local turn = redis.call('HMGET', session, 'turn_token', 'turn_until_us', 'turn_holder', 'turn_ms')
 local token, until_us = tonumber(turn[1] or 0), tonumber(turn[2] or 0)
 local now_us = server_time_us()
-if until_us > now_us and turn[3] ~= holder then
+-- A lease that ends later than its length from now was taken while the clock was ahead. A second
+-- more is allowed, because a replica that becomes the primary has a clock of its own.
+local longest_us = turn[4] and (turn[4] + 1000) * 1000 or math.huge
+local is_taken = until_us > now_us and until_us - now_us <= longest_us
+if is_taken and turn[3] ~= holder then
   return {'TAKEN', until_us}
 end
 if turn[3] ~= holder then
@@ -40,6 +44,7 @@ end
 until_us = now_us + lease_ms * 1000
 
 -- Write.
-redis.call('HSET', session, 'turn_token', token, 'turn_until_us', until_us, 'turn_holder', holder)
+redis.call('HSET', session, 'turn_token', token, 'turn_until_us', until_us, 'turn_ms', lease_ms,
+  'turn_holder', holder)
 refresh_session_if_due(session, events, index, deadline_ms, to_ms(now_us), ttl_ms, last_us, false)
 return {'OK', token, until_us}

@@ -35,7 +35,7 @@ local until_us = now_us + lease_ms * 1000
 
 -- Write.
 if lease_ms > 0 then
-  redis.call('HSET', session, 'turn_until_us', until_us)
+  redis.call('HSET', session, 'turn_until_us', until_us, 'turn_ms', lease_ms)
 else
   redis.call('HSET', session, 'turn_until_us', 0, 'turn_holder', '')
 end

@@ -20,7 +20,7 @@ from .errors import (
     TurnTaken,
 )
 from .instances import register_redis_instance
-from .model import Event, EventPage, Ping, Session, SessionKey, SessionPage, Turn
+from .model import DeletedUser, Event, EventPage, Ping, Session, SessionKey, SessionPage, Turn
 from .run_context import RunContext
 from .runner import Agent, Run, Runner
 from .service import InMemorySessionService, RedisSessionService, SessionService
@@ -37,6 +37,7 @@ __all__ = [
     "BackendTimeout",
     "BackendUnavailable",
     "CorruptData",
+    "DeletedUser",
     "Event",
     "EventPage",
     "InMemorySessionService",

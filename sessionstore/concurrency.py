@@ -6,6 +6,7 @@ sessionstore/sync/concurrency.py has the same names for threads.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 from contextlib import suppress
 from datetime import timedelta
@@ -14,7 +15,7 @@ from typing import Self, TypeVar
 
 from .errors import BackendError, InvalidArgument, TurnTaken
 from .model import Event, SessionKey, Turn
-from .run_context import poll_delays
+from .run_context import TurnQueues, poll_delays
 from .service import SessionService
 
 T = TypeVar("T")
@@ -57,8 +58,13 @@ def check_service(service: object) -> SessionService:
     raise InvalidArgument(message)
 
 
+_queues = TurnQueues(asyncio.Lock)
+
+
 class HeldTurn:
     """A session's turn: waits for it, renews it in a task, and releases it at the end.
+
+    Of the runs on one event loop, one asks the store, and the others wait in line.
 
     Args:
         service: the service.
@@ -74,16 +80,41 @@ class HeldTurn:
         self._lease = lease
 
     async def __aenter__(self) -> Self:
-        for delay_s in poll_delays():
-            with suppress(TurnTaken):
-                self.turn = await self._acquire()
-                break
-            await asyncio.sleep(delay_s)
+        self._name = (asyncio.get_running_loop(), self._key)
+        self._queue = _queues.join(self._service, self._name)
+        self._is_in_line, self._is_first = True, False
+        joined_at = time.monotonic()
+        try:
+            self._is_first = await self._queue.lock.acquire()
+            self._queue.raise_failure(joined_at)
+            await asyncio.sleep(self._queue.pause_s())
+            await self._wait()
+        except BaseException as error:
+            if isinstance(error, BackendError):
+                self._queue.fail(error)
+            self._leave_line()
+            raise
         self._renewing = asyncio.create_task(self._renew())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await _finish(asyncio.create_task(self._stop()))
+
+    async def _wait(self) -> None:
+        """Ask for the turn until it is free: a run of another process may have it."""
+        for delay_s in poll_delays():
+            with suppress(TurnTaken):
+                self.turn = await self._acquire()
+                return
+            await asyncio.sleep(delay_s)
+
+    def _leave_line(self) -> None:
+        """Let the next run ask for the turn. Safe to repeat."""
+        if self._is_in_line:
+            self._is_in_line = False
+            _queues.leave(self._service, self._name)
+            if self._is_first:
+                self._queue.lock.release()
 
     async def _acquire(self) -> Turn:
         """The turn, if it is free. If the caller is cancelled, the turn is released."""
@@ -98,7 +129,10 @@ class HeldTurn:
     async def _stop(self) -> None:
         self._renewing.cancel()
         await asyncio.wait([self._renewing])
-        await self._release(self.turn)
+        try:
+            await self._release(self.turn)
+        finally:
+            self._leave_line()
 
     async def _release(self, turn: Turn) -> None:
         with suppress(BackendError):  # otherwise the turn is free when its lease ends
@@ -113,6 +147,7 @@ class HeldTurn:
             except BackendError:
                 continue
             except Exception:  # the turn is lost, or the session was deleted
+                self._leave_line()
                 return
 
 

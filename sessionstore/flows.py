@@ -21,6 +21,7 @@ import msgspec
 from .calls import Call, Flow
 from .errors import InvalidArgument, SessionNotFound, TurnLost
 from .listing import count_sessions as count_sessions
+from .listing import delete_user as delete_user
 from .listing import list_sessions as list_sessions
 from .listing import list_users as list_users
 from .model import Event, EventPage, Ping, Session, SessionKey, Turn
@@ -226,6 +227,11 @@ def release_turn(ops: Ops, turn: Turn) -> Flow[None]:
     """Release a turn. A lost turn or a deleted session is fine."""
     with suppress(TurnLost, SessionNotFound):
         yield ops.renew_turn(check_turn(turn), 0)
+
+
+def free_turn(ops: Ops, session: Session | SessionKey) -> Flow[None]:
+    """Take the turn of a session from its holder."""
+    yield ops.free_turn(session_key(session))
 
 
 # -- state ----------------------------------------------------------------------------------------

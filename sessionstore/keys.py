@@ -99,20 +99,25 @@ class SessionKeys(NamedTuple):
 
 
 class UserPattern(NamedTuple):
-    """Matches the session indexes of an application's users: `head`, encoded user id, `tail`."""
+    """The keys of the indexes and of the state of all users of an application.
 
+    Each is `prefix`, "sessions:" or "userdata:", `head`, an encoded user id, `tail`.
+    """
+
+    prefix: str
     head: str
     tail: str
 
     @property
     def glob(self) -> str:
-        """The pattern for SCAN."""
-        return re.sub(r"([*?\[\]\\])", r"\\\1", self.head) + "*" + self.tail
+        """The pattern for SCAN. No other role of keys begins and ends like these two."""
+        prefix, head = (re.sub(r"([*?\[\]\\])", r"\\\1", part) for part in self[:2])
+        return f"{prefix}[su]*[sa]:{head}*{self.tail}"
 
     def user_id(self, key: bytes) -> str:
-        """The user id in the key of an index."""
-        name = key.decode()
-        return unquote(name[len(self.head) : len(name) - len(self.tail)])
+        """The user id in a key."""
+        _, _, rest = key.decode().removeprefix(self.prefix).partition(":" + self.head)
+        return unquote(rest[: len(rest) - len(self.tail)])
 
 
 class Keys:
@@ -154,10 +159,10 @@ class Keys:
             return self._spell_session(app_name, user_id, session_id)
 
     def users(self, app_name: str) -> UserPattern:
-        """The pattern of the indexes of an application's users."""
+        """The pattern of the indexes and of the state of an application's users."""
         tag = self._tag(encode_id("app_name", app_name), "*")
         head, _, tail = tag.partition("*")
-        return UserPattern(f"{self._prefix}sessions:{head}", tail)
+        return UserPattern(self._prefix, head, tail)
 
     def _spell_session(self, app_name: str, user_id: str, session_id: str) -> SessionKeys:
         app = encode_id("app_name", app_name)

@@ -7,20 +7,20 @@ of others, but not their places.
 
 from __future__ import annotations
 
-from copy import deepcopy
-from typing import Any
 from urllib.parse import quote, unquote
 
 import msgspec
 
 from .calls import Flow
 from .errors import InvalidArgument
-from .model import Session, SessionPage
+from .model import DeletedUser, Session, SessionPage
 from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
 from .options import check_int
-from .replies import Place
+from .replies import Place, SharedState
 
 _PLACES_PER_CALL = 1000  # places that one call reads or prunes where no session is read
+_SESSIONS_PER_CALL = 100  # sessions that one call reads
+_DELETED_PER_CALL = 100  # sessions, two keys each
 _HIGHEST_US = 2**53  # scores are exact up to here
 
 
@@ -136,18 +136,28 @@ def list_sessions(
 def _read(
     ops: Ops, app_name: str, user_id: str, ids: list[str], event_num: int
 ) -> Flow[list[Session]]:
-    """Read sessions by id. Those that are gone are left out."""
-    sessions: list[Session | None]
-    call = ops.list_sessions(app_name, user_id, ids, event_num)
-    app_state: dict[str, Any] = {}
-    if ops.app_in_own_slot:
-        sessions, app_state = yield call, ops.get_app_state(app_name, touch=False)
-    else:
-        sessions = yield call
-    found = [session for session in sessions if session is not None]
-    for session in found:
-        state = deepcopy(app_state)  # sessions share nothing
-        session.state.update((f"app:{name}", value) for name, value in state.items())
+    """Read sessions by id. Those that are gone are left out.
+
+    It reads 100 in a call, so that other calls and tasks get their share between. The state of the
+    other tiers is read once, with the first ones.
+    """
+    found: list[Session] = []
+    app = SharedState()
+    user_and_app = SharedState()
+    for first in range(0, len(ids), _SESSIONS_PER_CALL):
+        some = ids[first : first + _SESSIONS_PER_CALL]
+        call = ops.list_sessions(app_name, user_id, some, event_num, tiers=not first)
+        if ops.app_in_own_slot and not first:
+            (sessions, user_and_app), app = yield call, ops.list_app_state(app_name)
+        elif not first:
+            sessions, user_and_app = yield call
+        else:
+            sessions, _ = yield call
+        for session in sessions:
+            if session is not None:
+                state = user_and_app.merged_with(session.state)
+                session.state = app.merged_with(state) if ops.app_in_own_slot else state
+                found.append(session)
     return found
 
 
@@ -205,3 +215,31 @@ def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:
             cursor, found = yield ops.list_users(app_name, slot, cursor or 0)
             users.update(found)
     return sorted(users)
+
+
+def delete_user(ops: Ops, app_name: str, user_id: str) -> Flow[DeletedUser]:
+    """Delete the sessions that exist now, and then the state, unless there are new sessions.
+
+    It walks upwards: a session that is written meanwhile moves up, so the walk still meets it.
+    """
+    existed_us: int
+    existed_us, _ = yield ops.delete_sessions(app_name, user_id, 0, ())
+    num_deleted = 0
+    place: Place | None = None
+    is_end = False
+    while not is_end:
+        places: list[Place] = yield ops.list_places(
+            app_name, user_id, _DELETED_PER_CALL, place, upward=True, for_write=True
+        )
+        is_end = len(places) < _DELETED_PER_CALL
+        if places:
+            place = places[-1]
+            ids = [each.session_id for each in places]
+            _, deleted = yield ops.delete_sessions(app_name, user_id, existed_us, ids)
+            num_deleted += deleted
+    num_left, num_keys = yield ops.delete_user(app_name, user_id)
+    created: list[str] = []
+    if num_left:
+        places = yield ops.list_places(app_name, user_id, num_left, for_write=True)
+        created = [each.session_id for each in places]
+    return DeletedUser(num_deleted, num_keys, created)

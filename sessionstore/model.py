@@ -1,4 +1,5 @@
-"""The public data types: Event, Session, SessionKey, Turn, SessionPage, EventPage, Ping."""
+"""The public data types: Event, Session, SessionKey, Turn, SessionPage, EventPage, Ping,
+DeletedUser."""
 
 from __future__ import annotations
 
@@ -166,6 +167,21 @@ class EventPage(msgspec.Struct, frozen=True):
     first: int | None
     last: int | None
     positions: list[int] = msgspec.field(default_factory=list)
+
+
+class DeletedUser(msgspec.Struct, frozen=True):
+    """What `delete_user` removed, and what it left.
+
+    Attributes:
+        num_sessions: number of sessions that were removed.
+        num_state_keys: number of keys of user state that were removed.
+        created: ids of sessions that were created meanwhile. They stay, and so does the user's
+            state. Empty if nothing is left of the user.
+    """
+
+    num_sessions: int
+    num_state_keys: int
+    created: list[str]
 
 
 class Ping(msgspec.Struct, frozen=True):

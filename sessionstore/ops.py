@@ -19,8 +19,10 @@ from .model import Event, EventPage, Session, SessionKey, Turn
 from .options import Options, check_bool, check_instant, check_int
 from .replies import (
     Place,
+    SharedState,
     WriteResult,
     decode_count,
+    decode_counts,
     decode_log,
     decode_ok,
     decode_places,
@@ -181,6 +183,7 @@ class Ops:
         after: Place | None = None,
         *,
         upward: bool = False,
+        for_write: bool = False,
     ) -> Call[list[Place]]:
         """Places of a user's sessions in the index, including those of expired sessions.
 
@@ -190,6 +193,7 @@ class Ops:
             limit: maximum number of places, 1 or more.
             after: the place before the first one; None = the end of the index.
             upward: False = last updated first, True = last updated last.
+            for_write: it is a step of a write, so a replica must not answer.
         """
         index = self._keys.user(app_name, user_id).session_index
         rev = () if upward else ("REV",)
@@ -199,7 +203,7 @@ class Ops:
                 "list_sessions",
                 lambda replies: decode_places(index, members_with_scores(replies[0])),
                 commands=(command,),
-                writes=False,
+                writes=for_write,
             )
 
         def decode(replies: list[Any]) -> list[Place]:
@@ -218,40 +222,66 @@ class Ops:
                 *("LIMIT", 0, limit, "WITHSCORES"),
             ),
         )
-        return Call("list_sessions", decode, commands=commands, writes=False)
+        return Call("list_sessions", decode, commands=commands, writes=for_write)
 
     def list_sessions(
-        self, app_name: str, user_id: str, ids: Sequence[str], event_num: int
-    ) -> Call[list[Session | None]]:
-        """Read sessions by id; None for a session that has expired."""
+        self,
+        app_name: str,
+        user_id: str,
+        ids: Sequence[str],
+        event_num: int,
+        *,
+        tiers: bool = True,
+    ) -> Call[tuple[list[Session | None], SharedState]]:
+        """Read sessions by id; None for a session that has expired.
+
+        Returns the sessions with the state of their own tier, and the state of the other tiers, if
+        `tiers` asks for it and they share the slot.
+        """
         check_int("event_num", event_num, low=0)
         user = self._keys.user(app_name, user_id)
         sessions = [self._keys.session(app_name, user_id, name) for name in ids]
-        commands: list[Command] = [("HGETALL", user.user)]
-        if not self.app_in_own_slot:
-            commands.append(("HGETALL", user.app))
-        first = len(commands)
+        shared_tiers = [(user.user, "user:"), (user.app, "app:")]
+        if self.app_in_own_slot:
+            shared_tiers.pop()
+        if not tiers:
+            shared_tiers.clear()
+        first = len(shared_tiers)
+        commands: list[Command] = [("HGETALL", tier) for tier, _ in shared_tiers]
         for keys in sessions:
             log, _ = _log_commands(keys.events, event_num, None)
             commands += (("HGETALL", keys.session), *log)
         step = 3 if event_num else 2
 
-        def decode(replies: list[Any]) -> list[Session | None]:
+        def decode(replies: list[Any]) -> tuple[list[Session | None], SharedState]:
+            shared = SharedState()
+            for reply, (tier, prefix) in zip(replies, shared_tiers, strict=False):
+                shared.add_tier(reply, tier, prefix)
             found: list[Session | None] = []
             for number, (name, keys) in enumerate(zip(ids, sessions, strict=True)):
                 at = first + number * step
                 if not replies[at]:
                     found.append(None)
                     continue
-                parts = [replies[at], *replies[:first], *replies[at + 1 : at + step]]
-                key = SessionKey(app_name, user_id, name)
-                found.append(decode_session(key, keys, self._with_app_tier(parts)))
-            return found
+                parts = [replies[at], (), (), *replies[at + 1 : at + step]]
+                found.append(decode_session(SessionKey(app_name, user_id, name), keys, parts))
+            return found, shared
 
         is_bulk = _is_bulk(event_num * len(ids))
         return Call(
             "list_sessions", decode, commands=tuple(commands), writes=False, is_bulk=is_bulk
         )
+
+    def list_app_state(self, app_name: str) -> Call[SharedState]:
+        """The state of the app tier for many sessions, where it has a slot of its own."""
+        tier = self._keys.app(app_name)
+
+        def decode(replies: list[Any]) -> SharedState:
+            shared = SharedState()
+            shared.add_tier(replies[0], tier, "app:")
+            return shared
+
+        return Call("list_sessions", decode, commands=(("HGETALL", tier),), writes=False)
 
     @staticmethod
     def ping() -> Call[Literal["primary", "replica"]]:
@@ -285,10 +315,7 @@ class Ops:
             position, found = replies[0]
             return int(position), [pattern.user_id(key) for key in found]
 
-        command: Command = (
-            *("SCAN", cursor, "MATCH", pattern.glob),
-            *("COUNT", _KEYS_PER_SCAN, "TYPE", "zset"),
-        )
+        command: Command = ("SCAN", cursor, "MATCH", pattern.glob, "COUNT", _KEYS_PER_SCAN)
         route = self._keys.app(app_name) if slot is None else slot
         return Call("list_users", decode, commands=(command,), writes=False, slot=route)
 
@@ -299,6 +326,25 @@ class Ops:
         keys = (index, *sessions)
         script = SCRIPTS["prune_index"]
         return Call("prune_index", decode_count, script, keys, tuple(ids))
+
+    def delete_sessions(
+        self, app_name: str, user_id: str, existed_us: int, ids: Sequence[str]
+    ) -> Call[tuple[int, int]]:
+        """Delete sessions that existed at a time; 0 = now. Returns that time, and how many."""
+        keys = [*self._keys.user(app_name, user_id)[:2]]
+        for name in ids:
+            keys += self._keys.session(app_name, user_id, name)[:2]
+        args: tuple[Argument, ...] = (existed_us, *ids)
+        script = SCRIPTS["delete_sessions"]
+        return Call("delete_user", decode_counts, script, tuple(keys), args)
+
+    def delete_user(self, app_name: str, user_id: str) -> Call[tuple[int, int]]:
+        """Delete the state of a user without sessions. Returns how many sessions, and state keys.
+
+        State is removed only if there are no sessions.
+        """
+        keys = self._keys.user(app_name, user_id)[:2]
+        return Call("delete_user", decode_counts, SCRIPTS["delete_user"], keys)
 
     def delete_session(self, key: SessionKey) -> Call[None]:
         """Delete a session and its events."""
@@ -421,6 +467,16 @@ class Ops:
 
         args = (turn.key.session_id, self.options.session_ttl_ms, turn.token, lease_ms)
         return Call("renew_turn", decode, SCRIPTS["renew_turn"], keys, args)
+
+    def free_turn(self, key: SessionKey) -> Call[None]:
+        """Take a session's turn from its holder, so that it is free."""
+        keys = self._keys.session(*_ids(key))[:3]
+
+        def decode(replies: list[Any]) -> None:
+            status(replies[0], key)
+
+        args = (key.session_id, self.options.session_ttl_ms)
+        return Call("free_turn", decode, SCRIPTS["free_turn"], keys, args)
 
     # -- state ---------------------------------------------------------------------------------
 

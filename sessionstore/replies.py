@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from .calls import check_increments, status
-from .codec import corrupt, decode_events
+from .codec import corrupt, decode_events, decode_value
 from .errors import ScriptContractError
 from .keys import SessionKeys
 from .model import Event, Session, SessionKey
@@ -46,6 +47,39 @@ class Place(NamedTuple):
     session_id: str
 
 
+class SharedState:
+    """State of the user and the app tier that many sessions get: each value is decoded once.
+
+    Sessions must share nothing that can be changed. So values that cannot be changed are shared,
+    and lists and dicts are decoded again for every session.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._mutable: list[tuple[str, bytes]] = []
+
+    def add_tier(self, reply: Any, key: bytes, prefix: str) -> None:
+        """Add the reply to an HGETALL. CorruptData if a value does not decode."""
+        fields = list(hash_items(reply))
+        values: dict[str, Any] = {}
+        decode_tier(values, fields, key, prefix=prefix)
+        self._values.update(values)
+        for (name, value), (_, data) in zip(values.items(), fields, strict=True):
+            if type(value) not in _IMMUTABLE:
+                self._mutable.append((name, data))
+
+    def merged_with(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A dict of its own for a session with this state."""
+        merged = self._values.copy()
+        for name, data in self._mutable:
+            merged[name] = decode_value(data)
+        merged.update(state)
+        return merged
+
+
+_IMMUTABLE = frozenset((str, int, float, bool, type(None), bytes, datetime))
+
+
 def decode_write_result(reply: Any, key: SessionKey, if_version: int | None) -> WriteResult:
     """The result of a write to a session, or the exception that its status word means."""
     word = status(reply, key, if_version)
@@ -79,6 +113,14 @@ def decode_count(replies: list[Any]) -> int:
     if not isinstance(reply, list) or reply[:1] != [b"OK"] or len(reply) != 2:
         raise ScriptContractError(f"a script replied {reply!r}")
     return int(reply[1])
+
+
+def decode_counts(replies: list[Any]) -> tuple[int, int]:
+    """The result of a script that replies with two numbers."""
+    reply = replies[0]
+    if not isinstance(reply, list) or reply[:1] != [b"OK"] or len(reply) != 3:
+        raise ScriptContractError(f"a script replied {reply!r}")
+    return int(reply[1]), int(reply[2])
 
 
 def decode_session(

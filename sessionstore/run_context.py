@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Iterator, MutableMapping
-from typing import Any, Final
+import threading
+import time
+import weakref
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from .errors import InvalidArgument
+from .errors import BackendError, InvalidArgument
 from .model import Event, Session
+
+L = TypeVar("L")
 
 _FIRST_POLL_S = 0.02
 _LONGEST_POLL_S = 0.25
+_LONGEST_STREAK_S = 10.0  # how long one process may hand a turn over without a pause for others
 
 _REMOVED: Final[Any] = object()  # stands for the value of a removed state key
 
@@ -136,3 +143,73 @@ def poll_delays() -> Iterator[float]:
     while True:
         yield delay_s * random.uniform(0.5, 1.5)
         delay_s = min(delay_s * 2, _LONGEST_POLL_S)
+
+
+class TurnQueue(Generic[L]):
+    """The runs of one process that want the turn of one session.
+
+    The run that holds `lock` asks the store for the turn and keeps the lock as long as the turn.
+    The others wait for the lock: they cost the store nothing, and get the turn without a delay.
+
+    Args:
+        lock: of the kind that the runs wait with.
+    """
+
+    def __init__(self, lock: L) -> None:
+        self.lock = lock
+        self.num_runs = 0
+        self._streak_began = time.monotonic()
+        self._failure: BackendError | None = None
+        self._failed_at = 0.0
+
+    def fail(self, error: BackendError) -> None:
+        """The run that asked the store failed. The runs in line would fail alike, each later."""
+        self._failure, self._failed_at = error, time.monotonic()
+
+    def raise_failure(self, joined_at: float) -> None:
+        """Raise the error of a run that failed while this one was in line, if one did."""
+        if self._failure is not None and self._failed_at >= joined_at:
+            raise copy.copy(self._failure)
+
+    def pause_s(self) -> float:
+        """Seconds to wait before asking for the turn: now and then others must get a chance.
+
+        A run in another process polls. It would never find the turn free while this process hands
+        it over from run to run.
+        """
+        now = time.monotonic()
+        if now - self._streak_began < _LONGEST_STREAK_S:
+            return 0.0
+        self._streak_began = now
+        return 1.5 * _LONGEST_POLL_S
+
+
+class TurnQueues(Generic[L]):
+    """All queues of this process. Thread-safe.
+
+    Args:
+        new_lock: makes the lock of a queue.
+    """
+
+    def __init__(self, new_lock: Callable[[], L]) -> None:
+        self._new_lock = new_lock
+        self._guard = threading.Lock()
+        self._by_service: weakref.WeakKeyDictionary[Any, dict[Hashable, TurnQueue[L]]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def join(self, service: object, name: Hashable) -> TurnQueue[L]:
+        """The queue of this name, for one run more."""
+        with self._guard:
+            queues = self._by_service.setdefault(service, {})
+            queue = queues.setdefault(name, TurnQueue(self._new_lock()))
+            queue.num_runs += 1
+            return queue
+
+    def leave(self, service: object, name: Hashable) -> None:
+        """One run less. A queue without runs is dropped."""
+        with self._guard:
+            queues = self._by_service[service]
+            queues[name].num_runs -= 1
+            if not queues[name].num_runs:
+                del queues[name]

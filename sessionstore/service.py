@@ -13,7 +13,7 @@ from .codec import Format
 from .drive import drive_async
 from .instances import address_to_show
 from .keys import PartitionBy
-from .model import Event, EventPage, Ping, Session, SessionKey, SessionPage, Turn
+from .model import DeletedUser, Event, EventPage, Ping, Session, SessionKey, SessionPage, Turn
 from .ops import Ops
 from .options import (
     Duration,
@@ -186,7 +186,8 @@ class SessionService:
 
         Plain reads, and lua/prune_index.lua for expired sessions; two round trips, one or two more
         on the last of several pages, two more for every 1,000 sessions of the offset and for every
-        1,000 expired sessions; O(offset + sessions and events read).
+        1,000 expired sessions, one more for every 100 sessions after the first 100; O(offset +
+        sessions and events read). Every session gets a copy of the state of the other tiers.
         """
         return await self._run(
             flows.list_sessions(self._ops, app_name, user_id, limit, offset, event_num, after)
@@ -215,10 +216,10 @@ class SessionService:
         return await self._run(flows.count_sessions(self._ops, app_name, user_id))
 
     async def list_users(self, app_name: str) -> list[str]:
-        """The users of an application that have sessions, in alphabetical order.
+        """The users of an application that have sessions or state, in alphabetical order.
 
-        For administration, not for requests: it scans all keys of all servers. A user whose first
-        session is created during the scan, or whose slot moves, may be missing.
+        For administration, not for requests: it scans all keys of all servers. A user who is new
+        since the scan began, or whose slot moves, may be missing.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
@@ -246,6 +247,31 @@ class SessionService:
         lua/delete_session.lua; one round trip, O(1).
         """
         await self._run(flows.delete_session(self._ops, app_name, user_id, session_id))
+
+    async def delete_user(self, *, app_name: str, user_id: str) -> DeletedUser:
+        """Delete a user: sessions with their events, index and state. A missing user is fine.
+
+        It removes the sessions that exist when it starts, 100 in a step. If no session was created
+        meanwhile, it then removes the state. Each step is atomic, all of them together are not:
+        after an error some sessions may be gone, and calling it again removes the rest. To keep new
+        sessions away, stop the user's agents first.
+
+        Args:
+            app_name: 1 to 256 bytes of UTF-8.
+            user_id: likewise.
+
+        Returns:
+            What was removed, and which sessions were created meanwhile. A step that was sent again
+            because its reply was lost does not count what the first attempt removed.
+
+        Raises:
+            InvalidArgument: an id is not valid; names it.
+            BackendError: the store refused the call or did not answer.
+
+        lua/delete_sessions.lua, plain ZRANGE, lua/delete_user.lua; four round trips, two for every
+        100 sessions more; O(sessions), and O(events) in the background of the server.
+        """
+        return await self._run(flows.delete_user(self._ops, app_name, user_id))
 
     # -- events --------------------------------------------------------------------------------
 
@@ -446,6 +472,24 @@ class SessionService:
         lua/renew_turn.lua; one round trip, O(1).
         """
         await self._run(flows.release_turn(self._ops, turn))
+
+    async def free_turn(self, session: Session | SessionKey) -> None:
+        """Take the turn of a session from its holder. For operators; a free turn is fine.
+
+        The holder cannot renew the turn or append with it any more: it gets TurnLost. Use it if the
+        holder is known to be dead, or hangs, and its lease is long.
+
+        Args:
+            session: the session, or its key.
+
+        Raises:
+            InvalidArgument: an argument is not valid; names it.
+            SessionNotFound: the session does not exist.
+            BackendError: the store refused the call or did not answer.
+
+        lua/free_turn.lua; one round trip, O(1).
+        """
+        await self._run(flows.free_turn(self._ops, session))
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -727,7 +771,8 @@ class RedisSessionService(SessionService):
         session_event_limit: how many of its newest events a session keeps, 1 or more; None = all.
         session_ttl: idle time after which a session expires; None = never.
         app_state_ttl: the same for the app tier.
-        user_state_ttl: the same for the user tier.
+        user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
+            users whose sessions have expired.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
@@ -809,7 +854,8 @@ class InMemorySessionService(SessionService):
         session_event_limit: how many of its newest events a session keeps, 1 or more; None = all.
         session_ttl: idle time after which a session expires; None = never.
         app_state_ttl: the same for the app tier.
-        user_state_ttl: the same for the user tier.
+        user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
+            users whose sessions have expired.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.

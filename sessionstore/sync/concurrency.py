@@ -16,7 +16,7 @@ import sessionstore.service
 
 from ..errors import BackendError, InvalidArgument, TurnTaken
 from ..model import Event, SessionKey, Turn
-from ..run_context import poll_delays
+from ..run_context import TurnQueues, poll_delays
 from .service import SessionService
 
 AgentEvents = Iterable[Event]
@@ -55,8 +55,13 @@ def check_service(service: object) -> SessionService:
     raise InvalidArgument(message)
 
 
+_queues = TurnQueues(threading.Lock)
+
+
 class HeldTurn:
     """A session's turn: waits for it, renews it in a thread, and releases it at the end.
+
+    Of the runs of one process, one asks the store, and the others wait in line.
 
     Args:
         service: the service.
@@ -71,13 +76,22 @@ class HeldTurn:
         self._key = key
         self._lease = lease
         self._ended = threading.Event()
+        self._leaving = threading.Lock()
 
     def __enter__(self) -> Self:
-        for delay_s in poll_delays():
-            with suppress(TurnTaken):
-                self.turn = self._service.acquire_turn(self._key, lease=self._lease)
-                break
-            time.sleep(delay_s)
+        self._queue = _queues.join(self._service, self._key)
+        self._is_in_line, self._is_first = True, False
+        joined_at = time.monotonic()
+        try:
+            self._is_first = self._queue.lock.acquire()
+            self._queue.raise_failure(joined_at)
+            time.sleep(self._queue.pause_s())
+            self._wait()
+        except BaseException as error:
+            if isinstance(error, BackendError):
+                self._queue.fail(error)
+            self._leave_line()
+            raise
         # A daemon: a run that was left open must not keep the process alive.
         self._renewing = threading.Thread(
             target=self._renew, name="sessionstore-renew-turn", daemon=True
@@ -90,8 +104,28 @@ class HeldTurn:
         # The garbage collector may close a run in any thread.
         if self._renewing is not threading.current_thread():
             self._renewing.join()
-        with suppress(BackendError):  # otherwise the turn is free when its lease ends
-            self._service.release_turn(self.turn)
+        try:
+            with suppress(BackendError):  # the turn is free when its lease ends
+                self._service.release_turn(self.turn)
+        finally:
+            self._leave_line()
+
+    def _wait(self) -> None:
+        """Ask for the turn until it is free: a run of another process may have it."""
+        for delay_s in poll_delays():
+            with suppress(TurnTaken):
+                self.turn = self._service.acquire_turn(self._key, lease=self._lease)
+                return
+            time.sleep(delay_s)
+
+    def _leave_line(self) -> None:
+        """Let the next run ask for the turn. Safe to repeat, in any thread."""
+        with self._leaving:
+            is_in_line, self._is_in_line = self._is_in_line, False
+        if is_in_line:
+            _queues.leave(self._service, self._key)
+            if self._is_first:
+                self._queue.lock.release()
 
     def _renew(self) -> None:
         """Renew until the end, or until the turn is lost; the next append then raises."""
@@ -101,4 +135,5 @@ class HeldTurn:
             except BackendError:
                 continue
             except Exception:  # the turn is lost, or the session was deleted
+                self._leave_line()
                 return

@@ -70,6 +70,7 @@ class Runner:
             closed with the Runner.
         history_limit: newest events that the agent sees; None = all, 0 = only the message.
         serialize_turns: True = one run at a time works on a session, in any process; others wait.
+            The runs of one process stand in line, so the store gets the requests of one of them.
             A run that could not renew its turn in time loses it and fails with TurnLost.
         turn_lease: a timedelta or seconds, from 1 ms. The run renews the lease until it ends. After
             a crash the turn is free when the lease ends.

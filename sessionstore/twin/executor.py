@@ -99,18 +99,10 @@ class MemoryExecutor:
         raise AssertionError(f"the twin does not know the command {name!r}")
 
     def _scan(self, glob: str) -> list[Any]:
-        """All sorted sets whose key matches a pattern with one star."""
-        head, _, tail = glob.rpartition("*")
-        head = re.sub(r"\\(.)", r"\1", head)  # the pattern escapes special characters
+        """All keys that match a pattern, in one go."""
+        matches = re.compile(_glob_regex(glob), re.DOTALL).fullmatch
         keys = self.keyspace.keys()
-        found = [
-            key
-            for key in keys
-            if key.startswith(head.encode())
-            and key.endswith(tail.encode())
-            and self.keyspace.kind(key) == b"zset"
-        ]
-        return [b"0", found]
+        return [b"0", [key for key in keys if matches(key.decode())]]
 
     def _zrange(self, key: bytes, start: Any, stop: Any, *options: Any) -> list[Any]:
         rev = "REV" in options
@@ -156,3 +148,17 @@ def _parse_bound(bound: str | bytes | int) -> tuple[float, bool]:
     if text.startswith("("):
         return int(text[1:]), True
     return float(text), False
+
+
+def _glob_regex(glob: str) -> str:
+    """A pattern for SCAN as a regular expression. Knows `*`, sets of characters, and escapes."""
+    parts = re.findall(r"\\.|\*|\[[^]]*\]|.", glob, re.DOTALL)
+    regex = ""
+    for part in parts:
+        if part == "*":
+            regex += ".*"
+        elif part[0] == "[" and len(part) > 1:
+            regex += part
+        else:
+            regex += re.escape(part[-1])
+    return regex

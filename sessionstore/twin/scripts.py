@@ -6,6 +6,7 @@ calls.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import MappingProxyType
 
@@ -104,6 +105,36 @@ def prune_index(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         if not keyspace.exists(session):
             pruned += keyspace.zrem(index, session_id)
     return [b"OK", pruned]
+
+
+def delete_sessions(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/delete_sessions.lua"""
+    index, user, *rest = keys
+    existed_us, *ids = args
+    keyspace.zcard(index)
+    keyspace.hlen(user)
+    existed_us = existed_us or keyspace.now_us
+    found = []
+    for session, events, session_id in zip(rest[::2], rest[1::2], ids, strict=True):
+        created_us = keyspace.hget(session, b"created_us")
+        keyspace.zcard(events)
+        if created_us is None or int(created_us) <= existed_us:
+            found.append((session, events, session_id))
+    num_deleted = sum(keyspace.exists(session) for session, _, _ in found)
+    for session, events, session_id in found:
+        keyspace.unlink(session, events)
+        keyspace.zrem(index, session_id)
+    return [b"OK", existed_us, num_deleted]
+
+
+def delete_user(keyspace: Keyspace, keys: Keys, _: Args) -> Reply:
+    """lua/delete_user.lua"""
+    index, user = keys
+    num_sessions, num_keys = keyspace.zcard(index), keyspace.hlen(user)
+    if num_sessions:
+        return [b"OK", num_sessions, 0]
+    keyspace.unlink(user)
+    return [b"OK", 0, num_keys]
 
 
 # -- events -------------------------------------------------------------------------------------
@@ -245,16 +276,19 @@ def acquire_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if header is None:
         return [b"NOT_FOUND"]
     _, last_us, deadline_ms = header
-    turn = keyspace.hmget(keys[0], b"turn_token", b"turn_until_us", b"turn_holder")
+    fields = (b"turn_token", b"turn_until_us", b"turn_holder", b"turn_ms")
+    turn = keyspace.hmget(keys[0], *fields)
     token, until_us = int(turn[0] or 0), int(turn[1] or 0)
     now_us = keyspace.now_us
-    if until_us > now_us and turn[2] != holder:
+    longest_us = math.inf if turn[3] is None else (int(turn[3]) + 1000) * 1000
+    is_taken = 0 < until_us - now_us <= longest_us
+    if is_taken and turn[2] != holder:
         return [b"TAKEN", until_us]
     if turn[2] != holder:
         token = max(token + 1, now_us)
     until_us = now_us + lease_ms * 1000
-    lease = (b"turn_token", decimal(token), b"turn_until_us", decimal(until_us))
-    keyspace.hset(keys[0], (*lease, b"turn_holder", holder))
+    lease = (b"turn_until_us", decimal(until_us), b"turn_ms", decimal(lease_ms))
+    keyspace.hset(keys[0], (b"turn_token", decimal(token), *lease, b"turn_holder", holder))
     refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, last_us, False)
     return [b"OK", token, until_us]
 
@@ -270,11 +304,26 @@ def renew_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         return [b"LOST"]
     until_us = keyspace.now_us + lease_ms * 1000
     if lease_ms > 0:
-        keyspace.hset(keys[0], (b"turn_until_us", decimal(until_us)))
+        lease = (b"turn_until_us", decimal(until_us), b"turn_ms", decimal(lease_ms))
+        keyspace.hset(keys[0], lease)
     else:
         keyspace.hset(keys[0], (b"turn_until_us", b"0", b"turn_holder", b""))
     refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, last_us, False)
     return [b"OK", until_us]
+
+
+def free_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/free_turn.lua"""
+    session_id, ttl_ms = args
+    header = read_checked_header(keyspace, keys, session_id)
+    if header is None:
+        return [b"NOT_FOUND"]
+    _, last_us, deadline_ms = header
+    token = max(int(keyspace.hget(keys[0], b"turn_token") or 0) + 1, keyspace.now_us)
+    lease = (b"turn_token", decimal(token), b"turn_until_us", b"0")
+    keyspace.hset(keys[0], (*lease, b"turn_holder", b""))
+    refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, last_us, False)
+    return [b"OK"]
 
 
 # -- state --------------------------------------------------------------------------------------
@@ -340,6 +389,9 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             clear_events,
             create_session,
             delete_session,
+            delete_sessions,
+            delete_user,
+            free_turn,
             get_or_create_session,
             pop_event,
             prune_index,

@@ -20,7 +20,10 @@ from sessionstore import (
     SessionKey,
     SessionPage,
     SessionService,
+    replies,
+    tiers,
 )
+from sessionstore.codec import decode_value
 from sessionstore.keys import Keys
 from sessionstore.twin import AsyncMemoryExecutor, MemoryExecutor
 
@@ -232,3 +235,45 @@ async def test_pages_read_at_once_do_not_disturb_each_other(service: Any) -> Non
 
     results = await asyncio.gather(*(read_all() for _ in range(5)))
     assert results == [results[0]] * 5
+
+
+# -- shared state -------------------------------------------------------------------------------
+
+
+async def test_more_sessions_than_one_call_reads_have_their_merged_state(service: Any) -> None:
+    shared = {"n": 1, "list": [1, {"a": 2}], "text": "ü", "none": None}
+    await service.update_app_state(APP, shared)
+    await service.update_user_state(APP, USER, shared)
+    names = [f"s{number:03}" for number in range(230)]
+    for first in range(0, 230, 46):
+        some = names[first : first + 46]
+        await asyncio.gather(
+            *(create(service, key_of(name), state={"name": name}) for name in some)
+        )
+    page = await service.list_sessions(**OWNER, limit=1000, event_num=1)
+    assert sorted(ids_of(page)) == names
+    expected = {f"{tier}:{name}": shared[name] for tier in ("app", "user") for name in shared}
+    for session in page:
+        assert session.state == {**expected, "name": session.id}
+    page[0].state["app:list"][1]["a"] = page[0].state["user:list"][0] = "changed"
+    page[0].state["app:n"] = "changed"
+    for session in page[1:]:
+        assert session.state == {**expected, "name": session.id}
+
+
+async def test_state_that_sessions_share_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = InMemorySessionService()
+    await service.update_app_state(APP, {f"k{number}": number for number in range(1000)})
+    await create_many(service, [f"s{number}" for number in range(300)])
+    num_decoded = 0
+
+    def count(data: bytes) -> Any:
+        nonlocal num_decoded
+        num_decoded += 1
+        return decode_value(data)
+
+    monkeypatch.setattr(tiers, "decode_value", count)
+    monkeypatch.setattr(replies, "decode_value", count)
+    page = await service.list_sessions(**OWNER, limit=300)
+    assert [len(session.state) for session in page] == [1000] * 300
+    assert num_decoded == 1000

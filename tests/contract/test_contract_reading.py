@@ -302,11 +302,16 @@ async def test_the_users_of_an_application(
     assert await other.list_users(APP) == ["elsewhere"]
 
 
-async def test_a_user_whose_sessions_are_gone_is_not_listed(service: Any) -> None:
+async def test_a_user_is_listed_while_there_are_sessions_or_state(service: Any) -> None:
     for user in ("a", "b"):
         await create(service, SessionKey(APP, user, "one"), state={"user:name": user})
     await service.delete_session(app_name=APP, user_id="a", session_id="one")
+    assert await service.list_users(APP) == ["a", "b"], "a has state"
+    await service.delete_user_state(APP, "a", "name")
     assert await service.list_users(APP) == ["b"]
+    await service.update_user_state(APP, "only:{state}*", {"x": 1})
+    await service.update_app_state(APP, {"x": 1})
+    assert await service.list_users(APP) == ["b", "only:{state}*"]
 
 
 async def test_many_users_are_all_listed(service: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,6 +23,8 @@ from sessionstore import (
     TurnLost,
     TurnTaken,
 )
+
+AdvanceTime = Callable[[float], None]
 
 SHORT = 0.03  # a lease whose end tests wait for
 LONG = 600
@@ -328,6 +331,62 @@ class TestAppend:
         assert sorted(order) == list(range(8))
         assert contents == [[writer, step] for writer in order for step in range(5)]
         assert found.state == {"count": 8}
+
+
+class TestClockJumps:
+    @pytest.mark.parametrize("renewed", [False, True])
+    async def test_a_turn_taken_while_the_clock_was_ahead_is_free_when_it_is_right_again(
+        self, make_service: ServiceFactory, advance_time: AdvanceTime, renewed: bool
+    ) -> None:
+        service = make_service()
+        await create(service)
+        turn = await service.acquire_turn(KEY, lease=2 * LONG if renewed else LONG)
+        if renewed:
+            turn = await service.renew_turn(turn, lease=LONG)
+        advance_time(-2 * LONG)
+        new = await service.acquire_turn(KEY, lease=LONG)
+        assert new.token > turn.token
+        with pytest.raises(TurnLost):
+            await service.append_event(KEY, Event("user"), turn=turn)
+        await service.append_event(KEY, Event("user"), turn=new)
+        with pytest.raises(TurnTaken):
+            await service.acquire_turn(KEY)
+
+    async def test_clocks_of_two_servers_may_differ_a_little(
+        self, make_service: ServiceFactory, advance_time: AdvanceTime
+    ) -> None:
+        service = make_service()
+        await create(service)
+        turn = await service.acquire_turn(KEY, lease=LONG)
+        advance_time(-0.5)
+        with pytest.raises(TurnTaken):
+            await service.acquire_turn(KEY)
+        await service.append_event(KEY, Event("user"), turn=turn)
+
+
+class TestFree:
+    async def test_the_holder_loses_the_turn_and_others_get_it(self, service: Any) -> None:
+        session = await create(service)
+        old = await service.acquire_turn(KEY, lease=LONG)
+        await service.free_turn(session)
+        with pytest.raises(TurnLost):
+            await service.append_event(KEY, Event("user"), turn=old)
+        with pytest.raises(TurnLost):
+            await service.renew_turn(old)
+        await service.free_turn(KEY)  # a free turn is fine
+        new = await service.acquire_turn(KEY, lease=LONG)
+        assert new.token > old.token
+        await service.release_turn(old)
+        with pytest.raises(TurnTaken):
+            await service.acquire_turn(KEY)
+        await service.append_event(KEY, Event("user", 1), turn=new)
+        assert numbers_of(await read(service)) == [1]
+
+    async def test_a_missing_session_and_bad_arguments(self, service: Any) -> None:
+        with pytest.raises(SessionNotFound):
+            await service.free_turn(KEY)
+        with pytest.raises(InvalidArgument, match="session must be a Session or a SessionKey"):
+            await service.free_turn("sid")
 
 
 class TestSideEffects:

@@ -9,7 +9,7 @@ from support.scene import KEY
 from support.servers import Server
 from support.services import WITH_TTL
 
-from sessionstore import RedisSessionService, TurnLost
+from sessionstore import RedisSessionService, TurnLost, TurnTaken
 
 
 @pytest.mark.parametrize("how", ["deleted", "expired"])
@@ -34,3 +34,16 @@ async def test_a_turn_of_an_earlier_session_is_lost(server: Server, how: str) ->
         found = await service.get_session(**IDS)
         assert found
         assert ids_of(found.events) == ["new"]
+
+
+async def test_a_turn_of_an_earlier_release_has_no_length(server: Server) -> None:
+    """It is taken until its end, and an operator can free it."""
+    async with RedisSessionService(server.url, **WITH_TTL) as service:
+        await service.create_session(**IDS)
+        await service.acquire_turn(KEY)
+        server.raw.hdel("session:{a:u}:s", "turn_ms")
+        server.raw.hincrby("session:{a:u}:s", "turn_until_us", 365 * 86_400 * 1_000_000)
+        with pytest.raises(TurnTaken):
+            await service.acquire_turn(KEY)
+        await service.free_turn(KEY)
+        await service.acquire_turn(KEY)

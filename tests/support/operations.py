@@ -302,6 +302,13 @@ OPERATIONS = (
         refreshes="session",
         needs_turn=True,
     ),
+    Operation(
+        "free_turn",
+        lambda s, at: s.free_turn(at.key),
+        keys=LOG,
+        refreshes="session",
+        needs_turn=True,
+    ),
     # -- state
     Operation(
         "update_session_state",
@@ -434,8 +441,16 @@ OPERATIONS = (
         calls=2,
         needs_expired=True,
     ),
-    Operation("ping", lambda s, _: s.ping(), keys="", kind="read", rights="HELLO"),
     # -- users
+    Operation(
+        # The time; ids; their sessions; the state.
+        "delete_user",
+        lambda s, at: s.delete_user(**at.owner),
+        keys=LOG + " user",
+        kind="delete",
+        calls=4,
+    ),
+    Operation("ping", lambda s, _: s.ping(), keys="", kind="read", rights="HELLO"),
     Operation(
         "list_users",
         lambda s, at: s.list_users(at.app),

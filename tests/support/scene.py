@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sessionstore import Event, EventPage, Ping, Session, SessionKey, Turn
+from sessionstore import DeletedUser, Event, EventPage, Ping, Session, SessionKey, Turn
 from sessionstore.keys import Keys
 
 from .events import make_event
@@ -100,7 +100,7 @@ async def prepare(service: Any, server: Server, operation: Operation | None = No
 
 
 def shown(result: Any) -> Any:
-    """A result without what differs between runs: times, versions, and tokens of turns."""
+    """A result without what differs between runs: times, versions, tokens, steps done before."""
     if isinstance(result, Session):
         return result.id, result.state, shown(result.events)
     if isinstance(result, Event):
@@ -109,6 +109,8 @@ def shown(result: Any) -> Any:
         return shown(result.events)
     if isinstance(result, Turn):
         return result.key
+    if isinstance(result, DeletedUser):
+        return result.created
     if isinstance(result, Ping):
         return result.role
     if isinstance(result, list):

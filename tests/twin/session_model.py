@@ -12,6 +12,7 @@ from typing import Any
 
 from sessionstore import (
     BackendRejected,
+    DeletedUser,
     Event,
     Session,
     SessionKey,
@@ -61,6 +62,7 @@ class Lease:
     token: int
     holder: str
     until_us: int
+    lease_ms: int
 
 
 @dataclass
@@ -335,12 +337,15 @@ class Model:
         stored = self._open(key)
         old = stored.lease
         is_mine = old is not None and old.holder == holder
-        if old is not None and old.until_us > self.now_us and not is_mine:
+        # A second more than its length: see lua/acquire_turn.lua.
+        left_us = 0 if old is None else old.until_us - self.now_us
+        is_taken = old is not None and 0 < left_us <= (old.lease_ms + 1000) * 1000
+        if old is not None and is_taken and not is_mine:
             raise Refused(TurnTaken, old.until_us)
         until_us = self.now_us + lease_ms * 1000
         if old is not None:
             assert token == old.token if is_mine else token > old.token
-        stored.lease = Lease(token, holder, until_us)
+        stored.lease = Lease(token, holder, until_us, lease_ms)
         self.refreshed[key] = settings.session_ttl
         return Turn(key, token, instant(until_us))
 
@@ -350,12 +355,28 @@ class Model:
             raise Refused(TurnLost)
         until_us = self.now_us + lease_ms * 1000
         lease.until_us = until_us if lease_ms else 0
+        lease.lease_ms = lease_ms or lease.lease_ms
         lease.holder = lease.holder if lease_ms else ""
         self.refreshed[turn.key] = settings.session_ttl
         return Turn(turn.key, turn.token, instant(until_us))
 
+    def free_turn(self, settings: Settings, key: SessionKey, token: int) -> None:
+        """`token` is what the store has now."""
+        stored = self._open(key)
+        assert token > (stored.lease.token if stored.lease else 0)
+        lease_ms = stored.lease.lease_ms if stored.lease else 0
+        stored.lease = Lease(token, "", 0, lease_ms)
+        self.refreshed[key] = settings.session_ttl
+
     def delete(self, key: SessionKey) -> None:
         self.sessions.pop(key, None)
+
+    def delete_user(self, user: User) -> DeletedUser:
+        sessions = self.listed(user)
+        for key in sessions:
+            self.delete(key)
+        tier = self.users.pop(user, Tier())
+        return DeletedUser(len(sessions), len(tier.state), [])
 
     def pass_time(self, milliseconds: int) -> None:
         """Move all deadlines closer, and delete what has expired."""

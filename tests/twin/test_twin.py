@@ -304,6 +304,12 @@ class TwinMachine(RuleBasedStateMachine):
         self._expect(self._run(OPS[0].delete_session(key)), lambda: self.model.delete(key))
         self._check()
 
+    @rule(user=users)
+    def delete_user(self, user: tuple[str, str]) -> None:
+        outcome = self._drive(flows.delete_user(OPS[0], *user))
+        self._expect(outcome, lambda: self.model.delete_user(user))
+        self._check()
+
     @rule(user=users, names=st.lists(st.sampled_from([*KEYS]), max_size=3))
     def prune_index(self, user: tuple[str, str], names: list[SessionKey]) -> None:
         ids = [key.session_id for key in names]
@@ -396,6 +402,21 @@ class TwinMachine(RuleBasedStateMachine):
 
     # -- turns ---------------------------------------------------------------------------------
 
+    @rule(days=st.sampled_from((1, 400)), key=keys)
+    def jump_back(self, days: int, key: SessionKey) -> None:
+        """As if the turn had been taken while the clock was ahead."""
+        name = Keys().session(*_parts(key)).session
+        stored = self.model.sessions.get(key)
+        if not stored or not stored.lease or not stored.lease.until_us:
+            return
+        stored.lease.until_us += days * DAY_MS * 1000
+        pair = (b"turn_until_us", b"%d" % stored.lease.until_us)
+        self.server.raw.hset(name, *pair)
+        self.twin.keyspace.hset(name, pair)
+        self.dump()
+        self.model.begin(self.clock_us)
+        self._check()
+
     @rule(service=services, key=keys, holder=holders, lease_ms=leases)
     def acquire_turn(self, service: int, key: SessionKey, holder: str, lease_ms: int) -> None:
         outcome = self._run(OPS[service].acquire_turn(key, holder, lease_ms), lease_ms)
@@ -414,6 +435,20 @@ class TwinMachine(RuleBasedStateMachine):
         outcome = self._run(OPS[service].renew_turn(turn, lease_ms), lease_ms)
         chosen = SERVICES[service]
         self._expect(outcome, lambda: self.model.renew_turn(chosen, turn, lease_ms))
+        self._check()
+
+    @rule(service=services, key=keys)
+    def free_turn(self, service: int, key: SessionKey) -> None:
+        before_us = self._server_us()
+        outcome = self._run(OPS[service].free_turn(key))
+        name = Keys().session(*_parts(key)).session
+        token = 0
+        if name in self.stored:  # its time is known only by what it stored
+            token = int(self.stored[name][2][b"turn_token"])
+            if token >= before_us:
+                self.twin.keyspace.hset(name, (b"turn_token", b"%d" % token))
+        chosen = SERVICES[service]
+        self._expect(outcome, lambda: self.model.free_turn(chosen, key, token))
         self._check()
 
     @precondition(lambda self: self.turns)
@@ -608,6 +643,8 @@ class TwinMachine(RuleBasedStateMachine):
             stamps.append(real.result.updated_us)
         if isinstance(real.result, Turn):
             stamps.append(microseconds(real.result.expires_at) - lease_ms * 1000)
+        if call.script and call.script.name == "delete_sessions" and real.result:
+            stamps.append(real.result[0])
         exact = [stamp for stamp in stamps if before_us <= stamp <= after_us]
         self.clock_us = exact[0] if exact else after_us
         twin = Outcome(lambda: call.decode(self.twin.execute(call)))

@@ -1,0 +1,32 @@
+#!lua
+-- free_turn: take the turn of a session from its holder, whoever has it, so that anyone can acquire
+-- it. A new fencing token makes sure that the holder writes nothing more.
+--
+-- KEYS[1] session  session:{app:user}:sid  hash   must exist
+-- KEYS[2] events   events:{app:user}:sid   zset
+-- KEYS[3] index    sessions:{app:user}     zset
+--
+-- ARGV[1] session_id  bytes  member of the index
+-- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
+--
+-- REPLY OK
+-- REPLY NOT_FOUND
+-- COST O(1)
+--@include read_checked_header
+--@include refresh_session_if_due
+--@include server_time_us
+--@include to_ms
+local session, events, index = KEYS[1], KEYS[2], KEYS[3]
+local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
+
+local version, last_us, deadline_ms = read_checked_header(session, events, index, session_id)
+if not version then
+  return {'NOT_FOUND'}
+end
+local now_us = server_time_us()
+local token = math.max(tonumber(redis.call('HGET', session, 'turn_token') or 0) + 1, now_us)
+
+-- Write.
+redis.call('HSET', session, 'turn_token', token, 'turn_until_us', 0, 'turn_holder', '')
+refresh_session_if_due(session, events, index, deadline_ms, to_ms(now_us), ttl_ms, last_us, false)
+return {'OK'}
