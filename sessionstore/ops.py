@@ -94,17 +94,17 @@ class Ops:
         change: Change,
         event_num: int | None,
         event_time: datetime | None,
-    ) -> Call[tuple[Session, bool]]:
-        """Create a session unless it exists, and read it. True if it was created."""
+    ) -> Call[Session]:
+        """Create a session unless it exists, and read it."""
         keys = self._keys.session(*_ids(key))
         events, newest_first = _range_command(keys.events, event_num, event_time)
         refresh = "1" if self.options.refresh_ttl_on_read else "0"
         session_ttl_ms, user_ttl_ms, app_ttl_ms = self._ttls
         head = (key.session_id, session_ttl_ms, creation_id, refresh, user_ttl_ms, app_ttl_ms)
 
-        def decode(replies: list[Any]) -> tuple[Session, bool]:
-            is_new = status(replies[0], key) == b"CREATED"
-            return decode_session(key, keys, self._with_app_tier(replies[1:]), newest_first), is_new
+        def decode(replies: list[Any]) -> Session:
+            status(replies[0], key)
+            return decode_session(key, keys, self._with_app_tier(replies[1:]), newest_first)
 
         return Call(
             "get_or_create_session",
@@ -114,6 +114,29 @@ class Ops:
             (*head, *self._all_tier_args(change)),
             self._read_commands(keys, events),
             is_bulk=_is_bulk(event_num),
+        )
+
+    def check_session(
+        self,
+        key: SessionKey,
+        if_version: int | None = None,
+        turn: Turn | None = None,
+        events: Sequence[bytes] = (),
+    ) -> Call[list[bool]]:
+        """Check that a session accepts a write, and which encoded events are stored already."""
+
+        def decode(replies: list[Any]) -> list[bool]:
+            status(replies[0], key, if_version)
+            return [is_stored == 1 for is_stored in replies[0][1]]
+
+        return Call(
+            "check_session",
+            decode,
+            SCRIPTS["check_session"],
+            self._keys.session(*_ids(key))[:2],
+            (_condition_arg(key, if_version, turn), *events),
+            writes=False,
+            is_bulk=sum(map(len, events)) > _BULK_BYTES,
         )
 
     def get_session(

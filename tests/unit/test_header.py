@@ -138,6 +138,7 @@ def read_commands(keys: Sequence[bytes], args: Sequence[Any]) -> int:
 TAILS: dict[str, TailReader] = {
     "append_event": lambda keys, args: read_change(keys, args) if args else 0,
     "append_events": read_events,
+    "check_session": lambda _, args: len(args),
     "create_session": read_tiers,
     "get_or_create_session": read_tiers,
     "prune_index": read_members,
@@ -188,6 +189,11 @@ SHAPES: dict[str, Callable[[Ops], list[Call[Any]]]] = {
         for one in changes(ops)
         for event_num in (None, 0, 5)
         for event_time in (None, NOON)
+    ],
+    "check_session": lambda ops: [
+        ops.check_session(KEY, *condition, events)
+        for condition in CONDITIONS
+        for events in ([], [b"e"], [b"e", b"f"])
     ],
     "get_session": lambda ops: [
         ops.get_session(KEY, event_num, event_time)

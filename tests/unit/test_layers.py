@@ -23,6 +23,7 @@ LAYERS: list[set[str]] = [
     {"tiers", "options"},
     {"replies"},
     {"ops"},
+    {"app_tier"},
     {"flows"},
     {"transport", "twin"},
     {"run_context", "service"},
