@@ -8,7 +8,7 @@ has its app state, and repeating a call that failed half done completes it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from .calls import Call, Flow, R
@@ -93,6 +93,14 @@ def app_state_written() -> Iterator[None]:
 
 def _prefix(error: SessionStoreError, text: str) -> None:
     error.args = (f"{text}: {error.args[0]}", *error.args[1:])
+
+
+def keep_app_tier(ops: Ops, app_name: str) -> Flow[None]:
+    """Refresh the app tier after a write if that is due. The write is done: ignore errors."""
+    call = ops.touch_app_tier(app_name)
+    if call is not None:
+        with suppress(BackendError):
+            yield call
 
 
 def refuse_app_increments(ops: Ops, change: Change, path: str) -> None:

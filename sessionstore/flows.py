@@ -22,6 +22,7 @@ from .app_tier import (
     add_app_state,
     app_state_written,
     is_apart,
+    keep_app_tier,
     refuse_app_increments,
     write_app_first,
     write_app_state,
@@ -210,6 +211,8 @@ def append_event(
         written, _ = yield from write_app_first(ops, key.app_name, [change], check, call)
     else:
         written = yield call
+    if ops.app_in_own_slot:
+        yield from keep_app_tier(ops, key.app_name)
     if isinstance(session, Session):
         if written.num_duplicates:
             yield from _reread(ops, session, 1, [change])
@@ -252,6 +255,8 @@ def append_events(
             written, _ = yield from write_app_first(ops, key.app_name, changes, check, call)
         else:
             written = yield call
+        if ops.app_in_own_slot:
+            yield from keep_app_tier(ops, key.app_name)
         if isinstance(session, Session):
             if written.num_duplicates:
                 yield from _reread(ops, session, len(stored), changes)
@@ -351,6 +356,8 @@ def update_session_state(
         else:
             written = yield call
         current |= written.read_back
+        if ops.app_in_own_slot:
+            yield from keep_app_tier(ops, key.app_name)
         if handle is not None:
             _set_version(handle, written)
     if handle is not None and if_absent:
@@ -374,6 +381,8 @@ def increment_session_state(
     if not change.increments:
         return {}
     written: WriteResult = yield call
+    if ops.app_in_own_slot:
+        yield from keep_app_tier(ops, key.app_name)
     if isinstance(session, Session):
         change.apply_sums_to(session.state, written.sums)
         _set_version(session, written)

@@ -233,6 +233,7 @@ SHAPES: dict[str, Callable[[Ops], list[Call[Any]]]] = {
         ops.get_app_state("app"),
         ops.get_app_state("app", touch=False),
     ],
+    "touch_app_tier": lambda ops: [call for call in [ops.touch_app_tier("app")] if call],
     "update_user_state": lambda ops: [
         ops.update_user_state("app", "user", one) for one in changes(ops, "user")
     ],
