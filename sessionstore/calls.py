@@ -106,7 +106,7 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
     word = reply[0] if isinstance(reply, list) and reply else None
     if word == b"OK" or word in _SUCCESS_WORDS:
         return word  # type: ignore[no-any-return]  # compared with bytes above
-    name = f"session {key.session_id!r} of user {key.user_id!r} in app {key.app_name!r}"
+    name = describe(key)
     if word == b"NOT_FOUND":
         raise SessionNotFound(f"{name} does not exist")
     if word == b"EXISTS":
@@ -123,6 +123,11 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         )
     check_increments(reply)
     raise ScriptContractError(f"a script replied {word!r}")
+
+
+def describe(key: SessionKey) -> str:
+    """A session in an error message."""
+    return f"session {key.session_id!r} of user {key.user_id!r} in app {key.app_name!r}"
 
 
 def check_increments(reply: Any) -> None:

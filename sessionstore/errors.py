@@ -93,7 +93,8 @@ class BackendError(SessionStoreError):
     """The store was not reachable, did not answer in time, or refused the call.
 
     Attributes:
-        maybe_applied: True when a write was sent and its outcome is unknown.
+        maybe_applied: True when a write was sent and its outcome is unknown, or when only a part of
+            it is done.
     """
 
     def __init__(self, message: str, *, maybe_applied: bool = False) -> None:

@@ -4,22 +4,31 @@ Most operations are one Call. A flow may send several, and it updates the caller
 after the store has accepted the write.
 
 In a cluster the app tier may have a slot of its own (`ops.app_in_own_slot`). A read then sends two
-Calls together. A write of both is two steps, the session first; each step is safe to repeat.
+Calls together, and a write of both is several steps: see app_tier.py.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import msgspec
 
-from .calls import Call, Flow
-from .errors import InvalidArgument, SessionNotFound, TurnLost
+from .app_tier import (
+    add_app_state,
+    app_state_written,
+    is_apart,
+    keep_app_tier,
+    refuse_app_increments,
+    write_app_first,
+    write_app_state,
+)
+from .calls import Call, Flow, describe
+from .errors import InvalidArgument, SessionExists, SessionNotFound, TurnLost
 from .listing import count_sessions as count_sessions
 from .listing import delete_user as delete_user
 from .listing import list_sessions as list_sessions
@@ -28,7 +37,7 @@ from .model import Event, EventPage, Ping, Session, SessionKey, Turn
 from .ops import Ops
 from .options import Duration, check_bool, check_milliseconds
 from .replies import WriteResult
-from .tiers import NO_CHANGE, Change, Delta, check_call_size, encode_change
+from .tiers import NO_CHANGE, Change, check_call_size, encode_change
 from .times import from_us
 
 # -- sessions -------------------------------------------------------------------------------------
@@ -40,10 +49,12 @@ def create_session(
     """Create a session. Without an id it gets a new one."""
     key = SessionKey(app_name, user_id, _id_or_new(session_id))
     change = encode_change(ops.options.codec, {} if state is None else state)
-    session: Session = yield ops.create_session(key, uuid4().hex, change)
+    call = ops.create_session(key, uuid4().hex, change)
+    session: Session
     if ops.app_in_own_slot:
-        yield from _update_app_tier(ops, app_name, [change])
-    yield from _read_app_tier(ops, session)
+        session = yield from _create_apart(ops, key, change, call)
+    else:
+        session = yield call
     change.apply_to(session.state, only_temp=True)
     return session
 
@@ -61,12 +72,29 @@ def get_or_create_session(
     key = SessionKey(app_name, user_id, _id_or_new(session_id))
     change = encode_change(ops.options.codec, {} if state is None else state)
     call = ops.get_or_create_session(key, uuid4().hex, change, event_num, event_time)
-    session: Session
-    session, is_new = yield call
-    if is_new and ops.app_in_own_slot:
-        yield from _update_app_tier(ops, app_name, [change])
-    yield from _read_app_tier(ops, session)
+    session: Session | None = None
+    if is_apart(ops, [change]):
+        session = yield from get_session(ops, key, event_num, event_time)
+    if session is None and ops.app_in_own_slot:
+        session = yield from _create_apart(ops, key, change, call)
+    elif session is None:
+        session = yield call
     change.apply_to(session.state, only_temp=True)
+    return session
+
+
+def _create_apart(ops: Ops, key: SessionKey, change: Change, call: Call[Session]) -> Flow[Session]:
+    """Create a session whose app tier has a slot of its own. The session is written last."""
+    is_written = is_apart(ops, [change])
+    if is_written:
+        with suppress(SessionNotFound):
+            yield ops.check_session(key)
+            raise SessionExists(f"{describe(key)} already exists")
+        yield from write_app_state(ops, key.app_name, [change])
+    with app_state_written() if is_written else nullcontext():
+        app_state: dict[str, Any] = yield ops.get_app_state(key.app_name)
+        session: Session = yield call
+    add_app_state(session, app_state)
     return session
 
 
@@ -81,7 +109,7 @@ def get_session(
         return session
     session, app_state = yield call, ops.get_app_state(key.app_name)
     if session is not None:
-        _add_app_state(session, app_state)
+        add_app_state(session, app_state)
     return session
 
 
@@ -116,9 +144,15 @@ def append_event(
         return event
     data, copy, change = prepared
     timestamp = copy.timestamp
-    written: WriteResult = yield ops.append_event(key, data, timestamp, change, if_version, turn)
+    call = ops.append_event(key, data, timestamp, change, if_version, turn)
+    written: WriteResult
+    if is_apart(ops, [change]):
+        check = ops.check_session(key, if_version, turn, [data])
+        written, _ = yield from write_app_first(ops, key.app_name, [change], check, call)
+    else:
+        written = yield call
     if ops.app_in_own_slot:
-        yield from _update_app_tier(ops, key.app_name, [change])
+        yield from keep_app_tier(ops, key.app_name)
     if isinstance(session, Session):
         if written.num_duplicates:
             yield from _reread(ops, session, 1, [change])
@@ -157,9 +191,15 @@ def append_events(
         rows.append((data, copy.timestamp, change))
     if rows:
         changes = [change for _, _, change in rows]
-        written: WriteResult = yield ops.append_events(key, rows, if_version, turn)
+        call = ops.append_events(key, rows, if_version, turn)
+        written: WriteResult
+        if is_apart(ops, changes):
+            check = ops.check_session(key, if_version, turn, [data for data, _, _ in rows])
+            written, _ = yield from write_app_first(ops, key.app_name, changes, check, call)
+        else:
+            written = yield call
         if ops.app_in_own_slot:
-            yield from _update_app_tier(ops, key.app_name, changes)
+            yield from keep_app_tier(ops, key.app_name)
         if isinstance(session, Session):
             if written.num_duplicates:
                 yield from _reread(ops, session, len(stored), changes)
@@ -253,15 +293,22 @@ def update_session_state(
     current: dict[str, Any] = {}
     if change.is_stored or if_version is not None:
         read_back = if_absent and handle is not None
-        written: WriteResult = yield ops.update_session_state(
+        call = ops.update_session_state(
             key, change, if_version, if_absent=if_absent, read_back=read_back
         )
-        current = written.read_back
-        if ops.app_in_own_slot and change.app:
-            yield ops.update_app_state(key.app_name, change, if_absent=if_absent)
-            if read_back:
-                app_state: dict[str, Any] = yield ops.get_app_state(key.app_name, touch=False)
-                current |= {f"app:{name}": value for name, value in app_state.items()}
+        written: WriteResult
+        if is_apart(ops, [change]):
+            check = ops.check_session(key, if_version)
+            flags = {"if_absent": if_absent, "read_app": read_back}
+            written, app_state = yield from write_app_first(
+                ops, key.app_name, [change], check, call, **flags
+            )
+            current = {f"app:{name}": value for name, value in app_state.items()}
+        else:
+            written = yield call
+        current |= written.read_back
+        if ops.app_in_own_slot:
+            yield from keep_app_tier(ops, key.app_name)
         if handle is not None:
             _set_version(handle, written)
     if handle is not None and if_absent:
@@ -280,11 +327,13 @@ def increment_session_state(
     """Add integers to state in all tiers. Returns the new values. Never sent twice."""
     key = session_key(session)
     change = encode_change(ops.options.codec, {}, (), increments)
-    _refuse_app_increments(ops, change, "increments")
+    refuse_app_increments(ops, change, "increments")
     call = ops.update_session_state(key, change, None)  # checks the ids in any case
     if not change.increments:
         return {}
     written: WriteResult = yield call
+    if ops.app_in_own_slot:
+        yield from keep_app_tier(ops, key.app_name)
     if isinstance(session, Session):
         change.apply_sums_to(session.state, written.sums)
         _set_version(session, written)
@@ -401,7 +450,7 @@ def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Chan
         removed_path=f"{path}.state_removed",
         increments_path=f"{path}.state_increments",
     )
-    _refuse_app_increments(ops, change, f"{path}.state_increments")
+    refuse_app_increments(ops, change, f"{path}.state_increments")
     if any(key.startswith("temp:") for key in (*delta, *removed)):
         event = msgspec.structs.replace(
             event,
@@ -409,17 +458,6 @@ def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Chan
             state_removed=[key for key in removed if not key.startswith("temp:")],
         )
     return *codec.encode_event(event, path), change
-
-
-def _refuse_app_increments(ops: Ops, change: Change, path: str) -> None:
-    """A call of two steps may repeat the step of the app tier, and would add twice."""
-    if ops.app_in_own_slot:
-        for increment in change.increments:
-            if increment.name.startswith("app:"):
-                raise InvalidArgument(
-                    f"{path} names {increment.name!r}, but the app tier has a cluster slot of its "
-                    "own: use increment_app_state"
-                )
 
 
 def _add_events(
@@ -463,20 +501,3 @@ def _reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) 
 def _set_version(session: Session, written: WriteResult) -> None:
     session.version = written.version
     session.updated_at = from_us(written.updated_us)
-
-
-def _update_app_tier(ops: Ops, app_name: str, changes: Iterable[Change]) -> Flow[None]:
-    """The second step of a write, for the app tier in its own slot."""
-    deltas = [change.app for change in changes if change is not NO_CHANGE and change.app]
-    if deltas:
-        yield ops.update_app_state(app_name, Change(Delta(), Delta(), Delta.merged(deltas), {}, []))
-
-
-def _read_app_tier(ops: Ops, session: Session) -> Flow[None]:
-    """The second step of reading a new session, if the app tier has its own slot."""
-    if ops.app_in_own_slot:
-        _add_app_state(session, (yield ops.get_app_state(session.app_name)))
-
-
-def _add_app_state(session: Session, app_state: dict[str, Any]) -> None:
-    session.state.update((f"app:{name}", value) for name, value in app_state.items())

@@ -6,6 +6,7 @@ replies. If reads refresh TTLs, a small script runs first in the same transactio
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -35,6 +36,7 @@ from .replies import (
 )
 from .scripts import SCRIPTS
 from .tiers import NO_CHANGE, Change, Delta, decode_tier
+from .tiers_in_use import TiersInUse
 from .times import from_us, to_us
 
 EVENTS_PER_CALL_LIMIT = 500
@@ -62,15 +64,25 @@ class Ops:
         app_in_own_slot: the app tier has a cluster slot of its own, so that no script may use it
             together with a user's keys. Calls on a session leave it out, and flows.py reads and
             writes it with Calls of its own.
+        clock: returns seconds; it tells when a tier is to be refreshed again.
     """
 
-    def __init__(self, options: Options, *, app_in_own_slot: bool = False) -> None:
+    def __init__(
+        self,
+        options: Options,
+        *,
+        app_in_own_slot: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.options = options
         self.app_in_own_slot = app_in_own_slot
         self._keys = options.keys
         # In the order in which all scripts take them.
         self._ttls = (options.session_ttl_ms, options.user_state_ttl_ms, options.app_state_ttl_ms)
         self._refreshes_on_read = options.refresh_ttl_on_read and options.any_ttl
+        self._keeps_tiers = bool(options.user_state_ttl_ms or options.app_state_ttl_ms)
+        self._users_in_use = TiersInUse(options.user_state_ttl_ms, clock)
+        self._apps_in_use = TiersInUse(options.app_state_ttl_ms, clock)
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -98,17 +110,17 @@ class Ops:
         change: Change,
         event_num: int | None,
         event_time: datetime | None,
-    ) -> Call[tuple[Session, bool]]:
-        """Create a session unless it exists, and read it. True if it was created."""
+    ) -> Call[Session]:
+        """Create a session unless it exists, and read it."""
         keys = self._keys.session(*_ids(key))
         log, newest_first = _log_commands(keys.events, event_num, event_time)
         refresh = "1" if self.options.refresh_ttl_on_read else "0"
         session_ttl_ms, user_ttl_ms, app_ttl_ms = self._ttls
         head = (key.session_id, session_ttl_ms, creation_id, refresh, user_ttl_ms, app_ttl_ms)
 
-        def decode(replies: list[Any]) -> tuple[Session, bool]:
-            is_new = status(replies[0], key) == b"CREATED"
-            return decode_session(key, keys, self._with_app_tier(replies[1:]), newest_first), is_new
+        def decode(replies: list[Any]) -> Session:
+            status(replies[0], key)
+            return decode_session(key, keys, self._with_app_tier(replies[1:]), newest_first)
 
         return Call(
             "get_or_create_session",
@@ -118,6 +130,29 @@ class Ops:
             (*head, *self._all_tier_args(change)),
             (*self._tier_commands(keys), *log),
             is_bulk=_is_bulk(event_num),
+        )
+
+    def check_session(
+        self,
+        key: SessionKey,
+        if_version: int | None = None,
+        turn: Turn | None = None,
+        events: Sequence[bytes] = (),
+    ) -> Call[list[bool]]:
+        """Check that a session accepts a write, and which encoded events are stored already."""
+
+        def decode(replies: list[Any]) -> list[bool]:
+            status(replies[0], key, if_version)
+            return [is_stored == 1 for is_stored in replies[0][1]]
+
+        return Call(
+            "check_session",
+            decode,
+            SCRIPTS["check_session"],
+            self._keys.session(*_ids(key))[:2],
+            (_condition_arg(key, if_version, turn), *events),
+            writes=False,
+            is_bulk=sum(map(len, events)) > _BULK_BYTES,
         )
 
     def get_session(
@@ -364,16 +399,18 @@ class Ops:
     ) -> Call[WriteResult]:
         """Append one encoded event with its state change."""
         options = self.options
+        keys = self._keys.session(*_ids(key))
         user = app = False
         tiers: tuple[Argument, ...] = ()
-        if change is not NO_CHANGE:
-            user, app = self._tiers_changed(change)
-            tiers = self._change_args(change, user, app)
+        if change is not NO_CHANGE or self._keeps_tiers:
+            user, app = self._add_due_tiers(keys, *self._tiers_changed(change))
+            if user or change is not NO_CHANGE:
+                tiers = self._change_args(change, user, app)
         return Call(
             "append_event",
-            lambda replies: decode_write_result(replies[0], key, if_version),
+            self._decode_write(key, keys[: 3 + user + app], if_version),
             _APPEND_EVENT,
-            self._keys.session(*_ids(key))[: 3 + user + app],
+            keys[: 3 + user + app],
             (
                 key.session_id,
                 options.session_ttl_ms,
@@ -397,8 +434,11 @@ class Ops:
         if len(events) > EVENTS_PER_CALL_LIMIT:
             message = f"events has {len(events)} items; at most {EVENTS_PER_CALL_LIMIT} are allowed"
             raise LimitExceeded(message, limit=EVENTS_PER_CALL_LIMIT, actual=len(events))
+        keys = self._keys.session(*_ids(key))
         tiers_of = [self._tiers_changed(change) for _, _, change in events]
-        user, app = any(user for user, _ in tiers_of), any(app for _, app in tiers_of)
+        changed = any(user for user, _ in tiers_of), any(app for _, app in tiers_of)
+        user, app = self._add_due_tiers(keys, *changed)
+        is_due = (user, app) != changed
         args: list[Argument] = [
             key.session_id,
             self.options.session_ttl_ms,
@@ -406,13 +446,14 @@ class Ops:
             _condition_arg(key, if_version, turn),
         ]
         for data, timestamp, change in events:
-            tiers = () if change is NO_CHANGE else self._change_args(change, user, app)
+            has_change = is_due or change is not NO_CHANGE
+            tiers = self._change_args(change, user, app) if has_change else ()
             args += (data, to_us(timestamp), len(tiers), *tiers)
         return Call(
             "append_events",
-            lambda replies: decode_write_result(replies[0], key, if_version),
+            self._decode_write(key, keys[: 3 + user + app], if_version),
             SCRIPTS["append_events"],
-            self._keys.session(*_ids(key))[: 3 + user + app],
+            keys[: 3 + user + app],
             tuple(args),
             is_bulk=sum(len(data) for data, _, _ in events) > _BULK_BYTES,
         )
@@ -491,11 +532,12 @@ class Ops:
     ) -> Call[WriteResult]:
         """Change state in all tiers. `read_back`: read the values of the keys that are set."""
         keys = self._keys.session(*_ids(key))
-        user, app = self._tiers_changed(change)
+        user, app = self._add_due_tiers(keys, *self._tiers_changed(change))
         commands = self._read_back_commands(keys, change) if read_back else ()
+        decode_write = self._decode_write(key, keys[: 3 + user + app], if_version)
 
         def decode(replies: list[Any]) -> WriteResult:
-            written = decode_write_result(replies[0], key, if_version)
+            written = decode_write(replies)
             if not read_back:
                 return written
             values = self._decode_read_back(keys, change, replies[1:])
@@ -541,6 +583,20 @@ class Ops:
         tier, ttl_ms = self._keys.app(app_name), self.options.app_state_ttl_ms
         return _update_tier("update_app_state", tier, ttl_ms, change, change.app, if_absent)
 
+    def touch_app_tier(self, app_name: str) -> Call[None] | None:
+        """Refresh an app tier in its own slot; None if that is not due.
+
+        It is not due again if the Call fails: no append should wait again for a node that is down.
+        """
+        if not self.app_in_own_slot or not self._keeps_tiers:
+            return None
+        tier = self._keys.app(app_name)
+        if not self._apps_in_use.is_due(tier):
+            return None
+        self._apps_in_use.note(tier)
+        args = (self.options.app_state_ttl_ms,)
+        return Call("touch_tier", decode_ok, SCRIPTS["touch_tier"], (tier,), args, writes=False)
+
     # -- shared --------------------------------------------------------------------------------
 
     def _read(
@@ -574,6 +630,30 @@ class Ops:
         """Whether a call needs the key of the user tier, and of the app tier, which comes last."""
         app = change.changes_app and not self.app_in_own_slot
         return app or change.changes_user, app
+
+    def _add_due_tiers(self, keys: SessionKeys, user: bool, app: bool) -> tuple[bool, bool]:
+        """The tiers that a write changes, and those that it has to keep alive."""
+        if self._keeps_tiers:
+            app = app or (not self.app_in_own_slot and self._apps_in_use.is_due(keys.app))
+            user = app or user or self._users_in_use.is_due(keys.user)
+        return user, app
+
+    def _decode_write(
+        self, key: SessionKey, keys: tuple[bytes, ...], if_version: int | None
+    ) -> Callable[[list[Any]], WriteResult]:
+        """Decodes the reply to a write with these keys, and notes which tiers it refreshed."""
+        if len(keys) == 3 or not self._keeps_tiers:
+            return lambda replies: decode_write_result(replies[0], key, if_version)
+
+        def decode(replies: list[Any]) -> WriteResult:
+            written = decode_write_result(replies[0], key, if_version)
+            if not written.num_duplicates:  # a repeat refreshes nothing
+                self._users_in_use.note(keys[3])
+                if len(keys) > 4:
+                    self._apps_in_use.note(keys[4])
+            return written
+
+        return decode
 
     def _all_tier_args(self, change: Change) -> tuple[Argument, ...]:
         return self._tier_args(change, user=True, app=not self.app_in_own_slot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
@@ -899,4 +900,4 @@ class InMemorySessionService(SessionService):
             value_size_limit=value_size_limit,
         )
         memory = MemoryExecutor.of(options, cleanup_interval, clock)
-        super().__init__(Ops(options), AsyncMemoryExecutor(memory))
+        super().__init__(Ops(options, clock=clock or time.monotonic), AsyncMemoryExecutor(memory))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
@@ -892,4 +893,4 @@ class InMemorySessionService(SessionService):
             value_size_limit=value_size_limit,
         )
         memory = MemoryExecutor.of(options, cleanup_interval, clock)
-        super().__init__(Ops(options), memory)
+        super().__init__(Ops(options, clock=clock or time.monotonic), memory)

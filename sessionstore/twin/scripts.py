@@ -66,6 +66,20 @@ def get_or_create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     return [b"OK"]
 
 
+def check_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/check_session.lua"""
+    session, events = keys
+    condition, *sent = args
+    version = keyspace.hget(session, b"version")
+    if version is None:
+        return [b"NOT_FOUND"]
+    stored = [int(keyspace.zscore(events, event) is not None) for event in sent]
+    refusal = check_condition(keyspace, session, condition, int(version))
+    if refusal and not (stored and all(stored)):
+        return refusal
+    return [b"OK", stored]
+
+
 def touch_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/touch_session.lua"""
     session_id, ttl_ms, *tier_ttls_ms = args
@@ -386,6 +400,7 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             acquire_turn,
             append_event,
             append_events,
+            check_session,
             clear_events,
             create_session,
             delete_session,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -214,3 +214,51 @@ async def test_without_a_ttl_nothing_expires_with_what_does(
     [found] = await service.list_sessions(**OWNER)
     assert found.state == {"a": 1, "app:c": 3}
     assert len((await read(service)).events) == 1
+
+
+# -- tiers in use -------------------------------------------------------------------------------
+
+SHARED = {"user:k": 1, "app:k": 1}
+
+Write = Callable[[Any, int], Awaitable[Any]]
+WRITES: dict[str, Write] = {
+    "append_event": lambda s, number: s.append_event(KEY, Event("x", number)),
+    "append_events": lambda s, number: s.append_events(KEY, numbered(number, number + 100)),
+    "update": lambda s, number: s.update_session_state(KEY, {"n": number}),
+    "increment": lambda s, _: s.increment_session_state(KEY, {"n": 1}),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("session_ttl", [10 * TTL, None])
+@pytest.mark.parametrize("refresh_ttl_on_read", [True, False])
+@pytest.mark.without_ttl
+async def test_writes_keep_the_tiers_of_their_session_alive(
+    make_service: ServiceFactory,
+    advance_time: AdvanceTime,
+    backend: tuple[str, Any],
+    write: Write,
+    session_ttl: float | None,
+    refresh_ttl_on_read: bool,
+) -> None:
+    options = {"session_ttl": session_ttl, "refresh_ttl_on_read": refresh_ttl_on_read}
+    service = make_service(**options, user_state_ttl=TTL, app_state_ttl=2 * TTL)
+    await create(service, state=SHARED)
+    for number in range(6):
+        advance_time(0.9 * TTL)
+        if backend[1] is not None:  # time passes on the server alone
+            service = make_service(**options, user_state_ttl=TTL, app_state_ttl=2 * TTL)
+        await write(service, number)
+    state = (await read(service)).state
+    assert {key: state[key] for key in SHARED if key in state} == SHARED
+
+
+async def test_appends_in_real_time_keep_the_tiers_alive(make_service: ServiceFactory) -> None:
+    """With one service, which remembers what it has refreshed."""
+    ttl = 0.3
+    service = make_service(user_state_ttl=ttl, app_state_ttl=ttl)
+    await create(service, state=SHARED)
+    begin = time.monotonic()
+    while time.monotonic() - begin < 3 * ttl:
+        await service.append_event(KEY, Event("x"))
+    assert (await read(service)).state == SHARED

@@ -251,6 +251,7 @@ class Model:
             if limit:
                 del stored.log[:-limit]
             self._wrote(settings, key)
+            self._refresh_tiers(settings, key)
 
     def pop(self, settings: Settings, key: SessionKey, if_version: int | None) -> Event | None:
         stored = self._open(key)
@@ -280,6 +281,7 @@ class Model:
         self._tiers_named(settings, key, [*state, *removed])
         self._tiers_written(settings, key, [*state, *removed])
         self._wrote(settings, key)
+        self._refresh_tiers(settings, key)
 
     def set_absent(self, settings: Settings, key: SessionKey, state: dict[str, Any]) -> None:
         self._open(key)
@@ -289,6 +291,7 @@ class Model:
         self._tiers_named(settings, key, [*state])
         self._tiers_written(settings, key, [*state])
         self._wrote(settings, key)
+        self._refresh_tiers(settings, key)
 
     def increment(
         self, settings: Settings, key: SessionKey, increments: dict[str, int]
@@ -299,6 +302,7 @@ class Model:
         self._tiers_named(settings, key, [*increments])
         self._tiers_written(settings, key, [*increments])
         self._wrote(settings, key)
+        self._refresh_tiers(settings, key)
         return sums
 
     def update_user(

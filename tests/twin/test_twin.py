@@ -6,6 +6,7 @@ with its content and deadline.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -138,7 +139,9 @@ def make_ops(chosen: Settings) -> Ops:
         return milliseconds / 1000 or None
 
     return Ops(
-        check_options(
+        # A refresh of the tiers is always due.
+        clock=itertools.count(step=DAY_MS).__next__,
+        options=check_options(
             session_event_limit=chosen.event_limit or None,
             session_ttl=seconds(chosen.session_ttl),
             app_state_ttl=seconds(chosen.app_ttl),
@@ -149,7 +152,7 @@ def make_ops(chosen: Settings) -> Ops:
             partition_by="user",
             event_size_limit=1 << 20,
             value_size_limit=1 << 20,
-        )
+        ),
     )
 
 

@@ -138,6 +138,7 @@ def read_commands(keys: Sequence[bytes], args: Sequence[Any]) -> int:
 TAILS: dict[str, TailReader] = {
     "append_event": lambda keys, args: read_change(keys, args) if args else 0,
     "append_events": read_events,
+    "check_session": lambda _, args: len(args),
     "create_session": read_tiers,
     "delete_sessions": lambda keys, _: (len(keys) - 2) // 2,
     "get_or_create_session": read_tiers,
@@ -190,6 +191,11 @@ SHAPES: dict[str, Callable[[Ops], list[Call[Any]]]] = {
         for event_num in (None, 0, 5)
         for event_time in (None, NOON)
     ],
+    "check_session": lambda ops: [
+        ops.check_session(KEY, *condition, events)
+        for condition in CONDITIONS
+        for events in ([], [b"e"], [b"e", b"f"])
+    ],
     "get_session": lambda ops: [
         ops.get_session(KEY, event_num, event_time)
         for event_num in (None, 0, 5)
@@ -224,8 +230,12 @@ SHAPES: dict[str, Callable[[Ops], list[Call[Any]]]] = {
     "renew_turn": lambda ops: [
         ops.renew_turn(Turn(KEY, 3, NOON), lease_ms) for lease_ms in (0, 30_000)
     ],
-    "get_app_state": lambda ops: [ops.get_app_state("app")],
+    "get_app_state": lambda ops: [
+        ops.get_app_state("app"),
+        ops.get_app_state("app", touch=False),
+    ],
     "list_app_state": lambda ops: [ops.list_app_state("app")],
+    "touch_app_tier": lambda ops: [call for call in [ops.touch_app_tier("app")] if call],
     "update_user_state": lambda ops: [
         ops.update_user_state("app", "user", one) for one in changes(ops, "user")
     ],

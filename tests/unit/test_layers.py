@@ -16,14 +16,14 @@ PACKAGE = Path(sessionstore.__file__).parent
 # From the bottom up. A module imports only from lower lines. Modules of a package also import
 # each other.
 LAYERS: list[set[str]] = [
-    {"errors", "times", "scripts"},
+    {"errors", "times", "scripts", "tiers_in_use"},
     {"model"},
     {"keys", "codec", "calls", "instances"},
     {"drive"},
     {"tiers", "options"},
     {"replies"},
     {"ops"},
-    {"listing"},
+    {"app_tier", "listing"},
     {"flows"},
     {"transport", "twin"},
     {"run_context", "service"},

@@ -1,0 +1,36 @@
+#!lua flags=no-writes
+-- check_session: whether a session accepts a write. Where the app tier has a slot of its own, its
+-- state is written between this check and the write to the session.
+--
+-- KEYS[1] session  session:{app:user}:sid  hash   must exist
+-- KEYS[2] events   events:{app:user}:sid   zset
+--
+-- ARGV[1] condition  bytes  "" = none; a version, or "t" and a token: see check_condition
+-- ARGV[2...] tail    bytes  the encoded events that the write appends, if any
+--
+-- REPLY OK stored       stored: 1 or 0 for each event, 1 = it is stored already
+-- REPLY NOT_FOUND
+-- REPLY STALE version
+-- REPLY LOST            the caller does not hold the turn
+-- COST O(log N) an event
+--@include check_condition
+local session, events = KEYS[1], KEYS[2]
+local condition = ARGV[1]
+local tail = 2
+
+local version = redis.call('HGET', session, 'version')
+if not version then
+  return {'NOT_FOUND'}
+end
+local stored, is_repeat = {}, #ARGV >= tail
+for number = tail, #ARGV do
+  local is_stored = redis.call('ZSCORE', events, ARGV[number])
+  stored[#stored + 1] = is_stored and 1 or 0
+  is_repeat = is_repeat and is_stored
+end
+-- A repeat of a call that was accepted is accepted again.
+local refusal = check_condition(session, condition, version)
+if refusal and not is_repeat then
+  return refusal
+end
+return {'OK', stored}

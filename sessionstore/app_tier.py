@@ -1,0 +1,120 @@
+"""Writes to a session and to an app tier that has a cluster slot of its own.
+
+No script may use both. So such a write is three steps: check that the session accepts the write,
+write the app state, write the session. The session comes last, so a session that shows the write
+has its app state, and repeating a call that failed half done completes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from .calls import Call, Flow, R
+from .errors import BackendError, InvalidArgument, SessionStoreError
+from .model import Session
+from .ops import Ops
+from .tiers import NO_CHANGE, Change, Delta
+
+
+def is_apart(ops: Ops, changes: Iterable[Change]) -> bool:
+    """Whether a write with these changes needs a step of its own for the app tier."""
+    return ops.app_in_own_slot and any(change.app for change in changes)
+
+
+def write_app_first(
+    ops: Ops,
+    app_name: str,
+    changes: Sequence[Change],
+    check: Call[list[bool]],
+    write: Call[R],
+    *,
+    if_absent: bool = False,
+    read_app: bool = False,
+) -> Flow[tuple[R, dict[str, Any]]]:
+    """The result of a write to a session whose app state is apart, and the app state.
+
+    Args:
+        ops: builds Calls.
+        app_name: the application.
+        changes: the change of each event, or the one change of the call.
+        check: which of the events are stored already; empty without events.
+        write: the write to the session.
+        if_absent: set only keys that are not there.
+        read_app: read the app state, which is empty otherwise.
+    """
+    app_state: dict[str, Any] = {}
+    result: R
+    stored: list[bool] = yield check
+    if stored:
+        # A stored event has set its app state, which may have changed since.
+        pairs = zip(changes, stored, strict=True)
+        changes = [change for change, is_stored in pairs if not is_stored]
+    if not is_apart(ops, changes):
+        result = yield write
+        return result, app_state
+    yield from write_app_state(ops, app_name, changes, if_absent=if_absent)
+    with app_state_written():
+        # The session comes last: when it is written, nothing is left that may fail.
+        if read_app:
+            app_state = yield ops.get_app_state(app_name, touch=False)
+        result = yield write
+    return result, app_state
+
+
+def write_app_state(
+    ops: Ops, app_name: str, changes: Iterable[Change], *, if_absent: bool = False
+) -> Flow[None]:
+    """The first step that writes."""
+    deltas = [change.app for change in changes if change is not NO_CHANGE and change.app]
+    change = Change(Delta(), Delta(), Delta.merged(deltas), {}, [])
+    try:
+        yield ops.update_app_state(app_name, change, if_absent=if_absent)
+    except BackendError as error:
+        if error.maybe_applied:
+            _prefix(error, "the app state may be written, the session is not")
+        raise
+
+
+@contextmanager
+def app_state_written() -> Iterator[None]:
+    """Lets the errors of the second step say that the first is done."""
+    try:
+        yield
+    except SessionStoreError as error:
+        is_unknown = isinstance(error, BackendError) and error.maybe_applied
+        session = "may be" if is_unknown else "is not"
+        _prefix(error, f"the app state is written, the session {session}")
+        if isinstance(error, BackendError):
+            error.maybe_applied = True
+        raise
+
+
+def _prefix(error: SessionStoreError, text: str) -> None:
+    error.args = (f"{text}: {error.args[0]}", *error.args[1:])
+
+
+def keep_app_tier(ops: Ops, app_name: str) -> Flow[None]:
+    """Refresh the app tier after a write if that is due. The write is done: ignore errors."""
+    call = ops.touch_app_tier(app_name)
+    if call is not None:
+        with suppress(BackendError):
+            yield call
+
+
+def refuse_app_increments(ops: Ops, change: Change, path: str) -> None:
+    """InvalidArgument for increments that a repeated step would add twice."""
+    if not ops.app_in_own_slot:
+        return
+    for increment in change.increments:
+        if increment.name.startswith("app:"):
+            raise InvalidArgument(
+                f"{path} names {increment.name!r}, but the app tier has a cluster slot of its own: "
+                "use increment_app_state"
+            )
+
+
+def add_app_state(session: Session, app_state: dict[str, Any]) -> None:
+    """Add the app tier to the state of a Session that was read without it."""
+    session.state.update((f"app:{name}", value) for name, value in app_state.items())
