@@ -15,6 +15,7 @@ from .keyspace import Entry, Keyspace, WrongType
 from .scripts import TWINS
 
 _DEFAULT_CLEANUP_S = 300.0
+_SET_BACK_US = 1_000_000  # a clock that goes back by more than this was set
 
 
 class MemoryExecutor:
@@ -58,8 +59,12 @@ class MemoryExecutor:
             if self._closed:
                 raise BackendUnavailable("the session service is closed")
             now = self._clock()
-            # As on a server, no two Calls see the same microsecond, and time does not go backwards.
-            self.keyspace.now_us = max(self.keyspace.now_us + 1, int(now * 1_000_000))
+            now_us = int(now * 1_000_000)
+            # As on a server, no two Calls see the same microsecond. A clock may stand still, or go
+            # back a little; one that is set back further is followed.
+            if self.keyspace.now_us - _SET_BACK_US <= now_us <= self.keyspace.now_us:
+                now_us = self.keyspace.now_us + 1
+            self.keyspace.now_us = now_us
             if self._cleanup_s is not None and now - self._swept_at >= self._cleanup_s:
                 self._swept_at = now
                 self.keyspace.sweep()

@@ -57,6 +57,7 @@ async def test_hashes(server: Server) -> None:
         b"generation",
         b"turn_token",
         b"turn_until_us",
+        b"turn_ms",
         b"turn_holder",
         b".k",
         b".raw",
