@@ -100,7 +100,7 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("event", "error"),
-        [(Event("agent", float("nan")), InvalidArgument), (Event("a", "x" * 2**24), LimitExceeded)],
+        [(Event("agent", float("nan")), InvalidArgument), (Event("a", "x" * 2**23), LimitExceeded)],
     )
     async def test_so_is_an_event_that_cannot_be_stored(
         self, event: Event, error: type[Exception]

@@ -106,8 +106,8 @@ async def _run_phases(options: FleetOptions, store: Store, fleet: Fleet, report:
     report.elapsed_seconds = fleet.elapsed_seconds
     report.operations = operation_figures(fleet.recorder.latencies_ns, fleet.elapsed_seconds)
     if costs := await store.costs():
-        cpu_us, memory_bytes = costs
-        if report.operations:
+        cpu_us, memory_bytes = costs  # negative after a failover
+        if report.operations and cpu_us >= 0:
             report.server_cpu_us_per_operation = cpu_us / report.operations[-1].num_calls
         num_events = fleet.num_events(options.event_limit)
         if num_events >= _TELLING_EVENTS and memory_bytes >= 0:
