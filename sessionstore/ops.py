@@ -207,10 +207,8 @@ class Ops:
                 found.append(decode_session(key, keys, self._with_app_tier(parts)))
             return found
 
-        is_bulk = _is_bulk(event_num * len(ids))
-        return Call(
-            "list_sessions", decode, commands=tuple(commands), writes=False, is_bulk=is_bulk
-        )
+        # The states of many sessions may be large.
+        return Call("list_sessions", decode, commands=tuple(commands), writes=False, is_bulk=True)
 
     @staticmethod
     def list_primaries() -> Call[list[int]]:
