@@ -302,10 +302,8 @@ class Ops:
                 found.append(decode_session(SessionKey(app_name, user_id, name), keys, parts))
             return found, shared
 
-        is_bulk = _is_bulk(event_num * len(ids))
-        return Call(
-            "list_sessions", decode, commands=tuple(commands), writes=False, is_bulk=is_bulk
-        )
+        # The states of many sessions may be large.
+        return Call("list_sessions", decode, commands=tuple(commands), writes=False, is_bulk=True)
 
     def list_app_state(self, app_name: str) -> Call[SharedState]:
         """The state of the app tier for many sessions, where it has a slot of its own."""

@@ -44,6 +44,7 @@ _FORBIDDEN = {
     "socket_read_size": "the service reads replies itself",
     "parser_class": "the service reads replies itself",
     "health_check_interval": "the service replaces silent connections itself",
+    "max_connections": "the service opens a few connections to each node",
 }
 
 
@@ -198,6 +199,11 @@ def _from_url(url: str, parse: Callable[[str], Any]) -> dict[str, Any]:
 
 def _from_client(client: Any, wanted: Any) -> tuple[Any, dict[str, Any]]:
     """Connection class and options of a redis-py client, without those for its own retries."""
+    pool_name = type(getattr(client, "connection_pool", None)).__name__
+    for kind in ("Cluster", "Sentinel"):
+        if kind in type(client).__name__ or kind in pool_name:
+            url = f"redis+{kind.lower()}://"
+            raise InvalidArgument(f"client is for a {kind}: give the service a {url} URL instead")
     if not isinstance(client, wanted):
         found = _public_name(type(client))
         raise InvalidArgument(f"client must be a {_public_name(wanted)}, not {found}")

@@ -28,12 +28,14 @@ from .failures import (
     ConnectionLost,
     NotSentInTime,
 )
+from .lanes import ReplySizes
 from .retry import Attempts, Discover, Pause, Reconnect, Send, Step, run_async
 from .shared_connection import SharedConnection, consume_exception, wait_shared
 from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
 from .wire import Form, unpack
 
-_CONFIRMED = 2  # the lane of writes that wait for replicas; the others are 0 and 1, `call.is_bulk`
+# The connections to a node, by what they are for.
+_SMALL, _BULK, _CONFIRMED = range(3)
 
 
 class Router:
@@ -57,6 +59,7 @@ class Router:
         # behind a WAIT.
         self._by_node: dict[Node, dict[int, SharedConnection]] = {}
         self._retired: weakref.WeakSet[SharedConnection] = weakref.WeakSet()
+        self._reply_sizes = ReplySizes()
         self._discovery: asyncio.Task[None] | None = None
         self._end_of_loop: AsyncGenerator[None] | None = None
         # Silence is checked while calls are made. The next call has to start that.
@@ -74,7 +77,7 @@ class Router:
         if self._topology.is_known and not (self._durability and call.writes):
             node = self._topology.node_for(call)
             lanes = self._by_node.get(node)
-            connection = lanes.get(call.is_bulk) if lanes is not None else None
+            connection = lanes.get(self._lane(call)) if lanes is not None else None
             if connection is not None and connection.is_open:
                 # Fast path: the topology is known and the connection is open.
                 reply = connection.submit(call, deadline)
@@ -112,9 +115,22 @@ class Router:
             AttemptFailed: it did not succeed.
             NotReplicated: it succeeded, but too few replicas confirmed it.
         """
-        node, form, asking, _ = attempt
+        if attempt.is_alone:
+            connection = self._new_connection(attempt.node)
+            self._retired.add(connection)
+            try:
+                return await self._send_over(connection, call, attempt, deadline)
+            finally:
+                connection.close("the call has ended", is_intended=True)
+        lane = _CONFIRMED if self._durability and call.writes else self._lane(call)
+        connection = self._connection(attempt.node, lane)
+        return await self._send_over(connection, call, attempt, deadline)
+
+    async def _send_over(
+        self, connection: SharedConnection, call: Call[Any], attempt: Send, deadline: float
+    ) -> list[Any]:
+        _, form, asking, *_ = attempt
         durability = self._durability if call.writes else None
-        connection = self._connection(node, _CONFIRMED if durability else call.is_bulk)
         try:
             async with asyncio.timeout_at(deadline):
                 await connection.wait_until_open()
@@ -135,14 +151,32 @@ class Router:
             durability.check_confirmed(call, replies, answer)
         return replies
 
+    def _lane(self, call: Call[Any]) -> int:
+        if call.is_bulk:
+            if call.writes:
+                self._reply_sizes.forget(call)
+            return _BULK
+        return _BULK if call.commands and self._reply_sizes.may_be_large(call) else _SMALL
+
     def _connection(self, node: Node, lane: int) -> SharedConnection:
         lanes = self._by_node.setdefault(node, {})
         connection = lanes.get(lane)
         if connection is None or not connection.is_usable:
-            count_calls = partial(self._count_calls, node)
-            address = self._deployment.address_of(node)
-            connection = lanes[lane] = SharedConnection(address, self._timeout_s, count_calls)
+            connection = lanes[lane] = self._new_connection(node)
+            if lane == _SMALL:
+                connection.take_large_requests = partial(self._take_large_request, node)
         return connection
+
+    def _take_large_request(self, node: Node, call: Call[Any]) -> SharedConnection | None:
+        """The bulk connection, if it can take a large request from the small one at once."""
+        self._reply_sizes.forget(call)
+        connection = self._connection(node, _BULK)
+        return connection if connection.is_open else None
+
+    def _new_connection(self, node: Node) -> SharedConnection:
+        address = self._deployment.address_of(node)
+        count_calls = partial(self._count_calls, node)
+        return SharedConnection(address, self._timeout_s, count_calls, self._reply_sizes)
 
     def _reconnect(self, step: Reconnect) -> None:
         lanes = self._by_node.get(step.node, {})
@@ -153,7 +187,7 @@ class Router:
                 connection.retire("the server has become a replica")
 
     def _count_calls(self, node: Node) -> int:
-        return sum(connection.num_calls for connection in self._by_node[node].values())
+        return sum(connection.num_calls for connection in self._by_node.get(node, {}).values())
 
     # -- discovery -----------------------------------------------------------------------------
 

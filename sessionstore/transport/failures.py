@@ -6,7 +6,15 @@ CLOSED = "the session service is closed"
 CLOSED_BY_SERVER = "connection closed by the server"
 
 # Error replies that mean "not now". The server did nothing, so every Call may be sent again.
-_TRANSIENT = ("LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY")
+_TRANSIENT = (
+    "LOADING",
+    "BUSY",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "MASTERDOWN",
+    "READONLY",
+    "NOAUTH",  # to be followed by a new connection, which authenticates
+)
 
 
 class AttemptFailed(Exception):
@@ -23,11 +31,13 @@ class ConnectFailed(AttemptFailed):
 
     Attributes:
         final: a retry cannot help: wrong password, not a cluster, ...
+        was_reached: the server is there, but it is not ready.
     """
 
-    def __init__(self, message: str, *, final: bool) -> None:
+    def __init__(self, message: str, *, final: bool, was_reached: bool = False) -> None:
         super().__init__(message)
         self.final = final
+        self.was_reached = was_reached
 
 
 class NotSentInTime(AttemptFailed):
@@ -68,9 +78,9 @@ class ErrorReply(AttemptFailed):
         return self.kind in ("MOVED", "ASK")
 
     @property
-    def is_from_replica(self) -> bool:
-        """The server is a replica that does not answer this Call. It did nothing."""
-        return self.kind in ("READONLY", "MASTERDOWN")
+    def needs_new_connection(self) -> bool:
+        """The server is a replica, or the password was changed. It did nothing."""
+        return self.kind in ("READONLY", "MASTERDOWN", "NOAUTH")
 
     @property
     def is_transient(self) -> bool:

@@ -39,6 +39,10 @@ class Location(NamedTuple):
     master_name: str
     url: str = ""
 
+    def __repr__(self) -> str:
+        # The URL may hold a password.
+        return f"Location({self.kind!r}, {self.nodes!r}, {self.master_name!r})"
+
 
 def locate(url: str) -> Location:
     """Parse a URL. Error messages never quote it, because it may contain a password.

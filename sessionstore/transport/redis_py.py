@@ -42,7 +42,7 @@ async def open_async(
                     await connection.read_response()
     except BaseException as error:
         await connection.disconnect(nowait=True)
-        if isinstance(error, (redis.RedisError, OSError)):
+        if isinstance(error, Exception):
             raise _connect_failed(error) from None
         raise
     transport = connection._writer.transport
@@ -83,7 +83,7 @@ def open_sync(connection: Any, deadline: float, greeting: tuple[str, ...]) -> so
             connection.send_command(command)
             with suppress(redis.exceptions.NoPermissionError):
                 connection.read_response()
-    except (redis.RedisError, OSError) as error:
+    except Exception as error:  # a credential_provider may raise anything
         connection.disconnect()
         raise _connect_failed(error) from None
     opened: socket.socket = connection._sock.inner
@@ -141,18 +141,30 @@ def _time_left(deadline: float) -> float:
     return max(deadline - time.monotonic(), 0.001)  # a timeout of 0 means "do not block"
 
 
+_ENDS = ("while writing to socket", "Connection closed", "Connection lost", "reset by peer")
+
+
 def _connect_failed(error: BaseException) -> ConnectFailed:
     """What a failed connect means. The message holds no credentials."""
-    if isinstance(error.__cause__, redis.RedisError):
+    if isinstance(error.__cause__, Exception):
         error = error.__cause__  # redis-py for asyncio wraps errors of the handshake
+    if not isinstance(error, (redis.RedisError, OSError)):
+        text = f"the credential_provider failed with {type(error).__name__}"
+        return ConnectFailed(text, final=False)
     text = str(error).rstrip(".") or type(error).__name__
+    if any(end in text for end in _ENDS) or "max number of clients" in text:
+        # A server that has too many clients says so, but the reply is often lost.
+        text = "the server closed the connection at once; it may have too many clients (maxclients)"
+        return ConnectFailed(text, final=False)
+    if text.startswith("BUSY"):
+        return ConnectFailed("the server is busy running a script", final=False, was_reached=True)
     if isinstance(error, (redis.AuthenticationError, redis.ResponseError)):
         if "HELLO" in text or "required" in text:
             return ConnectFailed("the server requires a password", final=True)
         what = "credentials" if isinstance(error, redis.AuthenticationError) else "connection"
         return ConnectFailed(f"the server refused the {what} ({text})", final=True)
     if isinstance(error, redis.exceptions.BusyLoadingError):
-        text = "the server is loading its data"
-    elif isinstance(error, (TimeoutError, redis.TimeoutError)):
+        return ConnectFailed("the server is loading its data", final=False, was_reached=True)
+    if isinstance(error, (TimeoutError, redis.TimeoutError)):
         text = "no connection in time"
     return ConnectFailed(text, final=False)

@@ -24,6 +24,12 @@ _FIRST_DELAY_S = 0.01
 _LONGEST_DELAY_S = 0.5
 _LONGEST_DELAY_ROUTED_S = 0.2  # shorter: another server may just have taken over
 _REDIRECTIONS_PER_DELAY = 4  # two nodes may disagree and redirect to each other
+_CUTS_UNTIL_ALONE = 2
+_CUT_READS_LIMIT = 4
+_CUT_READS = (
+    f"the server closed the connection {_CUT_READS_LIMIT} times instead of replying; "
+    "the reply may be larger than its client-output-buffer-limit for normal clients allows"
+)
 
 
 class Pause(NamedTuple):
@@ -43,6 +49,7 @@ class Send(NamedTuple):
     form: Form = Form.EVALSHA
     is_asking: bool = False  # with ASKING: the node is importing the slot
     began_at: float | None = None  # when the call began, if it may have been executed before
+    is_alone: bool = False  # on a connection of its own, which it may break
 
 
 class Reconnect(NamedTuple):
@@ -76,6 +83,7 @@ class Attempts:
         self._asking_node: Node | None = None  # where an ASK reply sends the next attempt
         self._num_failures = 0
         self._num_redirections = 0
+        self._num_cut_reads = 0
         self._delay_s = _FIRST_DELAY_S
         self._maybe_applied = False
         self._refusal: ErrorReply | None = None  # the last one that may be over later
@@ -97,7 +105,8 @@ class Attempts:
                 delay_s = self._next_delay(failure, node)
                 text = "%s: attempt %d failed (%s); retry in %.3f s"
                 logger.debug(text, self._call.name, self._num_failures, failure.kind, delay_s)
-                if node is not None and isinstance(failure, ErrorReply) and failure.is_from_replica:
+                must_reconnect = isinstance(failure, ErrorReply) and failure.needs_new_connection
+                if node is not None and must_reconnect:
                     yield Reconnect(node, attempt_at)
                 if delay_s:
                     yield Pause(delay_s)
@@ -110,7 +119,8 @@ class Attempts:
                     node = self._topology.node_for(self._call)
                 attempt_at = time.monotonic()
                 repeats = began_at if self._maybe_applied else None
-                replies: list[Any] = yield Send(node, self._form, is_asking, repeats)
+                is_alone = self._num_cut_reads >= _CUTS_UNTIL_ALONE
+                replies: list[Any] = yield Send(node, self._form, is_asking, repeats, is_alone)
             except AttemptFailed as error:
                 failure = error
             else:
@@ -135,12 +145,17 @@ class Attempts:
             self._refusal = failure
         elif isinstance(failure, ConnectFailed):
             # Never reached: most likely a wrong address, so the caller learns of it at once.
-            is_final = failure.final or not self._history.has_connected
+            was_reached = self._history.has_connected or failure.was_reached
+            is_final = failure.final or not was_reached
             if node is not None and node.is_replica:  # the primary can answer instead
                 is_final = False
         elif isinstance(failure, ConnectionLost):
             self._maybe_applied |= self._call.writes
             is_final = not self._call.idempotent
+            if self._call.is_bulk and not self._call.writes and not failure.timed_out:
+                self._num_cut_reads += 1
+                if self._num_cut_reads == _CUT_READS_LIMIT:
+                    is_final, failure = True, ConnectionLost(_CUT_READS)
         delay_s = self._delay_s * random.uniform(0.5, 1.5)
         if is_final or time.monotonic() + delay_s >= self._deadline:
             raise self._error(failure, is_final=is_final) from None

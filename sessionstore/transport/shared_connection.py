@@ -19,6 +19,7 @@ from ..calls import Call
 from .address import Address
 from .durability import Durability
 from .failures import CLOSED, CLOSED_BY_SERVER, ConnectFailed, ConnectionLost, NotSentInTime
+from .lanes import LARGE_BYTES, ReplySizes
 from .redis_py import close_without_loop, forget_async, open_async
 from .retry import Send
 from .topology import SILENCE_S
@@ -37,7 +38,8 @@ _CLOSE_TIMEOUT_S = 1.0  # for calls in flight when a service is closed
 _NOTHING = object()  # returned by the reader if it has no complete reply
 
 _Reply = asyncio.Future[list[Any]]
-_Pending = tuple[_Reply, int, float, int]  # count of replies, deadline, bytes
+# Count of replies, deadline, bytes of the request, the Call if its reply is to be measured.
+_Pending = tuple[_Reply, int, float, int, Call[Any] | None]
 _Queued = tuple[_Reply, Call[Any], Send | None, float]  # deadline
 
 
@@ -48,13 +50,22 @@ class SharedConnection(asyncio.Protocol):
     for the log. Calls may be sent while `is_open`.
     """
 
-    def __init__(self, address: Address, timeout_s: float, count_calls: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        timeout_s: float,
+        count_calls: Callable[[], int],
+        reply_sizes: ReplySizes,
+    ) -> None:
         self.is_open = False
         self.created_at = time.monotonic()
         self._is_retired = False
         self._address = address
         self._timeout_s = timeout_s
         self._count_calls = count_calls
+        self._reply_sizes = reply_sizes
+        self._num_received = 0  # bytes of the reply that is being received
+        self.take_large_requests: Callable[[Call[Any]], SharedConnection | None] | None = None
         self._loop = asyncio.get_running_loop()
         self._connection = address.new_connection()
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
@@ -129,15 +140,25 @@ class SharedConnection(asyncio.Protocol):
         if attempt is None:
             payload, count = pack(call, Form.EVALSHA), reply_count(call, Form.EVALSHA)
         else:
-            _, form, asking, began_at = attempt
+            _, form, asking, began_at, _ = attempt
             payload = pack(call, form, asking=asking, began_at=began_at)
             count = reply_count(call, form, asking=asking)
-        self._send(payload, count, deadline, reply)
+        connection = self
+        if len(payload) >= LARGE_BYTES and self.take_large_requests is not None:
+            connection = self.take_large_requests(call) or self
+        connection._send(payload, count, deadline, reply, call if call.commands else None)
 
-    def _send(self, payload: bytes, count: int, deadline: float, reply: _Reply) -> None:
+    def _send(
+        self,
+        payload: bytes,
+        count: int,
+        deadline: float,
+        reply: _Reply,
+        read: Call[Any] | None = None,
+    ) -> None:
         size = len(payload)
         pending = self._pending
-        pending.append((reply, count, deadline, size))
+        pending.append((reply, count, deadline, size, read))
         self._bytes_in_flight += size
         if len(pending) == 1:
             # Nothing else is in flight, so there is nothing to wait for: send at once. Further
@@ -205,13 +226,14 @@ class SharedConnection(asyncio.Protocol):
         """Give complete replies to the calls that wait for them."""
         pending, partial = self._pending, self._partial
         self._active_at = time.monotonic()
+        num_new = len(data)
         try:
             self._reader.feed(data)
             next_reply = self._reader.gets
             while (reply := next_reply()) is not _NOTHING:
                 if isinstance(reply, hiredis.PushNotification):
                     continue
-                waiter, count, _, size = pending[0]
+                waiter, count, _, size, read = pending[0]
                 if count == 1:
                     replies = [reply]
                 else:
@@ -221,12 +243,17 @@ class SharedConnection(asyncio.Protocol):
                     replies, partial = partial, []
                 pending.popleft()
                 self._bytes_in_flight -= size
+                if read is not None:
+                    # What arrived before this piece: the piece may hold many replies.
+                    self._reply_sizes.note(read, self._num_received >= LARGE_BYTES)
+                self._num_received = num_new = 0
                 if not waiter.done():
                     waiter.set_result(replies)
         except (hiredis.ProtocolError, IndexError):
             # Not RESP, or a reply without a request: the connection is out of step.
             self.close("the server's answer is not RESP")
         self._partial = partial
+        self._num_received += num_new
         if self._queue:
             self._send_queued()
         if self._is_retired and not pending:
@@ -257,7 +284,7 @@ class SharedConnection(asyncio.Protocol):
             waiter, *_ = self._queue.popleft()
             if not waiter.done():
                 waiter.set_exception(NotSentInTime())
-        for waiter, _, deadline, _ in self._pending:
+        for waiter, _, deadline, *_ in self._pending:
             if deadline > now:
                 self._timer = self._loop.call_at(deadline, self._check_deadlines)
                 return

@@ -204,7 +204,7 @@ class RedisExecutor:
             AttemptFailed: it did not succeed.
             NotReplicated: it succeeded, but too few replicas confirmed it.
         """
-        node, form, asking, began_at = attempt
+        node, form, asking, began_at, _ = attempt
         connection = self._take(call, node, deadline)
         durability = self._durability if call.writes else None
         answer: Any = 0

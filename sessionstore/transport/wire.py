@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 import hiredis
@@ -29,6 +30,10 @@ def pack_command(command: Command) -> bytes:
     return _pack_bytes(
         tuple([part if type(part) is bytes else _as_bytes(part) for part in command])
     )
+
+
+# Cached: an agent reads the same session again and again.
+_pack_read = lru_cache(maxsize=4096)(pack_command)
 
 
 def _as_bytes(part: Argument) -> bytes:
@@ -63,20 +68,22 @@ def pack(
     """
     if began_at is not None and call.age_argument is not None:
         age_us = round((time.monotonic() - began_at + _TRANSIT_S) * 1_000_000)
-        args = [*call.args]
-        args[call.age_argument] = b"%d" % age_us
-        call = msgspec.structs.replace(call, args=tuple(args))
+        aged = [*call.args]
+        aged[call.age_argument] = b"%d" % age_us
+        call = msgspec.structs.replace(call, args=tuple(aged))
     script = call.script
     if script is not None and not call.commands and form is Form.EVALSHA and not asking:
         # Fast path: most Calls are one script.
-        return pack_command((b"EVALSHA", script.sha, len(call.keys), *call.keys, *call.args))
+        args = [part if type(part) is bytes else _as_bytes(part) for part in call.args]
+        return _pack_bytes((b"EVALSHA", script.sha, b"%d" % len(call.keys), *call.keys, *args))
     commands = _commands(call, form)
     if asking:
         commands = [part for command in commands for part in (("ASKING",), command)]
     elif len(commands) == 1:
         return pack_command(commands[0])
     elif form is not Form.WITHOUT_MULTI:
-        return b"".join((MULTI, *map(pack_command, commands), EXEC))
+        first = (pack_command(commands[0]),) if script is not None else ()
+        return b"".join((MULTI, *first, *map(_pack_read, call.commands), EXEC))
     return b"".join(map(pack_command, commands))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
+import redis.asyncio.sentinel
 from redis_support import IDS, STATE
 from support.events import ids_of, make_event
 from support.operations import OPERATIONS, Operation, each_operation
@@ -246,6 +247,58 @@ async def test_unusable_clients(server: Server, mode: str) -> None:
     await close_client(client)
     with pytest.raises(InvalidArgument, match="client must be"):
         make_service(mode, None, client=server.url)
+
+
+@both_modes
+async def test_clients_of_sentinels_and_clusters_are_refused(mode: str) -> None:
+    library: Any = redis.asyncio if mode == "async" else redis
+    sentinel = library.sentinel.Sentinel([("h", 1)])
+    for client in (sentinel, sentinel.master_for("m"), sentinel.slave_for("m")):
+        with pytest.raises(InvalidArgument, match=r"give the service a redis\+sentinel:// URL"):
+            make_service(mode, None, client=client)
+    # Its constructor connects.
+    cluster = library.RedisCluster.__new__(library.RedisCluster)
+    with pytest.raises(InvalidArgument, match=r"give the service a redis\+cluster:// URL"):
+        make_service(mode, None, client=cluster)
+
+
+class FailingProvider(redis.CredentialProvider):
+    """Cannot reach the place where passwords are."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def get_credentials(self) -> Any:
+        raise self.error
+
+    async def get_credentials_async(self) -> Any:
+        raise self.error
+
+
+@both_modes
+@pytest.mark.parametrize("error", [RuntimeError("secret"), KeyError("secret"), ValueError()])
+async def test_a_credential_provider_that_fails(
+    server: Server, mode: str, error: Exception
+) -> None:
+    provider = FailingProvider(error)
+    service = make_service(mode, server.url, extra_options={"credential_provider": provider})
+    with pytest.raises(
+        BackendUnavailable, match=f"credential_provider .*{type(error).__name__}"
+    ) as caught:
+        await service.create_session(**IDS)
+    assert "secret" not in str(caught.value)
+    assert not caught.value.maybe_applied
+    await service.aclose()
+
+
+@both_modes
+@pytest.mark.parametrize(
+    "option", ["socket_timeout=5", "health_check_interval=5", "max_connections=5"]
+)
+async def test_options_of_a_url_that_have_no_effect_are_refused(mode: str, option: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"option {option[:-2]} is not allowed: ") as caught:
+        make_service(mode, f"redis://u:hidden@h?{option}")
+    assert "hidden" not in str(caught.value)
 
 
 @both_modes

@@ -126,6 +126,11 @@ def test_no_message_quotes_a_password(url: str) -> None:
     assert "hunter2" not in shown or url.startswith("hunter2")  # the scheme is shown
 
 
+@pytest.mark.parametrize("url", ["redis://u:hunter2@a", "redis+cluster://u:hunter2@a:1"])
+def test_no_repr_shows_a_password(url: str) -> None:
+    assert "hunter2" not in repr(locate(url))
+
+
 def test_the_options_of_a_url_and_of_an_instance_reach_every_node() -> None:
     register_redis_instance("a-cluster", "redis+cluster://a:1,b:2", client_name="me")
     service = RedisSessionService(instance_name="a-cluster")
