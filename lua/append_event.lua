@@ -16,7 +16,7 @@
 -- ARGV[7...] tail       bytes  its state change, as fold_changes reads it; nothing if it has none
 --
 -- REPLY OK version now_us num_duplicates   num_duplicates: 1 = stored before, nothing changed
--- REPLY ADDED version now_us sums         the event has increments; sums: the new values, as text
+-- REPLY ADDED version now_us sums          the event has increments; sums: the new values, as text
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn

@@ -16,7 +16,7 @@
 --                             reads it
 --
 -- REPLY OK version now_us num_duplicates   num_duplicates: events stored before, and so ignored
--- REPLY ADDED version now_us sums         all are new, some with increments; sums: the new values
+-- REPLY ADDED version now_us sums          all are new, some with increments; sums: the new values
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn
