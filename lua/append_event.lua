@@ -68,11 +68,10 @@ if position + 0 <= last_us then
 end
 
 -- An increment may be refused, so the sums are computed before the first write.
-local change, change_at, sums = ARGV, tail + 1, nil
-if ARGV[tail] and ARGV[tail] ~= '0' then
+local num_increments, change, sums = ARGV[tail], nil, nil -- nil: no state change
+if num_increments and num_increments ~= '0' then
 --@include fold_changes
   change, sums = fold_changes({session, user, app}, ARGV, {tail})
-  change_at = 1
   if not change and not call('ZSCORE', events, event) then
     return sums -- a refusal
   end
@@ -105,15 +104,17 @@ local now_ms = (now_us - now_us % 1000) / 1000
 local reserve_ms = header[3] - now_ms - ttl_ms
 local must_refresh = header[3] == '0' or ttl_ms > 0 and (reserve_ms < 0 or reserve_ms > ttl_ms / 64)
   or last_us == 0 or num_added == 1
-if not must_refresh and not ARGV[tail] then
+if not must_refresh and not num_increments then
   return {'OK', version, now_us, 0}
 end
 
 -- Slow path.
 --@include refresh_session
 --@include write_tiers
-if ARGV[tail] then
-  write_tiers(session, user, app, change, change_at, now_ms)
+if change then
+  write_tiers(session, user, app, change, 1, now_ms)
+elseif num_increments then
+  write_tiers(session, user, app, ARGV, tail + 1, now_ms)
 end
 if must_refresh then
   refresh_session(session, events, index, now_ms, ttl_ms, tonumber(position), num_added == 1)

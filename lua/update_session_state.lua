@@ -14,12 +14,12 @@
 -- ARGV[5...] tail     bytes  the change, as fold_changes reads it
 --
 -- REPLY OK version now_us
--- REPLY ADDED version now_us sums   the change has increments; sums: the new values, as text
+-- REPLY ADDED version now_us sums  the change has increments; sums: the new values, as text
 -- REPLY NOT_FOUND
 -- REPLY STALE version
--- REPLY LOST                the caller does not hold the turn
--- REPLY NOT_INTEGER key field   the value cannot be incremented
--- REPLY OUT_OF_RANGE key field  the value or the sum is not below 2^53
+-- REPLY LOST                       the caller does not hold the turn
+-- REPLY NOT_INTEGER key field      the value cannot be incremented
+-- REPLY OUT_OF_RANGE key field     the value or the sum is not below 2^53
 -- COST O(1) per key
 --@include check_condition
 --@include check_tiers

@@ -13,7 +13,7 @@ from typing import Any
 
 from .calls import Call, Flow, R
 from .errors import BackendError, InvalidArgument, SessionStoreError
-from .model import Session
+from .model import Session, SessionKey, Turn
 from .ops import Ops
 from .tiers import NO_CHANGE, Change, Delta
 
@@ -23,43 +23,52 @@ def is_apart(ops: Ops, changes: Iterable[Change]) -> bool:
     return ops.app_in_own_slot and any(change.app for change in changes)
 
 
-def write_app_first(
+def write_apart(
     ops: Ops,
-    app_name: str,
-    changes: Sequence[Change],
-    check: Call[list[bool]],
     write: Call[R],
+    key: SessionKey,
+    changes: Sequence[Change],
+    events: Sequence[bytes] = (),
+    if_version: int | None = None,
+    turn: Turn | None = None,
     *,
     if_absent: bool = False,
     read_app: bool = False,
 ) -> Flow[tuple[R, dict[str, Any]]]:
-    """The result of a write to a session whose app state is apart, and the app state.
+    """The result of a write to a session whose app tier has a slot of its own, and the app state.
 
     Args:
         ops: builds Calls.
-        app_name: the application.
-        changes: the change of each event, or the one change of the call.
-        check: which of the events are stored already; empty without events.
         write: the write to the session.
+        key: the session.
+        changes: the change of each event, or the one change of the call.
+        events: the encoded events that the write appends.
+        if_version: its condition.
+        turn: likewise.
         if_absent: set only keys that are not there.
-        read_app: read the app state, which is empty otherwise.
+        read_app: read the app state after it was written. Otherwise it is empty.
     """
     app_state: dict[str, Any] = {}
+    if is_apart(ops, changes):
+        stored: list[bool] = yield ops.check_session(key, if_version, turn, events)
+        if stored:
+            # A stored event has set its app state, which may have changed since.
+            pairs = zip(changes, stored, strict=True)
+            changes = [change for change, is_stored in pairs if not is_stored]
     result: R
-    stored: list[bool] = yield check
-    if stored:
-        # A stored event has set its app state, which may have changed since.
-        pairs = zip(changes, stored, strict=True)
-        changes = [change for change, is_stored in pairs if not is_stored]
-    if not is_apart(ops, changes):
+    if is_apart(ops, changes):
+        yield from write_app_state(ops, key.app_name, changes, if_absent=if_absent)
+        with app_state_written():
+            # The session comes last: when it is written, nothing is left that may fail.
+            if read_app:
+                app_state = yield ops.get_app_state(key.app_name, touch=False)
+            result = yield write
+    else:
         result = yield write
-        return result, app_state
-    yield from write_app_state(ops, app_name, changes, if_absent=if_absent)
-    with app_state_written():
-        # The session comes last: when it is written, nothing is left that may fail.
-        if read_app:
-            app_state = yield ops.get_app_state(app_name, touch=False)
-        result = yield write
+    touch = ops.touch_app_tier(key.app_name)
+    if touch is not None:
+        with suppress(BackendError):  # the write is done
+            yield touch
     return result, app_state
 
 
@@ -93,14 +102,6 @@ def app_state_written() -> Iterator[None]:
 
 def _prefix(error: SessionStoreError, text: str) -> None:
     error.args = (f"{text}: {error.args[0]}", *error.args[1:])
-
-
-def keep_app_tier(ops: Ops, app_name: str) -> Flow[None]:
-    """Refresh the app tier after a write if that is due. The write is done: ignore errors."""
-    call = ops.touch_app_tier(app_name)
-    if call is not None:
-        with suppress(BackendError):
-            yield call
 
 
 def refuse_app_increments(ops: Ops, change: Change, path: str) -> None:

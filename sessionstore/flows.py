@@ -22,9 +22,8 @@ from .app_tier import (
     add_app_state,
     app_state_written,
     is_apart,
-    keep_app_tier,
     refuse_app_increments,
-    write_app_first,
+    write_apart,
     write_app_state,
 )
 from .calls import Call, Flow, describe
@@ -146,13 +145,10 @@ def append_event(
     timestamp = copy.timestamp
     call = ops.append_event(key, data, timestamp, change, if_version, turn)
     written: WriteResult
-    if is_apart(ops, [change]):
-        check = ops.check_session(key, if_version, turn, [data])
-        written, _ = yield from write_app_first(ops, key.app_name, [change], check, call)
+    if ops.app_in_own_slot:
+        written, _ = yield from write_apart(ops, call, key, [change], [data], if_version, turn)
     else:
         written = yield call
-    if ops.app_in_own_slot:
-        yield from keep_app_tier(ops, key.app_name)
     if isinstance(session, Session):
         if written.num_duplicates:
             yield from _reread(ops, session, 1, [change])
@@ -193,13 +189,11 @@ def append_events(
         changes = [change for _, _, change in rows]
         call = ops.append_events(key, rows, if_version, turn)
         written: WriteResult
-        if is_apart(ops, changes):
-            check = ops.check_session(key, if_version, turn, [data for data, _, _ in rows])
-            written, _ = yield from write_app_first(ops, key.app_name, changes, check, call)
+        if ops.app_in_own_slot:
+            encoded = [data for data, _, _ in rows]
+            written, _ = yield from write_apart(ops, call, key, changes, encoded, if_version, turn)
         else:
             written = yield call
-        if ops.app_in_own_slot:
-            yield from keep_app_tier(ops, key.app_name)
         if isinstance(session, Session):
             if written.num_duplicates:
                 yield from _reread(ops, session, len(stored), changes)
@@ -297,18 +291,20 @@ def update_session_state(
             key, change, if_version, if_absent=if_absent, read_back=read_back
         )
         written: WriteResult
-        if is_apart(ops, [change]):
-            check = ops.check_session(key, if_version)
-            flags = {"if_absent": if_absent, "read_app": read_back}
-            written, app_state = yield from write_app_first(
-                ops, key.app_name, [change], check, call, **flags
+        if ops.app_in_own_slot:
+            written, app_state = yield from write_apart(
+                ops,
+                call,
+                key,
+                [change],
+                if_version=if_version,
+                if_absent=if_absent,
+                read_app=read_back,
             )
             current = {f"app:{name}": value for name, value in app_state.items()}
         else:
             written = yield call
         current |= written.read_back
-        if ops.app_in_own_slot:
-            yield from keep_app_tier(ops, key.app_name)
         if handle is not None:
             _set_version(handle, written)
     if handle is not None and if_absent:
@@ -331,9 +327,11 @@ def increment_session_state(
     call = ops.update_session_state(key, change, None)  # checks the ids in any case
     if not change.increments:
         return {}
-    written: WriteResult = yield call
+    written: WriteResult
     if ops.app_in_own_slot:
-        yield from keep_app_tier(ops, key.app_name)
+        written, _ = yield from write_apart(ops, call, key, [change])
+    else:
+        written = yield call
     if isinstance(session, Session):
         change.apply_sums_to(session.state, written.sums)
         _set_version(session, written)

@@ -80,9 +80,12 @@ class Ops:
         # In the order in which all scripts take them.
         self._ttls = (options.session_ttl_ms, options.user_state_ttl_ms, options.app_state_ttl_ms)
         self._refreshes_on_read = options.refresh_ttl_on_read and options.any_ttl
-        self._keeps_tiers = bool(options.user_state_ttl_ms or options.app_state_ttl_ms)
-        self._users_in_use = TiersInUse(options.user_state_ttl_ms, clock)
-        self._apps_in_use = TiersInUse(options.app_state_ttl_ms, clock)
+        app_ttl_ms = options.app_state_ttl_ms
+        with_user, alone = (0, app_ttl_ms) if app_in_own_slot else (app_ttl_ms, 0)
+        self._tiers_in_use = TiersInUse((options.user_state_ttl_ms, with_user), clock)
+        self._apps_in_use = TiersInUse((alone,), clock)
+        self._keeps_tiers = bool(self._tiers_in_use)
+        self._keeps_app = with_user > 0
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -397,18 +400,19 @@ class Ops:
     ) -> Call[WriteResult]:
         """Append one encoded event with its state change."""
         options = self.options
-        keys = self._keys.session(*_ids(key))
+        is_due = self._keeps_tiers and self._is_due(key)
         user = app = False
         tiers: tuple[Argument, ...] = ()
-        if change is not NO_CHANGE or self._keeps_tiers:
-            user, app = self._add_due_tiers(keys, *self._tiers_changed(change))
-            if user or change is not NO_CHANGE:
-                tiers = self._change_args(change, user, app)
+        if is_due or change is not NO_CHANGE:
+            user, app = self._tiers_named(is_due, change)
+            tiers = self._change_args(change, user, app)
         return Call(
             "append_event",
-            self._decode_write(key, keys[: 3 + user + app], if_version),
+            self._decode_due(key, if_version)
+            if is_due
+            else lambda replies: decode_write_result(replies[0], key, if_version),
             _APPEND_EVENT,
-            keys[: 3 + user + app],
+            self._keys.session(*_ids(key))[: 3 + user + app],
             (
                 key.session_id,
                 options.session_ttl_ms,
@@ -432,11 +436,9 @@ class Ops:
         if len(events) > EVENTS_PER_CALL_LIMIT:
             message = f"events has {len(events)} items; at most {EVENTS_PER_CALL_LIMIT} are allowed"
             raise LimitExceeded(message, limit=EVENTS_PER_CALL_LIMIT, actual=len(events))
-        keys = self._keys.session(*_ids(key))
-        tiers_of = [self._tiers_changed(change) for _, _, change in events]
-        changed = any(user for user, _ in tiers_of), any(app for _, app in tiers_of)
-        user, app = self._add_due_tiers(keys, *changed)
-        is_due = (user, app) != changed
+        is_due = self._keeps_tiers and self._is_due(key)
+        tiers_of = [self._tiers_named(is_due, change) for _, _, change in events]
+        user, app = any(user for user, _ in tiers_of), any(app for _, app in tiers_of)
         args: list[Argument] = [
             key.session_id,
             self.options.session_ttl_ms,
@@ -449,9 +451,11 @@ class Ops:
             args += (data, to_us(timestamp), len(tiers), *tiers)
         return Call(
             "append_events",
-            self._decode_write(key, keys[: 3 + user + app], if_version),
+            self._decode_due(key, if_version)
+            if is_due
+            else lambda replies: decode_write_result(replies[0], key, if_version),
             SCRIPTS["append_events"],
-            keys[: 3 + user + app],
+            self._keys.session(*_ids(key))[: 3 + user + app],
             tuple(args),
             is_bulk=sum(len(data) for data, _, _ in events) > _BULK_BYTES,
         )
@@ -530,12 +534,15 @@ class Ops:
     ) -> Call[WriteResult]:
         """Change state in all tiers. `read_back`: read the values of the keys that are set."""
         keys = self._keys.session(*_ids(key))
-        user, app = self._add_due_tiers(keys, *self._tiers_changed(change))
+        is_due = self._keeps_tiers and self._is_due(key)
+        user, app = self._tiers_named(is_due, change)
         commands = self._read_back_commands(keys, change) if read_back else ()
-        decode_write = self._decode_write(key, keys[: 3 + user + app], if_version)
 
         def decode(replies: list[Any]) -> WriteResult:
-            written = decode_write(replies)
+            if is_due:
+                written = self._decode_due(key, if_version)(replies)
+            else:
+                written = decode_write_result(replies[0], key, if_version)
             if not read_back:
                 return written
             values = self._decode_read_back(keys, change, replies[1:])
@@ -586,14 +593,11 @@ class Ops:
 
         It is not due again if the Call fails: no append should wait again for a node that is down.
         """
-        if not self.app_in_own_slot or not self._keeps_tiers:
+        if not self._apps_in_use.is_due(app_name):
             return None
-        tier = self._keys.app(app_name)
-        if not self._apps_in_use.is_due(tier):
-            return None
-        self._apps_in_use.note(tier)
-        args = (self.options.app_state_ttl_ms,)
-        return Call("touch_tier", decode_ok, SCRIPTS["touch_tier"], (tier,), args, writes=False)
+        self._apps_in_use.note(app_name)
+        keys, args = (self._keys.app(app_name),), (self.options.app_state_ttl_ms,)
+        return Call("touch_app_tier", decode_ok, SCRIPTS["touch_tier"], keys, args, writes=False)
 
     # -- shared --------------------------------------------------------------------------------
 
@@ -624,31 +628,24 @@ class Ops:
         """The replies to `_tier_commands` and more, with an empty app tier if it was not read."""
         return [*replies[:2], (), *replies[2:]] if self.app_in_own_slot else replies
 
-    def _tiers_changed(self, change: Change) -> tuple[bool, bool]:
+    def _is_due(self, key: SessionKey) -> bool:
+        """Whether a write should refresh the tiers that the session reads."""
+        return self._tiers_in_use.is_due((key.app_name, key.user_id))
+
+    def _tiers_named(self, is_due: bool, change: Change) -> tuple[bool, bool]:
         """Whether a call needs the key of the user tier, and of the app tier, which comes last."""
-        app = change.changes_app and not self.app_in_own_slot
-        return app or change.changes_user, app
+        app = (is_due and self._keeps_app) or (change.changes_app and not self.app_in_own_slot)
+        return is_due or app or change.changes_user, app
 
-    def _add_due_tiers(self, keys: SessionKeys, user: bool, app: bool) -> tuple[bool, bool]:
-        """The tiers that a write changes, and those that it has to keep alive."""
-        if self._keeps_tiers:
-            app = app or (not self.app_in_own_slot and self._apps_in_use.is_due(keys.app))
-            user = app or user or self._users_in_use.is_due(keys.user)
-        return user, app
-
-    def _decode_write(
-        self, key: SessionKey, keys: tuple[bytes, ...], if_version: int | None
+    def _decode_due(
+        self, key: SessionKey, if_version: int | None
     ) -> Callable[[list[Any]], WriteResult]:
-        """Decodes the reply to a write with these keys, and notes which tiers it refreshed."""
-        if len(keys) == 3 or not self._keeps_tiers:
-            return lambda replies: decode_write_result(replies[0], key, if_version)
+        """Decodes the reply to a write that refreshes the tiers of its session, and notes that."""
 
         def decode(replies: list[Any]) -> WriteResult:
             written = decode_write_result(replies[0], key, if_version)
             if not written.num_duplicates:  # a repeat refreshes nothing
-                self._users_in_use.note(keys[3])
-                if len(keys) > 4:
-                    self._apps_in_use.note(keys[4])
+                self._tiers_in_use.note((key.app_name, key.user_id))
             return written
 
         return decode

@@ -47,31 +47,30 @@ class Place(NamedTuple):
     session_id: str
 
 
-class SharedState:
+class SharedState(msgspec.Struct):
     """State of the user and the app tier that many sessions get: each value is decoded once.
 
     Sessions must share nothing that can be changed. So values that cannot be changed are shared,
     and lists and dicts are decoded again for every session.
     """
 
-    def __init__(self) -> None:
-        self._values: dict[str, Any] = {}
-        self._mutable: list[tuple[str, bytes]] = []
+    values: dict[str, Any] = {}
+    mutable: list[tuple[str, bytes]] = []
 
     def add_tier(self, reply: Any, key: bytes, prefix: str) -> None:
         """Add the reply to an HGETALL. CorruptData if a value does not decode."""
         fields = list(hash_items(reply))
         values: dict[str, Any] = {}
         decode_tier(values, fields, key, prefix=prefix)
-        self._values.update(values)
+        self.values.update(values)
         for (name, value), (_, data) in zip(values.items(), fields, strict=True):
             if type(value) not in _IMMUTABLE:
-                self._mutable.append((name, data))
+                self.mutable.append((name, data))
 
     def merged_with(self, state: dict[str, Any]) -> dict[str, Any]:
         """A dict of its own for a session with this state."""
-        merged = self._values.copy()
-        for name, data in self._mutable:
+        merged = self.values.copy()
+        for name, data in self.mutable:
             merged[name] = decode_value(data)
         merged.update(state)
         return merged

@@ -169,9 +169,12 @@ def write_delta(
 ) -> int:
     """lua/lib/write_delta.lua"""
     removed = at + 1 + 2 * int(args[at])
-    for pair in range(at + 1, removed, 2):
-        if not only_absent or keyspace.hget(key, args[pair]) is None:
-            keyspace.hset(key, args[pair : pair + 2])
+    if only_absent:
+        for pair in range(at + 1, removed, 2):
+            if keyspace.hget(key, args[pair]) is None:
+                keyspace.hset(key, args[pair : pair + 2])
+    elif removed > at + 1:
+        keyspace.hset(key, args[at + 1 : removed])
     if ttl_ms is not None:
         refresh_tier(keyspace, key, ttl_ms)
     after = removed + 1 + int(args[removed])
