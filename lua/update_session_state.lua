@@ -9,11 +9,13 @@
 --
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
--- ARGV[3] condition   bytes  "" = none; a version, or "t" and a token: see check_condition
--- ARGV[4...] tail     bytes  the change, as write_tiers reads it
+-- ARGV[3] created_us  int    when the session was created; "" = whatever session is there
+-- ARGV[4] condition   bytes  "" = none; a version, or "t" and a token: see check_condition
+-- ARGV[5...] tail     bytes  the change, as write_tiers reads it
 --
 -- REPLY OK version now_us
 -- REPLY NOT_FOUND
+-- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                the caller does not hold the turn
 -- COST O(1) a key
@@ -26,14 +28,15 @@
 --@include write_header
 --@include write_tiers
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local session_id, ttl_ms, condition = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local tail = 4
+local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
+local created_us, condition = ARGV[3], ARGV[4]
+local tail = 5
 
-local version, last_us, deadline_ms = read_checked_header(session, events, index, session_id)
-if not version then
-  return {'NOT_FOUND'}
+local header, refusal = read_checked_header(session, events, index, session_id, created_us)
+if not header then
+  return refusal or {'NOT_FOUND'}
 end
-local refusal = check_condition(session, condition, version)
+refusal = check_condition(session, condition, header.version)
 if refusal then
   return refusal
 end
@@ -44,6 +47,8 @@ local now_ms = to_ms(now_us)
 -- Write.
 write_tiers(session, user, app, ARGV, tail, now_ms)
 local new_version, is_new_member =
-  write_header(session, index, session_id, version, last_us, now_us)
-refresh_session_if_due(session, events, index, deadline_ms, now_ms, ttl_ms, last_us, is_new_member)
+  write_header(session, index, session_id, header.version, header.last_us, now_us)
+refresh_session_if_due(
+  session, events, index, header.deadline_ms, now_ms, ttl_ms, header.last_us, is_new_member
+)
 return {'OK', new_version, now_us}

@@ -15,6 +15,8 @@ import msgspec
 from .errors import (
     BackendRejected,
     BackendUnavailable,
+    CorruptData,
+    EventsMissing,
     ScriptContractError,
     SessionExists,
     SessionNotFound,
@@ -47,6 +49,9 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
             second run (both may change `version`). Only idempotent Calls are sent again when the
             outcome of the first attempt is unknown.
         writes: it changes data, not only deadlines, so that an unknown outcome matters.
+        age_argument: index in `args` of the age of the Call: b"0" on the first attempt. After an
+            attempt of unknown outcome the transport puts microseconds there, at least the time
+            since the first attempt was sent.
         is_bulk: its data may be large. It uses a connection of its own, so that small Calls do not
             wait behind it.
         slot: routes a Call without keys in a cluster: a slot, or a key in that slot.
@@ -60,6 +65,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     commands: tuple[Command, ...] = ()
     idempotent: bool = True
     writes: bool = True
+    age_argument: int | None = None
     is_bulk: bool = False
     slot: int | bytes | None = None
 
@@ -95,7 +101,9 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
     """The status word of a script's reply, if it means success.
 
     Raises:
-        SessionNotFound, SessionExists, StaleVersion, TurnTaken, TurnLost: the status word says so.
+        SessionNotFound, SessionExists, StaleVersion, TurnTaken, TurnLost, CorruptData,
+            EventsMissing: the status word says so.
+        BackendUnavailable: the outcome of an earlier attempt is unknown.
         ScriptContractError: no script declares this reply.
     """
     word = reply[0] if isinstance(reply, list) and reply else None
@@ -108,6 +116,16 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         raise SessionExists(f"{name} already exists")
     if word == b"TAKEN":
         raise TurnTaken(f"another run holds the turn of {name}", expires_at=from_us(reply[1]))
+    if word == b"UNKNOWN":
+        raise BackendUnavailable(
+            f"the connection was lost, and whether {name} was written is not known: it has changed "
+            "since, and this call has written nothing",
+            maybe_applied=True,
+        )
+    if word == b"CORRUPT":
+        raise header_damage(reply[1], reply[2])
+    if word == b"MISSING":
+        raise events_missing(reply[1], reply[2], reply[3])
     if word == b"LOST":
         raise TurnLost(f"another run has taken the turn of {name}")
     if word == b"STALE":
@@ -117,6 +135,27 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
             f"{name} is at version {actual}, not {expected}", expected=expected, actual=actual
         )
     raise ScriptContractError(f"a script replied {word!r}")
+
+
+def header_damage(key: bytes, field: bytes = b"") -> CorruptData:
+    """The exception for a header that is lost while events are there, or that is not valid."""
+    where = key.decode("utf-8", "replace")
+    if field:
+        where += f" field {field.decode('utf-8', 'replace')}"
+    message = f"{where}: the header is lost or not valid; repair_session rebuilds it"
+    return CorruptData(message, key=where)
+
+
+def events_missing(key: bytes, expected: int, actual: int) -> EventsMissing:
+    """The exception for a log that holds fewer events than it should."""
+    where = key.decode("utf-8", "replace")
+    return EventsMissing(
+        f"{where} holds {actual} of {expected} events: the server has lost the others "
+        "(maxmemory-policy noeviction prevents that); repair_session accepts what is left",
+        expected=expected,
+        actual=actual,
+        key=where,
+    )
 
 
 _SUCCESS_WORDS = frozenset((b"CREATED", b"EMPTY"))
@@ -147,6 +186,8 @@ def reply_error(call: Call[Any], message: str) -> SessionStoreError:
         return BackendUnavailable(
             f"{where}: it is part of a cluster, use redis+cluster:// ({code})"
         )
+    if "attempt to perform arithmetic" in message:
+        return header_damage(call.keys[0])  # append_event does not look for the field
     if code in _REFUSALS:
         key = (call.keys or (b"",))[0].decode()
         return BackendRejected(f"{where}: {_REFUSALS[code]} ({code}; {key})")

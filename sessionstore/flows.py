@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import msgspec
@@ -22,10 +22,10 @@ from .calls import Flow
 from .errors import InvalidArgument, SessionNotFound, TurnLost
 from .model import Event, EventPage, Session, SessionKey, Turn
 from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
-from .options import Duration, check_int, check_milliseconds
+from .options import Duration, check_instant, check_int, check_milliseconds
 from .replies import WriteResult
 from .tiers import NO_CHANGE, Change, Delta, encode_change
-from .times import from_us
+from .times import from_us, to_us
 
 _SKIPPED_PER_CALL = 1000  # sessions before the offset that one call checks
 _LIST_ROUNDS_LIMIT = 100  # pages of expired sessions that one listing prunes
@@ -157,6 +157,13 @@ def delete_session(ops: Ops, app_name: str, user_id: str, session_id: str) -> Fl
     yield ops.delete_session(SessionKey(app_name, user_id, session_id))
 
 
+def repair_session(ops: Ops, session: Session | SessionKey) -> Flow[Session]:
+    """Accept what is left of a session, and read it."""
+    repaired: Session = yield ops.repair_session(session_key(session))
+    yield from _read_app_tier(ops, repaired)
+    return repaired
+
+
 # -- events ---------------------------------------------------------------------------------------
 
 
@@ -176,14 +183,16 @@ def append_event(
         return event
     data, copy, change = prepared
     timestamp = copy.timestamp
-    written: WriteResult = yield ops.append_event(key, data, timestamp, change, if_version, turn)
+    written: WriteResult = yield ops.append_event(
+        key, data, timestamp, change, if_version, turn, _created_us(session)
+    )
     if ops.app_in_own_slot:
         yield from _update_app_tier(ops, key.app_name, [change])
     if isinstance(session, Session):
         if written.num_duplicates:
             yield from _reread(ops, session, 1, [change])
         else:
-            _add_events(ops, session, [copy], [change], written)
+            _add_events(session, [copy], [change], written)
     return copy
 
 
@@ -214,14 +223,16 @@ def append_events(
         rows.append((data, copy.timestamp, change))
     if rows:
         changes = [change for _, _, change in rows]
-        written: WriteResult = yield ops.append_events(key, rows, if_version, turn)
+        written: WriteResult = yield ops.append_events(
+            key, rows, if_version, turn, _created_us(session)
+        )
         if ops.app_in_own_slot:
             yield from _update_app_tier(ops, key.app_name, changes)
         if isinstance(session, Session):
             if written.num_duplicates:
                 yield from _reread(ops, session, len(stored), changes)
             else:
-                _add_events(ops, session, stored, changes, written)
+                _add_events(session, stored, changes, written)
     return results
 
 
@@ -241,7 +252,7 @@ def pop_event(
     ops: Ops, session: Session | SessionKey, if_version: int | None
 ) -> Flow[Event | None]:
     """Remove the newest event and return it."""
-    found = yield ops.pop_event(session_key(session), if_version)
+    found = yield ops.pop_event(session_key(session), if_version, _created_us(session))
     if found is None:
         return None
     event: Event = found[0]
@@ -253,7 +264,8 @@ def pop_event(
 
 def clear_events(ops: Ops, session: Session | SessionKey, if_version: int | None) -> Flow[None]:
     """Remove all events."""
-    written: WriteResult = yield ops.clear_events(session_key(session), if_version)
+    key = session_key(session)
+    written: WriteResult = yield ops.clear_events(key, if_version, _created_us(session))
     if isinstance(session, Session):
         session.events.clear()
         _set_version(session, written)
@@ -266,7 +278,7 @@ def acquire_turn(ops: Ops, session: Session | SessionKey, lease: Duration) -> Fl
     """Acquire the turn of a session."""
     key = session_key(session)
     lease_ms = check_milliseconds("lease", lease)
-    turn: Turn = yield ops.acquire_turn(key, uuid4().hex, lease_ms)
+    turn: Turn = yield ops.acquire_turn(key, uuid4().hex, lease_ms, _created_us(session))
     return turn
 
 
@@ -297,7 +309,9 @@ def update_session_state(
     key = session_key(session)
     change = encode_change(ops.options.codec, state, removed)
     if change.is_stored or if_version is not None:
-        written: WriteResult = yield ops.update_session_state(key, change, if_version)
+        written: WriteResult = yield ops.update_session_state(
+            key, change, if_version, _created_us(session)
+        )
         if ops.app_in_own_slot:
             yield from _update_app_tier(ops, key.app_name, [change])
         if isinstance(session, Session):
@@ -349,6 +363,16 @@ def session_key(session: object) -> SessionKey:
     raise InvalidArgument(f"session must be a Session or a SessionKey, not {kind}")
 
 
+def _created_us(session: Session | SessionKey) -> int | Literal[""]:
+    """When the Session was created that a write is meant for; "" for a key: any session.
+
+    1970 also stands for any session: adapters make Sessions without knowing more than the key.
+    """
+    if isinstance(session, SessionKey):
+        return ""
+    return to_us(check_instant("session.created_at", session.created_at)) or ""
+
+
 def check_turn(turn: object) -> Turn:
     """A turn argument. InvalidArgument unless it is a Turn."""
     if not isinstance(turn, Turn):
@@ -383,7 +407,7 @@ def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Chan
 
 
 def _add_events(
-    ops: Ops, session: Session, stored: list[Event], changes: list[Change], written: WriteResult
+    session: Session, stored: list[Event], changes: list[Change], written: WriteResult
 ) -> None:
     """Update the caller's Session after an append of new events."""
     for change in changes:
@@ -391,9 +415,8 @@ def _add_events(
             change.apply_to(session.state)
     _set_version(session, written)
     session.events += stored
-    event_limit = ops.options.session_event_limit
-    if event_limit:
-        del session.events[:-event_limit]
+    if written.event_limit:
+        del session.events[: -written.event_limit]
 
 
 def _reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) -> Flow[None]:

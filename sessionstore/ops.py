@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from .calls import Argument, Call, Command, R, status
 from .codec import corrupt
-from .errors import InvalidArgument, LimitExceeded
+from .errors import InvalidArgument, LimitExceeded, ScriptContractError
 from .keys import SessionKeys
 from .model import Event, EventPage, Session, SessionKey, Turn
 from .options import Options, check_instant, check_int
 from .replies import (
     WriteResult,
+    check_count,
+    check_no_events,
     decode_count,
     decode_log,
     decode_ok,
@@ -43,6 +45,11 @@ _KEYS_PER_SCAN = 1000
 _BULK_EVENTS = 100  # reading more events than this is bulk
 _BULK_BYTES = 1 << 17  # writing more bytes than this is bulk
 
+CreatedUs = int | Literal[""]
+"""When the session was created, in microseconds: it must be that one; "" = any session."""
+
+_FIRST_ATTEMPT = b"0"  # its age; see Call.age_argument
+
 _APPEND_EVENT = SCRIPTS["append_event"]
 _TOUCH_SESSION = SCRIPTS["touch_session"]
 
@@ -64,6 +71,8 @@ class Ops:
         # In the order in which all scripts take them.
         self._ttls = (options.session_ttl_ms, options.user_state_ttl_ms, options.app_state_ttl_ms)
         self._refreshes_on_read = options.refresh_ttl_on_read and options.any_ttl
+        limit = options.session_event_limit
+        self._limit = "" if limit is None else limit
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -80,7 +89,7 @@ class Ops:
             decode,
             SCRIPTS["create_session"],
             self._script_keys(keys),
-            (key.session_id, self._ttls[0], creation_id, *self._all_tier_args(change)),
+            (key.session_id, self._ttls[0], creation_id, self._limit, *self._all_tier_args(change)),
             self._read_commands(keys, None),
         )
 
@@ -97,7 +106,8 @@ class Ops:
         events, newest_first = _range_command(keys.events, event_num, event_time)
         refresh = "1" if self.options.refresh_ttl_on_read else "0"
         session_ttl_ms, user_ttl_ms, app_ttl_ms = self._ttls
-        head = (key.session_id, session_ttl_ms, creation_id, refresh, user_ttl_ms, app_ttl_ms)
+        head = (key.session_id, session_ttl_ms, creation_id, self._limit)
+        ttls = (refresh, user_ttl_ms, app_ttl_ms)
 
         def decode(replies: list[Any]) -> tuple[Session, bool]:
             is_new = status(replies[0], key) == b"CREATED"
@@ -108,7 +118,7 @@ class Ops:
             decode,
             SCRIPTS["get_or_create_session"],
             self._script_keys(keys),
-            (*head, *self._all_tier_args(change)),
+            (*head, *ttls, *self._all_tier_args(change)),
             self._read_commands(keys, events),
             is_bulk=_is_bulk(event_num),
         )
@@ -123,9 +133,11 @@ class Ops:
         def decode(replies: list[Any]) -> Session | None:
             if self._refreshes_on_read:
                 replies = replies[1:]
-            if not replies[0]:
+            parts = self._with_app_tier(replies)
+            if not parts[0]:
+                check_no_events(keys, parts[3] if events else 0)
                 return None
-            return decode_session(key, keys, self._with_app_tier(replies), newest_first)
+            return decode_session(key, keys, parts, newest_first)
 
         commands = self._read_commands(keys, events)
         return self._read("get_session", decode, key, keys, commands, _is_bulk(event_num))
@@ -141,14 +153,17 @@ class Ops:
         keys = self._keys.session(*_ids(key))
         bounds = (high, low, "BYSCORE", "REV") if backward else (low, high, "BYSCORE")
         commands: tuple[Command, ...] = (
-            ("HEXISTS", keys.session, "version"),
+            ("HMGET", keys.session, "version", "count"),
+            ("ZCARD", keys.events),
             ("ZRANGE", keys.events, *bounds, "LIMIT", 0, limit, "WITHSCORES"),
         )
 
         def decode(replies: list[Any]) -> EventPage:
-            exists, found = replies[-2:]
-            if not exists:
+            (version, count), num_events, found = replies[-3:]
+            if version is None:
+                check_no_events(keys, num_events)
                 status([b"NOT_FOUND"], key)
+            check_count(keys, count, num_events)
             entries = members_with_scores(found)
             if backward:
                 entries.reverse()
@@ -192,8 +207,8 @@ class Ops:
         for keys in sessions:
             commands.append(("HGETALL", keys.session))
             if event_num:
-                commands.append(("ZRANGE", keys.events, -event_num, -1))
-        step = 2 if event_num else 1
+                commands += (("ZCARD", keys.events), ("ZRANGE", keys.events, -event_num, -1))
+        step = 3 if event_num else 1
 
         def decode(replies: list[Any]) -> list[Session | None]:
             found: list[Session | None] = []
@@ -256,8 +271,33 @@ class Ops:
 
     def delete_session(self, key: SessionKey) -> Call[None]:
         """Delete a session and its events."""
-        keys = self._keys.session(*_ids(key))[:3]
-        return Call("delete_session", decode_ok, SCRIPTS["delete_session"], keys, (key.session_id,))
+        return Call(
+            "delete_session",
+            lambda replies: _check_ok(replies, key),
+            SCRIPTS["delete_session"],
+            self._keys.session(*_ids(key))[:3],
+            (key.session_id, _FIRST_ATTEMPT),
+            age_argument=1,
+        )
+
+    def repair_session(self, key: SessionKey) -> Call[Session]:
+        """Accept what is left of a session, and read it."""
+        keys = self._keys.session(*_ids(key))
+        events, _ = _range_command(keys.events, None, None)
+
+        def decode(replies: list[Any]) -> Session:
+            status(replies[0], key)
+            return decode_session(key, keys, self._with_app_tier(replies[1:]))
+
+        return Call(
+            "repair_session",
+            decode,
+            SCRIPTS["repair_session"],
+            keys[:3],
+            (key.session_id, self.options.session_ttl_ms, self._limit),
+            self._read_commands(keys, events),
+            is_bulk=True,
+        )
 
     # -- events --------------------------------------------------------------------------------
 
@@ -269,9 +309,9 @@ class Ops:
         change: Change,
         if_version: int | None,
         turn: Turn | None,
+        created_us: CreatedUs = "",
     ) -> Call[WriteResult]:
         """Append one encoded event with its state change."""
-        options = self.options
         user = app = False
         tiers: tuple[Argument, ...] = ()
         if change is not NO_CHANGE:
@@ -284,13 +324,16 @@ class Ops:
             self._keys.session(*_ids(key))[: 3 + user + app],
             (
                 key.session_id,
-                options.session_ttl_ms,
-                options.session_event_limit,
+                self.options.session_ttl_ms,
+                created_us,
+                self._limit,
                 _condition_arg(key, if_version, turn),
+                _FIRST_ATTEMPT,
                 data,
                 to_us(timestamp),
                 *tiers,
             ),
+            age_argument=5,
             is_bulk=len(data) > _BULK_BYTES,
         )
 
@@ -300,6 +343,7 @@ class Ops:
         events: Sequence[tuple[bytes, datetime, Change]],
         if_version: int | None,
         turn: Turn | None,
+        created_us: CreatedUs = "",
     ) -> Call[WriteResult]:
         """Append events in order: the bytes, timestamp and state change of each."""
         if len(events) > EVENTS_PER_CALL_LIMIT:
@@ -310,8 +354,10 @@ class Ops:
         args: list[Argument] = [
             key.session_id,
             self.options.session_ttl_ms,
-            self.options.session_event_limit,
+            created_us,
+            self._limit,
             _condition_arg(key, if_version, turn),
+            _FIRST_ATTEMPT,
         ]
         for data, timestamp, change in events:
             tiers = () if change is NO_CHANGE else self._tier_args(change, user, app)
@@ -322,11 +368,12 @@ class Ops:
             SCRIPTS["append_events"],
             self._keys.session(*_ids(key))[: 3 + user + app],
             tuple(args),
+            age_argument=5,
             is_bulk=sum(len(data) for data, _, _ in events) > _BULK_BYTES,
         )
 
     def pop_event(
-        self, key: SessionKey, if_version: int | None
+        self, key: SessionKey, if_version: int | None, created_us: CreatedUs = ""
     ) -> Call[tuple[Event, WriteResult] | None]:
         """Remove the newest event."""
         keys = self._keys.session(*_ids(key))
@@ -338,23 +385,27 @@ class Ops:
             [event] = decode_log(keys.events, reply[3:])
             return event, decode_write_result(reply[:3], key, if_version)
 
-        args = (key.session_id, self.options.session_ttl_ms, _version_arg(if_version))
+        args = (key.session_id, self.options.session_ttl_ms, created_us, _version_arg(if_version))
         return Call("pop_event", decode, SCRIPTS["pop_event"], keys[:3], args, idempotent=False)
 
-    def clear_events(self, key: SessionKey, if_version: int | None) -> Call[WriteResult]:
+    def clear_events(
+        self, key: SessionKey, if_version: int | None, created_us: CreatedUs = ""
+    ) -> Call[WriteResult]:
         """Remove all events."""
         return Call(
             "clear_events",
             lambda replies: decode_write_result(replies[0], key, if_version),
             SCRIPTS["clear_events"],
             self._keys.session(*_ids(key))[:3],
-            (key.session_id, self.options.session_ttl_ms, _version_arg(if_version)),
-            idempotent=if_version is None,
+            (key.session_id, self.options.session_ttl_ms, created_us, _version_arg(if_version)),
+            idempotent=False,  # a repeat would remove what was appended after the first attempt
         )
 
     # -- turns ---------------------------------------------------------------------------------
 
-    def acquire_turn(self, key: SessionKey, holder: str, lease_ms: int) -> Call[Turn]:
+    def acquire_turn(
+        self, key: SessionKey, holder: str, lease_ms: int, created_us: CreatedUs = ""
+    ) -> Call[Turn]:
         """Acquire a session's turn."""
         keys = self._keys.session(*_ids(key))[:3]
 
@@ -362,7 +413,7 @@ class Ops:
             status(replies[0], key)
             return Turn(key, replies[0][1], from_us(replies[0][2]))
 
-        args = (key.session_id, self.options.session_ttl_ms, holder, lease_ms)
+        args = (key.session_id, self.options.session_ttl_ms, created_us, holder, lease_ms)
         return Call("acquire_turn", decode, SCRIPTS["acquire_turn"], keys, args)
 
     def renew_turn(self, turn: Turn, lease_ms: int) -> Call[Turn]:
@@ -379,7 +430,11 @@ class Ops:
     # -- state ---------------------------------------------------------------------------------
 
     def update_session_state(
-        self, key: SessionKey, change: Change, if_version: int | None
+        self,
+        key: SessionKey,
+        change: Change,
+        if_version: int | None,
+        created_us: CreatedUs = "",
     ) -> Call[WriteResult]:
         """Set and remove state in all tiers."""
         user, app = self._tiers_changed(change)
@@ -391,6 +446,7 @@ class Ops:
             (
                 key.session_id,
                 self.options.session_ttl_ms,
+                created_us,
                 _version_arg(if_version),
                 *self._tier_args(change, user, app),
             ),
@@ -441,7 +497,7 @@ class Ops:
         commands: tuple[Command, ...] = (("HGETALL", keys.session), ("HGETALL", keys.user))
         if not self.app_in_own_slot:
             commands += (("HGETALL", keys.app),)
-        return (*commands, events) if events else commands
+        return (*commands, ("ZCARD", keys.events), events) if events else commands
 
     def _with_app_tier(self, replies: list[Any]) -> list[Any]:
         """The replies to `_read_commands`, with an empty app tier if it was not read."""
@@ -514,6 +570,12 @@ def _condition_arg(key: SessionKey, if_version: int | None, turn: Turn | None) -
 
 def _version_arg(if_version: int | None) -> str | int:
     return "" if if_version is None else check_int("if_version", if_version, low=0)
+
+
+def _check_ok(replies: list[Any], key: SessionKey) -> None:
+    """Check the reply of a write to a session without a result."""
+    if status(replies[0], key) != b"OK":
+        raise ScriptContractError(f"a script replied {replies[0]!r}")
 
 
 def _update_tier(name: str, tier: bytes, ttl_ms: int, delta: Delta) -> Call[None]:

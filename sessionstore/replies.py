@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from .calls import status
+from .calls import events_missing, header_damage, status
 from .codec import corrupt, decode_events
 from .errors import ScriptContractError
 from .keys import SessionKeys
@@ -23,19 +23,20 @@ class WriteResult(msgspec.Struct, frozen=True, gc=False):
         version: the session's version after the write.
         updated_us: when it was written, in microseconds since 1970.
         num_duplicates: number of events of an append that were stored already.
+        event_limit: of an append: how many of the newest events the session keeps; 0 = all.
     """
 
     version: int
     updated_us: int
     num_duplicates: int = 0
+    event_limit: int = 0
 
 
 def decode_write_result(reply: Any, key: SessionKey, if_version: int | None) -> WriteResult:
     """The result of a write to a session, or the exception that its status word means."""
     if status(reply, key, if_version) != b"OK":
         raise ScriptContractError(f"a write replied {reply[0]!r}")
-    num_duplicates = reply[3] if len(reply) > 3 else 0
-    return WriteResult(reply[1], reply[2], num_duplicates)
+    return WriteResult(*reply[1:])
 
 
 def decode_ok(replies: list[Any]) -> None:
@@ -60,11 +61,13 @@ def decode_session(
     Args:
         key: the session.
         keys: its Redis keys, for error messages.
-        parts: the hashes of the session, the user tier and the app tier; the events, if read.
+        parts: the hashes of the session, the user tier and the app tier; if events were read, the
+            number of events in the log, and these.
         newest_first: the reply has the newest event first.
 
     Raises:
         CorruptData: stored bytes do not decode.
+        EventsMissing: the log holds fewer events than it should.
     """
     header: dict[bytes, bytes] = {}
     fields: list[tuple[bytes, bytes]] = []
@@ -79,7 +82,10 @@ def decode_session(
         updated = from_us(int(header[b"updated_us"]))
     except (KeyError, ValueError, OverflowError) as error:
         raise corrupt(keys.session, error) from None
-    events = decode_log(keys.events, parts[3]) if len(parts) > 3 else []
+    events: list[Event] = []
+    if len(parts) > 3:
+        check_count(keys, header.get(b"count"), parts[3])
+        events = decode_log(keys.events, parts[4])
     if newest_first:
         events.reverse()
     state: dict[str, Any] = {}
@@ -96,6 +102,24 @@ def decode_session(
         created,
         updated,
     )
+
+
+def check_count(keys: SessionKeys, count: bytes | None, num_events: int) -> None:
+    """EventsMissing if the log holds fewer events than the header says. 0.1.0 did not say."""
+    if count is None:
+        return
+    try:
+        expected = int(count)
+    except ValueError:
+        raise header_damage(keys.session, b"count") from None
+    if expected > num_events:
+        raise events_missing(keys.events, expected, num_events)
+
+
+def check_no_events(keys: SessionKeys, num_events: int) -> None:
+    """CorruptData if a session without header has events."""
+    if num_events:
+        raise header_damage(keys.session, b"version")
 
 
 def hash_items(reply: Any) -> Iterable[tuple[bytes, bytes]]:

@@ -11,6 +11,7 @@ from typing import Any, Self
 from ..calls import Call, Command, reply_error
 from ..errors import BackendUnavailable
 from ..options import Duration, Options, check_clock, check_seconds
+from .fragments import Refused
 from .keyspace import Entry, Keyspace, WrongType
 from .scripts import TWINS
 
@@ -67,7 +68,10 @@ class MemoryExecutor:
                 replies = []
                 if call.script is not None:
                     args = [arg.encode() if isinstance(arg, str) else arg for arg in call.args]
-                    replies.append(TWINS[call.script.name](self.keyspace, call.keys, args))
+                    try:
+                        replies.append(TWINS[call.script.name](self.keyspace, call.keys, args))
+                    except Refused as refused:
+                        replies.append(refused.reply)
                 replies += [self._run_command(command) for command in call.commands]
             except WrongType:
                 raise reply_error(call, "WRONGTYPE") from None
@@ -86,8 +90,10 @@ class MemoryExecutor:
         assert isinstance(key, bytes)
         if name == "HGETALL":
             return self.keyspace.hgetall(key)
-        if name == "HEXISTS":
-            return self.keyspace.hexists(key, str(rest[0]).encode())
+        if name == "HMGET":
+            return self.keyspace.hmget(key, *(str(field).encode() for field in rest))
+        if name == "ZCARD":
+            return self.keyspace.zcard(key)
         if name == "ZRANGE":
             return self._zrange(key, *rest)
         raise AssertionError(f"the twin does not know the command {name!r}")

@@ -16,7 +16,7 @@ from sessionstore import BackendRejected, RedisSessionService
 
 # The commands that a user of sessionstore needs, once connected.
 ALLOWED = {rule[1:].upper() for rule in acl_user() if rule.startswith("+")}
-ON_THE_WIRE = {"MULTI", "EXEC", "EVALSHA", "EVAL", "HGETALL", "HEXISTS", "ZRANGE"}
+ON_THE_WIRE = {"MULTI", "EXEC", "EVALSHA", "EVAL", "HGETALL", "HMGET", "ZCARD", "ZRANGE"}
 IN_SCRIPTS = ALLOWED - {"MULTI", "EXEC", "EVALSHA", "EVAL"}
 # Commands of redis-py when it connects.
 ON_CONNECT = {"HELLO", "CLIENT", "SELECT", "AUTH", "PING"}

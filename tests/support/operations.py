@@ -155,6 +155,13 @@ OPERATIONS = (
         needs_expired=True,
     ),
     Operation("delete_session", lambda s, at: s.delete_session(**at.ids), keys=LOG, kind="delete"),
+    Operation(
+        "repair_session",
+        lambda s, at: s.repair_session(at.session),
+        keys=ALL,
+        refreshes="session",
+        counts_twice=True,
+    ),
     # -- events
     Operation(
         "append_event",
@@ -250,6 +257,7 @@ OPERATIONS = (
         keys=LOG,
         kind="delete",
         refreshes="session",
+        idempotent=False,
         counts_twice=True,
     ),
     Operation(

@@ -92,9 +92,9 @@ class FaultyExecutor:
             await self._service.delete_session(
                 app_name="fleet", user_id="user-000000", session_id=VICTIM
             )
-        *status, session, user, app, events = await self._executor.execute(call)
+        *status, session, user, app, num_events, events = await self._executor.execute(call)
         if self._fault == "forgets the session":
-            return [*status, session, user, app, events]
+            return [*status, session, user, app, num_events, events]
         session, user = dict(hash_items(session)), dict(hash_items(user))
         if self._fault == "duplicates":
             events.append(events[-1])
@@ -111,7 +111,7 @@ class FaultyExecutor:
             session[b"version"] = b"%d" % (int(session[b"version"]) + 1)
         if self._fault == "leaks state":
             user[b"last_session-999999"] = b"1"
-        return [*status, session, user, app, events]
+        return [*status, session, user, app, num_events, events]
 
 
 class FaultyRunner(Runner):
