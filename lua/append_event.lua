@@ -9,17 +9,21 @@
 --
 -- ARGV[1] session_id    bytes  member of the index
 -- ARGV[2] ttl_ms        int    duration; "0" = leave expiry alone
--- ARGV[3] event_limit   int    newest events to keep; "0" = all
--- ARGV[4] condition     bytes  a version, or "t" and a token; "" = no condition
--- ARGV[5] event         bytes  encoded
--- ARGV[6] timestamp_us  int    when the event happened
--- ARGV[7...] tail       bytes  its state change, as fold_changes reads it; nothing if it has none
+-- ARGV[3] created_us    int    when the session was created; "" = whatever session is there
+-- ARGV[4] event_limit   int    newest events to keep; "0" = all; "" = the session's own limit
+-- ARGV[5] condition     bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[6] age_us        int    0 = first attempt; otherwise no attempt was earlier than this ago
+-- ARGV[7] event         bytes  encoded
+-- ARGV[8] timestamp_us  int    when the event happened
+-- ARGV[9...] tail       bytes  its state change, as fold_changes reads it; nothing if it has none
 --
--- REPLY OK version now_us num_duplicates   num_duplicates: 1 = already stored, nothing changed
--- REPLY ADDED version now_us sums          the event has increments; sums: the new values, as text
+-- REPLY OK version now_us num_duplicates event_limit   num_duplicates: 1 = stored before
+-- REPLY ADDED version now_us sums event_limit   the event has increments; sums: new values, as text
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn
+-- REPLY UNKNOWN                            an earlier attempt may have been stored; nothing was now
+-- REPLY CORRUPT key field
 -- REPLY NOT_INTEGER key field              the value cannot be incremented
 -- REPLY OUT_OF_RANGE key field             the value or the sum is not below 2^53
 -- COST O(log N)
@@ -29,23 +33,39 @@
 -- names each in a comment. benchmarks/bench_scripts.py measures it.
 local call = redis.call
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local session_id, ttl_ms = ARGV[1], ARGV[2] + 0
-local event_limit, condition = ARGV[3], ARGV[4]
-local event, position = ARGV[5], ARGV[6]
-local tail = 7
+local session_id, ttl_ms, created_us = ARGV[1], ARGV[2] + 0, ARGV[3]
+local event_limit, condition, age_us = ARGV[4], ARGV[5], ARGV[6]
+local event, position = ARGV[7], ARGV[8]
+local tail = 9
 
 -- Inlined: read_header. ZADD below checks the types of the other keys.
-local header = call('HMGET', session, 'version', 'last_us', 'deadline_ms')
-local version = header[1]
-if not version then
+local header = call('HMGET', session,
+  'version', 'last_us', 'deadline_ms', 'created_us', 'count', 'event_limit')
+if not header[1] or created_us ~= '' and created_us ~= header[4] then
   return {'NOT_FOUND'}
 end
--- Inlined: check_condition. An event that is stored already is accepted: the call is a repeat.
-if condition ~= '' and condition ~= version and not call('ZSCORE', events, event) then
-  if string.sub(condition, 1, 1) ~= 't' then
-    return {'STALE', version + 0}
-  elseif string.sub(condition, 2) ~= call('HGET', session, 'turn_token') then
-    return {'LOST'}
+-- Inlined: choose_limit.
+local limit = event_limit ~= '' and event_limit or header[6]
+  or math.max(1000, call('ZCARD', events))
+-- A field that is not a number raises a Lua error here, before the first write. calls.py knows it.
+local version, last_us, deadline_ms = header[1] + 0, header[2] + 0, header[3] + 0
+local count, num_limit = (header[5] or 0) + 0, limit + 0
+local sum = version + last_us + deadline_ms + count + num_limit
+if sum ~= sum or sum > 1e17 then
+  return {'CORRUPT', session, ''}
+end
+-- Inlined: server_time_us.
+local time = call('TIME')
+local now_us = time[1] * 1000000 + time[2]
+if age_us ~= '0' or condition ~= '' and condition ~= header[1] then
+--@include check_batch
+--@include check_condition
+  local refusal = check_batch(
+    session, events, ARGV, {7}, check_condition(session, condition, version),
+    age_us + 0, now_us - age_us, {count = count, event_limit = num_limit}
+  )
+  if refusal then
+    return refusal
   end
 end
 -- Inlined: check_tiers.
@@ -55,13 +75,10 @@ end
 if app then
   call('HLEN', app)
 end
--- Inlined: server_time_us.
-local time = call('TIME')
-local now_us = time[1] * 1000000 + time[2]
 -- Inlined: next_position. The timestamp stays text, because the server formats numbers slowly.
-local last_us = header[2] + 0
+local now = #time[2] == 6 and table.concat(time) or string.format('%.0f', now_us)
 if position + 0 > now_us then
-  position = now_us
+  position = now
 end
 if position + 0 <= last_us then
   position = last_us + 1
@@ -80,32 +97,56 @@ end
 -- Write.
 -- If the first ZADD fails, nothing was written. If the second fails, the first is undone.
 if call('ZADD', events, 'NX', position, event) == 0 then
-  call('HSET', session, 'version', version) -- WAIT needs a write to wait for
-  return {'OK', version + 0, now_us, 1}
+  call('HSET', session, 'version', header[1]) -- WAIT needs a write to wait for
+  return {'OK', version, now_us, 1, num_limit}
 end
-local num_added = redis.pcall('ZADD', index, now_us, session_id)
+local num_added = redis.pcall('ZADD', index, now, session_id)
 if num_added ~= 0 and num_added ~= 1 then
   call('ZREM', events, event)
   return num_added
 end
--- Inlined: write_header.
+-- Inlined: trim_events, new_count, write_header. A log that was full, and is complete, stays so:
+-- one event goes, and the count is the same.
+local new_version, num_missing = now, 0
 version = version + 1
 if version < now_us then
   version = now_us
+else
+  new_version = version
 end
-call('HSET', session, 'version', version, 'updated_us', now_us, 'last_us', position)
--- Inlined: trim_events.
-if event_limit ~= '0' then
-  call('ZREMRANGEBYRANK', events, 0, -1 - event_limit)
+if num_limit > 0 and limit == header[5]
+  and call('ZREMRANGEBYRANK', events, 0, -1 - limit) == 1
+then
+  call('HSET', session, 'version', new_version, 'updated_us', now, 'last_us', position)
+else
+  local num_events = call('ZCARD', events)
+  if header[5] then
+    num_missing = count - num_events + 1
+  end
+  count = num_events
+  if num_limit > 0 and num_events > num_limit then
+    local surplus = math.min(num_events - num_limit, 1000)
+    call('ZREMRANGEBYRANK', events, 0, surplus - 1)
+    count = num_events - surplus
+  end
+  if num_missing > 0 then
+    local room = num_limit > 0 and num_limit - count or num_missing
+    count = count + math.max(math.min(num_missing, room), 0)
+  end
+  call('HSET', session,
+    'version', new_version, 'updated_us', now, 'last_us', position, 'count', count)
+end
+if limit ~= header[6] then
+  call('HSET', session, 'event_limit', limit)
 end
 -- Inlined: to_ms, is_due, refresh_session_if_due. The first event creates the key of the events,
--- which has no deadline yet.
+-- which has no deadline yet, and so does an event that finds the key lost.
 local now_ms = (now_us - now_us % 1000) / 1000
-local reserve_ms = header[3] - now_ms - ttl_ms
-local must_refresh = header[3] == '0' or ttl_ms > 0 and (reserve_ms < 0 or reserve_ms > ttl_ms / 64)
-  or last_us == 0 or num_added == 1
+local reserve_ms = deadline_ms - now_ms - ttl_ms
+local must_refresh = deadline_ms == 0 or last_us == 0 or num_added == 1 or num_missing > 0
+  or ttl_ms > 0 and (reserve_ms < 0 or reserve_ms > ttl_ms / 64)
 if not must_refresh and not num_increments then
-  return {'OK', version, now_us, 0}
+  return {'OK', version, now_us, 0, num_limit}
 end
 
 -- Slow path.
@@ -120,6 +161,6 @@ if must_refresh then
   refresh_session(session, events, index, now_ms, ttl_ms, tonumber(position), num_added == 1)
 end
 if sums then
-  return {'ADDED', version, now_us, sums}
+  return {'ADDED', version, now_us, sums, num_limit}
 end
-return {'OK', version, now_us, 0}
+return {'OK', version, now_us, 0, num_limit}

@@ -9,25 +9,33 @@
 --
 -- ARGV[1] session_id   bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration; "0" = leave expiry alone
--- ARGV[3] event_limit  int    newest events to keep; "0" = all
--- ARGV[4] condition    bytes  a version, or "t" and a token; "" = no condition
--- ARGV[5...] tail      bytes  1 to 500 events. Each is: encoded event, timestamp_us, number of
+-- ARGV[3] created_us   int    when the session was created; "" = whatever session is there
+-- ARGV[4] event_limit  int    newest events to keep; "0" = all; "" = the session's own limit
+-- ARGV[5] condition    bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[6] age_us       int    0 = first attempt; otherwise no attempt was earlier than this ago
+-- ARGV[7...] tail      bytes  1 to 500 events. Each is: encoded event, timestamp_us, number of
 --                             arguments of its state change (0 = none), the change, as fold_changes
 --                             reads it
 --
--- REPLY OK version now_us num_duplicates   num_duplicates: already stored, so ignored
--- REPLY ADDED version now_us sums          all are new, some with increments; sums: the new values
+-- REPLY OK version now_us num_duplicates event_limit   num_duplicates: stored before, so ignored
+-- REPLY ADDED version now_us sums event_limit   all are new, some with increments; sums: new values
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn
+-- REPLY UNKNOWN                            an earlier attempt may have been stored; nothing was now
+-- REPLY CORRUPT key field
 -- REPLY NOT_INTEGER key field              the value cannot be incremented
 -- REPLY OUT_OF_RANGE key field             the value or the sum is not below 2^53
 -- COST O(log N) per event
+--@include check_batch
 --@include check_condition
 --@include check_tiers
+--@include choose_limit
+--@include count_trimmed
 --@include event_starts
 --@include fold_changes
 --@include new_changes
+--@include new_count
 --@include next_position
 --@include read_checked_header
 --@include refresh_session_if_due
@@ -37,46 +45,38 @@
 --@include write_header
 --@include write_tiers
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
-local event_limit, condition = tonumber(ARGV[3]), ARGV[4]
-local tail = 5
+local session_id, ttl_ms, created_us = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local event_limit, condition, age_us = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
+local tail = 7
 
-local version, last_us, deadline_ms = read_checked_header(session, events, index, session_id)
-if not version then
-  return {'NOT_FOUND'}
+local header, refusal = read_checked_header(session, events, index, session_id, created_us)
+if not header then
+  return refusal or {'NOT_FOUND'}
 end
 check_tiers(user, app)
 local now_us = server_time_us()
 
 local starts, has_increments = event_starts(ARGV, tail)
 
--- If the log is full and its oldest event is in the batch, the call is a repeat: the first attempt
--- also stored the events before that one, and they were trimmed since.
-local first = 1
-if event_limit > 0 and redis.call('ZCARD', events) >= event_limit then
-  local oldest = redis.call('ZRANGE', events, 0, 0)[1]
-  for number = 1, #starts do
-    if ARGV[starts[number]] == oldest then
-      first = number
-      break
-    end
-  end
+local num_events, last_us = redis.call('ZCARD', events), header.last_us
+event_limit = choose_limit(event_limit, header.event_limit, num_events)
+local count, since_us, num_duplicates = header.count or num_events, now_us - age_us, 0
+if age_us > 0 and event_limit > 0 and num_events >= event_limit then
+  num_duplicates = count_trimmed(events, ARGV, starts, since_us)
+  starts = {unpack(starts, num_duplicates + 1)}
 end
-
--- A repeat of a call that was accepted is accepted again: all its events are stored.
-local refusal = check_condition(session, condition, version)
+refusal = check_batch(
+  session, events, ARGV, starts, check_condition(session, condition, header.version),
+  age_us, since_us, {count = count, event_limit = event_limit}
+)
 if refusal then
-  for number = first, #starts do
-    if not redis.call('ZSCORE', events, ARGV[starts[number]]) then
-      return refusal
-    end
-  end
+  return refusal
 end
 
 -- An increment may be refused, so the sums are computed before the first write.
 local hashes, change, sums = {session, user, app}, nil, nil
 if has_increments then
-  change, sums = fold_changes(hashes, ARGV, new_changes(events, ARGV, starts, first))
+  change, sums = fold_changes(hashes, ARGV, new_changes(events, ARGV, starts))
   if not change then
     return sums -- a refusal
   end
@@ -84,12 +84,12 @@ end
 
 -- Write.
 local now_ms = to_ms(now_us)
-local is_first, num_duplicates, changes = last_us == 0, first - 1, {}
-for number = first, #starts do
+local is_first, num_stored, changes = last_us == 0, 0, {}
+for number = 1, #starts do
   local start = starts[number]
   local position = next_position(tonumber(ARGV[start + 1]), last_us, now_us)
   if redis.call('ZADD', events, 'NX', position, ARGV[start]) == 1 then
-    last_us = position
+    last_us, num_stored = position, num_stored + 1
     if ARGV[start + 2] ~= '0' then
       changes[#changes + 1] = start + 3
     end
@@ -97,25 +97,29 @@ for number = first, #starts do
     num_duplicates = num_duplicates + 1
   end
 end
-if num_duplicates == #starts then
-  redis.call('HSET', session, 'version', version) -- WAIT needs a write to wait for
-  return {'OK', tonumber(version), now_us, num_duplicates}
+if num_stored == 0 then
+  redis.call('HSET', session, 'version', header.version) -- WAIT needs a write to wait for
+  return {'OK', header.version, now_us, num_duplicates, event_limit}
 end
 if #changes == 1 and not change then
   write_tiers(session, user, app, ARGV, changes[1] + 1, now_ms)
 elseif #changes > 0 then
   write_tiers(session, user, app, change or fold_changes(hashes, ARGV, changes), 1, now_ms)
 end
-trim_events(events, event_limit)
-if is_first then
+local num_missing = math.max(count - num_events, 0)
+num_events = trim_events(events, event_limit, redis.call('ZCARD', events))
+redis.call('HSET', session,
+  'count', new_count(num_events, num_missing, event_limit), 'event_limit', event_limit)
+local deadline_ms = header.deadline_ms
+if is_first or num_missing > 0 then
   deadline_ms = 0 -- the key of the events is new and has no deadline
 end
 local new_version, is_new_member =
-  write_header(session, index, session_id, version, last_us, now_us)
+  write_header(session, index, session_id, header.version, last_us, now_us)
 refresh_session_if_due(
   session, events, index, deadline_ms, now_ms, ttl_ms, last_us, is_new_member
 )
 if sums and num_duplicates == 0 then
-  return {'ADDED', new_version, now_us, sums}
+  return {'ADDED', new_version, now_us, sums, event_limit}
 end
-return {'OK', new_version, now_us, num_duplicates}
+return {'OK', new_version, now_us, num_duplicates, event_limit}

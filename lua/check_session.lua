@@ -5,22 +5,25 @@
 -- KEYS[1] session  session:{app:user}:sid  hash   must exist
 -- KEYS[2] events   events:{app:user}:sid   zset
 --
--- ARGV[1] condition  bytes  "" = none; a version, or "t" and a token: see check_condition
--- ARGV[2...] tail    bytes  the encoded events that the write appends, if any
+-- ARGV[1] created_us  int    when the session was created; "" = whatever session is there
+-- ARGV[2] condition   bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[3...] tail     bytes  the encoded events that the write appends, if any
 --
 -- REPLY OK stored       stored: 1 or 0 for each event, 1 = it is stored already
 -- REPLY NOT_FOUND
+-- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST            the caller does not hold the turn
 -- COST O(log N) an event
 --@include check_condition
+--@include read_header
 local session, events = KEYS[1], KEYS[2]
-local condition = ARGV[1]
-local tail = 2
+local created_us, condition = ARGV[1], ARGV[2]
+local tail = 3
 
-local version = redis.call('HGET', session, 'version')
-if not version then
-  return {'NOT_FOUND'}
+local header, refusal = read_header(session, created_us)
+if not header then
+  return refusal or {'NOT_FOUND'}
 end
 local stored, is_repeat = {}, #ARGV >= tail
 for number = tail, #ARGV do
@@ -29,7 +32,7 @@ for number = tail, #ARGV do
   is_repeat = is_repeat and is_stored
 end
 -- A repeat of a call that was accepted is accepted again.
-local refusal = check_condition(session, condition, version)
+refusal = check_condition(session, condition, header.version)
 if refusal and not is_repeat then
   return refusal
 end

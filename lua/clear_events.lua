@@ -7,10 +7,12 @@
 --
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
--- ARGV[3] condition   bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[3] created_us  int    when the session was created; "" = whatever session is there
+-- ARGV[4] condition   bytes  a version, or "t" and a token; "" = no condition
 --
 -- REPLY OK version now_us
 -- REPLY NOT_FOUND
+-- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                the caller does not hold the turn
 -- COST O(1), and O(N) in the background
@@ -21,13 +23,14 @@
 --@include to_ms
 --@include write_header
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
-local session_id, ttl_ms, condition = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
+local created_us, condition = ARGV[3], ARGV[4]
 
-local version, last_us = read_checked_header(session, events, index, session_id)
-if not version then
-  return {'NOT_FOUND'}
+local header, refusal = read_checked_header(session, events, index, session_id, created_us)
+if not header then
+  return refusal or {'NOT_FOUND'}
 end
-local refusal = check_condition(session, condition, version)
+refusal = check_condition(session, condition, header.version)
 if refusal then
   return refusal
 end
@@ -35,8 +38,9 @@ local now_us = server_time_us()
 
 -- Write.
 local new_version, is_new_member =
-  write_header(session, index, session_id, version, last_us, now_us)
-refresh_session(session, nil, index, to_ms(now_us), ttl_ms, last_us, is_new_member)
+  write_header(session, index, session_id, header.version, header.last_us, now_us)
+redis.call('HSET', session, 'count', 0, 'removed_us', now_us)
+refresh_session(session, nil, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)
 -- Last, because it removes the key: see write_delta.
 redis.call('UNLINK', events)
 return {'OK', new_version, now_us}

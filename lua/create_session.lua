@@ -10,7 +10,8 @@
 -- ARGV[1] session_id   bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration; "0" = never expires
 -- ARGV[3] creation_id  bytes  random, stored as `generation`; a retry finds its own session
--- ARGV[4...] tail      bytes  initial state, as write_tiers reads it
+-- ARGV[4] event_limit  int    newest events to keep; "0" = all; "" = 1,000
+-- ARGV[5...] tail      bytes  initial state, as write_tiers reads it
 --
 -- REPLY OK
 -- REPLY EXISTS
@@ -19,7 +20,8 @@
 --@include write_create
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms, creation_id = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local tail = 4
+local event_limit = ARGV[4]
+local tail = 5
 
 check_create(events, index, session_id, user, app)
 local stored = redis.call('HMGET', session, 'version', 'generation')
@@ -33,5 +35,7 @@ if version then
   redis.call('HSET', session, 'version', version) -- WAIT needs a write to wait for
   return {'OK'}
 end
-write_create(session, events, index, user, app, session_id, ttl_ms, creation_id, ARGV, tail)
+write_create(
+  session, events, index, user, app, session_id, ttl_ms, creation_id, event_limit, ARGV, tail
+)
 return {'OK'}

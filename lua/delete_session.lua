@@ -7,15 +7,25 @@
 -- KEYS[3] index    sessions:{app:user}     zset
 --
 -- ARGV[1] session_id  bytes  member of the index
+-- ARGV[2] age_us      int    0 = first attempt; otherwise no attempt was earlier than this ago
 --
 -- REPLY OK
+-- REPLY UNKNOWN   the session is younger than the first attempt, which may have deleted another
 -- COST O(log N), and O(events) in the background
+--@include header_number
+--@include server_time_us
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
-local session_id = ARGV[1]
+local session_id, age_us = ARGV[1], tonumber(ARGV[2])
 
 redis.call('HLEN', session)
 redis.call('ZCARD', events)
 redis.call('ZSCORE', index, session_id)
+if age_us > 0 then
+  local created_us = header_number(redis.call('HGET', session, 'created_us') or nil)
+  if created_us and created_us > server_time_us() - age_us then
+    return {'UNKNOWN'}
+  end
+end
 
 -- Write.
 redis.call('UNLINK', session, events)

@@ -8,25 +8,34 @@
 --
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
+-- ARGV[3] created_us  int    when the session was created; "" = whatever session is there
 --
 -- REPLY OK
 -- REPLY NOT_FOUND
+-- REPLY CORRUPT key field
 -- COST O(1)
+--@include header_number
 --@include read_checked_header
 --@include refresh_session_if_due
 --@include server_time_us
 --@include to_ms
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
-local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
+local session_id, ttl_ms, created_us = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
-local version, last_us, deadline_ms = read_checked_header(session, events, index, session_id)
-if not version then
-  return {'NOT_FOUND'}
+local header, refusal = read_checked_header(session, events, index, session_id, created_us)
+if not header then
+  return refusal or {'NOT_FOUND'}
 end
 local now_us = server_time_us()
-local token = math.max(tonumber(redis.call('HGET', session, 'turn_token') or 0) + 1, now_us)
+local token = header_number(redis.call('HGET', session, 'turn_token') or '0')
+if not token then
+  return {'CORRUPT', session, 'turn_token'}
+end
+token = math.max(token + 1, now_us)
 
 -- Write.
 redis.call('HSET', session, 'turn_token', token, 'turn_until_us', 0, 'turn_holder', '')
-refresh_session_if_due(session, events, index, deadline_ms, to_ms(now_us), ttl_ms, last_us, false)
+refresh_session_if_due(
+  session, events, index, header.deadline_ms, to_ms(now_us), ttl_ms, header.last_us, false
+)
 return {'OK'}

@@ -10,13 +10,15 @@
 -- ARGV[1] session_id   bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration; "0" = a new one never expires, an old one keeps its expiry
 -- ARGV[3] creation_id  bytes  random; stored as `generation` if this call creates the session
--- ARGV[4] refresh      bool   refresh a session that exists, and its tiers
--- ARGV[5] user_ttl_ms  int    duration for that refresh of the user tier; "0" = leave expiry alone
--- ARGV[6] app_ttl_ms   int    duration for that refresh of the app tier; "0" = leave expiry alone
--- ARGV[7...] tail      bytes  initial state, as write_tiers reads it
+-- ARGV[4] event_limit  int    newest events that a new session keeps; "0" = all; "" = 1,000
+-- ARGV[5] refresh      bool   refresh a session that exists, and its tiers
+-- ARGV[6] user_ttl_ms  int    duration for that refresh of the user tier; "0" = leave expiry alone
+-- ARGV[7] app_ttl_ms   int    duration for that refresh of the app tier; "0" = leave expiry alone
+-- ARGV[8...] tail      bytes  initial state, as write_tiers reads it
 --
 -- REPLY CREATED
 -- REPLY OK
+-- REPLY CORRUPT key field   also if events are there without a header
 -- COST O(1)
 --@include check_create
 --@include read_header
@@ -27,21 +29,30 @@
 --@include write_create
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms, creation_id = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local refresh = ARGV[4] == '1'
-local user_ttl_ms, app_ttl_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
-local tail = 7
+local event_limit, refresh = ARGV[4], ARGV[5] == '1'
+local user_ttl_ms, app_ttl_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
+local tail = 8
 
 check_create(events, index, session_id, user, app)
-local version, last_us, deadline_ms = read_header(session)
+local header, refusal = read_header(session, '')
+if refusal then
+  return refusal
+elseif not header and redis.call('ZCARD', events) > 0 then
+  return {'CORRUPT', session, 'version'}
+end
 
 -- Write.
-if not version then
-  write_create(session, events, index, user, app, session_id, ttl_ms, creation_id, ARGV, tail)
+if not header then
+  write_create(
+    session, events, index, user, app, session_id, ttl_ms, creation_id, event_limit, ARGV, tail
+  )
   return {'CREATED'}
 end
 if refresh then
   local now_ms = to_ms(server_time_us())
-  refresh_session_if_due(session, events, index, deadline_ms, now_ms, ttl_ms, last_us, false)
+  refresh_session_if_due(
+    session, events, index, header.deadline_ms, now_ms, ttl_ms, header.last_us, false
+  )
   refresh_tiers(user, app, now_ms, user_ttl_ms, app_ttl_ms)
 end
 return {'OK'}

@@ -7,11 +7,14 @@
 --
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
--- ARGV[3] condition   bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[3] created_us  int    when the session was created; "" = whatever session is there
+-- ARGV[4] condition   bytes  a version, or "t" and a token; "" = no condition
 --
 -- REPLY OK version now_us event
 -- REPLY EMPTY
+-- REPLY MISSING key expected actual   the log should hold events and holds none
 -- REPLY NOT_FOUND
+-- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                     the caller does not hold the turn
 -- COST O(log N)
@@ -22,28 +25,35 @@
 --@include to_ms
 --@include write_header
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
-local session_id, ttl_ms, condition = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
+local created_us, condition = ARGV[3], ARGV[4]
 
-local version, last_us = read_checked_header(session, events, index, session_id)
-if not version then
-  return {'NOT_FOUND'}
+local header, refusal = read_checked_header(session, events, index, session_id, created_us)
+if not header then
+  return refusal or {'NOT_FOUND'}
 end
-local refusal = check_condition(session, condition, version)
+refusal = check_condition(session, condition, header.version)
 if refusal then
   return refusal
 end
 local newest = redis.call('ZRANGE', events, -2, -1)
 local event = newest[#newest]
-if not event then
+if not event and header.count and header.count > 0 then
+  return {'MISSING', events, header.count, 0}
+elseif not event then
   return {'EMPTY'}
 end
 local now_us = server_time_us()
 
 -- Write.
 local new_version, is_new_member =
-  write_header(session, index, session_id, version, last_us, now_us)
+  write_header(session, index, session_id, header.version, header.last_us, now_us)
+redis.call('HSET', session, 'removed_us', now_us)
+if header.count then
+  redis.call('HSET', session, 'count', math.max(header.count - 1, #newest - 1))
+end
 local remaining = #newest > 1 and events or nil
-refresh_session(session, remaining, index, to_ms(now_us), ttl_ms, last_us, is_new_member)
+refresh_session(session, remaining, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)
 -- Last, because it may remove the key: see write_delta.
 redis.call('ZREM', events, event)
 return {'OK', new_version, now_us, event}

@@ -14,6 +14,7 @@
 -- REPLY OK until_us
 -- REPLY LOST
 -- REPLY NOT_FOUND
+-- REPLY CORRUPT key field
 -- COST O(1)
 --@include read_checked_header
 --@include refresh_session_if_due
@@ -23,9 +24,9 @@ local session, events, index = KEYS[1], KEYS[2], KEYS[3]
 local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
 local token, lease_ms = ARGV[3], tonumber(ARGV[4])
 
-local version, last_us, deadline_ms = read_checked_header(session, events, index, session_id)
-if not version then
-  return {'NOT_FOUND'}
+local header, refusal = read_checked_header(session, events, index, session_id, '')
+if not header then
+  return refusal or {'NOT_FOUND'}
 end
 if redis.call('HGET', session, 'turn_token') ~= token then
   return {'LOST'}
@@ -39,5 +40,7 @@ if lease_ms > 0 then
 else
   redis.call('HSET', session, 'turn_until_us', 0, 'turn_holder', '')
 end
-refresh_session_if_due(session, events, index, deadline_ms, to_ms(now_us), ttl_ms, last_us, false)
+refresh_session_if_due(
+  session, events, index, header.deadline_ms, to_ms(now_us), ttl_ms, header.last_us, false
+)
 return {'OK', until_us}

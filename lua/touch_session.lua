@@ -15,6 +15,7 @@
 --
 -- REPLY OK
 -- REPLY NOT_FOUND
+-- REPLY CORRUPT key field
 -- COST O(1)
 --@include check_tiers
 --@include is_due
@@ -27,12 +28,12 @@ local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KE
 local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
 local user_ttl_ms, app_ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
 
-local version, last_us, deadline_ms = read_header(session)
-if not version then
-  return {'NOT_FOUND'}
+local header, refusal = read_header(session, '')
+if not header then
+  return refusal or {'NOT_FOUND'}
 end
 local now_ms = to_ms(server_time_us())
-local is_session_due = is_due(deadline_ms, now_ms, ttl_ms)
+local is_session_due = is_due(header.deadline_ms, now_ms, ttl_ms)
 -- Check only what is written below: most reads write nothing.
 if is_session_due then
   redis.call('ZSCORE', index, session_id)
@@ -44,7 +45,7 @@ check_tiers(user, app)
 
 -- Write.
 if is_session_due then
-  refresh_session(session, events, index, now_ms, ttl_ms, last_us, false)
+  refresh_session(session, events, index, now_ms, ttl_ms, header.last_us, false)
 end
 refresh_tiers(user, app, now_ms, user_ttl_ms, app_ttl_ms)
 return {'OK'}

@@ -9,13 +9,15 @@
 --
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
--- ARGV[3] condition   bytes  a version, or "t" and a token; "" = no condition
--- ARGV[4] if_absent   bool   set only keys that are not there
--- ARGV[5...] tail     bytes  the change, as fold_changes reads it
+-- ARGV[3] created_us  int    when the session was created; "" = whatever session is there
+-- ARGV[4] condition   bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[5] if_absent   bool   set only keys that are not there
+-- ARGV[6...] tail     bytes  the change, as fold_changes reads it
 --
 -- REPLY OK version now_us
 -- REPLY ADDED version now_us sums  the change has increments; sums: the new values, as text
 -- REPLY NOT_FOUND
+-- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                       the caller does not hold the turn
 -- REPLY NOT_INTEGER key field      the value cannot be incremented
@@ -31,15 +33,15 @@
 --@include write_header
 --@include write_tiers
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local session_id, ttl_ms, condition = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local if_absent = ARGV[4] == '1'
-local tail = 5
+local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
+local created_us, condition, if_absent = ARGV[3], ARGV[4], ARGV[5] == '1'
+local tail = 6
 
-local version, last_us, deadline_ms = read_checked_header(session, events, index, session_id)
-if not version then
-  return {'NOT_FOUND'}
+local header, refusal = read_checked_header(session, events, index, session_id, created_us)
+if not header then
+  return refusal or {'NOT_FOUND'}
 end
-local refusal = check_condition(session, condition, version)
+refusal = check_condition(session, condition, header.version)
 if refusal then
   return refusal
 end
@@ -58,8 +60,10 @@ end
 -- Write.
 write_tiers(session, user, app, change, change_at, now_ms, if_absent)
 local new_version, is_new_member =
-  write_header(session, index, session_id, version, last_us, now_us)
-refresh_session_if_due(session, events, index, deadline_ms, now_ms, ttl_ms, last_us, is_new_member)
+  write_header(session, index, session_id, header.version, header.last_us, now_us)
+refresh_session_if_due(
+  session, events, index, header.deadline_ms, now_ms, ttl_ms, header.last_us, is_new_member
+)
 if sums then
   return {'ADDED', new_version, now_us, sums}
 end

@@ -14,7 +14,7 @@ from typing import Any
 from .calls import Call, Flow, R
 from .errors import BackendError, InvalidArgument, SessionStoreError
 from .model import Session, SessionKey, Turn
-from .ops import Ops
+from .ops import CreatedUs, Ops
 from .tiers import NO_CHANGE, Change, Delta
 
 
@@ -31,6 +31,7 @@ def write_apart(
     events: Sequence[bytes] = (),
     if_version: int | None = None,
     turn: Turn | None = None,
+    created_us: CreatedUs = "",
     *,
     if_absent: bool = False,
     read_app: bool = False,
@@ -45,12 +46,13 @@ def write_apart(
         events: the encoded events that the write appends.
         if_version: its condition.
         turn: likewise.
+        created_us: when the session was created, as in `write`.
         if_absent: set only keys that are not there.
         read_app: read the app state after it was written. Otherwise it is empty.
     """
     app_state: dict[str, Any] = {}
     if is_apart(ops, changes):
-        stored: list[bool] = yield ops.check_session(key, if_version, turn, events)
+        stored: list[bool] = yield ops.check_session(key, if_version, turn, events, created_us)
         if stored:
             # A stored event has set its app state, which may have changed since.
             pairs = zip(changes, stored, strict=True)

@@ -15,6 +15,8 @@ import msgspec
 from .errors import (
     BackendRejected,
     BackendUnavailable,
+    CorruptData,
+    EventsMissing,
     ScriptContractError,
     SessionExists,
     SessionNotFound,
@@ -99,7 +101,9 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
     """The status word of a script's reply, if it means success.
 
     Raises:
-        SessionNotFound, SessionExists, StaleVersion, TurnTaken, TurnLost: the status word says so.
+        SessionNotFound, SessionExists, StaleVersion, TurnTaken, TurnLost, CorruptData,
+            EventsMissing: the status word says so.
+        BackendUnavailable: the outcome of an earlier attempt is unknown.
         BackendRejected: a state value cannot be incremented.
         ScriptContractError: no script declares this reply.
     """
@@ -113,6 +117,16 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         raise SessionExists(f"{name} already exists")
     if word == b"TAKEN":
         raise TurnTaken(f"another run holds the turn of {name}", expires_at=from_us(reply[1]))
+    if word == b"UNKNOWN":
+        raise BackendUnavailable(
+            f"the connection was lost, and whether {name} was written is not known: it has changed "
+            "since, and this call has written nothing",
+            maybe_applied=True,
+        )
+    if word == b"CORRUPT":
+        raise header_damage(reply[1], reply[2])
+    if word == b"MISSING":
+        raise events_missing(reply[1], reply[2], reply[3])
     if word == b"LOST":
         raise TurnLost(f"another run has taken the turn of {name}")
     if word == b"STALE":
@@ -137,6 +151,27 @@ def check_increments(reply: Any) -> None:
     key, field = (str(part, "utf-8", "replace") for part in map(bytes, reply[1:3]))
     fault = _REFUSED_INCREMENTS[reply[0]]
     raise BackendRejected(f"{key} field {field} {fault}; nothing was written")
+
+
+def header_damage(key: bytes, field: bytes = b"") -> CorruptData:
+    """The exception for a header that is lost while events are there, or that is not valid."""
+    where = key.decode("utf-8", "replace")
+    if field:
+        where += f" field {field.decode('utf-8', 'replace')}"
+    message = f"{where}: the header is lost or not valid; repair_session rebuilds it"
+    return CorruptData(message, key=where)
+
+
+def events_missing(key: bytes, expected: int, actual: int) -> EventsMissing:
+    """The exception for a log that holds fewer events than it should."""
+    where = key.decode("utf-8", "replace")
+    return EventsMissing(
+        f"{where} holds {actual} of {expected} events: the server has lost the others "
+        "(maxmemory-policy noeviction prevents that); repair_session accepts what is left",
+        expected=expected,
+        actual=actual,
+        key=where,
+    )
 
 
 _SUCCESS_WORDS = frozenset((b"ADDED", b"CREATED", b"EMPTY"))
@@ -172,6 +207,8 @@ def reply_error(call: Call[Any], message: str) -> SessionStoreError:
         return BackendUnavailable(
             f"{where}: it is part of a cluster, use redis+cluster:// ({code})"
         )
+    if "attempt to perform arithmetic" in message:
+        return header_damage(call.keys[0])  # append_event does not look for the field
     if code in _REFUSALS:
         near = f"; first key: {call.keys[0].decode()}" if call.keys else ""
         return BackendRejected(f"{where}: {_REFUSALS[code]} ({code}{near})")

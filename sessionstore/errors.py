@@ -89,6 +89,23 @@ class CorruptData(SessionStoreError):
         self.key = key
 
 
+class EventsMissing(CorruptData):
+    """A session holds fewer events than were stored: the server evicted or lost the others.
+
+    `repair_session` accepts what is left. Appends go on working.
+
+    Attributes:
+        expected: number of events that the session should hold.
+        actual: number of events that it holds.
+        key: the Redis key of the events.
+    """
+
+    def __init__(self, message: str, *, expected: int, actual: int, key: str) -> None:
+        super().__init__(message, key=key)
+        self.expected = expected
+        self.actual = actual
+
+
 class BackendError(SessionStoreError):
     """The store was not reachable, did not answer in time, or refused the call.
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import msgspec
@@ -34,10 +34,10 @@ from .listing import list_sessions as list_sessions
 from .listing import list_users as list_users
 from .model import Event, EventPage, Ping, Session, SessionKey, Turn
 from .ops import Ops
-from .options import Duration, check_bool, check_milliseconds
+from .options import Duration, check_bool, check_instant, check_milliseconds
 from .replies import WriteResult
 from .tiers import NO_CHANGE, Change, check_call_size, encode_change
-from .times import from_us
+from .times import from_us, to_us
 
 # -- sessions -------------------------------------------------------------------------------------
 
@@ -117,6 +117,16 @@ def delete_session(ops: Ops, app_name: str, user_id: str, session_id: str) -> Fl
     yield ops.delete_session(SessionKey(app_name, user_id, session_id))
 
 
+def repair_session(ops: Ops, session: Session | SessionKey) -> Flow[Session]:
+    """Accept what is left of a session, and read it."""
+    key = session_key(session)
+    repaired: Session = yield ops.repair_session(key)
+    if ops.app_in_own_slot:
+        app_state: dict[str, Any] = yield ops.get_app_state(key.app_name)
+        add_app_state(repaired, app_state)
+    return repaired
+
+
 def ping(ops: Ops) -> Flow[Ping]:
     """Ask a server for its role, and measure the time."""
     started = time.monotonic()
@@ -143,17 +153,20 @@ def append_event(
         return event
     data, copy, change = prepared
     timestamp = copy.timestamp
-    call = ops.append_event(key, data, timestamp, change, if_version, turn)
+    created_us = _created_us(session)
+    call = ops.append_event(key, data, timestamp, change, if_version, turn, created_us)
     written: WriteResult
     if ops.app_in_own_slot:
-        written, _ = yield from write_apart(ops, call, key, [change], [data], if_version, turn)
+        written, _ = yield from write_apart(
+            ops, call, key, [change], [data], if_version, turn, created_us
+        )
     else:
         written = yield call
     if isinstance(session, Session):
         if written.num_duplicates:
             yield from _reread(ops, session, 1, [change])
         else:
-            _add_events(ops, session, [copy], [change], written)
+            _add_events(session, [copy], [change], written)
     return copy
 
 
@@ -187,18 +200,21 @@ def append_events(
         rows.append((data, copy.timestamp, change))
     if rows:
         changes = [change for _, _, change in rows]
-        call = ops.append_events(key, rows, if_version, turn)
+        created_us = _created_us(session)
+        call = ops.append_events(key, rows, if_version, turn, created_us)
         written: WriteResult
         if ops.app_in_own_slot:
             encoded = [data for data, _, _ in rows]
-            written, _ = yield from write_apart(ops, call, key, changes, encoded, if_version, turn)
+            written, _ = yield from write_apart(
+                ops, call, key, changes, encoded, if_version, turn, created_us
+            )
         else:
             written = yield call
         if isinstance(session, Session):
             if written.num_duplicates:
                 yield from _reread(ops, session, len(stored), changes)
             else:
-                _add_events(ops, session, stored, changes, written)
+                _add_events(session, stored, changes, written)
     return results
 
 
@@ -219,7 +235,7 @@ def pop_event(
     ops: Ops, session: Session | SessionKey, if_version: int | None
 ) -> Flow[Event | None]:
     """Remove the newest event and return it."""
-    found = yield ops.pop_event(session_key(session), if_version)
+    found = yield ops.pop_event(session_key(session), if_version, _created_us(session))
     if found is None:
         return None
     event: Event = found[0]
@@ -232,7 +248,8 @@ def pop_event(
 
 def clear_events(ops: Ops, session: Session | SessionKey, if_version: int | None) -> Flow[None]:
     """Remove all events."""
-    written: WriteResult = yield ops.clear_events(session_key(session), if_version)
+    key = session_key(session)
+    written: WriteResult = yield ops.clear_events(key, if_version, _created_us(session))
     if isinstance(session, Session):
         session.events.clear()
         session.event_count = 0
@@ -246,7 +263,7 @@ def acquire_turn(ops: Ops, session: Session | SessionKey, lease: Duration) -> Fl
     """Acquire the turn of a session."""
     key = session_key(session)
     lease_ms = check_milliseconds("lease", lease)
-    turn: Turn = yield ops.acquire_turn(key, uuid4().hex, lease_ms)
+    turn: Turn = yield ops.acquire_turn(key, uuid4().hex, lease_ms, _created_us(session))
     return turn
 
 
@@ -265,7 +282,7 @@ def release_turn(ops: Ops, turn: Turn) -> Flow[None]:
 
 def free_turn(ops: Ops, session: Session | SessionKey) -> Flow[None]:
     """Take the turn of a session from its holder."""
-    yield ops.free_turn(session_key(session))
+    yield ops.free_turn(session_key(session), _created_us(session))
 
 
 # -- state ----------------------------------------------------------------------------------------
@@ -287,8 +304,9 @@ def update_session_state(
     current: dict[str, Any] = {}
     if change.is_stored or if_version is not None:
         read_back = if_absent and handle is not None
+        created_us = _created_us(session)
         call = ops.update_session_state(
-            key, change, if_version, if_absent=if_absent, read_back=read_back
+            key, change, if_version, created_us, if_absent=if_absent, read_back=read_back
         )
         written: WriteResult
         if ops.app_in_own_slot:
@@ -298,6 +316,7 @@ def update_session_state(
                 key,
                 [change],
                 if_version=if_version,
+                created_us=created_us,
                 if_absent=if_absent,
                 read_app=read_back,
             )
@@ -324,12 +343,13 @@ def increment_session_state(
     key = session_key(session)
     change = encode_change(ops.options.codec, {}, (), increments)
     refuse_app_increments(ops, change, "increments")
-    call = ops.update_session_state(key, change, None)  # checks the ids in any case
+    created_us = _created_us(session)
+    call = ops.update_session_state(key, change, None, created_us)  # checks the ids in any case
     if not change.increments:
         return {}
     written: WriteResult
     if ops.app_in_own_slot:
-        written, _ = yield from write_apart(ops, call, key, [change])
+        written, _ = yield from write_apart(ops, call, key, [change], created_us=created_us)
     else:
         written = yield call
     if isinstance(session, Session):
@@ -418,6 +438,16 @@ def session_key(session: object) -> SessionKey:
     raise InvalidArgument(f"session must be a Session or a SessionKey, not {kind}")
 
 
+def _created_us(session: Session | SessionKey) -> int | Literal[""]:
+    """When the Session was created that a write is meant for; "" for a key: any session.
+
+    1970 also stands for any session: adapters make Sessions without knowing more than the key.
+    """
+    if isinstance(session, SessionKey):
+        return ""
+    return to_us(check_instant("session.created_at", session.created_at)) or ""
+
+
 def check_turn(turn: object) -> Turn:
     """A turn argument. InvalidArgument unless it is a Turn."""
     if not isinstance(turn, Turn):
@@ -459,7 +489,7 @@ def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Chan
 
 
 def _add_events(
-    ops: Ops, session: Session, stored: list[Event], changes: list[Change], written: WriteResult
+    session: Session, stored: list[Event], changes: list[Change], written: WriteResult
 ) -> None:
     """Update the caller's Session after an append of new events."""
     added = 0
@@ -474,10 +504,9 @@ def _add_events(
     _set_version(session, written)
     session.events += stored
     session.event_count += len(stored)
-    event_limit = ops.options.session_event_limit
-    if event_limit:
-        del session.events[:-event_limit]
-        session.event_count = min(session.event_count, event_limit)
+    if written.event_limit:
+        del session.events[: -written.event_limit]
+        session.event_count = min(session.event_count, written.event_limit)
 
 
 def _reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) -> Flow[None]:

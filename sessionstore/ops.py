@@ -14,7 +14,7 @@ from typing import Any, Literal
 from msgspec import structs
 
 from .calls import Argument, Call, Command, R, status
-from .errors import InvalidArgument, LimitExceeded
+from .errors import InvalidArgument, LimitExceeded, ScriptContractError
 from .keys import SessionKeys
 from .model import Event, EventPage, Session, SessionKey, Turn
 from .options import Options, check_bool, check_instant, check_int
@@ -22,6 +22,8 @@ from .replies import (
     Place,
     SharedState,
     WriteResult,
+    check_count,
+    check_no_events,
     decode_count,
     decode_counts,
     decode_log,
@@ -52,6 +54,11 @@ _KEYS_PER_SCAN = 1000
 _BULK_EVENTS = 100  # reading more events than this is bulk
 _BULK_BYTES = 1 << 17  # writing more bytes than this is bulk
 
+CreatedUs = int | Literal[""]
+"""When the session was created, in microseconds: it must be that one; "" = any session."""
+
+_FIRST_ATTEMPT = b"0"  # its age; see Call.age_argument
+
 _APPEND_EVENT = SCRIPTS["append_event"]
 _TOUCH_SESSION = SCRIPTS["touch_session"]
 
@@ -80,6 +87,8 @@ class Ops:
         # In the order in which all scripts take them.
         self._ttls = (options.session_ttl_ms, options.user_state_ttl_ms, options.app_state_ttl_ms)
         self._refreshes_on_read = options.refresh_ttl_on_read and options.any_ttl
+        limit = options.session_event_limit
+        self._limit = "" if limit is None else limit
         app_ttl_ms = options.app_state_ttl_ms
         with_user, alone = (0, app_ttl_ms) if app_in_own_slot else (app_ttl_ms, 0)
         self._tiers_in_use = TiersInUse((options.user_state_ttl_ms, with_user), clock)
@@ -102,7 +111,7 @@ class Ops:
             decode,
             SCRIPTS["create_session"],
             self._script_keys(keys),
-            (key.session_id, self._ttls[0], creation_id, *self._all_tier_args(change)),
+            (key.session_id, self._ttls[0], creation_id, self._limit, *self._all_tier_args(change)),
             self._tier_commands(keys),
         )
 
@@ -119,7 +128,8 @@ class Ops:
         log, newest_first = _log_commands(keys.events, event_num, event_time)
         refresh = "1" if self.options.refresh_ttl_on_read else "0"
         session_ttl_ms, user_ttl_ms, app_ttl_ms = self._ttls
-        head = (key.session_id, session_ttl_ms, creation_id, refresh, user_ttl_ms, app_ttl_ms)
+        head = (key.session_id, session_ttl_ms, creation_id, self._limit)
+        ttls = (refresh, user_ttl_ms, app_ttl_ms)
 
         def decode(replies: list[Any]) -> Session:
             status(replies[0], key)
@@ -130,7 +140,7 @@ class Ops:
             decode,
             SCRIPTS["get_or_create_session"],
             self._script_keys(keys),
-            (*head, *self._all_tier_args(change)),
+            (*head, *ttls, *self._all_tier_args(change)),
             (*self._tier_commands(keys), *log),
             is_bulk=_is_bulk(event_num),
         )
@@ -141,6 +151,7 @@ class Ops:
         if_version: int | None = None,
         turn: Turn | None = None,
         events: Sequence[bytes] = (),
+        created_us: CreatedUs = "",
     ) -> Call[list[bool]]:
         """Check that a session accepts a write, and which encoded events are stored already."""
 
@@ -153,7 +164,7 @@ class Ops:
             decode,
             SCRIPTS["check_session"],
             self._keys.session(*_ids(key))[:2],
-            (_condition_arg(key, if_version, turn), *events),
+            (created_us, _condition_arg(key, if_version, turn), *events),
             writes=False,
             is_bulk=sum(map(len, events)) > _BULK_BYTES,
         )
@@ -168,9 +179,11 @@ class Ops:
         def decode(replies: list[Any]) -> Session | None:
             if self._refreshes_on_read:
                 replies = replies[1:]
-            if not replies[0]:
+            parts = self._with_app_tier(replies)
+            if not parts[0]:
+                check_no_events(keys, parts)
                 return None
-            return decode_session(key, keys, self._with_app_tier(replies), newest_first)
+            return decode_session(key, keys, parts, newest_first)
 
         commands = (*self._tier_commands(keys), *log)
         return self._read("get_session", decode, key, keys, commands, _is_bulk(event_num))
@@ -192,14 +205,17 @@ class Ops:
         keys = self._keys.session(*_ids(key))
         bounds = (high, low, "BYSCORE", "REV") if backward else (low, high, "BYSCORE")
         commands: tuple[Command, ...] = (
-            ("HEXISTS", keys.session, "version"),
+            ("HMGET", keys.session, "version", "count"),
+            ("ZCARD", keys.events),
             ("ZRANGE", keys.events, *bounds, "LIMIT", 0, limit, "WITHSCORES"),
         )
 
         def decode(replies: list[Any]) -> EventPage:
-            exists, found = replies[-2:]
-            if not exists:
+            (version, count), num_events, found = replies[-3:]
+            if version is None:
+                check_no_events(keys, [(), (), (), found, num_events])
                 status([b"NOT_FOUND"], key)  # raises SessionNotFound
+            check_count(keys, count, num_events)
             entries = members_with_scores(found)
             if backward:
                 entries.reverse()
@@ -384,8 +400,33 @@ class Ops:
 
     def delete_session(self, key: SessionKey) -> Call[None]:
         """Delete a session and its events."""
-        keys = self._keys.session(*_ids(key))[:3]
-        return Call("delete_session", decode_ok, SCRIPTS["delete_session"], keys, (key.session_id,))
+        return Call(
+            "delete_session",
+            lambda replies: _check_ok(replies, key),
+            SCRIPTS["delete_session"],
+            self._keys.session(*_ids(key))[:3],
+            (key.session_id, _FIRST_ATTEMPT),
+            age_argument=1,
+        )
+
+    def repair_session(self, key: SessionKey) -> Call[Session]:
+        """Accept what is left of a session, and read it."""
+        keys = self._keys.session(*_ids(key))
+        log, _ = _log_commands(keys.events, None, None)
+
+        def decode(replies: list[Any]) -> Session:
+            status(replies[0], key)
+            return decode_session(key, keys, self._with_app_tier(replies[1:]))
+
+        return Call(
+            "repair_session",
+            decode,
+            SCRIPTS["repair_session"],
+            keys[:3],
+            (key.session_id, self.options.session_ttl_ms, self._limit),
+            (*self._tier_commands(keys), *log),
+            is_bulk=True,
+        )
 
     # -- events --------------------------------------------------------------------------------
 
@@ -397,9 +438,9 @@ class Ops:
         change: Change,
         if_version: int | None,
         turn: Turn | None,
+        created_us: CreatedUs = "",
     ) -> Call[WriteResult]:
         """Append one encoded event with its state change."""
-        options = self.options
         is_due = self._keeps_tiers and self._is_due(key)
         user = app = False
         tiers: tuple[Argument, ...] = ()
@@ -415,13 +456,16 @@ class Ops:
             self._keys.session(*_ids(key))[: 3 + user + app],
             (
                 key.session_id,
-                options.session_ttl_ms,
-                options.session_event_limit,
+                self.options.session_ttl_ms,
+                created_us,
+                self._limit,
                 _condition_arg(key, if_version, turn),
+                _FIRST_ATTEMPT,
                 data,
                 to_us(timestamp),
                 *tiers,
             ),
+            age_argument=5,
             is_bulk=len(data) > _BULK_BYTES,
         )
 
@@ -431,6 +475,7 @@ class Ops:
         events: Sequence[tuple[bytes, datetime, Change]],
         if_version: int | None,
         turn: Turn | None,
+        created_us: CreatedUs = "",
     ) -> Call[WriteResult]:
         """Append events in order: the bytes, timestamp and state change of each."""
         if len(events) > EVENTS_PER_CALL_LIMIT:
@@ -442,8 +487,10 @@ class Ops:
         args: list[Argument] = [
             key.session_id,
             self.options.session_ttl_ms,
-            self.options.session_event_limit,
+            created_us,
+            self._limit,
             _condition_arg(key, if_version, turn),
+            _FIRST_ATTEMPT,
         ]
         for data, timestamp, change in events:
             has_change = is_due or change is not NO_CHANGE
@@ -457,11 +504,12 @@ class Ops:
             SCRIPTS["append_events"],
             self._keys.session(*_ids(key))[: 3 + user + app],
             tuple(args),
+            age_argument=5,
             is_bulk=sum(len(data) for data, _, _ in events) > _BULK_BYTES,
         )
 
     def pop_event(
-        self, key: SessionKey, if_version: int | None
+        self, key: SessionKey, if_version: int | None, created_us: CreatedUs = ""
     ) -> Call[tuple[Event, WriteResult] | None]:
         """Remove the newest event."""
         keys = self._keys.session(*_ids(key))
@@ -473,23 +521,27 @@ class Ops:
             [event] = decode_log(keys.events, reply[3:])
             return event, decode_write_result(reply[:3], key, if_version)
 
-        args = (key.session_id, self.options.session_ttl_ms, _version_arg(if_version))
+        args = (key.session_id, self.options.session_ttl_ms, created_us, _version_arg(if_version))
         return Call("pop_event", decode, SCRIPTS["pop_event"], keys[:3], args, idempotent=False)
 
-    def clear_events(self, key: SessionKey, if_version: int | None) -> Call[WriteResult]:
+    def clear_events(
+        self, key: SessionKey, if_version: int | None, created_us: CreatedUs = ""
+    ) -> Call[WriteResult]:
         """Remove all events."""
         return Call(
             "clear_events",
             lambda replies: decode_write_result(replies[0], key, if_version),
             SCRIPTS["clear_events"],
             self._keys.session(*_ids(key))[:3],
-            (key.session_id, self.options.session_ttl_ms, _version_arg(if_version)),
-            idempotent=if_version is None,
+            (key.session_id, self.options.session_ttl_ms, created_us, _version_arg(if_version)),
+            idempotent=False,  # a repeat would remove what was appended after the first attempt
         )
 
     # -- turns ---------------------------------------------------------------------------------
 
-    def acquire_turn(self, key: SessionKey, holder: str, lease_ms: int) -> Call[Turn]:
+    def acquire_turn(
+        self, key: SessionKey, holder: str, lease_ms: int, created_us: CreatedUs = ""
+    ) -> Call[Turn]:
         """Acquire a session's turn."""
         keys = self._keys.session(*_ids(key))[:3]
 
@@ -497,7 +549,7 @@ class Ops:
             status(replies[0], key)
             return Turn(key, replies[0][1], from_us(replies[0][2]))
 
-        args = (key.session_id, self.options.session_ttl_ms, holder, lease_ms)
+        args = (key.session_id, self.options.session_ttl_ms, created_us, holder, lease_ms)
         return Call("acquire_turn", decode, SCRIPTS["acquire_turn"], keys, args)
 
     def renew_turn(self, turn: Turn, lease_ms: int) -> Call[Turn]:
@@ -511,14 +563,14 @@ class Ops:
         args = (turn.key.session_id, self.options.session_ttl_ms, turn.token, lease_ms)
         return Call("renew_turn", decode, SCRIPTS["renew_turn"], keys, args)
 
-    def free_turn(self, key: SessionKey) -> Call[None]:
+    def free_turn(self, key: SessionKey, created_us: CreatedUs = "") -> Call[None]:
         """Take a session's turn from its holder, so that it is free."""
         keys = self._keys.session(*_ids(key))[:3]
 
         def decode(replies: list[Any]) -> None:
             status(replies[0], key)
 
-        args = (key.session_id, self.options.session_ttl_ms)
+        args = (key.session_id, self.options.session_ttl_ms, created_us)
         return Call("free_turn", decode, SCRIPTS["free_turn"], keys, args)
 
     # -- state ---------------------------------------------------------------------------------
@@ -528,6 +580,7 @@ class Ops:
         key: SessionKey,
         change: Change,
         if_version: int | None,
+        created_us: CreatedUs = "",
         *,
         if_absent: bool = False,
         read_back: bool = False,
@@ -556,6 +609,7 @@ class Ops:
             (
                 key.session_id,
                 self.options.session_ttl_ms,
+                created_us,
                 _version_arg(if_version),
                 "1" if if_absent else "0",
                 *self._change_args(change, user, app),
@@ -717,7 +771,7 @@ def _ids(key: SessionKey) -> tuple[str, str, str]:
 def _log_commands(
     events: bytes, event_num: int | None, event_time: datetime | None
 ) -> tuple[tuple[Command, ...], bool]:
-    """The commands that read events, and count them unless all are read.
+    """The commands that count the events, unless all are read, and read them.
 
     Returns:
         The commands, and whether the reply has the newest event first.
@@ -729,12 +783,12 @@ def _log_commands(
     if event_num == 0:
         return (count,), False
     if since is not None and event_num is None:
-        return (("ZRANGE", events, since, "+inf", "BYSCORE"), count), False
+        return (count, ("ZRANGE", events, since, "+inf", "BYSCORE")), False
     if since is not None:
         newest: Command = ("ZRANGE", events, "+inf", since, "BYSCORE", "REV")
-        return ((*newest, "LIMIT", 0, event_num or 0), count), True
+        return (count, (*newest, "LIMIT", 0, event_num or 0)), True
     if event_num is not None:
-        return (("ZRANGE", events, -event_num, -1), count), False
+        return (count, ("ZRANGE", events, -event_num, -1)), False
     return (("ZRANGE", events, 0, -1),), False
 
 
@@ -750,6 +804,12 @@ def _condition_arg(key: SessionKey, if_version: int | None, turn: Turn | None) -
 
 def _version_arg(if_version: int | None) -> str | int:
     return "" if if_version is None else check_int("if_version", if_version, low=0)
+
+
+def _check_ok(replies: list[Any], key: SessionKey) -> None:
+    """Check the reply of a write to a session without a result."""
+    if status(replies[0], key) != b"OK":
+        raise ScriptContractError(f"a script replied {replies[0]!r}")
 
 
 def _update_tier(

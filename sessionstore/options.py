@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from .codec import CALL_SIZE_LIMIT, Codec, Format
 from .errors import InvalidArgument
@@ -14,6 +15,9 @@ from .keys import Keys, PartitionBy
 
 Duration = timedelta | float
 """A timedelta, or seconds."""
+
+EventLimit = int | UnsetType | None
+"""How many of its newest events a session keeps; None = all; UNSET = its own limit."""
 
 WaitReplicas = tuple[int, Duration]
 """How many replicas must confirm a write, 1 or more, and how long to wait for them."""
@@ -31,7 +35,8 @@ class Options(msgspec.Struct, frozen=True):
     Attributes:
         keys: spells the keys.
         codec: encodes and decodes.
-        session_event_limit: how many of the newest events are kept; 0 = all.
+        session_event_limit: how many of the newest events are kept; 0 = all; None = the session's
+            own limit, and the scripts' default for new sessions.
         session_ttl_ms: TTL of sessions in milliseconds; 0 = never.
         app_state_ttl_ms: TTL of the app tier, likewise.
         user_state_ttl_ms: TTL of the user tier, likewise.
@@ -40,7 +45,7 @@ class Options(msgspec.Struct, frozen=True):
 
     keys: Keys
     codec: Codec
-    session_event_limit: int
+    session_event_limit: int | None
     session_ttl_ms: int
     app_state_ttl_ms: int
     user_state_ttl_ms: int
@@ -54,7 +59,7 @@ class Options(msgspec.Struct, frozen=True):
 
 def check_options(
     *,
-    session_event_limit: int | None,
+    session_event_limit: EventLimit,
     session_ttl: Duration | None,
     app_state_ttl: Duration | None,
     user_state_ttl: Duration | None,
@@ -66,7 +71,10 @@ def check_options(
     value_size_limit: int,
 ) -> Options:
     """The options of a service, checked. InvalidArgument names the option that is not valid."""
-    if session_event_limit is None:
+    event_limit: int | None
+    if session_event_limit is UNSET:
+        event_limit = None
+    elif session_event_limit is None:
         event_limit = 0
     else:
         event_limit = check_int("session_event_limit", session_event_limit, low=1)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from .calls import check_increments, status
+from .calls import check_increments, events_missing, header_damage, status
 from .codec import corrupt, decode_events, decode_value
 from .errors import ScriptContractError
 from .keys import SessionKeys
@@ -24,6 +24,7 @@ class WriteResult(msgspec.Struct, frozen=True, gc=False):
         version: the session's version after the write.
         updated_us: when it was written, in microseconds since 1970.
         num_duplicates: number of events of an append that were stored already.
+        event_limit: of an append: how many of the newest events the session keeps; 0 = all.
         sums: the new value of each increment of the call, in order.
         read_back: the values of the state keys of the call after it, if they were read.
     """
@@ -31,6 +32,7 @@ class WriteResult(msgspec.Struct, frozen=True, gc=False):
     version: int
     updated_us: int
     num_duplicates: int = 0
+    event_limit: int = 0
     sums: list[int] = []
     read_back: dict[str, Any] = {}
 
@@ -83,11 +85,11 @@ def decode_write_result(reply: Any, key: SessionKey, if_version: int | None) -> 
     """The result of a write to a session, or the exception that its status word means."""
     word = status(reply, key, if_version)
     if word == b"ADDED":
-        return WriteResult(reply[1], reply[2], sums=[int(value) for value in reply[3]])
+        event_limit = reply[4] if len(reply) > 4 else 0
+        return WriteResult(reply[1], reply[2], 0, event_limit, [int(value) for value in reply[3]])
     if word != b"OK":
         raise ScriptContractError(f"a write replied {reply[0]!r}")
-    num_duplicates = reply[3] if len(reply) > 3 else 0
-    return WriteResult(reply[1], reply[2], num_duplicates)
+    return WriteResult(*reply[1:])
 
 
 def decode_sums(replies: list[Any]) -> list[int]:
@@ -130,12 +132,13 @@ def decode_session(
     Args:
         key: the session.
         keys: its Redis keys, for error messages.
-        parts: the hashes of the session, the user tier and the app tier; the events, if read; and
-            how many there are, unless all of them were read.
+        parts: the hashes of the session, the user tier and the app tier; how many
+            events there are, unless all of them were read; the events, if read.
         newest_first: the reply has the newest event first.
 
     Raises:
         CorruptData: stored bytes do not decode.
+        EventsMissing: the log holds fewer events than it should.
     """
     header: dict[bytes, bytes] = {}
     fields: list[tuple[bytes, bytes]] = []
@@ -150,9 +153,10 @@ def decode_session(
         updated = from_us(int(header[b"updated_us"]))
     except (KeyError, ValueError, OverflowError) as error:
         raise corrupt(keys.session, error) from None
-    log = next((part for part in parts[3:] if isinstance(part, list)), [])
-    count = next((part for part in parts[3:] if isinstance(part, int)), len(log))
-    events = decode_log(keys.events, log)
+    log, count = _log_and_count(parts)
+    if log is not None:
+        check_count(keys, header.get(b"count"), count)
+    events = decode_log(keys.events, log or ())
     if newest_first:
         events.reverse()
     state: dict[str, Any] = {}
@@ -170,6 +174,32 @@ def decode_session(
         updated,
         count,
     )
+
+
+def _log_and_count(parts: list[Any]) -> tuple[list[bytes] | None, int]:
+    """The events in the parts of a session, None if not read, and how many its log holds."""
+    log = next((part for part in parts[3:] if isinstance(part, list)), None)
+    count = next((part for part in parts[3:] if isinstance(part, int)), len(log or ()))
+    return log, count
+
+
+def check_count(keys: SessionKeys, count: bytes | None, num_events: int) -> None:
+    """EventsMissing if the log holds fewer events than the header says. 0.1.0 did not say."""
+    if count is None:
+        return
+    try:
+        expected = int(count)
+    except ValueError:
+        raise header_damage(keys.session, b"count") from None
+    if expected > num_events:
+        raise events_missing(keys.events, expected, num_events)
+
+
+def check_no_events(keys: SessionKeys, parts: list[Any]) -> None:
+    """CorruptData if a session without header has events, and these were read."""
+    log, count = _log_and_count(parts)
+    if log is not None and count:
+        raise header_damage(keys.session, b"version")
 
 
 def hash_items(reply: Any) -> Iterable[tuple[bytes, bytes]]:

@@ -8,6 +8,8 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
+from msgspec import UNSET
+
 from . import flows
 from .calls import AsyncExecutor, Flow, R
 from .codec import Format
@@ -18,6 +20,7 @@ from .model import DeletedUser, Event, EventPage, Ping, Session, SessionKey, Ses
 from .ops import Ops
 from .options import (
     Duration,
+    EventLimit,
     ReadFrom,
     WaitReplicas,
     check_options,
@@ -273,6 +276,28 @@ class SessionService:
         100 sessions more; O(sessions), and O(events) in the background of the server.
         """
         return await self._run(flows.delete_user(self._ops, app_name, user_id))
+
+    async def repair_session(self, session: Session | SessionKey) -> Session:
+        """A session whose events or header were lost or damaged, accepted as it is now.
+
+        It has the events that are left. A header that is lost is made anew: then state is lost too,
+        and older Session objects cannot be used any more.
+
+        Args:
+            session: the session, or its key.
+
+        Returns:
+            The session with merged state and the events that are left.
+
+        Raises:
+            InvalidArgument: an argument is not valid; names it.
+            SessionNotFound: nothing is left of the session.
+            CorruptData: an event or a state value does not decode.
+            BackendError: the store refused the call or did not answer.
+
+        lua/repair_session.lua; one round trip, O(events). Re-sent; a repeat changes only `version`.
+        """
+        return await self._run(flows.repair_session(self._ops, session))
 
     # -- events --------------------------------------------------------------------------------
 
@@ -770,6 +795,8 @@ class RedisSessionService(SessionService):
             two use TLS with `rediss+` instead of `redis+`.
         instance_name: a name from `register_redis_instance`; `url` takes precedence.
         session_event_limit: how many of its newest events a session keeps, 1 or more; None = all.
+            Not given = each session keeps its own limit, and new ones get 1,000. A limit that is
+            given applies to every session from its next append on, and is stored there.
         session_ttl: idle time after which a session expires; None = never.
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
@@ -801,7 +828,7 @@ class RedisSessionService(SessionService):
         url: str | None = None,
         *,
         instance_name: str | None = None,
-        session_event_limit: int | None = 1000,
+        session_event_limit: EventLimit = UNSET,
         session_ttl: Duration | None = None,
         app_state_ttl: Duration | None = None,
         user_state_ttl: Duration | None = None,
@@ -853,6 +880,8 @@ class InMemorySessionService(SessionService):
 
     Args:
         session_event_limit: how many of its newest events a session keeps, 1 or more; None = all.
+            Not given = each session keeps its own limit, and new ones get 1,000. A limit that is
+            given applies to every session from its next append on, and is stored there.
         session_ttl: idle time after which a session expires; None = never.
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
@@ -874,7 +903,7 @@ class InMemorySessionService(SessionService):
     def __init__(
         self,
         *,
-        session_event_limit: int | None = 1000,
+        session_event_limit: EventLimit = UNSET,
         session_ttl: Duration | None = None,
         app_state_ttl: Duration | None = None,
         user_state_ttl: Duration | None = None,

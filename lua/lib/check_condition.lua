@@ -11,8 +11,8 @@ local function check_condition(session, condition, version)
     if string.sub(condition, 2) ~= redis.call('HGET', session, 'turn_token') then
       return {'LOST'}
     end
-  elseif condition ~= version then
-    return {'STALE', tonumber(version)}
+  elseif tonumber(condition) ~= version then
+    return {'STALE', version}
   end
   return nil
 end

@@ -1,8 +1,22 @@
--- read_header: version (as text), last position and deadline of a session; nil if it is missing.
-local function read_header(session)
-  local header = redis.call('HMGET', session, 'version', 'last_us', 'deadline_ms')
-  if not header[1] then
+--@include header_number
+-- read_header: the header of a session as numbers: version, last_us, deadline_ms, count and
+-- event_limit; nil if there is no such session; nil and a reply if a field is not valid. A session
+-- of release 0.1.0 has neither count nor event_limit.
+-- created_us: when the session must have been created, as text; "" = at any time.
+--
+-- REPLY CORRUPT key field
+local function read_header(session, created_us)
+  local names = {'version', 'last_us', 'deadline_ms', 'count', 'event_limit'}
+  local fields = redis.call('HMGET', session, 'created_us', unpack(names))
+  if not fields[2] or created_us ~= '' and created_us ~= fields[1] then
     return nil
   end
-  return header[1], tonumber(header[2]), tonumber(header[3])
+  local header = {}
+  for number, name in ipairs(names) do
+    header[name] = header_number(fields[number + 1])
+    if not header[name] and (fields[number + 1] or number <= 3) then
+      return nil, {'CORRUPT', session, name}
+    end
+  end
+  return header
 end

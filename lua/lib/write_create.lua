@@ -6,14 +6,15 @@
 -- write_create: write a new session with its initial state. First remove keys that an earlier
 -- session with the same id left behind.
 local function write_create(
-  session, events, index, user, app, session_id, ttl_ms, creation_id, args, tail
+  session, events, index, user, app, session_id, ttl_ms, creation_id, event_limit, args, tail
 )
   local now_us = server_time_us()
   local now_ms = to_ms(now_us)
   local deadline_ms = ttl_ms > 0 and new_deadline(now_ms, ttl_ms) or -1
   redis.call('UNLINK', session, events)
   redis.call('HSET', session, 'version', now_us, 'created_us', now_us, 'updated_us', now_us,
-    'last_us', 0, 'deadline_ms', deadline_ms, 'generation', creation_id)
+    'last_us', 0, 'deadline_ms', deadline_ms, 'count', 0,
+    'event_limit', event_limit ~= '' and event_limit or 1000, 'generation', creation_id)
   local is_new_member = redis.call('ZADD', index, now_us, session_id) == 1
   if ttl_ms > 0 then
     redis.call('PEXPIREAT', session, deadline_ms)

@@ -9,6 +9,7 @@ each value that this does not give back, a patch: the path to it and the value, 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, time, timedelta
@@ -29,6 +30,7 @@ from .packing import pack, unpack
 from .shapes import Shapes
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 Patch = list[Any]
 """Two things: the path to a value that JSON alone does not give back, and the value, packed."""
@@ -37,6 +39,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _encode_msgpack = msgspec.msgpack.Encoder().encode
 
+_ANY = datetime(1970, 1, 1, tzinfo=UTC)  # stands for any session, see flows.py
 _STATE_DELTA = {"actions": {"state_delta"}}  # what is left out of an event that has one
 
 # What serialisers and readers raise on purpose, for what they are given.
@@ -382,3 +385,30 @@ def _is_json(value: Any) -> bool:
         return bool(_decode(_encode(value)) == value)
     except _REFUSALS:
         return False
+
+
+class Handles(Generic[T]):
+    """What an adapter knows of the framework's objects that are in use. Copies are not known."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Any], T]] = {}
+
+    def put(self, handle: object, known: T) -> None:
+        """Remember something for as long as the object lives."""
+        number = id(handle)
+        forget = self._known.pop
+        self._known[number] = weakref.ref(handle, lambda _: forget(number, None)), known
+
+    def get(self, handle: object) -> T | None:
+        """What was remembered; None if the object is not known."""
+        reference, known = self._known.get(id(handle), (None, None))
+        return known if reference is not None and reference() is handle else None
+
+
+def written_through(handle: Any, created: Handles[datetime]) -> Session:
+    """An empty Session for a write through a framework's object, only to the session it shows.
+
+    An object that the adapter does not know, such as a copy, writes to whatever session is there.
+    """
+    created_at = created.get(handle) or _ANY
+    return Session(handle.app_name, handle.user_id, handle.id, {}, [], 0, created_at, created_at)

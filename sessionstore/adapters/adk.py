@@ -10,7 +10,7 @@ goes by ADK's prefixes, which are the store's: `app:`, `user:`, `temp:` and none
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,6 +35,7 @@ with framework("google-adk", extra="adk", tested=">=2.8,<3"):
     from google.adk.sessions.session import Session
 
     from ._shared import (
+        Handles,
         JsonForm,
         all_sessions,
         check_service,
@@ -42,13 +43,13 @@ with framework("google-adk", extra="adk", tested=">=2.8,<3"):
         thaw_all,
         timestamp_of,
         to_instant,
+        written_through,
     )
 
 __all__ = ["AdkSessionService"]
 
 _FORM = JsonForm(Event, EventActions, "google-adk")
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOCK_AHEAD = timedelta(days=1)  # at most, of a host that stamps events
 _LATE = 1e11  # in the year 5138
 
@@ -71,6 +72,7 @@ class AdkSessionService(BaseSessionService):
     def __init__(self, service: SessionService, *, reject_stale: bool = False) -> None:
         self._service = check_service("AdkSessionService", service)
         self._reject_stale = reject_stale
+        self._created: Handles[datetime] = Handles()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._service!r})"
@@ -232,9 +234,7 @@ class AdkSessionService(BaseSessionService):
         if event.partial:
             return event
         stored = _FORM.store(event)
-        told = StoredSession(
-            session.app_name, session.user_id, session.id, {}, [], 0, _EPOCH, _EPOCH
-        )
+        told = written_through(session, self._created)
         marker = session._storage_update_marker if self._reject_stale else None
         try:
             shown = await self._service.append_event(
@@ -300,6 +300,7 @@ class AdkSessionService(BaseSessionService):
             events=events,
             last_update_time=updated,
         )
+        self._created.put(session, found.created_at)
         if self._reject_stale:
             session._storage_update_marker = str(found.version)
         return session

@@ -12,9 +12,8 @@ step, and events that others append meanwhile stay.
 
 from __future__ import annotations
 
-import weakref
 from copy import deepcopy
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -34,13 +33,21 @@ with framework("trpc-agent-py", extra="trpc-agent", tested=">=1.2,<2"):
     from trpc_agent_sdk.types import EventActions
     from trpc_agent_sdk.utils import user_key
 
-    from ._shared import JsonForm, all_sessions, check_service, reading, thaw_all, timestamp_of
+    from ._shared import (
+        Handles,
+        JsonForm,
+        all_sessions,
+        check_service,
+        reading,
+        thaw_all,
+        timestamp_of,
+        written_through,
+    )
 
 __all__ = ["TrpcSessionService"]
 
 _FORM: JsonForm[Any] = JsonForm(Event, EventActions, "trpc-agent-py")
 _ADAPTER = "TrpcSessionService"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UPDATE_ATTEMPTS = 100  # of update_session, each after somebody else has written
 
 
@@ -50,22 +57,6 @@ class _Seen(msgspec.Struct):
     known: set[str]  # ids of all events that were there
     shown: set[str]  # of those that it got
     state: dict[str, Any]
-
-
-class _Handles:
-    """What was seen by the Session objects that are in use."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, tuple[weakref.ref[Any], _Seen]] = {}
-
-    def put(self, session: Session, seen: _Seen) -> None:
-        number = id(session)
-        forget = self._seen.pop
-        self._seen[number] = weakref.ref(session, lambda _: forget(number, None)), seen
-
-    def get(self, session: Session) -> _Seen | None:
-        reference, seen = self._seen.get(id(session), (None, None))
-        return seen if reference is not None and reference() is session else None
 
 
 class TrpcSessionService(BaseSessionService):
@@ -101,7 +92,8 @@ class TrpcSessionService(BaseSessionService):
                 "app_state_ttl"
             )
         super().__init__(summarizer_manager=summarizer_manager, session_config=session_config)
-        self._handles = _Handles()
+        self._handles: Handles[_Seen] = Handles()
+        self._created: Handles[datetime] = Handles()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._service!r})"
@@ -241,9 +233,7 @@ class TrpcSessionService(BaseSessionService):
             return event
         count = session.conversation_count
         stored = _FORM.store(event, {"conversation_count": count} if count else None)
-        told = StoredSession(
-            session.app_name, session.user_id, session.id, {}, [], 0, _EPOCH, _EPOCH
-        )
+        told = written_through(session, self._created)
         shown = await self._service.append_event(told, stored)
         # A Session that the store is told of gets what was stored, or what was there already.
         is_repeated = not told.events or told.events[-1] is not shown
@@ -348,6 +338,7 @@ class TrpcSessionService(BaseSessionService):
         known = {event.id for event in log.active}
         shown = {event.id for event in session.events}
         self._handles.put(session, _Seen(known, shown, deepcopy(session.state)))
+        self._created.put(session, found.created_at)
         return session
 
     def _difference(

@@ -11,6 +11,7 @@ from typing import Any, Self
 from ..calls import Call, Command, reply_error
 from ..errors import BackendUnavailable
 from ..options import Duration, Options, check_clock, check_seconds
+from .fragments import Refused
 from .keyspace import Entry, Keyspace, WrongType
 from .scripts import TWINS
 
@@ -72,7 +73,10 @@ class MemoryExecutor:
                 replies = []
                 if call.script is not None:
                     args = [arg.encode() if isinstance(arg, str) else arg for arg in call.args]
-                    replies.append(TWINS[call.script.name](self.keyspace, call.keys, args))
+                    try:
+                        replies.append(TWINS[call.script.name](self.keyspace, call.keys, args))
+                    except Refused as refused:
+                        replies.append(refused.reply)
                 replies += [self._run_command(command) for command in call.commands]
             except WrongType:
                 raise reply_error(call, "WRONGTYPE") from None
@@ -94,9 +98,8 @@ class MemoryExecutor:
         if name == "HGETALL":
             return self.keyspace.hgetall(key)
         if name == "HMGET":
-            return self.keyspace.hmget(key, *(field for field in rest if isinstance(field, bytes)))
-        if name == "HEXISTS":
-            return self.keyspace.hexists(key, str(rest[0]).encode())
+            fields = (f if isinstance(f, bytes) else str(f).encode() for f in rest)
+            return self.keyspace.hmget(key, *fields)
         if name == "ZCARD":
             return self.keyspace.zcard(key)
         if name == "ZRANGE":

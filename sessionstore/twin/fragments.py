@@ -16,33 +16,55 @@ Keys = Sequence[bytes]
 Args = Sequence[Any]
 Reply = list[Any]
 
+_is_number = re.compile(rb"-?\d{1,17}").fullmatch
+
 
 class Header(NamedTuple):
-    """The header fields that scripts work with."""
+    """The header fields that scripts work with. None: a session of release 0.1.0 lacks them."""
 
     version: int
     last_us: int
     deadline_ms: int
+    count: int | None  # type: ignore[assignment]  # hides tuple.count
+    event_limit: int | None
+
+
+class Refused(Exception):
+    """The script ends with this reply."""
+
+    def __init__(self, *reply: Any) -> None:
+        super().__init__(*reply)
+        self.reply = list(reply)
 
 
 # -- reading and checking -----------------------------------------------------------------------
 
 
-def read_header(keyspace: Keyspace, session: bytes) -> Header | None:
+def header_number(text: bytes | None) -> int | None:
+    """lua/lib/header_number.lua"""
+    return int(text) if text and _is_number(text) else None
+
+
+def read_header(keyspace: Keyspace, session: bytes, created_us: bytes | int) -> Header:
     """lua/lib/read_header.lua"""
-    stored = keyspace.hmget(session, b"version", b"last_us", b"deadline_ms")
-    if stored[0] is None:
-        return None
-    return Header(*map(int, stored))  # type: ignore[arg-type]  # every session has all three
+    created, *fields = keyspace.hmget(session, b"created_us", *map(str.encode, Header._fields))
+    if fields[0] is None or (created_us != b"" and header_number(created) != created_us):
+        raise Refused(b"NOT_FOUND")
+    numbers = [header_number(field) for field in fields]
+    for name, field, number in zip(Header._fields, fields, numbers, strict=True):
+        if number is None and (field is not None or name in ("last_us", "deadline_ms")):
+            raise Refused(b"CORRUPT", session, name.encode())
+    return Header(*numbers)  # type: ignore[arg-type]  # the first three are not None
 
 
-def read_checked_header(keyspace: Keyspace, keys: Keys, session_id: bytes) -> Header | None:
+def read_checked_header(
+    keyspace: Keyspace, keys: Keys, session_id: bytes, created_us: bytes | int
+) -> Header:
     """lua/lib/read_checked_header.lua"""
     session, events, index = keys[:3]
-    header = read_header(keyspace, session)
-    if header is not None:
-        keyspace.zscore(index, session_id)
-        keyspace.zcard(events)
+    header = read_header(keyspace, session, created_us)
+    keyspace.zscore(index, session_id)
+    keyspace.zcard(events)
     return header
 
 
@@ -149,11 +171,80 @@ def next_position(keyspace: Keyspace, timestamp_us: int, last_us: int) -> int:
     return max(last_us + 1, min(timestamp_us, keyspace.now_us))
 
 
-def trim_events(keyspace: Keyspace, events: bytes, event_limit: int) -> None:
+def trim_events(keyspace: Keyspace, events: bytes, event_limit: int, num_events: int) -> int:
     """lua/lib/trim_events.lua"""
+    surplus = min(num_events - event_limit, 1000)
+    if event_limit <= 0 or surplus <= 0:
+        return num_events
+    keyspace.zremrangebyrank(events, 0, surplus - 1)
+    return num_events - surplus
+
+
+def new_count(num_events: int, num_missing: int, event_limit: int) -> int:
+    """lua/lib/new_count.lua"""
+    if event_limit > 0:
+        num_missing = min(num_missing, event_limit - num_events)
+    return num_events + max(num_missing, 0)
+
+
+def choose_limit(event_limit: bytes | int, own_limit: int | None, num_events: int) -> int:
+    """lua/lib/choose_limit.lua"""
+    if event_limit != b"":
+        return int(event_limit)
+    return max(1000, num_events) if own_limit is None else own_limit
+
+
+def count_trimmed(
+    keyspace: Keyspace, events: bytes, args: Args, starts: list[int], since_us: int
+) -> int:
+    """lua/lib/count_trimmed.lua"""
+    for position, oldest in keyspace.zrange_by_rank(events, 0, 0, rev=False):
+        if position >= since_us:
+            return next((n for n, at in enumerate(starts) if args[at] == oldest), 0)
+    return 0
+
+
+def check_batch(
+    keyspace: Keyspace,
+    keys: Keys,
+    args: Args,
+    starts: list[int],
+    refusal: Reply | None,
+    age_us: int,
+    count: int,
+    event_limit: int,
+) -> Reply | None:
+    """lua/lib/check_batch.lua"""
+    since_us = keyspace.now_us - age_us
+    for at in starts if refusal or age_us else ():
+        if keyspace.zscore(keys[1], args[at]) is None:
+            if age_us == 0:
+                return refusal
+            if refusal or is_maybe_removed(
+                keyspace, keys, count, event_limit, args[at + 1], since_us
+            ):
+                return [b"UNKNOWN"]
+    return None
+
+
+def is_maybe_removed(
+    keyspace: Keyspace,
+    keys: Keys,
+    count: int,
+    event_limit: int,
+    timestamp_us: int,
+    since_us: int,
+) -> bool:
+    """lua/lib/is_maybe_removed.lua"""
+    session, events = keys[:2]
+    removed_us = header_number(keyspace.hget(session, b"removed_us") or b"0")
     num_events = keyspace.zcard(events)
-    if event_limit and num_events > event_limit:
-        keyspace.zremrangebyrank(events, 0, num_events - event_limit - 1)
+    if removed_us is None or removed_us >= since_us or count > num_events:
+        return True
+    if event_limit <= 0 or num_events < event_limit:
+        return False
+    [(oldest, _)] = keyspace.zrange_by_rank(events, 0, 0, rev=False)
+    return oldest > min(timestamp_us, since_us)
 
 
 # -- state --------------------------------------------------------------------------------------
@@ -279,13 +370,15 @@ def write_header(
 def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> None:
     """lua/lib/write_create.lua"""
     session, events, index = keys[:3]
-    session_id, ttl_ms, creation_id = args[:3]
+    session_id, ttl_ms, creation_id, event_limit = args[:4]
     now_us = decimal(keyspace.now_us)
     deadline_ms = new_deadline(keyspace, ttl_ms) if ttl_ms > 0 else -1
     keyspace.unlink(session, events)
     fields = (b"version", now_us, b"created_us", now_us, b"updated_us", now_us, b"last_us", b"0")
     deadline = (b"deadline_ms", decimal(deadline_ms))
-    keyspace.hset(session, (*fields, *deadline, b"generation", creation_id))
+    limit = decimal(1000 if event_limit == b"" else event_limit)
+    log = (b"count", b"0", b"event_limit", limit)
+    keyspace.hset(session, (*fields, *deadline, *log, b"generation", creation_id))
     is_new_member = keyspace.zadd(index, keyspace.now_us, session_id) == 1
     if ttl_ms > 0:
         keyspace.pexpireat(session, deadline_ms)

@@ -13,15 +13,22 @@ from types import MappingProxyType
 from .fragments import (
     Args,
     Keys,
+    Refused,
     Reply,
+    check_batch,
     check_condition,
     check_create,
     check_tiers,
+    choose_limit,
+    count_trimmed,
     decimal,
     event_starts,
     fold_changes,
+    header_number,
     is_due,
+    is_maybe_removed,
     new_changes,
+    new_count,
     next_position,
     read_checked_header,
     read_header,
@@ -47,21 +54,25 @@ def create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     version, stored_creation_id = keyspace.hmget(keys[0], b"version", b"generation")
     if version is not None:
         return [b"OK"] if stored_creation_id == creation_id else [b"EXISTS"]
-    write_create(keyspace, keys, args, 3)
+    write_create(keyspace, keys, args, 4)
     return [b"OK"]
 
 
 def get_or_create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/get_or_create_session.lua"""
-    session_id, ttl_ms, _, refresh, *tier_ttls_ms = args[:6]
+    session_id, ttl_ms, _, _, refresh, *tier_ttls_ms = args[:7]
     check_create(keyspace, keys, session_id)
-    header = read_header(keyspace, keys[0])
-    if header is None:
-        write_create(keyspace, keys, args, 6)
+    try:
+        header = read_header(keyspace, keys[0], b"")
+    except Refused as refused:
+        if refused.reply != [b"NOT_FOUND"]:
+            raise
+        if keyspace.zcard(keys[1]):
+            raise Refused(b"CORRUPT", keys[0], b"version") from None
+        write_create(keyspace, keys, args, 7)
         return [b"CREATED"]
     if refresh == b"1":
-        _, last_us, deadline_ms = header
-        refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, last_us, False)
+        refresh_session_if_due(keyspace, keys, header.deadline_ms, ttl_ms, header.last_us, False)
         refresh_tiers(keyspace, keys, tier_ttls_ms)
     return [b"OK"]
 
@@ -69,12 +80,10 @@ def get_or_create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def check_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/check_session.lua"""
     session, events = keys
-    condition, *sent = args
-    version = keyspace.hget(session, b"version")
-    if version is None:
-        return [b"NOT_FOUND"]
+    created_us, condition, *sent = args
+    header = read_header(keyspace, session, created_us)
     stored = [int(keyspace.zscore(events, event) is not None) for event in sent]
-    refusal = check_condition(keyspace, session, condition, int(version))
+    refusal = check_condition(keyspace, session, condition, header.version)
     if refusal and not (stored and all(stored)):
         return refusal
     return [b"OK", stored]
@@ -83,9 +92,7 @@ def check_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def touch_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/touch_session.lua"""
     session_id, ttl_ms, *tier_ttls_ms = args
-    header = read_header(keyspace, keys[0])
-    if header is None:
-        return [b"NOT_FOUND"]
+    header = read_header(keyspace, keys[0], b"")
     is_session_due = is_due(keyspace, header.deadline_ms, ttl_ms)
     if is_session_due:
         keyspace.zscore(keys[2], session_id)
@@ -101,10 +108,13 @@ def touch_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def delete_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/delete_session.lua"""
     session, events, index = keys
-    [session_id] = args
+    session_id, age_us = args[0], int(args[1])
     keyspace.hlen(session)
     keyspace.zcard(events)
     keyspace.zscore(index, session_id)
+    created_us = header_number(keyspace.hget(session, b"created_us"))
+    if age_us > 0 and created_us is not None and created_us > keyspace.now_us - age_us:
+        return [b"UNKNOWN"]
     keyspace.unlink(session, events)
     keyspace.zrem(index, session_id)
     return [b"OK"]
@@ -156,128 +166,183 @@ def delete_user(keyspace: Keyspace, keys: Keys, _: Args) -> Reply:
 
 def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/append_event.lua"""
-    session_id, ttl_ms, event_limit, condition, event, timestamp_us = args[:6]
+    session_id, ttl_ms, created_us, event_limit, condition, age, event, timestamp_us = args[:8]
     session, events = keys[:2]
-    header = read_checked_header(keyspace, keys, session_id)
-    if header is None:
-        return [b"NOT_FOUND"]
-    version, last_us, deadline_ms = header
+    header = read_checked_header(keyspace, keys, session_id, created_us)
+    version, last_us, deadline_ms, count, _ = header
+    limit = choose_limit(event_limit, header.event_limit, keyspace.zcard(events))
+    age_us = int(age)
     refusal = check_condition(keyspace, session, condition, version)
-    if refusal and keyspace.zscore(events, event) is None:
-        return refusal
+    if (age_us or refusal) and keyspace.zscore(events, event) is None:
+        since_us = keyspace.now_us - age_us
+        if age_us and (
+            refusal or is_maybe_removed(keyspace, keys, count or 0, limit, timestamp_us, since_us)
+        ):
+            return [b"UNKNOWN"]
+        if refusal:
+            return refusal
     check_tiers(keyspace, keys)
-    change: Args | None = args[7:]
+    change: Args | None = args[9:]
     sums: Reply = []
-    if len(args) > 6 and args[6]:
-        change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, [6])
+    if len(args) > 8 and args[8]:
+        change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, [8])
         if change is None and keyspace.zscore(events, event) is None:
             return sums  # a refusal
     position = next_position(keyspace, timestamp_us, last_us)
     if not keyspace.zadd(events, position, event, nx=True):
-        return [b"OK", version, keyspace.now_us, 1]
+        return [b"OK", version, keyspace.now_us, 1, limit]
+    num_events = keyspace.zcard(events)
+    num_missing = 0 if count is None else count - num_events + 1
+    num_events = trim_events(keyspace, events, limit, num_events)
+    stored_count = decimal(new_count(num_events, num_missing, limit))
+    keyspace.hset(session, (b"count", stored_count, b"event_limit", decimal(limit)))
     new_version, is_new_member = write_header(keyspace, keys, session_id, version, position)
-    trim_events(keyspace, events, event_limit)
     if change:
         write_tiers(keyspace, keys, change, 0)
-    if last_us == 0:
+    if last_us == 0 or num_missing > 0:
         deadline_ms = 0  # the key of the events is new and has no deadline
     refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, position, is_new_member)
     if sums:
-        return [b"ADDED", new_version, keyspace.now_us, sums]
-    return [b"OK", new_version, keyspace.now_us, 0]
+        return [b"ADDED", new_version, keyspace.now_us, sums, limit]
+    return [b"OK", new_version, keyspace.now_us, 0, limit]
 
 
 def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/append_events.lua"""
-    session_id, ttl_ms, event_limit, condition = args[:4]
+    session_id, ttl_ms, created_us, event_limit, condition = args[:5]
+    age_us = int(args[5])
     session, events = keys[:2]
-    header = read_checked_header(keyspace, keys, session_id)
-    if header is None:
-        return [b"NOT_FOUND"]
-    version, last_us, deadline_ms = header
+    header = read_checked_header(keyspace, keys, session_id, created_us)
+    version, last_us, deadline_ms, count, _ = header
     check_tiers(keyspace, keys)
+    num_events = keyspace.zcard(events)
+    limit = choose_limit(event_limit, header.event_limit, num_events)
+    if count is None:
+        count = num_events
 
-    starts, has_increments = event_starts(args, 4)
+    starts, has_increments = event_starts(args, 6)
     num_duplicates = 0
-    if event_limit and keyspace.zcard(events) >= event_limit:
-        [(_, oldest)] = keyspace.zrange_by_rank(events, 0, 0, rev=False)
-        num_duplicates = next((n for n, at in enumerate(starts) if args[at] == oldest), 0)
-    first = num_duplicates
+    if age_us and limit and num_events >= limit:
+        num_duplicates = count_trimmed(keyspace, events, args, starts, keyspace.now_us - age_us)
+        starts = starts[num_duplicates:]
     refusal = check_condition(keyspace, session, condition, version)
-    if refusal and any(keyspace.zscore(events, args[at]) is None for at in starts[first:]):
+    refusal = check_batch(keyspace, keys, args, starts, refusal, age_us, count, limit)
+    if refusal:
         return refusal
 
     change: Args | None = None
     sums: Reply = []
     if has_increments:
-        new = new_changes(keyspace, events, args, starts[first:])
+        new = new_changes(keyspace, events, args, starts)
         change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, new)
         if change is None:
             return sums  # a refusal
 
     is_first = last_us == 0
     changes = []
-    for at in starts[first:]:
+    num_stored = 0
+    for at in starts:
         position = next_position(keyspace, args[at + 1], last_us)
         if keyspace.zadd(events, position, args[at], nx=True):
             last_us = position
+            num_stored += 1
             if args[at + 2]:
                 changes.append(at + 3)
         else:
             num_duplicates += 1
-    if num_duplicates == len(starts):
-        return [b"OK", version, keyspace.now_us, num_duplicates]
+    if num_stored == 0:
+        return [b"OK", version, keyspace.now_us, num_duplicates, limit]
     if changes and change is None:
         change, _ = fold_changes(keyspace, [keys[0], *keys[3:]], args, changes)
     if change and changes:
         write_tiers(keyspace, keys, change, 0)
-    trim_events(keyspace, events, event_limit)
-    if is_first:
+    num_missing = max(count - num_events, 0)
+    num_events = trim_events(keyspace, events, limit, keyspace.zcard(events))
+    stored_count = decimal(new_count(num_events, num_missing, limit))
+    keyspace.hset(session, (b"count", stored_count, b"event_limit", decimal(limit)))
+    if is_first or num_missing > 0:
         deadline_ms = 0  # the key of the events is new and has no deadline
     new_version, is_new_member = write_header(keyspace, keys, session_id, version, last_us)
     refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, last_us, is_new_member)
     if sums and num_duplicates == 0:
-        return [b"ADDED", new_version, keyspace.now_us, sums]
-    return [b"OK", new_version, keyspace.now_us, num_duplicates]
+        return [b"ADDED", new_version, keyspace.now_us, sums, limit]
+    return [b"OK", new_version, keyspace.now_us, num_duplicates, limit]
 
 
 def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/pop_event.lua"""
-    session_id, ttl_ms, condition = args
+    session_id, ttl_ms, created_us, condition = args
     session, events = keys[:2]
-    header = read_checked_header(keyspace, keys, session_id)
-    if header is None:
-        return [b"NOT_FOUND"]
-    version, last_us, _ = header
-    refusal = check_condition(keyspace, session, condition, version)
+    header = read_checked_header(keyspace, keys, session_id, created_us)
+    refusal = check_condition(keyspace, session, condition, header.version)
     if refusal:
         return refusal
-    newest = keyspace.zrange_by_rank(events, -1, -1, rev=False)
+    newest = keyspace.zrange_by_rank(events, -2, -1, rev=False)
+    if not newest and header.count:
+        return [b"MISSING", events, header.count, 0]
     if not newest:
         return [b"EMPTY"]
-    [(_, event)] = newest
+    event = newest[-1][1]
     # Lua removes the event last, because the slot may be migrating. The twin has no slots.
     keyspace.zrem(events, event)
-    new_version, is_new_member = write_header(keyspace, keys, session_id, version, last_us)
-    refresh_session(keyspace, keys, ttl_ms, last_us, is_new_member)
+    new_version, is_new_member = write_header(
+        keyspace, keys, session_id, header.version, header.last_us
+    )
+    keyspace.hset(session, (b"removed_us", decimal(keyspace.now_us)))
+    if header.count is not None:
+        keyspace.hset(session, (b"count", decimal(max(header.count - 1, len(newest) - 1))))
+    refresh_session(keyspace, keys, ttl_ms, header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us, event]
 
 
 def clear_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/clear_events.lua"""
-    session_id, ttl_ms, condition = args
+    session_id, ttl_ms, created_us, condition = args
     session, events = keys[:2]
-    header = read_checked_header(keyspace, keys, session_id)
-    if header is None:
-        return [b"NOT_FOUND"]
-    version, last_us, _ = header
-    refusal = check_condition(keyspace, session, condition, version)
+    header = read_checked_header(keyspace, keys, session_id, created_us)
+    refusal = check_condition(keyspace, session, condition, header.version)
     if refusal:
         return refusal
     keyspace.unlink(events)
-    new_version, is_new_member = write_header(keyspace, keys, session_id, version, last_us)
-    refresh_session(keyspace, keys, ttl_ms, last_us, is_new_member)
+    new_version, is_new_member = write_header(
+        keyspace, keys, session_id, header.version, header.last_us
+    )
+    keyspace.hset(session, (b"count", b"0", b"removed_us", decimal(keyspace.now_us)))
+    refresh_session(keyspace, keys, ttl_ms, header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]
+
+
+def repair_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/repair_session.lua"""
+    session, events, index = keys
+    session_id, ttl_ms, event_limit = args
+    keyspace.zscore(index, session_id)
+    newest = keyspace.zrange_by_rank(events, -1, -1, rev=False)
+    num_events = keyspace.zcard(events)
+    is_lost = not keyspace.hlen(session)
+    if is_lost and not num_events:
+        return [b"NOT_FOUND"]
+    stored = keyspace.hmget(session, b"version", b"created_us", b"last_us", b"event_limit")
+    version, created_us, last_us, limit = map(header_number, stored)
+    now_us = keyspace.now_us
+    last_us = max(last_us or 0, newest[0][0] if newest else 0)
+    fields = {
+        b"version": max((version or 0) + 1, now_us),
+        b"created_us": now_us if created_us is None else created_us,
+        b"updated_us": now_us,
+        b"last_us": last_us,
+        b"deadline_ms": 0,
+        b"count": num_events,
+        b"event_limit": choose_limit(event_limit, limit, num_events),
+    }
+    for name, number in fields.items():
+        keyspace.hset(session, (name, decimal(number)))
+    is_new_member = keyspace.zadd(index, now_us, session_id) == 1
+    deadline_ms = keyspace.pexpiretime(events)
+    if is_lost and deadline_ms > 0:
+        keyspace.pexpireat(session, deadline_ms)
+    refresh_session(keyspace, keys, ttl_ms, last_us, is_new_member)
+    return [b"OK"]
 
 
 # -- turns --------------------------------------------------------------------------------------
@@ -285,16 +350,20 @@ def clear_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def acquire_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/acquire_turn.lua"""
-    session_id, ttl_ms, holder, lease_ms = args
-    header = read_checked_header(keyspace, keys, session_id)
-    if header is None:
-        return [b"NOT_FOUND"]
-    _, last_us, deadline_ms = header
+    session_id, ttl_ms, created_us, holder, lease_ms = args
+    header = read_checked_header(keyspace, keys, session_id, created_us)
     fields = (b"turn_token", b"turn_until_us", b"turn_holder", b"turn_ms")
     turn = keyspace.hmget(keys[0], *fields)
-    token, until_us = int(turn[0] or 0), int(turn[1] or 0)
+    token, until_us = header_number(turn[0] or b"0"), header_number(turn[1] or b"0")
+    turn_ms = header_number(turn[3] or b"0")
+    if token is None:
+        return [b"CORRUPT", keys[0], b"turn_token"]
+    if until_us is None:
+        return [b"CORRUPT", keys[0], b"turn_until_us"]
+    if turn_ms is None:
+        return [b"CORRUPT", keys[0], b"turn_ms"]
     now_us = keyspace.now_us
-    longest_us = math.inf if turn[3] is None else (int(turn[3]) + 1000) * 1000
+    longest_us = math.inf if turn[3] is None else (turn_ms + 1000) * 1000
     is_taken = 0 < until_us - now_us <= longest_us
     if is_taken and turn[2] != holder:
         return [b"TAKEN", until_us]
@@ -303,17 +372,14 @@ def acquire_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     until_us = now_us + lease_ms * 1000
     lease = (b"turn_until_us", decimal(until_us), b"turn_ms", decimal(lease_ms))
     keyspace.hset(keys[0], (b"turn_token", decimal(token), *lease, b"turn_holder", holder))
-    refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, last_us, False)
+    refresh_session_if_due(keyspace, keys, header.deadline_ms, ttl_ms, header.last_us, False)
     return [b"OK", token, until_us]
 
 
 def renew_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/renew_turn.lua"""
     session_id, ttl_ms, token, lease_ms = args
-    header = read_checked_header(keyspace, keys, session_id)
-    if header is None:
-        return [b"NOT_FOUND"]
-    _, last_us, deadline_ms = header
+    header = read_checked_header(keyspace, keys, session_id, b"")
     if keyspace.hget(keys[0], b"turn_token") != decimal(token):
         return [b"LOST"]
     until_us = keyspace.now_us + lease_ms * 1000
@@ -322,21 +388,21 @@ def renew_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace.hset(keys[0], lease)
     else:
         keyspace.hset(keys[0], (b"turn_until_us", b"0", b"turn_holder", b""))
-    refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, last_us, False)
+    refresh_session_if_due(keyspace, keys, header.deadline_ms, ttl_ms, header.last_us, False)
     return [b"OK", until_us]
 
 
 def free_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/free_turn.lua"""
-    session_id, ttl_ms = args
-    header = read_checked_header(keyspace, keys, session_id)
-    if header is None:
-        return [b"NOT_FOUND"]
-    _, last_us, deadline_ms = header
-    token = max(int(keyspace.hget(keys[0], b"turn_token") or 0) + 1, keyspace.now_us)
+    session_id, ttl_ms, created_us = args
+    header = read_checked_header(keyspace, keys, session_id, created_us)
+    token = header_number(keyspace.hget(keys[0], b"turn_token") or b"0")
+    if token is None:
+        return [b"CORRUPT", keys[0], b"turn_token"]
+    token = max(token + 1, keyspace.now_us)
     lease = (b"turn_token", decimal(token), b"turn_until_us", b"0")
     keyspace.hset(keys[0], (*lease, b"turn_holder", b""))
-    refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, last_us, False)
+    refresh_session_if_due(keyspace, keys, header.deadline_ms, ttl_ms, header.last_us, False)
     return [b"OK"]
 
 
@@ -345,19 +411,17 @@ def free_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def update_session_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/update_session_state.lua"""
-    session_id, ttl_ms, condition, if_absent = args[:4]
-    header = read_checked_header(keyspace, keys, session_id)
-    if header is None:
-        return [b"NOT_FOUND"]
-    version, last_us, deadline_ms = header
+    session_id, ttl_ms, created_us, condition, if_absent = args[:5]
+    header = read_checked_header(keyspace, keys, session_id, created_us)
+    version, last_us, deadline_ms = header[:3]
     refusal = check_condition(keyspace, keys[0], condition, version)
     if refusal:
         return refusal
     check_tiers(keyspace, keys)
-    change: Args | None = args[5:]
+    change: Args | None = args[6:]
     sums: Reply = []
-    if args[4]:
-        change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, [4])
+    if args[5]:
+        change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, [5])
         if change is None:
             return sums  # a refusal
     assert change is not None
@@ -411,6 +475,7 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             pop_event,
             prune_index,
             renew_turn,
+            repair_session,
             touch_session,
             touch_tier,
             update_session_state,

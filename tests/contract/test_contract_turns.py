@@ -289,20 +289,6 @@ class TestAppend:
             await service.append_events(KEY, [*batch, Event("user", 5)], turn=lost)
         assert numbers_of(await read(service)) == [1, 2, 3, 4]
 
-    async def test_a_repeated_batch_beyond_the_limit_is_known_by_what_is_left(
-        self, make_service: ServiceFactory
-    ) -> None:
-        service = make_service(session_event_limit=3)
-        await create(service)
-        lost = await service.acquire_turn(KEY, lease=SHORT)
-        batch = numbered(*range(10))
-        await service.append_events(KEY, batch, turn=lost)
-        before = await read(service)
-        await take_over(service)
-        await service.append_events(KEY, batch, turn=lost)
-        assert await read(service) == before
-        assert numbers_of(before) == [7, 8, 9]
-
     async def test_partial_events_need_no_turn(self, service: Any) -> None:
         session = await create(service)
         lost, _ = await lose_turn(service)

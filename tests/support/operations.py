@@ -21,7 +21,7 @@ from sessionstore import SessionExists, StaleVersion, TurnTaken
 from .events import LONG_AGO, make_event
 from .scene import E1, Scene
 
-READ_COMMANDS = {"HGETALL", "HEXISTS", "HMGET", "ZCARD", "ZRANGE"}
+READ_COMMANDS = {"HGETALL", "HMGET", "ZCARD", "ZRANGE"}
 """The plain commands that operations send without a script."""
 
 LOG = "session events index"
@@ -150,6 +150,13 @@ OPERATIONS = (
         needs_expired=True,
     ),
     Operation("delete_session", lambda s, at: s.delete_session(**at.ids), keys=LOG, kind="delete"),
+    Operation(
+        "repair_session",
+        lambda s, at: s.repair_session(at.session),
+        keys=ALL,
+        refreshes="session",
+        counts_twice=True,
+    ),
     # -- events
     Operation(
         "append_event",
@@ -267,6 +274,7 @@ OPERATIONS = (
         keys=LOG,
         kind="delete",
         refreshes="session",
+        idempotent=False,
         counts_twice=True,
     ),
     Operation(

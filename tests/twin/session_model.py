@@ -213,12 +213,6 @@ class Model:
         batch = [((settings.codec, event.id), event) for event in events]
         known = {entry.identity for entry in stored.log}
         limit = settings.event_limit
-        # If the log is full, its oldest event shows a repeat: the events before it were trimmed.
-        if limit and len(stored.log) >= limit:
-            order = [identity for identity, _ in batch]
-            oldest = stored.log[0].identity
-            if len(batch) > 1 and oldest in order:
-                batch = batch[order.index(oldest) :]
         is_repeat = all(identity in known for identity, _ in batch)
         if not is_repeat:
             self._check_version(stored, if_version)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
@@ -24,6 +26,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from msgspec import structs
 from session_model import TOLERANCE_MS, Model, Refused, Settings, microseconds
 from support.clock import pass_time
 from support.servers import Server
@@ -42,9 +45,10 @@ from sessionstore import (
 from sessionstore.calls import Call, Flow, Step
 from sessionstore.codec import decode_event, decode_value
 from sessionstore.keys import Keys
-from sessionstore.ops import Ops
+from sessionstore.ops import CreatedUs, Ops
 from sessionstore.options import check_options
 from sessionstore.replies import WriteResult
+from sessionstore.tiers import NO_CHANGE
 from sessionstore.transport import connect_sync
 from sessionstore.transport.threads import RedisExecutor
 from sessionstore.twin import MemoryExecutor
@@ -674,6 +678,10 @@ class TwinMachine(RuleBasedStateMachine):
 
     def _check(self) -> None:
         """Check that twin, server and model store the same."""
+        self._check_model(self.check_twin())
+
+    def check_twin(self) -> Dump:
+        """Check that twin and server store the same."""
         real, twin = self.stored, dump_twin(self.twin.keyspace)
         assert sorted(twin) == sorted(real)
         for key, (kind, deadline_ms, content) in real.items():
@@ -681,12 +689,15 @@ class TwinMachine(RuleBasedStateMachine):
             assert twin_kind == kind
             assert _is_near(twin_deadline_ms, deadline_ms), key
             if key.startswith(b"session:"):
-                noted = int(content[b"deadline_ms"])
-                assert noted in (0, deadline_ms)
-                assert _is_near(int(twin_content.pop(b"deadline_ms")), noted)
+                noted = content.get(b"deadline_ms", b"")
+                twin_noted = twin_content.pop(b"deadline_ms", b"")
+                assert noted.isdigit() == twin_noted.isdigit()
+                if noted.isdigit() and twin_noted.isdigit():
+                    assert int(noted) in (0, deadline_ms)
+                    assert _is_near(int(twin_noted), int(noted))
                 content = {name: content[name] for name in content if name != b"deadline_ms"}
             assert twin_content == content
-        self._check_model(real)
+        return real
 
     def _check_model(self, real: Dump) -> None:
         spelled = Keys()
@@ -769,6 +780,79 @@ def test_twin_server_and_model_agree(server: Server, executors: tuple[RedisExecu
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.mark.without_ttl
+@pytest.mark.parametrize("seed", range(8))
+def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
+    server: Server, executors: tuple[RedisExecutor, ...], seed: int
+) -> None:
+    """Keys are lost, header fields are damaged or missing, Calls come with an age."""
+    chance = random.Random(seed)
+    kind = type("Machine", (TwinMachine,), {"server": server, "executors": executors})
+    machine = kind()
+    key = KEYS[0]
+    session, events, index = Keys().session(*_parts(key))[:3]
+    garbage = (None, b"", b"x", b"nan", b"-1", b"1" * 30)
+    fields = (b"version", b"last_us", b"deadline_ms", b"count", b"event_limit", b"removed_us")
+
+    def damage() -> None:
+        lost = chance.choice((session, events, index, b""))
+        field, value = chance.choice(fields), chance.choice(garbage)
+        keyspace = machine.twin.keyspace
+        if lost:
+            server.raw.delete(lost)
+            keyspace.unlink(lost)
+        elif value is None:
+            server.raw.hdel(session, field)
+            keyspace.hdel(session, [field])
+        elif server.raw.exists(session):
+            server.raw.hset(session, field, value)
+            keyspace.hset(session, (field, value))
+
+    def some_rows() -> list[Any]:
+        found = []
+        for event in chance.choices(EVENTS, k=chance.randint(1, 5)):
+            data, copy = OPS[0].options.codec.encode_event(event, "event")
+            found.append((data, copy.timestamp, NO_CHANGE))
+        return found
+
+    errors = Counter[str]()
+    for _ in range(150):
+        ops = OPS[chance.randrange(len(OPS))]
+        rows = some_rows()
+        data, at, _ = rows[0]
+        stored = int(server.raw.hget(session, "created_us") or 0)
+        created_us: CreatedUs = chance.choice(("", "", stored, 5)) if stored else ""
+        calls: list[Call[Any]] = [
+            ops.create_session(key, "creation", NO_CHANGE),
+            ops.get_or_create_session(key, "creation", NO_CHANGE, None, None),
+            ops.get_session(key, None, None),
+            ops.get_events(key, None, None, 3),
+            ops.append_event(key, data, at, NO_CHANGE, None, None, created_us),
+            ops.append_event(key, data, at, NO_CHANGE, 7, None, created_us),
+            ops.append_events(key, rows, None, None, created_us),
+            ops.append_events(key, rows, 7, None, created_us),
+            ops.pop_event(key, None, created_us),
+            ops.clear_events(key, None, created_us),
+            ops.update_session_state(key, NO_CHANGE, None, created_us),
+            ops.acquire_turn(key, "holder", 60_000, created_us),
+            ops.delete_session(key),
+        ]
+        call = chance.choices(calls, [3, 3, 3, 3, 9, 1, 9, 1, 3, 1, 1, 1, 1])[0]
+        if call.age_argument is not None and chance.random() < 0.5:
+            args = list(call.args)
+            args[call.age_argument] = chance.choice((1, 10_000_000))
+            call = structs.replace(call, args=tuple(args))
+        if chance.random() < 0.2:
+            damage()
+        if chance.random() < 0.1:
+            call = ops.repair_session(key)
+        outcome = machine._run(call, 60_000 if call.name == "acquire_turn" else 0)
+        errors[type(outcome.error).__name__] += 1
+        machine.check_twin()
+    assert errors["NoneType"] > 30
+    assert {"CorruptData", "EventsMissing", "BackendUnavailable"} & set(errors)
 
 
 def test_both_let_keys_expire(server: Server, executors: tuple[RedisExecutor, ...]) -> None:

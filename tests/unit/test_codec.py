@@ -721,7 +721,7 @@ def test_corrupt_data_is_raised_with_its_key_and_without_its_bytes(
 
     call = make_ops().get_session(KEY, None, None)
     with pytest.raises(CorruptData) as caught:
-        call.decode([reply(session), reply(user), reply(app), log])
+        call.decode([reply(session), reply(user), reply(app), len(log), log])
     assert caught.value.key == key
     assert key in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -732,7 +732,11 @@ def test_corrupt_data_elsewhere_is_raised_with_its_key() -> None:
     for call, replies, key in (
         (ops.get_app_state("app"), [{b"x": b"?"}], "appdata:{app} field x"),
         (ops.get_user_state("app", "user"), [{b"x": b"?"}], "userdata:{app:user} field x"),
-        (ops.get_events(KEY, None, None, 9), [1, [[b"?", 1.0]]], "events:{app:user}:sid"),
+        (
+            ops.get_events(KEY, None, None, 9),
+            [[b"1", b"1"], 1, [[b"?", 1.0]]],
+            "events:{app:user}:sid",
+        ),
         (ops.pop_event(KEY, None), [[b"OK", 2, 1, b"?"]], "events:{app:user}:sid"),
         (ops.list_places("app", "user", 9), [[[b"\xff", 1.0]]], "sessions:{app:user}"),
         (

@@ -91,10 +91,11 @@ class FaultyExecutor:
                 app_name="fleet", user_id="user-000000", session_id=VICTIM
             )
         replies = await self._executor.execute(call)
-        count = [replies.pop()] if isinstance(replies[-1], int) else []
-        *status, session, user, app, events = replies
+        *rest, events = replies
+        count = [rest.pop()] if isinstance(rest[-1], int) else []
+        *status, session, user, app = rest
         if self._fault == "forgets the session":
-            return [*status, session, user, app, events, *count]
+            return [*status, session, user, app, *count, events]
         session, user = dict(hash_items(session)), dict(hash_items(user))
         if self._fault == "duplicates":
             events.append(events[-1])
@@ -111,7 +112,7 @@ class FaultyExecutor:
             session[b"version"] = b"%d" % (int(session[b"version"]) + 1)
         if self._fault == "leaks state":
             user[b"last_session-999999"] = b"1"
-        return [*status, session, user, app, events, *count]
+        return [*status, session, user, app, *count, events]
 
 
 class FaultyRunner(Runner):

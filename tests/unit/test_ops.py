@@ -243,8 +243,8 @@ def test_a_turn_goes_with_no_version_and_no_other_session() -> None:
 def test_status_words_become_results_and_exceptions() -> None:
     ops = make_ops()
     append = ops.append_events(KEY, prepared(ops, 2), 3, None)
-    written = append.decode([[b"OK", 4, 1_715_774_400_000_000, 1]])
-    assert written == WriteResult(4, 1_715_774_400_000_000, 1)
+    written = append.decode([[b"OK", 4, 1_715_774_400_000_000, 1, 1000]])
+    assert written == WriteResult(4, 1_715_774_400_000_000, 1, 1000)
     with pytest.raises(SessionNotFound, match=r"'sid'.*'user'.*'app'"):
         append.decode([[b"NOT_FOUND"]])
     with pytest.raises(StaleVersion) as caught:
@@ -253,7 +253,7 @@ def test_status_words_become_results_and_exceptions() -> None:
     with pytest.raises(SessionExists):
         ops.create_session(KEY, "g", change_of(ops)).decode([[b"EXISTS"], {}, {}, {}])
     assert ops.pop_event(KEY, None).decode([[b"EMPTY"]]) is None
-    assert ops.get_session(KEY, None, None).decode([{}, {}, {}, []]) is None
+    assert ops.get_session(KEY, None, None).decode([{}, {}, {}, 0, []]) is None
 
 
 def test_a_reply_that_no_header_declares_is_a_bug_of_ours() -> None:

@@ -55,7 +55,7 @@ A, B, C = Node("a", 1), Node("b", 2), Node("c", 3)
 KEY = SessionKey("app", "user", "sid")
 READ = make_ops().get_session(KEY, None, None)
 TOUCHING_READ = make_ops(session_ttl=60).get_session(KEY, None, None)
-WRITE = make_ops().clear_events(KEY, None)
+WRITE = make_ops().delete_session(KEY)
 POP = make_ops().pop_event(KEY, None)
 CREATE = make_ops().create_session(KEY, "g", NO_CHANGE)
 SLOT = slot_of(READ)
@@ -279,7 +279,7 @@ def test_the_age_counts_from_the_beginning_of_the_call() -> None:
 
 
 def test_other_calls_do_not_change_when_they_are_repeated() -> None:
-    assert pack(WRITE, Form.EVALSHA, began_at=1.0) == pack(WRITE, Form.EVALSHA)
+    assert pack(CREATE, Form.EVALSHA, began_at=1.0) == pack(CREATE, Form.EVALSHA)
 
 
 def test_maybe_applied_stays_true_through_redirections() -> None:
@@ -302,7 +302,7 @@ def test_a_call_that_is_not_idempotent_is_redirected_but_not_sent_again_after_a_
 def test_a_failed_connect_is_retried_if_a_server_was_ever_reached() -> None:
     refused = ConnectFailed("refused", final=False)
     assert isinstance(Tried().fail(refused), Send)
-    with pytest.raises(BackendUnavailable, match="clear_events: refused"):
+    with pytest.raises(BackendUnavailable, match="delete_session: refused"):
         Tried(has_connected=False).fail(refused)
     with pytest.raises(BackendUnavailable, match="wrong password"):
         Tried().fail(ConnectFailed("wrong password", final=True))
@@ -334,8 +334,8 @@ def test_retries_are_logged_without_the_text_of_replies(caplog: pytest.LogCaptur
     tried.fail(ErrorReply("TRYAGAIN session:{app:user}:sid secret"))
     tried.fail(ConnectionLost("gone"))
     first, second = (record.getMessage() for record in caplog.records)
-    assert first.startswith("clear_events: attempt 1 failed (TRYAGAIN); retry in 0.0")
-    assert second.startswith("clear_events: attempt 2 failed (ConnectionLost); retry in 0.0")
+    assert first.startswith("delete_session: attempt 1 failed (TRYAGAIN); retry in 0.0")
+    assert second.startswith("delete_session: attempt 2 failed (ConnectionLost); retry in 0.0")
     assert {record.levelname for record in caplog.records} == {"DEBUG"}
 
 

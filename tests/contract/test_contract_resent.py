@@ -1,0 +1,203 @@
+"""Calls that are sent again after a lost reply: nothing is lost, doubled or brought back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from support.events import numbered, numbers_of
+from support.services import Awaited, ServiceFactory
+from support.sessions import IDS, KEY, create, read
+
+from sessionstore import BackendUnavailable, Event, SessionNotFound
+from sessionstore.calls import Call
+from sessionstore.observe import wrap_executor
+
+AGE_US = 2_000_000  # how long ago the first attempt was sent, at most
+LONG_AGO = datetime(2001, 2, 3, tzinfo=UTC)
+
+
+def resent(call: Call[Any]) -> Call[Any]:
+    """The Call as it is sent again after an attempt of unknown outcome."""
+    if call.age_argument is None:
+        return call
+    args = list(call.args)
+    assert args[call.age_argument] == b"0"
+    args[call.age_argument] = AGE_US
+    return msgspec.structs.replace(call, args=tuple(args))
+
+
+class ResendingAsync:
+    """Sends Calls again. `between` sees to what happens meanwhile, if the first attempt arrives."""
+
+    def __init__(self, inner: Any, arrives: bool, between: Callable[[], Any] | None) -> None:
+        self._inner, self._arrives, self._between = inner, arrives, between
+
+    async def execute(self, call: Call[Any]) -> list[Any]:
+        if call.age_argument is not None:
+            if self._arrives:
+                await self._inner.execute(call)
+            if self._between is not None:
+                await self._between()
+        return await self._inner.execute(resent(call))  # type: ignore[no-any-return]
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def resending(service: Any, *, arrives: bool, between: Callable[[], Any] | None = None) -> Any:
+    """A service whose calls are sent twice, and whose first attempts arrive, or do not."""
+    found = copy.copy(service)
+    wrap_executor(found, lambda inner: ResendingAsync(inner, arrives, between))
+    return found
+
+
+@pytest.fixture
+def limited(make_service: ServiceFactory) -> Any:
+    service = make_service(session_event_limit=3)
+    if isinstance(service, Awaited):
+        pytest.skip("both kinds of services send the same Calls")
+    return service
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+@pytest.mark.parametrize("num_before", [0, 2, 3])
+async def test_an_ordinary_append_is_stored_once(
+    limited: Any, arrives: bool, num_before: int
+) -> None:
+    session = await create(limited)
+    old = [Event("user", number, timestamp=LONG_AGO) for number in range(num_before)]
+    await limited.append_events(session, old) if old else None
+    event = Event("user", "new", state_delta={"n": 1})
+    await resending(limited, arrives=arrives).append_event(session, event)
+    stored = await read(limited)
+    assert numbers_of(stored) == [*range(num_before), "new"][-3:]
+    assert stored == session
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
+async def test_a_batch_beyond_the_limit_is_stored_once(
+    limited: Any, arrives: bool, size: int
+) -> None:
+    session = await create(limited)
+    batch = [Event("user", number, state_delta={"n": number}) for number in range(size)]
+    await resending(limited, arrives=arrives).append_events(session, batch)
+    stored = await read(limited)
+    assert numbers_of(stored) == list(range(size))[-3:]
+    assert (stored.state, stored.version) == ({"n": size - 1}, session.version)
+
+
+async def test_a_batch_that_was_not_stored_is_not_taken_for_one_that_was(limited: Any) -> None:
+    """Its second event was stored before, and is the oldest of a log that is full."""
+    session = await create(limited)
+    old = [Event("user", number, timestamp=LONG_AGO) for number in range(3)]
+    await limited.append_events(session, old)
+    new = Event("user", "new", state_delta={"n": 1})
+    await resending(limited, arrives=False).append_events(session, [new, old[0]])
+    stored = await read(limited)
+    assert "new" in numbers_of(stored)
+    assert stored.state == {"n": 1}
+
+
+REMOVALS: dict[str, Callable[[Any], Any]] = {
+    "pop_event": lambda service: service.pop_event(KEY),
+    "clear_events": lambda service: service.clear_events(KEY),
+    "trim": lambda service: service.append_events(KEY, numbered(1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", REMOVALS)
+@pytest.mark.parametrize("as_batch", [False, True])
+async def test_an_event_that_was_removed_meanwhile_is_not_brought_back(
+    limited: Any, name: str, as_batch: bool
+) -> None:
+    session = await create(limited)
+    event = Event("user", "removed", state_delta={"n": 1})
+    service = resending(limited, arrives=True, between=lambda: REMOVALS[name](limited))
+    before = copy.deepcopy(session)
+    append = service.append_events(session, [event]) if as_batch else None
+    with pytest.raises(BackendUnavailable) as caught:
+        await (append or service.append_event(session, event))
+    assert caught.value.maybe_applied
+    assert session == before
+    assert "removed" not in numbers_of(await read(limited))
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+async def test_a_condition_that_fails_on_a_repeat_leaves_the_outcome_open(
+    limited: Any, arrives: bool
+) -> None:
+    session = await create(limited)
+    turn = await limited.acquire_turn(session, lease=timedelta(milliseconds=1))
+    version = session.version
+
+    async def others_write() -> None:
+        await limited.append_events(KEY, numbered(1, 2, 3))
+        while True:
+            try:
+                await limited.acquire_turn(KEY)
+            except Exception:
+                continue
+            return
+
+    for condition in ({"if_version": version}, {"turn": turn}):
+        service = resending(limited, arrives=arrives, between=others_write)
+        with pytest.raises(BackendUnavailable) as caught:
+            await service.append_event(session, Event("user", "mine"), **condition)
+        assert caught.value.maybe_applied
+        assert "mine" not in numbers_of(await read(limited))
+        await limited.delete_session(**IDS)
+        session = await create(limited)
+        turn = await limited.acquire_turn(session, lease=timedelta(milliseconds=1))
+        version = session.version
+
+
+async def test_a_delete_spares_a_session_that_was_created_meanwhile(limited: Any) -> None:
+    await create(limited)
+    service = resending(limited, arrives=True, between=lambda: create(limited, state={"n": 2}))
+    with pytest.raises(BackendUnavailable) as caught:
+        await service.delete_session(**IDS)
+    assert caught.value.maybe_applied
+    assert (await read(limited)).state == {"n": 2}
+
+
+async def test_a_repeated_delete_finds_nothing(limited: Any) -> None:
+    await create(limited)
+    await resending(limited, arrives=True).delete_session(**IDS)
+    assert await limited.get_session(**IDS) is None
+
+
+# -- handles ------------------------------------------------------------------------------------
+
+WRITES: dict[str, Callable[[Any, Any], Any]] = {
+    "append_event": lambda service, session: service.append_event(session, Event("user", 1)),
+    "append_events": lambda service, session: service.append_events(session, numbered(1, 2)),
+    "pop_event": lambda service, session: service.pop_event(session),
+    "clear_events": lambda service, session: service.clear_events(session),
+    "update_session_state": lambda service, session: service.update_session_state(
+        session, {"n": 1}
+    ),
+    "delete_session_state": lambda service, session: service.delete_session_state(session, "n"),
+    "acquire_turn": lambda service, session: service.acquire_turn(session),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_a_handle_writes_only_to_the_session_that_it_was_read_from(
+    service: Any, name: str
+) -> None:
+    old = await create(service, state={"n": 0})
+    await service.delete_session(**IDS)
+    new = await create(service, state={"n": 5})
+    await service.append_event(new, Event("user", "kept"))
+    before = copy.deepcopy(old)
+    with pytest.raises(SessionNotFound):
+        await WRITES[name](service, old)
+    assert old == before
+    assert await read(service) == new
+    await WRITES[name](service, await read(service))

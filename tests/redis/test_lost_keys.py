@@ -1,0 +1,182 @@
+"""Sessions whose keys a server has evicted, or whose header is damaged."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from support.events import make_event, numbered, numbers_of
+from support.servers import Server
+from support.services import make_service
+from support.sessions import IDS, KEY, OWNER, create, read
+
+from sessionstore import (
+    BackendRejected,
+    CorruptData,
+    Event,
+    EventsMissing,
+    SessionKey,
+    SessionNotFound,
+)
+
+SESSION, EVENTS = "session:{app:user}:sid", "events:{app:user}:sid"
+
+
+@pytest.fixture
+async def service(server: Server) -> Any:
+    found = make_service("async", server.url)
+    yield found
+    await found.aclose()
+
+
+READS: dict[str, Any] = {
+    "get_session": lambda service: service.get_session(**IDS),
+    "get_session event_num": lambda service: service.get_session(**IDS, event_num=1),
+    "get_or_create_session": lambda service: service.get_or_create_session(**IDS),
+    "get_events": lambda service: service.get_events(KEY),
+    "list_sessions": lambda service: service.list_sessions(**OWNER, event_num=5),
+    "pop_event": lambda service: service.pop_event(KEY),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+async def test_no_read_returns_fewer_events_than_there_were(
+    server: Server, service: Any, name: str
+) -> None:
+    session = await create(service)
+    await service.append_events(session, numbered(1, 2, 3))
+    server.raw.delete(EVENTS)
+    with pytest.raises(EventsMissing, match="0 of 3 events") as caught:
+        await READS[name](service)
+    assert (caught.value.expected, caught.value.actual, caught.value.key) == (3, 0, EVENTS)
+    assert (await service.get_session(**IDS, event_num=0)).events == []
+    assert [each.id for each in await service.list_sessions(**OWNER)] == ["sid"]
+    repaired = await service.repair_session(KEY)
+    assert repaired.events == []
+    assert repaired.created_at == session.created_at
+    await READS[name](service)
+
+
+async def test_appends_go_on_and_the_events_stay_missing_until_the_limit_is_reached(
+    server: Server,
+) -> None:
+    service = make_service("async", server.url, session_event_limit=5)
+    session = await create(service)
+    await service.append_events(session, numbered(1, 2, 3, 4))
+    server.raw.delete(EVENTS)
+    await service.append_event(KEY, Event("user", 5))
+    assert server.raw.pexpiretime(EVENTS) == server.raw.pexpiretime(SESSION) > 0
+    for number in (6, 7, 8):
+        with pytest.raises(EventsMissing) as caught:
+            await service.get_session(**IDS)
+        assert (caught.value.expected, caught.value.actual) == (5, number - 5)
+        await service.append_events(KEY, numbered(number))
+    await service.append_event(KEY, Event("user", 9))
+    # The limit would have removed the lost ones by now.
+    assert numbers_of(await read(service)) == [5, 6, 7, 8, 9]
+    await service.aclose()
+
+
+async def test_a_lost_header_is_an_error_until_the_session_is_repaired_or_created(
+    server: Server, service: Any
+) -> None:
+    old = await create(service, state={"n": 1})
+    await service.append_events(old, numbered(1, 2))
+    server.raw.delete(SESSION)
+    for name in ("get_session", "get_or_create_session", "get_events"):
+        with pytest.raises(CorruptData, match="repair_session") as caught:
+            await READS[name](service)
+        assert caught.value.key.startswith(SESSION)
+    assert numbers_of(await service.repair_session(KEY)) == [1, 2]
+    repaired = await read(service)
+    assert repaired.state == {}
+    assert repaired.created_at > old.created_at
+    assert server.raw.pexpiretime(EVENTS) == server.raw.pexpiretime(SESSION) > 0
+    await service.append_event(repaired, Event("user", 3))
+    assert numbers_of(await read(service)) == [1, 2, 3]
+    with pytest.raises(SessionNotFound):
+        await service.append_event(old, Event("user", 4))
+
+    server.raw.delete(SESSION)
+    new = await create(service)
+    assert await read(service) == new
+    assert new.events == []
+
+
+async def test_what_is_gone_as_a_whole_cannot_be_repaired(service: Any) -> None:
+    with pytest.raises(SessionNotFound):
+        await service.repair_session(KEY)
+
+
+@pytest.mark.parametrize("field", ["version", "last_us", "deadline_ms", "count", "event_limit"])
+@pytest.mark.parametrize("value", [b"x", b"", b"nan", b"inf", b"1" * 40])
+async def test_a_damaged_header_is_named_and_nothing_is_written(
+    server: Server, service: Any, field: str, value: bytes
+) -> None:
+    session = await create(service)
+    await service.append_events(session, numbered(1, 2))
+    server.raw.hset(SESSION, field, value)
+    before = server.snapshot()
+    writes: list[Any] = [
+        lambda: service.append_event(KEY, Event("user", state_delta={"n": 1, "user:n": 1})),
+        lambda: service.append_events(KEY, [Event("user", state_delta={"n": 1, "app:n": 1})]),
+        lambda: service.pop_event(KEY),
+        lambda: service.clear_events(KEY),
+        lambda: service.update_session_state(KEY, {"n": 1}),
+        lambda: service.acquire_turn(KEY),
+        lambda: service.get_or_create_session(**IDS),
+    ]
+    for write in writes:
+        with pytest.raises(CorruptData) as caught:
+            await write()
+        # append_event has no time to find the field.
+        assert caught.value.key in (SESSION, f"{SESSION} field {field}")
+        assert server.snapshot() == before
+    assert numbers_of(await service.repair_session(KEY)) == [1, 2]
+    for write in writes:
+        await write()
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-lru", "volatile-ttl"])
+async def test_eviction_is_never_silent(server: Server, policy: str) -> None:
+    """Each read shows every event, or raises; each key that is left has a deadline."""
+    chance = random.Random(7)
+    service = make_service("async", server.url, session_event_limit=None)
+    expected: dict[str, int] = {}
+    num_damaged = num_read = 0
+    used = int(server.raw.info("memory")["used_memory"])
+    try:
+        server.raw.config_set("maxmemory-policy", policy)
+        server.raw.config_set("maxmemory", used + 1_500_000)
+        for step in range(1500):
+            name = f"s{chance.randrange(60)}"
+            key = SessionKey("app", "user", name)
+            try:
+                if name not in expected:
+                    await create(service, key)
+                    expected[name] = 0
+                await service.append_event(key, make_event(step, metadata={"text": "x" * 2000}))
+                expected[name] += 1
+            except (SessionNotFound, CorruptData):
+                num_damaged += 1
+                del expected[name]
+                await service.delete_session(**OWNER, session_id=name)
+            except BackendRejected:
+                pass
+            other = f"s{chance.randrange(60)}"
+            try:
+                found = await service.get_session(**OWNER, session_id=other)
+            except CorruptData:
+                num_damaged += 1
+                continue
+            if found is not None:
+                num_read += 1
+                assert len(found.events) == expected[other]
+    finally:
+        server.raw.config_set("maxmemory", 0)
+        server.raw.config_set("maxmemory-policy", "noeviction")
+    assert num_damaged > 0
+    assert num_read > 100
+    assert all(deadline > 0 for _, _, deadline in server.snapshot().values())
+    await service.aclose()
