@@ -16,6 +16,9 @@ from typing import Any
 from .calls import AsyncExecutor, Call, Flow, R, SyncExecutor
 from .errors import NotReplicated
 
+# More bytes are decoded in a thread, so that other tasks go on. It takes more than 10 ms.
+_LONG_DECODE_BYTES = 2 << 20
+
 
 async def drive_async(flow: Flow[R], executor: AsyncExecutor) -> R:
     """The return value of a flow, run over asyncio.
@@ -37,7 +40,10 @@ async def drive_async(flow: Flow[R], executor: AsyncExecutor) -> R:
                     except NotReplicated as error:
                         not_replicated = not_replicated or error
                         replies = error.replies
-                    result = step.decode(replies)
+                    if step.commands and _takes_long(step, replies):
+                        result = await asyncio.to_thread(step.decode, replies)
+                    else:
+                        result = step.decode(replies)
             except Exception as error:
                 step = flow.throw(error)
             else:
@@ -77,4 +83,23 @@ def drive(flow: Flow[R], executor: SyncExecutor) -> R:
 
 
 async def _decoded(call: Call[R], executor: AsyncExecutor) -> R:
-    return call.decode(await executor.execute(call))
+    replies = await executor.execute(call)
+    if call.commands and _takes_long(call, replies):
+        return await asyncio.to_thread(call.decode, replies)
+    return call.decode(replies)
+
+
+def _takes_long(call: Call[Any], replies: list[Any]) -> bool:
+    """Whether decoding would hold up other tasks."""
+    # The last reply has the events. Only large reads have more that counts.
+    size = sum(map(_size, replies if call.is_bulk else replies[-1:]))
+    return size > _LONG_DECODE_BYTES
+
+
+def _size(reply: Any) -> int:
+    """Bytes of the parts of a reply."""
+    if not isinstance(reply, list) or not reply:
+        return 0
+    if isinstance(reply[0], list):  # with scores, in RESP3
+        reply = [part[0] for part in reply]
+    return sum([len(part) for part in reply if type(part) is bytes])

@@ -77,7 +77,9 @@ class Router:
         if self._topology.is_known and not (self._durability and call.writes):
             node = self._topology.node_for(call)
             lanes = self._by_node.get(node)
-            connection = lanes.get(self._lane(call)) if lanes is not None else None
+            is_plain = not (call.is_bulk or call.commands)
+            lane = _SMALL if is_plain else self._lane(call)
+            connection = lanes.get(lane) if lanes is not None else None
             if connection is not None and connection.is_open:
                 # Fast path: the topology is known and the connection is open.
                 reply = connection.submit(call, deadline)
@@ -171,7 +173,7 @@ class Router:
         """The bulk connection, if it can take a large request from the small one at once."""
         self._reply_sizes.forget(call)
         connection = self._connection(node, _BULK)
-        return connection if connection.is_open else None
+        return connection if connection.is_open and connection.has_room else None
 
     def _new_connection(self, node: Node) -> SharedConnection:
         address = self._deployment.address_of(node)

@@ -128,7 +128,7 @@ class SharedConnection(asyncio.Protocol):
             The replies, or ConnectionLost. ConnectFailed or NotSentInTime: nothing was sent.
         """
         reply: _Reply = self._loop.create_future()
-        if self._queue or not self._has_room:
+        if self._queue or not self.has_room:
             self._queue.append((reply, call, attempt, deadline))
         else:
             self._pack_and_send(reply, call, attempt, deadline)
@@ -138,7 +138,8 @@ class SharedConnection(asyncio.Protocol):
         self, reply: _Reply, call: Call[Any], attempt: Send | None, deadline: float
     ) -> None:
         if attempt is None:
-            payload, count = pack(call, Form.EVALSHA), reply_count(call, Form.EVALSHA)
+            payload = pack(call, Form.EVALSHA)
+            count = reply_count(call, Form.EVALSHA) if call.commands else 1
         else:
             _, form, asking, began_at, _ = attempt
             payload = pack(call, form, asking=asking, began_at=began_at)
@@ -172,7 +173,8 @@ class SharedConnection(asyncio.Protocol):
         self._out.append(payload)
 
     @property
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
+        """Whether fewer calls and bytes are in flight than the limits allow."""
         return (
             len(self._pending) < CALLS_IN_FLIGHT_LIMIT
             and self._bytes_in_flight < BYTES_IN_FLIGHT_LIMIT
@@ -186,7 +188,7 @@ class SharedConnection(asyncio.Protocol):
 
     def _send_queued(self) -> None:
         """Send the calls that wait for room, first come first served, as far as there is room."""
-        while self._queue and self._has_room:
+        while self._queue and self.has_room:
             reply, call, attempt, deadline = self._queue.popleft()
             if not reply.done():
                 self._pack_and_send(reply, call, attempt, deadline)

@@ -74,8 +74,9 @@ def pack(
     script = call.script
     if script is not None and not call.commands and form is Form.EVALSHA and not asking:
         # Fast path: most Calls are one script.
+        keys = call.keys
         args = [part if type(part) is bytes else _as_bytes(part) for part in call.args]
-        return _pack_bytes((b"EVALSHA", script.sha, b"%d" % len(call.keys), *call.keys, *args))
+        return _pack_bytes((b"EVALSHA", script.sha, b"%d" % len(keys), *keys, *args))
     commands = _commands(call, form)
     if asking:
         commands = [part for command in commands for part in (("ASKING",), command)]

@@ -152,6 +152,10 @@ def test_reads_use_the_bulk_connection_until_they_were_measured() -> None:
     assert sizes.may_be_large(state)
 
 
+def test_commands_without_keys_are_small() -> None:
+    assert not ReplySizes().may_be_large(Call("role", list, commands=(("ROLE",),)))
+
+
 def test_a_large_write_makes_sizes_unknown() -> None:
     sizes = ReplySizes()
     sizes.note(read_call("a"), is_large=False)
@@ -166,4 +170,4 @@ def test_the_memory_of_sizes_is_bounded() -> None:
     assert len(sizes._is_large) == 10_000
     for number in range(1, 1000):
         sizes.note(read_call("a", number), is_large=False)
-    assert len(sizes._is_large[b"a"]) <= 16
+    assert len(sizes._is_large[b"a",]) <= 16

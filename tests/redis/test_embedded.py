@@ -508,6 +508,9 @@ class PathOfBytes(os.PathLike[bytes]):
     def __fspath__(self) -> bytes:
         return b"/tmp"
 
+    def __repr__(self) -> str:
+        return "PathOfBytes()"  # the test's id, the same in every worker
+
 
 @pytest.mark.parametrize(
     "arguments",
