@@ -293,7 +293,7 @@ class Ops:
             "repair_session",
             decode,
             SCRIPTS["repair_session"],
-            keys[:3],
+            self._script_keys(keys),
             (key.session_id, self.options.session_ttl_ms, self._limit),
             self._read_commands(keys, events),
             is_bulk=True,

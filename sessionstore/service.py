@@ -73,6 +73,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/create_session.lua; one round trip, O(1).
+        Sent again after a lost reply; a repeat finds its own session.
         """
         return await self._run(
             flows.create_session(self._ops, app_name, user_id, session_id, state)
@@ -103,10 +104,11 @@ class SessionService:
 
         Raises:
             InvalidArgument: an argument is not valid; names it.
-            CorruptData: stored bytes do not decode.
+            CorruptData: stored bytes do not decode; EventsMissing: the server lost events.
             BackendError: the store refused the call or did not answer.
 
         lua/get_or_create_session.lua; one round trip, O(events read).
+        Sent again after a lost reply; a repeat finds the session.
         """
         return await self._run(
             flows.get_or_create_session(
@@ -142,7 +144,7 @@ class SessionService:
 
         Raises:
             InvalidArgument: an argument is not valid; names it.
-            CorruptData: stored bytes do not decode.
+            CorruptData: stored bytes do not decode; EventsMissing: the server lost events.
             BackendError: the store could not be read. This is never reported as None.
 
         lua/touch_session.lua and plain reads; one round trip, O(events read).
@@ -173,7 +175,7 @@ class SessionService:
 
         Raises:
             InvalidArgument: an argument is not valid; names it.
-            CorruptData: stored bytes do not decode.
+            CorruptData: stored bytes do not decode; EventsMissing: the server lost events.
             BackendError: the store could not be read.
 
         Plain reads, and lua/prune_index.lua for expired sessions; two round trips, two more for
@@ -235,6 +237,8 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/delete_session.lua; one round trip, O(1).
+        Sent again after a lost reply; a repeat spares a session that was created meanwhile and ends
+        with `maybe_applied`.
         """
         await self._run(flows.delete_session(self._ops, app_name, user_id, session_id))
 
@@ -293,6 +297,8 @@ class SessionService:
                 to append the same event again.
 
         lua/append_event.lua; one round trip, O(log N).
+        Sent again after a lost reply; a repeat finds the event. If it may have been stored and
+        removed meanwhile, or the condition fails, the call ends with `maybe_applied`.
         """
         return await self._run(flows.append_event(self._ops, session, event, if_version, turn))
 
@@ -325,6 +331,7 @@ class SessionService:
                 to append the same events again.
 
         lua/append_events.lua; one round trip, O(log N) per event.
+        Sent again after a lost reply, like `append_event`.
         """
         return await self._run(flows.append_events(self._ops, session, events, if_version, turn))
 
@@ -355,7 +362,7 @@ class SessionService:
         Raises:
             InvalidArgument: an argument is not valid; names it.
             SessionNotFound: the session does not exist.
-            CorruptData: stored bytes do not decode.
+            CorruptData: stored bytes do not decode; EventsMissing: the server lost events.
             BackendError: the store could not be read.
 
         lua/touch_session.lua and plain reads; one round trip, O(log N + events read).
@@ -379,6 +386,7 @@ class SessionService:
                 never sent twice.
 
         lua/pop_event.lua; one round trip, O(log N).
+        Not sent again.
         """
         return await self._run(flows.pop_event(self._ops, session, if_version))
 
@@ -398,6 +406,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/clear_events.lua; one round trip, O(1).
+        Not sent again: a repeat would remove what was appended meanwhile.
         """
         await self._run(flows.clear_events(self._ops, session, if_version))
 
@@ -419,6 +428,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/acquire_turn.lua; one round trip, O(1).
+        Sent again after a lost reply; a repeat finds its own lease.
         """
         return await self._run(flows.acquire_turn(self._ops, session, lease))
 
@@ -436,6 +446,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/renew_turn.lua; one round trip, O(1).
+        Sent again after a lost reply; a repeat extends the lease once more.
         """
         return await self._run(flows.renew_turn(self._ops, turn, lease))
 
@@ -450,6 +461,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/renew_turn.lua; one round trip, O(1).
+        Sent again after a lost reply; a repeat changes nothing.
         """
         await self._run(flows.release_turn(self._ops, turn))
 
@@ -476,6 +488,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_session_state.lua; one round trip, O(keys).
+        Without `if_version` sent again after a lost reply; a repeat writes the same once more.
         """
         await self._run(flows.update_session_state(self._ops, session, state, (), if_version))
 
@@ -496,6 +509,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_session_state.lua; one round trip, O(keys).
+        Without `if_version` sent again after a lost reply; a repeat writes the same once more.
         """
         await self._run(flows.update_session_state(self._ops, session, {}, keys, if_version))
 
@@ -530,6 +544,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
+        Sent again after a lost reply; a repeat writes the same once more.
         """
         await self._run(flows.update_user_state(self._ops, app_name, user_id, state, ()))
 
@@ -546,6 +561,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
+        Sent again after a lost reply; a repeat writes the same once more.
         """
         await self._run(flows.update_user_state(self._ops, app_name, user_id, {}, keys))
 
@@ -576,6 +592,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
+        Sent again after a lost reply; a repeat writes the same once more.
         """
         await self._run(flows.update_app_state(self._ops, app_name, state, ()))
 
@@ -591,6 +608,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
+        Sent again after a lost reply; a repeat writes the same once more.
         """
         await self._run(flows.update_app_state(self._ops, app_name, {}, keys))
 
