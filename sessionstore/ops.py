@@ -13,7 +13,7 @@ from typing import Any, Literal
 from .calls import Argument, Call, Command, R, status
 from .codec import corrupt
 from .errors import InvalidArgument, LimitExceeded, ScriptContractError
-from .keys import SessionKeys
+from .keys import SessionKeys, encode_id
 from .model import Event, EventPage, Session, SessionKey, Turn
 from .options import Options, check_instant, check_int
 from .replies import (
@@ -164,7 +164,10 @@ class Ops:
                 check_no_events(keys, num_events)
                 status([b"NOT_FOUND"], key)
             check_count(keys, count, num_events)
-            entries = members_with_scores(found)
+            try:
+                entries = members_with_scores(found)
+            except (ValueError, OverflowError) as error:  # a score is not finite
+                raise corrupt(keys.events, error) from None
             if backward:
                 entries.reverse()
             cursor = after if after is not None else before
@@ -186,9 +189,12 @@ class Ops:
 
         def decode(replies: list[Any]) -> list[str]:
             try:
-                return [member.decode() for member in replies[0]]
+                names = [member.decode() for member in replies[0]]
+                for name in names:
+                    encode_id("session_id", name)
             except ValueError as error:
                 raise corrupt(index, error) from None
+            return names
 
         page: Command = ("ZRANGE", index, offset, offset + limit - 1, "REV")
         return Call("list_sessions", decode, commands=(page,), writes=False)

@@ -36,7 +36,10 @@ def decode_write_result(reply: Any, key: SessionKey, if_version: int | None) -> 
     """The result of a write to a session, or the exception that its status word means."""
     if status(reply, key, if_version) != b"OK":
         raise ScriptContractError(f"a write replied {reply[0]!r}")
-    return WriteResult(*reply[1:])
+    numbers = reply[1:]
+    if not 2 <= len(numbers) <= 4 or not all(type(number) is int for number in numbers):
+        raise ScriptContractError(f"a write replied {len(numbers)} fields, or not all are numbers")
+    return WriteResult(*numbers)
 
 
 def decode_ok(replies: list[Any]) -> None:
