@@ -52,6 +52,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
         age_argument: index in `args` of the age of the Call: b"0" on the first attempt. After an
             attempt of unknown outcome the transport puts microseconds there, at least the time
             since the first attempt was sent.
+        from_primary: a plain read that must not go to a replica.
         is_bulk: its data may be large. It uses a connection of its own, so that small Calls do not
             wait behind it.
         slot: routes a Call without keys in a cluster: a slot, or a key in that slot.
@@ -66,6 +67,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     idempotent: bool = True
     writes: bool = True
     age_argument: int | None = None
+    from_primary: bool = False
     is_bulk: bool = False
     slot: int | bytes | None = None
 

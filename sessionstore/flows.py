@@ -18,8 +18,8 @@ from uuid import uuid4
 
 import msgspec
 
-from .calls import Flow
-from .errors import InvalidArgument, SessionNotFound, TurnLost
+from .calls import Call, Flow
+from .errors import EventsMissing, InvalidArgument, SessionNotFound, TurnLost
 from .model import Event, EventPage, Session, SessionKey, Turn
 from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
 from .options import Duration, check_instant, check_int, check_milliseconds
@@ -76,9 +76,13 @@ def get_session(
     call = ops.get_session(key, event_num, event_time)
     session: Session | None
     if not ops.app_in_own_slot:
-        session = yield call
+        session = yield from _read_whole(call)
         return session
-    session, app_state = yield call, ops.get_app_state(key.app_name)
+    app_call = ops.get_app_state(key.app_name)
+    try:
+        session, app_state = yield call, app_call
+    except EventsMissing:
+        session, app_state = yield _from_primary(call), app_call
     if session is not None:
         _add_app_state(session, app_state)
     return session
@@ -112,9 +116,13 @@ def list_sessions(
         call = ops.list_sessions(app_name, user_id, ids, event_num)
         app_state: dict[str, Any] = {}
         if ops.app_in_own_slot:
-            sessions, app_state = yield call, ops.get_app_state(app_name, touch=False)
+            app_call = ops.get_app_state(app_name, touch=False)
+            try:
+                sessions, app_state = yield call, app_call
+            except EventsMissing:
+                sessions, app_state = yield _from_primary(call), app_call
         else:
-            sessions = yield call
+            sessions = yield from _read_whole(call)
         found = [session for session in sessions if session is not None]
         for session in found:
             _add_app_state(session, deepcopy(app_state))  # sessions share nothing
@@ -244,7 +252,8 @@ def get_events(
     limit: int,
 ) -> Flow[EventPage]:
     """Read a page of the log."""
-    page: EventPage = yield ops.get_events(session_key(session), after, before, limit)
+    call = ops.get_events(session_key(session), after, before, limit)
+    page: EventPage = yield from _read_whole(call)
     return page
 
 
@@ -378,6 +387,18 @@ def check_turn(turn: object) -> Turn:
     if not isinstance(turn, Turn):
         raise InvalidArgument(f"turn must be a Turn, not {type(turn).__name__}")
     return turn
+
+
+def _read_whole(call: Call[Any]) -> Flow[Any]:
+    """Read a session. What a replica does not have is read again from the primary."""
+    try:
+        return (yield call)
+    except EventsMissing:
+        return (yield _from_primary(call))
+
+
+def _from_primary(call: Call[Any]) -> Call[Any]:
+    return msgspec.structs.replace(call, from_primary=True)
 
 
 def _id_or_new(session_id: str | None) -> str:

@@ -137,7 +137,7 @@ class _Replicas:
 
     def node_for(self, call: Call[Any], primary: Node) -> Node:
         """A replica if the Call is a plain read and one is available, otherwise the primary."""
-        if not self.is_used or call.writes or call.script is not None:
+        if not self.is_used or call.writes or call.from_primary or call.script is not None:
             return primary
         now = time.monotonic()
         replicas = self.by_primary.get(primary, ())
