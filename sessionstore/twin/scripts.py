@@ -293,7 +293,7 @@ def acquire_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     session_id, ttl_ms, created_us, holder, lease_ms = args
     header = read_checked_header(keyspace, keys, session_id, created_us)
     turn = keyspace.hmget(keys[0], b"turn_token", b"turn_until_us", b"turn_holder")
-    token, until_us = header_number(turn[0] or b"0"), header_number(turn[1] or b"0")
+    token, until_us = (header_number(b"0" if text is None else text) for text in turn[:2])
     if token is None or until_us is None:
         field = b"turn_token" if token is None else b"turn_until_us"
         return [b"CORRUPT", keys[0], field]
