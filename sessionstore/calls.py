@@ -49,6 +49,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
             second run; only `version` may differ. Only idempotent Calls are sent again when the
             outcome of the first attempt is unknown.
         writes: it changes data, not only deadlines, so that an unknown outcome matters.
+        from_primary: a plain read that must not go to a replica.
         is_bulk: its data may be large. It uses a connection of its own, so that small Calls do not
             wait behind it.
         age_argument: the index in `args` of the age of a repeat, in microseconds. Its value is
@@ -65,6 +66,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     commands: tuple[Command, ...] = ()
     idempotent: bool = True
     writes: bool = True
+    from_primary: bool = False
     is_bulk: bool = False
     slot: int | bytes | None = None
     age_argument: int | None = None

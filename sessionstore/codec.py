@@ -23,6 +23,7 @@ import msgspec
 
 from .errors import CorruptData, InvalidArgument, LimitExceeded
 from .model import Event, VerifiedEvent
+from .times import utc_now
 
 Format = Literal["json", "msgpack"]
 
@@ -36,6 +37,17 @@ _decode_json = msgspec.json.Decoder().decode
 _decode_msgpack = msgspec.msgpack.Decoder().decode
 _decode_event_json = msgspec.json.Decoder(Event).decode
 _decode_event_msgpack = msgspec.msgpack.Decoder(Event).decode
+
+
+class _Required(msgspec.Struct):
+    """What a stored event must have."""
+
+    id: str
+    timestamp: datetime
+
+
+_decode_required_json = msgspec.json.Decoder(_Required).decode
+_decode_required_msgpack = msgspec.msgpack.Decoder(_Required).decode
 
 # What encoders raise for a value that they cannot encode.
 _ENCODE_ERRORS = (TypeError, ValueError, OverflowError, RecursionError)
@@ -269,11 +281,19 @@ def decode_event(data: bytes) -> Event:
 
 def decode_events(members: Iterable[bytes]) -> list[Event]:
     """Stored events of any format. ValueError if the bytes of one are not valid."""
+    members = list(members)
+    started = utc_now()
     decode = _decode_event_json  # fast path: most events are JSON
     try:
-        return [decode(data) if data[:1] >= b"\x20" else decode_event(data) for data in members]
+        events = [decode(data) if data[:1] >= b"\x20" else decode_event(data) for data in members]
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    for data, event in zip(members, events, strict=True):
+        # A stored event that lacks its id or timestamp would get new ones with every read. Such an
+        # id is not in the bytes, and such a timestamp is not in the past.
+        if event.timestamp >= started or event.id.encode() not in data:
+            _decode(data, _decode_required_json, _decode_required_msgpack)
+    return events
 
 
 def _decode(

@@ -27,9 +27,10 @@ from .app_tier import (
     write_app_state,
 )
 from .calls import Call, Flow, describe
-from .errors import InvalidArgument, SessionExists, SessionNotFound, TurnLost
+from .errors import EventsMissing, InvalidArgument, SessionExists, SessionNotFound, TurnLost
 from .listing import count_sessions as count_sessions
 from .listing import delete_user as delete_user
+from .listing import from_primary, read_whole
 from .listing import list_sessions as list_sessions
 from .listing import list_users as list_users
 from .model import Event, EventPage, Ping, Session, SessionKey, Turn
@@ -104,9 +105,13 @@ def get_session(
     call = ops.get_session(key, event_num, event_time)
     session: Session | None
     if not ops.app_in_own_slot:
-        session = yield call
+        session = yield from read_whole(call)
         return session
-    session, app_state = yield call, ops.get_app_state(key.app_name)
+    app_call = ops.get_app_state(key.app_name)
+    try:
+        session, app_state = yield call, app_call
+    except EventsMissing:
+        session, app_state = yield from_primary(call), app_call
     if session is not None:
         add_app_state(session, app_state)
     return session
@@ -227,7 +232,8 @@ def get_events(
     newest: bool = False,
 ) -> Flow[EventPage]:
     """Read a page of the log."""
-    page: EventPage = yield ops.get_events(session_key(session), after, before, limit, newest)
+    call = ops.get_events(session_key(session), after, before, limit, newest)
+    page: EventPage = yield from read_whole(call)
     return page
 
 

@@ -7,12 +7,13 @@ of others, but not their places.
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import quote, unquote
 
 import msgspec
 
-from .calls import Flow
-from .errors import InvalidArgument
+from .calls import Call, Flow
+from .errors import EventsMissing, InvalidArgument
 from .model import DeletedUser, Session, SessionPage
 from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
 from .options import check_int
@@ -147,18 +148,34 @@ def _read(
     for first in range(0, len(ids), _SESSIONS_PER_CALL):
         some = ids[first : first + _SESSIONS_PER_CALL]
         call = ops.list_sessions(app_name, user_id, some, event_num, tiers=not first)
-        if ops.app_in_own_slot and not first:
-            (sessions, user_and_app), app = yield call, ops.list_app_state(app_name)
-        elif not first:
-            sessions, user_and_app = yield call
+        if first or not ops.app_in_own_slot:
+            sessions, shared = yield from read_whole(call)
+            user_and_app = user_and_app if first else shared
         else:
-            sessions, _ = yield call
+            app_call = ops.list_app_state(app_name)
+            try:
+                (sessions, user_and_app), app = yield call, app_call
+            except EventsMissing:
+                (sessions, user_and_app), app = yield from_primary(call), app_call
         for session in sessions:
             if session is not None:
                 state = user_and_app.merged_with(session.state)
                 session.state = app.merged_with(state) if ops.app_in_own_slot else state
                 found.append(session)
     return found
+
+
+def read_whole(call: Call[Any]) -> Flow[Any]:
+    """Read sessions. Events that a replica does not have are read again from the primary."""
+    try:
+        return (yield call)
+    except EventsMissing:
+        return (yield from_primary(call))
+
+
+def from_primary(call: Call[Any]) -> Call[Any]:
+    """The same read, but not from a replica."""
+    return msgspec.structs.replace(call, from_primary=True)
 
 
 def _skip(ops: Ops, app_name: str, user_id: str, walk: Walk, offset: int) -> Flow[bool]:

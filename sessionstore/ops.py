@@ -14,6 +14,7 @@ from typing import Any, Literal
 from msgspec import structs
 
 from .calls import Argument, Call, Command, R, status
+from .codec import corrupt
 from .errors import InvalidArgument, LimitExceeded, ScriptContractError
 from .keys import SessionKeys
 from .model import Event, EventPage, Session, SessionKey, Turn
@@ -216,7 +217,10 @@ class Ops:
                 check_no_events(keys, [(), (), (), found, num_events])
                 status([b"NOT_FOUND"], key)  # raises SessionNotFound
             check_count(keys, count, num_events)
-            entries = members_with_scores(found)
+            try:
+                entries = members_with_scores(found)
+            except (ValueError, OverflowError) as error:  # a score is not finite
+                raise corrupt(keys.events, error) from None
             if backward:
                 entries.reverse()
             cursor = after if after is not None else before
@@ -422,7 +426,7 @@ class Ops:
             "repair_session",
             decode,
             SCRIPTS["repair_session"],
-            keys[:3],
+            self._script_keys(keys),
             (key.session_id, self.options.session_ttl_ms, self._limit),
             (*self._tier_commands(keys), *log),
             is_bulk=True,

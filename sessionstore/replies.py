@@ -11,7 +11,7 @@ import msgspec
 from .calls import check_increments, events_missing, header_damage, status
 from .codec import corrupt, decode_events, decode_value
 from .errors import ScriptContractError
-from .keys import SessionKeys
+from .keys import SessionKeys, encode_id
 from .model import Event, Session, SessionKey
 from .tiers import decode_tier
 from .times import from_us
@@ -89,7 +89,10 @@ def decode_write_result(reply: Any, key: SessionKey, if_version: int | None) -> 
         return WriteResult(reply[1], reply[2], 0, event_limit, [int(value) for value in reply[3]])
     if word != b"OK":
         raise ScriptContractError(f"a write replied {reply[0]!r}")
-    return WriteResult(*reply[1:])
+    numbers = reply[1:]
+    if not 2 <= len(numbers) <= 4 or not all(type(number) is int for number in numbers):
+        raise ScriptContractError(f"a write replied {len(numbers)} fields, or not all are numbers")
+    return WriteResult(*numbers)
 
 
 def decode_sums(replies: list[Any]) -> list[int]:
@@ -227,9 +230,12 @@ def decode_role(replies: list[Any]) -> Literal["primary", "replica"]:
 def decode_places(index: bytes, members: Iterable[tuple[bytes, int]]) -> list[Place]:
     """Places in an index. CorruptData names the key."""
     try:
-        return [Place(score, member.decode()) for member, score in members]
+        places = [Place(score, member.decode()) for member, score in members]
+        for place in places:
+            encode_id("session_id", place.session_id)
     except ValueError as error:
         raise corrupt(index, error) from None
+    return places
 
 
 def decode_log(key: bytes, members: Iterable[bytes]) -> list[Event]:

@@ -74,6 +74,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/create_session.lua and plain reads; one round trip, O(state keys).
+        Sent again after a lost reply; a repeat finds its own session.
         """
         return await self._run(
             flows.create_session(self._ops, app_name, user_id, session_id, state)
@@ -104,10 +105,11 @@ class SessionService:
 
         Raises:
             InvalidArgument: an argument is not valid; names it.
-            CorruptData: stored bytes do not decode.
+            CorruptData: stored bytes do not decode; EventsMissing: the server lost events.
             BackendError: the store refused the call or did not answer.
 
         lua/get_or_create_session.lua and plain reads; one round trip, O(events and state keys).
+        Sent again after a lost reply; a repeat finds the session.
         """
         return await self._run(
             flows.get_or_create_session(
@@ -143,7 +145,7 @@ class SessionService:
 
         Raises:
             InvalidArgument: an argument is not valid; names it.
-            CorruptData: stored bytes do not decode.
+            CorruptData: stored bytes do not decode; EventsMissing: the server lost events.
             BackendError: the store could not be read. This is never reported as None.
 
         lua/touch_session.lua and plain reads; one round trip, O(events and state keys). Counting
@@ -185,7 +187,7 @@ class SessionService:
 
         Raises:
             InvalidArgument: an argument is not valid; names it.
-            CorruptData: stored bytes do not decode.
+            CorruptData: stored bytes do not decode; EventsMissing: the server lost events.
             BackendError: the store could not be read.
 
         Plain reads, and lua/prune_index.lua for expired sessions; two round trips, one or two more
@@ -249,6 +251,8 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/delete_session.lua; one round trip, O(1).
+        Sent again after a lost reply; a repeat spares a session that was created meanwhile and ends
+        with `maybe_applied`.
         """
         await self._run(flows.delete_session(self._ops, app_name, user_id, session_id))
 
@@ -333,6 +337,8 @@ class SessionService:
 
         lua/append_event.lua; one round trip, a second one to update a Session if the event was
         stored already; O(log N + state keys) in a session of N events.
+        Sent again after a lost reply; a repeat finds the event. If it may have been stored and
+        removed meanwhile, or the condition fails, the call ends with `maybe_applied`.
         """
         return await self._run(flows.append_event(self._ops, session, event, if_version, turn))
 
@@ -366,6 +372,7 @@ class SessionService:
 
         lua/append_events.lua; one round trip, a second one to update a Session if an event was
         stored already; O(log N + state keys) per event in a session of N events.
+        Sent again after a lost reply, like `append_event`.
         """
         return await self._run(flows.append_events(self._ops, session, events, if_version, turn))
 
@@ -398,7 +405,7 @@ class SessionService:
         Raises:
             InvalidArgument: an argument is not valid; names it.
             SessionNotFound: the session does not exist.
-            CorruptData: stored bytes do not decode.
+            CorruptData: stored bytes do not decode; EventsMissing: the server lost events.
             BackendError: the store could not be read.
 
         lua/touch_session.lua and plain reads; one round trip, O(log N + events read) in a session
@@ -424,6 +431,7 @@ class SessionService:
                 never sent twice.
 
         lua/pop_event.lua; one round trip, O(log N) in a session of N events.
+        Not sent again.
         """
         return await self._run(flows.pop_event(self._ops, session, if_version))
 
@@ -443,6 +451,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/clear_events.lua; one round trip, O(1).
+        Not sent again: a repeat would remove what was appended meanwhile.
         """
         await self._run(flows.clear_events(self._ops, session, if_version))
 
@@ -465,6 +474,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/acquire_turn.lua; one round trip, O(1).
+        Sent again after a lost reply; a repeat finds its own lease.
         """
         return await self._run(flows.acquire_turn(self._ops, session, lease))
 
@@ -482,6 +492,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/renew_turn.lua; one round trip, O(1).
+        Sent again after a lost reply; a repeat extends the lease once more.
         """
         return await self._run(flows.renew_turn(self._ops, turn, lease))
 
@@ -496,6 +507,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/renew_turn.lua; one round trip, O(1).
+        Sent again after a lost reply; a repeat changes nothing.
         """
         await self._run(flows.release_turn(self._ops, turn))
 
@@ -545,6 +557,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_session_state.lua; one round trip, O(keys).
+        Without `if_version` sent again after a lost reply; a repeat writes the same once more.
         """
         await self._run(
             flows.update_session_state(self._ops, session, state, (), if_version, if_absent)
@@ -598,6 +611,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_session_state.lua; one round trip, O(keys).
+        Without `if_version` sent again after a lost reply; a repeat writes the same once more.
         """
         await self._run(flows.update_session_state(self._ops, session, {}, keys, if_version))
 
@@ -633,6 +647,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
+        Sent again after a lost reply; a repeat writes the same once more.
         """
         await self._run(flows.update_user_state(self._ops, app_name, user_id, state, (), if_absent))
 
@@ -674,6 +689,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
+        Sent again after a lost reply; a repeat writes the same once more.
         """
         await self._run(flows.update_user_state(self._ops, app_name, user_id, {}, keys))
 
@@ -707,6 +723,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
+        Sent again after a lost reply; a repeat writes the same once more.
         """
         await self._run(flows.update_app_state(self._ops, app_name, state, (), if_absent))
 
@@ -746,6 +763,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
+        Sent again after a lost reply; a repeat writes the same once more.
         """
         await self._run(flows.update_app_state(self._ops, app_name, {}, keys))
 

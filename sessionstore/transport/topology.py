@@ -112,7 +112,7 @@ class _RoutedTopology(Topology):
 
     def _primary_or_replica(self, call: Call[Any], primary: Node) -> Node:
         """A replica if the Call is a plain read and one is available."""
-        if not self._uses_replicas or call.writes or call.script is not None:
+        if not self._uses_replicas or call.writes or call.from_primary or call.script is not None:
             return primary
         now = time.monotonic()
         replicas = self._replicas.get(primary, ())

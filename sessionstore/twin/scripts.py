@@ -314,9 +314,10 @@ def clear_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def repair_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/repair_session.lua"""
-    session, events, index = keys
+    session, events, index = keys[:3]
     session_id, ttl_ms, event_limit = args
     keyspace.zscore(index, session_id)
+    check_tiers(keyspace, keys)
     newest = keyspace.zrange_by_rank(events, -1, -1, rev=False)
     num_events = keyspace.zcard(events)
     is_lost = not keyspace.hlen(session)

@@ -22,7 +22,7 @@ from support.events import NOON
 from support.services import make_ops
 from unit_support import is_same, unhurried
 
-from sessionstore.codec import DEPTH_LIMIT, Codec, Format, decode_event, decode_value
+from sessionstore.codec import DEPTH_LIMIT, Codec, Format, decode_event, decode_events, decode_value
 from sessionstore.errors import CorruptData, InvalidArgument, LimitExceeded
 from sessionstore.model import Event, SessionKey, VerifiedEvent
 
@@ -727,9 +727,42 @@ def test_corrupt_data_is_raised_with_its_key_and_without_its_bytes(
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["id", "timestamp"])
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize("content", [None, {"id": "x", "timestamp": "2024-05-15T12:00:00Z"}])
+def test_a_stored_event_without_id_or_timestamp_is_corrupt(
+    field: str, codec: str, content: Any
+) -> None:
+    fields = msgspec.to_builtins(Event("user", content))
+    del fields[field]
+    encoded = msgspec.json.encode(fields)
+    data = encoded if codec == "json" else b"\x01" + msgspec.msgpack.encode(fields)
+    call = make_ops().get_session(KEY, None, None)
+    with pytest.raises(CorruptData) as caught:
+        call.decode([HEADER, {}, {}, 1, [data]])
+    assert caught.value.key == "events:{app:user}:sid"
+
+
+def test_an_event_of_the_future_and_an_id_with_escapes_are_read() -> None:
+    events = [
+        Event("user", id='a"\\b\n', timestamp=datetime(2100, 1, 1, tzinfo=UTC)),
+        Event("user", id="ü\x01"),
+    ]
+    for name in ("json", "msgpack"):
+        members = [CODECS[name].encode_event(event, "event")[0] for event in events]
+        assert decode_events(members) == events
+
+
 def test_corrupt_data_elsewhere_is_raised_with_its_key() -> None:
     ops = make_ops()
     for call, replies, key in (
+        (ops.list_places("app", "user", 9), [[b"", b"1"]], "sessions:{app:user}"),
+        (ops.list_places("app", "user", 9), [[b"x" * 257, b"1"]], "sessions:{app:user}"),
+        (
+            ops.get_events(KEY, None, None, 9),
+            [[b"1", b"1"], 1, [EVENT_DATA, b"inf"]],
+            "events:{app:user}:sid",
+        ),
         (ops.get_app_state("app"), [{b"x": b"?"}], "appdata:{app} field x"),
         (ops.get_user_state("app", "user"), [{b"x": b"?"}], "userdata:{app:user} field x"),
         (

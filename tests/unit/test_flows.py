@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from support.events import NOON
+from support.services import make_ops
 
 from sessionstore import (
     BackendTimeout,
     Event,
+    EventsMissing,
     InMemorySessionService,
     InvalidArgument,
     LimitExceeded,
@@ -23,6 +25,7 @@ from sessionstore import (
     SessionNotFound,
     SessionService,
     StaleVersion,
+    flows,
 )
 from sessionstore.calls import AsyncExecutor, Call
 from sessionstore.codec import CALL_SIZE_LIMIT
@@ -473,3 +476,23 @@ async def test_a_call_may_be_as_large_as_the_bound() -> None:
     state = dict(list(LARGE_STATE.items())[1:])
     session = await service.create_session(**IDS, state=state)
     assert session.state == state
+
+
+@pytest.mark.parametrize("app_in_own_slot", [False, True])
+def test_what_a_replica_lacks_is_read_again_from_the_primary(app_in_own_slot: bool) -> None:
+    ops = make_ops(app_in_own_slot=app_in_own_slot)
+    key = SessionKey("app", "user", "sid")
+    reads: list[Any] = [
+        flows.get_session(ops, key, None, None),
+        flows.get_events(ops, key, None, None, 5),
+    ]
+    for flow in reads:
+        step = next(flow)
+        first = step[0] if isinstance(step, tuple) else step
+        assert not first.from_primary
+        missing = EventsMissing("", expected=2, actual=1, key="")
+        step = flow.throw(missing)
+        again = step[0] if isinstance(step, tuple) else step
+        assert (again.commands, again.from_primary) == (first.commands, True)
+        with pytest.raises(EventsMissing):
+            flow.throw(missing)

@@ -1,0 +1,93 @@
+"""The limit of events belongs to the session, whichever services append to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.events import numbered, numbers_of
+from support.servers import Server
+from support.services import both_modes, make_service
+from support.sessions import KEY, append_many, create, read
+
+from sessionstore import Event, RedisSessionService
+
+SESSION, EVENTS = "session:{app:user}:sid", "events:{app:user}:sid"
+TTL: dict[str, Any] = {"session_ttl": 600}
+
+
+@both_modes
+async def test_a_service_without_a_limit_keeps_what_the_session_keeps(
+    server: Server, mode: str
+) -> None:
+    all_events = make_service(mode, server.url, session_event_limit=None)
+    default = make_service(mode, server.url)
+    session = await create(all_events)
+    await append_many(all_events, session, numbered(*range(1200)))
+    again = await read(default)
+    await default.append_event(again, Event("user", 1200))
+    await default.append_events(again, numbered(1201, 1202))
+    assert numbers_of(await read(default)) == numbers_of(again) == list(range(1203))
+    await all_events.aclose()
+    await default.aclose()
+
+
+async def test_new_sessions_keep_1000(server: Server) -> None:
+    async with RedisSessionService(server.url, **TTL) as service:
+        for create_it in (service.create_session, service.get_or_create_session):
+            server.raw.flushall()
+            session = await create_it(app_name="app", user_id="user", session_id="sid")
+            await append_many(service, session, numbered(*range(1001)))
+            assert numbers_of(await read(service)) == list(range(1, 1001))
+            assert session == await read(service)
+
+
+@pytest.mark.parametrize("num_events", [0, 3, 1500])
+async def test_a_session_of_an_earlier_release_keeps_what_it_has(
+    server: Server, num_events: int
+) -> None:
+    async with RedisSessionService(server.url, session_event_limit=None, **TTL) as service:
+        session = await create(service)
+        await append_many(service, session, numbered(*range(num_events)))
+    server.raw.hdel(SESSION, "count", "event_limit")
+    async with RedisSessionService(server.url, **TTL) as service:
+        assert len((await read(service)).events) == num_events
+        await service.append_event(KEY, Event("user", "new"))
+        limit = max(1000, num_events)
+        assert server.raw.hmget(SESSION, "count", "event_limit") == [
+            b"%d" % min(num_events + 1, limit),
+            b"%d" % limit,
+        ]
+        expected = [*range(num_events), "new"][-limit:]
+        assert numbers_of(await read(service)) == expected
+
+
+@pytest.mark.parametrize("as_batch", [False, True])
+async def test_a_lowered_limit_trims_in_bounded_steps_and_is_stored(
+    server: Server, as_batch: bool
+) -> None:
+    async with RedisSessionService(server.url, session_event_limit=None, **TTL) as service:
+        session = await create(service)
+        await append_many(service, session, numbered(*range(2500)))
+    async with RedisSessionService(server.url, session_event_limit=10, **TTL) as lower:
+        for number, left in ((2500, 1501), (2501, 502), (2502, 10), (2503, 10)):
+            event = Event("user", number)
+            if as_batch:
+                await lower.append_events(session, [event])
+            else:
+                await lower.append_event(session, event)
+            assert server.raw.zcard(EVENTS) == left
+            assert len(session.events) == 10
+    assert server.raw.hget(SESSION, "event_limit") == b"10"
+    async with RedisSessionService(server.url, **TTL) as default:
+        await default.append_event(KEY, Event("user", 2504))
+        assert numbers_of(await read(default)) == list(range(2495, 2505))
+
+
+async def test_a_session_without_a_limit_loses_nothing(server: Server) -> None:
+    """Its count is 0 at first, as is the limit that means none."""
+    async with RedisSessionService(server.url, session_event_limit=None, **TTL) as service:
+        session = await create(service)
+        for number in range(5):
+            await service.append_event(session, Event("user", number))
+            assert numbers_of(await read(service)) == list(range(number + 1))
