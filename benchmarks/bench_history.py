@@ -62,7 +62,9 @@ class _Histories:
             await asyncio.gather(*(task() for _ in range(tasks)))
 
     def _cut_back(self, size: int) -> None:
-        self.server.client.zremrangebyrank(keys_of(self.keys[size]).events, size, -1)
+        keys = keys_of(self.keys[size])
+        self.server.client.zremrangebyrank(keys.events, size, -1)
+        self.server.client.hset(keys.session, "count", size)
 
     def reads(self) -> Group:
         """Reads of the newest 20 events of each session in turn."""

@@ -50,7 +50,7 @@ local limit = event_limit ~= '' and event_limit or header[6]
 -- A field that is not a number raises a Lua error here, before the first write. calls.py knows it.
 local version, last_us, deadline_ms = header[1] + 0, header[2] + 0, header[3] + 0
 local count, num_limit = (header[5] or 0) + 0, limit + 0
-local sum = version + last_us + deadline_ms + count + num_limit
+local sum = version + last_us + deadline_ms + count + num_limit + (header[6] or 0)
 if sum ~= sum or sum > 1e17 then
   return {'CORRUPT', session, ''}
 end

@@ -5,6 +5,8 @@
 -- KEYS[1] session  session:{app:user}:sid  hash
 -- KEYS[2] events   events:{app:user}:sid   zset
 -- KEYS[3] index    sessions:{app:user}     zset
+-- KEYS[4] user     userdata:{app:user}     hash
+-- KEYS[5] app      appdata:{app}           hash   optional
 --
 -- ARGV[1] session_id   bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration; "0" = keep the deadline that is there
@@ -13,15 +15,17 @@
 -- REPLY OK
 -- REPLY NOT_FOUND
 -- COST O(log N)
+--@include check_tiers
 --@include choose_limit
 --@include header_number
 --@include refresh_session
 --@include server_time_us
 --@include to_ms
-local session, events, index = KEYS[1], KEYS[2], KEYS[3]
+local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms, event_limit = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
 redis.call('ZSCORE', index, session_id)
+check_tiers(user, app)
 local newest = redis.call('ZRANGE', events, -1, -1, 'WITHSCORES')
 local num_events = redis.call('ZCARD', events)
 local is_lost = redis.call('HLEN', session) == 0

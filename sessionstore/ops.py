@@ -422,7 +422,7 @@ class Ops:
             "repair_session",
             decode,
             SCRIPTS["repair_session"],
-            keys[:3],
+            self._script_keys(keys),
             (key.session_id, self.options.session_ttl_ms, self._limit),
             (*self._tier_commands(keys), *log),
             is_bulk=True,

@@ -237,7 +237,8 @@ def is_maybe_removed(
 ) -> bool:
     """lua/lib/is_maybe_removed.lua"""
     session, events = keys[:2]
-    removed_us = header_number(keyspace.hget(session, b"removed_us") or b"0")
+    stored = keyspace.hget(session, b"removed_us")
+    removed_us = header_number(b"0" if stored is None else stored)
     num_events = keyspace.zcard(events)
     if removed_us is None or removed_us >= since_us or count > num_events:
         return True

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from support.events import make_event
 from support.operations import OPERATIONS, READ_COMMANDS, Operation, each_operation
 from support.scene import prepare
 from support.servers import Server, acl_user
@@ -124,7 +125,7 @@ async def test_nothing_is_allowed_that_is_not_used(server: Server, service: Any)
             ear.heard()
             await operation.run(service, scene)
             used |= {name for name, _ in ear.heard()}
-    used |= await _used_without_ttl(server)
+    used |= await _used_otherwise(server)
     server.raw.flushall()
     assert ALLOWED - used == set()
 
@@ -141,11 +142,15 @@ async def test_users_are_listed_only_with_the_right_to_scan(server: Server) -> N
     command("ACL", "DELUSER", "agent")
 
 
-async def _used_without_ttl(server: Server) -> set[str]:
-    service = RedisSessionService(server.url)
+async def _used_otherwise(server: Server) -> set[str]:
+    """Commands for a session without a TTL, and for one whose log is full."""
+    service = RedisSessionService(server.url, session_event_limit=1)
     with Ear(server) as ear:
         ear.heard()
-        await service.create_session(app_name="a", user_id="eternal", session_id="t")
+        ids: dict[str, Any] = {"app_name": "a", "user_id": "eternal", "session_id": "t"}
+        session = await service.create_session(**ids)
+        for name in ("e1", "e2"):
+            await service.append_event(session, make_event(name))
         used = {name for name, _ in ear.heard()}
     await service.aclose()
     return used

@@ -54,6 +54,8 @@ async def test_hashes(server: Server) -> None:
         b"updated_us",
         b"last_us",
         b"deadline_ms",
+        b"count",
+        b"event_limit",
         b"generation",
         b"turn_token",
         b"turn_until_us",
