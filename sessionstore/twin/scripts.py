@@ -355,8 +355,9 @@ def acquire_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     header = read_checked_header(keyspace, keys, session_id, created_us)
     fields = (b"turn_token", b"turn_until_us", b"turn_holder", b"turn_ms")
     turn = keyspace.hmget(keys[0], *fields)
-    token, until_us = header_number(turn[0] or b"0"), header_number(turn[1] or b"0")
-    turn_ms = header_number(turn[3] or b"0")
+    token, until_us, turn_ms = (
+        header_number(b"0" if text is None else text) for text in (turn[0], turn[1], turn[3])
+    )
     if token is None:
         return [b"CORRUPT", keys[0], b"turn_token"]
     if until_us is None:
@@ -397,7 +398,8 @@ def free_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/free_turn.lua"""
     session_id, ttl_ms, created_us = args
     header = read_checked_header(keyspace, keys, session_id, created_us)
-    token = header_number(keyspace.hget(keys[0], b"turn_token") or b"0")
+    stored = keyspace.hget(keys[0], b"turn_token")
+    token = header_number(b"0" if stored is None else stored)
     if token is None:
         return [b"CORRUPT", keys[0], b"turn_token"]
     token = max(token + 1, keyspace.now_us)

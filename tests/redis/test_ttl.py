@@ -102,7 +102,7 @@ async def test_every_operation_keeps_deadlines_within_the_promise(
     before = {name: deadline(server, key) for name, (key, _) in SLOTS.items()}
     started_ms = now_ms(server)
     await operation.run(service, scene)
-    if operation.method not in ("delete_session", "delete_user"):
+    if operation.name not in ("delete_session", "delete_user"):
         check_session(server)
         for slot in ("session", "user", "app"):
             key = SLOTS[slot][0]
@@ -352,7 +352,7 @@ async def test_a_session_starts_empty_whatever_was_left_behind(
     service = make(**ALL_TTL)
     await service.create_session(**IDS, state=STATE)
     await service.append_event(KEY, make_event("old"))
-    # What eviction of a key does.
+    # The same effect as eviction of the key.
     server.raw.delete("session:{a:u}:s")
     found = await make(**options).create_session(**IDS, state={"n": 1})
     assert found.state == {"n": 1, "user:k": 2, "app:k": 3}
