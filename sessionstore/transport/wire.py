@@ -75,7 +75,11 @@ def pack(
     if script is not None and not call.commands and form is Form.EVALSHA and not asking:
         # Fast path: most Calls are one script.
         keys = call.keys
-        args = [part if type(part) is bytes else _as_bytes(part) for part in call.args]
+        # Inlined: _as_bytes of integers, which most arguments are.
+        args = [
+            part if type(part) is bytes else b"%d" % part if type(part) is int else _as_bytes(part)
+            for part in call.args
+        ]
         return _pack_bytes((b"EVALSHA", script.sha, b"%d" % len(keys), *keys, *args))
     commands = _commands(call, form)
     if asking:
