@@ -261,7 +261,7 @@ class SessionService:
         It removes the sessions that exist when it starts, 100 in a step. If no session was created
         meanwhile, it then removes the state. Each step is atomic, all of them together are not:
         after an error some sessions may be gone, and calling it again removes the rest. To keep new
-        sessions away, stop the user's agents first.
+        sessions away, stop the user's agents first. It waits while the user's slot is migrated.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.

@@ -457,6 +457,7 @@ OPERATIONS = (
         keys=LOG + " user",
         kind="delete",
         calls=4,
+        new_key=True,
     ),
     Operation("ping", lambda s, _: s.ping(), keys="", kind="read", rights="HELLO"),
     Operation(
