@@ -191,8 +191,16 @@ class Node:
         wait_until(lambda: not self.is_running, f"{self.name} ends")
 
     def stop(self) -> None:
-        """SIGSTOP: the node stays connected and stops answering."""
+        """SIGSTOP: the node stays connected and does not answer. Returns when it has stopped."""
         self._watchdog.signal(signal.SIGSTOP)
+
+        def has_stopped() -> bool:
+            if not self.is_running:
+                raise Unsettled(f"{self.name} has ended")
+            stat = Path(f"/proc/{self._watchdog.pid}/stat").read_text()
+            return stat.rpartition(")")[2].split()[0] == "T"
+
+        wait_until(has_stopped, f"{self.name} stops")
 
     def cont(self) -> None:
         """SIGCONT."""
