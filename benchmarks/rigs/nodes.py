@@ -197,8 +197,8 @@ class Node:
         def has_stopped() -> bool:
             if not self.is_running:
                 raise Unsettled(f"{self.name} has ended")
-            stat = Path(f"/proc/{self._watchdog.pid}/stat").read_text()
-            return stat.rpartition(")")[2].split()[0] == "T"
+            stat = Path(f"/proc/{self._watchdog.pid}/stat")  # pid 0 = not known yet
+            return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "T"
 
         wait_until(has_stopped, f"{self.name} stops")
 
