@@ -22,7 +22,7 @@ from typing import Any, Literal
 import msgspec
 
 from .errors import CorruptData, InvalidArgument, LimitExceeded
-from .model import Event, VerifiedEvent
+from .model import Event, JsonEvent, VerifiedEvent
 from .times import utc_now
 
 Format = Literal["json", "msgpack"]
@@ -92,9 +92,15 @@ class Codec:
         self._verifies = True
         self._non_verifying = copy(self)
         self._non_verifying._verifies = False
+        self._as_json = copy(self)
+        self._as_json._json = True
+        self._as_json._encode = _encode_json
+        self._as_json._decode_event = _decode_event_json
 
     def for_event(self, event: Event) -> Codec:
-        """The codec for an event and its state. For a VerifiedEvent it skips the check."""
+        """The codec for an event and its state: JSON for a JsonEvent."""
+        if type(event) is JsonEvent:
+            return self._as_json
         return self._non_verifying if type(event) is VerifiedEvent else self
 
     def encode_value(self, value: Any, path: str) -> tuple[bytes, Any]:
@@ -149,6 +155,8 @@ class Codec:
             return data, event
         try:
             decoded = self._decode_event(data)
+            if type(event) is JsonEvent:
+                event = _with_decoded_content(event, decoded)
             is_valid = decoded == event and not (
                 self._is_too_deep(data, event.content)
                 or self._is_too_deep(data, event.state_delta)
@@ -217,6 +225,8 @@ class Codec:
             return None
         codec = "json" if self._json else "msgpack"
         kind: type[Any] = type(value)
+        if kind is msgspec.Raw:
+            return f"{path} is not valid JSON"
         if kind is float:
             return f"{path} is {value!r}, which is not a finite number"
         if kind is str:
@@ -232,6 +242,14 @@ class Codec:
             return bool(decode_value(self._encode(value)) == value)
         except _ENCODE_ERRORS:
             return False
+
+
+def _with_decoded_content(event: JsonEvent, decoded: Event) -> Event:
+    """What a JsonEvent should be read back as. JSON text is valid if it decodes."""
+    fields = msgspec.structs.asdict(event)
+    if type(event.content) is msgspec.Raw:
+        fields["content"] = decoded.content
+    return Event(**fields)
 
 
 def _first_fault(items: list[Any], is_good: Callable[[list[Any]], bool]) -> int | None:

@@ -80,6 +80,15 @@ class VerifiedEvent(Event, frozen=True, omit_defaults=True):
     """
 
 
+class JsonEvent(Event, frozen=True, omit_defaults=True):
+    """An Event whose content is the JSON of an agent framework's own serializer.
+
+    `content` may be msgspec.Raw: JSON text that is stored as it is. The event and its state are
+    stored as JSON under every codec. It is read back as an Event. Not public: only adapters make
+    one.
+    """
+
+
 class Session(msgspec.Struct):
     """A session as it was when it was read, or after the last write through this object.
 

@@ -24,7 +24,7 @@ from unit_support import is_same, unhurried
 
 from sessionstore.codec import DEPTH_LIMIT, Codec, Format, decode_event, decode_events, decode_value
 from sessionstore.errors import CorruptData, InvalidArgument, LimitExceeded
-from sessionstore.model import Event, SessionKey, VerifiedEvent
+from sessionstore.model import Event, JsonEvent, SessionKey, VerifiedEvent
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORMATS: list[Format] = ["json", "msgpack"]
@@ -630,6 +630,47 @@ def test_a_carried_event_is_refused_if_it_cannot_be_written(format_name: Format)
     roomy = Codec(format_name).for_event(VerifiedEvent("author"))
     with pytest.raises(InvalidArgument, match="more than 200 levels deep"):
         roomy.encode_value(deep, "state")
+
+
+# -- events of frameworks -----------------------------------------------------------------------
+
+
+@each_format
+def test_a_json_event_is_stored_as_json_under_every_codec(format_name: Format) -> None:
+    codec = CODECS[format_name]
+    text = b'{"n": 1.50, "list": [1, "x"]}'
+    event = JsonEvent("agent", msgspec.Raw(text), id="1", timestamp=NOON, metadata={"m": 1})
+    data, found = codec.for_event(event).encode_event(event, "event")
+    assert text in data
+    assert data.startswith(b"{")
+    assert type(found) is Event
+    assert found == decode_event(data)
+    assert found.content == {"n": 1.5, "list": [1, "x"]}
+    assert codec.for_event(event).encode_value([1.5], "state") == (b"[1.5]", [1.5])
+    values = JsonEvent("agent", {"n": 1}, id="1", timestamp=NOON)
+    assert codec.for_event(values).encode_event(values, "event")[1].content == {"n": 1}
+
+
+@each_format
+@pytest.mark.parametrize("text", [b"", b'{"a"', b"NaN", b'"\xff"', b'"\\ud800"'])
+def test_a_json_event_with_invalid_json_is_refused(format_name: Format, text: bytes) -> None:
+    event = JsonEvent("agent", msgspec.Raw(text))
+    with pytest.raises(InvalidArgument, match=r"^event\.content is not valid JSON$"):
+        CODECS[format_name].for_event(event).encode_event(event, "event")
+
+
+@each_format
+def test_a_json_event_is_as_limited_as_any(format_name: Format) -> None:
+    codec = Codec(format_name, event_size_limit=2000)
+    deep = JsonEvent("agent", msgspec.Raw(b"[" * 300 + b"]" * 300))
+    with pytest.raises(InvalidArgument, match="more than 200 levels deep"):
+        codec.for_event(deep).encode_event(deep, "event")
+    large = JsonEvent("agent", msgspec.Raw(b"[" + b"1," * 1000 + b"1]"))
+    with pytest.raises(LimitExceeded, match=r"^event "):
+        codec.for_event(large).encode_event(large, "event")
+    binary = JsonEvent("agent", {"a": b"x"})
+    with pytest.raises(InvalidArgument, match=r"^event\.content\['a'\] is a bytes"):
+        codec.for_event(binary).encode_event(binary, "event")
 
 
 # -- corrupt data -------------------------------------------------------------------------------
