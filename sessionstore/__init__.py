@@ -25,6 +25,7 @@ from .model import DeletedUser, Event, EventPage, Ping, Session, SessionKey, Ses
 from .run_context import RunContext
 from .runner import Agent, Run, Runner
 from .service import InMemorySessionService, RedisSessionService, SessionService
+from .windows import Window, estimate_tokens, tokens_in_metadata
 
 try:
     __version__ = version(__name__)
@@ -63,6 +64,9 @@ __all__ = [
     "Turn",
     "TurnLost",
     "TurnTaken",
+    "Window",
     "__version__",
+    "estimate_tokens",
     "register_redis_instance",
+    "tokens_in_metadata",
 ]

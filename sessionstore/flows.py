@@ -39,6 +39,7 @@ from .options import Duration, check_bool, check_instant, check_milliseconds
 from .replies import WriteResult
 from .tiers import NO_CHANGE, Change, check_call_size, encode_change
 from .times import from_us, to_us
+from .windows import Window, choose, first_page
 
 # -- sessions -------------------------------------------------------------------------------------
 
@@ -67,9 +68,12 @@ def get_or_create_session(
     state: Mapping[str, Any] | None,
     event_num: int | None,
     event_time: datetime | None,
+    window: Window | None = None,
 ) -> Flow[Session]:
     """Create a session unless it exists, and read it."""
     key = SessionKey(app_name, user_id, _id_or_new(session_id))
+    if window is not None:
+        event_num = _first_page(window, event_num, event_time)
     change = encode_change(ops.options.codec, {} if state is None else state)
     call = ops.get_or_create_session(key, uuid4().hex, change, event_num, event_time)
     session: Session | None = None
@@ -79,6 +83,11 @@ def get_or_create_session(
         session = yield from _create_apart(ops, key, change, call)
     elif session is None:
         session = yield call
+    if window is not None and not _cut_to_window(session, window):
+        found = yield from _read_window(ops, key, window, 2 * len(session.events))
+        if found is None:
+            raise SessionNotFound(f"{describe(key)} was deleted while it was read")
+        session = found
     change.apply_to(session.state, only_temp=True)
     return session
 
@@ -99,9 +108,16 @@ def _create_apart(ops: Ops, key: SessionKey, change: Change, call: Call[Session]
 
 
 def get_session(
-    ops: Ops, key: SessionKey, event_num: int | None, event_time: datetime | None
+    ops: Ops,
+    key: SessionKey,
+    event_num: int | None,
+    event_time: datetime | None,
+    window: Window | None = None,
 ) -> Flow[Session | None]:
     """Read a session."""
+    if window is not None:
+        event_num = _first_page(window, event_num, event_time)
+        return (yield from _read_window(ops, key, window, event_num))
     call = ops.get_session(key, event_num, event_time)
     session: Session | None
     if not ops.app_in_own_slot:
@@ -115,6 +131,41 @@ def get_session(
     if session is not None:
         add_app_state(session, app_state)
     return session
+
+
+def _first_page(window: Window, event_num: int | None, event_time: datetime | None) -> int:
+    if not isinstance(window, Window):
+        raise InvalidArgument(f"window must be a Window, not {type(window).__name__}")
+    if event_num is not None or event_time is not None:
+        raise InvalidArgument("window cannot be combined with event_num or event_time")
+    return first_page(window)
+
+
+def _read_window(ops: Ops, key: SessionKey, window: Window, event_num: int) -> Flow[Session | None]:
+    """Read a session with a window of its events.
+
+    Each read is a snapshot of its own that ends with the newest event. If it has too few events,
+    the next one asks for twice as many.
+    """
+    while True:
+        session: Session | None = yield from get_session(ops, key, event_num, None)
+        if session is None or _cut_to_window(session, window):
+            return session
+        event_num *= 2
+
+
+def _cut_to_window(session: Session, window: Window) -> bool:
+    """Leave only a window of the events; False if they may be too few."""
+    limit = session.event_limit
+    events = choose(
+        window,
+        session.events,
+        is_whole_log=len(session.events) >= session.event_count,
+        is_trimmed=limit is not None and session.event_count >= limit,
+    )
+    if events is not None:
+        session.events = events
+    return events is not None
 
 
 def delete_session(ops: Ops, app_name: str, user_id: str, session_id: str) -> Flow[None]:

@@ -106,6 +106,7 @@ class Session(msgspec.Struct):
         updated_at: when it was last written, UTC, by the store's clock.
         event_count: how many events the store holds, of which `events` may be a part. Writes
             through this object are counted, those of others from the next read on.
+        event_limit: how many of the newest events the store keeps; None = all.
     """
 
     app_name: str
@@ -117,6 +118,7 @@ class Session(msgspec.Struct):
     created_at: datetime
     updated_at: datetime
     event_count: int = 0
+    event_limit: int | None = None
 
     def __repr__(self) -> str:
         return (

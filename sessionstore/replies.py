@@ -154,6 +154,7 @@ def decode_session(
         version = int(header[b"version"])
         created = from_us(int(header[b"created_us"]))
         updated = from_us(int(header[b"updated_us"]))
+        event_limit = int(header.get(b"event_limit", -1))
     except (KeyError, ValueError, OverflowError) as error:
         raise corrupt(keys.session, error) from None
     log, count = _log_and_count(parts)
@@ -162,6 +163,8 @@ def decode_session(
     events = decode_log(keys.events, log or ())
     if newest_first:
         events.reverse()
+    if event_limit < 0:  # 0.1.0 did not store it
+        event_limit = max(1000, count)
     state: dict[str, Any] = {}
     decode_tier(state, fields, keys.session, skip=1)
     decode_tier(state, hash_items(parts[1]), keys.user, prefix="user:")
@@ -176,6 +179,7 @@ def decode_session(
         created,
         updated,
         count,
+        event_limit or None,
     )
 
 

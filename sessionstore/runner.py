@@ -22,6 +22,7 @@ from .run_context import (
     with_invocation_id,
 )
 from .service import InMemorySessionService, SessionService
+from .windows import Window
 
 
 class Agent(Protocol):
@@ -67,7 +68,9 @@ class Runner:
         agent: an object with a method `run(context)` that yields Events, or such a function.
         session_service: where sessions are stored; the Runner never closes it. None = in memory,
             closed with the Runner.
-        history_limit: newest events that the agent sees; None = all, 0 = only the message.
+        history_limit: newest events that the agent sees when it starts, with the message, in whole
+            turns: the last turn is never cut. None = all, 0 or 1 = only the message.
+        history: the window that the agent sees before the message, in place of `history_limit`.
         serialize_turns: True = one run at a time works on a session, in any process; others wait.
             The runs of one process stand in line, so the store gets the requests of one of them.
             A run that could not renew its turn in time loses it and fails with TurnLost.
@@ -87,6 +90,7 @@ class Runner:
         session_service: SessionService | None = None,
         *,
         history_limit: int | None = 100,
+        history: Window | None = None,
         serialize_turns: bool = False,
         turn_lease: Duration = 30.0,
         store_interrupted: bool = False,
@@ -101,12 +105,18 @@ class Runner:
             check_service(session_service)
         if history_limit is not None:
             check_int("history_limit", history_limit, low=0)
+        if history is not None and not isinstance(history, Window):
+            raise InvalidArgument(f"history must be a Window, not {type(history).__name__}")
         self._app_name = app_name
         self._agent_name = getattr(agent, "__qualname__", type(agent).__qualname__)
         self._run_agent: Callable[[RunContext], AgentEvents] = run
         self._owns_service = session_service is None
         self._service = InMemorySessionService() if session_service is None else session_service
-        self._history_limit = history_limit
+        self._history: dict[str, Any] = {"window": history}
+        if history is None and history_limit is not None and history_limit > 1:
+            self._history = {"window": Window(max_events=history_limit - 1)}
+        elif history is None:
+            self._history = {"event_num": None if history_limit is None else 0}
         self._serialize_turns = check_bool("serialize_turns", serialize_turns)
         self._lease = timedelta(milliseconds=check_milliseconds("turn_lease", turn_lease))
         self._store_interrupted = check_bool("store_interrupted", store_interrupted)
@@ -216,14 +226,12 @@ class Runner:
             "session_id": key.session_id,
         }
         if not self._serialize_turns:
-            session = await self._service.get_or_create_session(
-                **ids, state=state, event_num=self._history_limit
-            )
+            session = await self._service.get_or_create_session(**ids, state=state, **self._history)
             return session, None
         created = await self._service.get_or_create_session(**ids, state=state, event_num=0)
         held = await stack.enter_async_context(HeldTurn(self._service, key, self._lease))
         # Read after waiting: the run before this one has changed the session.
-        found = await self._service.get_session(**ids, event_num=self._history_limit)
+        found = await self._service.get_session(**ids, **self._history)
         if found is None:
             raise SessionNotFound(
                 f"session {key.session_id!r} was deleted while the run waited for its turn"
@@ -234,11 +242,7 @@ class Runner:
 
     async def _append(self, session: Session, held: HeldTurn | None, event: Event) -> Event:
         turn = held.turn if held else None
-        stored = await self._service.append_event(session, event, turn=turn)
-        if self._history_limit is not None:
-            # With a limit of 0 the newest event stays, at first the message.
-            del session.events[: -max(self._history_limit, 1)]
-        return stored
+        return await self._service.append_event(session, event, turn=turn)
 
     async def _append_last(
         self, session: Session, held: HeldTurn | None, event: Event, error: BaseException

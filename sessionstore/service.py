@@ -30,6 +30,7 @@ from .options import (
 )
 from .transport import connect_async
 from .twin import AsyncMemoryExecutor, MemoryExecutor
+from .windows import Window
 
 
 class SessionService:
@@ -89,6 +90,7 @@ class SessionService:
         state: Mapping[str, Any] | None = None,
         event_num: int | None = None,
         event_time: datetime | None = None,
+        window: Window | None = None,
     ) -> Session:
         """The session with this id, created if it does not exist. Concurrent calls create one.
 
@@ -99,6 +101,7 @@ class SessionService:
             state: initial state; ignored, except for `temp:` keys, if the session exists.
             event_num: how many of the newest events to read; None = all, 0 = none.
             event_time: read only events at or after this instant, timezone-aware.
+            window: read the newest whole turns that fit, in place of the two above.
 
         Returns:
             The session with merged state and the requested events, oldest first.
@@ -113,7 +116,7 @@ class SessionService:
         """
         return await self._run(
             flows.get_or_create_session(
-                self._ops, app_name, user_id, session_id, state, event_num, event_time
+                self._ops, app_name, user_id, session_id, state, event_num, event_time, window
             )
         )
 
@@ -125,6 +128,7 @@ class SessionService:
         session_id: str,
         event_num: int | None = None,
         event_time: datetime | None = None,
+        window: Window | None = None,
     ) -> Session | None:
         """A session as it is now, read in one atomic step; None if it does not exist.
 
@@ -139,6 +143,8 @@ class SessionService:
             event_num: how many of the newest events to read; None = all, 0 = none.
             event_time: read only events at or after this instant, timezone-aware. With both, the
                 newest `event_num` of these.
+            window: read the newest whole turns that fit, in place of the two above. The first read
+                has 64 events. If a turn starts before them, another reads twice as many.
 
         Returns:
             The session with merged state and the requested events, oldest first.
@@ -152,7 +158,7 @@ class SessionService:
         the events for `event_count` is one O(1) command more, unless all events are read.
         """
         key = SessionKey(app_name, user_id, session_id)
-        return await self._run(flows.get_session(self._ops, key, event_num, event_time))
+        return await self._run(flows.get_session(self._ops, key, event_num, event_time, window))
 
     async def list_sessions(
         self,

@@ -31,6 +31,7 @@ from ..options import (
 )
 from ..transport import connect_sync
 from ..twin import MemoryExecutor
+from ..windows import Window
 
 
 class SessionService:
@@ -88,6 +89,7 @@ class SessionService:
         state: Mapping[str, Any] | None = None,
         event_num: int | None = None,
         event_time: datetime | None = None,
+        window: Window | None = None,
     ) -> Session:
         """The session with this id, created if it does not exist. Concurrent calls create one.
 
@@ -98,6 +100,7 @@ class SessionService:
             state: initial state; ignored, except for `temp:` keys, if the session exists.
             event_num: how many of the newest events to read; None = all, 0 = none.
             event_time: read only events at or after this instant, timezone-aware.
+            window: read the newest whole turns that fit, in place of the two above.
 
         Returns:
             The session with merged state and the requested events, oldest first.
@@ -112,7 +115,7 @@ class SessionService:
         """
         return self._run(
             flows.get_or_create_session(
-                self._ops, app_name, user_id, session_id, state, event_num, event_time
+                self._ops, app_name, user_id, session_id, state, event_num, event_time, window
             )
         )
 
@@ -124,6 +127,7 @@ class SessionService:
         session_id: str,
         event_num: int | None = None,
         event_time: datetime | None = None,
+        window: Window | None = None,
     ) -> Session | None:
         """A session as it is now, read in one atomic step; None if it does not exist.
 
@@ -138,6 +142,8 @@ class SessionService:
             event_num: how many of the newest events to read; None = all, 0 = none.
             event_time: read only events at or after this instant, timezone-aware. With both, the
                 newest `event_num` of these.
+            window: read the newest whole turns that fit, in place of the two above. The first read
+                has 64 events. If a turn starts before them, another reads twice as many.
 
         Returns:
             The session with merged state and the requested events, oldest first.
@@ -151,7 +157,7 @@ class SessionService:
         the events for `event_count` is one O(1) command more, unless all events are read.
         """
         key = SessionKey(app_name, user_id, session_id)
-        return self._run(flows.get_session(self._ops, key, event_num, event_time))
+        return self._run(flows.get_session(self._ops, key, event_num, event_time, window))
 
     def list_sessions(
         self,

@@ -41,6 +41,7 @@ async def test_a_new_session_is_empty_but_for_its_state(service: Any) -> None:
         version=session.version,
         created_at=session.created_at,
         updated_at=session.created_at,
+        event_limit=1000,
     )
     assert session.key == KEY
     assert before < session.created_at < datetime.now(UTC) + timedelta(seconds=5)

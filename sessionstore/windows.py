@@ -1,0 +1,189 @@
+"""Windows: the newest part of a log that an agent should see, cut only between turns.
+
+A window is chosen by the client, from a page of the newest events. Nothing is stored for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from .errors import InvalidArgument
+from .model import Event
+from .options import check_int
+
+_PAGE = 64  # newest events to read first
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+
+def estimate_tokens(event: Event) -> int:
+    """About how many tokens an event has: a quarter of its bytes as JSON, at least 1."""
+    return len(_encode(event)) // 4 or 1
+
+
+def tokens_in_metadata(*path: str) -> Callable[[Event], int]:
+    """Counts tokens by what an event's metadata says, for `Window(count_tokens=)`.
+
+    Args:
+        path: the keys that lead to the number: `tokens_in_metadata("usage", "total_tokens")`.
+            Events without such a number are estimated: see `estimate_tokens`.
+
+    Returns:
+        A function from an Event to its number of tokens.
+    """
+    if not path or not all(isinstance(key, str) for key in path):
+        raise InvalidArgument("path must be one or more keys of metadata, as text")
+
+    def count(event: Event) -> int:
+        value: Any = event.metadata
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        return int(value) if is_count else estimate_tokens(event)
+
+    return count
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest whole turns of a session that fit, for `get_session(window=)` and Runner.
+
+    A turn is one run of an agent: the user's message and all that the agent adds in reply. The
+    newest turn is always whole, even if it does not fit. Runs that overlap count as one turn.
+
+    Attributes:
+        max_turns: at most this many turns, from 1; None = any number.
+        max_events: at most this many events, from 0; None = any number.
+        max_tokens: at most this many tokens, from 0; None = any number.
+        count_tokens: the tokens of an event. By default a quarter of its bytes: `estimate_tokens`.
+            `tokens_in_metadata` reads the usage that events carry.
+        starts_turn: whether an event starts a turn. By default an event does if its
+            `invocation_id` differs from that of the event before it; an event without one does if
+            its author is "user". There is never a cut between events of one invocation.
+        calls: the ids of the tool calls that an event opens, and of those that it closes. There is
+            never a cut between a call and its result, and a result whose call is no longer stored
+            is left out. By default no event has calls.
+
+    Raises:
+        InvalidArgument: a number is out of range, or a rule is not a function.
+    """
+
+    max_turns: int | None = None
+    max_events: int | None = None
+    max_tokens: int | None = None
+    count_tokens: Callable[[Event], int] = estimate_tokens
+    starts_turn: Callable[[Event], bool] | None = None
+    calls: Callable[[Event], tuple[Iterable[str], Iterable[str]]] | None = None
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_turns", 1), ("max_events", 0), ("max_tokens", 0)):
+            value = getattr(self, name)
+            if value is not None:
+                check_int(name, value, low=low)
+        for name in ("count_tokens", "starts_turn", "calls"):
+            rule = getattr(self, name)
+            if not (callable(rule) or (rule is None and name != "count_tokens")):
+                raise InvalidArgument(f"{name} must be a function, not {type(rule).__name__}")
+
+
+def first_page(window: Window) -> int:
+    """How many of the newest events to read first."""
+    if window.max_turns is None and window.max_tokens is None and window.max_events is not None:
+        return max(window.max_events, 1) + 1  # one more tells whether a turn starts at the oldest
+    return _PAGE
+
+
+def choose(
+    window: Window, events: Sequence[Event], *, is_whole_log: bool, is_trimmed: bool
+) -> list[Event] | None:
+    """The events of a window, oldest first; None if it may need older ones than the page has.
+
+    Args:
+        window: what to choose.
+        events: the newest events of a log, oldest first.
+        is_whole_log: the log has no older events.
+        is_trimmed: older events may have been trimmed, so the log may begin inside a turn.
+    """
+    if not events:
+        return []
+    cuts, orphans = _find_cuts(window, events, begins_turn=is_whole_log and not is_trimmed)
+    start = _choose_cut(window, events, cuts, is_whole_log=is_whole_log)
+    if start is None or (not is_whole_log and any(number >= start for number in orphans)):
+        return None
+    return [events[number] for number in range(start, len(events)) if number not in orphans]
+
+
+def _find_cuts(
+    window: Window, events: Sequence[Event], *, begins_turn: bool
+) -> tuple[list[int], set[int]]:
+    """Where turns start, and the events that close a call which is not among the events."""
+    last_of: dict[str, int] = {}  # the last event of each invocation
+    for number, event in enumerate(events):
+        if event.invocation_id:
+            last_of[event.invocation_id] = number
+    ends, orphans = _last_results(window, events) if window.calls else ({}, set())
+    cuts = []
+    joined = -1  # everything up to here belongs to a turn that started before
+    before: Event | None = None
+    for number, event in enumerate(events):
+        if number > joined and _starts_turn(window, event, before, begins_turn=begins_turn):
+            cuts.append(number)
+        joined = max(joined, last_of.get(event.invocation_id, -1), ends.get(number, -1))
+        before = event
+    return cuts, orphans
+
+
+def _starts_turn(window: Window, event: Event, before: Event | None, *, begins_turn: bool) -> bool:
+    if before is None and begins_turn:
+        return True
+    if window.starts_turn is not None:
+        return bool(window.starts_turn(event))
+    if before is None or not event.invocation_id:
+        return event.author == "user"
+    return event.invocation_id != before.invocation_id
+
+
+def _last_results(window: Window, events: Sequence[Event]) -> tuple[dict[int, int], set[int]]:
+    """For events that open calls the last event that closes one, and the events without a call."""
+    assert window.calls is not None
+    opened_at: dict[str, int] = {}
+    ends: dict[int, int] = {}
+    orphans = set()
+    for number, event in enumerate(events):
+        opened, closed = window.calls(event)
+        opened_at.update(dict.fromkeys(opened, number))
+        for call_id in closed:
+            if call_id in opened_at:
+                ends[opened_at[call_id]] = number
+            else:
+                orphans.add(number)
+    return ends, orphans
+
+
+def _choose_cut(
+    window: Window, events: Sequence[Event], cuts: Sequence[int], *, is_whole_log: bool
+) -> int | None:
+    """Where the window starts; None if that may be before the first event."""
+    chosen: int | None = None
+    num_tokens, counted_from = 0, len(events)
+    # Without the whole log the first event is only a part of what is before the first cut.
+    rest = [] if is_whole_log else [0]
+    for num_turns, cut in enumerate([*reversed(cuts), *rest], 1):
+        if window.max_tokens is not None:
+            num_tokens += sum(map(window.count_tokens, events[cut:counted_from]))
+            counted_from = cut
+        fits = (
+            (window.max_turns is None or num_turns <= window.max_turns)
+            and (window.max_events is None or len(events) - cut <= window.max_events)
+            and (window.max_tokens is None or num_tokens <= window.max_tokens)
+        )
+        if not fits and chosen is not None:
+            return chosen
+        if num_turns > len(cuts):
+            return None
+        chosen = cut  # the newest turn, whether it fits or not, or an older one that fits
+        if not fits or num_turns == window.max_turns:
+            return chosen
+    # Before the first cut is the rest of a turn: left out, unless nothing else is stored.
+    return 0 if chosen is None else chosen
