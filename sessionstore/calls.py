@@ -17,6 +17,8 @@ from .errors import (
     BackendUnavailable,
     CorruptData,
     EventsMissing,
+    InvalidArgument,
+    LimitExceeded,
     ScriptContractError,
     SessionExists,
     SessionNotFound,
@@ -105,6 +107,7 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
     Raises:
         SessionNotFound, SessionExists, StaleVersion, TurnTaken, TurnLost, CorruptData,
             EventsMissing: the status word says so.
+        InvalidArgument, LimitExceeded: the session does not allow what was asked for.
         BackendUnavailable: the outcome of an earlier attempt is unknown.
         BackendRejected: a state value cannot be incremented.
         ScriptContractError: no script declares this reply.
@@ -129,6 +132,12 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         raise header_damage(reply[1], reply[2])
     if word == b"MISSING":
         raise events_missing(reply[1], reply[2], reply[3])
+    if word == b"DUPLICATE":
+        raise InvalidArgument(f"the new event is stored already in {name}")
+    if word == b"TOO_LONG":
+        actual, limit = reply[1:]
+        message = f"{name} has {actual} events; at most {limit} can be copied"
+        raise LimitExceeded(message, limit=limit, actual=actual)
     if word == b"LOST":
         raise TurnLost(f"another run has taken the turn of {name}")
     if word == b"STALE":
@@ -176,7 +185,7 @@ def events_missing(key: bytes, expected: int, actual: int) -> EventsMissing:
     )
 
 
-_SUCCESS_WORDS = frozenset((b"ADDED", b"CREATED", b"EMPTY"))
+_SUCCESS_WORDS = frozenset((b"ABSENT", b"ADDED", b"CREATED", b"EMPTY"))
 
 _REFUSED_INCREMENTS = {
     b"NOT_INTEGER": "is not an integer and cannot be incremented",

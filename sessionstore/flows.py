@@ -48,7 +48,7 @@ def create_session(
     ops: Ops, app_name: str, user_id: str, session_id: str | None, state: Mapping[str, Any] | None
 ) -> Flow[Session]:
     """Create a session. Without an id it gets a new one."""
-    key = SessionKey(app_name, user_id, _id_or_new(session_id))
+    key = SessionKey(app_name, user_id, id_or_new(session_id))
     change = encode_change(ops.options.codec, {} if state is None else state)
     call = ops.create_session(key, uuid4().hex, change)
     session: Session
@@ -71,7 +71,7 @@ def get_or_create_session(
     window: Window | None = None,
 ) -> Flow[Session]:
     """Create a session unless it exists, and read it."""
-    key = SessionKey(app_name, user_id, _id_or_new(session_id))
+    key = SessionKey(app_name, user_id, id_or_new(session_id))
     if window is not None:
         event_num = _first_page(window, event_num, event_time)
     change = encode_change(ops.options.codec, {} if state is None else state)
@@ -209,7 +209,7 @@ def append_event(
         return event
     data, copy, change = prepared
     timestamp = copy.timestamp
-    created_us = _created_us(session)
+    created_us = created_us_of(session)
     call = ops.append_event(key, data, timestamp, change, if_version, turn, created_us)
     written: WriteResult
     if ops.app_in_own_slot:
@@ -256,7 +256,7 @@ def append_events(
         rows.append((data, copy.timestamp, change))
     if rows:
         changes = [change for _, _, change in rows]
-        created_us = _created_us(session)
+        created_us = created_us_of(session)
         call = ops.append_events(key, rows, if_version, turn, created_us)
         written: WriteResult
         if ops.app_in_own_slot:
@@ -292,25 +292,25 @@ def pop_event(
     ops: Ops, session: Session | SessionKey, if_version: int | None
 ) -> Flow[Event | None]:
     """Remove the newest event and return it."""
-    found = yield ops.pop_event(session_key(session), if_version, _created_us(session))
+    found = yield ops.pop_event(session_key(session), if_version, created_us_of(session))
     if found is None:
         return None
     event: Event = found[0]
     if isinstance(session, Session):
         session.events[:] = [other for other in session.events if other.id != event.id]
         session.event_count = max(session.event_count - 1, 0)
-        _set_version(session, found[1])
+        set_version(session, found[1])
     return event
 
 
 def clear_events(ops: Ops, session: Session | SessionKey, if_version: int | None) -> Flow[None]:
     """Remove all events."""
     key = session_key(session)
-    written: WriteResult = yield ops.clear_events(key, if_version, _created_us(session))
+    written: WriteResult = yield ops.clear_events(key, if_version, created_us_of(session))
     if isinstance(session, Session):
         session.events.clear()
         session.event_count = 0
-        _set_version(session, written)
+        set_version(session, written)
 
 
 # -- turns ----------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def acquire_turn(ops: Ops, session: Session | SessionKey, lease: Duration) -> Fl
     """Acquire the turn of a session."""
     key = session_key(session)
     lease_ms = check_milliseconds("lease", lease)
-    turn: Turn = yield ops.acquire_turn(key, uuid4().hex, lease_ms, _created_us(session))
+    turn: Turn = yield ops.acquire_turn(key, uuid4().hex, lease_ms, created_us_of(session))
     return turn
 
 
@@ -339,7 +339,7 @@ def release_turn(ops: Ops, turn: Turn) -> Flow[None]:
 
 def free_turn(ops: Ops, session: Session | SessionKey) -> Flow[None]:
     """Take the turn of a session from its holder."""
-    yield ops.free_turn(session_key(session), _created_us(session))
+    yield ops.free_turn(session_key(session), created_us_of(session))
 
 
 # -- state ----------------------------------------------------------------------------------------
@@ -361,7 +361,7 @@ def update_session_state(
     current: dict[str, Any] = {}
     if change.is_stored or if_version is not None:
         read_back = if_absent and handle is not None
-        created_us = _created_us(session)
+        created_us = created_us_of(session)
         call = ops.update_session_state(
             key, change, if_version, created_us, if_absent=if_absent, read_back=read_back
         )
@@ -382,7 +382,7 @@ def update_session_state(
             written = yield call
         current |= written.read_back
         if handle is not None:
-            _set_version(handle, written)
+            set_version(handle, written)
     if handle is not None and if_absent:
         for name, value in change.values.items():
             if name in current:
@@ -400,7 +400,7 @@ def increment_session_state(
     key = session_key(session)
     change = encode_change(ops.options.codec, {}, (), increments)
     refuse_app_increments(ops, change, "increments")
-    created_us = _created_us(session)
+    created_us = created_us_of(session)
     call = ops.update_session_state(key, change, None, created_us)  # checks the ids in any case
     if not change.increments:
         return {}
@@ -411,7 +411,7 @@ def increment_session_state(
         written = yield call
     if isinstance(session, Session):
         change.apply_sums_to(session.state, written.sums)
-        _set_version(session, written)
+        set_version(session, written)
     return dict(zip(increments, written.sums, strict=True))
 
 
@@ -495,7 +495,7 @@ def session_key(session: object) -> SessionKey:
     raise InvalidArgument(f"session must be a Session or a SessionKey, not {kind}")
 
 
-def _created_us(session: Session | SessionKey) -> int | Literal[""]:
+def created_us_of(session: Session | SessionKey) -> int | Literal[""]:
     """When the Session was created that a write is meant for; "" for a key: any session.
 
     1970 also stands for any session: adapters make Sessions without knowing more than the key.
@@ -512,7 +512,8 @@ def check_turn(turn: object) -> Turn:
     return turn
 
 
-def _id_or_new(session_id: str | None) -> str:
+def id_or_new(session_id: str | None) -> str:
+    """A session id; a new UUID for None or ""."""
     return str(uuid4()) if session_id is None or session_id == "" else session_id
 
 
@@ -558,7 +559,7 @@ def _add_events(
             sums = written.sums[added : added + len(change.increments)]
             change.apply_sums_to(session.state, sums)
             added += len(sums)
-    _set_version(session, written)
+    set_version(session, written)
     session.events += stored
     session.event_count += len(stored)
     if written.event_limit:
@@ -582,6 +583,7 @@ def _reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) 
         change.apply_to(session.state, only_temp=True)
 
 
-def _set_version(session: Session, written: WriteResult) -> None:
+def set_version(session: Session, written: WriteResult) -> None:
+    """Update the caller's Session after a write."""
     session.version = written.version
     session.updated_at = from_us(written.updated_us)

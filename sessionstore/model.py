@@ -107,6 +107,7 @@ class Session(msgspec.Struct):
         event_count: how many events the store holds, of which `events` may be a part. Writes
             through this object are counted, those of others from the next read on.
         event_limit: how many of the newest events the store keeps; None = all.
+        forked_from: the id of the session that `fork_session` copied; None = it is no copy.
     """
 
     app_name: str
@@ -119,6 +120,7 @@ class Session(msgspec.Struct):
     updated_at: datetime
     event_count: int = 0
     event_limit: int | None = None
+    forked_from: str | None = None
 
     def __repr__(self) -> str:
         return (

@@ -105,7 +105,7 @@ class Ops:
 
         def decode(replies: list[Any]) -> Session:
             status(replies[0], key)
-            return decode_session(key, keys, self._with_app_tier(replies[1:]))
+            return decode_session(key, keys, self.with_app_tier(replies[1:]))
 
         return Call(
             "create_session",
@@ -113,7 +113,7 @@ class Ops:
             SCRIPTS["create_session"],
             self._script_keys(keys),
             (key.session_id, self._ttls[0], creation_id, self._limit, *self._all_tier_args(change)),
-            self._tier_commands(keys),
+            self.tier_commands(keys),
         )
 
     def get_or_create_session(
@@ -126,7 +126,7 @@ class Ops:
     ) -> Call[Session]:
         """Create a session unless it exists, and read it."""
         keys = self._keys.session(*_ids(key))
-        log, newest_first = _log_commands(keys.events, event_num, event_time)
+        log, newest_first = log_commands(keys.events, event_num, event_time)
         refresh = "1" if self.options.refresh_ttl_on_read else "0"
         session_ttl_ms, user_ttl_ms, app_ttl_ms = self._ttls
         head = (key.session_id, session_ttl_ms, creation_id, self._limit)
@@ -134,7 +134,7 @@ class Ops:
 
         def decode(replies: list[Any]) -> Session:
             status(replies[0], key)
-            return decode_session(key, keys, self._with_app_tier(replies[1:]), newest_first)
+            return decode_session(key, keys, self.with_app_tier(replies[1:]), newest_first)
 
         return Call(
             "get_or_create_session",
@@ -142,7 +142,7 @@ class Ops:
             SCRIPTS["get_or_create_session"],
             self._script_keys(keys),
             (*head, *ttls, *self._all_tier_args(change)),
-            (*self._tier_commands(keys), *log),
+            (*self.tier_commands(keys), *log),
             is_bulk=_is_bulk(event_num),
         )
 
@@ -165,7 +165,7 @@ class Ops:
             decode,
             SCRIPTS["check_session"],
             self._keys.session(*_ids(key))[:2],
-            (created_us, _condition_arg(key, if_version, turn), *events),
+            (created_us, condition_arg(key, if_version, turn), *events),
             writes=False,
             is_bulk=sum(map(len, events)) > _BULK_BYTES,
         )
@@ -175,18 +175,18 @@ class Ops:
     ) -> Call[Session | None]:
         """Read a session: header, merged state, events."""
         keys = self._keys.session(*_ids(key))
-        log, newest_first = _log_commands(keys.events, event_num, event_time)
+        log, newest_first = log_commands(keys.events, event_num, event_time)
 
         def decode(replies: list[Any]) -> Session | None:
             if self._refreshes_on_read:
                 replies = replies[1:]
-            parts = self._with_app_tier(replies)
+            parts = self.with_app_tier(replies)
             if not parts[0]:
                 check_no_events(keys, parts)
                 return None
             return decode_session(key, keys, parts, newest_first)
 
-        commands = (*self._tier_commands(keys), *log)
+        commands = (*self.tier_commands(keys), *log)
         return self._read("get_session", decode, key, keys, commands, _is_bulk(event_num))
 
     def get_events(
@@ -307,7 +307,7 @@ class Ops:
         first = len(shared_tiers)
         commands: list[Command] = [("HGETALL", tier) for tier, _ in shared_tiers]
         for keys in sessions:
-            log, _ = _log_commands(keys.events, event_num, None)
+            log, _ = log_commands(keys.events, event_num, None)
             commands += (("HGETALL", keys.session), *log)
         step = 3 if event_num else 2
 
@@ -416,11 +416,11 @@ class Ops:
     def repair_session(self, key: SessionKey) -> Call[Session]:
         """Accept what is left of a session, and read it."""
         keys = self._keys.session(*_ids(key))
-        log, _ = _log_commands(keys.events, None, None)
+        log, _ = log_commands(keys.events, None, None)
 
         def decode(replies: list[Any]) -> Session:
             status(replies[0], key)
-            return decode_session(key, keys, self._with_app_tier(replies[1:]))
+            return decode_session(key, keys, self.with_app_tier(replies[1:]))
 
         return Call(
             "repair_session",
@@ -428,7 +428,7 @@ class Ops:
             SCRIPTS["repair_session"],
             self._script_keys(keys),
             (key.session_id, self.options.session_ttl_ms, self._limit),
-            (*self._tier_commands(keys), *log),
+            (*self.tier_commands(keys), *log),
             is_bulk=True,
         )
 
@@ -463,7 +463,7 @@ class Ops:
                 self.options.session_ttl_ms,
                 created_us,
                 self._limit,
-                _condition_arg(key, if_version, turn),
+                condition_arg(key, if_version, turn),
                 _FIRST_ATTEMPT,
                 data,
                 to_us(timestamp),
@@ -493,7 +493,7 @@ class Ops:
             self.options.session_ttl_ms,
             created_us,
             self._limit,
-            _condition_arg(key, if_version, turn),
+            condition_arg(key, if_version, turn),
             _FIRST_ATTEMPT,
         ]
         for data, timestamp, change in events:
@@ -678,12 +678,13 @@ class Ops:
     def _script_keys(self, keys: SessionKeys) -> tuple[bytes, ...]:
         return keys[:4] if self.app_in_own_slot else keys
 
-    def _tier_commands(self, keys: SessionKeys) -> tuple[Command, ...]:
+    def tier_commands(self, keys: SessionKeys) -> tuple[Command, ...]:
+        """The commands that read a session without its events."""
         commands: tuple[Command, ...] = (("HGETALL", keys.session), ("HGETALL", keys.user))
         return commands if self.app_in_own_slot else (*commands, ("HGETALL", keys.app))
 
-    def _with_app_tier(self, replies: list[Any]) -> list[Any]:
-        """The replies to `_tier_commands` and more, with an empty app tier if it was not read."""
+    def with_app_tier(self, replies: list[Any]) -> list[Any]:
+        """The replies to `tier_commands` and more, with an empty app tier if it was not read."""
         return [*replies[:2], (), *replies[2:]] if self.app_in_own_slot else replies
 
     def _is_due(self, key: SessionKey) -> bool:
@@ -772,7 +773,7 @@ def _ids(key: SessionKey) -> tuple[str, str, str]:
     return key.app_name, key.user_id, key.session_id
 
 
-def _log_commands(
+def log_commands(
     events: bytes, event_num: int | None, event_time: datetime | None
 ) -> tuple[tuple[Command, ...], bool]:
     """The commands that count the events, unless all are read, and read them.
@@ -796,7 +797,8 @@ def _log_commands(
     return (("ZRANGE", events, 0, -1),), False
 
 
-def _condition_arg(key: SessionKey, if_version: int | None, turn: Turn | None) -> str | int:
+def condition_arg(key: SessionKey, if_version: int | None, turn: Turn | None) -> str | int:
+    """The condition of a write: a version or a turn; "" = none."""
     if turn is None:
         return _version_arg(if_version)
     if if_version is not None:

@@ -163,6 +163,7 @@ def decode_session(
     events = decode_log(keys.events, log or ())
     if newest_first:
         events.reverse()
+    origin = header.get(b"forked_from")
     if event_limit < 0:  # 0.1.0 did not store it
         event_limit = max(1000, count)
     state: dict[str, Any] = {}
@@ -180,6 +181,7 @@ def decode_session(
         updated,
         count,
         event_limit or None,
+        None if origin is None else origin.decode("utf-8", "replace"),
     )
 
 

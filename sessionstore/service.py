@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from msgspec import UNSET
 
-from . import flows
+from . import flows, history
 from .calls import AsyncExecutor, Flow, R
 from .codec import Format
 from .drive import drive_async
@@ -460,6 +460,165 @@ class SessionService:
         Not sent again: a repeat would remove what was appended meanwhile.
         """
         await self._run(flows.clear_events(self._ops, session, if_version))
+
+    # -- history -------------------------------------------------------------------------------
+
+    async def rewind_session(
+        self,
+        session: Session | SessionKey,
+        *,
+        to: int,
+        state: Mapping[str, Any] | None = None,
+        if_version: int | None = None,
+        turn: Turn | None = None,
+    ) -> int:
+        """Remove all events after a position, in one atomic step. Later events get later positions.
+
+        Args:
+            session: the session, or its key. A Session is updated too.
+            to: the position of the last event that stays, as `EventPage.positions` has it; 0 =
+                remove all events.
+            state: what the session's own state is from now on, keys without a prefix; None = the
+                state stays as it is.
+            if_version: rewind only if the session has this version.
+            turn: rewind only if the caller holds this turn. Not together with `if_version`.
+
+        Returns:
+            How many events were removed.
+
+        Raises:
+            InvalidArgument: an argument is not valid; names it.
+            SessionNotFound: the session does not exist.
+            StaleVersion: the session has another version than `if_version`.
+            TurnLost: the caller does not hold `turn`.
+            BackendError: the store refused the call or did not answer (`maybe_applied`).
+
+        lua/rewind_session.lua; one round trip, O(log N + M) with M removed events.
+        Not sent again: a repeat would remove what was appended meanwhile.
+        """
+        return await self._run(
+            history.rewind_session(self._ops, session, to, state, if_version, turn)
+        )
+
+    async def fork_session(
+        self,
+        session: Session | SessionKey,
+        *,
+        session_id: str | None = None,
+        upto: int | None = None,
+        state: Mapping[str, Any] | None = None,
+        if_version: int | None = None,
+        turn: Turn | None = None,
+    ) -> Session:
+        """A copy of a session under another id of the same user, made in one atomic step.
+
+        Events keep their positions, so cursors are valid in the copy. Turns are not copied.
+
+        Args:
+            session: the session, or its key. It does not change.
+            session_id: the id of the copy, 1 to 256 bytes of UTF-8; "" or None makes a new UUID.
+            upto: the position of the last event that is copied; None = copy all.
+            state: the copy's own state, keys without a prefix; None = that of the session.
+            if_version: copy only if the session has this version.
+            turn: copy only if the caller holds this turn. Not together with `if_version`.
+
+        Returns:
+            The copy with merged state and without its events; `forked_from` is the session's id.
+
+        Raises:
+            InvalidArgument: an argument is not valid; names it.
+            LimitExceeded: the session has more than 20,000 events.
+            SessionNotFound: the session does not exist.
+            SessionExists: another session has the id of the copy.
+            StaleVersion: the session has another version than `if_version`.
+            TurnLost: the caller does not hold `turn`.
+            EventsMissing: the server lost events of the session.
+            BackendError: the store refused the call or did not answer.
+
+        lua/fork_session.lua and plain reads; one round trip, O(N log N) in a session of N events.
+        Sent again after a lost reply; a repeat finds the copy.
+        """
+        return await self._run(
+            history.fork_session(self._ops, session, session_id, upto, state, if_version, turn)
+        )
+
+    async def replace_event(
+        self,
+        session: Session | SessionKey,
+        position: int,
+        event: Event,
+        new: Event,
+        *,
+        if_version: int | None = None,
+        turn: Turn | None = None,
+    ) -> Event:
+        """Put another event in the place of one, for example to redact it. State is not changed.
+
+        The new event may keep the id of the old one. Its state changes are stored with it and are
+        not applied.
+
+        Args:
+            session: the session, or its key. A Session is updated too.
+            position: where the event stands, as `EventPage.positions` has it.
+            event: the event that stands there now.
+            new: the event that stands there from now on.
+            if_version: replace only if the session has this version.
+            turn: replace only if the caller holds this turn. Not together with `if_version`.
+
+        Returns:
+            A copy of `new`, as it is stored. A repeat finds it there and changes nothing.
+
+        Raises:
+            InvalidArgument: an argument is not valid, another event or none stands at `position`,
+                or `new` is stored elsewhere in the session.
+            SessionNotFound: the session does not exist.
+            StaleVersion: the session has another version than `if_version`.
+            TurnLost: the caller does not hold `turn`.
+            CorruptData: the stored event does not decode.
+            BackendError: the store refused the call or did not answer (`maybe_applied`).
+
+        A plain read and lua/replace_event.lua; two round trips, O(log N).
+        Not sent again.
+        """
+        return await self._run(
+            history.replace_event(self._ops, session, position, event, new, if_version, turn)
+        )
+
+    async def delete_event(
+        self,
+        session: Session | SessionKey,
+        position: int,
+        event: Event,
+        *,
+        if_version: int | None = None,
+        turn: Turn | None = None,
+    ) -> bool:
+        """Remove one event from the log. State is not changed.
+
+        Args:
+            session: the session, or its key. A Session is updated too.
+            position: where the event stands, as `EventPage.positions` has it.
+            event: the event that stands there.
+            if_version: delete only if the session has this version.
+            turn: delete only if the caller holds this turn. Not together with `if_version`.
+
+        Returns:
+            True if the event was removed; False if no event stands at `position`.
+
+        Raises:
+            InvalidArgument: an argument is not valid, or another event stands at `position`.
+            SessionNotFound: the session does not exist.
+            StaleVersion: the session has another version than `if_version`.
+            TurnLost: the caller does not hold `turn`.
+            CorruptData: the stored event does not decode.
+            BackendError: the store refused the call or did not answer (`maybe_applied`).
+
+        A plain read and lua/replace_event.lua; two round trips, O(log N).
+        Not sent again.
+        """
+        return await self._run(
+            history.delete_event(self._ops, session, position, event, if_version, turn)
+        )
 
     # -- turns ---------------------------------------------------------------------------------
 

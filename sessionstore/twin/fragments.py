@@ -387,6 +387,16 @@ def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> None:
     write_tiers(keyspace, keys, args, tail)
 
 
+def replace_state(keyspace: Keyspace, session: bytes, args: Args, at: int) -> None:
+    """lua/lib/replace_state.lua"""
+    if len(args) <= at:
+        return
+    pairs = args[at + 1 : at + 1 + 2 * int(args[at])]
+    old = [field for field in keyspace.hgetall(session) if field[:1] == b"."]
+    keyspace.hset(session, pairs)
+    keyspace.hdel(session, [field for field in old if field not in pairs[::2]])
+
+
 def decimal(number: int) -> bytes:
     """A number as Redis stores it."""
     return b"%d" % number

@@ -50,6 +50,12 @@ class SortedSet:
         del self.entries[bisect_left(self.entries, (score, member))]
         return True
 
+    def copy(self) -> SortedSet:
+        """A copy that shares nothing that changes."""
+        other = SortedSet()
+        other.entries, other.scores = self.entries.copy(), self.scores.copy()
+        return other
+
     def remove_range(self, first: int, end: int) -> int:
         """Remove the entries [first, end) and return their number."""
         removed = self.entries[first:end]
@@ -118,6 +124,15 @@ class Keyspace:
     def persist(self, key: bytes) -> int:
         """PERSIST."""
         return int(self._is_live(key) and self._deadlines.pop(key, None) is not None)
+
+    def copy(self, source: bytes, destination: bytes) -> None:
+        """COPY to a key that does not exist."""
+        if not self._is_live(source):
+            return
+        value = self._values[source]
+        self._values[destination] = value.copy()
+        if source in self._deadlines:
+            self._deadlines[destination] = self._deadlines[source]
 
     # -- hashes --------------------------------------------------------------------------------
 
@@ -188,6 +203,14 @@ class Keyspace:
         """ZREMRANGEBYRANK, both ends inclusive and not negative."""
         stored = self._zset(key)
         count = stored.remove_range(first, last + 1)
+        self._drop_if_empty(key, stored)
+        return count
+
+    def zremrangebyscore(self, key: bytes, low: Score) -> int:
+        """ZREMRANGEBYSCORE from a score, inclusive, to the end."""
+        stored = self._zset(key)
+        first = bisect_left(stored.entries, low, key=_score)
+        count = stored.remove_range(first, len(stored.entries))
         self._drop_if_empty(key, stored)
         return count
 

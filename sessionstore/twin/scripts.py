@@ -42,6 +42,7 @@ from .fragments import (
     write_header,
     write_tiers,
 )
+from .history import fork_session, replace_event, rewind_session
 from .keyspace import Keyspace
 
 # -- sessions -----------------------------------------------------------------------------------
@@ -473,12 +474,15 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             delete_session,
             delete_sessions,
             delete_user,
+            fork_session,
             free_turn,
             get_or_create_session,
             pop_event,
             prune_index,
             renew_turn,
             repair_session,
+            replace_event,
+            rewind_session,
             touch_session,
             touch_tier,
             update_session_state,

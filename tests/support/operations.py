@@ -19,7 +19,7 @@ import pytest
 from sessionstore import SessionExists, StaleVersion, TurnTaken
 
 from .events import LONG_AGO, make_event
-from .scene import E1, Scene
+from .scene import E0_POSITION, E1, E2, E2_POSITION, Scene
 
 READ_COMMANDS = {"HGETALL", "HMGET", "ZCARD", "ZRANGE"}
 """The plain commands that operations send without a script."""
@@ -42,6 +42,7 @@ class Operation:
         kind: what it does to data. A server that is out of memory refuses only "write".
         refreshes: roles of the keys whose deadline it extends.
         calls: number of its Calls, each of them one round trip.
+        reads_first: its first Call only reads.
         needs_turn: it needs the session's turn.
         needs_expired: it needs a session that has expired and is still in the index.
         new_key: it reads or writes a key that does not exist yet, so in a cluster it waits for the
@@ -60,6 +61,7 @@ class Operation:
     kind: Literal["read", "write", "delete"] = "write"
     refreshes: str = ""
     calls: int = 1
+    reads_first: bool = False
     needs_turn: bool = False
     needs_expired: bool = False
     new_key: bool = False
@@ -286,6 +288,50 @@ OPERATIONS = (
         refreshes="session",
         idempotent=False,
         repeat=StaleVersion,
+    ),
+    # -- history
+    Operation(
+        "rewind_session",
+        lambda s, at: s.rewind_session(at.key, to=E0_POSITION),
+        keys=LOG,
+        refreshes="session",
+        idempotent=False,
+        repeat=None,
+    ),
+    Operation(
+        "rewind_session",
+        lambda s, at: s.rewind_session(at.session, to=0, state={"k": 9}),
+        keys=ALL,
+        case="everything",
+        refreshes="session",
+        idempotent=False,
+        repeat=None,
+    ),
+    Operation(
+        "fork_session",
+        lambda s, at: s.fork_session(at.session, session_id="new", upto=E0_POSITION),
+        keys=ALL,
+        new_key=True,
+        repeat=SessionExists,
+    ),
+    Operation(
+        "replace_event",
+        lambda s, at: s.replace_event(at.session, E2_POSITION, E2, make_event("redacted")),
+        keys=LOG,
+        refreshes="session",
+        calls=2,
+        reads_first=True,
+        idempotent=False,
+    ),
+    Operation(
+        "delete_event",
+        lambda s, at: s.delete_event(at.session, E2_POSITION, E2),
+        keys=LOG,
+        refreshes="session",
+        calls=2,
+        reads_first=True,
+        idempotent=False,
+        repeat=None,
     ),
     # -- turns
     Operation(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from sessionstore import DeletedUser, Event, EventPage, Ping, Session, SessionKey, Turn
 from sessionstore.keys import Keys
+from sessionstore.times import to_us
 
-from .events import make_event
+from .events import LONG_AGO, make_event
 
 if TYPE_CHECKING:
     from .operations import Operation
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 KEY = SessionKey("a", "u", "s")
 STATE = {"k": 1, "user:k": 2, "user:kept": 3, "app:k": 4, "app:kept": 5}
 E1 = make_event("e1", state_delta={"k": 0})
+E2 = make_event("e2", state_delta={"k": 1})
+E0_POSITION = to_us(LONG_AGO)
+E2_POSITION = E0_POSITION + 2
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ async def set_scene(
         **owner, session_id=key.session_id, state={**STATE, "temp:k": 6}
     )
     # An append of e1 that is not recognized as a repeat sets k to 0.
-    events = [make_event("e0"), E1, make_event("e2", state_delta={"k": 1})]
+    events = [make_event("e0"), E1, E2]
     await service.append_events(session, events)
     if operation and operation.needs_expired:
         assert expire is not None, f"{operation.name} needs an expired session"

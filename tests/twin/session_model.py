@@ -14,7 +14,9 @@ from sessionstore import (
     BackendRejected,
     DeletedUser,
     Event,
+    InvalidArgument,
     Session,
+    SessionExists,
     SessionKey,
     SessionNotFound,
     StaleVersion,
@@ -75,6 +77,8 @@ class StoredSession:
     state: dict[str, Any] = field(default_factory=dict)
     log: list[Stored] = field(default_factory=list)
     lease: Lease | None = None
+    event_limit: int = 0
+    forked_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,8 @@ class Model:
             instant(stored.created_us),
             instant(stored.updated_us),
             len(stored.log),
+            stored.event_limit or None,
+            stored.forked_from,
         )
 
     def page(
@@ -195,7 +201,9 @@ class Model:
     # -- writes --------------------------------------------------------------------------------
 
     def create(self, settings: Settings, key: SessionKey, state: dict[str, Any]) -> Session:
-        self.sessions[key] = StoredSession(self.now_us, self.now_us, self.now_us)
+        self.sessions[key] = StoredSession(
+            self.now_us, self.now_us, self.now_us, event_limit=settings.event_limit
+        )
         self._change(key, state, [])
         self.refreshed[key] = settings.session_ttl
         self._refresh_tiers(settings, key)
@@ -242,6 +250,7 @@ class Model:
             # All events make one change: a key that one event removes and a later one sets is kept.
             kept = {name: value for name, value in state.items() if name not in removed}
             self._change(key, kept, removed)
+            stored.event_limit = limit
             if limit:
                 del stored.log[:-limit]
             self._wrote(settings, key)
@@ -260,6 +269,72 @@ class Model:
         self._check_version(stored, if_version)
         stored.log.clear()
         self._wrote(settings, key)
+
+    def rewind(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        position: int,
+        state: dict[str, Any] | None,
+        if_version: int | None,
+    ) -> int:
+        stored = self._open(key)
+        self._check_version(stored, if_version)
+        kept = [entry for entry in stored.log if entry.position <= position]
+        num_removed = len(stored.log) - len(kept)
+        stored.log = kept
+        if state is not None:
+            stored.state = dict(state)
+        self._wrote(settings, key)
+        return num_removed
+
+    def replace(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        entry: Stored,
+        new: tuple[object, Event] | None,
+        if_version: int | None,
+    ) -> None:
+        """Replace an event, or remove it if `new` is None."""
+        stored = self._open(key)
+        if new is not None and new[0] == entry.identity:
+            return
+        self._check_version(stored, if_version)
+        if new is not None and new[0] in {other.identity for other in stored.log}:
+            raise Refused(InvalidArgument)
+        place = stored.log.index(entry)
+        stored.log[place : place + 1] = [] if new is None else [Stored(entry.position, *new)]
+        self._wrote(settings, key)
+
+    def fork(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        copy: SessionKey,
+        upto: int | None,
+        state: dict[str, Any] | None,
+        if_version: int | None,
+    ) -> Session:
+        if copy in self.sessions:
+            raise Refused(SessionExists)
+        stored = self._open(key)
+        self._check_version(stored, if_version)
+        log = [entry for entry in stored.log if upto is None or entry.position <= upto]
+        newest = log[-1].position if log else 0
+        self.sessions[copy] = StoredSession(
+            self.now_us,
+            self.now_us,
+            self.now_us,
+            stored.last_position if upto is None else newest,
+            stored.deadline,
+            dict(stored.state if state is None else state),
+            log,
+            event_limit=stored.event_limit,
+            forked_from=key.session_id,
+        )
+        self.refreshed[copy] = settings.session_ttl
+        return self.view(copy, 0)
 
     def update(
         self,

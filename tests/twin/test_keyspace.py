@@ -52,6 +52,7 @@ STEPS = (
     step("zcard", keys),
     step("zrem", keys, members),
     step("zremrangebyrank", keys, st.integers(0, 5), st.integers(0, 5)),
+    step("zremrangebyscore", keys, scores),
     step("zrange_by_rank", keys, ranks, ranks, st.booleans()),
     step("zrange_by_score", keys, bounds, bounds, st.booleans(), st.none() | st.integers(1, 4)),
     step("hset", keys, pairs),
@@ -69,6 +70,7 @@ STEPS = (
     step("pexpireat", keys, st.sampled_from(DEADLINES), st.booleans()),
     step("pexpireat", keys, st.sampled_from(DEADLINES[1:]), st.booleans()),
     step("persist", keys),
+    step("copy", st.just(KEYS[0]), st.just(KEYS[1])),
 )
 
 
@@ -86,6 +88,8 @@ def as_command(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         ends = (_bound(high), _bound(low)) if rev else (_bound(low), _bound(high))
         options = [*(["REV"] if rev else []), *(["LIMIT", 0, limit] if limit else [])]
         return ("ZRANGE", key, *ends, "BYSCORE", *options, "WITHSCORES")
+    if name == "zremrangebyscore":
+        return ("ZREMRANGEBYSCORE", key, *rest, "+inf")
     if name == "pexpireat":
         deadline_ms, gt = rest
         return ("PEXPIREAT", key, deadline_ms, *(["GT"] if gt else []))
@@ -159,9 +163,12 @@ def test_keyspace_behaves_as_the_server(server: Server) -> None:
         keyspace = Keyspace()
         keyspace.now_us = time.time_ns() // 1000
         for name, args in steps:
+            if name == "copy":  # scripts copy to keys that do not exist
+                raw.unlink(args[1])
+                keyspace.unlink(args[1])
             real = outcome(partial(on_server, raw, name, args))
             twin = outcome(partial(on_twin, keyspace, name, args))
-            if name in ("hset", "hdel") and real != "WRONGTYPE":
+            if name in ("hset", "hdel", "copy") and real != "WRONGTYPE":
                 real = None  # no script uses these replies
             assert twin == real, (name, args)
         assert dump_twin(keyspace) == dump_server(server)

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from msgspec import structs
-from session_model import TOLERANCE_MS, Model, Refused, Settings, microseconds
+from session_model import TOLERANCE_MS, Model, Refused, Settings, Stored, microseconds
 from support.clock import pass_time
 from support.servers import Server
 
@@ -41,6 +41,7 @@ from sessionstore import (
     Turn,
     TurnTaken,
     flows,
+    history,
 )
 from sessionstore.calls import Call, Flow, Step
 from sessionstore.codec import decode_event, decode_value
@@ -102,6 +103,9 @@ CHANGES: tuple[tuple[dict[str, Any], list[str]], ...] = (
     ({"n": 2**53 - 2, "user:n": 7}, []),
     ({"user:x": "ü" * 50}, ["app:x"]),
 )
+
+
+SESSION_STATES: tuple[dict[str, Any], ...] = ({}, {"k": 3, "version": "v"}, {"new": [None]})
 
 
 def make_event(number: int) -> Event:
@@ -407,6 +411,96 @@ class TwinMachine(RuleBasedStateMachine):
         self._expect(outcome, lambda: self.model.clear(SERVICES[service], key, if_version))
         self._check()
 
+    # -- history -------------------------------------------------------------------------------
+
+    @rule(
+        service=services,
+        key=keys,
+        number=st.integers(-1, 5),
+        state=st.none() | st.sampled_from(SESSION_STATES),
+        step=version_steps,
+    )
+    def rewind_session(
+        self,
+        service: int,
+        key: SessionKey,
+        number: int,
+        state: dict[str, Any] | None,
+        step: int | None,
+    ) -> None:
+        if_version = self._version(key, step)
+        position = self._cursor(key, number) or 0
+        chosen = SERVICES[service]
+        flow = history.rewind_session(OPS[service], key, position, state, if_version, None)
+        outcome = self._drive(flow)
+        self._expect(outcome, lambda: self.model.rewind(chosen, key, position, state, if_version))
+        self._check()
+
+    @rule(service=services, key=keys, place=st.integers(0, 5), number=numbers, step=version_steps)
+    def replace_event(
+        self, service: int, key: SessionKey, place: int, number: int, step: int | None
+    ) -> None:
+        entry = self._entry(key, place)
+        if_version = self._version(key, step)
+        if entry is None:
+            return
+        new, chosen = EVENTS[number], SERVICES[service]
+        flow = history.replace_event(
+            OPS[service], key, entry.position, entry.event, new, if_version, None
+        )
+        outcome = self._drive(flow)
+
+        def expected() -> Event:
+            identity = (chosen.codec, new.id)
+            self.model.replace(chosen, key, entry, (identity, new), if_version)
+            return new
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(service=services, key=keys, place=st.integers(0, 5), step=version_steps)
+    def delete_event(self, service: int, key: SessionKey, place: int, step: int | None) -> None:
+        entry = self._entry(key, place)
+        if_version = self._version(key, step)
+        if entry is None:
+            return
+        flow = history.delete_event(
+            OPS[service], key, entry.position, entry.event, if_version, None
+        )
+        outcome = self._drive(flow)
+
+        def expected() -> bool:
+            self.model.replace(SERVICES[service], key, entry, None, if_version)
+            return True
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(
+        service=services,
+        names=st.permutations(KEYS[:2]),
+        number=st.none() | st.integers(-1, 5),
+        state=st.none() | st.sampled_from(SESSION_STATES),
+        step=version_steps,
+    )
+    def fork_session(
+        self,
+        service: int,
+        names: list[SessionKey],
+        number: int | None,
+        state: dict[str, Any] | None,
+        step: int | None,
+    ) -> None:
+        key, copy = names
+        if_version = self._version(key, step)
+        upto, chosen = self._cursor(key, number), SERVICES[service]
+        flow = history.fork_session(
+            OPS[service], key, copy.session_id, upto, state, if_version, None
+        )
+        outcome = self._drive(flow)
+        self._expect(outcome, lambda: self.model.fork(chosen, key, copy, upto, state, if_version))
+        self._check()
+
     # -- turns ---------------------------------------------------------------------------------
 
     @rule(days=st.sampled_from((1, 400)), key=keys)
@@ -623,6 +717,11 @@ class TwinMachine(RuleBasedStateMachine):
             return None
         stored = self.model.sessions.get(key)
         return max((stored.version if stored else 1) + step, 0)
+
+    def _entry(self, key: SessionKey, place: int) -> Stored | None:
+        """An event of the log, with its position; None without one."""
+        stored = self.model.sessions.get(key)
+        return stored.log[place % len(stored.log)] if stored and stored.log else None
 
     def _cursor(self, key: SessionKey, number: int | None) -> int | None:
         """A position in the log, near one, or outside of it."""

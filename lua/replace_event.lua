@@ -1,0 +1,64 @@
+#!lua
+-- replace_event: put another event in the place of one, or remove it.
+--
+-- KEYS[1] session  session:{app:user}:sid  hash   must exist
+-- KEYS[2] events   events:{app:user}:sid   zset
+-- KEYS[3] index    sessions:{app:user}     zset
+--
+-- ARGV[1] session_id  bytes  member of the index
+-- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
+-- ARGV[3] created_us  int    when the session was created; "" = whatever session is there
+-- ARGV[4] condition   bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[5] position    int    where the event stands
+-- ARGV[6] event       bytes  encoded, as it is stored
+-- ARGV[7] new_event   bytes  encoded; "" = remove the event
+--
+-- REPLY OK version now_us
+-- REPLY ABSENT              the event does not stand there
+-- REPLY DUPLICATE           the new event is stored already
+-- REPLY NOT_FOUND
+-- REPLY CORRUPT key field
+-- REPLY STALE version
+-- REPLY LOST                the caller does not hold the turn
+-- COST O(log N)
+--@include check_condition
+--@include read_checked_header
+--@include refresh_session
+--@include server_time_us
+--@include to_ms
+--@include write_header
+local session, events, index = KEYS[1], KEYS[2], KEYS[3]
+local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
+local created_us, condition = ARGV[3], ARGV[4]
+local position, event, new_event = ARGV[5], ARGV[6], ARGV[7]
+
+local header, refusal = read_checked_header(session, events, index, session_id, created_us)
+if not header then
+  return refusal or {'NOT_FOUND'}
+end
+refusal = check_condition(session, condition, header.version)
+if refusal then
+  return refusal
+end
+if tonumber(redis.call('ZSCORE', events, event) or '-1') ~= tonumber(position) then
+  return {'ABSENT'}
+elseif new_event ~= '' and redis.call('ZSCORE', events, new_event) then
+  return {'DUPLICATE'}
+end
+local num_events = redis.call('ZCARD', events)
+local now_us = server_time_us()
+
+-- Write.
+local new_version, is_new_member =
+  write_header(session, index, session_id, header.version, header.last_us, now_us)
+redis.call('HSET', session, 'removed_us', now_us)
+if new_event ~= '' then
+  redis.call('ZADD', events, position, new_event)
+elseif header.count then
+  redis.call('HSET', session, 'count', math.max(header.count, num_events) - 1)
+end
+local remaining = (new_event ~= '' or num_events > 1) and events or nil
+refresh_session(session, remaining, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)
+-- Last, because it may remove the key: see write_delta.
+redis.call('ZREM', events, event)
+return {'OK', new_version, now_us}

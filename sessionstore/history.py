@@ -1,0 +1,191 @@
+"""Flows that change what a session's log holds: rewind, fork, replace and delete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+from . import ops_history
+from .app_tier import add_app_state
+from .calls import Flow
+from .codec import corrupt, decode_event
+from .errors import InvalidArgument
+from .flows import check_turn, created_us_of, id_or_new, session_key, set_version
+from .model import Event, Session, SessionKey, Turn
+from .ops import Ops
+from .options import check_int
+from .tiers import Delta, encode_change
+
+
+def rewind_session(
+    ops: Ops,
+    session: Session | SessionKey,
+    to: int,
+    state: Mapping[str, Any] | None,
+    if_version: int | None,
+    turn: Turn | None,
+) -> Flow[int]:
+    """Remove all events after a position. Returns how many."""
+    key = session_key(session)
+    call = ops_history.rewind_session(
+        ops,
+        key,
+        to,
+        _session_tier(ops, state),
+        if_version,
+        None if turn is None else check_turn(turn),
+        created_us_of(session),
+        len(session.events) if isinstance(session, Session) else None,
+    )
+    num_removed, fresh = yield call
+    if isinstance(session, Session):
+        # What the store has not sent: the caller's own values, and an app tier in its own slot.
+        kept = ("temp:", "app:") if ops.app_in_own_slot else ("temp:",)
+        rest = {name: value for name, value in session.state.items() if name.startswith(kept)}
+        session.state, session.events = fresh.state | rest, fresh.events
+        session.version, session.updated_at = fresh.version, fresh.updated_at
+        session.event_count = fresh.event_count
+    return int(num_removed)
+
+
+def fork_session(
+    ops: Ops,
+    session: Session | SessionKey,
+    session_id: str | None,
+    upto: int | None,
+    state: Mapping[str, Any] | None,
+    if_version: int | None,
+    turn: Turn | None,
+) -> Flow[Session]:
+    """Copy a session. Returns the copy, without events."""
+    key = session_key(session)
+    copy_key = SessionKey(key.app_name, key.user_id, id_or_new(session_id))
+    if copy_key == key:
+        raise InvalidArgument("session_id must be another than that of the session")
+    call = ops_history.fork_session(
+        ops,
+        key,
+        copy_key,
+        uuid4().hex,
+        upto,
+        _session_tier(ops, state),
+        if_version,
+        None if turn is None else check_turn(turn),
+        created_us_of(session),
+    )
+    copy: Session = yield call
+    if ops.app_in_own_slot:
+        app_state: dict[str, Any] = yield ops.get_app_state(key.app_name)
+        add_app_state(copy, app_state)
+    return copy
+
+
+def replace_event(
+    ops: Ops,
+    session: Session | SessionKey,
+    position: int,
+    event: Event,
+    new: Event,
+    if_version: int | None,
+    turn: Turn | None,
+) -> Flow[Event]:
+    """Put another event in the place of one. Returns the copy that is stored."""
+    _check_event("event", event)
+    _check_event("new", new)
+    if new.partial:
+        raise InvalidArgument("new must not be partial: partial Events are not stored")
+    data, copy = ops.options.codec.for_event(new).encode_event(new, "new")
+    while True:
+        stored = yield from _read_event(ops, session, position)
+        if stored == data:
+            return copy
+        if stored is None:
+            raise InvalidArgument(f"no event stands at position {position}")
+        if (yield from _swap(ops, session, position, event, stored, data, if_version, turn)):
+            break
+    if isinstance(session, Session):
+        session.events = [copy if other == event else other for other in session.events]
+    return copy
+
+
+def delete_event(
+    ops: Ops,
+    session: Session | SessionKey,
+    position: int,
+    event: Event,
+    if_version: int | None,
+    turn: Turn | None,
+) -> Flow[bool]:
+    """Remove one event. False if none stands at the position."""
+    _check_event("event", event)
+    while True:
+        stored = yield from _read_event(ops, session, position)
+        if stored is None:
+            return False
+        if (yield from _swap(ops, session, position, event, stored, b"", if_version, turn)):
+            break
+    if isinstance(session, Session):
+        session.events = [other for other in session.events if other != event]
+        session.event_count = max(session.event_count - 1, 0)
+    return True
+
+
+def _swap(
+    ops: Ops,
+    session: Session | SessionKey,
+    position: int,
+    event: Event,
+    stored: bytes,
+    data: bytes,
+    if_version: int | None,
+    turn: Turn | None,
+) -> Flow[bool]:
+    """Write other bytes in the place of the stored ones. False if these are no longer there."""
+    key = session_key(session)
+    try:
+        found = decode_event(stored)
+    except ValueError as error:
+        raise corrupt(ops.options.keys.session(*_ids(key)).events, error) from None
+    if found != event:
+        raise InvalidArgument(f"another event than `event` stands at position {position}")
+    held = None if turn is None else check_turn(turn)
+    since = created_us_of(session)
+    written = yield ops_history.replace_event(
+        ops, key, position, stored, data, if_version, held, since
+    )
+    if written is None:
+        return False
+    if isinstance(session, Session):
+        set_version(session, written)
+    return True
+
+
+def _read_event(ops: Ops, session: Session | SessionKey, position: int) -> Flow[bytes | None]:
+    """The stored bytes at a position; None if no event stands there."""
+    check_int("position", position, low=0)
+    data: bytes | None = yield ops_history.read_event(ops, session_key(session), position)
+    return data
+
+
+def _check_event(name: str, event: object) -> None:
+    if not isinstance(event, Event):
+        raise InvalidArgument(f"{name} must be an Event, not {type(event).__name__}")
+
+
+def _session_tier(ops: Ops, state: Mapping[str, Any] | None) -> Delta | None:
+    """New state of a session, encoded; None = the state stays."""
+    if state is None:
+        return None
+    change = encode_change(ops.options.codec, state)
+    for name in change.values:
+        if name.startswith(("user:", "app:", "temp:")):
+            raise InvalidArgument(
+                f"state[{name!r}] does not belong to the session: only keys without a prefix can "
+                "be replaced"
+            )
+    return change.session
+
+
+def _ids(key: SessionKey) -> tuple[str, str, str]:
+    return key.app_name, key.user_id, key.session_id

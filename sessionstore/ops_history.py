@@ -1,0 +1,157 @@
+"""The operations that change history, as Calls. See ops.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .calls import Argument, Call, Command, status
+from .errors import ScriptContractError
+from .model import Session, SessionKey, Turn
+from .ops import CreatedUs, Ops, condition_arg, log_commands
+from .options import check_int
+from .replies import WriteResult, decode_session, decode_write_result
+from .scripts import SCRIPTS
+from .tiers import Delta
+
+EVENTS_PER_FORK_LIMIT = 20_000
+"""Maximum number of events of a session that is copied."""
+
+
+def rewind_session(
+    ops: Ops,
+    key: SessionKey,
+    position: int,
+    state: Delta | None,
+    if_version: int | None,
+    turn: Turn | None,
+    created_us: CreatedUs,
+    event_num: int | None,
+) -> Call[tuple[int, Session | None]]:
+    """Remove the events after a position, and replace the state.
+
+    Replies how many were removed and, with `event_num`, the session with its newest events.
+    """
+    keys = ops.options.keys.session(key.app_name, key.user_id, key.session_id)
+    commands: tuple[Command, ...] = ()
+    if event_num is not None:
+        commands = (*ops.tier_commands(keys), *log_commands(keys.events, event_num, None)[0])
+
+    def decode(replies: list[Any]) -> tuple[int, Session | None]:
+        reply = replies[0]
+        status(reply, key, if_version)
+        if len(reply) != 4 or type(reply[3]) is not int:
+            raise ScriptContractError(f"a rewind replied {len(reply)} fields")
+        if event_num is None:
+            return reply[3], None
+        return reply[3], decode_session(key, keys, ops.with_app_tier(replies[1:]))
+
+    condition = condition_arg(key, if_version, turn)
+    return Call(
+        "rewind_session",
+        decode,
+        SCRIPTS["rewind_session"],
+        keys[:3],
+        (
+            key.session_id,
+            ops.options.session_ttl_ms,
+            created_us,
+            condition,
+            check_int("to", position, low=0) + 1,
+            *_state_args(state),
+        ),
+        commands,
+        idempotent=False,  # a repeat would remove what was appended after the first attempt
+    )
+
+
+def read_event(ops: Ops, key: SessionKey, position: int) -> Call[bytes | None]:
+    """Read the bytes of the event at a position."""
+    keys = ops.options.keys.session(key.app_name, key.user_id, key.session_id)
+    check_int("position", position, low=0)
+    commands: tuple[Command, ...] = (
+        ("HMGET", keys.session, "version"),
+        ("ZRANGE", keys.events, position, position, "BYSCORE"),
+    )
+
+    def decode(replies: list[Any]) -> bytes | None:
+        [version], found = replies
+        if version is None:
+            status([b"NOT_FOUND"], key)  # raises SessionNotFound
+        return bytes(found[0]) if found else None
+
+    return Call("read_event", decode, commands=commands, writes=False, from_primary=True)
+
+
+def replace_event(
+    ops: Ops,
+    key: SessionKey,
+    position: int,
+    event: bytes,
+    new_event: bytes,
+    if_version: int | None,
+    turn: Turn | None,
+    created_us: CreatedUs,
+) -> Call[WriteResult | None]:
+    """Replace an event, or remove it if `new_event` is empty. None: it does not stand there."""
+
+    def decode(replies: list[Any]) -> WriteResult | None:
+        if replies[0] == [b"ABSENT"]:
+            return None
+        return decode_write_result(replies[0], key, if_version)
+
+    condition = condition_arg(key, if_version, turn)
+    ids = (key.session_id, ops.options.session_ttl_ms, created_us, condition)
+    return Call(
+        "replace_event" if new_event else "delete_event",
+        decode,
+        SCRIPTS["replace_event"],
+        ops.options.keys.session(key.app_name, key.user_id, key.session_id)[:3],
+        (*ids, position, event, new_event),
+        idempotent=False,  # a repeat would not find the event
+    )
+
+
+def fork_session(
+    ops: Ops,
+    key: SessionKey,
+    copy: SessionKey,
+    creation_id: str,
+    position: int | None,
+    state: Delta | None,
+    if_version: int | None,
+    turn: Turn | None,
+    created_us: CreatedUs,
+) -> Call[Session]:
+    """Copy a session to a new one, and read that without its events."""
+    keys = ops.options.keys.session(key.app_name, key.user_id, key.session_id)
+    copy_keys = ops.options.keys.session(copy.app_name, copy.user_id, copy.session_id)
+
+    def decode(replies: list[Any]) -> Session:
+        reply = replies[0]
+        status(reply, copy if reply[:1] == [b"EXISTS"] else key, if_version)
+        return decode_session(copy, copy_keys, ops.with_app_tier(replies[1:]))
+
+    first = "" if position is None else check_int("upto", position, low=0) + 1
+    return Call(
+        "fork_session",
+        decode,
+        SCRIPTS["fork_session"],
+        (*keys[:3], *copy_keys[:2]),
+        (
+            copy.session_id,
+            ops.options.session_ttl_ms,
+            created_us,
+            condition_arg(key, if_version, turn),
+            first,
+            creation_id,
+            key.session_id,
+            EVENTS_PER_FORK_LIMIT,
+            *_state_args(state),
+        ),
+        (*ops.tier_commands(copy_keys), ("ZCARD", copy_keys.events)),
+    )
+
+
+def _state_args(state: Delta | None) -> tuple[Argument, ...]:
+    """The state that replaces that of a session; nothing if it stays."""
+    return () if state is None else (len(state.pairs) // 2, *state.pairs)
