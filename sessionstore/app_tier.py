@@ -14,7 +14,7 @@ from typing import Any
 from .calls import Call, Flow, R
 from .errors import BackendError, InvalidArgument, SessionStoreError
 from .model import Session, SessionKey, Turn
-from .ops import CreatedUs, Ops
+from .ops import Ops
 from .tiers import NO_CHANGE, Change, Delta
 
 
@@ -31,7 +31,7 @@ def write_apart(
     events: Sequence[bytes] = (),
     if_version: int | None = None,
     turn: Turn | None = None,
-    created_us: CreatedUs = "",
+    created_us: bytes = b"",
     *,
     if_absent: bool = False,
     read_app: bool = False,

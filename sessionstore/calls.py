@@ -31,8 +31,8 @@ from .times import from_us
 
 R = TypeVar("R")
 
-Argument = bytes | str | int
-Command = tuple[Argument, ...]
+Word = bytes | str | int
+Command = tuple[Word, ...]
 
 
 class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
@@ -43,7 +43,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
         decode: turns the replies, the script's first, into a result, or raises.
         script: the script that runs first, or None.
         keys: the script's KEYS.
-        args: the script's ARGV.
+        args: the script's ARGV. Numbers are decimal text.
         commands: plain commands that run after the script, in the same transaction.
         idempotent: running it twice stores the same data as running it once, at the time of the
             second run; only `version` may differ. Only idempotent Calls are sent again when the
@@ -62,7 +62,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     decode: Callable[[list[Any]], R]
     script: Script | None = None
     keys: tuple[bytes, ...] = ()
-    args: tuple[Argument, ...] = ()
+    args: tuple[bytes, ...] = ()
     commands: tuple[Command, ...] = ()
     idempotent: bool = True
     writes: bool = True

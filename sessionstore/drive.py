@@ -102,4 +102,7 @@ def _size(reply: Any) -> int:
         return 0
     if isinstance(reply[0], list):  # with scores, in RESP3
         reply = [part[0] for part in reply]
-    return sum([len(part) for part in reply if type(part) is bytes])
+    try:
+        return sum(map(len, reply))
+    except TypeError:  # not all are bytes
+        return sum(len(part) for part in reply if type(part) is bytes)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -444,14 +444,15 @@ def session_key(session: object) -> SessionKey:
     raise InvalidArgument(f"session must be a Session or a SessionKey, not {kind}")
 
 
-def _created_us(session: Session | SessionKey) -> int | Literal[""]:
-    """When the Session was created that a write is meant for; "" for a key: any session.
+def _created_us(session: Session | SessionKey) -> bytes:
+    """When the Session was created that a write is meant for; b"" for a key: any session.
 
     1970 also stands for any session: adapters make Sessions without knowing more than the key.
     """
     if isinstance(session, SessionKey):
-        return ""
-    return to_us(check_instant("session.created_at", session.created_at)) or ""
+        return b""
+    created_us = to_us(check_instant("session.created_at", session.created_at))
+    return b"%d" % created_us if created_us else b""
 
 
 def check_turn(turn: object) -> Turn:

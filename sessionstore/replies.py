@@ -17,8 +17,8 @@ from .tiers import decode_tier
 from .times import from_us
 
 
-class WriteResult(msgspec.Struct, frozen=True, gc=False):
-    """The result of a write to a session.
+class WriteResult(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """The result of a write to a session. The first fields are in the order of the reply.
 
     Attributes:
         version: the session's version after the write.
@@ -89,10 +89,10 @@ def decode_write_result(reply: Any, key: SessionKey, if_version: int | None) -> 
         return WriteResult(reply[1], reply[2], 0, event_limit, [int(value) for value in reply[3]])
     if word != b"OK":
         raise ScriptContractError(f"a write replied {reply[0]!r}")
-    numbers = reply[1:]
-    if not 2 <= len(numbers) <= 4 or not all(type(number) is int for number in numbers):
-        raise ScriptContractError(f"a write replied {len(numbers)} fields, or not all are numbers")
-    return WriteResult(*numbers)
+    try:
+        return msgspec.convert(reply[1:], WriteResult)
+    except msgspec.ValidationError as error:
+        raise ScriptContractError(f"a write replied {len(reply)} fields: {error}") from None
 
 
 def decode_sums(replies: list[Any]) -> list[int]:
@@ -181,9 +181,12 @@ def decode_session(
 
 def _log_and_count(parts: list[Any]) -> tuple[list[bytes] | None, int]:
     """The events in the parts of a session, None if not read, and how many its log holds."""
-    log = next((part for part in parts[3:] if isinstance(part, list)), None)
-    count = next((part for part in parts[3:] if isinstance(part, int)), len(log or ()))
-    return log, count
+    if len(parts) == 3:
+        return None, 0
+    last = parts[-1]
+    if isinstance(last, int):
+        return None, last
+    return last, parts[3] if len(parts) == 5 else len(last)
 
 
 def check_count(keys: SessionKeys, count: bytes | None, num_events: int) -> None:

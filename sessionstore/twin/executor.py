@@ -72,9 +72,9 @@ class MemoryExecutor:
             try:
                 replies = []
                 if call.script is not None:
-                    args = [arg.encode() if isinstance(arg, str) else arg for arg in call.args]
+                    twin = TWINS[call.script.name]
                     try:
-                        replies.append(TWINS[call.script.name](self.keyspace, call.keys, args))
+                        replies.append(twin(self.keyspace, call.keys, call.args))
                     except Refused as refused:
                         replies.append(refused.reply)
                 replies += [self._run_command(command) for command in call.commands]

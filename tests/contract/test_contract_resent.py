@@ -27,7 +27,7 @@ def resent(call: Call[Any]) -> Call[Any]:
         return call
     args = list(call.args)
     assert args[call.age_argument] == b"0"
-    args[call.age_argument] = AGE_US
+    args[call.age_argument] = b"%d" % AGE_US
     return msgspec.structs.replace(call, args=tuple(args))
 
 

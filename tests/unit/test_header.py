@@ -117,8 +117,8 @@ def read_events(keys: Sequence[bytes], args: Sequence[Any]) -> int:
     at = 0
     while at < len(args):
         data, timestamp_us, size = args[at : at + 3]
-        assert isinstance(data, bytes)
-        assert isinstance(timestamp_us, int)
+        assert data[:1] >= b"\x20" or data[:1] == b"\x01"
+        assert int(timestamp_us) > 0
         behind = at + 3 + int(size)
         if int(size):
             assert read_change(keys, args, at + 3) == behind

@@ -73,8 +73,7 @@ async def test_a_call_is_data_that_does_not_change(
     for call in await calls_of(operation, **options):
         assert isinstance(call.keys, tuple)
         assert isinstance(call.args, tuple)
-        assert all(isinstance(key, bytes) for key in call.keys)
-        assert all(type(arg) in (bytes, str, int) for arg in call.args)
+        assert all(type(part) is bytes for part in (*call.keys, *call.args))
         assert all(type(arg) in (bytes, str, int) for command in call.commands for arg in command)
         with pytest.raises(AttributeError):
             call.keys = ()  # type: ignore[misc]  # it cannot be set
