@@ -19,9 +19,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ from sessionstore import RedisSessionService
 from ..rigs.clusters import Cluster, SentinelGroup
 from ..rigs.nodes import Group
 from . import faults
-from .fleet import CALM, Fleet
+from .fleet import CALM, Fleet, Threads
 from .report import Outcome, Plan, as_table, as_text, judge, judge_stalls
 
 _CALM_S = 0.4  # between two faults
@@ -57,28 +55,6 @@ SENTINEL_PLANS = (
     Plan("Sentinel, confirmed by 1 of 2", _SENTINEL_LOSSES[:2], wait_replicas=(1, 1.0)),
     Plan("Sentinel, confirmed by 2 of 2", _SENTINEL_LOSSES, wait_replicas=(2, 1.0)),
 )
-
-
-class _Threads:
-    """A service for threads with awaitable methods."""
-
-    def __init__(self, service: sessionstore.sync.RedisSessionService, threads: int) -> None:
-        self._service = service
-        self._pool = ThreadPoolExecutor(threads)
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._service, name)
-
-        async def call(*args: Any, **options: Any) -> Any:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, partial(method, *args, **options))
-
-        return call
-
-    async def aclose(self) -> None:
-        """Close the service after the last call."""
-        self._pool.shutdown()
-        self._service.close()
 
 
 async def run_fleet(
@@ -113,7 +89,7 @@ async def run_fleet(
         options["wait_replicas"] = plan.wait_replicas
     async with AsyncExitStack() as stack:
         one, other = (RedisSessionService(group.url, **options) for _ in range(2))
-        threads = _Threads(sessionstore.sync.RedisSessionService(group.url, **options), agents)
+        threads = Threads(sessionstore.sync.RedisSessionService(group.url, **options), agents)
         services: list[Any] = [one, other] * 5
         services[-1] = threads
         for service in (one, other, threads):
