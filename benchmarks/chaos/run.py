@@ -28,6 +28,7 @@ import msgspec
 import sessionstore.sync
 from sessionstore import RedisSessionService
 
+from ..rigs.addresses import MovingAddress
 from ..rigs.clusters import Cluster, SentinelGroup
 from ..rigs.nodes import Group
 from . import faults
@@ -38,27 +39,28 @@ _CALM_S = 0.4  # between two faults
 _EXTRA_S = 180.0  # the command stops when it takes this much longer than --seconds
 _CALL_TIMEOUT_S = 10.0
 
-_FOR_BOTH = (faults.RESETS, faults.SCRIPT_FLUSH, faults.PAUSE, faults.OUT_OF_MEMORY)
+_FOR_ALL = (faults.RESETS, faults.SCRIPT_FLUSH, faults.PAUSE, faults.OUT_OF_MEMORY)
 _CLUSTER_LOSSES = (faults.KILL_PRIMARY, faults.STOP_PRIMARY)
 _SENTINEL_LOSSES = (faults.KILL_MASTER, faults.STOP_MASTER, faults.SENTINEL_FAILOVER)
 
 CLUSTER_PLANS = (
-    Plan("cluster, safe", (*_FOR_BOTH, faults.RESHARD, faults.CLUSTER_FAILOVER)),
+    Plan("cluster, safe", (*_FOR_ALL, faults.RESHARD, faults.CLUSTER_FAILOVER)),
     Plan("cluster, unsafe", _CLUSTER_LOSSES, may_lose=True),
     Plan("cluster, confirmed by 1", _CLUSTER_LOSSES, wait_replicas=(1, 1.0)),
 )
 SENTINEL_PLANS = (
-    Plan("Sentinel, safe", (*_FOR_BOTH, faults.HAND_OVER)),
+    Plan("Sentinel, safe", (*_FOR_ALL, faults.HAND_OVER)),
     Plan("Sentinel, unsafe", _SENTINEL_LOSSES, may_lose=True),
     # The Sentinels promote the replica with the most data. But after SENTINEL FAILOVER the old
     # master keeps its other replica for a while, which confirms writes that will be lost.
     Plan("Sentinel, confirmed by 1 of 2", _SENTINEL_LOSSES[:2], wait_replicas=(1, 1.0)),
     Plan("Sentinel, confirmed by 2 of 2", _SENTINEL_LOSSES, wait_replicas=(2, 1.0)),
 )
+ADDRESS_PLANS = (Plan("one address, safe", (*_FOR_ALL, faults.MOVE_ADDRESS)),)
 
 
 async def run_fleet(
-    group: Cluster | SentinelGroup,
+    group: Group,
     plan: Plan,
     *,
     seed: int,
@@ -79,7 +81,7 @@ async def run_fleet(
         pause_s: mean pause of an agent between two turns.
     """
     chosen = random.Random(f"{seed}-{plan.name}")
-    outcome = Outcome(plan.name, plan.may_lose, faults.timeout_s(group))
+    outcome = Outcome(plan.name, plan.may_lose, group.timeout_s)
     options: dict[str, Any] = {
         "session_event_limit": None,
         "call_timeout": _CALL_TIMEOUT_S,
@@ -144,12 +146,13 @@ async def _run_faults(
 
 async def run_all(seed: int, seconds: float, agents: int) -> list[Outcome]:
     """All fleets, one after the other, with equal shares of the time."""
-    share = seconds / len((*CLUSTER_PLANS, *SENTINEL_PLANS))
+    share = seconds / len((*CLUSTER_PLANS, *SENTINEL_PLANS, *ADDRESS_PLANS))
     config = {"appendonly": "yes", "appendfsync": "always"}
     outcomes = []
     kinds: tuple[tuple[Any, tuple[Plan, ...]], ...] = (
         (Cluster, CLUSTER_PLANS),
         (SentinelGroup, SENTINEL_PLANS),
+        (MovingAddress, ADDRESS_PLANS),
     )
     for kind, plans in kinds:
         group = kind(config=config)

@@ -12,7 +12,7 @@ from support.servers import Server
 
 from benchmarks.chaos import exactly_once
 
-_OPERATIONS = 3000
+_OPERATIONS = 2000
 
 
 @pytest.mark.timeout(90)  # several times the usual time
