@@ -31,7 +31,6 @@
 --@include check_condition
 --@include check_tiers
 --@include choose_limit
---@include count_trimmed
 --@include event_starts
 --@include fold_changes
 --@include new_changes
@@ -60,14 +59,10 @@ local starts, has_increments = event_starts(ARGV, tail)
 
 local num_events, last_us = redis.call('ZCARD', events), header.last_us
 event_limit = choose_limit(event_limit, header.event_limit, num_events)
-local count, since_us, num_duplicates = header.count or num_events, now_us - age_us, 0
-if age_us > 0 and event_limit > 0 and num_events >= event_limit then
-  num_duplicates = count_trimmed(events, ARGV, starts, since_us)
-  starts = {unpack(starts, num_duplicates + 1)}
-end
+local count, num_duplicates = header.count or num_events, 0
 refusal = check_batch(
   session, events, ARGV, starts, check_condition(session, condition, header.version),
-  age_us, since_us, {count = count, event_limit = event_limit}
+  age_us, now_us - age_us, {count = count, event_limit = event_limit}
 )
 if refusal then
   return refusal

@@ -226,9 +226,15 @@ class Node:
 
 
 class Group:
-    """Nodes that start and end together."""
+    """Nodes that start and end together.
+
+    Attributes:
+        nodes: all of them.
+        timeout_s: how long a node may be silent before the other servers act, if they do.
+    """
 
     nodes: list[Node]
+    timeout_s: float
 
     def __init__(self, server: ServerBinary | None, users: Sequence[Sequence[str]] = ()) -> None:
         found = server or bundled_server()
@@ -247,6 +253,15 @@ class Group:
             raise
 
     def _form(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def url(self) -> str:
+        """The URL for services."""
+        raise NotImplementedError
+
+    def primaries(self) -> list[Node]:
+        """The nodes that accept writes."""
         raise NotImplementedError
 
     def revive(self) -> None:

@@ -48,7 +48,9 @@ class Send(NamedTuple):
     node: Node
     form: Form = Form.EVALSHA
     is_asking: bool = False  # with ASKING: the node is importing the slot
-    began_at: float | None = None  # when the call began, if it may have been executed before
+    # If the call may have been executed before: when it began, less the time that is left, because
+    # this attempt may arrive at any time until the deadline.
+    began_at: float | None = None
     is_alone: bool = False  # on a connection of its own, which it may break
 
 
@@ -118,7 +120,8 @@ class Attempts:
                         yield Discover()
                     node = self._topology.node_for(self._call)
                 attempt_at = time.monotonic()
-                repeats = began_at if self._maybe_applied else None
+                left_s = max(self._deadline - attempt_at, 0.0)
+                repeats = began_at - left_s if self._maybe_applied else None
                 is_alone = self._num_cut_reads >= _CUTS_UNTIL_ALONE
                 replies: list[Any] = yield Send(node, self._form, is_asking, repeats, is_alone)
             except AttemptFailed as error:

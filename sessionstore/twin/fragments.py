@@ -194,16 +194,6 @@ def choose_limit(event_limit: bytes, own_limit: int | None, num_events: int) -> 
     return max(1000, num_events) if own_limit is None else own_limit
 
 
-def count_trimmed(
-    keyspace: Keyspace, events: bytes, args: Args, starts: list[int], since_us: int
-) -> int:
-    """lua/lib/count_trimmed.lua"""
-    for position, oldest in keyspace.zrange_by_rank(events, 0, 0, rev=False):
-        if position >= since_us:
-            return next((n for n, at in enumerate(starts) if args[at] == oldest), 0)
-    return 0
-
-
 def check_batch(
     keyspace: Keyspace,
     keys: Keys,

@@ -20,7 +20,6 @@ from .fragments import (
     check_create,
     check_tiers,
     choose_limit,
-    count_trimmed,
     decimal,
     event_starts,
     fold_changes,
@@ -224,9 +223,6 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
     starts, has_increments = event_starts(args, 6)
     num_duplicates = 0
-    if age_us and limit and num_events >= limit:
-        num_duplicates = count_trimmed(keyspace, events, args, starts, keyspace.now_us - age_us)
-        starts = starts[num_duplicates:]
     refusal = check_condition(keyspace, session, condition, version)
     refusal = check_batch(keyspace, keys, args, starts, refusal, age_us, count, limit)
     if refusal:

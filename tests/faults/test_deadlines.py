@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from faults_support import KEY, make_event
-from proxy import Proxy
 from support.servers import Server
 from support.services import make_service
 from support.waiting import poll_until
 
+from benchmarks.rigs.proxy import Proxy
 from sessionstore import BackendTimeout, NotReplicated
 from sessionstore.embedded import EmbeddedServer
 

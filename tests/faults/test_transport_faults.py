@@ -6,17 +6,17 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import pytest
 from faults_support import KEY, client_count, make_event, nothing_unheard, stored_count, warm
-from proxy import Direction, Proxy
 from support.events import ids_of
 from support.servers import Server
 from support.services import make_service
 from support.waiting import poll_until
 
+from benchmarks.rigs.proxy import Direction, Proxy
 from sessionstore import (
     BackendError,
     BackendTimeout,
@@ -28,6 +28,7 @@ from sessionstore.embedded import EmbeddedServer
 
 MODES = ("async", "sync")
 SOON_S = 3.0  # for steps that take less than half a second
+LATE_S = 1.5  # longer than a request takes on any network
 LANES = 4  # connections cut at the same time, to save waiting
 
 both_modes = pytest.mark.parametrize("mode", MODES)
@@ -98,6 +99,66 @@ async def test_append_is_exactly_once_wherever_the_connection_is_cut(
 
     sizes = await asyncio.gather(*(run_lane(lane) for lane in range(LANES)))
     assert min(sizes) > (200 if direction == "request" else 20)
+
+
+@both_modes
+@pytest.mark.parametrize("name", ["append_event", "delete_session"])
+async def test_a_repeat_that_arrives_late_undoes_nothing(
+    server: Server, proxy: Proxy, mode: str, name: str
+) -> None:
+    """The second attempt is sent soon. The server gets it after others undid the first."""
+
+    async def work(session_id: str) -> None:
+        if name == "append_event":
+            await service.append_event(SessionKey("a", "u", session_id), make_event(1))
+        else:
+            await service.delete_session(app_name="a", user_id="u", session_id=session_id)
+
+    async def is_done() -> bool:
+        stored = server.raw.exists(events_key, session_key)
+        return stored == (2 if name == "append_event" else 0)
+
+    async def undo() -> None:
+        if name == "append_event":
+            await direct.pop_event(KEY)
+        else:
+            await create(direct)
+
+    session_key, events_key = "session:{a:u}:s", "events:{a:u}:s"
+    service, direct = (make_service(mode, url) for url in (proxy.url, server.url))
+    for session_id in "xys":
+        await create(service, SessionKey("a", "u", session_id))
+    await work("x")  # from now on the server knows the script
+
+    async def size_of(call: Awaitable[object]) -> int:
+        before = proxy.passed("request")
+        await call
+        return proxy.passed("request") - before
+
+    size = await size_of(work("y"))
+    size_of_read = await size_of(service.get_user_state("a", "nobody"))
+    proxy.cut_all()
+    await poll_until(lambda: proxy.open_connections == 0, "the end of the connections")
+    size_of_handshake = await size_of(service.get_user_state("a", "nobody")) - size_of_read
+
+    proxy.cut("reply", 0)
+    proxy.hold("request", size + size_of_handshake + 10)  # these are bytes of the second attempt
+    task = asyncio.create_task(work("s"))
+    await poll_until(is_done, "the first attempt")
+    await undo()
+    undone_at = time.monotonic()
+    await poll_until(lambda: time.monotonic() > undone_at + LATE_S, "time to pass")
+    assert proxy.cuts == 1
+    assert proxy.cuts == 1
+    assert not task.done()
+    stored = server.snapshot()
+    proxy.release("request")
+    with pytest.raises(BackendUnavailable) as caught:
+        await task
+    assert caught.value.maybe_applied
+    assert server.snapshot() == stored
+    await service.aclose()
+    await direct.aclose()
 
 
 @both_modes

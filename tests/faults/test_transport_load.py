@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 from faults_support import KEY, client_count, make_event, nothing_unheard, warm
-from proxy import Proxy
 from support.events import LONG_AGO, ids_of
 from support.servers import Server
 from support.services import WITH_TTL, make_service
 from support.waiting import DEADLINE_S, poll_until, wait_until
 
 import sessionstore.sync
+from benchmarks.rigs.proxy import Proxy
 from sessionstore import BackendUnavailable, Event, RedisSessionService, SessionKey
 from sessionstore.embedded import EmbeddedServer
 from sessionstore.transport.shared_connection import BYTES_IN_FLIGHT_LIMIT, CALLS_IN_FLIGHT_LIMIT

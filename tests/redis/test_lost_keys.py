@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
-from support.events import make_event, numbered, numbers_of
+from support.events import numbered, numbers_of
 from support.servers import Server
 from support.services import make_service
 from support.sessions import IDS, KEY, OWNER, create, read
 
-from sessionstore import (
-    BackendRejected,
-    CorruptData,
-    Event,
-    EventsMissing,
-    SessionKey,
-    SessionNotFound,
-)
+from benchmarks.chaos import eviction
+from sessionstore import CorruptData, Event, EventsMissing, SessionNotFound
 
 SESSION, EVENTS = "session:{app:user}:sid", "events:{app:user}:sid"
 
@@ -138,45 +131,11 @@ async def test_a_damaged_header_is_named_and_nothing_is_written(
         await write()
 
 
-@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-lru", "volatile-ttl"])
+@pytest.mark.parametrize("policy", eviction.POLICIES)
 async def test_eviction_is_never_silent(server: Server, policy: str) -> None:
-    """Each read shows every event, or raises; each key that is left has a deadline."""
-    chance = random.Random(7)
-    service = make_service("async", server.url, session_event_limit=None)
-    expected: dict[str, int] = {}
-    num_damaged = num_read = 0
-    used = int(server.raw.info("memory")["used_memory"])
-    try:
-        server.raw.config_set("maxmemory-policy", policy)
-        server.raw.config_set("maxmemory", used + 1_500_000)
-        for step in range(1500):
-            name = f"s{chance.randrange(60)}"
-            key = SessionKey("app", "user", name)
-            try:
-                if name not in expected:
-                    await create(service, key)
-                    expected[name] = 0
-                await service.append_event(key, make_event(step, metadata={"text": "x" * 2000}))
-                expected[name] += 1
-            except (SessionNotFound, CorruptData):
-                num_damaged += 1
-                del expected[name]
-                await service.delete_session(**OWNER, session_id=name)
-            except BackendRejected:
-                pass
-            other = f"s{chance.randrange(60)}"
-            try:
-                found = await service.get_session(**OWNER, session_id=other)
-            except CorruptData:
-                num_damaged += 1
-                continue
-            if found is not None:
-                num_read += 1
-                assert len(found.events) == expected[other]
-    finally:
-        server.raw.config_set("maxmemory", 0)
-        server.raw.config_set("maxmemory-policy", "noeviction")
-    assert num_damaged > 0
-    assert num_read > 100
-    assert all(deadline > 0 for _, _, deadline in server.snapshot().values())
-    await service.aclose()
+    """`python -m benchmarks.chaos.eviction` does the same for longer."""
+    outcome = await eviction.run(server.url, server.raw, policy, seed=7, steps=800)
+    assert (outcome.shortened, outcome.without_deadline) == (0, 0)
+    assert min(outcome.evicted, outcome.refused.total()) > 10
+    assert outcome.whole > 100
+    assert len(outcome.calls) == 7, "an operation never succeeded"

@@ -262,20 +262,20 @@ def test_a_repeat_after_an_unknown_outcome_carries_its_age() -> None:
     assert _age_us(tried.fail(ErrorReply("NOSCRIPT"))) == 0
     assert _age_us(tried.fail(ErrorReply("LOADING"))) == 0
     assert _age_us(tried.fail(ConnectFailed("refused", final=False))) == 0
-    time.sleep(0.002)
-    assert 1_002_000 <= _age_us(tried.fail(ConnectionLost("gone"))) <= 10_000_000
+    assert _age_us(tried.fail(ConnectionLost("gone"))) > 1_000_000
     # From now on each attempt may be a repeat.
-    assert _age_us(tried.fail(moved())) >= 1_002_000
-    assert _age_us(tried.fail(ConnectFailed("refused", final=False))) >= 1_002_000
+    assert _age_us(tried.fail(moved())) > 1_000_000
+    assert _age_us(tried.fail(ConnectFailed("refused", final=False))) > 1_000_000
 
 
-def test_the_age_counts_from_the_beginning_of_the_call() -> None:
+def test_the_age_counts_from_the_beginning_of_the_call_to_its_deadline() -> None:
+    """The server may get the repeat at any time until then."""
     attempts = Attempts(AGED, time.monotonic() + 10, SingleTopology(), ConnectHistory())
     steps = attempts.steps(ConnectionLost("gone"), ONLY, time.monotonic() - 5)
     step = next(steps)
     while not isinstance(step, Send):
         step = steps.send(None)
-    assert 6_000_000 <= _age_us(step) <= 10_000_000
+    assert 15_000_000 <= _age_us(step) <= 17_000_000
 
 
 def test_other_calls_do_not_change_when_they_are_repeated() -> None:
