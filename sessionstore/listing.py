@@ -7,13 +7,14 @@ of others, but not their places.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, unquote
 
 import msgspec
 
 from .calls import Call, Flow
-from .errors import EventsMissing, InvalidArgument
+from .errors import BackendError, CorruptData, EventsMissing, InvalidArgument
 from .model import DeletedUser, Session, SessionPage
 from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
 from .options import check_int
@@ -203,6 +204,12 @@ def _prune(ops: Ops, app_name: str, user_id: str, walk: Walk) -> Flow[None]:
         pruned = (yield ops.prune_index(app_name, user_id, ids)) if ids else 0
         if pruned == len(places) > 0:
             walk.place = places[-1]
+
+
+def prune_index(ops: Ops, app_name: str, user_id: str, members: list[bytes]) -> Flow[None]:
+    """Remove those of some sessions from the index that have expired. Failing does not matter."""
+    with suppress(BackendError, CorruptData, ValueError):
+        yield ops.prune_index(app_name, user_id, [member.decode() for member in members])
 
 
 def count_sessions(ops: Ops, app_name: str, user_id: str) -> Flow[int]:

@@ -27,6 +27,7 @@ from .replies import (
     check_no_events,
     decode_count,
     decode_counts,
+    decode_ids_to_check,
     decode_log,
     decode_ok,
     decode_places,
@@ -99,13 +100,16 @@ class Ops:
 
     # -- sessions ------------------------------------------------------------------------------
 
-    def create_session(self, key: SessionKey, creation_id: str, change: Change) -> Call[Session]:
-        """Create a session and read it."""
+    def create_session(
+        self, key: SessionKey, creation_id: str, change: Change
+    ) -> Call[tuple[Session, list[bytes]]]:
+        """Create a session and read it. Also returns ids that `prune_index` should check."""
         keys = self._keys.session(*_ids(key))
 
-        def decode(replies: list[Any]) -> Session:
+        def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
-            return decode_session(key, keys, self._with_app_tier(replies[1:]))
+            session = decode_session(key, keys, self._with_app_tier(replies[1:]))
+            return session, decode_ids_to_check(replies[0])
 
         return Call(
             "create_session",
@@ -123,8 +127,8 @@ class Ops:
         change: Change,
         event_num: int | None,
         event_time: datetime | None,
-    ) -> Call[Session]:
-        """Create a session unless it exists, and read it."""
+    ) -> Call[tuple[Session, list[bytes]]]:
+        """Create a session unless it exists, and read it. Returns the same as `create_session`."""
         keys = self._keys.session(*_ids(key))
         log, newest_first = _log_commands(keys.events, event_num, event_time)
         refresh = "1" if self.options.refresh_ttl_on_read else "0"
@@ -132,9 +136,11 @@ class Ops:
         head = (key.session_id, session_ttl_ms, creation_id, self._limit)
         ttls = (refresh, user_ttl_ms, app_ttl_ms)
 
-        def decode(replies: list[Any]) -> Session:
+        def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
-            return decode_session(key, keys, self._with_app_tier(replies[1:]), newest_first)
+            parts = self._with_app_tier(replies[1:])
+            session = decode_session(key, keys, parts, newest_first)
+            return session, decode_ids_to_check(replies[0])
 
         return Call(
             "get_or_create_session",

@@ -127,6 +127,14 @@ def decode_counts(replies: list[Any]) -> tuple[int, int]:
     return int(reply[1]), int(reply[2])
 
 
+def decode_ids_to_check(reply: list[Any]) -> list[bytes]:
+    """Ids in the reply to a create; empty if the session existed."""
+    ids = reply[1] if len(reply) > 1 else []
+    if not isinstance(ids, list) or not all(type(member) is bytes for member in ids):
+        raise ScriptContractError(f"a script replied {reply!r}")
+    return ids
+
+
 def decode_session(
     key: SessionKey, keys: SessionKeys, parts: list[Any], newest_first: bool = False
 ) -> Session:

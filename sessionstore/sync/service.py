@@ -74,7 +74,8 @@ class SessionService:
             SessionExists: a session with this id exists.
             BackendError: the store refused the call or did not answer.
 
-        lua/create_session.lua and plain reads; one round trip, O(state keys).
+        lua/create_session.lua and plain reads; one round trip, O(state keys). Each time the user's
+        index has grown by 64 sessions, one more with 256 look-ups removes expired ones.
         Sent again after a lost reply; a repeat finds its own session.
         """
         return self._run(flows.create_session(self._ops, app_name, user_id, session_id, state))
@@ -108,6 +109,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/get_or_create_session.lua and plain reads; one round trip, O(events and state keys).
+        Like `create_session`, a new session may cost one more.
         Sent again after a lost reply; a repeat finds the session.
         """
         return self._run(
