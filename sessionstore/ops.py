@@ -300,7 +300,8 @@ class Ops:
         """Read sessions by id; None for a session that has expired.
 
         Returns the sessions with the state of their own tier, and the state of the other tiers, if
-        `tiers` asks for it and they share the slot.
+        `tiers` asks for it and they share the slot. A session of release 0.1.0 may have NOT_COUNTED
+        as its `event_count`.
         """
         check_int("event_num", event_num, low=0)
         user = self._keys.user(app_name, user_id)
@@ -313,9 +314,10 @@ class Ops:
         first = len(shared_tiers)
         commands: list[Command] = [("HGETALL", tier) for tier, _ in shared_tiers]
         for keys in sessions:
-            log, _ = _log_commands(keys.events, event_num, None)
-            commands += (("HGETALL", keys.session), *log)
-        step = 3 if event_num else 2
+            commands.append(("HGETALL", keys.session))
+            if event_num:
+                commands += _log_commands(keys.events, event_num, None)[0]
+        step = 3 if event_num else 1
 
         def decode(replies: list[Any]) -> tuple[list[Session | None], SharedState]:
             shared = SharedState()
@@ -333,6 +335,12 @@ class Ops:
 
         # The states of many sessions may be large.
         return Call("list_sessions", decode, commands=tuple(commands), writes=False, is_bulk=True)
+
+    def count_events(self, app_name: str, user_id: str, ids: Sequence[str]) -> Call[list[int]]:
+        """How many events sessions have."""
+        keys = (self._keys.session(app_name, user_id, name) for name in ids)
+        commands = tuple(("ZCARD", each.events) for each in keys)
+        return Call("list_sessions", lambda replies: replies, commands=commands, writes=False)
 
     def list_app_state(self, app_name: str) -> Call[SharedState]:
         """The state of the app tier for many sessions, where it has a slot of its own."""

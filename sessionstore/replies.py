@@ -16,6 +16,9 @@ from .model import Event, Session, SessionKey
 from .tiers import decode_tier
 from .times import from_us
 
+NOT_COUNTED = -1
+"""The `event_count` of a session whose events are still to be counted."""
+
 
 class WriteResult(msgspec.Struct, frozen=True, gc=False):
     """The result of a write to a session.
@@ -144,7 +147,8 @@ def decode_session(
         key: the session.
         keys: its Redis keys, for error messages.
         parts: the hashes of the session, the user tier and the app tier; how many
-            events there are, unless all of them were read; the events, if read.
+            events there are, unless all of them were read or the header may tell; the
+            events, if read.
         newest_first: the reply has the newest event first.
 
     Raises:
@@ -167,6 +171,8 @@ def decode_session(
     log, count = _log_and_count(parts)
     if log is not None:
         check_count(keys, header.get(b"count"), count)
+    elif count == NOT_COUNTED:
+        count = _stored_count(keys, header.get(b"count"))
     events = decode_log(keys.events, log or ())
     if newest_first:
         events.reverse()
@@ -188,28 +194,30 @@ def decode_session(
 
 
 def _log_and_count(parts: list[Any]) -> tuple[list[bytes] | None, int]:
-    """The events in the parts of a session, None if not read, and how many its log holds."""
+    """The events in the parts of a session, None if not read, and how many it has."""
     log = next((part for part in parts[3:] if isinstance(part, list)), None)
-    count = next((part for part in parts[3:] if isinstance(part, int)), len(log or ()))
-    return log, count
+    num_read = NOT_COUNTED if log is None else len(log)
+    return log, next((part for part in parts[3:] if isinstance(part, int)), num_read)
 
 
 def check_count(keys: SessionKeys, count: bytes | None, num_events: int) -> None:
     """EventsMissing if the log holds fewer events than the header says. 0.1.0 did not say."""
-    if count is None:
-        return
-    try:
-        expected = int(count)
-    except ValueError:
-        raise header_damage(keys.session, b"count") from None
+    expected = _stored_count(keys, count)
     if expected > num_events:
         raise events_missing(keys.events, expected, num_events)
 
 
+def _stored_count(keys: SessionKeys, count: bytes | None) -> int:
+    try:
+        return NOT_COUNTED if count is None else int(count)
+    except ValueError:
+        raise header_damage(keys.session, b"count") from None
+
+
 def check_no_events(keys: SessionKeys, parts: list[Any]) -> None:
-    """CorruptData if a session without header has events, and these were read."""
-    log, count = _log_and_count(parts)
-    if log is not None and count:
+    """CorruptData if a session without header has events, whether they were read or counted."""
+    _, count = _log_and_count(parts)
+    if count > 0:
         raise header_damage(keys.session, b"version")
 
 

@@ -195,7 +195,8 @@ class SessionService:
         Plain reads, and lua/prune_index.lua for expired sessions; two round trips, one or two more
         on the last of several pages, two more for every 1,000 sessions of the offset and for every
         1,000 expired sessions, one more for every 100 sessions after the first 100; O(offset +
-        sessions and events read). Every session gets a copy of the state of the other tiers.
+        sessions and events read). Sessions of release 0.1.0 cost one more to count their events.
+        Every session gets a copy of the state of the other tiers.
         """
         return await self._run(
             flows.list_sessions(self._ops, app_name, user_id, limit, offset, event_num, after)

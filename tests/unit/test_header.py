@@ -236,6 +236,7 @@ SHAPES: dict[str, Callable[[Ops], list[Call[Any]]]] = {
         ops.get_app_state("app"),
         ops.get_app_state("app", touch=False),
     ],
+    "count_events": lambda ops: [ops.count_events("app", "user", ["a", "b"])],
     "list_app_state": lambda ops: [ops.list_app_state("app")],
     "touch_app_tier": lambda ops: [call for call in [ops.touch_app_tier("app")] if call],
     "update_user_state": lambda ops: [
