@@ -29,6 +29,7 @@ from .replies import (
     decode_counts,
     decode_ids_to_check,
     decode_log,
+    decode_numbers,
     decode_ok,
     decode_places,
     decode_role,
@@ -565,7 +566,8 @@ class Ops:
 
         def decode(replies: list[Any]) -> Turn:
             status(replies[0], key)
-            return Turn(key, replies[0][1], from_us(replies[0][2]))
+            token, until_us = decode_numbers(replies[0], 2)
+            return Turn(key, token, from_us(until_us))
 
         args = (key.session_id, self.options.session_ttl_ms, created_us, holder, lease_ms)
         return Call("acquire_turn", decode, SCRIPTS["acquire_turn"], keys, args)
@@ -576,20 +578,21 @@ class Ops:
 
         def decode(replies: list[Any]) -> Turn:
             status(replies[0], turn.key)
-            return Turn(turn.key, turn.token, from_us(replies[0][1]))
+            [until_us] = decode_numbers(replies[0], 1)
+            return Turn(turn.key, turn.token, from_us(until_us))
 
         args = (turn.key.session_id, self.options.session_ttl_ms, turn.token, lease_ms)
         return Call("renew_turn", decode, SCRIPTS["renew_turn"], keys, args)
 
     def free_turn(self, key: SessionKey, created_us: CreatedUs = "") -> Call[None]:
         """Take a session's turn from its holder, so that it is free."""
-        keys = self._keys.session(*_ids(key))[:3]
-
-        def decode(replies: list[Any]) -> None:
-            status(replies[0], key)
-
-        args = (key.session_id, self.options.session_ttl_ms, created_us)
-        return Call("free_turn", decode, SCRIPTS["free_turn"], keys, args)
+        return Call(
+            "free_turn",
+            lambda replies: _check_ok(replies, key),
+            SCRIPTS["free_turn"],
+            self._keys.session(*_ids(key))[:3],
+            (key.session_id, self.options.session_ttl_ms, created_us),
+        )
 
     # -- state ---------------------------------------------------------------------------------
 

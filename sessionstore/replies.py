@@ -116,18 +116,23 @@ def decode_ok(replies: list[Any]) -> None:
 
 def decode_count(replies: list[Any]) -> int:
     """The result of a write that replies with a number."""
-    reply = replies[0]
-    if not isinstance(reply, list) or reply[:1] != [b"OK"] or len(reply) != 2:
-        raise ScriptContractError(f"a script replied {reply!r}")
-    return int(reply[1])
+    [count] = decode_numbers(replies[0], 1)
+    return count
 
 
 def decode_counts(replies: list[Any]) -> tuple[int, int]:
     """The result of a script that replies with two numbers."""
-    reply = replies[0]
-    if not isinstance(reply, list) or reply[:1] != [b"OK"] or len(reply) != 3:
-        raise ScriptContractError(f"a script replied {reply!r}")
-    return int(reply[1]), int(reply[2])
+    first, second = decode_numbers(replies[0], 2)
+    return first, second
+
+
+def decode_numbers(reply: Any, count: int) -> list[int]:
+    """The numbers in a reply of OK and `count` numbers."""
+    if isinstance(reply, list) and reply[:1] == [b"OK"]:
+        numbers = reply[1:]
+        if len(numbers) == count and all(type(number) is int for number in numbers):
+            return numbers
+    raise ScriptContractError(f"a script replied {reply!r}")
 
 
 def decode_ids_to_check(reply: list[Any]) -> list[bytes]:
