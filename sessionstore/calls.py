@@ -72,6 +72,21 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     age_argument: int | None = None
 
 
+def decode_replies(call: Call[R], replies: list[Any]) -> R:
+    """The result of a Call.
+
+    Raises:
+        ScriptContractError: a reply has a type or a form that no script and no command declares.
+        SessionStoreError: what `decode` raises otherwise.
+    """
+    try:
+        return call.decode(replies)
+    except SessionStoreError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ScriptContractError(f"{call.name}: a reply has a wrong type or form") from error
+
+
 Step = Call[Any] | tuple[Call[Any], ...]
 """What a flow yields: one Call, or several that are sent together."""
 
@@ -192,8 +207,11 @@ _REFUSALS = {
 }
 
 
-def reply_error(call: Call[Any], message: str) -> SessionStoreError:
-    """The exception for an error reply of the server. Its message contains no arguments."""
+def reply_error(call: Call[Any], message: str, wrong_key: bytes | None = None) -> SessionStoreError:
+    """The exception for an error reply of the server. Its message contains no arguments.
+
+    `wrong_key` is the key that has a wrong type, if it is known.
+    """
     code, _, rest = message.partition(" ")
     where = f"{call.name} was refused by the server"
     if code == "BUG" or (code == "ERR" and rest.startswith("BUG")):
@@ -213,6 +231,8 @@ def reply_error(call: Call[Any], message: str) -> SessionStoreError:
         return header_damage(call.keys[0])  # append_event does not look for the field
     if code in _REFUSALS:
         near = f"; first key: {call.keys[0].decode()}" if call.keys else ""
+        if wrong_key is not None:
+            near = f"; key: {wrong_key.decode()}"
         return BackendRejected(f"{where}: {_REFUSALS[code]} ({code}{near})")
     text = message.partition(", with args")[0]
     return BackendRejected(f"{where}: {text}")

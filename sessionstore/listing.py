@@ -7,17 +7,18 @@ of others, but not their places.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, unquote
 
 import msgspec
 
 from .calls import Call, Flow
-from .errors import EventsMissing, InvalidArgument
+from .errors import BackendError, CorruptData, EventsMissing, InvalidArgument
 from .model import DeletedUser, Session, SessionPage
 from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
 from .options import check_int
-from .replies import Place, SharedState
+from .replies import NOT_COUNTED, Place, SharedState
 
 _PLACES_PER_CALL = 1000  # places that one call reads or prunes where no session is read
 _SESSIONS_PER_CALL = 100  # sessions that one call reads
@@ -157,12 +158,24 @@ def _read(
                 (sessions, user_and_app), app = yield call, app_call
             except EventsMissing:
                 (sessions, user_and_app), app = yield from_primary(call), app_call
+        yield from _count_events(ops, app_name, user_id, sessions)
         for session in sessions:
             if session is not None:
                 state = user_and_app.merged_with(session.state)
                 session.state = app.merged_with(state) if ops.app_in_own_slot else state
                 found.append(session)
     return found
+
+
+def _count_events(
+    ops: Ops, app_name: str, user_id: str, sessions: list[Session | None]
+) -> Flow[None]:
+    """Count the events of sessions whose header does not tell: those of release 0.1.0."""
+    rest = [each for each in sessions if each is not None and each.event_count == NOT_COUNTED]
+    if rest:
+        counts = yield ops.count_events(app_name, user_id, [session.id for session in rest])
+        for session, count in zip(rest, counts, strict=True):
+            session.event_count = count
 
 
 def read_whole(call: Call[Any]) -> Flow[Any]:
@@ -203,6 +216,12 @@ def _prune(ops: Ops, app_name: str, user_id: str, walk: Walk) -> Flow[None]:
         pruned = (yield ops.prune_index(app_name, user_id, ids)) if ids else 0
         if pruned == len(places) > 0:
             walk.place = places[-1]
+
+
+def prune_index(ops: Ops, app_name: str, user_id: str, members: list[bytes]) -> Flow[None]:
+    """Remove those of some sessions from the index that have expired. Failing does not matter."""
+    with suppress(BackendError, CorruptData, ValueError):
+        yield ops.prune_index(app_name, user_id, [member.decode() for member in members])
 
 
 def count_sessions(ops: Ops, app_name: str, user_id: str) -> Flow[int]:

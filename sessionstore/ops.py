@@ -27,7 +27,9 @@ from .replies import (
     check_no_events,
     decode_count,
     decode_counts,
+    decode_ids_to_check,
     decode_log,
+    decode_numbers,
     decode_ok,
     decode_places,
     decode_role,
@@ -101,13 +103,16 @@ class Ops:
 
     # -- sessions ------------------------------------------------------------------------------
 
-    def create_session(self, key: SessionKey, creation_id: str, change: Change) -> Call[Session]:
-        """Create a session and read it."""
+    def create_session(
+        self, key: SessionKey, creation_id: str, change: Change
+    ) -> Call[tuple[Session, list[bytes]]]:
+        """Create a session and read it. Also returns ids that `prune_index` should check."""
         keys = self._keys.session(*_ids(key))
 
-        def decode(replies: list[Any]) -> Session:
+        def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
-            return decode_session(key, keys, self._with_app_tier(replies[1:]))
+            session = decode_session(key, keys, self._with_app_tier(replies[1:]))
+            return session, decode_ids_to_check(replies[0])
 
         return Call(
             "create_session",
@@ -125,16 +130,18 @@ class Ops:
         change: Change,
         event_num: int | None,
         event_time: datetime | None,
-    ) -> Call[Session]:
-        """Create a session unless it exists, and read it."""
+    ) -> Call[tuple[Session, list[bytes]]]:
+        """Create a session unless it exists, and read it. Returns the same as `create_session`."""
         keys = self._keys.session(*_ids(key))
         log, newest_first = _log_commands(keys.events, event_num, event_time)
         head = self._create_args(key, creation_id)
         ttls = (_flag(self.options.refresh_ttl_on_read), *self._ttls[1:])
 
-        def decode(replies: list[Any]) -> Session:
+        def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
-            return decode_session(key, keys, self._with_app_tier(replies[1:]), newest_first)
+            parts = self._with_app_tier(replies[1:])
+            session = decode_session(key, keys, parts, newest_first)
+            return session, decode_ids_to_check(replies[0])
 
         return Call(
             "get_or_create_session",
@@ -294,7 +301,8 @@ class Ops:
         """Read sessions by id; None for a session that has expired.
 
         Returns the sessions with the state of their own tier, and the state of the other tiers, if
-        `tiers` asks for it and they share the slot.
+        `tiers` asks for it and they share the slot. A session of release 0.1.0 may have NOT_COUNTED
+        as its `event_count`.
         """
         check_int("event_num", event_num, low=0)
         user = self._keys.user(app_name, user_id)
@@ -307,9 +315,10 @@ class Ops:
         first = len(shared_tiers)
         commands: list[Command] = [("HGETALL", tier) for tier, _ in shared_tiers]
         for keys in sessions:
-            log, _ = _log_commands(keys.events, event_num, None)
-            commands += (("HGETALL", keys.session), *log)
-        step = 3 if event_num else 2
+            commands.append(("HGETALL", keys.session))
+            if event_num:
+                commands += _log_commands(keys.events, event_num, None)[0]
+        step = 3 if event_num else 1
 
         def decode(replies: list[Any]) -> tuple[list[Session | None], SharedState]:
             shared = SharedState()
@@ -327,6 +336,12 @@ class Ops:
 
         # The states of many sessions may be large.
         return Call("list_sessions", decode, commands=tuple(commands), writes=False, is_bulk=True)
+
+    def count_events(self, app_name: str, user_id: str, ids: Sequence[str]) -> Call[list[int]]:
+        """How many events sessions have."""
+        keys = (self._keys.session(app_name, user_id, name) for name in ids)
+        commands = tuple(("ZCARD", each.events) for each in keys)
+        return Call("list_sessions", lambda replies: replies, commands=commands, writes=False)
 
     def list_app_state(self, app_name: str) -> Call[SharedState]:
         """The state of the app tier for many sessions, where it has a slot of its own."""
@@ -552,7 +567,8 @@ class Ops:
 
         def decode(replies: list[Any]) -> Turn:
             status(replies[0], key)
-            return Turn(key, replies[0][1], from_us(replies[0][2]))
+            token, until_us = decode_numbers(replies[0], 2)
+            return Turn(key, token, from_us(until_us))
 
         lease = (holder.encode(), b"%d" % lease_ms)
         args = (key.session_id.encode(), self._session_ttl, created_us, *lease)
@@ -564,7 +580,8 @@ class Ops:
 
         def decode(replies: list[Any]) -> Turn:
             status(replies[0], turn.key)
-            return Turn(turn.key, turn.token, from_us(replies[0][1]))
+            [until_us] = decode_numbers(replies[0], 1)
+            return Turn(turn.key, turn.token, from_us(until_us))
 
         lease = (b"%d" % turn.token, b"%d" % lease_ms)
         args = (turn.key.session_id.encode(), self._session_ttl, *lease)
@@ -572,13 +589,13 @@ class Ops:
 
     def free_turn(self, key: SessionKey, created_us: bytes = b"") -> Call[None]:
         """Take a session's turn from its holder, so that it is free."""
-        keys = self._keys.session(*_ids(key))[:3]
-
-        def decode(replies: list[Any]) -> None:
-            status(replies[0], key)
-
-        args = (key.session_id.encode(), self._session_ttl, created_us)
-        return Call("free_turn", decode, SCRIPTS["free_turn"], keys, args)
+        return Call(
+            "free_turn",
+            lambda replies: _check_ok(replies, key),
+            SCRIPTS["free_turn"],
+            self._keys.session(*_ids(key))[:3],
+            (key.session_id.encode(), self._session_ttl, created_us),
+        )
 
     # -- state ---------------------------------------------------------------------------------
 

@@ -74,7 +74,8 @@ class SessionService:
             SessionExists: a session with this id exists.
             BackendError: the store refused the call or did not answer.
 
-        lua/create_session.lua and plain reads; one round trip, O(state keys).
+        lua/create_session.lua and plain reads; one round trip, O(state keys). Each time the user's
+        index has grown by 64 sessions, one more with 256 look-ups removes expired ones.
         Sent again after a lost reply; a repeat finds its own session.
         """
         return self._run(flows.create_session(self._ops, app_name, user_id, session_id, state))
@@ -108,6 +109,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/get_or_create_session.lua and plain reads; one round trip, O(events and state keys).
+        Like `create_session`, a new session may cost one more.
         Sent again after a lost reply; a repeat finds the session.
         """
         return self._run(
@@ -192,7 +194,8 @@ class SessionService:
         Plain reads, and lua/prune_index.lua for expired sessions; two round trips, one or two more
         on the last of several pages, two more for every 1,000 sessions of the offset and for every
         1,000 expired sessions, one more for every 100 sessions after the first 100; O(offset +
-        sessions and events read). Every session gets a copy of the state of the other tiers.
+        sessions and events read). Sessions of release 0.1.0 cost one more to count their events.
+        Every session gets a copy of the state of the other tiers.
         """
         return self._run(
             flows.list_sessions(self._ops, app_name, user_id, limit, offset, event_num, after)

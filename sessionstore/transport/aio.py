@@ -104,7 +104,7 @@ class Router:
             try:
                 if isinstance(step, Discover):
                     return await self._discover(deadline)
-                return await self._send(call, step, deadline)
+                return await self._send(step.call or call, step, deadline)
             except ConnectFailed:
                 if not self.is_closed:
                     raise

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ..calls import Call, reply_error
 from ..errors import BackendError, BackendTimeout, BackendUnavailable
+from ..keys import type_check
 from .failures import AttemptFailed, ConnectFailed, ConnectionLost, ErrorReply, NotSentInTime
 from .log import logger
 from .topology import Node, Topology, redirection
@@ -52,6 +53,7 @@ class Send(NamedTuple):
     # this attempt may arrive at any time until the deadline.
     began_at: float | None = None
     is_alone: bool = False  # on a connection of its own, which it may break
+    call: Call[Any] | None = None  # instead of the Call of the attempts
 
 
 class Reconnect(NamedTuple):
@@ -89,6 +91,7 @@ class Attempts:
         self._delay_s = _FIRST_DELAY_S
         self._maybe_applied = False
         self._refusal: ErrorReply | None = None  # the last one that may be over later
+        self._wrong_key: bytes | None = None  # of a wrong type
 
     def steps(
         self,
@@ -102,8 +105,11 @@ class Attempts:
         it began. The generator raises a SessionStoreError if the Call failed for good.
         """
         began_at = attempt_at = time.monotonic() if began_at is None else began_at
+        is_asking = False
         while True:
             if failure is not None:
+                if node is not None and failure.kind == "WRONGTYPE":
+                    self._wrong_key = yield from self._find_wrong_key(node, is_asking)
                 delay_s = self._next_delay(failure, node)
                 text = "%s: attempt %d failed (%s); retry in %.3f s"
                 logger.debug(text, self._call.name, self._num_failures, failure.kind, delay_s)
@@ -128,6 +134,18 @@ class Attempts:
                 failure = error
             else:
                 return replies
+
+    def _find_wrong_key(self, node: Node, is_asking: bool) -> Generator[Step, Any, bytes | None]:
+        """The key whose type the server has refused. Its reply does not name it."""
+        read = (command[1] for command in self._call.commands)
+        for key in dict.fromkeys((*self._call.keys, *read)):
+            assert isinstance(key, bytes)  # commands without a key are never refused so
+            check = Call("type_check", list, commands=(type_check(key),), writes=False)
+            try:
+                yield Send(node, is_asking=is_asking, call=check)
+            except AttemptFailed as failure:
+                return key if failure.kind == "WRONGTYPE" else None
+        return None
 
     def _next_delay(self, failure: AttemptFailed, node: Node | None) -> float:
         """Seconds to wait before the next attempt; raises the final error if there is none."""
@@ -196,7 +214,7 @@ class Attempts:
             failure, is_final = self._refusal, False  # it says more
         is_replica = not self._topology.is_routed and failure.kind == "READONLY"
         if isinstance(failure, ErrorReply) and (is_final or is_replica):
-            error = reply_error(self._call, str(failure))
+            error = reply_error(self._call, str(failure), self._wrong_key)
             if isinstance(error, BackendError):
                 error.maybe_applied = self._maybe_applied
             return error

@@ -141,7 +141,7 @@ class SharedConnection(asyncio.Protocol):
             payload = pack(call, Form.EVALSHA)
             count = reply_count(call, Form.EVALSHA) if call.commands else 1
         else:
-            _, form, asking, began_at, _ = attempt
+            _, form, asking, began_at, *_ = attempt
             payload = pack(call, form, asking=asking, began_at=began_at)
             count = reply_count(call, form, asking=asking)
         connection = self

@@ -195,7 +195,7 @@ class RedisExecutor:
             raise ConnectFailed(CLOSED, final=True)
         if isinstance(step, Discover):
             return self._discover(deadline)
-        return self._send(call, step, deadline)
+        return self._send(step.call or call, step, deadline)
 
     def _send(self, call: Call[Any], attempt: Send, deadline: float) -> list[Any]:
         """Send a Call once; returns one reply per command.
@@ -204,7 +204,7 @@ class RedisExecutor:
             AttemptFailed: it did not succeed.
             NotReplicated: it succeeded, but too few replicas confirmed it.
         """
-        node, form, asking, began_at, _ = attempt
+        node, form, asking, began_at, *_ = attempt
         connection = self._take(call, node, deadline)
         durability = self._durability if call.writes else None
         answer: Any = 0

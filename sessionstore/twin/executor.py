@@ -78,8 +78,8 @@ class MemoryExecutor:
                     except Refused as refused:
                         replies.append(refused.reply)
                 replies += [self._run_command(command) for command in call.commands]
-            except WrongType:
-                raise reply_error(call, "WRONGTYPE") from None
+            except WrongType as error:
+                raise reply_error(call, "WRONGTYPE", error.key) from None
             return replies
 
     def close(self) -> None:

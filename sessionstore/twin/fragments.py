@@ -17,6 +17,7 @@ Args = Sequence[bytes]
 Reply = list[Any]
 
 _is_number = re.compile(rb"-?\d{1,17}").fullmatch
+_is_hexadecimal = re.compile(rb"[0-9a-fA-F]+").fullmatch
 
 
 class Header(NamedTuple):
@@ -111,13 +112,13 @@ def is_due(keyspace: Keyspace, deadline_ms: int, ttl_ms: int) -> bool:
 
 def extend_index_ttl(
     keyspace: Keyspace, index: bytes, deadline_ms: int, is_new_member: bool
-) -> None:
+) -> bool:
     """lua/lib/extend_index_ttl.lua"""
     if deadline_ms < 0:
         keyspace.persist(index)
-    else:
-        is_new_index = is_new_member and keyspace.zcard(index) == 1
-        keyspace.pexpireat(index, deadline_ms, gt=not is_new_index)
+        return True
+    is_new_index = is_new_member and keyspace.zcard(index) == 1
+    return keyspace.pexpireat(index, deadline_ms, gt=not is_new_index) == 1
 
 
 def refresh_session(
@@ -360,7 +361,21 @@ def write_header(
     return version, keyspace.zadd(keys[2], now_us, session_id) == 1
 
 
-def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> None:
+def ids_to_check(
+    keyspace: Keyspace, index: bytes, creation_id: bytes, is_extended: bool
+) -> list[bytes]:
+    """lua/lib/ids_to_check.lua"""
+    num_sessions = keyspace.zcard(index)
+    lacks_deadline = not is_extended and num_sessions <= 256 and keyspace.pexpiretime(index) == -1
+    if num_sessions % 64 and not lacks_deadline:
+        return []
+    digits = creation_id[:8]
+    random = int(digits, 16) if _is_hexadecimal(digits) else 0
+    first = random % max(num_sessions - 255, 1)
+    return [member for _, member in keyspace.zrange_by_rank(index, first, first + 255, rev=False)]
+
+
+def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> list[bytes]:
     """lua/lib/write_create.lua"""
     session, events, index = keys[:3]
     session_id, ttl, creation_id, event_limit = args[:4]
@@ -375,8 +390,9 @@ def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> None:
     is_new_member = keyspace.zadd(index, keyspace.now_us, session_id) == 1
     if ttl_ms > 0:
         keyspace.pexpireat(session, deadline_ms)
-    extend_index_ttl(keyspace, index, deadline_ms, is_new_member)
+    is_extended = extend_index_ttl(keyspace, index, deadline_ms, is_new_member)
     write_tiers(keyspace, keys, args, tail)
+    return ids_to_check(keyspace, index, creation_id, is_extended) if is_new_member else []
 
 
 def decimal(number: int) -> bytes:

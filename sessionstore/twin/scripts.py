@@ -52,9 +52,8 @@ def create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     check_create(keyspace, keys, session_id)
     version, stored_creation_id = keyspace.hmget(keys[0], b"version", b"generation")
     if version is not None:
-        return [b"OK"] if stored_creation_id == creation_id else [b"EXISTS"]
-    write_create(keyspace, keys, args, 4)
-    return [b"OK"]
+        return [b"OK", []] if stored_creation_id == creation_id else [b"EXISTS"]
+    return [b"OK", write_create(keyspace, keys, args, 4)]
 
 
 def get_or_create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
@@ -68,8 +67,7 @@ def get_or_create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
             raise
         if keyspace.zcard(keys[1]):
             raise Refused(b"CORRUPT", keys[0], b"version") from None
-        write_create(keyspace, keys, args, 7)
-        return [b"CREATED"]
+        return [b"CREATED", write_create(keyspace, keys, args, 7)]
     if refresh == b"1":
         ttl_ms = int(ttl)
         refresh_session_if_due(keyspace, keys, header.deadline_ms, ttl_ms, header.last_us, False)
@@ -124,12 +122,15 @@ def delete_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def prune_index(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/prune_index.lua"""
     index, *sessions = keys
-    keyspace.zcard(index)
-    pruned = 0
-    for session, session_id in zip(sessions, args, strict=True):
-        if not keyspace.exists(session):
-            pruned += keyspace.zrem(index, session_id)
-    return [b"OK", pruned]
+    num_sessions = keyspace.zcard(index)
+    deadlines_ms = dict(zip(args, map(keyspace.pexpiretime, sessions), strict=True))
+    if keyspace.pexpiretime(index) == -1:
+        members = {member for _, member in keyspace.zrange_by_rank(index, 0, -1, rev=False)}
+        known = [at for session_id, at in deadlines_ms.items() if session_id in members]
+        if len(known) == num_sessions and -1 not in known and max(known) > 0:
+            keyspace.pexpireat(index, max(known))
+    gone = [session_id for session_id, at in deadlines_ms.items() if at == -2]
+    return [b"OK", sum(keyspace.zrem(index, session_id) for session_id in gone)]
 
 
 def delete_sessions(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:

@@ -11,7 +11,7 @@ from support.services import make_service
 from support.sessions import IDS, KEY, OWNER, create, read
 
 from benchmarks.chaos import eviction
-from sessionstore import CorruptData, Event, EventsMissing, SessionNotFound
+from sessionstore import CorruptData, Event, EventsMissing, SessionKey, SessionNotFound
 
 SESSION, EVENTS = "session:{app:user}:sid", "events:{app:user}:sid"
 
@@ -25,6 +25,7 @@ async def service(server: Server) -> Any:
 
 READS: dict[str, Any] = {
     "get_session": lambda service: service.get_session(**IDS),
+    "get_session event_num=0": lambda service: service.get_session(**IDS, event_num=0),
     "get_session event_num": lambda service: service.get_session(**IDS, event_num=1),
     "get_or_create_session": lambda service: service.get_or_create_session(**IDS),
     "get_events": lambda service: service.get_events(KEY),
@@ -33,7 +34,7 @@ READS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize("name", [name for name in READS if name != "get_session event_num=0"])
 async def test_no_read_returns_fewer_events_than_there_were(
     server: Server, service: Any, name: str
 ) -> None:
@@ -77,7 +78,8 @@ async def test_a_lost_header_is_an_error_until_the_session_is_repaired_or_create
     old = await create(service, state={"n": 1})
     await service.append_events(old, numbered(1, 2))
     server.raw.delete(SESSION)
-    for name in ("get_session", "get_or_create_session", "get_events"):
+    names = ("get_session", "get_session event_num=0", "get_or_create_session", "get_events")
+    for name in names:
         with pytest.raises(CorruptData, match="repair_session") as caught:
             await READS[name](service)
         assert caught.value.key.startswith(SESSION)
@@ -95,6 +97,35 @@ async def test_a_lost_header_is_an_error_until_the_session_is_repaired_or_create
     new = await create(service)
     assert await read(service) == new
     assert new.events == []
+
+
+async def test_a_list_leaves_out_a_session_whose_header_is_lost(
+    server: Server, service: Any
+) -> None:
+    for name in ("a", "b", "c"):
+        await create(service, SessionKey("app", "user", name))
+        await service.append_events(SessionKey("app", "user", name), numbered(1))
+    server.raw.delete("session:{app:user}:b")
+    for event_num in (0, 2):
+        listed = await service.list_sessions(**OWNER, event_num=event_num)
+        assert [each.id for each in listed] == ["c", "a"]
+    await service.repair_session(SessionKey("app", "user", "b"))
+    assert [each.id for each in await service.list_sessions(**OWNER)] == ["b", "c", "a"]
+
+
+async def test_a_list_counts_the_events_of_sessions_whose_header_does_not(
+    server: Server, service: Any
+) -> None:
+    """Release 0.1.0 stored no count."""
+    for number in range(5):
+        key = SessionKey("app", "user", f"s{number}")
+        await create(service, key)
+        await service.append_events(key, numbered(*range(number)))
+        if number % 2:
+            server.raw.hdel(f"session:{{app:user}}:s{number}", "count", "event_limit")
+    for event_num in (0, 2):
+        listed = await service.list_sessions(**OWNER, event_num=event_num)
+        assert [each.event_count for each in listed] == [4, 3, 2, 1, 0]
 
 
 async def test_what_is_gone_as_a_whole_cannot_be_repaired(service: Any) -> None:

@@ -378,8 +378,26 @@ async def test_the_drivers_perform_steps_until_one_gives_replies(mode: str) -> N
 
 
 @pytest.mark.parametrize("mode", ["async", "sync"])
-@pytest.mark.parametrize("error", [ErrorReply("WRONGTYPE"), RuntimeError("a bug")])
+@pytest.mark.parametrize("error", [ErrorReply("ERR no"), RuntimeError("a bug")])
 async def test_the_drivers_raise_what_ends_the_attempts(mode: str, error: Exception) -> None:
     expected = BackendRejected if isinstance(error, AttemptFailed) else RuntimeError
     with pytest.raises(expected):
         await _run(mode, Script(error))
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+async def test_the_key_of_a_wrong_type_is_searched_for(mode: str) -> None:
+    script = Script(ErrorReply("WRONGTYPE"), [3], ErrorReply("WRONGTYPE"))
+    session, events, _ = WRITE.keys
+    with pytest.raises(BackendRejected) as caught:
+        await _run(mode, script)
+    assert f"(WRONGTYPE; key: {events.decode()})" in str(caught.value)
+    checks = [step.call for step in script.steps if isinstance(step, Send) and step.call]
+    assert [check.commands for check in checks] == [(("HLEN", session),), (("ZCARD", events),)]
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+async def test_a_key_of_a_wrong_type_that_is_not_found_is_not_named(mode: str) -> None:
+    for outcomes in ([[0]] * 3, [[0], ErrorReply("NOPERM")], [ConnectionLost("gone")]):
+        with pytest.raises(BackendRejected, match="WRONGTYPE; first key: session:"):
+            await _run(mode, Script(ErrorReply("WRONGTYPE"), *outcomes))
