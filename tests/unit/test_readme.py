@@ -83,7 +83,7 @@ def test_the_table_of_options_is_complete() -> None:
     assert set(said) == set(defaults)
     special = {
         "url": "",
-        "session_event_limit": "its own, 1000 if new",
+        "session_event_limit": "1000 for new sessions",
         "event_size_limit": "8 MiB",
         "value_size_limit": "8 MiB",
     }
