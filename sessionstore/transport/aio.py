@@ -351,7 +351,7 @@ class AsyncRedisExecutor:
                 self._latest = None
 
     def _forget_closed_loops(self) -> None:
-        """Drop routers of closed loops that did not call `_forget`: nobody ran `shutdown_asyncgens`."""
+        """Drop routers whose loop was closed without `shutdown_asyncgens`, so without `_forget`."""
         for loop in [loop for loop in self._by_loop if loop.is_closed()]:
             self._by_loop.pop(loop).close_from_elsewhere()
 
