@@ -24,7 +24,7 @@ AgentEvents = AsyncIterable[Event] | Awaitable[AsyncIterable[Event]]
 """What an agent's `run` returns: an async generator, or a coroutine that returns an iterable."""
 
 INTERRUPTIONS = (asyncio.CancelledError, GeneratorExit)
-"""Exceptions that end a run which has not failed."""
+"""Exceptions that stop a run although it has not failed."""
 
 
 async def start_agent(events: AgentEvents) -> AsyncIterator[Event]:
@@ -64,7 +64,7 @@ _queues = TurnQueues(asyncio.Lock)
 class HeldTurn:
     """A session's turn: waits for it, renews it in a task, and releases it at the end.
 
-    Of the runs on one event loop, one asks the store, and the others wait in line.
+    One run of the event loop asks the store at a time. The others wait in a queue.
 
     Args:
         service: the service.
@@ -152,7 +152,7 @@ class HeldTurn:
 
 
 async def _finish(task: asyncio.Task[T]) -> T:
-    """The task's result. If the caller is cancelled, the task still ends before that is raised."""
+    """The task's result. If the caller is cancelled, wait for the end of the task before raising."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -1,5 +1,6 @@
--- count_trimmed: how many events of a batch that is sent again are known to have been stored and
--- then trimmed: those before the oldest event of the log, if an attempt of this call has stored it.
+-- count_trimmed: how many of the first events of a batch that is sent again were stored and then
+-- trimmed. If the oldest event of the log is in the batch, and an attempt of this call stored it,
+-- the events before it in the batch were trimmed.
 -- starts: index of the first argument of each event.
 local function count_trimmed(events, args, starts, since_us)
   local oldest = redis.call('ZRANGE', events, 0, 0, 'WITHSCORES')

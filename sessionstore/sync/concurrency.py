@@ -23,7 +23,7 @@ AgentEvents = Iterable[Event]
 """What an agent's `run` returns: a generator or another iterable."""
 
 INTERRUPTIONS = (KeyboardInterrupt, GeneratorExit)
-"""Exceptions that end a run which has not failed."""
+"""Exceptions that stop a run although it has not failed."""
 
 
 def start_agent(events: AgentEvents) -> Iterator[Event]:
@@ -61,7 +61,7 @@ _queues = TurnQueues(threading.Lock)
 class HeldTurn:
     """A session's turn: waits for it, renews it in a thread, and releases it at the end.
 
-    Of the runs of one process, one asks the store, and the others wait in line.
+    One run of this process asks the store at a time. The others wait in a queue.
 
     Args:
         service: the service.
