@@ -152,7 +152,7 @@ class HeldTurn:
 
 
 async def _finish(task: asyncio.Task[T]) -> T:
-    """The task's result. If the caller is cancelled, wait for the end of the task before raising."""
+    """The task's result. If the caller is cancelled, the task still ends before this raises."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
