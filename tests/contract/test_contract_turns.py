@@ -73,7 +73,7 @@ class TestAcquire:
         assert turn.expires_at - timedelta(minutes=1) < datetime.now(UTC) + slack
         assert turn.expires_at.utcoffset() == timedelta(0)
 
-    async def test_nobody_else_gets_it_meanwhile(self, service: Any) -> None:
+    async def test_no_other_holder_gets_it_meanwhile(self, service: Any) -> None:
         session = await create(service)
         turn = await service.acquire_turn(session, lease=LONG)
         for holder in (session, KEY):

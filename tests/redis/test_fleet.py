@@ -433,7 +433,7 @@ class TestInterruption:
         assert report["num_failed_operations"] == 0
 
     @pytest.mark.without_ttl
-    def test_a_second_ctrl_c_gives_up(self, server: Server) -> None:
+    def test_a_second_ctrl_c_ends_at_once(self, server: Server) -> None:
         with started("--url", server.url, *ENDLESS) as process:
             wait_for_writes(server.raw)
             server.raw.client_pause(60_000, all=False)  # Writes in flight do not finish.

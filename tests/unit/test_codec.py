@@ -665,13 +665,13 @@ NO_EVENTS = [
 
 
 @pytest.mark.parametrize("data", CORRUPT, ids=lambda data: repr(data[:20]))
-def test_bytes_that_are_no_value_are_told(data: bytes) -> None:
+def test_bytes_that_are_not_a_value_raise(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # its message is not for users
         decode_value(data)
 
 
 @pytest.mark.parametrize("data", [*CORRUPT, *NO_EVENTS], ids=lambda data: repr(data[:20]))
-def test_bytes_that_are_no_event_are_told(data: bytes) -> None:
+def test_bytes_that_are_not_an_event_raise(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # its message is not for users
         decode_event(data)
 
@@ -680,7 +680,7 @@ def test_bytes_that_are_no_event_are_told(data: bytes) -> None:
 @given(
     st.one_of(st.binary(), st.binary().map(lambda data: b"\x01" + data), st.text().map(str.encode))
 )
-def test_any_bytes_decode_or_are_told(data: bytes) -> None:
+def test_any_bytes_decode_or_raise_value_error(data: bytes) -> None:
     for decode in (decode_value, decode_event):
         with contextlib.suppress(ValueError):
             decode(data)
