@@ -121,8 +121,8 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         raise TurnTaken(f"another run holds the turn of {name}", expires_at=from_us(reply[1]))
     if word == b"UNKNOWN":
         raise BackendUnavailable(
-            f"the connection was lost, and whether {name} was written is not known: it has changed "
-            "since, and this call has written nothing",
+            f"the connection was lost during a write to {name}; the write may be done, and the "
+            "session has changed since, so the write was not repeated",
             maybe_applied=True,
         )
     if word == b"CORRUPT":

@@ -59,7 +59,7 @@ class Fleet:
     """
 
     service: SessionService
-    conversations: Sequence[Conversation]  # of sessions to which nobody else writes
+    conversations: Sequence[Conversation]  # of sessions to which only this fleet writes
     num_agents: int  # conversations that are held at the same time
     think_seconds: float  # average wait before each event, exponentially distributed; 0 = none
     event_limit: int | None  # of the service

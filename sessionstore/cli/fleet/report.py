@@ -100,7 +100,8 @@ class Report(msgspec.Struct):
 
     def _verdict(self) -> Panel:
         compared = f"Read back and compared: all {self.num_sessions:,} sessions,"
-        compared += f" all {self.num_kept_events:,} events."
+        compared += f" all {self.num_kept_events:,} events"
+        compared += ", those of the throughput phase included." if self.flat_out else "."
         if num_trimmed := self.num_events - self.num_kept_events:
             compared += f" The event limit removed {num_trimmed:,} older events."
         if self.num_verified < self.num_sessions:
