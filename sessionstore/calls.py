@@ -130,7 +130,7 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
     if word == b"MISSING":
         raise events_missing(reply[1], reply[2], reply[3])
     if word == b"LOST":
-        raise TurnLost(f"another run has taken the turn of {name}")
+        raise TurnLost(f"the turn of {name} is lost: another run acquired it, or free_turn took it")
     if word == b"STALE":
         actual = int(reply[1])
         expected = if_version if if_version is not None else -1

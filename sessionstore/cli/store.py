@@ -85,9 +85,9 @@ async def open_store(url: str | None) -> AsyncIterator[Store]:
         except InvalidArgument as error:
             raise click.BadParameter(f"{error}.", param_hint="'--url'") from error
         except SessionStoreError as error:
-            place = "a private server" if url is None else redact_url(url)
+            what = "start a private server" if url is None else f"use {redact_url(url)}"
             reason = str(error).removeprefix("INFO: ")
-            raise CannotStart(f"cannot use {place}: {reason}") from error
+            raise CannotStart(f"cannot {what}: {reason}") from error
         yield store
 
 

