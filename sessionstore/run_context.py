@@ -167,7 +167,7 @@ class TurnQueue(Generic[L]):
         self._failure, self._failed_at = error, time.monotonic()
 
     def raise_failure(self, joined_at: float) -> None:
-        """Raise the error of a run that failed while this one was in line, if one did."""
+        """Raise the error of a run that failed while this one was in the queue, if one did."""
         if self._failure is not None and self._failed_at >= joined_at:
             raise copy.copy(self._failure)
 

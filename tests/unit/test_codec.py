@@ -579,7 +579,7 @@ def test_an_unknown_codec_is_refused(name: Any) -> None:
 
 
 @each_format
-def test_a_carried_event_is_written_like_any_and_not_read_back(format_name: Format) -> None:
+def test_a_verified_event_is_encoded_like_any_event_without_the_check(format_name: Format) -> None:
     codec = CODECS[format_name]
     fields: dict[str, Any] = {
         "content": {"a": [1, None]},
@@ -606,7 +606,7 @@ def test_other_events_are_read_back(format_name: Format) -> None:
 
 
 @each_format
-def test_a_carried_event_is_refused_if_it_cannot_be_written(format_name: Format) -> None:
+def test_a_verified_event_that_cannot_be_encoded_is_refused(format_name: Format) -> None:
     codec = Codec(format_name, event_size_limit=200, value_size_limit=50)
 
     def encode(content: Any) -> Any:
