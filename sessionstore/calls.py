@@ -136,8 +136,8 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         raise TurnTaken(f"another run holds the turn of {name}", expires_at=from_us(reply[1]))
     if word == b"UNKNOWN":
         raise BackendUnavailable(
-            f"the connection was lost, and whether {name} was written is not known: it has changed "
-            "since, and this call has written nothing",
+            f"the connection was lost during a write to {name}; the write may be done, and the "
+            "session has changed since, so the write was not repeated",
             maybe_applied=True,
         )
     if word == b"CORRUPT":
@@ -145,7 +145,7 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
     if word == b"MISSING":
         raise events_missing(reply[1], reply[2], reply[3])
     if word == b"LOST":
-        raise TurnLost(f"another run has taken the turn of {name}")
+        raise TurnLost(f"the turn of {name} is lost: another run acquired it, or free_turn took it")
     if word == b"STALE":
         actual = int(reply[1])
         expected = if_version if if_version is not None else -1

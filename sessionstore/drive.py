@@ -16,7 +16,7 @@ from typing import Any
 from .calls import AsyncExecutor, Call, Flow, R, SyncExecutor, decode_replies
 from .errors import NotReplicated
 
-# More bytes are decoded in a thread, so that other tasks go on. It takes more than 10 ms.
+# Decoding more than this takes over 10 ms. A thread does it, so that other tasks run meanwhile.
 _LONG_DECODE_BYTES = 2 << 20
 
 
@@ -90,8 +90,8 @@ async def _decoded(call: Call[R], executor: AsyncExecutor) -> R:
 
 
 def _takes_long(call: Call[Any], replies: list[Any]) -> bool:
-    """Whether decoding would hold up other tasks."""
-    # The last reply has the events. Only large reads have more that counts.
+    """Whether decoding would delay other tasks noticeably."""
+    # The last reply has the events. In bulk reads other replies can be large too.
     size = sum(map(_size, replies if call.is_bulk else replies[-1:]))
     return size > _LONG_DECODE_BYTES
 

@@ -1,8 +1,8 @@
 """Flows that walk the index of a user's sessions, and the cursors of their pages.
 
-The index is sorted by last update, then by id, so a *place* in it is a pair of both. Walks go from
-place to place, never by rank: a session that is written moves to the top, which changes the ranks
-of others, but not their places.
+The index is sorted by last update, then by id. A *place* in it is a pair of both. Walks go from
+place to place, not by rank: a session that is written moves to the top, which changes the ranks of
+other sessions, but not their places.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ _HIGHEST_US = 2**53  # scores are exact up to here
 class Walk(msgspec.Struct):
     """How far a list of sessions has been read.
 
-    It goes down to the oldest session. A session that was written meanwhile has moved to the top
-    unseen, so it goes on upwards from where it started, over all sessions that were written since.
+    First the walk goes down, to the oldest session. A session that is written meanwhile moves to
+    the top, where the walk does not see it. So the walk then turns and goes up from its start, over
+    all sessions that were written since.
 
     Attributes:
         start: the top of the index when the walk began; None = it has not begun.
@@ -43,7 +44,7 @@ class Walk(msgspec.Struct):
     is_upward: bool = False
 
     def turn(self) -> None:
-        """Go on upwards from the start."""
+        """Continue upwards from the start."""
         self.place, self.is_upward = self.start, True
 
     def cursor(self) -> str:
@@ -129,7 +130,8 @@ def list_sessions(
         if not is_end:
             continue
         if is_first or offset or walk.is_upward:
-            # The first read saw the whole index at once, so nobody can have moved away from it.
+            # The walk is complete: it read the whole index at once, or it has gone up as well. With
+            # an offset it does not go up.
             return SessionPage(found.values())
         walk.turn()
     return SessionPage(found.values(), walk.cursor() if found else None)
@@ -140,8 +142,8 @@ def _read(
 ) -> Flow[list[Session]]:
     """Read sessions by id. Those that are gone are left out.
 
-    It reads 100 in a call, so that other calls and tasks get their share between. The state of the
-    other tiers is read once, with the first ones.
+    Each call reads 100, so that other calls and tasks run in between. The user and app tiers are
+    read once, by the first call.
     """
     found: list[Session] = []
     app = SharedState()
@@ -179,7 +181,7 @@ def _count_events(
 
 
 def read_whole(call: Call[Any]) -> Flow[Any]:
-    """Read sessions. Events that a replica does not have are read again from the primary."""
+    """Read sessions. If a replica lacks events, read them again from the primary."""
     try:
         return (yield call)
     except EventsMissing:
@@ -192,7 +194,7 @@ def from_primary(call: Call[Any]) -> Call[Any]:
 
 
 def _skip(ops: Ops, app_name: str, user_id: str, walk: Walk, offset: int) -> Flow[bool]:
-    """Walk past `offset` sessions, not counting expired ones; False if there are not so many."""
+    """Walk past `offset` sessions, not counting expired ones; False if there are fewer."""
     while offset:
         count = min(_PLACES_PER_CALL, offset)
         places: list[Place] = yield ops.list_places(app_name, user_id, count, walk.place)
@@ -206,7 +208,7 @@ def _skip(ops: Ops, app_name: str, user_id: str, walk: Walk, offset: int) -> Flo
 
 
 def _prune(ops: Ops, app_name: str, user_id: str, walk: Walk) -> Flow[None]:
-    """Walk past expired sessions, many at a time, up to the next sessions that live."""
+    """Walk past expired sessions, 1,000 at a time, up to sessions that exist."""
     pruned = _PLACES_PER_CALL
     while pruned == _PLACES_PER_CALL:
         places: list[Place] = yield ops.list_places(
@@ -256,7 +258,7 @@ def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:
 def delete_user(ops: Ops, app_name: str, user_id: str) -> Flow[DeletedUser]:
     """Delete the sessions that exist now, and then the state, unless there are new sessions.
 
-    It walks upwards: a session that is written meanwhile moves up, so the walk still meets it.
+    It walks upwards: a session that is written meanwhile moves up, so the walk still reaches it.
     """
     existed_us: int
     existed_us, _ = yield ops.delete_sessions(app_name, user_id, 0, ())

@@ -43,7 +43,7 @@ class SessionKey(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> SessionKey:
-        """The key itself, so that Session and SessionKey can be used alike."""
+        """The key itself. A Session has a `key` too, so both can be used in the same way."""
         return self
 
 

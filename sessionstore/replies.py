@@ -29,7 +29,7 @@ class WriteResult(msgspec.Struct, frozen=True, gc=False, array_like=True):
         num_duplicates: number of events of an append that were stored already.
         event_limit: of an append: how many of the newest events the session keeps; 0 = all.
         sums: the new value of each increment of the call, in order.
-        read_back: the values of the state keys of the call after it, if they were read.
+        read_back: values of the call's state keys after the write, if they were read.
     """
 
     version: int
@@ -151,9 +151,8 @@ def decode_session(
     Args:
         key: the session.
         keys: its Redis keys, for error messages.
-        parts: the hashes of the session, the user tier and the app tier; how many
-            events there are, unless all of them were read or the header may tell; the
-            events, if read.
+        parts: the hashes of the session, the user tier and the app tier; the number of events,
+            unless all were read or the header may tell it; the events, if any were read.
         newest_first: the reply has the newest event first.
 
     Raises:
@@ -209,7 +208,7 @@ def _log_and_count(parts: list[Any]) -> tuple[list[bytes] | None, int]:
 
 
 def check_count(keys: SessionKeys, count: bytes | None, num_events: int) -> None:
-    """EventsMissing if the log holds fewer events than the header says. 0.1.0 did not say."""
+    """EventsMissing if the log holds fewer events than the header counts. 0.1.0 had no count."""
     expected = _stored_count(keys, count)
     if expected > num_events:
         raise events_missing(keys.events, expected, num_events)

@@ -34,7 +34,7 @@ CONFIG = {
     "latency-tracking": "no",
 }
 
-_POLL_S = 0.02
+_POLL_S = 0.01
 _CLIENT_TIMEOUT_S = 2.0
 _LOG_TAIL_CHARACTERS = 1000
 # Below the range of ports for outgoing connections. Otherwise such a connection might take the port
@@ -54,10 +54,15 @@ def bundled_server() -> ServerBinary | None:
 
 
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = SETTLE_TIMEOUT_S) -> Any:
-    """Poll a condition until it is true, and return its value. Server errors count as "not yet".
+    """Poll a condition until it is true, and return its value. Blocks the thread.
+
+    Args:
+        condition: called repeatedly. If a server fails, it counts as false.
+        what: names the condition in the error.
+        limit_s: how long to wait.
 
     Raises:
-        Unsettled: it is not true in time.
+        Unsettled: the condition was not true in time.
     """
     deadline = time.monotonic() + limit_s
     problem: object = "the condition is false"

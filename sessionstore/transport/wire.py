@@ -18,7 +18,7 @@ from .failures import ErrorReply
 # hiredis declares a tuple of one; it takes any number.
 _pack_bytes: Callable[[tuple[bytes, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
-# How much older a repeat may be when the server runs it: the time that it takes to get there.
+# Added to the age of a Call that is sent again: time until the server runs it.
 _TRANSIT_S = 1.0
 
 

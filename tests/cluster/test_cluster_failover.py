@@ -31,7 +31,9 @@ async def _wait_until_primary(node: Node) -> float:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_graceful_failover_is_not_noticed(replicated_cluster: Cluster, mode: str) -> None:
+async def test_calls_succeed_during_a_graceful_failover(
+    replicated_cluster: Cluster, mode: str
+) -> None:
     cluster = replicated_cluster
     primary = cluster.primaries()[0]
     key = key_on(cluster, primary)

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from faults_support import KEY, make_event, nothing_unheard
+from faults_support import KEY, make_event, no_unhandled_errors
 from support.events import ids_of
 from support.servers import Server
 from support.services import MODES, make_service
+from support.waiting import wait_until
 
 from benchmarks.rigs.addresses import MovingAddress
-from benchmarks.rigs.nodes import HOST, Node, wait_until
+from benchmarks.rigs.nodes import HOST, Node
 from sessionstore import BackendRejected, BackendUnavailable
 from sessionstore.embedded.binaries import ServerBinary, inspect_server
 
@@ -36,7 +37,7 @@ async def stored(service: Any) -> list[str]:
 @both_modes
 async def test_calls_follow_a_failover(pair: MovingAddress, mode: str) -> None:
     service = make_service(mode, pair.url)
-    async with nothing_unheard():
+    async with no_unhandled_errors():
         await service.create_session(app_name="a", user_id="u", session_id="s")
         count = 0
         for _ in range(2):

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import pytest
-from faults_support import KEY, client_count, make_event, nothing_unheard, stored_count, warm
+from faults_support import KEY, client_count, make_event, no_unhandled_errors, stored_count, warm
 from support.events import ids_of
 from support.servers import Server
 from support.services import make_service
@@ -252,7 +252,7 @@ async def test_a_connection_that_ends_around_its_handshake_costs_no_time(
 
 
 @both_modes
-async def test_an_address_where_nobody_listens_is_reported_at_once(proxy: Proxy, mode: str) -> None:
+async def test_an_address_without_a_server_fails_at_once(proxy: Proxy, mode: str) -> None:
     proxy.refuse()
     service = make_service(mode, proxy.url)
     started = time.monotonic()
@@ -368,7 +368,7 @@ async def test_connecting_to_a_stopped_server_is_bounded_by_the_deadline(
 async def test_closing_does_not_wait_for_a_handshake(frozen: EmbeddedServer) -> None:
     service = make_service("async", frozen.url)
     os.kill(frozen.pid, signal.SIGSTOP)
-    async with nothing_unheard():
+    async with no_unhandled_errors():
         waiting = asyncio.create_task(create(service))
         await asyncio.sleep(0)
         started = time.monotonic()
@@ -446,7 +446,7 @@ async def test_an_answer_that_is_not_resp_is_an_error_and_no_hang(
     await service.append_events(KEY, [make_event(number) for number in (1, 2, 9)])
     await service.pop_event(KEY)  # the server knows the script now
     proxy.hold("reply")
-    async with asyncio.timeout(8), nothing_unheard():
+    async with asyncio.timeout(8), no_unhandled_errors():
         before = proxy.passed("request")
         waiting = asyncio.create_task(service.pop_event(KEY))
         await poll_until(lambda: proxy.passed("request") > before, "the request")
@@ -471,7 +471,7 @@ async def test_a_server_of_another_kind_is_reported(
         proxy.greet(nonsense)
         proxy.hold("reply")
         service = make_service(mode, proxy.url, call_timeout=2)
-        async with asyncio.timeout(8), nothing_unheard():
+        async with asyncio.timeout(8), no_unhandled_errors():
             with pytest.raises(SessionStoreError) as caught:
                 await create(service)
             assert type(caught.value) is BackendUnavailable
@@ -479,10 +479,10 @@ async def test_a_server_of_another_kind_is_reported(
             await service.aclose()
 
 
-async def test_an_answer_that_nobody_asked_for_ends_the_connection(proxy: Proxy) -> None:
+async def test_a_reply_without_a_request_ends_the_connection(proxy: Proxy) -> None:
     service = make_service("async", proxy.url)
     await create(service)
-    async with nothing_unheard():
+    async with no_unhandled_errors():
         proxy.inject(b"+OK\r\n")
         await poll_until(lambda: proxy.open_connections == 0, "the end of the connection")
         await service.append_event(KEY, make_event(1))

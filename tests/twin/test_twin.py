@@ -182,7 +182,7 @@ class Outcome:
             raise self.error
         return self.result
 
-    def told(self) -> Any:
+    def comparable(self) -> Any:
         """The part that is compared with another outcome."""
         if isinstance(self.error, StaleVersion):
             return StaleVersion, self.error.actual
@@ -224,7 +224,7 @@ class TwinMachine(RuleBasedStateMachine):
         flow = flows.create_session(OPS[service], *_parts(key), change[0])
         outcome = self._drive(flow)
         if key in self.model.sessions:
-            assert outcome.told().__name__ == "SessionExists"
+            assert outcome.comparable().__name__ == "SessionExists"
         else:
             self._expect(outcome, lambda: self.model.create(SERVICES[service], key, change[0]))
         self._check()
@@ -655,7 +655,7 @@ class TwinMachine(RuleBasedStateMachine):
         exact = [stamp for stamp in stamps if before_us <= stamp <= after_us]
         self.clock_us = exact[0] if exact else after_us
         twin = Outcome(lambda: call.decode(self.twin.execute(call)))
-        assert twin.told() == real.told()
+        assert twin.comparable() == real.comparable()
         if call.name == "prune_index":  # it stores no time; what the flow stored before counts
             self.clock_us = earlier_us
         return real
@@ -676,7 +676,7 @@ class TwinMachine(RuleBasedStateMachine):
     def _expect(self, outcome: Outcome, expected: Callable[[], Any]) -> None:
         """Compare an outcome with the model's."""
         self.model.begin(self.clock_us)
-        assert outcome.told() == Outcome(expected).told()
+        assert outcome.comparable() == Outcome(expected).comparable()
 
     def _check(self) -> None:
         """Check that twin, server and model store the same."""

@@ -48,7 +48,7 @@ each_options = pytest.mark.parametrize("options", OPTIONS, ids=["without_ttl", "
 
 @each_options
 @each_operation()
-async def test_a_call_is_built_alike_every_time(
+async def test_the_same_call_is_built_every_time(
     monkeypatch: pytest.MonkeyPatch, operation: Operation, options: dict[str, Any]
 ) -> None:
     """Given the same random ids."""
@@ -81,7 +81,9 @@ async def test_a_call_is_data_that_does_not_change(
 
 @each_options
 @each_operation()
-async def test_a_call_says_what_it_does(operation: Operation, options: dict[str, Any]) -> None:
+async def test_calls_declare_whether_they_write_and_may_be_repeated(
+    operation: Operation, options: dict[str, Any]
+) -> None:
     calls = await calls_of(operation, **options)
     assert all(call.idempotent for call in calls) == operation.idempotent
     # A list prunes expired sessions from the index. That is a write.
@@ -285,7 +287,7 @@ def test_a_reply_that_no_header_declares_is_a_bug_of_ours() -> None:
         ("ERR BUG that cannot happen", ScriptContractError),
     ],
 )
-def test_a_servers_error_is_told_for_what_it_is(message: str, kind: type[Exception]) -> None:
+def test_an_error_reply_becomes_the_right_exception(message: str, kind: type[Exception]) -> None:
     call = make_ops().delete_session(KEY)
     error = reply_error(call, message)
     assert type(error) is kind
