@@ -36,7 +36,7 @@ DEFAULT_OUTPUT = Path(__file__).parent / "report"
 
 _ROUNDS = 7
 _SMALL_ROUNDS = 1
-_TELLING_SECONDS = 0.25  # shorter rounds are too noisy: the system counts in 10 ms
+_MIN_BUSY_SECONDS = 0.25  # shorter rounds are too noisy: the system counts in 10 ms
 _WINDOW_SECONDS = 0.2
 _QUIET = 0.2  # cores that other programs may use during a round that counts
 
@@ -336,7 +336,7 @@ class Harness:
             others += _busy_seconds() - busy_before - cpu_us * sample.operations / 1e6 - beside
             busy += sample.seconds
             samples[variant.name] = sample
-        return Round(samples, max(others / busy, 0.0) if busy > _TELLING_SECONDS else 0.0)
+        return Round(samples, max(others / busy, 0.0) if busy > _MIN_BUSY_SECONDS else 0.0)
 
     def _sample(self, server: Server | None, variant: Variant) -> tuple[Sample, float]:
         """The sample, and the CPU time used outside the operations."""

@@ -12,7 +12,7 @@
 -- ARGV[3] created_us    int    when the session was created; "" = whatever session is there
 -- ARGV[4] event_limit   int    newest events to keep; "0" = all; "" = the session's own limit
 -- ARGV[5] condition     bytes  a version, or "t" and a token; "" = no condition
--- ARGV[6] age_us        int    0 = first attempt; otherwise no attempt was earlier than this ago
+-- ARGV[6] age_us        int    0 = first attempt; else the age of the call: no attempt is older
 -- ARGV[7] event         bytes  encoded
 -- ARGV[8] timestamp_us  int    when the event happened
 -- ARGV[9...] tail       bytes  its state change, as fold_changes reads it; nothing if it has none
@@ -22,7 +22,7 @@
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn
--- REPLY UNKNOWN                            an earlier attempt may have been stored; nothing was now
+-- REPLY UNKNOWN                            an earlier attempt may be stored; this one is not
 -- REPLY CORRUPT key field
 -- REPLY NOT_INTEGER key field              the value cannot be incremented
 -- REPLY OUT_OF_RANGE key field             the value or the sum is not below 2^53
@@ -47,7 +47,8 @@ end
 -- Inlined: choose_limit.
 local limit = event_limit ~= '' and event_limit or header[6]
   or math.max(1000, call('ZCARD', events))
--- A field that is not a number raises a Lua error here, before the first write. calls.py knows it.
+-- A field that is not a number raises a Lua error here, before the first write. calls.py makes it
+-- CorruptData.
 local version, last_us, deadline_ms = header[1] + 0, header[2] + 0, header[3] + 0
 local count, num_limit = (header[5] or 0) + 0, limit + 0
 local sum = version + last_us + deadline_ms + count + num_limit + (header[6] or 0)
@@ -105,8 +106,8 @@ if num_added ~= 0 and num_added ~= 1 then
   call('ZREM', events, event)
   return num_added
 end
--- Inlined: trim_events, new_count, write_header. A log that was full, and is complete, stays so:
--- one event goes, and the count is the same.
+-- Inlined: trim_events, new_count, write_header. If the log was full and no event is missing, one
+-- event is removed and the count stays the same.
 local new_version, num_missing = now, 0
 version = version + 1
 if version < now_us then
@@ -139,8 +140,8 @@ end
 if limit ~= header[6] then
   call('HSET', session, 'event_limit', limit)
 end
--- Inlined: to_ms, is_due, refresh_session_if_due. The first event creates the key of the events,
--- which has no deadline yet, and so does an event that finds the key lost.
+-- Inlined: to_ms, is_due, refresh_session_if_due. The first event, and one after the key was lost,
+-- create the key of the events, which has no deadline yet.
 local now_ms = (now_us - now_us % 1000) / 1000
 local reserve_ms = deadline_ms - now_ms - ttl_ms
 local must_refresh = deadline_ms == 0 or last_us == 0 or num_added == 1 or num_missing > 0

@@ -12,7 +12,7 @@
 -- ARGV[3] created_us   int    when the session was created; "" = whatever session is there
 -- ARGV[4] event_limit  int    newest events to keep; "0" = all; "" = the session's own limit
 -- ARGV[5] condition    bytes  a version, or "t" and a token; "" = no condition
--- ARGV[6] age_us       int    0 = first attempt; otherwise no attempt was earlier than this ago
+-- ARGV[6] age_us       int    0 = first attempt; else the age of the call: no attempt is older
 -- ARGV[7...] tail      bytes  1 to 500 events. Each is: encoded event, timestamp_us, number of
 --                             arguments of its state change (0 = none), the change, as fold_changes
 --                             reads it
@@ -22,7 +22,7 @@
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn
--- REPLY UNKNOWN                            an earlier attempt may have been stored; nothing was now
+-- REPLY UNKNOWN                            an earlier attempt may be stored; this one is not
 -- REPLY CORRUPT key field
 -- REPLY NOT_INTEGER key field              the value cannot be incremented
 -- REPLY OUT_OF_RANGE key field             the value or the sum is not below 2^53
@@ -31,7 +31,6 @@
 --@include check_condition
 --@include check_tiers
 --@include choose_limit
---@include count_trimmed
 --@include event_starts
 --@include fold_changes
 --@include new_changes
@@ -60,14 +59,10 @@ local starts, has_increments = event_starts(ARGV, tail)
 
 local num_events, last_us = redis.call('ZCARD', events), header.last_us
 event_limit = choose_limit(event_limit, header.event_limit, num_events)
-local count, since_us, num_duplicates = header.count or num_events, now_us - age_us, 0
-if age_us > 0 and event_limit > 0 and num_events >= event_limit then
-  num_duplicates = count_trimmed(events, ARGV, starts, since_us)
-  starts = {unpack(starts, num_duplicates + 1)}
-end
+local count, num_duplicates = header.count or num_events, 0
 refusal = check_batch(
   session, events, ARGV, starts, check_condition(session, condition, header.version),
-  age_us, since_us, {count = count, event_limit = event_limit}
+  age_us, now_us - age_us, {count = count, event_limit = event_limit}
 )
 if refusal then
   return refusal

@@ -13,9 +13,9 @@
 -- ARGV[4] event_limit  int    newest events to keep; "0" = all; "" = 1,000
 -- ARGV[5...] tail      bytes  initial state, as write_tiers reads it
 --
--- REPLY OK
+-- REPLY OK ids   ids: up to 256 sessions that may have expired; for prune_index
 -- REPLY EXISTS
--- COST O(1)
+-- COST O(log N)
 --@include check_create
 --@include write_create
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -33,9 +33,9 @@ end
 -- Write.
 if version then
   redis.call('HSET', session, 'version', version) -- WAIT needs a write to wait for
-  return {'OK'}
+  return {'OK', {}}
 end
-write_create(
+local ids = write_create(
   session, events, index, user, app, session_id, ttl_ms, creation_id, event_limit, ARGV, tail
 )
-return {'OK'}
+return {'OK', ids}

@@ -7,10 +7,10 @@
 -- KEYS[3] index    sessions:{app:user}     zset
 --
 -- ARGV[1] session_id  bytes  member of the index
--- ARGV[2] age_us      int    0 = first attempt; otherwise no attempt was earlier than this ago
+-- ARGV[2] age_us      int    0 = first attempt; else the age of the call: no attempt is older
 --
 -- REPLY OK
--- REPLY UNKNOWN   the session is younger than the first attempt, which may have deleted another
+-- REPLY UNKNOWN   the first attempt may have deleted an earlier session; this one is newer
 -- COST O(log N), and O(events) in the background
 --@include header_number
 --@include server_time_us

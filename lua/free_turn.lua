@@ -1,6 +1,6 @@
 #!lua
--- free_turn: take the turn of a session from its holder, so that another run can acquire
--- it. A new fencing token makes sure that the holder writes nothing more.
+-- free_turn: take the turn of a session from its holder, so that another run can acquire it. A new
+-- fencing token makes sure that the holder writes nothing more.
 --
 -- KEYS[1] session  session:{app:user}:sid  hash   must exist
 -- KEYS[2] events   events:{app:user}:sid   zset

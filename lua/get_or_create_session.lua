@@ -16,10 +16,10 @@
 -- ARGV[7] app_ttl_ms   int    duration for that refresh of the app tier; "0" = leave expiry alone
 -- ARGV[8...] tail      bytes  initial state, as write_tiers reads it
 --
--- REPLY CREATED
+-- REPLY CREATED ids        ids: up to 256 sessions that may have expired; for prune_index
 -- REPLY OK
 -- REPLY CORRUPT key field   also if events are there without a header
--- COST O(1)
+-- COST O(log N)
 --@include check_create
 --@include read_header
 --@include refresh_session_if_due
@@ -43,10 +43,10 @@ end
 
 -- Write.
 if not header then
-  write_create(
+  local ids = write_create(
     session, events, index, user, app, session_id, ttl_ms, creation_id, event_limit, ARGV, tail
   )
-  return {'CREATED'}
+  return {'CREATED', ids}
 end
 if refresh then
   local now_ms = to_ms(server_time_us())

@@ -1,6 +1,6 @@
 #!lua
 -- repair_session: accept what is left of a session whose events or header were lost or damaged. The
--- events that are there are all that it has; header fields that are not valid are rebuilt.
+-- events that exist become the whole log; header fields that are not valid are rebuilt.
 --
 -- KEYS[1] session  session:{app:user}:sid  hash
 -- KEYS[2] events   events:{app:user}:sid   zset

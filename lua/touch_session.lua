@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- touch_session: refresh the deadlines of the keys that a read of a session reads. The read itself
--- is plain commands in the same transaction.
+-- touch_session: refresh the deadlines of a session and its tiers. The read itself is plain
+-- commands in the same transaction.
 --
 -- KEYS[1] session  session:{app:user}:sid  hash
 -- KEYS[2] events   events:{app:user}:sid   zset

@@ -14,7 +14,7 @@ from typing import Any
 from .calls import Call, Flow, R
 from .errors import BackendError, InvalidArgument, SessionStoreError
 from .model import Session, SessionKey, Turn
-from .ops import CreatedUs, Ops
+from .ops import Ops
 from .tiers import NO_CHANGE, Change, Delta
 
 
@@ -31,7 +31,7 @@ def write_apart(
     events: Sequence[bytes] = (),
     if_version: int | None = None,
     turn: Turn | None = None,
-    created_us: CreatedUs = "",
+    created_us: bytes = b"",
     *,
     if_absent: bool = False,
     read_app: bool = False,
@@ -44,7 +44,7 @@ def write_apart(
         key: the session.
         changes: the change of each event, or the one change of the call.
         events: the encoded events that the write appends.
-        if_version: its condition.
+        if_version: the condition of the write.
         turn: likewise.
         created_us: when the session was created, as in `write`.
         if_absent: set only keys that are not there.
@@ -77,7 +77,7 @@ def write_apart(
 def write_app_state(
     ops: Ops, app_name: str, changes: Iterable[Change], *, if_absent: bool = False
 ) -> Flow[None]:
-    """The first step that writes."""
+    """Write the app state: the first of the two steps that write."""
     deltas = [change.app for change in changes if change is not NO_CHANGE and change.app]
     change = Change(Delta(), Delta(), Delta.merged(deltas), {}, [])
     try:
@@ -90,7 +90,7 @@ def write_app_state(
 
 @contextmanager
 def app_state_written() -> Iterator[None]:
-    """Lets the errors of the second step say that the first is done."""
+    """Within the context, error messages say that the app state is written already."""
     try:
         yield
     except SessionStoreError as error:
@@ -107,7 +107,7 @@ def _prefix(error: SessionStoreError, text: str) -> None:
 
 
 def refuse_app_increments(ops: Ops, change: Change, path: str) -> None:
-    """InvalidArgument for increments that a repeated step would add twice."""
+    """Refuse increments of an app tier in its own slot: a repeated step would add twice."""
     if not ops.app_in_own_slot:
         return
     for increment in change.increments:

@@ -33,8 +33,8 @@ from .times import from_us
 
 R = TypeVar("R")
 
-Argument = bytes | str | int
-Command = tuple[Argument, ...]
+Word = bytes | str | int
+Command = tuple[Word, ...]
 
 
 class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
@@ -45,7 +45,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
         decode: turns the replies, the script's first, into a result, or raises.
         script: the script that runs first, or None.
         keys: the script's KEYS.
-        args: the script's ARGV.
+        args: the script's ARGV. Numbers are decimal text.
         commands: plain commands that run after the script, in the same transaction.
         idempotent: running it twice stores the same data as running it once, at the time of the
             second run; only `version` may differ. Only idempotent Calls are sent again when the
@@ -64,7 +64,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     decode: Callable[[list[Any]], R]
     script: Script | None = None
     keys: tuple[bytes, ...] = ()
-    args: tuple[Argument, ...] = ()
+    args: tuple[bytes, ...] = ()
     commands: tuple[Command, ...] = ()
     idempotent: bool = True
     writes: bool = True
@@ -72,6 +72,21 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     is_bulk: bool = False
     slot: int | bytes | None = None
     age_argument: int | None = None
+
+
+def decode_replies(call: Call[R], replies: list[Any]) -> R:
+    """The result of a Call.
+
+    Raises:
+        ScriptContractError: a reply has a type or a form that no script and no command declares.
+        SessionStoreError: what `decode` raises otherwise.
+    """
+    try:
+        return call.decode(replies)
+    except SessionStoreError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ScriptContractError(f"{call.name}: a reply has a wrong type or form") from error
 
 
 Step = Call[Any] | tuple[Call[Any], ...]
@@ -124,8 +139,8 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         raise TurnTaken(f"another run holds the turn of {name}", expires_at=from_us(reply[1]))
     if word == b"UNKNOWN":
         raise BackendUnavailable(
-            f"the connection was lost, and whether {name} was written is not known: it has changed "
-            "since, and this call has written nothing",
+            f"the connection was lost during a write to {name}; the write may be done, and the "
+            "session has changed since, so the write was not repeated",
             maybe_applied=True,
         )
     if word == b"CORRUPT":
@@ -139,7 +154,7 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         message = f"{name} has {actual} events; at most {limit} can be copied"
         raise LimitExceeded(message, limit=limit, actual=actual)
     if word == b"LOST":
-        raise TurnLost(f"another run has taken the turn of {name}")
+        raise TurnLost(f"the turn of {name} is lost: another run acquired it, or free_turn took it")
     if word == b"STALE":
         actual = int(reply[1])
         expected = if_version if if_version is not None else -1
@@ -201,8 +216,11 @@ _REFUSALS = {
 }
 
 
-def reply_error(call: Call[Any], message: str) -> SessionStoreError:
-    """The exception for an error reply of the server. Its message contains no arguments."""
+def reply_error(call: Call[Any], message: str, wrong_key: bytes | None = None) -> SessionStoreError:
+    """The exception for an error reply of the server. Its message contains no arguments.
+
+    `wrong_key` is the key that has a wrong type, if it is known.
+    """
     code, _, rest = message.partition(" ")
     where = f"{call.name} was refused by the server"
     if code == "BUG" or (code == "ERR" and rest.startswith("BUG")):
@@ -222,6 +240,8 @@ def reply_error(call: Call[Any], message: str) -> SessionStoreError:
         return header_damage(call.keys[0])  # append_event does not look for the field
     if code in _REFUSALS:
         near = f"; first key: {call.keys[0].decode()}" if call.keys else ""
+        if wrong_key is not None:
+            near = f"; key: {wrong_key.decode()}"
         return BackendRejected(f"{where}: {_REFUSALS[code]} ({code}{near})")
     text = message.partition(", with args")[0]
     return BackendRejected(f"{where}: {text}")

@@ -24,7 +24,7 @@ AgentEvents = AsyncIterable[Event] | Awaitable[AsyncIterable[Event]]
 """What an agent's `run` returns: an async generator, or a coroutine that returns an iterable."""
 
 INTERRUPTIONS = (asyncio.CancelledError, GeneratorExit)
-"""Exceptions that end a run which has not failed."""
+"""Exceptions that stop a run although it has not failed."""
 
 
 async def start_agent(events: AgentEvents) -> AsyncIterator[Event]:
@@ -64,7 +64,7 @@ _queues = TurnQueues(asyncio.Lock)
 class HeldTurn:
     """A session's turn: waits for it, renews it in a task, and releases it at the end.
 
-    Of the runs on one event loop, one asks the store, and the others wait in line.
+    One run of the event loop asks the store at a time. The others wait in a queue.
 
     Args:
         service: the service.
@@ -82,7 +82,7 @@ class HeldTurn:
     async def __aenter__(self) -> Self:
         self._name = (asyncio.get_running_loop(), self._key)
         self._queue = _queues.join(self._service, self._name)
-        self._is_in_line, self._is_first = True, False
+        self._is_in_queue, self._is_first = True, False
         joined_at = time.monotonic()
         try:
             self._is_first = await self._queue.lock.acquire()
@@ -92,7 +92,7 @@ class HeldTurn:
         except BaseException as error:
             if isinstance(error, BackendError):
                 self._queue.fail(error)
-            self._leave_line()
+            self._leave_queue()
             raise
         self._renewing = asyncio.create_task(self._renew())
         return self
@@ -108,10 +108,10 @@ class HeldTurn:
                 return
             await asyncio.sleep(delay_s)
 
-    def _leave_line(self) -> None:
+    def _leave_queue(self) -> None:
         """Let the next run ask for the turn. Safe to repeat."""
-        if self._is_in_line:
-            self._is_in_line = False
+        if self._is_in_queue:
+            self._is_in_queue = False
             _queues.leave(self._service, self._name)
             if self._is_first:
                 self._queue.lock.release()
@@ -132,7 +132,7 @@ class HeldTurn:
         try:
             await self._release(self.turn)
         finally:
-            self._leave_line()
+            self._leave_queue()
 
     async def _release(self, turn: Turn) -> None:
         with suppress(BackendError):  # otherwise the turn is free when its lease ends
@@ -147,12 +147,12 @@ class HeldTurn:
             except BackendError:
                 continue
             except Exception:  # the turn is lost, or the session was deleted
-                self._leave_line()
+                self._leave_queue()
                 return
 
 
 async def _finish(task: asyncio.Task[T]) -> T:
-    """The task's result. If the caller is cancelled, the task still ends before that is raised."""
+    """The task's result. If the caller is cancelled, the task still ends before this raises."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

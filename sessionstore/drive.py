@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from .calls import AsyncExecutor, Call, Flow, R, SyncExecutor
+from .calls import AsyncExecutor, Call, Flow, R, SyncExecutor, decode_replies
 from .errors import NotReplicated
 
-# More bytes are decoded in a thread, so that other tasks go on. It takes more than 10 ms.
+# Decoding more than this takes over 10 ms. A thread does it, so that other tasks run meanwhile.
 _LONG_DECODE_BYTES = 2 << 20
 
 
@@ -41,9 +41,9 @@ async def drive_async(flow: Flow[R], executor: AsyncExecutor) -> R:
                         not_replicated = not_replicated or error
                         replies = error.replies
                     if step.commands and _takes_long(step, replies):
-                        result = await asyncio.to_thread(step.decode, replies)
+                        result = await asyncio.to_thread(decode_replies, step, replies)
                     else:
-                        result = step.decode(replies)
+                        result = decode_replies(step, replies)
             except Exception as error:
                 step = flow.throw(error)
             else:
@@ -63,14 +63,14 @@ def drive(flow: Flow[R], executor: SyncExecutor) -> R:
         while True:
             try:
                 if isinstance(step, tuple):
-                    result: Any = [call.decode(executor.execute(call)) for call in step]
+                    result: Any = [decode_replies(call, executor.execute(call)) for call in step]
                 else:
                     try:
                         replies = executor.execute(step)
                     except NotReplicated as error:
                         not_replicated = not_replicated or error
                         replies = error.replies
-                    result = step.decode(replies)
+                    result = decode_replies(step, replies)
             except Exception as error:
                 step = flow.throw(error)
             else:
@@ -85,13 +85,13 @@ def drive(flow: Flow[R], executor: SyncExecutor) -> R:
 async def _decoded(call: Call[R], executor: AsyncExecutor) -> R:
     replies = await executor.execute(call)
     if call.commands and _takes_long(call, replies):
-        return await asyncio.to_thread(call.decode, replies)
-    return call.decode(replies)
+        return await asyncio.to_thread(decode_replies, call, replies)
+    return decode_replies(call, replies)
 
 
 def _takes_long(call: Call[Any], replies: list[Any]) -> bool:
-    """Whether decoding would hold up other tasks."""
-    # The last reply has the events. Only large reads have more that counts.
+    """Whether decoding would delay other tasks noticeably."""
+    # The last reply has the events. In bulk reads other replies can be large too.
     size = sum(map(_size, replies if call.is_bulk else replies[-1:]))
     return size > _LONG_DECODE_BYTES
 
@@ -102,4 +102,7 @@ def _size(reply: Any) -> int:
         return 0
     if isinstance(reply[0], list):  # with scores, in RESP3
         reply = [part[0] for part in reply]
-    return sum([len(part) for part in reply if type(part) is bytes])
+    try:
+        return sum(map(len, reply))
+    except TypeError:  # not all are bytes
+        return sum(len(part) for part in reply if type(part) is bytes)

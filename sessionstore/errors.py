@@ -74,7 +74,7 @@ class TurnTaken(SessionStoreError):
 
 
 class TurnLost(SessionStoreError):
-    """The lease of a turn ended and another run took the turn. Nothing was written."""
+    """Another run acquired the turn after the lease, or `free_turn` took it. Nothing was done."""
 
 
 class CorruptData(SessionStoreError):

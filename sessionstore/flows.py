@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -30,7 +30,7 @@ from .calls import Call, Flow, describe
 from .errors import EventsMissing, InvalidArgument, SessionExists, SessionNotFound, TurnLost
 from .listing import count_sessions as count_sessions
 from .listing import delete_user as delete_user
-from .listing import from_primary, read_whole
+from .listing import from_primary, prune_index, read_whole
 from .listing import list_sessions as list_sessions
 from .listing import list_users as list_users
 from .model import Event, EventPage, Ping, Session, SessionKey, Turn
@@ -55,7 +55,7 @@ def create_session(
     if ops.app_in_own_slot:
         session = yield from _create_apart(ops, key, change, call)
     else:
-        session = yield call
+        session = yield from _create(ops, key, call)
     change.apply_to(session.state, only_temp=True)
     return session
 
@@ -82,7 +82,7 @@ def get_or_create_session(
     if session is None and ops.app_in_own_slot:
         session = yield from _create_apart(ops, key, change, call)
     elif session is None:
-        session = yield call
+        session = yield from _create(ops, key, call)
     if window is not None and not _cut_to_window(session, window):
         found = yield from _read_window(ops, key, window, 2 * len(session.events))
         if found is None:
@@ -92,7 +92,18 @@ def get_or_create_session(
     return session
 
 
-def _create_apart(ops: Ops, key: SessionKey, change: Change, call: Call[Session]) -> Flow[Session]:
+def _create(ops: Ops, key: SessionKey, call: Call[tuple[Session, list[bytes]]]) -> Flow[Session]:
+    """Create a session. Sometimes look at others that may have expired."""
+    session: Session
+    session, to_check = yield call
+    if to_check:
+        yield from prune_index(ops, key.app_name, key.user_id, to_check)
+    return session
+
+
+def _create_apart(
+    ops: Ops, key: SessionKey, change: Change, call: Call[tuple[Session, list[bytes]]]
+) -> Flow[Session]:
     """Create a session whose app tier has a slot of its own. The session is written last."""
     is_written = is_apart(ops, [change])
     if is_written:
@@ -102,7 +113,7 @@ def _create_apart(ops: Ops, key: SessionKey, change: Change, call: Call[Session]
         yield from write_app_state(ops, key.app_name, [change])
     with app_state_written() if is_written else nullcontext():
         app_state: dict[str, Any] = yield ops.get_app_state(key.app_name)
-        session: Session = yield call
+        session = yield from _create(ops, key, call)
     add_app_state(session, app_state)
     return session
 
@@ -495,14 +506,15 @@ def session_key(session: object) -> SessionKey:
     raise InvalidArgument(f"session must be a Session or a SessionKey, not {kind}")
 
 
-def created_us_of(session: Session | SessionKey) -> int | Literal[""]:
-    """When the Session was created that a write is meant for; "" for a key: any session.
+def created_us_of(session: Session | SessionKey) -> bytes:
+    """When the Session was created that a write is meant for; b"" for a key: any session.
 
     1970 also stands for any session: adapters make Sessions without knowing more than the key.
     """
     if isinstance(session, SessionKey):
-        return ""
-    return to_us(check_instant("session.created_at", session.created_at)) or ""
+        return b""
+    created_us = to_us(check_instant("session.created_at", session.created_at))
+    return b"%d" % created_us if created_us else b""
 
 
 def check_turn(turn: object) -> Turn:

@@ -120,6 +120,12 @@ class UserPattern(NamedTuple):
         return unquote(rest[: len(rest) - len(self.tail)])
 
 
+def type_check(key: bytes) -> tuple[str, bytes]:
+    """A cheap command that the server refuses if the key has a wrong type."""
+    role, _, _ = key.partition(b"{")  # with the prefix, which has no braces
+    return "ZCARD" if role.endswith((b"events:", b"sessions:")) else "HLEN", key
+
+
 class Keys:
     """Spells the keys of one service.
 

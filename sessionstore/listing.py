@@ -1,23 +1,24 @@
 """Flows that walk the index of a user's sessions, and the cursors of their pages.
 
-The index is sorted by last update, then by id, so a *place* in it is a pair of both. Walks go from
-place to place, never by rank: a session that is written moves to the top, which changes the ranks
-of others, but not their places.
+The index is sorted by last update, then by id. A *place* in it is a pair of both. Walks go from
+place to place, not by rank: a session that is written moves to the top, which changes the ranks of
+other sessions, but not their places.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, unquote
 
 import msgspec
 
 from .calls import Call, Flow
-from .errors import EventsMissing, InvalidArgument
+from .errors import BackendError, CorruptData, EventsMissing, InvalidArgument
 from .model import DeletedUser, Session, SessionPage
 from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
 from .options import check_int
-from .replies import Place, SharedState
+from .replies import NOT_COUNTED, Place, SharedState
 
 _PLACES_PER_CALL = 1000  # places that one call reads or prunes where no session is read
 _SESSIONS_PER_CALL = 100  # sessions that one call reads
@@ -28,8 +29,9 @@ _HIGHEST_US = 2**53  # scores are exact up to here
 class Walk(msgspec.Struct):
     """How far a list of sessions has been read.
 
-    It goes down to the oldest session. A session that was written meanwhile has moved to the top
-    unseen, so it goes on upwards from where it started, over all sessions that were written since.
+    First the walk goes down, to the oldest session. A session that is written meanwhile moves to
+    the top, where the walk does not see it. So the walk then turns and goes up from its start, over
+    all sessions that were written since.
 
     Attributes:
         start: the top of the index when the walk began; None = it has not begun.
@@ -42,7 +44,7 @@ class Walk(msgspec.Struct):
     is_upward: bool = False
 
     def turn(self) -> None:
-        """Go on upwards from the start."""
+        """Continue upwards from the start."""
         self.place, self.is_upward = self.start, True
 
     def cursor(self) -> str:
@@ -128,7 +130,8 @@ def list_sessions(
         if not is_end:
             continue
         if is_first or offset or walk.is_upward:
-            # The first read saw the whole index at once, so nobody can have moved away from it.
+            # The walk is complete: it read the whole index at once, or it has gone up as well. With
+            # an offset it does not go up.
             return SessionPage(found.values())
         walk.turn()
     return SessionPage(found.values(), walk.cursor() if found else None)
@@ -139,8 +142,8 @@ def _read(
 ) -> Flow[list[Session]]:
     """Read sessions by id. Those that are gone are left out.
 
-    It reads 100 in a call, so that other calls and tasks get their share between. The state of the
-    other tiers is read once, with the first ones.
+    Each call reads 100, so that other calls and tasks run in between. The user and app tiers are
+    read once, by the first call.
     """
     found: list[Session] = []
     app = SharedState()
@@ -157,6 +160,7 @@ def _read(
                 (sessions, user_and_app), app = yield call, app_call
             except EventsMissing:
                 (sessions, user_and_app), app = yield from_primary(call), app_call
+        yield from _count_events(ops, app_name, user_id, sessions)
         for session in sessions:
             if session is not None:
                 state = user_and_app.merged_with(session.state)
@@ -165,8 +169,19 @@ def _read(
     return found
 
 
+def _count_events(
+    ops: Ops, app_name: str, user_id: str, sessions: list[Session | None]
+) -> Flow[None]:
+    """Count the events of sessions whose header does not tell: those of release 0.1.0."""
+    rest = [each for each in sessions if each is not None and each.event_count == NOT_COUNTED]
+    if rest:
+        counts = yield ops.count_events(app_name, user_id, [session.id for session in rest])
+        for session, count in zip(rest, counts, strict=True):
+            session.event_count = count
+
+
 def read_whole(call: Call[Any]) -> Flow[Any]:
-    """Read sessions. Events that a replica does not have are read again from the primary."""
+    """Read sessions. If a replica lacks events, read them again from the primary."""
     try:
         return (yield call)
     except EventsMissing:
@@ -179,7 +194,7 @@ def from_primary(call: Call[Any]) -> Call[Any]:
 
 
 def _skip(ops: Ops, app_name: str, user_id: str, walk: Walk, offset: int) -> Flow[bool]:
-    """Walk past `offset` sessions, not counting expired ones; False if there are not so many."""
+    """Walk past `offset` sessions, not counting expired ones; False if there are fewer."""
     while offset:
         count = min(_PLACES_PER_CALL, offset)
         places: list[Place] = yield ops.list_places(app_name, user_id, count, walk.place)
@@ -193,7 +208,7 @@ def _skip(ops: Ops, app_name: str, user_id: str, walk: Walk, offset: int) -> Flo
 
 
 def _prune(ops: Ops, app_name: str, user_id: str, walk: Walk) -> Flow[None]:
-    """Walk past expired sessions, many at a time, up to the next sessions that live."""
+    """Walk past expired sessions, 1,000 at a time, up to sessions that exist."""
     pruned = _PLACES_PER_CALL
     while pruned == _PLACES_PER_CALL:
         places: list[Place] = yield ops.list_places(
@@ -203,6 +218,12 @@ def _prune(ops: Ops, app_name: str, user_id: str, walk: Walk) -> Flow[None]:
         pruned = (yield ops.prune_index(app_name, user_id, ids)) if ids else 0
         if pruned == len(places) > 0:
             walk.place = places[-1]
+
+
+def prune_index(ops: Ops, app_name: str, user_id: str, members: list[bytes]) -> Flow[None]:
+    """Remove those of some sessions from the index that have expired. Failing does not matter."""
+    with suppress(BackendError, CorruptData, ValueError):
+        yield ops.prune_index(app_name, user_id, [member.decode() for member in members])
 
 
 def count_sessions(ops: Ops, app_name: str, user_id: str) -> Flow[int]:
@@ -237,7 +258,7 @@ def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:
 def delete_user(ops: Ops, app_name: str, user_id: str) -> Flow[DeletedUser]:
     """Delete the sessions that exist now, and then the state, unless there are new sessions.
 
-    It walks upwards: a session that is written meanwhile moves up, so the walk still meets it.
+    It walks upwards: a session that is written meanwhile moves up, so the walk still reaches it.
     """
     existed_us: int
     existed_us, _ = yield ops.delete_sessions(app_name, user_id, 0, ())

@@ -6,16 +6,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from itertools import count
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from .times import utc_now
 
+made_defaults = count()
+"""Goes up with every id and timestamp that an Event gets by default."""
+
 
 def _new_id() -> str:
+    next(made_defaults)
     # As unique as a random UUID, at a quarter of the cost.
     return os.urandom(16).hex()
+
+
+def _new_timestamp() -> datetime:
+    next(made_defaults)
+    return utc_now()
 
 
 class SessionKey(msgspec.Struct, frozen=True):
@@ -33,7 +43,7 @@ class SessionKey(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> SessionKey:
-        """The key itself, so that Session and SessionKey can be used alike."""
+        """The key itself. A Session has a `key` too, so both can be used in the same way."""
         return self
 
 
@@ -62,7 +72,9 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     author: Annotated[str, msgspec.Meta(min_length=1)]
     content: Any = None
     id: Annotated[str, msgspec.Meta(min_length=1)] = msgspec.field(default_factory=_new_id)
-    timestamp: Annotated[datetime, msgspec.Meta(tz=True)] = msgspec.field(default_factory=utc_now)
+    timestamp: Annotated[datetime, msgspec.Meta(tz=True)] = msgspec.field(
+        default_factory=_new_timestamp
+    )
     invocation_id: str = ""
     branch: str = ""
     partial: bool = False

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from msgspec import structs
 
-from .calls import Argument, Call, Command, R, status
+from .calls import Call, Command, R, status
 from .codec import corrupt
 from .errors import InvalidArgument, LimitExceeded, ScriptContractError
 from .keys import SessionKeys
@@ -27,7 +27,9 @@ from .replies import (
     check_no_events,
     decode_count,
     decode_counts,
+    decode_ids_to_check,
     decode_log,
+    decode_numbers,
     decode_ok,
     decode_places,
     decode_role,
@@ -54,9 +56,6 @@ EVENTS_PER_PAGE_LIMIT = 10_000
 _KEYS_PER_SCAN = 1000
 _BULK_EVENTS = 100  # reading more events than this is bulk
 _BULK_BYTES = 1 << 17  # writing more bytes than this is bulk
-
-CreatedUs = int | Literal[""]
-"""When the session was created, in microseconds: it must be that one; "" = any session."""
 
 _FIRST_ATTEMPT = b"0"  # its age; see Call.age_argument
 
@@ -85,11 +84,16 @@ class Ops:
         self.options = options
         self.app_in_own_slot = app_in_own_slot
         self._keys = options.keys
-        # In the order in which all scripts take them.
-        self._ttls = (options.session_ttl_ms, options.user_state_ttl_ms, options.app_state_ttl_ms)
+        # As arguments, in the order in which all scripts take them.
+        self._ttls = (
+            b"%d" % options.session_ttl_ms,
+            b"%d" % options.user_state_ttl_ms,
+            b"%d" % options.app_state_ttl_ms,
+        )
+        self._session_ttl = self._ttls[0]
         self._refreshes_on_read = options.refresh_ttl_on_read and options.any_ttl
         limit = options.session_event_limit
-        self._limit = "" if limit is None else limit
+        self._limit = b"" if limit is None else b"%d" % limit
         app_ttl_ms = options.app_state_ttl_ms
         with_user, alone = (0, app_ttl_ms) if app_in_own_slot else (app_ttl_ms, 0)
         self._tiers_in_use = TiersInUse((options.user_state_ttl_ms, with_user), clock)
@@ -99,20 +103,23 @@ class Ops:
 
     # -- sessions ------------------------------------------------------------------------------
 
-    def create_session(self, key: SessionKey, creation_id: str, change: Change) -> Call[Session]:
-        """Create a session and read it."""
+    def create_session(
+        self, key: SessionKey, creation_id: str, change: Change
+    ) -> Call[tuple[Session, list[bytes]]]:
+        """Create a session and read it. Also returns ids that `prune_index` should check."""
         keys = self._keys.session(*_ids(key))
 
-        def decode(replies: list[Any]) -> Session:
+        def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
-            return decode_session(key, keys, self.with_app_tier(replies[1:]))
+            session = decode_session(key, keys, self.with_app_tier(replies[1:]))
+            return session, decode_ids_to_check(replies[0])
 
         return Call(
             "create_session",
             decode,
             SCRIPTS["create_session"],
             self._script_keys(keys),
-            (key.session_id, self._ttls[0], creation_id, self._limit, *self._all_tier_args(change)),
+            (*self._create_args(key, creation_id), *self._all_tier_args(change)),
             self.tier_commands(keys),
         )
 
@@ -123,18 +130,18 @@ class Ops:
         change: Change,
         event_num: int | None,
         event_time: datetime | None,
-    ) -> Call[Session]:
-        """Create a session unless it exists, and read it."""
+    ) -> Call[tuple[Session, list[bytes]]]:
+        """Create a session unless it exists, and read it. Returns the same as `create_session`."""
         keys = self._keys.session(*_ids(key))
         log, newest_first = log_commands(keys.events, event_num, event_time)
-        refresh = "1" if self.options.refresh_ttl_on_read else "0"
-        session_ttl_ms, user_ttl_ms, app_ttl_ms = self._ttls
-        head = (key.session_id, session_ttl_ms, creation_id, self._limit)
-        ttls = (refresh, user_ttl_ms, app_ttl_ms)
+        head = self._create_args(key, creation_id)
+        ttls = (_flag(self.options.refresh_ttl_on_read), *self._ttls[1:])
 
-        def decode(replies: list[Any]) -> Session:
+        def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
-            return decode_session(key, keys, self.with_app_tier(replies[1:]), newest_first)
+            parts = self.with_app_tier(replies[1:])
+            session = decode_session(key, keys, parts, newest_first)
+            return session, decode_ids_to_check(replies[0])
 
         return Call(
             "get_or_create_session",
@@ -152,7 +159,7 @@ class Ops:
         if_version: int | None = None,
         turn: Turn | None = None,
         events: Sequence[bytes] = (),
-        created_us: CreatedUs = "",
+        created_us: bytes = b"",
     ) -> Call[list[bool]]:
         """Check that a session accepts a write, and which encoded events are stored already."""
 
@@ -294,7 +301,8 @@ class Ops:
         """Read sessions by id; None for a session that has expired.
 
         Returns the sessions with the state of their own tier, and the state of the other tiers, if
-        `tiers` asks for it and they share the slot.
+        `tiers` asks for it and they share the slot. A session of release 0.1.0 may have NOT_COUNTED
+        as its `event_count`.
         """
         check_int("event_num", event_num, low=0)
         user = self._keys.user(app_name, user_id)
@@ -307,9 +315,10 @@ class Ops:
         first = len(shared_tiers)
         commands: list[Command] = [("HGETALL", tier) for tier, _ in shared_tiers]
         for keys in sessions:
-            log, _ = log_commands(keys.events, event_num, None)
-            commands += (("HGETALL", keys.session), *log)
-        step = 3 if event_num else 2
+            commands.append(("HGETALL", keys.session))
+            if event_num:
+                commands += log_commands(keys.events, event_num, None)[0]
+        step = 3 if event_num else 1
 
         def decode(replies: list[Any]) -> tuple[list[Session | None], SharedState]:
             shared = SharedState()
@@ -327,6 +336,12 @@ class Ops:
 
         # The states of many sessions may be large.
         return Call("list_sessions", decode, commands=tuple(commands), writes=False, is_bulk=True)
+
+    def count_events(self, app_name: str, user_id: str, ids: Sequence[str]) -> Call[list[int]]:
+        """How many events sessions have."""
+        keys = (self._keys.session(app_name, user_id, name) for name in ids)
+        commands = tuple(("ZCARD", each.events) for each in keys)
+        return Call("list_sessions", lambda replies: replies, commands=commands, writes=False)
 
     def list_app_state(self, app_name: str) -> Call[SharedState]:
         """The state of the app tier for many sessions, where it has a slot of its own."""
@@ -381,7 +396,7 @@ class Ops:
         sessions = (self._keys.session(app_name, user_id, name).session for name in ids)
         keys = (index, *sessions)
         script = SCRIPTS["prune_index"]
-        return Call("prune_index", decode_count, script, keys, tuple(ids))
+        return Call("prune_index", decode_count, script, keys, tuple(map(str.encode, ids)))
 
     def delete_sessions(
         self, app_name: str, user_id: str, existed_us: int, ids: Sequence[str]
@@ -390,7 +405,7 @@ class Ops:
         keys = [*self._keys.user(app_name, user_id)[:2]]
         for name in ids:
             keys += self._keys.session(app_name, user_id, name)[:2]
-        args: tuple[Argument, ...] = (existed_us, *ids)
+        args = (b"%d" % existed_us, *map(str.encode, ids))
         script = SCRIPTS["delete_sessions"]
         return Call("delete_user", decode_counts, script, tuple(keys), args)
 
@@ -409,7 +424,7 @@ class Ops:
             lambda replies: _check_ok(replies, key),
             SCRIPTS["delete_session"],
             self._keys.session(*_ids(key))[:3],
-            (key.session_id, _FIRST_ATTEMPT),
+            (key.session_id.encode(), _FIRST_ATTEMPT),
             age_argument=1,
         )
 
@@ -427,7 +442,7 @@ class Ops:
             decode,
             SCRIPTS["repair_session"],
             self._script_keys(keys),
-            (key.session_id, self.options.session_ttl_ms, self._limit),
+            (key.session_id.encode(), self._session_ttl, self._limit),
             (*self.tier_commands(keys), *log),
             is_bulk=True,
         )
@@ -442,12 +457,12 @@ class Ops:
         change: Change,
         if_version: int | None,
         turn: Turn | None,
-        created_us: CreatedUs = "",
+        created_us: bytes = b"",
     ) -> Call[WriteResult]:
         """Append one encoded event with its state change."""
         is_due = self._keeps_tiers and self._is_due(key)
         user = app = False
-        tiers: tuple[Argument, ...] = ()
+        tiers: tuple[bytes, ...] = ()
         if is_due or change is not NO_CHANGE:
             user, app = self._tiers_named(is_due, change)
             tiers = self._change_args(change, user, app)
@@ -459,14 +474,14 @@ class Ops:
             _APPEND_EVENT,
             self._keys.session(*_ids(key))[: 3 + user + app],
             (
-                key.session_id,
-                self.options.session_ttl_ms,
+                key.session_id.encode(),
+                self._session_ttl,
                 created_us,
                 self._limit,
                 condition_arg(key, if_version, turn),
                 _FIRST_ATTEMPT,
                 data,
-                to_us(timestamp),
+                b"%d" % to_us(timestamp),
                 *tiers,
             ),
             age_argument=5,
@@ -479,7 +494,7 @@ class Ops:
         events: Sequence[tuple[bytes, datetime, Change]],
         if_version: int | None,
         turn: Turn | None,
-        created_us: CreatedUs = "",
+        created_us: bytes = b"",
     ) -> Call[WriteResult]:
         """Append events in order: the bytes, timestamp and state change of each."""
         if len(events) > EVENTS_PER_CALL_LIMIT:
@@ -488,9 +503,10 @@ class Ops:
         is_due = self._keeps_tiers and self._is_due(key)
         tiers_of = [self._tiers_named(is_due, change) for _, _, change in events]
         user, app = any(user for user, _ in tiers_of), any(app for _, app in tiers_of)
-        args: list[Argument] = [
-            key.session_id,
-            self.options.session_ttl_ms,
+        keys = self._keys.session(*_ids(key))[: 3 + user + app]
+        args = [
+            key.session_id.encode(),
+            self._session_ttl,
             created_us,
             self._limit,
             condition_arg(key, if_version, turn),
@@ -499,21 +515,21 @@ class Ops:
         for data, timestamp, change in events:
             has_change = is_due or change is not NO_CHANGE
             tiers = self._change_args(change, user, app) if has_change else ()
-            args += (data, to_us(timestamp), len(tiers), *tiers)
+            args += (data, b"%d" % to_us(timestamp), b"%d" % len(tiers), *tiers)
         return Call(
             "append_events",
             self._decode_due(key, if_version)
             if is_due
             else lambda replies: decode_write_result(replies[0], key, if_version),
             SCRIPTS["append_events"],
-            self._keys.session(*_ids(key))[: 3 + user + app],
+            keys,
             tuple(args),
             age_argument=5,
             is_bulk=sum(len(data) for data, _, _ in events) > _BULK_BYTES,
         )
 
     def pop_event(
-        self, key: SessionKey, if_version: int | None, created_us: CreatedUs = ""
+        self, key: SessionKey, if_version: int | None, created_us: bytes = b""
     ) -> Call[tuple[Event, WriteResult] | None]:
         """Remove the newest event."""
         keys = self._keys.session(*_ids(key))
@@ -525,11 +541,11 @@ class Ops:
             [event] = decode_log(keys.events, reply[3:])
             return event, decode_write_result(reply[:3], key, if_version)
 
-        args = (key.session_id, self.options.session_ttl_ms, created_us, _version_arg(if_version))
+        args = self._write_args(key, created_us, if_version)
         return Call("pop_event", decode, SCRIPTS["pop_event"], keys[:3], args, idempotent=False)
 
     def clear_events(
-        self, key: SessionKey, if_version: int | None, created_us: CreatedUs = ""
+        self, key: SessionKey, if_version: int | None, created_us: bytes = b""
     ) -> Call[WriteResult]:
         """Remove all events."""
         return Call(
@@ -537,23 +553,25 @@ class Ops:
             lambda replies: decode_write_result(replies[0], key, if_version),
             SCRIPTS["clear_events"],
             self._keys.session(*_ids(key))[:3],
-            (key.session_id, self.options.session_ttl_ms, created_us, _version_arg(if_version)),
+            self._write_args(key, created_us, if_version),
             idempotent=False,  # a repeat would remove what was appended after the first attempt
         )
 
     # -- turns ---------------------------------------------------------------------------------
 
     def acquire_turn(
-        self, key: SessionKey, holder: str, lease_ms: int, created_us: CreatedUs = ""
+        self, key: SessionKey, holder: str, lease_ms: int, created_us: bytes = b""
     ) -> Call[Turn]:
         """Acquire a session's turn."""
         keys = self._keys.session(*_ids(key))[:3]
 
         def decode(replies: list[Any]) -> Turn:
             status(replies[0], key)
-            return Turn(key, replies[0][1], from_us(replies[0][2]))
+            token, until_us = decode_numbers(replies[0], 2)
+            return Turn(key, token, from_us(until_us))
 
-        args = (key.session_id, self.options.session_ttl_ms, created_us, holder, lease_ms)
+        lease = (holder.encode(), b"%d" % lease_ms)
+        args = (key.session_id.encode(), self._session_ttl, created_us, *lease)
         return Call("acquire_turn", decode, SCRIPTS["acquire_turn"], keys, args)
 
     def renew_turn(self, turn: Turn, lease_ms: int) -> Call[Turn]:
@@ -562,20 +580,22 @@ class Ops:
 
         def decode(replies: list[Any]) -> Turn:
             status(replies[0], turn.key)
-            return Turn(turn.key, turn.token, from_us(replies[0][1]))
+            [until_us] = decode_numbers(replies[0], 1)
+            return Turn(turn.key, turn.token, from_us(until_us))
 
-        args = (turn.key.session_id, self.options.session_ttl_ms, turn.token, lease_ms)
+        lease = (b"%d" % turn.token, b"%d" % lease_ms)
+        args = (turn.key.session_id.encode(), self._session_ttl, *lease)
         return Call("renew_turn", decode, SCRIPTS["renew_turn"], keys, args)
 
-    def free_turn(self, key: SessionKey, created_us: CreatedUs = "") -> Call[None]:
+    def free_turn(self, key: SessionKey, created_us: bytes = b"") -> Call[None]:
         """Take a session's turn from its holder, so that it is free."""
-        keys = self._keys.session(*_ids(key))[:3]
-
-        def decode(replies: list[Any]) -> None:
-            status(replies[0], key)
-
-        args = (key.session_id, self.options.session_ttl_ms, created_us)
-        return Call("free_turn", decode, SCRIPTS["free_turn"], keys, args)
+        return Call(
+            "free_turn",
+            lambda replies: _check_ok(replies, key),
+            SCRIPTS["free_turn"],
+            self._keys.session(*_ids(key))[:3],
+            (key.session_id.encode(), self._session_ttl, created_us),
+        )
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -584,7 +604,7 @@ class Ops:
         key: SessionKey,
         change: Change,
         if_version: int | None,
-        created_us: CreatedUs = "",
+        created_us: bytes = b"",
         *,
         if_absent: bool = False,
         read_back: bool = False,
@@ -611,11 +631,8 @@ class Ops:
             SCRIPTS["update_session_state"],
             keys[: 3 + user + app],
             (
-                key.session_id,
-                self.options.session_ttl_ms,
-                created_us,
-                _version_arg(if_version),
-                "1" if if_absent else "0",
+                *self._write_args(key, created_us, if_version),
+                _flag(if_absent),
                 *self._change_args(change, user, app),
             ),
             commands,
@@ -636,15 +653,15 @@ class Ops:
         self, app_name: str, user_id: str, change: Change, *, if_absent: bool = False
     ) -> Call[list[int]]:
         """Change state of the user tier. Returns the new values of increments."""
-        tier, ttl_ms = self._keys.user(app_name, user_id).user, self.options.user_state_ttl_ms
-        return _update_tier("update_user_state", tier, ttl_ms, change, change.user, if_absent)
+        tier, ttl = self._keys.user(app_name, user_id).user, self._ttls[1]
+        return _update_tier("update_user_state", tier, ttl, change, change.user, if_absent)
 
     def update_app_state(
         self, app_name: str, change: Change, *, if_absent: bool = False
     ) -> Call[list[int]]:
         """Change state of the app tier. Returns the new values of increments."""
-        tier, ttl_ms = self._keys.app(app_name), self.options.app_state_ttl_ms
-        return _update_tier("update_app_state", tier, ttl_ms, change, change.app, if_absent)
+        tier, ttl = self._keys.app(app_name), self._ttls[2]
+        return _update_tier("update_app_state", tier, ttl, change, change.app, if_absent)
 
     def touch_app_tier(self, app_name: str) -> Call[None] | None:
         """Refresh an app tier in its own slot; None if that is not due.
@@ -654,7 +671,7 @@ class Ops:
         if not self._apps_in_use.is_due(app_name):
             return None
         self._apps_in_use.note(app_name)
-        keys, args = (self._keys.app(app_name),), (self.options.app_state_ttl_ms,)
+        keys, args = (self._keys.app(app_name),), self._ttls[2:]
         return Call("touch_app_tier", decode_ok, SCRIPTS["touch_tier"], keys, args, writes=False)
 
     # -- shared --------------------------------------------------------------------------------
@@ -671,7 +688,7 @@ class Ops:
         """A read of a session. If reads refresh TTLs, `touch_session` runs first."""
         if not self._refreshes_on_read:
             return Call(name, decode, commands=commands, writes=False, is_bulk=is_bulk)
-        script_keys, args = self._script_keys(keys), (key.session_id, *self._ttls)
+        script_keys, args = self._script_keys(keys), (key.session_id.encode(), *self._ttls)
         refresh = (_TOUCH_SESSION, script_keys, args)
         return Call(name, decode, *refresh, commands, writes=False, is_bulk=is_bulk)
 
@@ -709,21 +726,29 @@ class Ops:
 
         return decode
 
-    def _all_tier_args(self, change: Change) -> tuple[Argument, ...]:
+    def _create_args(self, key: SessionKey, creation_id: str) -> tuple[bytes, ...]:
+        return key.session_id.encode(), self._session_ttl, creation_id.encode(), self._limit
+
+    def _write_args(
+        self, key: SessionKey, created_us: bytes, if_version: int | None
+    ) -> tuple[bytes, ...]:
+        return key.session_id.encode(), self._session_ttl, created_us, _version_arg(if_version)
+
+    def _all_tier_args(self, change: Change) -> tuple[bytes, ...]:
         return self._tier_args(change, user=True, app=not self.app_in_own_slot)
 
-    def _change_args(self, change: Change, user: bool, app: bool) -> tuple[Argument, ...]:
+    def _change_args(self, change: Change, user: bool, app: bool) -> tuple[bytes, ...]:
         """The same with the increments of the change."""
         return (*change.increment_arguments(), *self._tier_args(change, user, app))
 
-    def _tier_args(self, change: Change, user: bool, app: bool) -> tuple[Argument, ...]:
+    def _tier_args(self, change: Change, user: bool, app: bool) -> tuple[bytes, ...]:
         """A change as arguments of a script: the tiers whose keys the call has, with their TTLs."""
-        _, user_ttl_ms, app_ttl_ms = self._ttls
+        _, user_ttl, app_ttl = self._ttls
         args = change.session.arguments()
         if user:
-            args += (user_ttl_ms, *change.user.arguments())
+            args += (user_ttl, *change.user.arguments())
         if app:
-            args += (app_ttl_ms, *change.app.arguments())
+            args += (app_ttl, *change.app.arguments())
         return args
 
     def _read_back_commands(self, keys: SessionKeys, change: Change) -> tuple[Command, ...]:
@@ -762,7 +787,8 @@ class Ops:
         read: tuple[Command, ...] = (("HGETALL", tier),)
         if not (ttl_ms and self.options.refresh_ttl_on_read):
             return Call(name, decode, commands=read, writes=False)
-        return Call(name, decode, SCRIPTS["touch_tier"], (tier,), (ttl_ms,), read, writes=False)
+        args = (b"%d" % ttl_ms,)
+        return Call(name, decode, SCRIPTS["touch_tier"], (tier,), args, read, writes=False)
 
 
 def _is_bulk(event_num: int | None) -> bool:
@@ -797,19 +823,22 @@ def log_commands(
     return (("ZRANGE", events, 0, -1),), False
 
 
-def condition_arg(key: SessionKey, if_version: int | None, turn: Turn | None) -> str | int:
-    """The condition of a write: a version or a turn; "" = none."""
+def condition_arg(key: SessionKey, if_version: int | None, turn: Turn | None) -> bytes:
     if turn is None:
         return _version_arg(if_version)
     if if_version is not None:
         raise InvalidArgument("if_version and turn cannot be given together")
     if turn.key != key:
         raise InvalidArgument("turn belongs to another session")
-    return f"t{turn.token}"
+    return b"t%d" % turn.token
 
 
-def _version_arg(if_version: int | None) -> str | int:
-    return "" if if_version is None else check_int("if_version", if_version, low=0)
+def _version_arg(if_version: int | None) -> bytes:
+    return b"" if if_version is None else b"%d" % check_int("if_version", if_version, low=0)
+
+
+def _flag(is_set: bool) -> bytes:
+    return b"1" if is_set else b"0"
 
 
 def _check_ok(replies: list[Any], key: SessionKey) -> None:
@@ -819,9 +848,8 @@ def _check_ok(replies: list[Any], key: SessionKey) -> None:
 
 
 def _update_tier(
-    name: str, tier: bytes, ttl_ms: int, change: Change, delta: Delta, if_absent: bool
+    name: str, tier: bytes, ttl: bytes, change: Change, delta: Delta, if_absent: bool
 ) -> Call[list[int]]:
-    args: tuple[Argument, ...] = (ttl_ms, "1" if if_absent else "0")
-    args += (*change.increment_arguments(), *delta.arguments())
+    args = (ttl, _flag(if_absent), *change.increment_arguments(), *delta.arguments())
     script = SCRIPTS["update_tier_state"]
     return Call(name, decode_sums, script, (tier,), args, idempotent=not change.increments)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .calls import Argument, Call, Command, status
+from .calls import Call, Command, status
 from .errors import ScriptContractError
 from .model import Session, SessionKey, Turn
-from .ops import CreatedUs, Ops, condition_arg, log_commands
+from .ops import Ops, condition_arg, log_commands
 from .options import check_int
 from .replies import WriteResult, decode_session, decode_write_result
 from .scripts import SCRIPTS
@@ -24,7 +24,7 @@ def rewind_session(
     state: Delta | None,
     if_version: int | None,
     turn: Turn | None,
-    created_us: CreatedUs,
+    created_us: bytes,
     event_num: int | None,
 ) -> Call[tuple[int, Session | None]]:
     """Remove the events after a position, and replace the state.
@@ -52,11 +52,11 @@ def rewind_session(
         SCRIPTS["rewind_session"],
         keys[:3],
         (
-            key.session_id,
-            ops.options.session_ttl_ms,
+            key.session_id.encode(),
+            b"%d" % ops.options.session_ttl_ms,
             created_us,
             condition,
-            check_int("to", position, low=0) + 1,
+            b"%d" % (check_int("to", position, low=0) + 1),
             *_state_args(state),
         ),
         commands,
@@ -90,7 +90,7 @@ def replace_event(
     new_event: bytes,
     if_version: int | None,
     turn: Turn | None,
-    created_us: CreatedUs,
+    created_us: bytes,
 ) -> Call[WriteResult | None]:
     """Replace an event, or remove it if `new_event` is empty. None: it does not stand there."""
 
@@ -100,13 +100,14 @@ def replace_event(
         return decode_write_result(replies[0], key, if_version)
 
     condition = condition_arg(key, if_version, turn)
-    ids = (key.session_id, ops.options.session_ttl_ms, created_us, condition)
+    ttl_ms = b"%d" % ops.options.session_ttl_ms
+    head = (key.session_id.encode(), ttl_ms, created_us, condition)
     return Call(
         "replace_event" if new_event else "delete_event",
         decode,
         SCRIPTS["replace_event"],
         ops.options.keys.session(key.app_name, key.user_id, key.session_id)[:3],
-        (*ids, position, event, new_event),
+        (*head, b"%d" % position, event, new_event),
         idempotent=False,  # a repeat would not find the event
     )
 
@@ -120,7 +121,7 @@ def fork_session(
     state: Delta | None,
     if_version: int | None,
     turn: Turn | None,
-    created_us: CreatedUs,
+    created_us: bytes,
 ) -> Call[Session]:
     """Copy a session to a new one, and read that without its events."""
     keys = ops.options.keys.session(key.app_name, key.user_id, key.session_id)
@@ -131,27 +132,27 @@ def fork_session(
         status(reply, copy if reply[:1] == [b"EXISTS"] else key, if_version)
         return decode_session(copy, copy_keys, ops.with_app_tier(replies[1:]))
 
-    first = "" if position is None else check_int("upto", position, low=0) + 1
+    first = b"" if position is None else b"%d" % (check_int("upto", position, low=0) + 1)
     return Call(
         "fork_session",
         decode,
         SCRIPTS["fork_session"],
         (*keys[:3], *copy_keys[:2]),
         (
-            copy.session_id,
-            ops.options.session_ttl_ms,
+            copy.session_id.encode(),
+            b"%d" % ops.options.session_ttl_ms,
             created_us,
             condition_arg(key, if_version, turn),
             first,
-            creation_id,
-            key.session_id,
-            EVENTS_PER_FORK_LIMIT,
+            creation_id.encode(),
+            key.session_id.encode(),
+            b"%d" % EVENTS_PER_FORK_LIMIT,
             *_state_args(state),
         ),
         (*ops.tier_commands(copy_keys), ("ZCARD", copy_keys.events)),
     )
 
 
-def _state_args(state: Delta | None) -> tuple[Argument, ...]:
+def _state_args(state: Delta | None) -> tuple[bytes, ...]:
     """The state that replaces that of a session; nothing if it stays."""
-    return () if state is None else (len(state.pairs) // 2, *state.pairs)
+    return () if state is None else (b"%d" % (len(state.pairs) // 2), *state.pairs)

@@ -16,9 +16,12 @@ from .model import Event, Session, SessionKey
 from .tiers import decode_tier
 from .times import from_us
 
+NOT_COUNTED = -1
+"""The `event_count` of a session whose events are still to be counted."""
 
-class WriteResult(msgspec.Struct, frozen=True, gc=False):
-    """The result of a write to a session.
+
+class WriteResult(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """The result of a write to a session. The first fields are in the order of the reply.
 
     Attributes:
         version: the session's version after the write.
@@ -26,7 +29,7 @@ class WriteResult(msgspec.Struct, frozen=True, gc=False):
         num_duplicates: number of events of an append that were stored already.
         event_limit: of an append: how many of the newest events the session keeps; 0 = all.
         sums: the new value of each increment of the call, in order.
-        read_back: the values of the state keys of the call after it, if they were read.
+        read_back: values of the call's state keys after the write, if they were read.
     """
 
     version: int
@@ -89,10 +92,10 @@ def decode_write_result(reply: Any, key: SessionKey, if_version: int | None) -> 
         return WriteResult(reply[1], reply[2], 0, event_limit, [int(value) for value in reply[3]])
     if word != b"OK":
         raise ScriptContractError(f"a write replied {reply[0]!r}")
-    numbers = reply[1:]
-    if not 2 <= len(numbers) <= 4 or not all(type(number) is int for number in numbers):
-        raise ScriptContractError(f"a write replied {len(numbers)} fields, or not all are numbers")
-    return WriteResult(*numbers)
+    try:
+        return msgspec.convert(reply[1:], WriteResult)
+    except msgspec.ValidationError as error:
+        raise ScriptContractError(f"a write replied {len(reply)} fields: {error}") from None
 
 
 def decode_sums(replies: list[Any]) -> list[int]:
@@ -113,18 +116,31 @@ def decode_ok(replies: list[Any]) -> None:
 
 def decode_count(replies: list[Any]) -> int:
     """The result of a write that replies with a number."""
-    reply = replies[0]
-    if not isinstance(reply, list) or reply[:1] != [b"OK"] or len(reply) != 2:
-        raise ScriptContractError(f"a script replied {reply!r}")
-    return int(reply[1])
+    [count] = decode_numbers(replies[0], 1)
+    return count
 
 
 def decode_counts(replies: list[Any]) -> tuple[int, int]:
     """The result of a script that replies with two numbers."""
-    reply = replies[0]
-    if not isinstance(reply, list) or reply[:1] != [b"OK"] or len(reply) != 3:
+    first, second = decode_numbers(replies[0], 2)
+    return first, second
+
+
+def decode_numbers(reply: Any, count: int) -> list[int]:
+    """The numbers in a reply of OK and `count` numbers."""
+    if isinstance(reply, list) and reply[:1] == [b"OK"]:
+        numbers = reply[1:]
+        if len(numbers) == count and all(type(number) is int for number in numbers):
+            return numbers
+    raise ScriptContractError(f"a script replied {reply!r}")
+
+
+def decode_ids_to_check(reply: list[Any]) -> list[bytes]:
+    """Ids in the reply to a create; empty if the session existed."""
+    ids = reply[1] if len(reply) > 1 else []
+    if not isinstance(ids, list) or not all(type(member) is bytes for member in ids):
         raise ScriptContractError(f"a script replied {reply!r}")
-    return int(reply[1]), int(reply[2])
+    return ids
 
 
 def decode_session(
@@ -135,8 +151,8 @@ def decode_session(
     Args:
         key: the session.
         keys: its Redis keys, for error messages.
-        parts: the hashes of the session, the user tier and the app tier; how many
-            events there are, unless all of them were read; the events, if read.
+        parts: the hashes of the session, the user tier and the app tier; the number of events,
+            unless all were read or the header may tell it; the events, if any were read.
         newest_first: the reply has the newest event first.
 
     Raises:
@@ -160,6 +176,8 @@ def decode_session(
     log, count = _log_and_count(parts)
     if log is not None:
         check_count(keys, header.get(b"count"), count)
+    elif count == NOT_COUNTED:
+        count = _stored_count(keys, header.get(b"count"))
     events = decode_log(keys.events, log or ())
     if newest_first:
         events.reverse()
@@ -186,28 +204,33 @@ def decode_session(
 
 
 def _log_and_count(parts: list[Any]) -> tuple[list[bytes] | None, int]:
-    """The events in the parts of a session, None if not read, and how many its log holds."""
-    log = next((part for part in parts[3:] if isinstance(part, list)), None)
-    count = next((part for part in parts[3:] if isinstance(part, int)), len(log or ()))
-    return log, count
+    """The events in the parts of a session, None if not read, and how many it has."""
+    if len(parts) == 3:
+        return None, NOT_COUNTED
+    last = parts[-1]
+    if isinstance(last, int):
+        return None, last
+    return last, parts[3] if len(parts) == 5 else len(last)
 
 
 def check_count(keys: SessionKeys, count: bytes | None, num_events: int) -> None:
-    """EventsMissing if the log holds fewer events than the header says. 0.1.0 did not say."""
-    if count is None:
-        return
-    try:
-        expected = int(count)
-    except ValueError:
-        raise header_damage(keys.session, b"count") from None
+    """EventsMissing if the log holds fewer events than the header counts. 0.1.0 had no count."""
+    expected = _stored_count(keys, count)
     if expected > num_events:
         raise events_missing(keys.events, expected, num_events)
 
 
+def _stored_count(keys: SessionKeys, count: bytes | None) -> int:
+    try:
+        return NOT_COUNTED if count is None else int(count)
+    except ValueError:
+        raise header_damage(keys.session, b"count") from None
+
+
 def check_no_events(keys: SessionKeys, parts: list[Any]) -> None:
-    """CorruptData if a session without header has events, and these were read."""
-    log, count = _log_and_count(parts)
-    if log is not None and count:
+    """CorruptData if a session without header has events, whether they were read or counted."""
+    _, count = _log_and_count(parts)
+    if count > 0:
         raise header_damage(keys.session, b"version")
 
 

@@ -19,7 +19,7 @@ L = TypeVar("L")
 
 _FIRST_POLL_S = 0.02
 _LONGEST_POLL_S = 0.25
-_LONGEST_STREAK_S = 10.0  # how long one process may hand a turn over without a pause for others
+_LONGEST_STREAK_S = 10.0  # how long a process may pass a turn from run to run without a pause
 
 _REMOVED: Final[Any] = object()  # stands for the value of a removed state key
 
@@ -152,7 +152,7 @@ class TurnQueue(Generic[L]):
     The others wait for the lock: they cost the store nothing, and get the turn without a delay.
 
     Args:
-        lock: of the kind that the runs wait with.
+        lock: an asyncio.Lock or a threading.Lock.
     """
 
     def __init__(self, lock: L) -> None:
@@ -163,19 +163,19 @@ class TurnQueue(Generic[L]):
         self._failed_at = 0.0
 
     def fail(self, error: BackendError) -> None:
-        """The run that asked the store failed. The runs in line would fail alike, each later."""
+        """Note that a request for the turn failed, so that the waiting runs fail at once too."""
         self._failure, self._failed_at = error, time.monotonic()
 
     def raise_failure(self, joined_at: float) -> None:
-        """Raise the error of a run that failed while this one was in line, if one did."""
+        """Raise the error of a run that failed while this one was in the queue, if one did."""
         if self._failure is not None and self._failed_at >= joined_at:
             raise copy.copy(self._failure)
 
     def pause_s(self) -> float:
-        """Seconds to wait before asking for the turn: now and then others must get a chance.
+        """Seconds to wait before asking for the turn: 0, but from time to time a short pause.
 
-        A run in another process polls. It would never find the turn free while this process hands
-        it over from run to run.
+        A run in another process polls. Without pauses it would never find the turn free while this
+        process passes it from run to run.
         """
         now = time.monotonic()
         if now - self._streak_began < _LONGEST_STREAK_S:
@@ -199,7 +199,7 @@ class TurnQueues(Generic[L]):
         )
 
     def join(self, service: object, name: Hashable) -> TurnQueue[L]:
-        """The queue of this name, for one run more."""
+        """The queue of this name, which counts one more run."""
         with self._guard:
             queues = self._by_service.setdefault(service, {})
             queue = queues.setdefault(name, TurnQueue(self._new_lock()))
@@ -207,7 +207,7 @@ class TurnQueues(Generic[L]):
             return queue
 
     def leave(self, service: object, name: Hashable) -> None:
-        """One run less. A queue without runs is dropped."""
+        """Count one run less. A queue without runs is dropped."""
         with self._guard:
             queues = self._by_service[service]
             queues[name].num_runs -= 1

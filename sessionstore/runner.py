@@ -65,14 +65,14 @@ class Runner:
 
     Args:
         app_name: the application of all sessions, 1 to 256 bytes of UTF-8.
-        agent: an object with a method `run(context)` that yields Events, or such a function.
+        agent: an object with a method `run(context)` that yields Events, or a function that does.
         session_service: where sessions are stored; the Runner never closes it. None = in memory,
             closed with the Runner.
         history_limit: newest events that the agent sees when it starts, with the message, in whole
             turns: the last turn is never cut. None = all, 0 or 1 = only the message.
         history: the window that the agent sees before the message, in place of `history_limit`.
         serialize_turns: True = one run at a time works on a session, in any process; others wait.
-            The runs of one process stand in line, so the store gets the requests of one of them.
+            The runs of one process wait in a queue, and only the first one asks the store.
             A run that could not renew its turn in time loses it and fails with TurnLost.
         turn_lease: a timedelta or seconds, from 1 ms. The run renews the lease until it ends. After
             a crash the turn is free when the lease ends.

@@ -74,7 +74,8 @@ class SessionService:
             SessionExists: a session with this id exists.
             BackendError: the store refused the call or did not answer.
 
-        lua/create_session.lua and plain reads; one round trip, O(state keys).
+        lua/create_session.lua and plain reads; one round trip, O(state keys). Each time the user's
+        index has grown by 64 sessions, one more with 256 look-ups removes expired ones.
         Sent again after a lost reply; a repeat finds its own session.
         """
         return await self._run(
@@ -112,6 +113,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/get_or_create_session.lua and plain reads; one round trip, O(events and state keys).
+        Like `create_session`, a new session may cost one more.
         Sent again after a lost reply; a repeat finds the session.
         """
         return await self._run(
@@ -172,12 +174,12 @@ class SessionService:
     ) -> SessionPage:
         """A page of a user's sessions, last updated first. Listing does not refresh their TTL.
 
-        To read all sessions, continue with `after=page.cursor` until it is None. That misses no
-        session that exists all the time, also while others write: the pages go down to the session
-        that was updated first, and then up again, last updated last, over all sessions that were
-        updated since the first page. Only those are repeated. `offset` cannot do that: a session
-        that is updated between two pages moves to the top, so the next page skips another one or
-        repeats one.
+        To read all sessions, continue with `after=page.cursor` until it is None. This misses no
+        session that exists during the whole walk, even while others write. First the pages go from
+        the last updated session to the first updated one. Then they go up again, through the
+        sessions that were updated since the first page; these may appear twice. `offset` gives no
+        such guarantee: a session that is updated between two pages moves to the top, so the next
+        page skips or repeats a session.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
@@ -196,10 +198,11 @@ class SessionService:
             CorruptData: stored bytes do not decode; EventsMissing: the server lost events.
             BackendError: the store could not be read.
 
-        Plain reads, and lua/prune_index.lua for expired sessions; two round trips, one or two more
-        on the last of several pages, two more for every 1,000 sessions of the offset and for every
-        1,000 expired sessions, one more for every 100 sessions after the first 100; O(offset +
-        sessions and events read). Every session gets a copy of the state of the other tiers.
+        Plain reads, and lua/prune_index.lua for expired sessions. Two round trips. In addition: one
+        or two on the last of several pages; two for every 1,000 sessions of the offset and for
+        every 1,000 expired sessions; one for every 100 sessions after the first 100; one to count
+        the events of sessions of release 0.1.0. O(offset + sessions and events read). Every session
+        gets a copy of the state of the other tiers.
         """
         return await self._run(
             flows.list_sessions(self._ops, app_name, user_id, limit, offset, event_num, after)
@@ -290,8 +293,8 @@ class SessionService:
     async def repair_session(self, session: Session | SessionKey) -> Session:
         """A session whose events or header were lost or damaged, accepted as it is now.
 
-        It has the events that are left. A header that is lost is made anew: then state is lost too,
-        and older Session objects cannot be used any more.
+        It has the events that are left. A lost header is replaced by a new one. Then the session's
+        state is lost too, and older Session objects can no longer be used.
 
         Args:
             session: the session, or its key.
@@ -422,7 +425,7 @@ class SessionService:
     async def pop_event(
         self, session: Session | SessionKey, *, if_version: int | None = None
     ) -> Event | None:
-        """The newest event, which is removed; None if there is none. State is not changed.
+        """Remove the newest event and return it; None if the log is empty. State is not changed.
 
         Args:
             session: the session, or its key. A Session is updated too.
@@ -731,7 +734,7 @@ class SessionService:
     async def increment_session_state(
         self, session: Session | SessionKey, increments: Mapping[str, int]
     ) -> dict[str, int]:
-        """The new values of state to which integers are added, in one atomic step.
+        """Add integers to state in one atomic step, and return the new values.
 
         Any number of callers may add to one value, and no addition is lost. A missing value counts
         as 0. To add exactly once after an error, append an Event with `state_increments`.
@@ -819,7 +822,7 @@ class SessionService:
     async def increment_user_state(
         self, app_name: str, user_id: str, increments: Mapping[str, int]
     ) -> dict[str, int]:
-        """The new values of the user's state to which integers are added, in one atomic step.
+        """Add integers to the state of a user in one atomic step, and return the new values.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
@@ -895,7 +898,7 @@ class SessionService:
     async def increment_app_state(
         self, app_name: str, increments: Mapping[str, int]
     ) -> dict[str, int]:
-        """The new values of the application's state to which integers are added, atomically.
+        """Add integers to the state of an application in one atomic step; returns the new values.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.

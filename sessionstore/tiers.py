@@ -49,9 +49,10 @@ class Delta(msgspec.Struct):
         pairs = [part for key, value in last.items() if value is not None for part in (key, value)]
         return cls(pairs, [key for key, value in last.items() if value is None])
 
-    def arguments(self) -> tuple[int | bytes, ...]:
+    def arguments(self) -> tuple[bytes, ...]:
         """The delta as arguments of a script."""
-        return (len(self.pairs) // 2, *self.pairs, len(self.removed), *self.removed)
+        num_pairs, num_removed = b"%d" % (len(self.pairs) // 2), b"%d" % len(self.removed)
+        return (num_pairs, *self.pairs, num_removed, *self.removed)
 
 
 class Increment(NamedTuple):
@@ -61,6 +62,10 @@ class Increment(NamedTuple):
     field: bytes
     name: str  # with its prefix
     amount: int
+
+    def arguments(self) -> tuple[bytes, ...]:
+        """The increment as arguments of a script."""
+        return b"%d" % self.tier, self.field, b"%d" % self.amount
 
 
 def check_call_size(path: str, size: int) -> None:
@@ -101,12 +106,10 @@ class Change(msgspec.Struct):
         """Whether it changes the app tier."""
         return bool(self.app) or any(each.tier == _TIER_NUMBERS["app"] for each in self.increments)
 
-    def increment_arguments(self) -> tuple[int | bytes, ...]:
+    def increment_arguments(self) -> tuple[bytes, ...]:
         """The increments as arguments of a script."""
-        if not self.increments:
-            return (0,)
-        parts = (part for each in self.increments for part in (each.tier, each.field, each.amount))
-        return (len(self.increments), *parts)
+        parts = (part for each in self.increments for part in each.arguments())
+        return (b"%d" % len(self.increments), *parts)
 
     def apply_sums_to(self, state: dict[str, Any], sums: list[int]) -> None:
         """Set the new values of the increments in the merged state of a Session."""

@@ -1,4 +1,4 @@
-"""When a service last refreshed the tiers that its sessions read, so that appends keep them alive.
+"""When a service last refreshed the tiers of its sessions, so that writes refresh them in time.
 
 A write names these tiers only when a refresh is due: 64 times per TTL at most. Other writes cost
 the server nothing.
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 TIERS_LIMIT = 10_000
-"""Maximum number of tiers that a service remembers; then it forgets all and starts again."""
+"""How many names a service remembers. At the limit it forgets all and starts again."""
 
 
 class TiersInUse:
-    """Tiers that are refreshed together, by a name for them. Any threads may share it.
+    """Remembers by name when tiers that belong together were last refreshed. Thread-safe.
 
     Args:
         ttls_ms: their TTLs; 0 = never expires. If none expires, no refresh is ever due.

@@ -1,4 +1,4 @@
-"""Faults: what happens to clusters and Sentinels while agents work.
+"""Faults: what happens to servers while agents work.
 
 A fault is a function that returns when the servers have recovered. It takes its random choices from
 `scene.random`.
@@ -18,11 +18,13 @@ from redis.crc import key_slot
 
 from sessionstore import SessionKey
 
+from ..rigs.addresses import MovingAddress
 from ..rigs.clusters import Cluster, SentinelGroup
-from ..rigs.nodes import Group, Node, wait_until
+from ..rigs.nodes import Node, wait_until
 
 _TAKEOVER_LIMIT_S = 30.0
 _RECONNECT_S = 0.1  # between two rounds of a fault, so that agents reconnect and continue
+_LONGEST_MOVE_S = 0.5
 _SLOTS_PER_RESHARD = 12
 
 
@@ -88,28 +90,13 @@ def _takeover(scene: Scene, is_done: Callable[[], bool]) -> Iterator[None]:
         scene.takeovers.append(Takeover(begun, done.result()))
 
 
-def _primaries(group: Group) -> list[Node]:
-    if isinstance(group, Cluster):
-        return group.primaries()
-    assert isinstance(group, SentinelGroup)
-    return [group.master()]
-
-
-def timeout_s(group: Group) -> float:
-    """How long a node may be silent before the other servers act."""
-    if isinstance(group, Cluster):
-        return group.node_timeout_ms / 1000
-    assert isinstance(group, SentinelGroup)
-    return group.down_after_ms / 1000
-
-
-# -- both ----------------------------------------------------------------------------------------
+# -- all ----------------------------------------------------------------------------------------
 
 
 def reset_connections(scene: Scene) -> None:
     """Close all client connections, several times."""
     for _ in range(5):
-        for node in _primaries(scene.group):
+        for node in scene.group.primaries():
             node.run("CLIENT KILL", "TYPE", "normal", "SKIPME", "yes")
         time.sleep(_RECONNECT_S)
 
@@ -117,23 +104,23 @@ def reset_connections(scene: Scene) -> None:
 def flush_scripts(scene: Scene) -> None:
     """Remove all scripts from all servers, several times."""
     for _ in range(5):
-        for node in _primaries(scene.group):
+        for node in scene.group.primaries():
             node.run("SCRIPT FLUSH")
         time.sleep(_RECONNECT_S)
 
 
 def pause(scene: Scene) -> None:
     """Stop a primary, and continue it before the others act."""
-    node = scene.random.choice(_primaries(scene.group))
+    node = scene.random.choice(scene.group.primaries())
     node.stop()
-    time.sleep(timeout_s(scene.group) * 0.4)  # well below the time after which the others act
+    time.sleep(scene.group.timeout_s * 0.4)  # well below the time after which the others act
     node.cont()
     scene.group.wait_until_settled()
 
 
 def fill_memory(scene: Scene) -> None:
     """Make all primaries run out of memory for a moment."""
-    nodes = _primaries(scene.group)
+    nodes = scene.group.primaries()
     for node in nodes:
         node.run("CONFIG SET", "maxmemory", node.info("memory")["used_memory"] // 2)
     time.sleep(3 * _RECONNECT_S)
@@ -247,6 +234,26 @@ def _naming(group: SentinelGroup) -> Callable[[], bool]:
     return lambda: any(group.named_by(node) is not old for node in group.sentinels)
 
 
+# -- one address ---------------------------------------------------------------------------------
+
+
+def move_address(scene: Scene) -> None:
+    """Let primary and replica change their roles, twice. The address follows a moment later."""
+    group: MovingAddress = scene.group
+    for _ in range(2):
+        new = group.replica
+        with _takeover(scene, _leading_to(new, group)):
+            group.demote()
+            time.sleep(scene.random.uniform(0, _LONGEST_MOVE_S))
+            group.lead_to(new)
+        group.wait_until_settled()
+        time.sleep(_RECONNECT_S)
+
+
+def _leading_to(node: Node, group: MovingAddress) -> Callable[[], bool]:
+    return lambda: group.target is node
+
+
 _GONE = ("BackendUnavailable", "BackendTimeout")
 
 RESETS = Fault("connection reset", reset_connections)
@@ -255,6 +262,7 @@ PAUSE = Fault("SIGSTOP/SIGCONT", pause)
 OUT_OF_MEMORY = Fault("out of memory", fill_memory, may_fail=("BackendRejected",))
 RESHARD = Fault("live reshard", reshard)
 CLUSTER_FAILOVER = Fault("graceful failover", fail_over_gracefully, is_failover=True)
+MOVE_ADDRESS = Fault("READONLY until the address moves", move_address, is_failover=True)
 HAND_OVER = Fault("graceful failover", hand_over, is_failover=True)
 KILL_PRIMARY = Fault("kill -9", kill_primary, _GONE, is_failover=True)
 STOP_PRIMARY = Fault("SIGSTOP until failover", stop_primary, _GONE, is_failover=True)

@@ -12,10 +12,13 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import sessionstore.sync
 from sessionstore import BackendError, Event, SessionKey
 
 CALM = "calm"
@@ -83,6 +86,28 @@ class _Agent:
     random: random.Random
     acknowledged: list[str] = field(default_factory=list)  # the fault during each append, by number
     app_number: int | None = None
+
+
+class Threads:
+    """A service for threads with awaitable methods."""
+
+    def __init__(self, service: sessionstore.sync.RedisSessionService, threads: int) -> None:
+        self._service = service
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._service, name)
+
+        async def call(*args: Any, **options: Any) -> Any:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._pool, partial(method, *args, **options))
+
+        return call
+
+    async def aclose(self) -> None:
+        """Close the service after the last call."""
+        self._pool.shutdown()
+        self._service.close()
 
 
 class Fleet:

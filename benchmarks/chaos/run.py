@@ -19,9 +19,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,59 +28,39 @@ import msgspec
 import sessionstore.sync
 from sessionstore import RedisSessionService
 
+from ..rigs.addresses import MovingAddress
 from ..rigs.clusters import Cluster, SentinelGroup
 from ..rigs.nodes import Group
 from . import faults
-from .fleet import CALM, Fleet
+from .fleet import CALM, Fleet, Threads
 from .report import Outcome, Plan, as_table, as_text, judge, judge_stalls
 
 _CALM_S = 0.4  # between two faults
 _EXTRA_S = 180.0  # the command stops when it takes this much longer than --seconds
 _CALL_TIMEOUT_S = 10.0
 
-_FOR_BOTH = (faults.RESETS, faults.SCRIPT_FLUSH, faults.PAUSE, faults.OUT_OF_MEMORY)
+_FOR_ALL = (faults.RESETS, faults.SCRIPT_FLUSH, faults.PAUSE, faults.OUT_OF_MEMORY)
 _CLUSTER_LOSSES = (faults.KILL_PRIMARY, faults.STOP_PRIMARY)
 _SENTINEL_LOSSES = (faults.KILL_MASTER, faults.STOP_MASTER, faults.SENTINEL_FAILOVER)
 
 CLUSTER_PLANS = (
-    Plan("cluster, safe", (*_FOR_BOTH, faults.RESHARD, faults.CLUSTER_FAILOVER)),
+    Plan("cluster, safe", (*_FOR_ALL, faults.RESHARD, faults.CLUSTER_FAILOVER)),
     Plan("cluster, unsafe", _CLUSTER_LOSSES, may_lose=True),
     Plan("cluster, confirmed by 1", _CLUSTER_LOSSES, wait_replicas=(1, 1.0)),
 )
 SENTINEL_PLANS = (
-    Plan("Sentinel, safe", (*_FOR_BOTH, faults.HAND_OVER)),
+    Plan("Sentinel, safe", (*_FOR_ALL, faults.HAND_OVER)),
     Plan("Sentinel, unsafe", _SENTINEL_LOSSES, may_lose=True),
     # The Sentinels promote the replica with the most data. But after SENTINEL FAILOVER the old
     # master keeps its other replica for a while, which confirms writes that will be lost.
     Plan("Sentinel, confirmed by 1 of 2", _SENTINEL_LOSSES[:2], wait_replicas=(1, 1.0)),
     Plan("Sentinel, confirmed by 2 of 2", _SENTINEL_LOSSES, wait_replicas=(2, 1.0)),
 )
-
-
-class _Threads:
-    """A service for threads with awaitable methods."""
-
-    def __init__(self, service: sessionstore.sync.RedisSessionService, threads: int) -> None:
-        self._service = service
-        self._pool = ThreadPoolExecutor(threads)
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._service, name)
-
-        async def call(*args: Any, **options: Any) -> Any:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, partial(method, *args, **options))
-
-        return call
-
-    async def aclose(self) -> None:
-        """Close the service after the last call."""
-        self._pool.shutdown()
-        self._service.close()
+ADDRESS_PLANS = (Plan("one address, safe", (*_FOR_ALL, faults.MOVE_ADDRESS)),)
 
 
 async def run_fleet(
-    group: Cluster | SentinelGroup,
+    group: Group,
     plan: Plan,
     *,
     seed: int,
@@ -103,7 +81,7 @@ async def run_fleet(
         pause_s: mean pause of an agent between two turns.
     """
     chosen = random.Random(f"{seed}-{plan.name}")
-    outcome = Outcome(plan.name, plan.may_lose, faults.timeout_s(group))
+    outcome = Outcome(plan.name, plan.may_lose, group.timeout_s)
     options: dict[str, Any] = {
         "session_event_limit": None,
         "call_timeout": _CALL_TIMEOUT_S,
@@ -113,7 +91,7 @@ async def run_fleet(
         options["wait_replicas"] = plan.wait_replicas
     async with AsyncExitStack() as stack:
         one, other = (RedisSessionService(group.url, **options) for _ in range(2))
-        threads = _Threads(sessionstore.sync.RedisSessionService(group.url, **options), agents)
+        threads = Threads(sessionstore.sync.RedisSessionService(group.url, **options), agents)
         services: list[Any] = [one, other] * 5
         services[-1] = threads
         for service in (one, other, threads):
@@ -168,12 +146,13 @@ async def _run_faults(
 
 async def run_all(seed: int, seconds: float, agents: int) -> list[Outcome]:
     """All fleets, one after the other, with equal shares of the time."""
-    share = seconds / len((*CLUSTER_PLANS, *SENTINEL_PLANS))
+    share = seconds / len((*CLUSTER_PLANS, *SENTINEL_PLANS, *ADDRESS_PLANS))
     config = {"appendonly": "yes", "appendfsync": "always"}
     outcomes = []
     kinds: tuple[tuple[Any, tuple[Plan, ...]], ...] = (
         (Cluster, CLUSTER_PLANS),
         (SentinelGroup, SENTINEL_PLANS),
+        (MovingAddress, ADDRESS_PLANS),
     )
     for kind, plans in kinds:
         group = kind(config=config)

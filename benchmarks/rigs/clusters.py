@@ -49,7 +49,7 @@ class Cluster(Group):
         server: ServerBinary | None = None,
     ) -> None:
         super().__init__(server, users)
-        self.node_timeout_ms = node_timeout_ms
+        self.timeout_s = node_timeout_ms / 1000
         self._primary_count = primaries
         self._replica_count = replicas
         self._config = {
@@ -262,7 +262,7 @@ class SentinelGroup(Group):
         server: ServerBinary | None = None,
     ) -> None:
         super().__init__(server, users)
-        self.down_after_ms = down_after_ms
+        self.timeout_s = down_after_ms / 1000
         self.master_name = master_name
         self.sentinels: list[Node] = []
         self._replica_count = replicas
@@ -296,11 +296,15 @@ class SentinelGroup(Group):
             node.wait_for_answer()
             name = self.master_name
             node.run("SENTINEL MONITOR", name, HOST, master.port, quorum)
-            node.run("SENTINEL SET", name, "down-after-milliseconds", self.down_after_ms)
             # Sentinels wait twice this time before the next automatic failover.
             node.run("SENTINEL SET", name, "failover-timeout", 2000)
             node.run("SENTINEL SET", name, "parallel-syncs", max(self._replica_count, 1))
+        self._set_down_after(self.timeout_s)
         self.wait_until_settled()
+
+    def primaries(self) -> list[Node]:
+        """The master."""
+        return [self.master()]
 
     def master(self) -> Node:
         """The master, according to the Sentinels."""
@@ -361,7 +365,7 @@ class SentinelGroup(Group):
         wait_until(self._can_promote_all, "the Sentinel knows the state of the replicas")
         old = self.master()
         # The pause also holds back the Sentinels' messages. They must not take the master for down.
-        self._set_down_after(60_000)
+        self._set_down_after(60.0)
         old.run("CLIENT PAUSE", 30_000, "WRITE")
         try:
             # Later bytes of the stream are only the master's pings.
@@ -371,7 +375,7 @@ class SentinelGroup(Group):
             old.run("REPLICAOF", HOST, new.port)
         finally:
             old.run("CLIENT UNPAUSE")
-            self._set_down_after(self.down_after_ms)
+            self._set_down_after(self.timeout_s)
         return new
 
     def _can_promote_all(self) -> bool:
@@ -379,7 +383,8 @@ class SentinelGroup(Group):
         rows = map(_fields, self.sentinels[0].run("SENTINEL REPLICAS", self.master_name))
         return all(row["master-link-status"] == "ok" for row in rows)
 
-    def _set_down_after(self, milliseconds: int) -> None:
+    def _set_down_after(self, seconds: float) -> None:
+        milliseconds = round(seconds * 1000)
         for node in self.sentinels:
             node.run("SENTINEL SET", self.master_name, "down-after-milliseconds", milliseconds)
 

@@ -34,7 +34,7 @@ CONFIG = {
     "latency-tracking": "no",
 }
 
-_POLL_S = 0.02
+_POLL_S = 0.01
 _CLIENT_TIMEOUT_S = 2.0
 _LOG_TAIL_CHARACTERS = 1000
 # Below the range of ports for outgoing connections. Otherwise such a connection might take the port
@@ -54,10 +54,15 @@ def bundled_server() -> ServerBinary | None:
 
 
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = SETTLE_TIMEOUT_S) -> Any:
-    """Poll a condition until it is true, and return its value. Server errors count as "not yet".
+    """Poll a condition until it is true, and return its value. Blocks the thread.
+
+    Args:
+        condition: called repeatedly. If a server fails, it counts as false.
+        what: names the condition in the error.
+        limit_s: how long to wait.
 
     Raises:
-        Unsettled: it is not true in time.
+        Unsettled: the condition was not true in time.
     """
     deadline = time.monotonic() + limit_s
     problem: object = "the condition is false"
@@ -226,9 +231,15 @@ class Node:
 
 
 class Group:
-    """Nodes that start and end together."""
+    """Nodes that start and end together.
+
+    Attributes:
+        nodes: all of them.
+        timeout_s: how long a node may be silent before the other servers act, if they do.
+    """
 
     nodes: list[Node]
+    timeout_s: float
 
     def __init__(self, server: ServerBinary | None, users: Sequence[Sequence[str]] = ()) -> None:
         found = server or bundled_server()
@@ -247,6 +258,15 @@ class Group:
             raise
 
     def _form(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def url(self) -> str:
+        """The URL for services."""
+        raise NotImplementedError
+
+    def primaries(self) -> list[Node]:
+        """The nodes that accept writes."""
         raise NotImplementedError
 
     def revive(self) -> None:

@@ -1,6 +1,6 @@
 --@include is_maybe_removed
--- check_batch: the reply that refuses a batch some of whose events are absent, or nil. A batch that
--- is stored already is accepted whatever its condition says: the call is a repeat.
+-- check_batch: the reply that refuses a batch of events, or nil. A batch that is stored already is
+-- accepted even if its condition fails: the call is a repeat.
 -- refusal: the reply of check_condition. age_us: 0 = first attempt. state: count and event_limit.
 --
 -- REPLY UNKNOWN

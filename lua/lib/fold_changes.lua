@@ -35,8 +35,9 @@ local function unfold_delta(folded, values)
   add_all(folded, keys_to_remove)
 end
 
--- fold_changes: several changes as one that has the same effect and no increments, as write_tiers
--- reads it, and the sums of the increments, in order. Or nil, and the reply that refuses the call.
+-- fold_changes: merge several changes into one that has the same effect and no increments. Returns
+-- that change, as write_tiers reads it, and the sums of the increments, in order; or nil, and the
+-- reply that refuses the call.
 -- A change is: number of increments; tier (1, 2 or 3), key and amount of each; then what
 -- write_tiers reads.
 -- hashes: those of the tiers. starts: index of the first argument of each change.

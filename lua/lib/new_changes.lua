@@ -1,4 +1,5 @@
--- new_changes: where the changes of those events begin that are not stored yet.
+-- new_changes: where the changes of new events begin. An event is new if it is not stored yet; if
+-- it stands in the batch twice, only the first one is new.
 -- starts: index of the first argument of each event of append_events.
 local function new_changes(events, args, starts)
   local found, seen = {}, {}

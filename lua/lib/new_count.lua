@@ -1,5 +1,5 @@
--- new_count: how many events the log should hold after an append: what it holds and what is
--- missing, but for the missing ones that the limit would have removed.
+-- new_count: how many events the log should hold after an append: those that it holds, and the
+-- missing ones that the limit would not have removed.
 local function new_count(num_events, num_missing, event_limit)
   if event_limit > 0 then
     num_missing = math.min(num_missing, event_limit - num_events)

@@ -1,9 +1,10 @@
 --@include extend_index_ttl
 --@include new_deadline
--- refresh_session: set one deadline on all keys of a session, and store it in the header, so that a
--- script reads it together with the version. It stores 0 if the key of the events does not exist:
--- the next events create it without a deadline. Before the first event (last_us = 0) it still
--- stores the deadline, because the first append always refreshes.
+-- refresh_session: set one deadline on all keys of a session, and store it in the header, where
+-- scripts read it together with the version.
+-- A stored deadline of 0 means: the log is empty, so the next append creates the key of the events
+-- without a deadline and must refresh. Before the first event (last_us = 0) the real deadline is
+-- stored, because the first append always refreshes.
 -- ttl_ms: 0 keeps the session's deadline and copies it to the other keys.
 -- events: nil if the script is about to remove that key.
 local function refresh_session(session, events, index, now_ms, ttl_ms, last_us, is_new_member)

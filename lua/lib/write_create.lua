@@ -1,10 +1,11 @@
 --@include extend_index_ttl
+--@include ids_to_check
 --@include new_deadline
 --@include server_time_us
 --@include to_ms
 --@include write_tiers
 -- write_create: write a new session with its initial state. First remove keys that an earlier
--- session with the same id left behind.
+-- session with the same id left behind. Returns ids of the index that the caller should check.
 local function write_create(
   session, events, index, user, app, session_id, ttl_ms, creation_id, event_limit, args, tail
 )
@@ -19,6 +20,7 @@ local function write_create(
   if ttl_ms > 0 then
     redis.call('PEXPIREAT', session, deadline_ms)
   end
-  extend_index_ttl(index, deadline_ms, is_new_member)
+  local is_extended = extend_index_ttl(index, deadline_ms, is_new_member)
   write_tiers(session, user, app, args, tail, now_ms)
+  return is_new_member and ids_to_check(index, creation_id, is_extended) or {}
 end

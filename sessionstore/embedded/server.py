@@ -313,7 +313,7 @@ def _locked(data_dir: str | None, deadline: float) -> Iterator[tuple[int, ...]]:
 
 
 def _open_lock_file(data_dir: str) -> int:
-    """Open the lock file, but no link: that would change a file of somebody else's choice."""
+    """Open the lock file. Refuse a link, which could lead to any file."""
     status = os.stat(data_dir)
     if status.st_uid != os.geteuid():
         raise BackendUnavailable(f"data_dir {data_dir!r} belongs to another user ({status.st_uid})")

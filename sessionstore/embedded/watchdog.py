@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from ..errors import BackendUnavailable
 
 POLL_SECONDS = 0.005
-"""How often to check a condition that nothing announces."""
+"""How often to check a condition that sends no notification."""
 
 # How long killing the server and removing its files may take, beyond the grace period.
 _STOP_MARGIN_SECONDS = 5.0

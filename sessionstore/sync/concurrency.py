@@ -23,7 +23,7 @@ AgentEvents = Iterable[Event]
 """What an agent's `run` returns: a generator or another iterable."""
 
 INTERRUPTIONS = (KeyboardInterrupt, GeneratorExit)
-"""Exceptions that end a run which has not failed."""
+"""Exceptions that stop a run although it has not failed."""
 
 
 def start_agent(events: AgentEvents) -> Iterator[Event]:
@@ -61,7 +61,7 @@ _queues = TurnQueues(threading.Lock)
 class HeldTurn:
     """A session's turn: waits for it, renews it in a thread, and releases it at the end.
 
-    Of the runs of one process, one asks the store, and the others wait in line.
+    One run of this process asks the store at a time. The others wait in a queue.
 
     Args:
         service: the service.
@@ -80,7 +80,7 @@ class HeldTurn:
 
     def __enter__(self) -> Self:
         self._queue = _queues.join(self._service, self._key)
-        self._is_in_line, self._is_first = True, False
+        self._is_in_queue, self._is_first = True, False
         joined_at = time.monotonic()
         try:
             self._is_first = self._queue.lock.acquire()
@@ -90,7 +90,7 @@ class HeldTurn:
         except BaseException as error:
             if isinstance(error, BackendError):
                 self._queue.fail(error)
-            self._leave_line()
+            self._leave_queue()
             raise
         # A daemon: a run that was left open must not keep the process alive.
         self._renewing = threading.Thread(
@@ -108,7 +108,7 @@ class HeldTurn:
             with suppress(BackendError):  # the turn is free when its lease ends
                 self._service.release_turn(self.turn)
         finally:
-            self._leave_line()
+            self._leave_queue()
 
     def _wait(self) -> None:
         """Ask for the turn until it is free: a run of another process may have it."""
@@ -118,11 +118,11 @@ class HeldTurn:
                 return
             time.sleep(delay_s)
 
-    def _leave_line(self) -> None:
+    def _leave_queue(self) -> None:
         """Let the next run ask for the turn. Safe to repeat, in any thread."""
         with self._leaving:
-            is_in_line, self._is_in_line = self._is_in_line, False
-        if is_in_line:
+            is_in_queue, self._is_in_queue = self._is_in_queue, False
+        if is_in_queue:
             _queues.leave(self._service, self._key)
             if self._is_first:
                 self._queue.lock.release()
@@ -135,5 +135,5 @@ class HeldTurn:
             except BackendError:
                 continue
             except Exception:  # the turn is lost, or the session was deleted
-                self._leave_line()
+                self._leave_queue()
                 return

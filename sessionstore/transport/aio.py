@@ -34,7 +34,7 @@ from .shared_connection import SharedConnection, consume_exception, wait_shared
 from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
 from .wire import Form, unpack
 
-# The connections to a node, by what they are for.
+# The connections to a node: for small Calls, for large ones, for writes that wait for replicas.
 _SMALL, _BULK, _CONFIRMED = range(3)
 
 
@@ -55,14 +55,14 @@ class Router:
         self._durability = durability
         self._on_end = on_end
         self._topology = deployment.new_topology()
-        # Per node a connection for each lane. Small calls wait neither behind a long history nor
-        # behind a WAIT.
+        # One connection for each node and lane, so that small calls do not wait for a long history
+        # or a WAIT.
         self._by_node: dict[Node, dict[int, SharedConnection]] = {}
         self._retired: weakref.WeakSet[SharedConnection] = weakref.WeakSet()
         self._reply_sizes = ReplySizes()
         self._discovery: asyncio.Task[None] | None = None
         self._end_of_loop: AsyncGenerator[None] | None = None
-        # Silence is checked while calls are made. The next call has to start that.
+        # Silence is checked while calls are made. True: the next call starts the checks.
         self._must_start_checks = self._topology.is_routed
         self._checked_at = 0.0
 
@@ -104,7 +104,7 @@ class Router:
             try:
                 if isinstance(step, Discover):
                     return await self._discover(deadline)
-                return await self._send(call, step, deadline)
+                return await self._send(step.call or call, step, deadline)
             except ConnectFailed:
                 if not self.is_closed:
                     raise
@@ -166,11 +166,11 @@ class Router:
         if connection is None or not connection.is_usable:
             connection = lanes[lane] = self._new_connection(node)
             if lane == _SMALL:
-                connection.take_large_requests = partial(self._take_large_request, node)
+                connection.find_bulk_connection = partial(self._find_bulk_connection, node)
         return connection
 
-    def _take_large_request(self, node: Node, call: Call[Any]) -> SharedConnection | None:
-        """The bulk connection, if it can take a large request from the small one at once."""
+    def _find_bulk_connection(self, node: Node, call: Call[Any]) -> SharedConnection | None:
+        """The bulk connection for a large request, if it is open and has room."""
         self._reply_sizes.forget(call)
         connection = self._connection(node, _BULK)
         return connection if connection.is_open and connection.has_room else None
@@ -234,9 +234,9 @@ class Router:
         self.loop.call_later(SILENCE_S, self._check_silence)
 
     def _check_silence(self) -> None:
-        """Discover again if a node is silent: it may have been replaced without closing anything.
+        """Discover again if a node is silent: another node may have replaced it.
 
-        This goes on every SILENCE_S as long as calls are made.
+        Runs every SILENCE_S while calls are made.
         """
         if self.is_closed:
             return
@@ -263,7 +263,7 @@ class Router:
         """Arrange that the connections are closed when the event loop ends.
 
         A loop that ends closes the asynchronous generators that were started on it. There is no
-        other public way to run something then.
+        other public way to run code at that time.
         """
 
         async def wait_for_end() -> AsyncGenerator[None]:
@@ -351,7 +351,7 @@ class AsyncRedisExecutor:
                 self._latest = None
 
     def _forget_closed_loops(self) -> None:
-        """A loop that is closed without `shutdown_asyncgens` does not say so."""
+        """Drop routers whose loop was closed without `shutdown_asyncgens`, so without `_forget`."""
         for loop in [loop for loop in self._by_loop if loop.is_closed()]:
             self._by_loop.pop(loop).close_from_elsewhere()
 

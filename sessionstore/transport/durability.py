@@ -19,7 +19,7 @@ class Durability:
 
     Attributes:
         request: the WAIT command in RESP. It has one reply.
-        timeout_s: a server that has not replied to the WAIT after this time is given up.
+        timeout_s: if the WAIT has no reply after this time, the connection is closed.
     """
 
     def __init__(self, replicas: int, timeout_s: float) -> None:
@@ -42,7 +42,7 @@ class Durability:
                 raise ConnectionLost("the server has become a replica")
             why = f"the server refuses WAIT: {answer}"
         elif answer is None:
-            why = "the server did not say in time how many replicas have it"
+            why = "the server did not report in time how many replicas have it"
         elif answer < self._replicas:
             why = f"{answer} of {self._replicas} replicas confirmed it in time"
         else:

@@ -13,7 +13,7 @@ _TRANSIENT = (
     "CLUSTERDOWN",
     "MASTERDOWN",
     "READONLY",
-    "NOAUTH",  # to be followed by a new connection, which authenticates
+    "NOAUTH",  # the retry opens a new connection, which authenticates
 )
 
 
@@ -48,7 +48,7 @@ class NotSentInTime(AttemptFailed):
 
 
 class ConnectionLost(AttemptFailed):
-    """The connection broke, or no reply came in time. Nobody knows whether the Call was executed.
+    """The connection broke, or no reply came in time. The Call may have been executed.
 
     Attributes:
         timed_out: no reply came in time.
@@ -74,7 +74,7 @@ class ErrorReply(AttemptFailed):
 
     @property
     def is_redirection(self) -> bool:
-        """It names the node that has to answer this Call. This one did nothing."""
+        """The reply names the node to which the Call must go. The server did nothing."""
         return self.kind in ("MOVED", "ASK")
 
     @property

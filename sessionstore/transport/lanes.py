@@ -1,7 +1,7 @@
 """Which reads may be large. They use the bulk connection, so that small Calls do not wait.
 
 A reply with a few events may be small or hundreds of megabytes. So a read uses the bulk connection
-until its reply was measured.
+until the size of its reply is known.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ReplySizes:
     """Remembers which reads had large replies, for the keys that were read last."""
 
     def __init__(self) -> None:
-        self._is_large: dict[Command, dict[Command, bool]] = {}  # by the key, in a tuple
+        self._is_large: dict[Command, dict[Command, bool]] = {}  # (key,) -> read -> size
 
     def may_be_large(self, call: Call[Any]) -> bool:
         """Whether the reply was large the last time, or events are read for the first time."""
@@ -44,6 +44,6 @@ class ReplySizes:
             reads[read] = is_large
 
     def forget(self, call: Call[Any]) -> None:
-        """A large write: earlier sizes of the keys do not hold any more."""
+        """Forget the sizes for the keys of a Call, because it writes a lot."""
         for key in call.keys:
             self._is_large.pop((key,), None)

@@ -35,7 +35,7 @@ class NodeLog:
         self._failed_at = float("-inf")
 
     def lost(self, reason: str, num_calls: int) -> None:
-        """Log that an open connection ended, though nobody closed it, and how many calls waited."""
+        """Log that a connection ended unexpectedly, and how many calls waited."""
         self._log_failure("lost the connection to %s (%s); calls waiting: %d", reason, num_calls)
 
     def not_connected(self, reason: str, num_calls: int) -> None:

@@ -52,13 +52,13 @@ async def open_async(
 
 
 def forget_async(connection: Any) -> None:
-    """Let go of a connection whose transport is closed, without a ResourceWarning."""
+    """Drop what a closed connection refers to. This avoids a ResourceWarning."""
     connection._reader = None
     connection._writer = None
 
 
 def close_without_loop(transport: Any) -> None:
-    """Close a transport whose event loop is closed, so that it cannot be done by the loop."""
+    """Close the socket of a transport whose event loop is already closed."""
     plain = getattr(getattr(transport, "_ssl_protocol", None), "_transport", transport)
     # Other event loops, such as uvloop, close their sockets themselves.
     if getattr(plain, "_sock", None) is not None and hasattr(plain, "_call_connection_lost"):
@@ -141,7 +141,7 @@ def _time_left(deadline: float) -> float:
     return max(deadline - time.monotonic(), 0.001)  # a timeout of 0 means "do not block"
 
 
-_ENDS = ("while writing to socket", "Connection closed", "Connection lost", "reset by peer")
+_CLOSED_TEXTS = ("while writing to socket", "Connection closed", "Connection lost", "reset by peer")
 
 
 def _connect_failed(error: BaseException) -> ConnectFailed:
@@ -152,8 +152,8 @@ def _connect_failed(error: BaseException) -> ConnectFailed:
         text = f"the credential_provider failed with {type(error).__name__}"
         return ConnectFailed(text, final=False)
     text = str(error).rstrip(".") or type(error).__name__
-    if any(end in text for end in _ENDS) or "max number of clients" in text:
-        # A server that has too many clients says so, but the reply is often lost.
+    if any(closed in text for closed in _CLOSED_TEXTS) or "max number of clients" in text:
+        # A server that has too many clients replies with an error, which is often lost.
         text = "the server closed the connection at once; it may have too many clients (maxclients)"
         return ConnectFailed(text, final=False)
     if text.startswith("BUSY"):

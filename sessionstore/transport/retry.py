@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ..calls import Call, reply_error
 from ..errors import BackendError, BackendTimeout, BackendUnavailable
+from ..keys import type_check
 from .failures import AttemptFailed, ConnectFailed, ConnectionLost, ErrorReply, NotSentInTime
 from .log import logger
 from .topology import Node, Topology, redirection
@@ -24,6 +25,8 @@ _FIRST_DELAY_S = 0.01
 _LONGEST_DELAY_S = 0.5
 _LONGEST_DELAY_ROUTED_S = 0.2  # shorter: another server may just have taken over
 _REDIRECTIONS_PER_DELAY = 4  # two nodes may disagree and redirect to each other
+# A server closes the connection instead of sending a reply that exceeds its buffer limit. After so
+# many times, a large read gets a connection of its own; then it fails.
 _CUTS_UNTIL_ALONE = 2
 _CUT_READS_LIMIT = 4
 _CUT_READS = (
@@ -48,12 +51,15 @@ class Send(NamedTuple):
     node: Node
     form: Form = Form.EVALSHA
     is_asking: bool = False  # with ASKING: the node is importing the slot
-    began_at: float | None = None  # when the call began, if it may have been executed before
-    is_alone: bool = False  # on a connection of its own, which it may break
+    # If the call may have been executed before: when it began, less the time that is left, because
+    # this attempt may arrive at any time until the deadline.
+    began_at: float | None = None
+    is_alone: bool = False  # on a connection of its own, which the server may close
+    call: Call[Any] | None = None  # instead of the Call of the attempts
 
 
 class Reconnect(NamedTuple):
-    """Drop the connections to a node that are older than this: its name may lead elsewhere now."""
+    """Drop older connections to a node: its name may resolve to another server now."""
 
     node: Node
     opened_before: float
@@ -86,7 +92,8 @@ class Attempts:
         self._num_cut_reads = 0
         self._delay_s = _FIRST_DELAY_S
         self._maybe_applied = False
-        self._refusal: ErrorReply | None = None  # the last one that may be over later
+        self._refusal: ErrorReply | None = None  # the last transient one
+        self._wrong_key: bytes | None = None  # of a wrong type
 
     def steps(
         self,
@@ -96,12 +103,15 @@ class Attempts:
     ) -> Steps:
         """Attempt the Call until it succeeds; the generator's return value is the replies.
 
-        `failure` tells how a first attempt on `node` failed, if there was one, and `began_at` when
-        it began. The generator raises a SessionStoreError if the Call failed for good.
+        If a first attempt was made already: `node` is where, `failure` why it failed, `began_at`
+        when it began. The generator raises a SessionStoreError when it gives up.
         """
         began_at = attempt_at = time.monotonic() if began_at is None else began_at
+        is_asking = False
         while True:
             if failure is not None:
+                if node is not None and failure.kind == "WRONGTYPE":
+                    self._wrong_key = yield from self._find_wrong_key(node, is_asking)
                 delay_s = self._next_delay(failure, node)
                 text = "%s: attempt %d failed (%s); retry in %.3f s"
                 logger.debug(text, self._call.name, self._num_failures, failure.kind, delay_s)
@@ -118,13 +128,26 @@ class Attempts:
                         yield Discover()
                     node = self._topology.node_for(self._call)
                 attempt_at = time.monotonic()
-                repeats = began_at if self._maybe_applied else None
+                left_s = max(self._deadline - attempt_at, 0.0)
+                since = began_at - left_s if self._maybe_applied else None
                 is_alone = self._num_cut_reads >= _CUTS_UNTIL_ALONE
-                replies: list[Any] = yield Send(node, self._form, is_asking, repeats, is_alone)
+                replies: list[Any] = yield Send(node, self._form, is_asking, since, is_alone)
             except AttemptFailed as error:
                 failure = error
             else:
                 return replies
+
+    def _find_wrong_key(self, node: Node, is_asking: bool) -> Generator[Step, Any, bytes | None]:
+        """The key whose type the server has refused. Its reply does not name it."""
+        read = (command[1] for command in self._call.commands)
+        for key in dict.fromkeys((*self._call.keys, *read)):
+            assert isinstance(key, bytes)  # commands without a key are never refused so
+            check = Call("type_check", list, commands=(type_check(key),), writes=False)
+            try:
+                yield Send(node, is_asking=is_asking, call=check)
+            except AttemptFailed as failure:
+                return key if failure.kind == "WRONGTYPE" else None
+        return None
 
     def _next_delay(self, failure: AttemptFailed, node: Node | None) -> float:
         """Seconds to wait before the next attempt; raises the final error if there is none."""
@@ -144,7 +167,7 @@ class Attempts:
             is_final = not failure.is_transient and not (is_routed and failure.is_redirection)
             self._refusal = failure
         elif isinstance(failure, ConnectFailed):
-            # Never reached: most likely a wrong address, so the caller learns of it at once.
+            # No server was ever reached: most likely the address is wrong, so fail at once.
             was_reached = self._history.has_connected or failure.was_reached
             is_final = failure.final or not was_reached
             if node is not None and node.is_replica:  # the primary can answer instead
@@ -167,15 +190,14 @@ class Attempts:
         """Another form that this server accepts. It did nothing with the one that it refused."""
         if failure.kind == "NOSCRIPT" and self._form is Form.EVALSHA:
             return Form.EVAL
-        # A server that is out of memory refuses to queue commands. Reads work without MULTI; a
-        # write is refused for a reason.
+        # A server that is out of memory refuses to queue commands. Reads work without MULTI.
         is_read = not self._call.writes
         if failure.kind == "OOM" and is_read and self._form is not Form.WITHOUT_MULTI:
             return Form.WITHOUT_MULTI
         return None
 
     def _can_follow_redirection(self, failure: ErrorReply, node: Node) -> bool:
-        """Whether a reply names another node that can be asked at once."""
+        """Whether to follow a redirection at once, without a delay."""
         num_commands = len(self._call.commands) + (self._call.script is not None)
         if num_commands > 1 and failure.is_slot_moving:
             # A transaction fails while its slot is moving. A script works once its keys are moved.
@@ -190,10 +212,10 @@ class Attempts:
     def _error(self, failure: AttemptFailed, *, is_final: bool) -> Exception:
         """What the caller gets. Any earlier attempt may have been executed."""
         if isinstance(failure, NotSentInTime) and self._refusal is not None:
-            failure, is_final = self._refusal, False  # it says more
+            failure, is_final = self._refusal, False  # the more useful message
         is_replica = not self._topology.is_routed and failure.kind == "READONLY"
         if isinstance(failure, ErrorReply) and (is_final or is_replica):
-            error = reply_error(self._call, str(failure))
+            error = reply_error(self._call, str(failure), self._wrong_key)
             if isinstance(error, BackendError):
                 error.maybe_applied = self._maybe_applied
             return error

@@ -65,7 +65,7 @@ class SharedConnection(asyncio.Protocol):
         self._count_calls = count_calls
         self._reply_sizes = reply_sizes
         self._num_received = 0  # bytes of the reply that is being received
-        self.take_large_requests: Callable[[Call[Any]], SharedConnection | None] | None = None
+        self.find_bulk_connection: Callable[[Call[Any]], SharedConnection | None] | None = None
         self._loop = asyncio.get_running_loop()
         self._connection = address.new_connection()
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
@@ -141,12 +141,12 @@ class SharedConnection(asyncio.Protocol):
             payload = pack(call, Form.EVALSHA)
             count = reply_count(call, Form.EVALSHA) if call.commands else 1
         else:
-            _, form, asking, began_at, _ = attempt
+            _, form, asking, began_at, *_ = attempt
             payload = pack(call, form, asking=asking, began_at=began_at)
             count = reply_count(call, form, asking=asking)
         connection = self
-        if len(payload) >= LARGE_BYTES and self.take_large_requests is not None:
-            connection = self.take_large_requests(call) or self
+        if len(payload) >= LARGE_BYTES and self.find_bulk_connection is not None:
+            connection = self.find_bulk_connection(call) or self
         connection._send(payload, count, deadline, reply, call if call.commands else None)
 
     def _send(
@@ -198,9 +198,9 @@ class SharedConnection(asyncio.Protocol):
         return all(queued[0] is not reply for queued in self._queue)
 
     async def wait_for_replicas(self, durability: Durability, deadline: float) -> Any:
-        """The reply to a WAIT for all writes that were answered so far; None if none in time.
+        """The reply to a WAIT for all writes that were answered so far; None if it is late.
 
-        One WAIT is sent at a time. Callers that come before the next one is sent share it.
+        One WAIT is in flight at a time. Callers share the next one until it is sent.
         """
         if self._next_wait is None:
             self._next_wait = self._loop.create_task(self._send_wait(durability))
@@ -246,13 +246,13 @@ class SharedConnection(asyncio.Protocol):
                 pending.popleft()
                 self._bytes_in_flight -= size
                 if read is not None:
-                    # What arrived before this piece: the piece may hold many replies.
+                    # Only earlier pieces count: this one may hold many replies.
                     self._reply_sizes.note(read, self._num_received >= LARGE_BYTES)
                 self._num_received = num_new = 0
                 if not waiter.done():
                     waiter.set_result(replies)
         except (hiredis.ProtocolError, IndexError):
-            # Not RESP, or a reply without a request: the connection is out of step.
+            # Not RESP, or a reply without a request: replies no longer match requests.
             self.close("the server's answer is not RESP")
         self._partial = partial
         self._num_received += num_new
@@ -275,7 +275,7 @@ class SharedConnection(asyncio.Protocol):
         return bool(self._pending) or not self._opening.done() or self._active_at > then
 
     def _check_deadlines(self) -> None:
-        """Fail the calls whose deadline has passed; give up the connection if it is silent."""
+        """Fail the calls whose deadline has passed; close the connection if it is silent."""
         self._timer = None
         now = time.monotonic()
         is_silent = now - self._active_at > self._timeout_s / 4
@@ -323,7 +323,7 @@ class SharedConnection(asyncio.Protocol):
             self.close(reason, is_intended=True)
 
     def close_without_loop(self) -> None:
-        """Close the socket after the event loop was closed. Nobody can receive a reply any more."""
+        """Close the socket after the event loop was closed. No caller waits any more."""
         self.is_open = False
         self._pending.clear()
         self._queue.clear()
@@ -372,8 +372,8 @@ def consume_exception(task: asyncio.Task[Any]) -> None:
 
 
 async def wait_shared(task: asyncio.Task[T]) -> T:
-    """The result of a task that others wait for too. It goes on if one of them is cancelled."""
+    """The result of a task that others wait for too. Cancelling a waiter does not stop the task."""
     await asyncio.wait([task])
     if task.cancelled():
-        raise ConnectFailed("the attempt to connect was given up", final=False)
+        raise ConnectFailed("connecting was cancelled", final=False)
     return task.result()

@@ -74,7 +74,8 @@ class BlockingConnection:
     ) -> list[Any]:
         """Send a request and read its `count` replies by the deadline.
 
-        `is_replaced` is called now and then while the server is silent. If it is true, give up.
+        `is_replaced` is called every SILENCE_S while the server is silent. If it returns True, the
+        request fails with ConnectionLost.
 
         Raises:
             NotSentInTime: the deadline passed.
@@ -175,7 +176,7 @@ class RedisExecutor:
             # Fast path: the topology is known and the call succeeds at once.
             if now >= self._poll_at:
                 self._poll_at = now + SILENCE_S
-                # Half of the time, so that the call succeeds even if nobody answers this.
+                # At most half of the time, so that the call succeeds even if no server answers.
                 self._discover_again(now + self._timeout_s / 2)
             node = self._topology.node_for(call)
             try:
@@ -195,7 +196,7 @@ class RedisExecutor:
             raise ConnectFailed(CLOSED, final=True)
         if isinstance(step, Discover):
             return self._discover(deadline)
-        return self._send(call, step, deadline)
+        return self._send(step.call or call, step, deadline)
 
     def _send(self, call: Call[Any], attempt: Send, deadline: float) -> list[Any]:
         """Send a Call once; returns one reply per command.
@@ -204,7 +205,7 @@ class RedisExecutor:
             AttemptFailed: it did not succeed.
             NotReplicated: it succeeded, but too few replicas confirmed it.
         """
-        node, form, asking, began_at, _ = attempt
+        node, form, asking, began_at, *_ = attempt
         connection = self._take(call, node, deadline)
         durability = self._durability if call.writes else None
         answer: Any = 0
@@ -223,7 +224,7 @@ class RedisExecutor:
                 except AttemptFailed:
                     if time.monotonic() < deadline:
                         raise
-                    answer = None  # it is still to come
+                    answer = None  # the reply may still come: do not reuse the connection
                     self._close(connection, node)
         except ErrorReply:
             self._give_back(connection, node)
@@ -255,7 +256,7 @@ class RedisExecutor:
             self._discovery.release()
 
     def _discover_again(self, deadline: float) -> None:
-        """Check where the data is, unless another thread does. If that fails, nothing changes."""
+        """Discover again, unless another thread does. A failure leaves the topology as it is."""
         if self._discovery.acquire(blocking=False):
             try:
                 with suppress(AttemptFailed):
@@ -303,7 +304,7 @@ class RedisExecutor:
         if now >= deadline:
             raise NotSentInTime
         if self._topology.is_routed:
-            # A slower node is probably gone. Then its successor may be known soon.
+            # A slower node is probably down. Its successor may be known soon.
             deadline = min(deadline, now + PROBE_TIMEOUT_S)
         try:
             connection = BlockingConnection(address, deadline)
@@ -318,7 +319,7 @@ class RedisExecutor:
     def _give_back(self, connection: BlockingConnection, node: Node) -> None:
         self._idle[node].append(connection)
         if self._is_closed:
-            self.close()  # it may have missed this connection
+            self.close()  # an earlier close() may have run while this connection was in use
 
     def _pop_idle(self, node: Node) -> BlockingConnection | None:
         try:

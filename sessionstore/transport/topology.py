@@ -41,7 +41,7 @@ ONLY = Node("", 0)
 
 
 class Probe(Call[Any], frozen=True, gc=False, kw_only=True):
-    """A question about the topology, for one node; the result is the raw reply.
+    """A command that asks one node about the topology; the result is the raw reply.
 
     The executor that runs `discover` raises AttemptFailed if it gets no reply.
     """
@@ -61,7 +61,7 @@ class Topology:
     Attributes:
         is_known: False: `discover` has to run before the next Call.
         is_routed: there are several nodes: expect redirections, failovers and replicas.
-        is_polled: a node that was replaced may not know it, so `discover` has to run regularly.
+        is_polled: a node that was replaced may still accept Calls, so `discover` runs regularly.
         nodes: the nodes that Calls go to, as far as they are known.
     """
 
@@ -84,13 +84,13 @@ class Topology:
         """Find out where the data is; yields Probes.
 
         Raises:
-            ConnectFailed: no node could tell.
+            ConnectFailed: no node gave a useful answer.
         """
         yield from ()
 
 
 class SingleTopology(Topology):
-    """One server, which is all there is to know."""
+    """One server. It is always known."""
 
     is_known = True
     nodes = frozenset((ONLY,))
@@ -186,14 +186,14 @@ class SentinelTopology(_RoutedTopology):
         raise failed
 
     def _learn(self, master: Node, sentinel: Node) -> Flow[None]:
-        """Check and take over what a Sentinel said."""
+        """Verify and store what a Sentinel answered."""
         if self._uses_replicas:
             with suppress(AttemptFailed):
                 found = yield probe(sentinel, "SENTINEL", "REPLICAS", self._master_name)
                 self._replicas = {master: _healthy_replicas(found)}
         if not self.is_known or master != self._master:
-            # A Sentinel may be late, so the master has to confirm. A master that is already in use
-            # is not asked: if it does not answer, calls will notice.
+            # A Sentinel's answer may be outdated, so the server must confirm it. A master that is
+            # already in use is not asked: if it fails, calls notice.
             role = yield probe(master, "ROLE")
             if role[0] != b"master":
                 raise ConnectFailed("the Sentinels name a server that is not a master", final=False)
@@ -205,7 +205,7 @@ class SentinelTopology(_RoutedTopology):
 
 
 class ClusterTopology(_RoutedTopology):
-    """The primaries of a cluster. One seed that answers is enough.
+    """The primaries of a cluster. One node of the URL that answers is enough.
 
     It is not polled: a node that was replaced answers MOVED.
     """
@@ -215,7 +215,7 @@ class ClusterTopology(_RoutedTopology):
         self._seeds = list(seeds)
         self._by_slot: list[Node | None] = [None] * SLOTS
         self._primaries: set[Node] = set()
-        self._without_successor: dict[Node, int] = {}  # and one of the slots that each had
+        self._without_successor: dict[Node, int] = {}  # with one of its slots
         self._silent: set[Node] = set()
 
     def node_for(self, call: Call[Any]) -> Node:
@@ -226,7 +226,7 @@ class ClusterTopology(_RoutedTopology):
         return self._primary_or_replica(call, node)
 
     def report_failure(self, failure: AttemptFailed, node: Node) -> None:
-        """A redirection corrects one slot at once. It or a lost node calls for a new map."""
+        """A redirection corrects one slot at once. After it, or a lost node, a new map is read."""
         super().report_failure(failure, node)
         if not isinstance(failure, ErrorReply):
             self.is_known = False
@@ -282,7 +282,7 @@ class ClusterTopology(_RoutedTopology):
         for node in self._primaries - primaries:
             if node in self._by_slot:
                 self._without_successor[node] = self._by_slot.index(node)
-        # For a moment the map may name nobody for the slots of a primary that is gone.
+        # For a moment the map may have no node for the slots of a primary that is gone.
         for node, slot in list(self._without_successor.items()):
             successor = by_slot[slot]
             if successor is not None:

@@ -11,14 +11,14 @@ from typing import Any
 import hiredis
 import msgspec
 
-from ..calls import Argument, Call, Command
+from ..calls import Call, Command, Word
 from ..scripts import SCRIPTS
 from .failures import ErrorReply
 
 # hiredis declares a tuple of one; it takes any number.
 _pack_bytes: Callable[[tuple[bytes, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
-# How much older a repeat may be when the server runs it: the time that it takes to get there.
+# Added to the age of a Call that is sent again: time until the server runs it.
 _TRANSIT_S = 1.0
 
 
@@ -27,16 +27,14 @@ def pack_command(command: Command) -> bytes:
 
     hiredis gets only bytes. It crashes if a signal handler raises while it converts a number.
     """
-    return _pack_bytes(
-        tuple([part if type(part) is bytes else _as_bytes(part) for part in command])
-    )
+    return _pack_bytes(tuple([_as_bytes(part) for part in command]))
 
 
 # Cached: an agent reads the same session again and again.
 _pack_read = lru_cache(maxsize=4096)(pack_command)
 
 
-def _as_bytes(part: Argument) -> bytes:
+def _as_bytes(part: Word) -> bytes:
     if isinstance(part, bytes):
         return part
     return part.encode() if isinstance(part, str) else b"%d" % part
@@ -75,12 +73,7 @@ def pack(
     if script is not None and not call.commands and form is Form.EVALSHA and not asking:
         # Fast path: most Calls are one script.
         keys = call.keys
-        # Inlined: _as_bytes of integers, which most arguments are.
-        args = [
-            part if type(part) is bytes else b"%d" % part if type(part) is int else _as_bytes(part)
-            for part in call.args
-        ]
-        return _pack_bytes((b"EVALSHA", script.sha, b"%d" % len(keys), *keys, *args))
+        return _pack_bytes((b"EVALSHA", script.sha, b"%d" % len(keys), *keys, *call.args))
     commands = _commands(call, form)
     if asking:
         commands = [part for command in commands for part in (("ASKING",), command)]
@@ -141,7 +134,7 @@ def _commands(call: Call[Any], form: Form) -> list[Command]:
 
 def _reads_in_a_script(call: Call[Any]) -> Command:
     keys = [command[1] for command in call.commands]
-    args: list[Argument] = []
+    args: list[Word] = []
     for name, _, *rest in call.commands:
         args += (len(rest), name, *rest)
     return ("EVAL", SCRIPTS["run_reads"].text, len(keys), *keys, *args)

@@ -72,14 +72,14 @@ class MemoryExecutor:
             try:
                 replies = []
                 if call.script is not None:
-                    args = [arg.encode() if isinstance(arg, str) else arg for arg in call.args]
+                    twin = TWINS[call.script.name]
                     try:
-                        replies.append(TWINS[call.script.name](self.keyspace, call.keys, args))
+                        replies.append(twin(self.keyspace, call.keys, call.args))
                     except Refused as refused:
                         replies.append(refused.reply)
                 replies += [self._run_command(command) for command in call.commands]
-            except WrongType:
-                raise reply_error(call, "WRONGTYPE") from None
+            except WrongType as error:
+                raise reply_error(call, "WRONGTYPE", error.key) from None
             return replies
 
     def close(self) -> None:

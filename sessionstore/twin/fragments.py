@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 from .keyspace import Keyspace
 
 Keys = Sequence[bytes]
-Args = Sequence[Any]
+Args = Sequence[bytes]
 Reply = list[Any]
 
 _is_number = re.compile(rb"-?\d{1,17}").fullmatch
+_is_hexadecimal = re.compile(rb"[0-9a-fA-F]+").fullmatch
 
 
 class Header(NamedTuple):
@@ -45,10 +46,10 @@ def header_number(text: bytes | None) -> int | None:
     return int(text) if text and _is_number(text) else None
 
 
-def read_header(keyspace: Keyspace, session: bytes, created_us: bytes | int) -> Header:
+def read_header(keyspace: Keyspace, session: bytes, created_us: bytes) -> Header:
     """lua/lib/read_header.lua"""
     created, *fields = keyspace.hmget(session, b"created_us", *map(str.encode, Header._fields))
-    if fields[0] is None or (created_us != b"" and header_number(created) != created_us):
+    if fields[0] is None or created_us not in (b"", created):
         raise Refused(b"NOT_FOUND")
     numbers = [header_number(field) for field in fields]
     for name, field, number in zip(Header._fields, fields, numbers, strict=True):
@@ -58,7 +59,7 @@ def read_header(keyspace: Keyspace, session: bytes, created_us: bytes | int) -> 
 
 
 def read_checked_header(
-    keyspace: Keyspace, keys: Keys, session_id: bytes, created_us: bytes | int
+    keyspace: Keyspace, keys: Keys, session_id: bytes, created_us: bytes
 ) -> Header:
     """lua/lib/read_checked_header.lua"""
     session, events, index = keys[:3]
@@ -69,12 +70,12 @@ def read_checked_header(
 
 
 def check_condition(
-    keyspace: Keyspace, session: bytes, condition: bytes | int, version: int
+    keyspace: Keyspace, session: bytes, condition: bytes, version: int
 ) -> Reply | None:
     """lua/lib/check_condition.lua"""
     if condition == b"":
         return None
-    if isinstance(condition, bytes) and condition.startswith(b"t"):
+    if condition.startswith(b"t"):
         token = keyspace.hget(session, b"turn_token")
         return None if condition[1:] == token else [b"LOST"]
     return None if int(condition) == version else [b"STALE", version]
@@ -111,13 +112,13 @@ def is_due(keyspace: Keyspace, deadline_ms: int, ttl_ms: int) -> bool:
 
 def extend_index_ttl(
     keyspace: Keyspace, index: bytes, deadline_ms: int, is_new_member: bool
-) -> None:
+) -> bool:
     """lua/lib/extend_index_ttl.lua"""
     if deadline_ms < 0:
         keyspace.persist(index)
-    else:
-        is_new_index = is_new_member and keyspace.zcard(index) == 1
-        keyspace.pexpireat(index, deadline_ms, gt=not is_new_index)
+        return True
+    is_new_index = is_new_member and keyspace.zcard(index) == 1
+    return keyspace.pexpireat(index, deadline_ms, gt=not is_new_index) == 1
 
 
 def refresh_session(
@@ -187,21 +188,11 @@ def new_count(num_events: int, num_missing: int, event_limit: int) -> int:
     return num_events + max(num_missing, 0)
 
 
-def choose_limit(event_limit: bytes | int, own_limit: int | None, num_events: int) -> int:
+def choose_limit(event_limit: bytes, own_limit: int | None, num_events: int) -> int:
     """lua/lib/choose_limit.lua"""
     if event_limit != b"":
         return int(event_limit)
     return max(1000, num_events) if own_limit is None else own_limit
-
-
-def count_trimmed(
-    keyspace: Keyspace, events: bytes, args: Args, starts: list[int], since_us: int
-) -> int:
-    """lua/lib/count_trimmed.lua"""
-    for position, oldest in keyspace.zrange_by_rank(events, 0, 0, rev=False):
-        if position >= since_us:
-            return next((n for n, at in enumerate(starts) if args[at] == oldest), 0)
-    return 0
 
 
 def check_batch(
@@ -220,8 +211,9 @@ def check_batch(
         if keyspace.zscore(keys[1], args[at]) is None:
             if age_us == 0:
                 return refusal
+            timestamp_us = int(args[at + 1])
             if refusal or is_maybe_removed(
-                keyspace, keys, count, event_limit, args[at + 1], since_us
+                keyspace, keys, count, event_limit, timestamp_us, since_us
             ):
                 return [b"UNKNOWN"]
     return None
@@ -300,15 +292,15 @@ def fold_changes(
     keyspace: Keyspace, hashes: Keys, args: Args, starts: list[int]
 ) -> tuple[Args, list[bytes]] | tuple[None, Reply]:
     """lua/lib/fold_changes.lua"""
-    values: list[dict[bytes, Any]] = [{} for _ in hashes]
-    ttls_ms: list[Any] = [None] * len(hashes)
+    values: list[dict[bytes, bytes | None]] = [{} for _ in hashes]
+    ttls = [b""] * len(hashes)
     sums: list[bytes] = []
     for start in starts:
-        at = start + 1 + 3 * args[start]
+        at = start + 1 + 3 * int(args[start])
         for increment in range(start + 1, at, 3):
-            tier, field, amount = args[increment : increment + 3]
-            of_tier = values[tier - 1]
-            total, refusal = add_integer(keyspace, hashes[tier - 1], field, of_tier, amount)
+            number, field, amount = args[increment : increment + 3]
+            key, of_tier = hashes[int(number) - 1], values[int(number) - 1]
+            total, refusal = add_integer(keyspace, key, field, of_tier, int(amount))
             if total is None:
                 assert refusal is not None
                 return None, refusal
@@ -316,20 +308,21 @@ def fold_changes(
             sums.append(total)
         for tier in range(len(hashes)):
             if tier > 0:
-                ttls_ms[tier], at = args[at], at + 1
-            removed = at + 1 + 2 * args[at]
-            after = removed + 1 + args[removed]
+                ttls[tier], at = args[at], at + 1
+            removed = at + 1 + 2 * int(args[at])
+            after = removed + 1 + int(args[removed])
             pairs = zip(args[at + 1 : removed : 2], args[at + 2 : removed : 2], strict=True)
             values[tier].update(pairs)
             values[tier].update(dict.fromkeys(args[removed + 1 : after]))
             at = after
-    folded: list[Any] = []
+    folded: list[bytes] = []
     for tier, of_tier in enumerate(values):
-        pairs_to_set = [part for pair in of_tier.items() if pair[1] is not None for part in pair]
-        keys_to_remove = [key for key, value in of_tier.items() if value is None]
+        to_set = [(key, value) for key, value in of_tier.items() if value is not None]
+        to_remove = [key for key, value in of_tier.items() if value is None]
         if tier > 0:
-            folded.append(ttls_ms[tier])
-        folded += [len(pairs_to_set) // 2, *pairs_to_set, len(keys_to_remove), *keys_to_remove]
+            folded.append(ttls[tier])
+        folded += [decimal(len(to_set)), *(part for pair in to_set for part in pair)]
+        folded += [decimal(len(to_remove)), *to_remove]
     return folded, sums
 
 
@@ -338,8 +331,8 @@ def event_starts(args: Args, at: int) -> tuple[list[int], bool]:
     starts, has_increments = [], False
     while at < len(args):
         starts.append(at)
-        has_increments = has_increments or (args[at + 2] > 0 and args[at + 3] > 0)
-        at += 3 + args[at + 2]
+        has_increments = has_increments or (args[at + 2] != b"0" and args[at + 3] != b"0")
+        at += 3 + int(args[at + 2])
     return starts, has_increments
 
 
@@ -348,7 +341,7 @@ def new_changes(keyspace: Keyspace, events: bytes, args: Args, starts: list[int]
     found, seen = [], set()
     for start in starts:
         event = args[start]
-        if args[start + 2] and event not in seen and keyspace.zscore(events, event) is None:
+        if args[start + 2] != b"0" and event not in seen and keyspace.zscore(events, event) is None:
             found.append(start + 3)
         seen.add(event)
     return found
@@ -368,23 +361,38 @@ def write_header(
     return version, keyspace.zadd(keys[2], now_us, session_id) == 1
 
 
-def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> None:
+def ids_to_check(
+    keyspace: Keyspace, index: bytes, creation_id: bytes, is_extended: bool
+) -> list[bytes]:
+    """lua/lib/ids_to_check.lua"""
+    num_sessions = keyspace.zcard(index)
+    lacks_deadline = not is_extended and num_sessions <= 256 and keyspace.pexpiretime(index) == -1
+    if num_sessions % 64 and not lacks_deadline:
+        return []
+    digits = creation_id[:8]
+    random = int(digits, 16) if _is_hexadecimal(digits) else 0
+    first = random % max(num_sessions - 255, 1)
+    return [member for _, member in keyspace.zrange_by_rank(index, first, first + 255, rev=False)]
+
+
+def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> list[bytes]:
     """lua/lib/write_create.lua"""
     session, events, index = keys[:3]
-    session_id, ttl_ms, creation_id, event_limit = args[:4]
+    session_id, ttl, creation_id, event_limit = args[:4]
+    ttl_ms = int(ttl)
     now_us = decimal(keyspace.now_us)
     deadline_ms = new_deadline(keyspace, ttl_ms) if ttl_ms > 0 else -1
     keyspace.unlink(session, events)
     fields = (b"version", now_us, b"created_us", now_us, b"updated_us", now_us, b"last_us", b"0")
     deadline = (b"deadline_ms", decimal(deadline_ms))
-    limit = decimal(1000 if event_limit == b"" else event_limit)
-    log = (b"count", b"0", b"event_limit", limit)
+    log = (b"count", b"0", b"event_limit", event_limit or b"1000")
     keyspace.hset(session, (*fields, *deadline, *log, b"generation", creation_id))
     is_new_member = keyspace.zadd(index, keyspace.now_us, session_id) == 1
     if ttl_ms > 0:
         keyspace.pexpireat(session, deadline_ms)
-    extend_index_ttl(keyspace, index, deadline_ms, is_new_member)
+    is_extended = extend_index_ttl(keyspace, index, deadline_ms, is_new_member)
     write_tiers(keyspace, keys, args, tail)
+    return ids_to_check(keyspace, index, creation_id, is_extended) if is_new_member else []
 
 
 def replace_state(keyspace: Keyspace, session: bytes, args: Args, at: int) -> None:

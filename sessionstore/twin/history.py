@@ -35,7 +35,7 @@ def rewind_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         count = max(header.count, num_events) - num_removed
         keyspace.hset(session, (b"count", decimal(count)))
     replace_state(keyspace, session, args, 5)
-    refresh_session(keyspace, keys, ttl_ms, header.last_us, is_new_member)
+    refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us, num_removed]
 
 
@@ -61,7 +61,7 @@ def replace_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     elif header.count is not None:
         keyspace.hset(session, (b"count", decimal(max(header.count, num_events) - 1)))
     keyspace.zrem(events, event)
-    refresh_session(keyspace, keys, ttl_ms, header.last_us, is_new_member)
+    refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]
 
 
@@ -108,5 +108,5 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     keyspace.hdel(copy, [field for field in header_fields if field not in fields])
     replace_state(keyspace, copy, args, 8)
     is_new_member = keyspace.zadd(index, keyspace.now_us, copy_id) == 1
-    refresh_session(keyspace, (copy, copy_events, index), ttl_ms, last_us, is_new_member)
+    refresh_session(keyspace, (copy, copy_events, index), int(ttl_ms), last_us, is_new_member)
     return [b"OK"]

@@ -17,6 +17,10 @@ Hash = dict[bytes, bytes]
 class WrongType(Exception):
     """The key holds a value of another type."""
 
+    def __init__(self, key: bytes) -> None:
+        super().__init__(key)
+        self.key = key
+
 
 class SortedSet:
     """Members with scores, sorted by score, then by member."""
@@ -268,14 +272,14 @@ class Keyspace:
         """The hash of a key, or a new one that is not stored yet."""
         value = self._values[key] if self._is_live(key) else {}
         if not isinstance(value, dict):
-            raise WrongType
+            raise WrongType(key)
         return value
 
     def _zset(self, key: bytes) -> SortedSet:
         """The sorted set of a key, or a new one that is not stored yet."""
         value = self._values[key] if self._is_live(key) else SortedSet()
         if not isinstance(value, SortedSet):
-            raise WrongType
+            raise WrongType(key)
         return value
 
 

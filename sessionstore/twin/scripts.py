@@ -20,7 +20,6 @@ from .fragments import (
     check_create,
     check_tiers,
     choose_limit,
-    count_trimmed,
     decimal,
     event_starts,
     fold_changes,
@@ -54,14 +53,13 @@ def create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     check_create(keyspace, keys, session_id)
     version, stored_creation_id = keyspace.hmget(keys[0], b"version", b"generation")
     if version is not None:
-        return [b"OK"] if stored_creation_id == creation_id else [b"EXISTS"]
-    write_create(keyspace, keys, args, 4)
-    return [b"OK"]
+        return [b"OK", []] if stored_creation_id == creation_id else [b"EXISTS"]
+    return [b"OK", write_create(keyspace, keys, args, 4)]
 
 
 def get_or_create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/get_or_create_session.lua"""
-    session_id, ttl_ms, _, _, refresh, *tier_ttls_ms = args[:7]
+    session_id, ttl, _, _, refresh, *tier_ttls = args[:7]
     check_create(keyspace, keys, session_id)
     try:
         header = read_header(keyspace, keys[0], b"")
@@ -70,11 +68,11 @@ def get_or_create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
             raise
         if keyspace.zcard(keys[1]):
             raise Refused(b"CORRUPT", keys[0], b"version") from None
-        write_create(keyspace, keys, args, 7)
-        return [b"CREATED"]
+        return [b"CREATED", write_create(keyspace, keys, args, 7)]
     if refresh == b"1":
+        ttl_ms = int(ttl)
         refresh_session_if_due(keyspace, keys, header.deadline_ms, ttl_ms, header.last_us, False)
-        refresh_tiers(keyspace, keys, tier_ttls_ms)
+        refresh_tiers(keyspace, keys, [*map(int, tier_ttls)])
     return [b"OK"]
 
 
@@ -92,7 +90,8 @@ def check_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def touch_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/touch_session.lua"""
-    session_id, ttl_ms, *tier_ttls_ms = args
+    session_id, ttl, *tier_ttls = args
+    ttl_ms, tier_ttls_ms = int(ttl), [*map(int, tier_ttls)]
     header = read_header(keyspace, keys[0], b"")
     is_session_due = is_due(keyspace, header.deadline_ms, ttl_ms)
     if is_session_due:
@@ -124,21 +123,24 @@ def delete_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def prune_index(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/prune_index.lua"""
     index, *sessions = keys
-    keyspace.zcard(index)
-    pruned = 0
-    for session, session_id in zip(sessions, args, strict=True):
-        if not keyspace.exists(session):
-            pruned += keyspace.zrem(index, session_id)
-    return [b"OK", pruned]
+    num_sessions = keyspace.zcard(index)
+    deadlines_ms = dict(zip(args, map(keyspace.pexpiretime, sessions), strict=True))
+    if keyspace.pexpiretime(index) == -1:
+        members = {member for _, member in keyspace.zrange_by_rank(index, 0, -1, rev=False)}
+        known = [at for session_id, at in deadlines_ms.items() if session_id in members]
+        if len(known) == num_sessions and -1 not in known and max(known) > 0:
+            keyspace.pexpireat(index, max(known))
+    gone = [session_id for session_id, at in deadlines_ms.items() if at == -2]
+    return [b"OK", sum(keyspace.zrem(index, session_id) for session_id in gone)]
 
 
 def delete_sessions(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/delete_sessions.lua"""
     index, user, *rest = keys
-    existed_us, *ids = args
+    existed, *ids = args
     keyspace.zcard(index)
     keyspace.hlen(user)
-    existed_us = existed_us or keyspace.now_us
+    existed_us = int(existed) or keyspace.now_us
     found = []
     for session, events, session_id in zip(rest[::2], rest[1::2], ids, strict=True):
         created_us = keyspace.hget(session, b"created_us")
@@ -167,12 +169,12 @@ def delete_user(keyspace: Keyspace, keys: Keys, _: Args) -> Reply:
 
 def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/append_event.lua"""
-    session_id, ttl_ms, created_us, event_limit, condition, age, event, timestamp_us = args[:8]
+    session_id, ttl, created_us, event_limit, condition, age, event, timestamp = args[:8]
     session, events = keys[:2]
     header = read_checked_header(keyspace, keys, session_id, created_us)
     version, last_us, deadline_ms, count, _ = header
     limit = choose_limit(event_limit, header.event_limit, keyspace.zcard(events))
-    age_us = int(age)
+    ttl_ms, age_us, timestamp_us = int(ttl), int(age), int(timestamp)
     refusal = check_condition(keyspace, session, condition, version)
     if (age_us or refusal) and keyspace.zscore(events, event) is None:
         since_us = keyspace.now_us - age_us
@@ -185,7 +187,7 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     check_tiers(keyspace, keys)
     change: Args | None = args[9:]
     sums: Reply = []
-    if len(args) > 8 and args[8]:
+    if len(args) > 8 and args[8] != b"0":
         change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, [8])
         if change is None and keyspace.zscore(events, event) is None:
             return sums  # a refusal
@@ -210,8 +212,8 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/append_events.lua"""
-    session_id, ttl_ms, created_us, event_limit, condition = args[:5]
-    age_us = int(args[5])
+    session_id, ttl, created_us, event_limit, condition, age = args[:6]
+    ttl_ms, age_us = int(ttl), int(age)
     session, events = keys[:2]
     header = read_checked_header(keyspace, keys, session_id, created_us)
     version, last_us, deadline_ms, count, _ = header
@@ -223,9 +225,6 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
     starts, has_increments = event_starts(args, 6)
     num_duplicates = 0
-    if age_us and limit and num_events >= limit:
-        num_duplicates = count_trimmed(keyspace, events, args, starts, keyspace.now_us - age_us)
-        starts = starts[num_duplicates:]
     refusal = check_condition(keyspace, session, condition, version)
     refusal = check_batch(keyspace, keys, args, starts, refusal, age_us, count, limit)
     if refusal:
@@ -243,11 +242,11 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     changes = []
     num_stored = 0
     for at in starts:
-        position = next_position(keyspace, args[at + 1], last_us)
+        position = next_position(keyspace, int(args[at + 1]), last_us)
         if keyspace.zadd(events, position, args[at], nx=True):
             last_us = position
             num_stored += 1
-            if args[at + 2]:
+            if args[at + 2] != b"0":
                 changes.append(at + 3)
         else:
             num_duplicates += 1
@@ -272,7 +271,7 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/pop_event.lua"""
-    session_id, ttl_ms, created_us, condition = args
+    session_id, ttl, created_us, condition = args
     session, events = keys[:2]
     header = read_checked_header(keyspace, keys, session_id, created_us)
     refusal = check_condition(keyspace, session, condition, header.version)
@@ -292,13 +291,13 @@ def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     keyspace.hset(session, (b"removed_us", decimal(keyspace.now_us)))
     if header.count is not None:
         keyspace.hset(session, (b"count", decimal(max(header.count - 1, len(newest) - 1))))
-    refresh_session(keyspace, keys, ttl_ms, header.last_us, is_new_member)
+    refresh_session(keyspace, keys, int(ttl), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us, event]
 
 
 def clear_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/clear_events.lua"""
-    session_id, ttl_ms, created_us, condition = args
+    session_id, ttl, created_us, condition = args
     session, events = keys[:2]
     header = read_checked_header(keyspace, keys, session_id, created_us)
     refusal = check_condition(keyspace, session, condition, header.version)
@@ -309,14 +308,14 @@ def clear_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace, keys, session_id, header.version, header.last_us
     )
     keyspace.hset(session, (b"count", b"0", b"removed_us", decimal(keyspace.now_us)))
-    refresh_session(keyspace, keys, ttl_ms, header.last_us, is_new_member)
+    refresh_session(keyspace, keys, int(ttl), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]
 
 
 def repair_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/repair_session.lua"""
     session, events, index = keys[:3]
-    session_id, ttl_ms, event_limit = args
+    session_id, ttl, event_limit = args
     keyspace.zscore(index, session_id)
     check_tiers(keyspace, keys)
     newest = keyspace.zrange_by_rank(events, -1, -1, rev=False)
@@ -343,7 +342,7 @@ def repair_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     deadline_ms = keyspace.pexpiretime(events)
     if is_lost and deadline_ms > 0:
         keyspace.pexpireat(session, deadline_ms)
-    refresh_session(keyspace, keys, ttl_ms, last_us, is_new_member)
+    refresh_session(keyspace, keys, int(ttl), last_us, is_new_member)
     return [b"OK"]
 
 
@@ -352,10 +351,10 @@ def repair_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def acquire_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/acquire_turn.lua"""
-    session_id, ttl_ms, created_us, holder, lease_ms = args
+    session_id, ttl, created_us, holder, lease = args
+    ttl_ms, lease_ms = int(ttl), int(lease)
     header = read_checked_header(keyspace, keys, session_id, created_us)
-    fields = (b"turn_token", b"turn_until_us", b"turn_holder", b"turn_ms")
-    turn = keyspace.hmget(keys[0], *fields)
+    turn = keyspace.hmget(keys[0], b"turn_token", b"turn_until_us", b"turn_holder", b"turn_ms")
     token, until_us, turn_ms = (
         header_number(b"0" if text is None else text) for text in (turn[0], turn[1], turn[3])
     )
@@ -373,22 +372,23 @@ def acquire_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if turn[2] != holder:
         token = max(token + 1, now_us)
     until_us = now_us + lease_ms * 1000
-    lease = (b"turn_until_us", decimal(until_us), b"turn_ms", decimal(lease_ms))
-    keyspace.hset(keys[0], (b"turn_token", decimal(token), *lease, b"turn_holder", holder))
+    fields = (b"turn_until_us", decimal(until_us), b"turn_ms", decimal(lease_ms))
+    keyspace.hset(keys[0], (b"turn_token", decimal(token), *fields, b"turn_holder", holder))
     refresh_session_if_due(keyspace, keys, header.deadline_ms, ttl_ms, header.last_us, False)
     return [b"OK", token, until_us]
 
 
 def renew_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/renew_turn.lua"""
-    session_id, ttl_ms, token, lease_ms = args
+    session_id, ttl, token, lease = args
+    ttl_ms, lease_ms = int(ttl), int(lease)
     header = read_checked_header(keyspace, keys, session_id, b"")
-    if keyspace.hget(keys[0], b"turn_token") != decimal(token):
+    if keyspace.hget(keys[0], b"turn_token") != token:
         return [b"LOST"]
     until_us = keyspace.now_us + lease_ms * 1000
     if lease_ms > 0:
-        lease = (b"turn_until_us", decimal(until_us), b"turn_ms", decimal(lease_ms))
-        keyspace.hset(keys[0], lease)
+        fields = (b"turn_until_us", decimal(until_us), b"turn_ms", decimal(lease_ms))
+        keyspace.hset(keys[0], fields)
     else:
         keyspace.hset(keys[0], (b"turn_until_us", b"0", b"turn_holder", b""))
     refresh_session_if_due(keyspace, keys, header.deadline_ms, ttl_ms, header.last_us, False)
@@ -397,7 +397,7 @@ def renew_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def free_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/free_turn.lua"""
-    session_id, ttl_ms, created_us = args
+    session_id, ttl, created_us = args
     header = read_checked_header(keyspace, keys, session_id, created_us)
     stored = keyspace.hget(keys[0], b"turn_token")
     token = header_number(b"0" if stored is None else stored)
@@ -406,7 +406,7 @@ def free_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     token = max(token + 1, keyspace.now_us)
     lease = (b"turn_token", decimal(token), b"turn_until_us", b"0")
     keyspace.hset(keys[0], (*lease, b"turn_holder", b""))
-    refresh_session_if_due(keyspace, keys, header.deadline_ms, ttl_ms, header.last_us, False)
+    refresh_session_if_due(keyspace, keys, header.deadline_ms, int(ttl), header.last_us, False)
     return [b"OK"]
 
 
@@ -415,7 +415,7 @@ def free_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def update_session_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/update_session_state.lua"""
-    session_id, ttl_ms, created_us, condition, if_absent = args[:5]
+    session_id, ttl, created_us, condition, if_absent = args[:5]
     header = read_checked_header(keyspace, keys, session_id, created_us)
     version, last_us, deadline_ms = header[:3]
     refusal = check_condition(keyspace, keys[0], condition, version)
@@ -424,14 +424,14 @@ def update_session_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     check_tiers(keyspace, keys)
     change: Args | None = args[6:]
     sums: Reply = []
-    if args[5]:
+    if args[5] != b"0":
         change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, [5])
         if change is None:
             return sums  # a refusal
     assert change is not None
     write_tiers(keyspace, keys, change, 0, if_absent == b"1")
     new_version, is_new_member = write_header(keyspace, keys, session_id, version, last_us)
-    refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, last_us, is_new_member)
+    refresh_session_if_due(keyspace, keys, deadline_ms, int(ttl), last_us, is_new_member)
     if sums:
         return [b"ADDED", new_version, keyspace.now_us, sums]
     return [b"OK", new_version, keyspace.now_us]
@@ -440,16 +440,16 @@ def update_session_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def update_tier_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/update_tier_state.lua"""
     [tier] = keys
-    ttl_ms, if_absent = args[:2]
+    ttl, if_absent = args[:2]
     keyspace.hlen(tier)
     change: Args | None = args[3:]
     sums: Reply = []
-    if args[2]:
+    if args[2] != b"0":
         change, sums = fold_changes(keyspace, [tier], args, [2])
         if change is None:
             return sums  # a refusal
     assert change is not None
-    write_delta(keyspace, tier, change, 0, ttl_ms, if_absent == b"1")
+    write_delta(keyspace, tier, change, 0, int(ttl), if_absent == b"1")
     return [b"ADDED", sums] if sums else [b"OK"]
 
 
@@ -457,7 +457,7 @@ def touch_tier(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/touch_tier.lua"""
     [tier] = keys
     keyspace.hlen(tier)
-    refresh_tier(keyspace, tier, args[0])
+    refresh_tier(keyspace, tier, int(args[0]))
     return [b"OK"]
 
 

@@ -9,8 +9,10 @@ import pytest
 
 from benchmarks.chaos import faults
 from benchmarks.chaos.report import Outcome, Plan, as_table, as_text
-from benchmarks.chaos.run import CLUSTER_PLANS, SENTINEL_PLANS, run_fleet
+from benchmarks.chaos.run import ADDRESS_PLANS, CLUSTER_PLANS, SENTINEL_PLANS, run_fleet
+from benchmarks.rigs.addresses import MovingAddress
 from benchmarks.rigs.clusters import Cluster, SentinelGroup
+from benchmarks.rigs.nodes import Group
 
 SEED = 7
 _AGENTS = 40
@@ -23,7 +25,7 @@ BY_APP = Plan(
 )
 
 
-async def _run(group: Cluster | SentinelGroup, plan: Plan) -> Outcome:
+async def _run(group: Group, plan: Plan) -> Outcome:
     print(f"seed {SEED}")
     outcome = await run_fleet(group, plan, seed=SEED, seconds=0, agents=_AGENTS)
     assert outcome.broken == []
@@ -48,3 +50,10 @@ async def test_what_a_replica_confirmed_outlives_the_primary(replicated_cluster:
 @pytest.mark.timeout(_TIME_LIMIT_S)
 async def test_a_master_behind_sentinels_loses_nothing(sentinel_group: SentinelGroup) -> None:
     await _run(sentinel_group, SENTINEL_PLANS[0])
+
+
+@pytest.mark.timeout(_TIME_LIMIT_S)
+async def test_an_address_that_moves_to_the_new_primary_loses_nothing() -> None:
+    with MovingAddress() as group:
+        outcome = await _run(group, ADDRESS_PLANS[0])
+    assert outcome.account(faults.MOVE_ADDRESS.name).failures == 0

@@ -124,7 +124,7 @@ def _wait_for_pid(watchdog: Watchdog) -> None:
         time.sleep(0.01)
 
 
-def test_what_cannot_be_started_says_why(tmp_path: Path) -> None:
+def test_the_error_says_why_a_server_did_not_start(tmp_path: Path) -> None:
     watchdog = Watchdog("/no/such/program", str(tmp_path), {})
     while watchdog.is_running():
         time.sleep(0.01)
@@ -138,7 +138,7 @@ def test_a_node_that_runs_is_not_started_again(cluster: Cluster) -> None:
         node.restart()
 
 
-def test_a_cluster_that_cannot_form_says_why_and_leaves_nothing(
+def test_a_cluster_that_cannot_form_raises_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -59,7 +59,7 @@ async def test_many_agents_share_a_wait(replicated_cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_what_is_not_confirmed_is_told_and_done(
+async def test_a_write_that_is_not_confirmed_is_done_and_raises(
     replicated_cluster: Cluster, mode: str
 ) -> None:
     cluster = replicated_cluster
@@ -160,7 +160,7 @@ async def test_more_replicas_than_there_are(sentinel_group: SentinelGroup, mode:
     await greedy.aclose()
 
 
-async def test_callers_that_leave_disturb_nobody(replicated_cluster: Cluster) -> None:
+async def test_cancelled_callers_do_not_affect_others(replicated_cluster: Cluster) -> None:
     cluster = replicated_cluster
     service = make_service("async", cluster.url, wait_replicas=(1, 5))
     key = key_on(cluster, cluster.primaries()[0])

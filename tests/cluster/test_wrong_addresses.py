@@ -48,13 +48,13 @@ async def fails(mode: str, url: str, message: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("url", ["redis+cluster://{}", "redis+sentinel://{}/agents"])
-async def test_nobody_listens(closed: str, mode: str, url: str) -> None:
+async def test_no_server_listens(closed: str, mode: str, url: str) -> None:
     await fails(mode, url.format(closed), "no node of the cluster|no master found")
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("url", ["redis+cluster://{}", "redis+sentinel://{}/agents"])
-async def test_somebody_listens_and_says_nothing(silent: str, mode: str, url: str) -> None:
+async def test_the_server_does_not_answer(silent: str, mode: str, url: str) -> None:
     await fails(mode, url.format(silent), "no node of the cluster|no master found")
 
 

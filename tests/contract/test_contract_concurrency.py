@@ -60,7 +60,7 @@ async def test_of_many_get_or_creates_one_creates(service: Any) -> None:
     assert len(await service.list_sessions(**OWNER)) == 1
 
 
-async def test_of_many_creates_one_wins_and_the_others_are_told(service: Any) -> None:
+async def test_of_many_creates_one_succeeds_and_the_others_raise(service: Any) -> None:
     outcomes = await run_all(
         service.create_session(**IDS, state={"winner": number, f"user:{number}": True})
         for number in range(30)

@@ -518,7 +518,7 @@ async def test_a_session_key_serves_wherever_a_session_does(service: Any) -> Non
         assert numbers_of(await read(service)) == []
 
 
-async def test_every_write_to_a_missing_session_is_told(service: Any) -> None:
+async def test_every_write_to_a_missing_session_raises_session_not_found(service: Any) -> None:
     gone = await create(service)
     await service.delete_session(**IDS)
     event = Event("user", state_delta={"user:a": 1, "app:b": 2})

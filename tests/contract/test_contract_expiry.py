@@ -72,7 +72,7 @@ async def test_get_or_create_after_expiry_creates(
     assert new.version > old.version
 
 
-async def test_a_write_through_a_session_that_expired_is_told(
+async def test_a_write_through_an_expired_session_raises_session_not_found(
     make_service: ServiceFactory, advance_time: AdvanceTime
 ) -> None:
     service = make_service(session_ttl=TTL)
@@ -165,7 +165,7 @@ async def test_use_keeps_a_session(
     assert used.state["a"] == 1
 
 
-async def test_reading_does_not_keep_a_session_when_told_so(
+async def test_reads_do_not_refresh_with_refresh_ttl_on_read_false(
     make_service: ServiceFactory, advance_time: AdvanceTime
 ) -> None:
     service = make_service(session_ttl=TTL, refresh_ttl_on_read=False)

@@ -77,7 +77,7 @@ async def test_a_page_is_full_while_live_sessions_follow_expired_ones(
     assert [ids_of(page) async for page in pages(service, limit=2)] == [["kept", "oldest"]]
 
 
-async def test_ten_thousand_expired_ids_hide_nobody() -> None:
+async def test_ten_thousand_expired_ids_hide_no_session() -> None:
     """With default options, in memory. tests/redis/test_ttl.py does the same on servers."""
     now = [1e9]
     service = InMemorySessionService(session_ttl=60, clock=lambda: now[0])
@@ -138,7 +138,7 @@ async def test_only_what_moved_is_repeated(service: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_nobody_is_missed_while_others_write(service: Any, seed: int) -> None:
+async def test_no_session_is_missed_while_others_write(service: Any, seed: int) -> None:
     chance = random.Random(seed)
     names = [f"s{number}" for number in range(12)]
     await create_many(service, names)
@@ -169,7 +169,7 @@ async def test_a_page_after_an_offset_goes_on_with_its_cursor(service: Any) -> N
 
 
 @pytest.mark.parametrize("limit", [1, 3, 4])
-async def test_sessions_of_the_same_time_are_told_apart_by_id(limit: int) -> None:
+async def test_sessions_of_the_same_time_are_ordered_by_id(limit: int) -> None:
     """No two writes have the same time, so the index is given equal times here."""
     memory = MemoryExecutor()
     service = SessionService(make_ops(), AsyncMemoryExecutor(memory))

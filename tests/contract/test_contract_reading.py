@@ -170,7 +170,7 @@ async def test_a_poller_sees_every_event_once_while_the_log_is_trimmed(make_serv
     assert seen == ALL
 
 
-async def test_a_page_of_a_missing_session_is_told(service: Any) -> None:
+async def test_a_page_of_a_missing_session_raises_session_not_found(service: Any) -> None:
     with pytest.raises(SessionNotFound):
         await service.get_events(KEY)
 
@@ -268,7 +268,7 @@ async def test_a_deleted_session_is_not_listed(service: Any) -> None:
 # -- ping ---------------------------------------------------------------------------------------
 
 
-async def test_a_ping_tells_the_time_and_the_role(service: Any) -> None:
+async def test_a_ping_returns_the_time_and_the_role(service: Any) -> None:
     for _ in range(2):
         answer = await service.ping()
         assert timedelta(0) <= answer.round_trip < timedelta(seconds=10)

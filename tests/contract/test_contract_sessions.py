@@ -63,7 +63,7 @@ async def test_without_an_id_a_session_gets_a_new_one(service: Any, session_id: 
     assert {found.id for found in await service.list_sessions(**OWNER)} == set(names)
 
 
-async def test_an_id_that_is_taken_is_told_and_its_session_kept(service: Any) -> None:
+async def test_creating_a_session_that_exists_raises_and_changes_nothing(service: Any) -> None:
     await service.create_session(**IDS, state={"a": 1})
     await service.append_event(KEY, Event("user", 1))
     before = await read(service)

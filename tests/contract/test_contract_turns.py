@@ -73,7 +73,7 @@ class TestAcquire:
         assert turn.expires_at - timedelta(minutes=1) < datetime.now(UTC) + slack
         assert turn.expires_at.utcoffset() == timedelta(0)
 
-    async def test_nobody_else_gets_it_meanwhile(self, service: Any) -> None:
+    async def test_no_other_holder_gets_it_meanwhile(self, service: Any) -> None:
         session = await create(service)
         turn = await service.acquire_turn(session, lease=LONG)
         for holder in (session, KEY):
@@ -177,7 +177,7 @@ class TestRenew:
     async def test_one_that_was_lost_stays_lost(self, service: Any) -> None:
         await create(service)
         lost, now = await lose_turn(service)
-        with pytest.raises(TurnLost, match="another run has taken the turn"):
+        with pytest.raises(TurnLost, match="another run acquired it"):
             await service.renew_turn(lost)
         with pytest.raises(TurnTaken) as raised:
             await service.acquire_turn(KEY)
@@ -231,7 +231,7 @@ class TestAppend:
         lost, now = await lose_turn(service)
         before = await read(service)
         event = Event("user", 1, state_delta={"n": 1, "user:n": 1, "app:n": 1})
-        with pytest.raises(TurnLost, match="another run has taken the turn"):
+        with pytest.raises(TurnLost, match="another run acquired it"):
             await service.append_event(session, event, turn=lost)
         with pytest.raises(TurnLost):
             await service.append_events(session, [event, Event("user", 2)], turn=lost)

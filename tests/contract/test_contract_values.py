@@ -221,7 +221,9 @@ async def test_services_with_different_codecs_read_each_other(server: Server) ->
 
 
 @pytest.mark.parametrize("codec", FORMATS)
-async def test_a_carried_event_is_stored_like_any(make_service: ServiceFactory, codec: str) -> None:
+async def test_a_verified_event_is_stored_like_any_event(
+    make_service: ServiceFactory, codec: str
+) -> None:
     service = make_service(codec=codec)
     session = await create(service)
     values = {name: value for name, value in VALUES.items() if name != "200 kB nested"}

@@ -39,7 +39,7 @@ def client_count(server: Server) -> int:
 
 
 @asynccontextmanager
-async def nothing_unheard() -> AsyncIterator[None]:
+async def no_unhandled_errors() -> AsyncIterator[None]:
     """Fails if the event loop reports an error, such as an exception that was never retrieved."""
     complaints: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from faults_support import KEY, make_event
-from proxy import Proxy
 from support.servers import Server
 from support.services import make_service
 from support.waiting import poll_until
 
+from benchmarks.rigs.proxy import Proxy
 from sessionstore import BackendTimeout, NotReplicated
 from sessionstore.embedded import EmbeddedServer
 
@@ -146,7 +146,7 @@ async def test_a_server_that_answers_the_write_but_not_the_wait(proxy: Proxy, mo
         await service.append_event(KEY, make_event(3))
     proxy.hold("reply", after=size)
     started = time.monotonic()
-    with pytest.raises(NotReplicated, match="did not say in time"):
+    with pytest.raises(NotReplicated, match="did not report in time"):
         await service.append_event(KEY, make_event(4))
     assert time.monotonic() - started < CALL_TIMEOUT_S + MARGIN_S
     proxy.release("reply")

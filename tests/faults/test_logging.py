@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from proxy import Proxy
 from support.servers import Server
 from support.services import make_service
 from support.waiting import poll_until
 
+from benchmarks.rigs.proxy import Proxy
 from sessionstore import BackendError, BackendTimeout, BackendUnavailable, Event, SessionKey
 from sessionstore.embedded import EmbeddedServer
 from sessionstore.transport.log import NodeLog

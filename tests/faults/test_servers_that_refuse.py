@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import redis
 from faults_support import KEY, make_event, stored_count, warm
-from proxy import Proxy
 from support.events import ids_of
 from support.servers import Server
 from support.services import MODES, make_service
 from support.waiting import poll_until, wait_until
 
+from benchmarks.rigs.proxy import Proxy
 from sessionstore import BackendUnavailable, Event, SessionKey
 from sessionstore.embedded import EmbeddedServer
 

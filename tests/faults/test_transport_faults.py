@@ -6,17 +6,17 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import pytest
-from faults_support import KEY, client_count, make_event, nothing_unheard, stored_count, warm
-from proxy import Direction, Proxy
+from faults_support import KEY, client_count, make_event, no_unhandled_errors, stored_count, warm
 from support.events import ids_of
 from support.servers import Server
 from support.services import make_service
 from support.waiting import poll_until
 
+from benchmarks.rigs.proxy import Direction, Proxy
 from sessionstore import (
     BackendError,
     BackendTimeout,
@@ -28,6 +28,7 @@ from sessionstore.embedded import EmbeddedServer
 
 MODES = ("async", "sync")
 SOON_S = 3.0  # for steps that take less than half a second
+LATE_S = 1.5  # longer than a request takes on any network
 LANES = 4  # connections cut at the same time, to save waiting
 
 both_modes = pytest.mark.parametrize("mode", MODES)
@@ -98,6 +99,66 @@ async def test_append_is_exactly_once_wherever_the_connection_is_cut(
 
     sizes = await asyncio.gather(*(run_lane(lane) for lane in range(LANES)))
     assert min(sizes) > (200 if direction == "request" else 20)
+
+
+@both_modes
+@pytest.mark.parametrize("name", ["append_event", "delete_session"])
+async def test_a_repeat_that_arrives_late_undoes_nothing(
+    server: Server, proxy: Proxy, mode: str, name: str
+) -> None:
+    """The second attempt is sent soon. The server gets it after others undid the first."""
+
+    async def work(session_id: str) -> None:
+        if name == "append_event":
+            await service.append_event(SessionKey("a", "u", session_id), make_event(1))
+        else:
+            await service.delete_session(app_name="a", user_id="u", session_id=session_id)
+
+    async def is_done() -> bool:
+        stored = server.raw.exists(events_key, session_key)
+        return stored == (2 if name == "append_event" else 0)
+
+    async def undo() -> None:
+        if name == "append_event":
+            await direct.pop_event(KEY)
+        else:
+            await create(direct)
+
+    session_key, events_key = "session:{a:u}:s", "events:{a:u}:s"
+    service, direct = (make_service(mode, url) for url in (proxy.url, server.url))
+    for session_id in "xys":
+        await create(service, SessionKey("a", "u", session_id))
+    await work("x")  # from now on the server knows the script
+
+    async def size_of(call: Awaitable[object]) -> int:
+        before = proxy.passed("request")
+        await call
+        return proxy.passed("request") - before
+
+    size = await size_of(work("y"))
+    size_of_read = await size_of(service.get_user_state("a", "nobody"))
+    proxy.cut_all()
+    await poll_until(lambda: proxy.open_connections == 0, "the end of the connections")
+    size_of_handshake = await size_of(service.get_user_state("a", "nobody")) - size_of_read
+
+    proxy.cut("reply", 0)
+    proxy.hold("request", size + size_of_handshake + 10)  # these are bytes of the second attempt
+    task = asyncio.create_task(work("s"))
+    await poll_until(is_done, "the first attempt")
+    await undo()
+    undone_at = time.monotonic()
+    await poll_until(lambda: time.monotonic() > undone_at + LATE_S, "time to pass")
+    assert proxy.cuts == 1
+    assert proxy.cuts == 1
+    assert not task.done()
+    stored = server.snapshot()
+    proxy.release("request")
+    with pytest.raises(BackendUnavailable) as caught:
+        await task
+    assert caught.value.maybe_applied
+    assert server.snapshot() == stored
+    await service.aclose()
+    await direct.aclose()
 
 
 @both_modes
@@ -191,7 +252,7 @@ async def test_a_connection_that_ends_around_its_handshake_costs_no_time(
 
 
 @both_modes
-async def test_an_address_where_nobody_listens_is_reported_at_once(proxy: Proxy, mode: str) -> None:
+async def test_an_address_without_a_server_fails_at_once(proxy: Proxy, mode: str) -> None:
     proxy.refuse()
     service = make_service(mode, proxy.url)
     started = time.monotonic()
@@ -307,7 +368,7 @@ async def test_connecting_to_a_stopped_server_is_bounded_by_the_deadline(
 async def test_closing_does_not_wait_for_a_handshake(frozen: EmbeddedServer) -> None:
     service = make_service("async", frozen.url)
     os.kill(frozen.pid, signal.SIGSTOP)
-    async with nothing_unheard():
+    async with no_unhandled_errors():
         waiting = asyncio.create_task(create(service))
         await asyncio.sleep(0)
         started = time.monotonic()
@@ -385,7 +446,7 @@ async def test_an_answer_that_is_not_resp_is_an_error_and_no_hang(
     await service.append_events(KEY, [make_event(number) for number in (1, 2, 9)])
     await service.pop_event(KEY)  # the server knows the script now
     proxy.hold("reply")
-    async with asyncio.timeout(8), nothing_unheard():
+    async with asyncio.timeout(8), no_unhandled_errors():
         before = proxy.passed("request")
         waiting = asyncio.create_task(service.pop_event(KEY))
         await poll_until(lambda: proxy.passed("request") > before, "the request")
@@ -410,7 +471,7 @@ async def test_a_server_of_another_kind_is_reported(
         proxy.greet(nonsense)
         proxy.hold("reply")
         service = make_service(mode, proxy.url, call_timeout=2)
-        async with asyncio.timeout(8), nothing_unheard():
+        async with asyncio.timeout(8), no_unhandled_errors():
             with pytest.raises(SessionStoreError) as caught:
                 await create(service)
             assert type(caught.value) is BackendUnavailable
@@ -418,10 +479,10 @@ async def test_a_server_of_another_kind_is_reported(
             await service.aclose()
 
 
-async def test_an_answer_that_nobody_asked_for_ends_the_connection(proxy: Proxy) -> None:
+async def test_a_reply_without_a_request_ends_the_connection(proxy: Proxy) -> None:
     service = make_service("async", proxy.url)
     await create(service)
-    async with nothing_unheard():
+    async with no_unhandled_errors():
         proxy.inject(b"+OK\r\n")
         await poll_until(lambda: proxy.open_connections == 0, "the end of the connection")
         await service.append_event(KEY, make_event(1))

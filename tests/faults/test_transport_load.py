@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults_support import KEY, client_count, make_event, nothing_unheard, warm
-from proxy import Proxy
+from faults_support import KEY, client_count, make_event, no_unhandled_errors, warm
 from support.events import LONG_AGO, ids_of
 from support.servers import Server
 from support.services import WITH_TTL, make_service
 from support.waiting import DEADLINE_S, poll_until, wait_until
 
 import sessionstore.sync
+from benchmarks.rigs.proxy import Proxy
 from sessionstore import BackendUnavailable, Event, RedisSessionService, SessionKey
 from sessionstore.embedded import EmbeddedServer
 from sessionstore.transport.shared_connection import BYTES_IN_FLIGHT_LIMIT, CALLS_IN_FLIGHT_LIMIT
@@ -65,7 +65,7 @@ async def check_replies(service: Any) -> None:
 async def test_an_append_can_be_cancelled_at_every_step(
     server: Server, direct: RedisSessionService, is_warm: bool
 ) -> None:
-    async with nothing_unheard(), RedisSessionService(server.url, **WITH_TTL) as shared:
+    async with no_unhandled_errors(), RedisSessionService(server.url, **WITH_TTL) as shared:
         await check_replies(shared)
         step, cancelled = 0, 0
         while True:
@@ -120,7 +120,7 @@ async def test_callers_that_wait_for_room_can_be_cancelled(proxy: Proxy) -> None
 async def test_close_with_a_thousand_calls_in_flight(
     server: Server, direct: RedisSessionService
 ) -> None:
-    async with nothing_unheard():
+    async with no_unhandled_errors():
         service = RedisSessionService(server.url, **WITH_TTL)
         await check_replies(service)
         calls = [
@@ -146,7 +146,7 @@ async def test_close_with_a_thousand_calls_in_flight(
 
 @needs_users
 async def test_close_while_the_server_is_silent(proxy: Proxy) -> None:
-    async with nothing_unheard():
+    async with no_unhandled_errors():
         service = RedisSessionService(proxy.url, **WITH_TTL)
         await check_replies(service)
         proxy.hold("reply")
@@ -167,7 +167,7 @@ async def test_close_while_the_server_is_silent(proxy: Proxy) -> None:
 @needs_users
 async def test_close_at_every_step_of_a_first_call(server: Server) -> None:
     step = 0
-    async with nothing_unheard():
+    async with no_unhandled_errors():
         while True:
             service = RedisSessionService(server.url, **WITH_TTL)
             call = asyncio.create_task(service.get_user_state("a", "u3"))

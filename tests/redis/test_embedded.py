@@ -178,7 +178,7 @@ def test_a_data_dir_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["a symbolic link", "a directory"])
-def test_a_lock_file_that_is_none_is_left_alone(kind: str, tmp_path: Path) -> None:
+def test_a_lock_file_that_is_not_a_regular_file_is_refused(kind: str, tmp_path: Path) -> None:
     target, lock = tmp_path / "target", tmp_path / "data" / "sessionstore.lock"
     lock.parent.mkdir()
     target.write_text("precious")

@@ -20,7 +20,7 @@ from support.servers import Server
 from support.waiting import wait_until
 
 from sessionstore.cli import command_line, store
-from sessionstore.cli.fleet.run import a_core_each
+from sessionstore.cli.fleet.run import separate_cores
 from sessionstore.cli.store import growth, identify, redact_url
 from sessionstore.embedded import EmbeddedServer, find_servers
 from sessionstore.errors import BackendUnavailable
@@ -240,19 +240,19 @@ class TestCores:
         not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
         reason="needs two cores that can be chosen",
     )
-    def test_client_and_server_have_a_core_each_for_a_while(self) -> None:
+    def test_client_and_server_have_separate_cores_for_a_while(self) -> None:
         before = os.sched_getaffinity(0)
         with EmbeddedServer() as server:
-            with a_core_each(server.pid):
+            with separate_cores(server.pid):
                 client_cores, server_cores = map(os.sched_getaffinity, (0, server.pid))
                 assert len(server_cores) == 1
                 assert client_cores | server_cores == before
                 assert not client_cores & server_cores
             assert os.sched_getaffinity(0) == os.sched_getaffinity(server.pid) == before
             pid = server.pid
-        with a_core_each(pid):  # the server has ended
+        with separate_cores(pid):  # the server has ended
             pass
-        with a_core_each(None):
+        with separate_cores(None):
             assert os.sched_getaffinity(0) == before
 
 
@@ -316,7 +316,7 @@ class TestMessages:
         old = identify([{"redis_version": "6.2.14"}])
         monkeypatch.setattr(store, "identify", lambda _: old)
         complaint = complaint_of("--url", server.url)
-        assert complaint.endswith("Redis 6.2.14 is too old, the scripts need Redis 7.0")
+        assert complaint.endswith("Redis 6.2.14 is too old; Redis 7.0 or Valkey 7.2 is needed")
 
     def test_no_server_to_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class NoServer(EmbeddedServer):
@@ -324,7 +324,7 @@ class TestMessages:
                 raise BackendUnavailable("no server was found")
 
         monkeypatch.setattr(store, "EmbeddedServer", NoServer)
-        assert complaint_of() == "Error: cannot use a private server: no server was found"
+        assert complaint_of() == "Error: cannot start a private server: no server was found"
 
     @pytest.mark.parametrize(
         ("url", "redacted"),
@@ -353,7 +353,7 @@ class TestMessages:
         )
         assert result.returncode == 2
         assert result.stderr == (
-            "The command line needs an extra: pip install 'sessionstore[cli]'\n"
+            "The command needs the extra `cli`: pip install 'sessionstore[cli]'\n"
         )
 
     def test_figures_of_servers_are_added_up(self) -> None:
@@ -404,7 +404,7 @@ class TestInterruption:
             press_ctrl_c(process)
             stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 130, stderr
-        assert stderr == "Stopping and verifying; Ctrl-C again gives up.\n"
+        assert stderr == "Stopping the agents, then verifying. Ctrl-C again ends at once.\n"
         report = json.loads(stdout)
         assert report["is_interrupted"]
         assert report["verification"] == ALL_ZERO
@@ -433,7 +433,7 @@ class TestInterruption:
         assert report["num_failed_operations"] == 0
 
     @pytest.mark.without_ttl
-    def test_a_second_ctrl_c_gives_up(self, server: Server) -> None:
+    def test_a_second_ctrl_c_ends_at_once(self, server: Server) -> None:
         with started("--url", server.url, *ENDLESS) as process:
             wait_for_writes(server.raw)
             server.raw.client_pause(60_000, all=False)  # Writes in flight do not finish.

@@ -26,21 +26,21 @@ ON_CONNECT = {"HELLO", "CLIENT", "SELECT", "AUTH", "PING"}
 Seen = list[tuple[str, bool]]  # name of a command, and whether a script called it
 
 
-class Ear:
+class CommandRecorder:
     """Records every command that a server receives."""
 
     def __init__(self, server: Server) -> None:
         self._raw = server.raw
         self._monitor = server.raw.monitor()  # type: ignore[no-untyped-call]  # redis-py has no types
 
-    def __enter__(self) -> Ear:
+    def __enter__(self) -> CommandRecorder:
         self._monitor.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._monitor.__exit__(*error)
 
-    def heard(self) -> Seen:
+    def commands(self) -> Seen:
         """The commands since the last call, without those of the test's own client."""
         marker = uuid4().hex
         self._raw.echo(marker)
@@ -65,10 +65,10 @@ async def test_commands_and_round_trips(server: Server, service: Any, operation:
     scene = await prepare(service, server, operation)
     await operation.run(service, scene)  # opens the connections and sends the scripts
     scene = await prepare(service, server, operation)
-    with Ear(server) as ear:
-        ear.heard()
+    with CommandRecorder(server) as recorder:
+        recorder.commands()
         await operation.run(service, scene)
-        seen = ear.heard()
+        seen = recorder.commands()
     sent = [name for name, is_lua in seen if not is_lua]
     assert set(sent) <= ON_THE_WIRE - {"EVAL"} | set(operation.rights.split())
     assert {name for name, is_lua in seen if is_lua} <= IN_SCRIPTS
@@ -92,10 +92,10 @@ async def test_a_list_without_expired_sessions_takes_two_round_trips(
     for number in range(3):
         await service.create_session(app_name="a", user_id="u", session_id=f"s{number}")
     await service.list_sessions(app_name="a", user_id="u")
-    with Ear(server) as ear:
-        ear.heard()
+    with CommandRecorder(server) as recorder:
+        recorder.commands()
         await service.list_sessions(app_name="a", user_id="u", event_num=5)
-        sent = [name for name, _ in ear.heard()]
+        sent = [name for name, _ in recorder.commands()]
     assert sent[0] == "ZRANGE"
     assert sent[1] == "MULTI"
     assert sent[-1] == "EXEC"
@@ -105,11 +105,11 @@ async def test_a_list_without_expired_sessions_takes_two_round_trips(
 async def test_commands_from_the_first_connect_on(server: Server, service: Any) -> None:
     """Nothing is looked up, registered or configured before the first call."""
     server.raw.script_flush()
-    with Ear(server) as ear:
-        ear.heard()
+    with CommandRecorder(server) as recorder:
+        recorder.commands()
         await service.create_session(app_name="a", user_id="u", session_id="s")
         await service.get_session(app_name="a", user_id="u", session_id="s")
-        seen = ear.heard()
+        seen = recorder.commands()
     sent = {name for name, is_lua in seen if not is_lua}
     assert sent <= ON_THE_WIRE | ON_CONNECT
     assert "EVAL" in sent
@@ -121,10 +121,10 @@ async def test_nothing_is_allowed_that_is_not_used(server: Server, service: Any)
     for operation in OPERATIONS:
         scene = await prepare(service, server, operation)
         server.raw.script_flush()
-        with Ear(server) as ear:
-            ear.heard()
+        with CommandRecorder(server) as recorder:
+            recorder.commands()
             await operation.run(service, scene)
-            used |= {name for name, _ in ear.heard()}
+            used |= {name for name, _ in recorder.commands()}
     used |= await _used_otherwise(server)
     server.raw.flushall()
     assert ALLOWED - used == set()
@@ -145,12 +145,12 @@ async def test_users_are_listed_only_with_the_right_to_scan(server: Server) -> N
 async def _used_otherwise(server: Server) -> set[str]:
     """Commands for a session without a TTL, and for one whose log is full."""
     service = RedisSessionService(server.url, session_event_limit=1)
-    with Ear(server) as ear:
-        ear.heard()
+    with CommandRecorder(server) as recorder:
+        recorder.commands()
         ids: dict[str, Any] = {"app_name": "a", "user_id": "eternal", "session_id": "t"}
         session = await service.create_session(**ids)
         for name in ("e1", "e2"):
             await service.append_event(session, make_event(name))
-        used = {name for name, _ in ear.heard()}
+        used = {name for name, _ in recorder.commands()}
     await service.aclose()
     return used

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import pytest
 from redis.crc import key_slot
 from redis_support import IDS, USER
 from support.events import LONG_AGO, NOON, ids_of, make_event
@@ -16,8 +14,6 @@ from support.servers import Server
 from support.services import WITH_TTL
 
 from sessionstore import Event, RedisSessionService, SessionKey
-
-GOLDEN = Path(__file__).parent / "golden_keyspace"
 
 
 async def store_something(service: RedisSessionService, **ids: str) -> None:
@@ -177,78 +173,3 @@ async def test_all_keys_of_a_user_share_a_slot(server: Server) -> None:
     assert all(len(found) == 1 for found in slots.values())
     # Users spread over the cluster.
     assert len(set.union(*slots.values())) > 15
-
-
-# -- old bytes --------------------------------------------------------------------------------
-
-
-def raw_value(value: Any) -> bytes:
-    if isinstance(value, dict):
-        return bytes.fromhex(value["hex"])
-    return str(value).encode()
-
-
-@pytest.mark.parametrize("name", ["json_by_user", "msgpack_by_app"])
-@pytest.mark.parametrize("codec", ["json", "msgpack"])
-async def test_a_stored_keyspace_stays_readable(server: Server, name: str, codec: Any) -> None:
-    golden = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
-    for command in golden["commands"]:
-        server.raw.execute_command(*map(raw_value, command))  # type: ignore[no-untyped-call]  # redis-py has no types for it
-    before = server.snapshot()
-    ids: dict[str, Any] = {"app_name": "support bot", "user_id": "anna:{1}"}
-    key = SessionKey(**ids, session_id="chat/1 ü")
-    events = [
-        Event("user", {"text": "Grüß Gott"}, id="e1", timestamp=NOON - timedelta(days=1)),
-        Event(
-            "agent",
-            {"text": "Hello", "tools": [{"name": "lookup", "args": {"id": 7}}]},
-            id="e2",
-            timestamp=NOON,
-            invocation_id="run-1",
-            branch="main.sub",
-            metadata={"model": "m", "tokens": 12},
-        ),
-        Event(
-            "tool",
-            [1, 2.5, None, True, ""],
-            id="e3",
-            timestamp=NOON + timedelta(days=9),
-            state_delta={"n": 4, "user:lang": "en"},
-            state_removed=["topic"],
-        ),
-    ]
-    if name.startswith("msgpack"):
-        native = {"blob": b"\x00\x01", "when": NOON, 1: "int key"}
-        events.append(Event("tool", native, id="e4", timestamp=NOON + timedelta(days=9)))
-    state = {
-        "n": 4,
-        "raw": b"\x00\xff",
-        "user:lang": "en",
-        "user:flags": {"beta": True},
-        "app:motd": ["hi", None, 1.5],
-    }
-    # A service reads every format, whichever it writes.
-    async with RedisSessionService(server.url, codec=codec, **golden["options"]) as service:
-        found = await service.get_session(**ids, session_id=key.session_id)
-        assert found
-        assert found.state == state
-        assert found.events == events
-        assert found.version == len(events) + 3
-        assert found.created_at == NOON
-        assert found.updated_at == NOON + timedelta(seconds=len(events) + 1)
-        listed = await service.list_sessions(**ids)
-        assert [each.id for each in listed] == ["empty", "chat/1 ü"]
-        assert listed[1].state == state
-        page = await service.get_events(key, limit=2)
-        assert page.events == events[:2]
-        assert (page.first, page.last) == (1715688000123456, 1715774400123456)
-        assert server.snapshot() == before
-        # The session can be continued.
-        await service.append_event(found, make_event("new", state_delta={"n": 5}))
-        assert (await service.pop_event(found)) == make_event("new", state_delta={"n": 5})
-        again = await service.get_session(**ids, session_id=key.session_id)
-        assert again
-        assert again.state == state | {"n": 5}
-        assert again.events == events
-        assert again.version == found.version > len(events) + 5
-        await service.append_event(SessionKey(**ids, session_id="empty"), make_event("first"))

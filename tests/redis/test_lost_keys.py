@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
-from support.events import make_event, numbered, numbers_of
+from support.events import numbered, numbers_of
 from support.servers import Server
 from support.services import make_service
 from support.sessions import IDS, KEY, OWNER, create, read
 
-from sessionstore import (
-    BackendRejected,
-    CorruptData,
-    Event,
-    EventsMissing,
-    SessionKey,
-    SessionNotFound,
-)
+from benchmarks.chaos import eviction
+from sessionstore import CorruptData, Event, EventsMissing, SessionKey, SessionNotFound
 
 SESSION, EVENTS = "session:{app:user}:sid", "events:{app:user}:sid"
 
@@ -32,6 +25,7 @@ async def service(server: Server) -> Any:
 
 READS: dict[str, Any] = {
     "get_session": lambda service: service.get_session(**IDS),
+    "get_session event_num=0": lambda service: service.get_session(**IDS, event_num=0),
     "get_session event_num": lambda service: service.get_session(**IDS, event_num=1),
     "get_or_create_session": lambda service: service.get_or_create_session(**IDS),
     "get_events": lambda service: service.get_events(KEY),
@@ -40,7 +34,7 @@ READS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize("name", [name for name in READS if name != "get_session event_num=0"])
 async def test_no_read_returns_fewer_events_than_there_were(
     server: Server, service: Any, name: str
 ) -> None:
@@ -84,7 +78,8 @@ async def test_a_lost_header_is_an_error_until_the_session_is_repaired_or_create
     old = await create(service, state={"n": 1})
     await service.append_events(old, numbered(1, 2))
     server.raw.delete(SESSION)
-    for name in ("get_session", "get_or_create_session", "get_events"):
+    names = ("get_session", "get_session event_num=0", "get_or_create_session", "get_events")
+    for name in names:
         with pytest.raises(CorruptData, match="repair_session") as caught:
             await READS[name](service)
         assert caught.value.key.startswith(SESSION)
@@ -102,6 +97,35 @@ async def test_a_lost_header_is_an_error_until_the_session_is_repaired_or_create
     new = await create(service)
     assert await read(service) == new
     assert new.events == []
+
+
+async def test_a_list_leaves_out_a_session_whose_header_is_lost(
+    server: Server, service: Any
+) -> None:
+    for name in ("a", "b", "c"):
+        await create(service, SessionKey("app", "user", name))
+        await service.append_events(SessionKey("app", "user", name), numbered(1))
+    server.raw.delete("session:{app:user}:b")
+    for event_num in (0, 2):
+        listed = await service.list_sessions(**OWNER, event_num=event_num)
+        assert [each.id for each in listed] == ["c", "a"]
+    await service.repair_session(SessionKey("app", "user", "b"))
+    assert [each.id for each in await service.list_sessions(**OWNER)] == ["b", "c", "a"]
+
+
+async def test_a_list_counts_the_events_of_sessions_whose_header_does_not(
+    server: Server, service: Any
+) -> None:
+    """Release 0.1.0 stored no count."""
+    for number in range(5):
+        key = SessionKey("app", "user", f"s{number}")
+        await create(service, key)
+        await service.append_events(key, numbered(*range(number)))
+        if number % 2:
+            server.raw.hdel(f"session:{{app:user}}:s{number}", "count", "event_limit")
+    for event_num in (0, 2):
+        listed = await service.list_sessions(**OWNER, event_num=event_num)
+        assert [each.event_count for each in listed] == [4, 3, 2, 1, 0]
 
 
 async def test_what_is_gone_as_a_whole_cannot_be_repaired(service: Any) -> None:
@@ -138,45 +162,11 @@ async def test_a_damaged_header_is_named_and_nothing_is_written(
         await write()
 
 
-@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-lru", "volatile-ttl"])
+@pytest.mark.parametrize("policy", eviction.POLICIES)
 async def test_eviction_is_never_silent(server: Server, policy: str) -> None:
-    """Each read shows every event, or raises; each key that is left has a deadline."""
-    chance = random.Random(7)
-    service = make_service("async", server.url, session_event_limit=None)
-    expected: dict[str, int] = {}
-    num_damaged = num_read = 0
-    used = int(server.raw.info("memory")["used_memory"])
-    try:
-        server.raw.config_set("maxmemory-policy", policy)
-        server.raw.config_set("maxmemory", used + 1_500_000)
-        for step in range(1500):
-            name = f"s{chance.randrange(60)}"
-            key = SessionKey("app", "user", name)
-            try:
-                if name not in expected:
-                    await create(service, key)
-                    expected[name] = 0
-                await service.append_event(key, make_event(step, metadata={"text": "x" * 2000}))
-                expected[name] += 1
-            except (SessionNotFound, CorruptData):
-                num_damaged += 1
-                del expected[name]
-                await service.delete_session(**OWNER, session_id=name)
-            except BackendRejected:
-                pass
-            other = f"s{chance.randrange(60)}"
-            try:
-                found = await service.get_session(**OWNER, session_id=other)
-            except CorruptData:
-                num_damaged += 1
-                continue
-            if found is not None:
-                num_read += 1
-                assert len(found.events) == expected[other]
-    finally:
-        server.raw.config_set("maxmemory", 0)
-        server.raw.config_set("maxmemory-policy", "noeviction")
-    assert num_damaged > 0
-    assert num_read > 100
-    assert all(deadline > 0 for _, _, deadline in server.snapshot().values())
-    await service.aclose()
+    """`python -m benchmarks.chaos.eviction` does the same for longer."""
+    outcome = await eviction.run(server.url, server.raw, policy, seed=7, steps=800)
+    assert (outcome.shortened, outcome.without_deadline) == (0, 0)
+    assert min(outcome.evicted, outcome.refused.total()) > 10
+    assert outcome.whole > 100
+    assert len(outcome.calls) == 7, "an operation never succeeded"

@@ -73,7 +73,7 @@ async def test_a_wrong_type_is_refused_whole(
             assert is_refused == operation.uses(slot) or (is_refused and is_refresh), outcome
             if is_refused:
                 assert type(outcome) is BackendRejected
-                assert "WRONGTYPE" in str(outcome)
+                assert f"(WRONGTYPE; key: {key.decode()})" in str(outcome)
                 assert not outcome.maybe_applied
                 assert server.snapshot() == before
             else:

@@ -161,7 +161,7 @@ async def test_a_password_that_is_changed_while_connected(
     await service.aclose()
 
 
-async def test_a_user_without_permission_is_told_so(guarded: EmbeddedServer) -> None:
+async def test_a_user_without_permission_gets_backend_rejected(guarded: EmbeddedServer) -> None:
     with redis.Redis(unix_socket_path=guarded.socket_path, password=PASSWORD) as raw:
         raw.acl_setuser("reader", enabled=True, passwords=["+his"], keys=["*"], commands=["+@read"])
     options = {"username": "reader", "password": "his"}
@@ -333,7 +333,7 @@ async def test_options_that_would_break_the_promises_are_refused(
 # -- servers that cannot be used---------------------------------------------------------------
 
 
-def test_a_server_that_is_too_old_is_told_from_a_broken_script() -> None:
+def test_the_error_names_a_server_that_is_too_old() -> None:
     # The reply of Redis 6.2 to a script that begins with `#!lua`.
     text = "ERR Error compiling script (new function): user_script:1: unexpected symbol near '#'"
     call = calls.Call("append_event", lambda replies: replies)
@@ -346,7 +346,7 @@ def test_a_server_that_is_too_old_is_told_from_a_broken_script() -> None:
 
 
 @both_modes
-async def test_a_read_only_replica_is_told_so(server: Server, mode: str) -> None:
+async def test_writes_to_a_read_only_replica_fail(server: Server, mode: str) -> None:
     service = make_service(mode, server.url)
     [needs_turn] = [each for each in OPERATIONS if each.name == "renew_turn"]
     scene = await prepare(service, server, needs_turn)

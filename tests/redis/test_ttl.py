@@ -266,7 +266,7 @@ async def test_expired_sessions_vanish_from_lists_and_from_the_index(
     assert server.all_keys() == []
 
 
-async def test_ten_thousand_expired_ids_hide_nobody(server: Server, make: Make) -> None:
+async def test_ten_thousand_expired_ids_hide_no_session(server: Server, make: Make) -> None:
     service = make(session_ttl=100)
     await service.create_session(**IDS)
     score: Any = server.raw.zscore(INDEX, "s")

@@ -129,7 +129,7 @@ OPERATIONS = (
     Operation(
         "list_sessions",
         lambda s, at: s.list_sessions(**at.owner),
-        keys=ALL,
+        keys="session index user app",
         kind="read",
         calls=2,
     ),

@@ -1,4 +1,7 @@
-"""Waiting for a condition, with a deadline. Tests never sleep for a fixed time instead."""
+"""Waiting for a condition, with a deadline. Tests never sleep for a fixed time instead.
+
+`wait_until` blocks the thread; the benchmarks use it too. `poll_until` lets other tasks run.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,18 @@ import inspect
 import time
 from collections.abc import Callable
 
+from benchmarks.rigs.nodes import wait_until
+
+__all__ = ["DEADLINE_S", "poll_until", "wait_until"]
+
 DEADLINE_S = 30.0
 """How long a test waits for a condition. Nothing takes so long, even on a busy machine."""
 
 _PAUSE_S = 0.002
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Return as soon as a condition holds. Blocks the thread.
-
-    Args:
-        condition: called repeatedly; a true result ends the wait.
-        what: what is awaited, for the message of a failure.
-    """
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"still waiting after {DEADLINE_S:g} s for {what}"
-        time.sleep(_PAUSE_S)
-
-
 async def poll_until(condition: Callable[[], object], what: str) -> None:
-    """Return as soon as a condition holds. The event loop runs on meanwhile.
+    """Return as soon as a condition holds. Other tasks run meanwhile.
 
     Args:
         condition: a plain or an async function.

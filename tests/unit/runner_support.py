@@ -104,7 +104,7 @@ async def echo(context: RunContext) -> AsyncIterator[Event]:
     yield Event("assistant", f"You said {context.message}")
 
 
-class Witness:
+class ScriptedAgent:
     """An agent that records how far it came and whether its clean-up ran."""
 
     def __init__(self, *steps: Event | Exception) -> None:

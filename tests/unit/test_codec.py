@@ -579,7 +579,7 @@ def test_an_unknown_codec_is_refused(name: Any) -> None:
 
 
 @each_format
-def test_a_carried_event_is_written_like_any_and_not_read_back(format_name: Format) -> None:
+def test_a_verified_event_is_encoded_like_any_event_without_the_check(format_name: Format) -> None:
     codec = CODECS[format_name]
     fields: dict[str, Any] = {
         "content": {"a": [1, None]},
@@ -606,7 +606,7 @@ def test_other_events_are_read_back(format_name: Format) -> None:
 
 
 @each_format
-def test_a_carried_event_is_refused_if_it_cannot_be_written(format_name: Format) -> None:
+def test_a_verified_event_that_cannot_be_encoded_is_refused(format_name: Format) -> None:
     codec = Codec(format_name, event_size_limit=200, value_size_limit=50)
 
     def encode(content: Any) -> Any:
@@ -706,13 +706,13 @@ NO_EVENTS = [
 
 
 @pytest.mark.parametrize("data", CORRUPT, ids=lambda data: repr(data[:20]))
-def test_bytes_that_are_no_value_are_told(data: bytes) -> None:
+def test_bytes_that_are_not_a_value_raise(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # its message is not for users
         decode_value(data)
 
 
 @pytest.mark.parametrize("data", [*CORRUPT, *NO_EVENTS], ids=lambda data: repr(data[:20]))
-def test_bytes_that_are_no_event_are_told(data: bytes) -> None:
+def test_bytes_that_are_not_an_event_raise(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # its message is not for users
         decode_event(data)
 
@@ -721,7 +721,7 @@ def test_bytes_that_are_no_event_are_told(data: bytes) -> None:
 @given(
     st.one_of(st.binary(), st.binary().map(lambda data: b"\x01" + data), st.text().map(str.encode))
 )
-def test_any_bytes_decode_or_are_told(data: bytes) -> None:
+def test_any_bytes_decode_or_raise_value_error(data: bytes) -> None:
     for decode in (decode_value, decode_event):
         with contextlib.suppress(ValueError):
             decode(data)

@@ -10,6 +10,7 @@ import pytest
 
 from sessionstore.calls import Call
 from sessionstore.drive import drive_async
+from sessionstore.errors import CorruptData
 
 READ = (("ZRANGE", b"events", 0, -1),)
 LARGE = b"x" * 100_000
@@ -59,7 +60,7 @@ async def test_only_large_replies_are_decoded_in_a_thread(
 
 async def test_errors_of_a_thread_reach_the_flow() -> None:
     def fail(_: Any) -> Any:
-        raise ValueError("corrupt")
+        raise CorruptData("corrupt", key="k")
 
-    with pytest.raises(ValueError, match="corrupt"):
+    with pytest.raises(CorruptData, match="corrupt"):
         await drive_async(flow(Call("read", fail, commands=READ), 1), Replying([LARGE] * 30))

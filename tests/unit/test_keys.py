@@ -82,7 +82,7 @@ def test_what_is_no_id_is_refused_by_name(value: Any, reason: str) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
-def test_a_bad_id_is_refused_whatever_key_is_asked_for(position: int) -> None:
+def test_every_key_refuses_a_bad_id(position: int) -> None:
     names = ["app_name", "user_id", "session_id"]
     triple: list[Any] = ["a", "u", "s"]
     triple[position] = ""
@@ -127,7 +127,7 @@ def test_keys_are_spelled_as_documented() -> None:
 
 @unhurried
 @given(triples, prefixes, st.sampled_from(["user", "app"]))
-def test_all_ways_to_a_key_spell_it_alike(
+def test_all_functions_spell_a_key_the_same_way(
     triple: Triple, prefix: str, partition_by: PartitionBy
 ) -> None:
     keys = Keys(prefix, partition_by)

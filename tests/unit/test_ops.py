@@ -48,7 +48,7 @@ each_options = pytest.mark.parametrize("options", OPTIONS, ids=["without_ttl", "
 
 @each_options
 @each_operation()
-async def test_a_call_is_built_alike_every_time(
+async def test_the_same_call_is_built_every_time(
     monkeypatch: pytest.MonkeyPatch, operation: Operation, options: dict[str, Any]
 ) -> None:
     """Given the same random ids."""
@@ -73,8 +73,7 @@ async def test_a_call_is_data_that_does_not_change(
     for call in await calls_of(operation, **options):
         assert isinstance(call.keys, tuple)
         assert isinstance(call.args, tuple)
-        assert all(isinstance(key, bytes) for key in call.keys)
-        assert all(type(arg) in (bytes, str, int) for arg in call.args)
+        assert all(type(part) is bytes for part in (*call.keys, *call.args))
         assert all(type(arg) in (bytes, str, int) for command in call.commands for arg in command)
         with pytest.raises(AttributeError):
             call.keys = ()  # type: ignore[misc]  # it cannot be set
@@ -82,7 +81,9 @@ async def test_a_call_is_data_that_does_not_change(
 
 @each_options
 @each_operation()
-async def test_a_call_says_what_it_does(operation: Operation, options: dict[str, Any]) -> None:
+async def test_calls_declare_whether_they_write_and_may_be_repeated(
+    operation: Operation, options: dict[str, Any]
+) -> None:
     calls = await calls_of(operation, **options)
     assert all(call.idempotent for call in calls) == operation.idempotent
     # A list prunes expired sessions from the index. That is a write.
@@ -286,7 +287,7 @@ def test_a_reply_that_no_header_declares_is_a_bug_of_ours() -> None:
         ("ERR BUG that cannot happen", ScriptContractError),
     ],
 )
-def test_a_servers_error_is_told_for_what_it_is(message: str, kind: type[Exception]) -> None:
+def test_an_error_reply_becomes_the_right_exception(message: str, kind: type[Exception]) -> None:
     call = make_ops().delete_session(KEY)
     error = reply_error(call, message)
     assert type(error) is kind

@@ -12,9 +12,17 @@ from typing import Any
 
 import pytest
 from support.readmes import ROOT, blocks, readmes
+from support.services import make_ops
 
 import sessionstore
-from sessionstore import InMemorySessionService, RedisSessionService, SessionService
+from sessionstore import (
+    Event,
+    InMemorySessionService,
+    RedisSessionService,
+    SessionKey,
+    SessionService,
+    flows,
+)
 
 README = ROOT / "README.md"
 TEXT = README.read_text("utf-8")
@@ -83,7 +91,7 @@ def test_the_table_of_options_is_complete() -> None:
     assert set(said) == set(defaults)
     special = {
         "url": "",
-        "session_event_limit": "its own, 1000 if new",
+        "session_event_limit": "1000 for new sessions",
         "event_size_limit": "8 MiB",
         "value_size_limit": "8 MiB",
     }
@@ -143,3 +151,16 @@ def test_the_targets_in_the_readme_of_the_benchmarks_are_those_of_the_report() -
     table = report.partition("## Targets")[2].partition("\n\n")[2].strip()
     assert table.count("\n") > 20
     assert table in readme
+
+
+def test_the_tail_in_the_readme_of_the_scripts_is_what_append_event_sends() -> None:
+    text = (ROOT / "lua" / "README.md").read_text("utf-8").partition("### The tail\n")[2]
+    event = re.search(r"`(Event\(.+?\))`", text, re.DOTALL)
+    assert event is not None
+    table = text.partition("```text\n")[2].partition("```")[0]
+    shown = [word for line in table.splitlines() for word in line[:18].split()]
+    key = SessionKey("shop", "ann", "today")
+    call: Any = next(flows.append_event(make_ops(), key, eval(event[1], {"Event": Event}), None))
+    sent = [part.decode() if isinstance(part, bytes) else str(part) for part in call.args[8:]]
+    assert shown == sent
+    assert f"ARGV[{len(call.args)}]" in text

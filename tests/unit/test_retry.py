@@ -262,20 +262,20 @@ def test_a_repeat_after_an_unknown_outcome_carries_its_age() -> None:
     assert _age_us(tried.fail(ErrorReply("NOSCRIPT"))) == 0
     assert _age_us(tried.fail(ErrorReply("LOADING"))) == 0
     assert _age_us(tried.fail(ConnectFailed("refused", final=False))) == 0
-    time.sleep(0.002)
-    assert 1_002_000 <= _age_us(tried.fail(ConnectionLost("gone"))) <= 10_000_000
+    assert _age_us(tried.fail(ConnectionLost("gone"))) > 1_000_000
     # From now on each attempt may be a repeat.
-    assert _age_us(tried.fail(moved())) >= 1_002_000
-    assert _age_us(tried.fail(ConnectFailed("refused", final=False))) >= 1_002_000
+    assert _age_us(tried.fail(moved())) > 1_000_000
+    assert _age_us(tried.fail(ConnectFailed("refused", final=False))) > 1_000_000
 
 
-def test_the_age_counts_from_the_beginning_of_the_call() -> None:
+def test_the_age_counts_from_the_beginning_of_the_call_to_its_deadline() -> None:
+    """The server may get the repeat at any time until then."""
     attempts = Attempts(AGED, time.monotonic() + 10, SingleTopology(), ConnectHistory())
     steps = attempts.steps(ConnectionLost("gone"), ONLY, time.monotonic() - 5)
     step = next(steps)
     while not isinstance(step, Send):
         step = steps.send(None)
-    assert 6_000_000 <= _age_us(step) <= 10_000_000
+    assert 15_000_000 <= _age_us(step) <= 17_000_000
 
 
 def test_other_calls_do_not_change_when_they_are_repeated() -> None:
@@ -378,8 +378,26 @@ async def test_the_drivers_perform_steps_until_one_gives_replies(mode: str) -> N
 
 
 @pytest.mark.parametrize("mode", ["async", "sync"])
-@pytest.mark.parametrize("error", [ErrorReply("WRONGTYPE"), RuntimeError("a bug")])
+@pytest.mark.parametrize("error", [ErrorReply("ERR no"), RuntimeError("a bug")])
 async def test_the_drivers_raise_what_ends_the_attempts(mode: str, error: Exception) -> None:
     expected = BackendRejected if isinstance(error, AttemptFailed) else RuntimeError
     with pytest.raises(expected):
         await _run(mode, Script(error))
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+async def test_the_key_of_a_wrong_type_is_searched_for(mode: str) -> None:
+    script = Script(ErrorReply("WRONGTYPE"), [3], ErrorReply("WRONGTYPE"))
+    session, events, _ = WRITE.keys
+    with pytest.raises(BackendRejected) as caught:
+        await _run(mode, script)
+    assert f"(WRONGTYPE; key: {events.decode()})" in str(caught.value)
+    checks = [step.call for step in script.steps if isinstance(step, Send) and step.call]
+    assert [check.commands for check in checks] == [(("HLEN", session),), (("ZCARD", events),)]
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+async def test_a_key_of_a_wrong_type_that_is_not_found_is_not_named(mode: str) -> None:
+    for outcomes in ([[0]] * 3, [[0], ErrorReply("NOPERM")], [ConnectionLost("gone")]):
+        with pytest.raises(BackendRejected, match="WRONGTYPE; first key: session:"):
+            await _run(mode, Script(ErrorReply("WRONGTYPE"), *outcomes))

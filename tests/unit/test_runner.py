@@ -100,7 +100,7 @@ class TestRunState:
         assert (riding.id, riding.content, riding.metadata) == (event.id, "x", {"m": 1})
         assert event.state_delta == {}
 
-    def test_what_an_event_says_itself_counts_more(self) -> None:
+    def test_values_of_the_event_take_precedence(self) -> None:
         state = RunState(session_with(a=1, b=2, c=3, d=4))
         state["a"] = "state"
         state["b"] = "state"
@@ -279,7 +279,7 @@ class TestAgents:
         ],
         ids=["object", "method", "function", "coroutine", "iterator", "iterable"],
     )
-    async def test_whatever_gives_events_will_do(self, agent: Any) -> None:
+    async def test_every_kind_of_agent_works(self, agent: Any) -> None:
         async with Runner(APP, agent) as runner:
             [event] = await all_of(runner.run(USER, "sid", "Ann"))
             assert event.content == "Hello Ann"
@@ -300,7 +300,9 @@ class TestAgents:
         ("agent", "kind"),
         [(lambda _: None, "NoneType"), (lambda _: iter([Event("x")]), "list_iterator")],
     )
-    async def test_one_that_gives_something_else_is_told(self, agent: Any, kind: str) -> None:
+    async def test_an_agent_that_returns_something_else_is_refused(
+        self, agent: Any, kind: str
+    ) -> None:
         async with Runner(APP, agent) as runner:
             with pytest.raises(InvalidArgument, match=rf"run\(context\) returned {kind}"):
                 await all_of(runner.run(USER, "sid", "Ann"))

@@ -18,7 +18,7 @@ from runner_support import (
     KEY,
     USER,
     Gate,
-    Witness,
+    ScriptedAgent,
     all_of,
     failing,
     make_service,
@@ -46,7 +46,7 @@ class TestErrors:
     async def test_an_error_is_stored_and_raised(self, after: int) -> None:
         error = ValueError("out of paper")
         events = [Event("agent", number) for number in range(after)]
-        agent = Witness(*events, error)
+        agent = ScriptedAgent(*events, error)
         async with Runner(APP, agent) as runner:
             run = runner.run(USER, "sid", "x")
             for number in range(after):
@@ -73,14 +73,14 @@ class TestErrors:
             assert content == {"error": {"type": "ValueError", "message": "no model"}}
 
     async def test_a_message_that_is_no_text_is_stored_all_the_same(self) -> None:
-        async with Runner(APP, Witness(ValueError("/tmp/\udcff"))) as runner:
+        async with Runner(APP, ScriptedAgent(ValueError("/tmp/\udcff"))) as runner:
             with pytest.raises(ValueError, match="/tmp/"):
                 await all_of(runner.run(USER, "sid", "x"))
             [_, (_, content)] = await said(runner.session_service)
             assert content["error"]["message"] == "/tmp/\\udcff"
 
     async def test_an_error_of_a_store_that_the_agent_uses_is_its_own(self) -> None:
-        async with Runner(APP, Witness(BackendTimeout("of the agent"))) as runner:
+        async with Runner(APP, ScriptedAgent(BackendTimeout("of the agent"))) as runner:
             with pytest.raises(BackendTimeout, match="of the agent"):
                 await all_of(runner.run(USER, "sid", "x"))
             [_, (_, content)] = await said(runner.session_service)
@@ -88,7 +88,7 @@ class TestErrors:
 
     async def test_what_is_no_event_is_an_error_of_the_agent(self) -> None:
         wrong: Any = {"author": "agent", "content": "Hello"}
-        agent = Witness(Event("agent", 1), wrong, Event("agent", 2))
+        agent = ScriptedAgent(Event("agent", 1), wrong, Event("agent", 2))
         async with Runner(APP, agent) as runner:
             with pytest.raises(InvalidArgument, match="the agent must yield Events, not dict"):
                 await all_of(runner.run(USER, "sid", "x"))
@@ -105,7 +105,7 @@ class TestErrors:
     async def test_so_is_an_event_that_cannot_be_stored(
         self, event: Event, error: type[Exception]
     ) -> None:
-        agent = Witness(event, Event("agent", 2))
+        agent = ScriptedAgent(event, Event("agent", 2))
         async with Runner(APP, agent) as runner:
             with pytest.raises(error):
                 await all_of(runner.run(USER, "sid", "x"))
@@ -116,7 +116,7 @@ class TestErrors:
     async def test_a_failed_append_of_the_message_fails_the_run(self) -> None:
         service, store = make_service()
         store.hook = failing("append_event", BackendTimeout("planted"), times=1)
-        agent = Witness(Event("agent", 1))
+        agent = ScriptedAgent(Event("agent", 1))
         with pytest.raises(BackendTimeout, match="planted"):
             await all_of(Runner(APP, agent, service).run(USER, "sid", "x"))
         assert agent.started == 0
@@ -124,7 +124,7 @@ class TestErrors:
 
     async def test_a_failed_append_of_an_event_fails_the_run_and_is_not_stored(self) -> None:
         service, store = make_service()
-        agent = Witness(Event("agent", 1), Event("agent", 2))
+        agent = ScriptedAgent(Event("agent", 1), Event("agent", 2))
         run = Runner(APP, agent, service).run(USER, "sid", "x")
         assert (await anext(run)).content == 1
         store.hook = failing("append_event", BackendTimeout("planted"), times=1)
@@ -138,7 +138,7 @@ class TestErrors:
 
     async def test_an_error_that_cannot_be_stored_is_raised_with_a_note(self) -> None:
         service, store = make_service()
-        agent = Witness(ValueError("out of paper"))
+        agent = ScriptedAgent(ValueError("out of paper"))
         run = Runner(APP, agent, service).run(USER, "sid", "x")
 
         async def hook(number: int, *_: Any) -> None:
@@ -153,8 +153,8 @@ class TestErrors:
         ]
         assert agent.finished == 1
 
-    async def test_a_session_deleted_meanwhile_is_told(self) -> None:
-        async with Runner(APP, Witness(Event("agent", 1), Event("agent", 2))) as runner:
+    async def test_a_session_deleted_during_the_run_raises_session_not_found(self) -> None:
+        async with Runner(APP, ScriptedAgent(Event("agent", 1), Event("agent", 2))) as runner:
             run = runner.run(USER, "sid", "x")
             await anext(run)
             await runner.session_service.delete_session(**IDS)
@@ -170,7 +170,7 @@ class TestErrors:
         expected = ["x", *range(3)]
         for number in itertools.count(1):
             service, store = make_service()
-            agent = Witness(*events)
+            agent = ScriptedAgent(*events)
             runner = Runner(APP, agent, service, serialize_turns=serialize_turns)
 
             async def hook(count: int, call: Call[Any], now: str, at: int = number) -> None:
@@ -206,7 +206,7 @@ class TestErrors:
 
 class TestEnds:
     async def test_a_caller_who_breaks_off_ends_the_run(self) -> None:
-        agent = Witness(*(Event("agent", number) for number in range(5)))
+        agent = ScriptedAgent(*(Event("agent", number) for number in range(5)))
         async with Runner(APP, agent, serialize_turns=True) as runner:
             service = runner.session_service
             async for event in runner.run(USER, "sid", "x"):
@@ -230,7 +230,7 @@ class TestEnds:
                 await asyncio.sleep(0)
 
     async def test_aclose_ends_the_run(self) -> None:
-        agent = Witness(*(Event("agent", number) for number in range(5)))
+        agent = ScriptedAgent(*(Event("agent", number) for number in range(5)))
         async with Runner(APP, agent, serialize_turns=True) as runner:
             service = runner.session_service
             async with aclosing(runner.run(USER, "sid", "x")) as run:
@@ -254,7 +254,7 @@ class TestEnds:
         for number in itertools.count(1):
             service, store = make_service()
             gate = store.hook = Gate(when, number=number)
-            agent = Witness(*events)
+            agent = ScriptedAgent(*events)
             seen: list[Any] = []
 
             async def hold(runner: Runner, seen: list[Any] = seen) -> None:
@@ -395,7 +395,7 @@ class TestInterrupted:
         assert event.content == "Hello"
 
     async def test_an_error_is_no_interruption(self) -> None:
-        agent = Witness(*self.fragments("Hel"), ValueError("out of paper"))
+        agent = ScriptedAgent(*self.fragments("Hel"), ValueError("out of paper"))
         async with Runner(APP, agent, store_interrupted=True) as runner:
             with pytest.raises(ValueError, match="out of paper"):
                 await all_of(runner.run(USER, "sid", "x"))
@@ -406,7 +406,9 @@ class TestInterrupted:
     async def test_a_complete_event_that_is_being_stored_is_stored_once(self, when: str) -> None:
         service, store = make_service()
         gate = store.hook = Gate(when, name="append_event", number=3)
-        agent = Witness(*self.fragments("Hel", "lo"), Event("agent", "Hello", state_delta={"n": 1}))
+        agent = ScriptedAgent(
+            *self.fragments("Hel", "lo"), Event("agent", "Hello", state_delta={"n": 1})
+        )
         runner = Runner(APP, agent, service, store_interrupted=True)
         task = asyncio.create_task(all_of(runner.run(USER, "sid", "x")))
         await gate.reached.wait()
@@ -420,7 +422,7 @@ class TestInterrupted:
     @pytest.mark.parametrize("how", ["aclose", "cancel"])
     async def test_a_store_that_fails_does_not_hide_the_interruption(self, how: str) -> None:
         service, store = make_service()
-        agent = Witness(*self.fragments("Hel", "lo"), Event("agent", "Hello"))
+        agent = ScriptedAgent(*self.fragments("Hel", "lo"), Event("agent", "Hello"))
         run = Runner(APP, agent, service, store_interrupted=True).run(USER, "sid", "x")
         await anext(run)
         if how == "aclose":

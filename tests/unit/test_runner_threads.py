@@ -84,7 +84,7 @@ def echo(context: RunContext) -> Iterator[Event]:
     yield Event("assistant", f"You said {context.message}")
 
 
-class Witness:
+class ScriptedAgent:
     """An agent that records how far it came and whether it was closed."""
 
     def __init__(self, *steps: Event | BaseException) -> None:
@@ -157,8 +157,8 @@ class TestAgents:
     @pytest.mark.parametrize(
         "agent",
         [
-            Witness(Event("agent", 1)),
-            Witness(Event("agent", 1)).run,
+            ScriptedAgent(Event("agent", 1)),
+            ScriptedAgent(Event("agent", 1)).run,
             lambda _: [Event("agent", 1)],
             lambda _: iter([Event("agent", 1)]),
         ],
@@ -207,7 +207,7 @@ class TestOrder:
             assert {event.invocation_id for event in stored(service)} == {run.invocation_id}
 
     def test_an_error_of_the_agent_is_stored_and_raised(self) -> None:
-        agent = Witness(Event("agent", 1), ValueError("out of paper"))
+        agent = ScriptedAgent(Event("agent", 1), ValueError("out of paper"))
         with Runner(APP, agent) as runner:
             with pytest.raises(ValueError, match="out of paper"):
                 list(runner.run(USER, "sid", "x"))
@@ -218,7 +218,7 @@ class TestOrder:
 
     def test_an_error_of_the_store_fails_the_run_and_is_not_stored(self) -> None:
         service, store = make_service()
-        agent = Witness(Event("agent", 1), Event("agent", 2))
+        agent = ScriptedAgent(Event("agent", 1), Event("agent", 2))
         run = Runner(APP, agent, service).run(USER, "sid", "x")
         next(run)
         store.hook = failing("append_event")
@@ -233,7 +233,7 @@ class TestInterrupted:
 
     @pytest.mark.parametrize("how", ["close", "forgotten"])
     def test_what_was_streamed_is_stored_when_a_run_is_left(self, how: str) -> None:
-        agent = Witness(*self.FRAGMENTS, Event("agent", "Hello"))
+        agent = ScriptedAgent(*self.FRAGMENTS, Event("agent", "Hello"))
         with Runner(APP, agent, store_interrupted=True) as runner:
             run = runner.run(USER, "sid", "x")
             next(run)
@@ -248,7 +248,7 @@ class TestInterrupted:
         assert agent.finished == 1
 
     def test_a_keyboard_interrupt_is_an_interruption(self) -> None:
-        agent = Witness(*self.FRAGMENTS, KeyboardInterrupt())
+        agent = ScriptedAgent(*self.FRAGMENTS, KeyboardInterrupt())
         with Runner(APP, agent, serialize_turns=True, store_interrupted=True) as runner:
             with pytest.raises(KeyboardInterrupt):
                 list(runner.run(USER, "sid", "x"))
@@ -258,7 +258,7 @@ class TestInterrupted:
 
     def test_an_event_that_is_being_stored_is_stored_once(self) -> None:
         service, store = make_service()
-        run = Runner(APP, Witness(Event("agent", 1)), service, store_interrupted=True).run(
+        run = Runner(APP, ScriptedAgent(Event("agent", 1)), service, store_interrupted=True).run(
             USER, "sid", "x"
         )
 
@@ -274,7 +274,7 @@ class TestInterrupted:
         assert said(service) == ["x", 1]
 
     def test_nothing_is_stored_unless_asked_for(self) -> None:
-        with Runner(APP, Witness(*self.FRAGMENTS)) as runner:
+        with Runner(APP, ScriptedAgent(*self.FRAGMENTS)) as runner:
             run = runner.run(USER, "sid", "x")
             next(run)
             run.close()
@@ -298,7 +298,7 @@ class TestTurns:
     def test_the_turn_is_renewed_while_the_run_lives(self, end: str) -> None:
         service, store = make_service()
         steps = [ValueError()] if end == "failed" else [Event("agent", 2)]
-        agent = Witness(Event("agent", 1), *steps)
+        agent = ScriptedAgent(Event("agent", 1), *steps)
         run = Runner(APP, agent, service, serialize_turns=True, turn_lease=0.1).run(
             USER, "sid", "x"
         )
@@ -324,7 +324,7 @@ class TestTurns:
     def test_failed_renewals_are_repeated(self) -> None:
         service, store = make_service()
         run = Runner(
-            APP, Witness(Event("agent", 1)), service, serialize_turns=True, turn_lease=0.1
+            APP, ScriptedAgent(Event("agent", 1)), service, serialize_turns=True, turn_lease=0.1
         ).run(USER, "sid", "x")
         next(run)
         store.hook = failing("renew_turn")
@@ -334,7 +334,7 @@ class TestTurns:
 
     def test_a_run_that_lost_its_turn_is_refused(self) -> None:
         service, store = make_service()
-        agent = Witness(Event("agent", 1), Event("agent", 2))
+        agent = ScriptedAgent(Event("agent", 1), Event("agent", 2))
         runner = Runner(APP, agent, service, serialize_turns=True, turn_lease=0.02)
         store.hook = failing("renew_turn")
         run = runner.run(USER, "sid", "x")

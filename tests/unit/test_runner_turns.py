@@ -15,7 +15,7 @@ from runner_support import (
     KEY,
     USER,
     Gate,
-    Witness,
+    ScriptedAgent,
     all_of,
     echo,
     failing,
@@ -102,7 +102,7 @@ class TestTurns:
 
     async def test_a_run_that_lost_its_turn_is_refused(self) -> None:
         service, store = make_service()
-        agent = Witness(*(Event("agent", number) for number in range(3)))
+        agent = ScriptedAgent(*(Event("agent", number) for number in range(3)))
         runner = Runner(APP, agent, service, serialize_turns=True, turn_lease=0.02)
         store.hook = failing("renew_turn", BackendTimeout("planted"))
         run = runner.run(USER, "sid", "x")
@@ -120,7 +120,7 @@ class TestTurns:
     @pytest.mark.parametrize("ends", ["error", "aclose"])
     async def test_nothing_more_is_stored_once_the_turn_is_lost(self, ends: str) -> None:
         service, store = make_service()
-        agent = Witness(Event("agent", "Hel", partial=True), ValueError("out of paper"))
+        agent = ScriptedAgent(Event("agent", "Hel", partial=True), ValueError("out of paper"))
         runner = Runner(
             APP, agent, service, serialize_turns=True, turn_lease=0.02, store_interrupted=True
         )
@@ -161,9 +161,7 @@ class TestTurns:
             await task
 
     @pytest.mark.parametrize("outcome", ["taken", "failed"])
-    async def test_cancelled_while_it_asks_for_a_turn_that_it_does_not_get(
-        self, outcome: str
-    ) -> None:
+    async def test_cancelled_while_it_requests_a_turn_that_is_taken(self, outcome: str) -> None:
         service, store = make_service()
         await service.create_session(**IDS)
         await service.acquire_turn(KEY)
@@ -229,7 +227,7 @@ class TestTurns:
         runner = Runner(APP, echo, service, serialize_turns=True)
         assert len(await all_of(runner.run(USER, "sid", "x"))) == 1
 
-    async def test_a_session_deleted_while_a_run_waits_is_told(self) -> None:
+    async def test_a_session_deleted_while_a_run_waits_raises_session_not_found(self) -> None:
         service, store = make_service()
         gate = store.hook = Gate("after", name="get_or_create_session")
         runner = Runner(APP, echo, service, serialize_turns=True)
@@ -240,7 +238,7 @@ class TestTurns:
         with pytest.raises(SessionNotFound):
             await task
 
-    async def test_a_session_deleted_behind_the_turn_is_told_and_the_turn_given_back(self) -> None:
+    async def test_a_session_deleted_after_acquiring_raises_and_releases_the_turn(self) -> None:
         service, store = make_service()
         gate = store.hook = Gate("after", name="acquire_turn")
         runner = Runner(APP, echo, service, serialize_turns=True)

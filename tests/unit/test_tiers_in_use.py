@@ -110,7 +110,7 @@ def test_an_app_tier_in_its_own_slot_is_touched_once_in_a_64th() -> None:
     for _ in range(3):
         call = ops.touch_app_tier("app")
         assert call is not None
-        assert (call.writes, call.args) == (False, (TTL * 1000,))
+        assert (call.writes, call.args) == (False, (b"%d" % (TTL * 1000),))
         assert ops.touch_app_tier("app") is None  # also if the call fails: no append waits again
         clock.now += 10.1
     assert make(clock, app_state_ttl=TTL).touch_app_tier("app") is None

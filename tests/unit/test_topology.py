@@ -127,7 +127,7 @@ def test_known_nodes_are_asked_first_then_those_of_the_url_then_the_lost_ones() 
         assert Asked(topology, {A: WHOLE}).nodes == [A]
 
 
-def test_a_cluster_none_of_whose_nodes_answers_is_an_error_that_says_why() -> None:
+def test_a_cluster_without_a_node_that_answers_raises_with_the_reasons() -> None:
     topology = ClusterTopology([A, B])
     with pytest.raises(ConnectFailed, match=r"no node of the cluster answers.*refused") as caught:
         Asked(topology, dict.fromkeys((A, B), ConnectFailed("refused", final=False)))
@@ -266,7 +266,7 @@ def test_a_sentinel_is_asked_for_the_master_and_the_master_whether_it_is_one() -
     assert topology.node_for(READ) == A
 
 
-def test_the_next_sentinel_is_asked_when_one_is_gone_or_knows_nothing() -> None:
+def test_the_next_sentinel_is_asked_if_one_fails_or_does_not_know_the_name() -> None:
     topology = SentinelTopology([S1, S2, S3], "m")
     answers = {S1: ConnectFailed("refused", final=False), S2: None, S3: MASTER_A, A: IS_MASTER}
     assert Asked(topology, answers).nodes == [S1, S2, S3, A]
@@ -318,7 +318,7 @@ def test_a_server_that_is_no_sentinel_is_a_final_error() -> None:
     assert caught.value.final
 
 
-def test_sentinels_that_say_nothing_are_an_error_that_says_so() -> None:
+def test_sentinels_that_do_not_answer_raise() -> None:
     with pytest.raises(ConnectFailed, match="in time"):
         Asked(SentinelTopology([S1, S2], "m"), dict.fromkeys((S1, S2), NotSentInTime()))
 

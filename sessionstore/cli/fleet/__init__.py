@@ -21,11 +21,11 @@ _HELP = f"""Run simulated agents and prove that nothing is lost.
 
 Each agent creates a session and holds a conversation: a Runner loads the session, appends the
 user's message, then each event of the agent. Agents think between events (--think), so the
-latencies are those of a server with room. Then, for a moment, agents append as fast as they can
-(--flat-out). At the end all sessions are read back and compared with what was sent.
+latencies are those of a server that is not overloaded. Then agents append for a moment as fast as
+they can (--flat-out). At the end all sessions are read back and compared with what was sent.
 
-A server in use is fine: all keys of a run start with a prefix of their own and are deleted at the
-end. Ctrl-C stops the agents and verifies what was written; a second Ctrl-C gives up.
+The server may be in use: all keys of a run start with a prefix of their own and are deleted at the
+end. Ctrl-C stops the agents and verifies what was written; a second Ctrl-C ends at once.
 
 A line of a --trace looks like this:
 
@@ -55,21 +55,21 @@ _SECONDS = click.FloatRange(min=0)
     type=_SECONDS,
     metavar="SECONDS",
     default=0.1,
-    help="Average wait before each event, exponentially distributed; 0 = none.",
+    help="Average wait before each event, exponentially distributed; 0 = no wait.",
 )
 @click.option(
     "--flat-out",
     type=_SECONDS,
     metavar="SECONDS",
     default=1.0,
-    help="How long up to 64 agents append 1 KB events as fast as they can; stores some 40 MB a"
+    help="How long up to 64 agents append 1 KB events as fast as they can; writes some 40 MB a"
     " second. 0 = skip.",
 )
 @click.option(
     "--sessions-per-user",
     type=_COUNT,
     default=4,
-    help="Sessions that share a user, and so a state tier and a list.",
+    help="Sessions of each user; they share the user's state and list.",
 )
 @click.option(
     "--event-limit",
@@ -87,8 +87,8 @@ _SECONDS = click.FloatRange(min=0)
 @click.option(
     "--trace",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Replay recorded conversations: JSON lines, one session a line; see above. --agents then"
-    " is how many run at the same time.",
+    help="Replay recorded conversations: JSON lines, one session a line, as shown above. --agents"
+    " is then the number that run at the same time.",
 )
 @click.option(
     "--json",

@@ -52,14 +52,14 @@ class FlatOut(Struct):
 class Fleet:
     """Agents that hold conversations at the same time, and the check of what they stored.
 
-    A Runner drives each agent. What the agents will say is known before they say it, so the check
-    finds whatever the Runner or the store loses, changes or repeats.
+    A Runner drives each agent. All events are known in advance, so the check finds every event that
+    the Runner or the store loses, changes or repeats.
 
     Call `run_agents`, then `run_flat_out` if wanted, then `verify`, then `clean_up`.
     """
 
     service: SessionService
-    conversations: Sequence[Conversation]  # of sessions to which nobody else writes
+    conversations: Sequence[Conversation]  # of sessions to which only this fleet writes
     num_agents: int  # conversations that are held at the same time
     think_seconds: float  # average wait before each event, exponentially distributed; 0 = none
     event_limit: int | None  # of the service
@@ -159,7 +159,7 @@ class Fleet:
             self.differences["read_mismatches"] += 1
 
     async def _think(self) -> bool:
-        """Wait, like a user who types, a model that answers or a tool that runs; only shorter."""
+        """Wait as a typing user, a model or a tool would, but for a shorter time."""
         return await self._wait(random.expovariate(1) * self.think_seconds)
 
     async def _wait(self, seconds: float) -> bool:
@@ -173,7 +173,7 @@ class Fleet:
         return not self.stopping.is_set()
 
     async def _expect_refusal(self, ledger: Ledger) -> None:
-        """Expect the event in which the Runner stored that the agent's last event was refused."""
+        """Count the error event, which the Runner stores when an event is refused, as sent."""
         with suppress(SessionStoreError):
             session = await self.service.get_session(**asdict(ledger.key), event_num=1)
             if session and session.events and session.events[-1].metadata.get("error"):
@@ -212,7 +212,7 @@ class Fleet:
                     await asyncio.sleep(0)  # the store in memory never waits: let others run
             except SessionStoreError as error:
                 failure = error
-            # Only now, because it takes time that the agents need.
+            # Not in the loop above: it takes time, which would slow the agents down.
             for each in accepted:
                 ledger.announce(each)
                 ledger.confirm()

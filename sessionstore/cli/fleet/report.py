@@ -29,8 +29,8 @@ class Report(msgspec.Struct):
     think_seconds: float  # average wait of an agent before each event
     elapsed_seconds: float = 0.0
     operations: list[OperationFigures] = []  # one for each operation, then "all"
-    # Processor time of all primaries, divided by the calls. Other clients add to it. None if it is
-    # not known.
+    # Processor time of all primaries, divided by the calls. Work for other clients counts too.
+    # None if it is not known.
     server_cpu_us_per_operation: float | None = None
     # Growth of the memory of all primaries, divided by the events kept; so it includes keys,
     # indexes, state and buffers. None if it is not known or if there are few events.
@@ -82,13 +82,8 @@ class Report(msgspec.Struct):
             console.print(table)
         for each in self.operations:
             if each.operation == "append_event" and self.think_seconds:
-                text = f"[bold]{each.p50_ms:,.2f} ms[/] for an append, in the median"
+                text = f"[bold]{each.p50_ms:,.2f} ms[/] is the median of an append"
                 _print_line(console, "Latency", text)
-        if self.flat_out is not None:
-            rate = self.flat_out.num_appends / self.flat_out.seconds
-            text = f"[bold]{rate:,.0f} appends a second[/] from this one process, flat out"
-            details = f" ({self.flat_out.num_agents} agents, events of 1 KB)"
-            _print_line(console, "Throughput", text + details)
         if self.server_cpu_us_per_operation is not None:
             text = f"{self.server_cpu_us_per_operation:,.0f} µs of server CPU per call"
             if self.server_memory_bytes_per_event is not None:
@@ -96,13 +91,19 @@ class Report(msgspec.Struct):
             _print_line(console, "Cost", text)
         elif self.key_prefix:
             _print_line(console, "Cost", "not known: the server did not answer INFO")
+        if self.flat_out is not None:
+            rate = self.flat_out.num_appends / self.flat_out.seconds
+            text = f"[bold]{rate:,.0f} appends a second[/] from this one process, without thinking"
+            details = f" ({self.flat_out.num_agents} agents, events of 1 KB)"
+            _print_line(console, "Throughput", text + details)
         console.print(self._verdict())
 
     def _verdict(self) -> Panel:
-        events = f"all {self.num_events:,} events"
-        if self.num_kept_events != self.num_events:
-            events = f"the {self.num_kept_events:,} events that the event limit keeps"
-        compared = f"Read back and compared: all {self.num_sessions:,} sessions, {events}."
+        compared = f"Read back and compared: all {self.num_sessions:,} sessions,"
+        compared += f" all {self.num_kept_events:,} events"
+        compared += ", those of the throughput phase included." if self.flat_out else "."
+        if num_trimmed := self.num_events - self.num_kept_events:
+            compared += f" The event limit removed {num_trimmed:,} older events."
         if self.num_verified < self.num_sessions:
             sessions = f"{self.num_verified:,} of {self.num_sessions:,} sessions"
             compared = f"Only {sessions} were read back."

@@ -23,7 +23,7 @@ from .synthetic import synthetic_conversations
 from .verification import KINDS
 from .workload import load_trace
 
-_TELLING_EVENTS = 1000  # with fewer events, the server's buffers outweigh them
+_MIN_EVENTS_FOR_MEMORY = 1000  # with fewer, the server's buffers outweigh the events
 
 
 class FleetOptions(Struct):
@@ -110,10 +110,10 @@ async def _run_phases(options: FleetOptions, store: Store, fleet: Fleet, report:
         if report.operations and cpu_us >= 0:
             report.server_cpu_us_per_operation = cpu_us / report.operations[-1].num_calls
         num_events = fleet.num_events(options.event_limit)
-        if num_events >= _TELLING_EVENTS and memory_bytes >= 0:
+        if num_events >= _MIN_EVENTS_FOR_MEMORY and memory_bytes >= 0:
             report.server_memory_bytes_per_event = memory_bytes / num_events
     if options.flat_out and not fleet.stopping.is_set() and not fleet.failures:
-        with a_core_each(store.private_pid):
+        with separate_cores(store.private_pid):
             report.flat_out = await fleet.run_flat_out(options.flat_out)
     await fleet.verify()
     report.num_sessions = sum(ledger.is_created for ledger in fleet.ledgers)
@@ -129,7 +129,7 @@ async def _run_phases(options: FleetOptions, store: Store, fleet: Fleet, report:
 
 
 @contextmanager
-def a_core_each(server_pid: int | None) -> Iterator[None]:
+def separate_cores(server_pid: int | None) -> Iterator[None]:
     """Within the context, give a private server one core and this process the others.
 
     Otherwise the scheduler sometimes puts both on one core, where they wait for each other.
@@ -150,7 +150,7 @@ def a_core_each(server_pid: int | None) -> Iterator[None]:
 
 
 def _progress() -> Progress:
-    """A bar for each phase on stderr while it is a terminal; gone at the end."""
+    """Progress bars, one for each phase, on stderr if it is a terminal. They vanish at the end."""
     console = Console(stderr=True)
     rate = TextColumn("{task.fields[rate]}")
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), rate)
@@ -166,7 +166,7 @@ def _stop_on_sigint(stopping: asyncio.Event, console: Console) -> None:
         if stopping.is_set() and task is not None:
             task.cancel()
             return
-        console.print("Stopping and verifying; Ctrl-C again gives up.")
+        console.print("Stopping the agents, then verifying. Ctrl-C again ends at once.")
         stopping.set()
 
     # Not every platform and thread can handle signals. There, Ctrl-C aborts at once.

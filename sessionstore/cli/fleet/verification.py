@@ -47,7 +47,7 @@ def _digest(event: Event) -> bytes:
 
 
 def shared_keys(conversations: Iterable[Conversation]) -> SharedKeys:
-    """The state keys that the sessions of a user or an app see though one session writes them."""
+    """State keys in the user and app tiers: one session writes each, other sessions see it."""
     return frozenset(
         (each.key.app_name, "" if name.startswith("app:") else each.key.user_id, name)
         for each in conversations
@@ -59,8 +59,8 @@ def shared_keys(conversations: Iterable[Conversation]) -> SharedKeys:
 class Ledger:
     """The accepted writes of one session, in compact form, and one that may still fail.
 
-    Every write is announced, then confirmed. After a write of unknown outcome, none may follow. The
-    first write creates the session with the conversation's first state.
+    Every write is announced, then confirmed. After a write of unknown outcome, no other write may
+    follow. The first write creates the session with the conversation's first state.
     """
 
     conversation: Conversation

