@@ -7,9 +7,12 @@
 State values that are integers below 2**53 are JSON text under every codec, so that scripts can add
 to them.
 
-A value is read back exactly as it was written, or the write is refused: everything is decoded again
+A value is read back equal to what was written, or the write is refused: everything is decoded again
 and compared before it is sent. Callers get the decoded copy, so that nothing they hold is shared
 with what is stored. The exception is a VerifiedEvent and its state, which are not decoded again.
+
+Compared means `==`, which ignores types: an IntEnum is read back as an int, an OrderedDict as a
+dict, and with MessagePack a bytearray as bytes. Comparing types too would slow down appends.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ async def _decoded(call: Call[R], executor: AsyncExecutor) -> R:
 def _takes_long(call: Call[Any], replies: list[Any]) -> bool:
     """Whether decoding would delay other tasks noticeably."""
     # The last reply has the events. In bulk reads other replies can be large too.
-    size = sum(map(_size, replies if call.is_bulk else replies[-1:]))
+    size = sum(map(_size, replies)) if call.is_bulk else _size(replies[-1])
     return size > _LONG_DECODE_BYTES
 
 

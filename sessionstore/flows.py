@@ -391,7 +391,7 @@ def update_session_state(
             current = {f"app:{name}": value for name, value in app_state.items()}
         else:
             written = yield call
-        current |= written.read_back
+        current |= written.read_back or {}
         if handle is not None:
             set_version(handle, written)
     if handle is not None and if_absent:

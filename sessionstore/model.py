@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Annotated, Any, Literal
 
 import msgspec
-
-from .times import utc_now
 
 made_defaults = count()
 """Goes up with every id and timestamp that an Event gets by default."""
@@ -25,7 +23,7 @@ def _new_id() -> str:
 
 def _new_timestamp() -> datetime:
     next(made_defaults)
-    return utc_now()
+    return datetime.now(UTC)
 
 
 class SessionKey(msgspec.Struct, frozen=True):

@@ -221,7 +221,7 @@ class Ops:
         def decode(replies: list[Any]) -> EventPage:
             (version, count), num_events, found = replies[-3:]
             if version is None:
-                check_no_events(keys, [(), (), (), found, num_events])
+                check_no_events(keys, [(), (), (), num_events, found])
                 status([b"NOT_FOUND"], key)  # raises SessionNotFound
             check_count(keys, count, num_events)
             try:

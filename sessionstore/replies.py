@@ -36,8 +36,8 @@ class WriteResult(msgspec.Struct, frozen=True, gc=False, array_like=True):
     updated_us: int
     num_duplicates: int = 0
     event_limit: int = 0
-    sums: list[int] = []
-    read_back: dict[str, Any] = {}
+    sums: tuple[int, ...] = ()
+    read_back: dict[str, Any] | None = None
 
 
 class Place(NamedTuple):
@@ -89,7 +89,7 @@ def decode_write_result(reply: Any, key: SessionKey, if_version: int | None) -> 
     word = status(reply, key, if_version)
     if word == b"ADDED":
         event_limit = reply[4] if len(reply) > 4 else 0
-        return WriteResult(reply[1], reply[2], 0, event_limit, [int(value) for value in reply[3]])
+        return WriteResult(reply[1], reply[2], 0, event_limit, tuple(map(int, reply[3])))
     if word != b"OK":
         raise ScriptContractError(f"a write replied {reply[0]!r}")
     try:

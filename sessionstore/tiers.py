@@ -6,7 +6,7 @@ state keys start with a dot and header fields do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -111,7 +111,7 @@ class Change(msgspec.Struct):
         parts = (part for each in self.increments for part in each.arguments())
         return (b"%d" % len(self.increments), *parts)
 
-    def apply_sums_to(self, state: dict[str, Any], sums: list[int]) -> None:
+    def apply_sums_to(self, state: dict[str, Any], sums: Sequence[int]) -> None:
         """Set the new values of the increments in the merged state of a Session."""
         names = (increment.name for increment in self.increments)
         state.update(zip(names, sums, strict=True))

@@ -15,9 +15,4 @@ def to_us(instant: datetime) -> int:
 
 def from_us(microseconds: int) -> datetime:
     """A datetime in UTC."""
-    return _EPOCH + timedelta(microseconds=microseconds)
-
-
-def utc_now() -> datetime:
-    """The current time of this machine's clock."""
-    return datetime.now(UTC)
+    return _EPOCH + microseconds * _MICROSECOND

@@ -32,7 +32,7 @@ from .lanes import ReplySizes
 from .retry import Attempts, Discover, Pause, Reconnect, Send, Step, run_async
 from .shared_connection import SharedConnection, consume_exception, wait_shared
 from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
-from .wire import Form, unpack
+from .wire import unpack
 
 # The connections to a node: for small Calls, for large ones, for writes that wait for replicas.
 _SMALL, _BULK, _CONFIRMED = range(3)
@@ -84,7 +84,7 @@ class Router:
                 # Fast path: the topology is known and the connection is open.
                 reply = connection.submit(call, deadline)
                 try:
-                    return unpack(await reply, Form.EVALSHA)
+                    return unpack(await reply, "EVALSHA")
                 except AttemptFailed as error:
                     failure = error
         # Slow path: discover, connect, retry.
@@ -131,7 +131,6 @@ class Router:
     async def _send_over(
         self, connection: SharedConnection, call: Call[Any], attempt: Send, deadline: float
     ) -> list[Any]:
-        _, form, asking, *_ = attempt
         durability = self._durability if call.writes else None
         try:
             async with asyncio.timeout_at(deadline):
@@ -143,7 +142,7 @@ class Router:
         reply = connection.submit(call, deadline, attempt)
         try:
             async with asyncio.timeout_at(deadline):
-                replies = unpack(await reply, form, asking=asking)
+                replies = unpack(await reply, attempt.form, asking=attempt.is_asking)
         except TimeoutError:
             if not connection.was_sent(reply):
                 raise NotSentInTime from None

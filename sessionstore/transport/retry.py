@@ -13,6 +13,8 @@ import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, NamedTuple
 
+import msgspec
+
 from ..calls import Call, reply_error
 from ..errors import BackendError, BackendTimeout, BackendUnavailable
 from ..keys import type_check
@@ -45,11 +47,11 @@ class Discover(NamedTuple):
     """Ask the servers where the data is."""
 
 
-class Send(NamedTuple):
+class Send(msgspec.Struct, frozen=True):
     """Send the Call and return its replies."""
 
     node: Node
-    form: Form = Form.EVALSHA
+    form: Form = "EVALSHA"
     is_asking: bool = False  # with ASKING: the node is importing the slot
     # If the call may have been executed before: when it began, less the time that is left, because
     # this attempt may arrive at any time until the deadline.
@@ -85,7 +87,7 @@ class Attempts:
         self._deadline = deadline
         self._topology = topology
         self._history = history
-        self._form = Form.EVALSHA
+        self._form: Form = "EVALSHA"
         self._asking_node: Node | None = None  # where an ASK reply sends the next attempt
         self._num_failures = 0
         self._num_redirections = 0
@@ -188,12 +190,12 @@ class Attempts:
 
     def _other_form(self, failure: ErrorReply) -> Form | None:
         """Another form that this server accepts. It did nothing with the one that it refused."""
-        if failure.kind == "NOSCRIPT" and self._form is Form.EVALSHA:
-            return Form.EVAL
+        if failure.kind == "NOSCRIPT" and self._form == "EVALSHA":
+            return "EVAL"
         # A server that is out of memory refuses to queue commands. Reads work without MULTI.
         is_read = not self._call.writes
-        if failure.kind == "OOM" and is_read and self._form is not Form.WITHOUT_MULTI:
-            return Form.WITHOUT_MULTI
+        if failure.kind == "OOM" and is_read and self._form != "WITHOUT_MULTI":
+            return "WITHOUT_MULTI"
         return None
 
     def _can_follow_redirection(self, failure: ErrorReply, node: Node) -> bool:
@@ -201,7 +203,7 @@ class Attempts:
         num_commands = len(self._call.commands) + (self._call.script is not None)
         if num_commands > 1 and failure.is_slot_moving:
             # A transaction fails while its slot is moving. A script works once its keys are moved.
-            self._form = Form.WITHOUT_MULTI
+            self._form = "WITHOUT_MULTI"
         if failure.kind not in ("MOVED", "ASK"):
             return False
         if failure.kind == "ASK":

@@ -23,7 +23,7 @@ from .lanes import LARGE_BYTES, ReplySizes
 from .redis_py import close_without_loop, forget_async, open_async
 from .retry import Send
 from .topology import SILENCE_S
-from .wire import Form, pack, reply_count
+from .wire import pack, reply_count
 
 T = TypeVar("T")
 
@@ -138,11 +138,11 @@ class SharedConnection(asyncio.Protocol):
         self, reply: _Reply, call: Call[Any], attempt: Send | None, deadline: float
     ) -> None:
         if attempt is None:
-            payload = pack(call, Form.EVALSHA)
-            count = reply_count(call, Form.EVALSHA) if call.commands else 1
+            payload = pack(call, "EVALSHA")
+            count = reply_count(call, "EVALSHA") if call.commands else 1
         else:
-            _, form, asking, began_at, *_ = attempt
-            payload = pack(call, form, asking=asking, began_at=began_at)
+            form, asking = attempt.form, attempt.is_asking
+            payload = pack(call, form, asking=asking, began_at=attempt.began_at)
             count = reply_count(call, form, asking=asking)
         connection = self
         if len(payload) >= LARGE_BYTES and self.find_bulk_connection is not None:

@@ -205,7 +205,7 @@ class RedisExecutor:
             AttemptFailed: it did not succeed.
             NotReplicated: it succeeded, but too few replicas confirmed it.
         """
-        node, form, asking, began_at, *_ = attempt
+        node, form, asking = attempt.node, attempt.form, attempt.is_asking
         connection = self._take(call, node, deadline)
         durability = self._durability if call.writes else None
         answer: Any = 0
@@ -213,7 +213,7 @@ class RedisExecutor:
         if self._topology.is_routed and not isinstance(call, Probe):
             is_replaced = partial(self._is_replaced, node, deadline)
         try:
-            payload = pack(call, form, asking=asking, began_at=began_at)
+            payload = pack(call, form, asking=asking, began_at=attempt.began_at)
             count = reply_count(call, form, asking=asking)
             replies = connection.request(payload, count, deadline, is_replaced)
             results = unpack(replies, form, asking=asking)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from enum import Enum
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import hiredis
 import msgspec
@@ -44,14 +43,13 @@ MULTI = pack_command(("MULTI",))
 EXEC = pack_command(("EXEC",))
 
 
-class Form(Enum):
-    """How a Call is encoded."""
+Form = Literal["EVALSHA", "EVAL", "WITHOUT_MULTI"]
+"""How a Call is encoded.
 
-    EVALSHA = 1  # scripts by their hash
-    EVAL = 2  # scripts by their text, for a server that does not know the hash
-    # Reads in a script instead of a transaction, for a server that refuses to queue commands: it
-    # is out of memory, or the slot is being moved to another node.
-    WITHOUT_MULTI = 3
+"EVALSHA" sends scripts by their hash. "EVAL" sends their text, for a server that does not know the
+hash. "WITHOUT_MULTI" sends reads in a script instead of a transaction, for a server that refuses to
+queue commands: it is out of memory, or the slot is being moved to another node.
+"""
 
 
 def pack(
@@ -70,7 +68,7 @@ def pack(
         aged[call.age_argument] = b"%d" % age_us
         call = msgspec.structs.replace(call, args=tuple(aged))
     script = call.script
-    if script is not None and not call.commands and form is Form.EVALSHA and not asking:
+    if script is not None and not call.commands and form == "EVALSHA" and not asking:
         # Fast path: most Calls are one script.
         keys = call.keys
         return _pack_bytes((b"EVALSHA", script.sha, b"%d" % len(keys), *keys, *call.args))
@@ -79,7 +77,7 @@ def pack(
         commands = [part for command in commands for part in (("ASKING",), command)]
     elif len(commands) == 1:
         return pack_command(commands[0])
-    elif form is not Form.WITHOUT_MULTI:
+    elif form != "WITHOUT_MULTI":
         first = (pack_command(commands[0]),) if script is not None else ()
         return b"".join((MULTI, *first, *map(_pack_read, call.commands), EXEC))
     return b"".join(map(pack_command, commands))
@@ -87,7 +85,7 @@ def pack(
 
 def reply_count(call: Call[Any], form: Form, *, asking: bool = False) -> int:
     """Number of replies to `pack(call, form, asking=asking)`."""
-    if form is Form.WITHOUT_MULTI:
+    if form == "WITHOUT_MULTI":
         commands = bool(call.commands) + (call.script is not None)
     else:
         commands = len(call.commands) + (call.script is not None)
@@ -105,7 +103,7 @@ def unpack(replies: list[Any], form: Form, *, asking: bool = False) -> list[Any]
     if asking:
         replies = replies[1::2]
     results = replies
-    if form is Form.WITHOUT_MULTI:
+    if form == "WITHOUT_MULTI":
         *first, last = replies
         if isinstance(last, list) and len(last) == 2 and isinstance(last[1], list):
             results = [*first, *last[1]]
@@ -122,10 +120,10 @@ def _commands(call: Call[Any], form: Form) -> list[Command]:
     commands: list[Command] = []
     script = call.script
     if script is not None:
-        by_hash = form is Form.EVALSHA
+        by_hash = form == "EVALSHA"
         name, body = ("EVALSHA", script.sha) if by_hash else ("EVAL", script.text)
         commands.append((name, body, len(call.keys), *call.keys, *call.args))
-    if form is Form.WITHOUT_MULTI and call.commands:
+    if form == "WITHOUT_MULTI" and call.commands:
         commands.append(_reads_in_a_script(call))
     else:
         commands += call.commands

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import json
-from collections import UserString
+from collections import OrderedDict, UserString, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -22,6 +22,7 @@ from support.events import NOON
 from support.services import make_ops
 from unit_support import is_same, unhurried
 
+import sessionstore.codec as codec_module
 from sessionstore.codec import DEPTH_LIMIT, Codec, Format, decode_event, decode_events, decode_value
 from sessionstore.errors import CorruptData, InvalidArgument, LimitExceeded
 from sessionstore.model import Event, JsonEvent, SessionKey, VerifiedEvent
@@ -67,6 +68,10 @@ class Color(enum.Enum):
 
 class Name(enum.StrEnum):
     ANN = "ann"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
 
 
 @dataclass
@@ -732,6 +737,27 @@ EVENT_DATA = CODECS["json"].encode_event(Event("author"), "event")[0]
 
 
 @pytest.mark.parametrize(
+    ("value", "plain", "formats"),
+    [
+        (Level.LOW, 1, FORMATS),
+        (Name.ANN, "ann", FORMATS),
+        (OrderedDict(a=Level.LOW), {"a": 1}, FORMATS),
+        (defaultdict(list, {Name.ANN: []}), {"ann": []}, FORMATS),
+        (bytearray(b"x"), b"x", ["msgpack"]),
+        (NOON.astimezone(timezone(timedelta(hours=2))), NOON, ["msgpack"]),
+    ],
+)
+def test_a_value_becomes_an_equal_value_of_a_plain_type(
+    value: Any, plain: Any, formats: list[Format]
+) -> None:
+    for name in formats:
+        data, copy = CODECS[name].encode_value([value], "state")
+        assert is_same(copy, [plain])
+        assert is_same(decode_value(data), [plain])
+        assert is_same(CODECS[name].encode_event(Event("user", value), "event")[1].content, plain)
+
+
+@pytest.mark.parametrize(
     ("session", "user", "app", "log", "key"),
     [
         (HEADER | {b".x": b"\x02secret"}, {}, {}, [], "session:{app:user}:sid field .x"),
@@ -792,6 +818,31 @@ def test_an_event_of_the_future_and_an_id_with_escapes_are_read() -> None:
     for name in ("json", "msgpack"):
         members = [CODECS[name].encode_event(event, "event")[0] for event in events]
         assert decode_events(members) == events
+
+
+def test_a_log_may_have_events_of_both_formats() -> None:
+    events = [Event("user", number) for number in range(4)]
+    codecs = (CODECS["json"], CODECS["msgpack"], CODECS["msgpack"], CODECS["json"])
+    pairs = zip(codecs, events, strict=True)
+    members = [codec.encode_event(event, "event")[0] for codec, event in pairs]
+    assert decode_events(members) == events
+
+
+def test_events_that_are_made_while_a_log_is_decoded_do_no_harm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    event = Event("user", "hello")
+    members = [CODECS["json"].encode_event(event, "event")[0]] * 2
+    decode = codec_module._decode_event_json
+    others: list[Event] = []
+
+    def decode_slowly(data: bytes) -> Event:
+        others.append(Event("another thread"))
+        return decode(data)
+
+    monkeypatch.setattr(codec_module, "_decode_event_json", decode_slowly)
+    assert decode_events(members) == [event, event]
+    assert len(others) == 2
 
 
 def test_corrupt_data_elsewhere_is_raised_with_its_key() -> None:

@@ -19,6 +19,7 @@ from runner_support import (
     read,
     said,
 )
+from support.events import NOON
 
 import sessionstore.sync
 from sessionstore import (
@@ -31,11 +32,10 @@ from sessionstore import (
     Session,
 )
 from sessionstore.run_context import RunState
-from sessionstore.times import utc_now
 
 
 def session_with(**state: Any) -> Session:
-    return Session(APP, USER, "sid", state, [], 1, utc_now(), utc_now())
+    return Session(APP, USER, "sid", state, [], 1, NOON, NOON)
 
 
 class TestRunState:

@@ -349,7 +349,7 @@ def test_what_makes_the_sentinels_be_asked_again(
 
 @pytest.mark.parametrize("call", [WRITE, READ, TOUCHING_READ, CREATE])
 def test_asking_stands_before_every_command_and_its_replies_are_dropped(call: Call[Any]) -> None:
-    form = Form.EVALSHA if call is WRITE else Form.WITHOUT_MULTI
+    form: Form = "EVALSHA" if call is WRITE else "WITHOUT_MULTI"
     sent = pack(call, form, asking=True)
     asked = sent.count(b"\r\n$6\r\nASKING\r\n")
     assert asked == bool(call.commands) + (call.script is not None)
