@@ -1,7 +1,7 @@
 """Runs fleets of agents while servers fail, and checks every session at the end.
 
-The faults come in a seeded random order, on a cluster and behind Sentinels. There are three kinds
-of fleets, so that the cause of every loss is known:
+The faults come in a seeded random order, on a cluster, behind Sentinels, and behind one address
+that moves. There are three kinds of fleets, so that the cause of every loss is known:
 
 * safe: faults that must not lose anything;
 * unsafe: primaries are replaced and no write waits for replicas. Writes that had not reached a
