@@ -105,8 +105,7 @@ if num_added ~= 0 and num_added ~= 1 then
   call('ZREM', events, event)
   return num_added
 end
--- Inlined: trim_events, new_count, write_header. A log that was full, and is complete, stays so:
--- one event goes, and the count is the same.
+-- Inlined: trim_events, new_count, write_header.
 local new_version, num_missing = now, 0
 version = version + 1
 if version < now_us then
@@ -114,25 +113,23 @@ if version < now_us then
 else
   new_version = version
 end
-if num_limit > 0 and limit == header[5]
-  and call('ZREMRANGEBYRANK', events, 0, -1 - limit) == 1
-then
+local num_events, stored_count = call('ZCARD', events), count
+if header[5] then
+  num_missing = count - num_events + 1
+end
+count = num_events
+if num_limit > 0 and num_events > num_limit then
+  local surplus = math.min(num_events - num_limit, 1000)
+  call('ZREMRANGEBYRANK', events, 0, surplus - 1)
+  count = num_events - surplus
+end
+if num_missing > 0 then
+  local room = num_limit > 0 and num_limit - count or num_missing
+  count = count + math.max(math.min(num_missing, room), 0)
+end
+if header[5] and count == stored_count then -- the log is full
   call('HSET', session, 'version', new_version, 'updated_us', now, 'last_us', position)
 else
-  local num_events = call('ZCARD', events)
-  if header[5] then
-    num_missing = count - num_events + 1
-  end
-  count = num_events
-  if num_limit > 0 and num_events > num_limit then
-    local surplus = math.min(num_events - num_limit, 1000)
-    call('ZREMRANGEBYRANK', events, 0, surplus - 1)
-    count = num_events - surplus
-  end
-  if num_missing > 0 then
-    local room = num_limit > 0 and num_limit - count or num_missing
-    count = count + math.max(math.min(num_missing, room), 0)
-  end
   call('HSET', session,
     'version', new_version, 'updated_us', now, 'last_us', position, 'count', count)
 end
