@@ -74,7 +74,10 @@ class TurnTaken(SessionStoreError):
 
 
 class TurnLost(SessionStoreError):
-    """The lease of a turn ended and another run took the turn. Nothing was written."""
+    """The lease of a turn ended and another run took the turn, or a released turn was renewed.
+
+    Nothing was written.
+    """
 
 
 class CorruptData(SessionStoreError):
