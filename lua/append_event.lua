@@ -29,8 +29,7 @@
 -- COST O(log N)
 --
 -- An event without state takes the fast path, down to the line `Slow path`. It is most of the
--- server's work, and each Lua function call costs CPU time. So the fast path inlines fragments, and
--- names each in a comment. benchmarks/bench_scripts.py measures it.
+-- server's work, so it inlines fragments, and names each in a comment. See bench_scripts.py.
 local call = redis.call
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms, created_us = ARGV[1], ARGV[2] + 0, ARGV[3]
@@ -50,8 +49,10 @@ local limit = event_limit ~= '' and event_limit or header[6]
 -- A field that is not a number raises a Lua error here, before the first write. calls.py makes it
 -- CorruptData.
 local version, last_us, deadline_ms = header[1] + 0, header[2] + 0, header[3] + 0
-local count, num_limit = (header[5] or 0) + 0, limit + 0
-local sum = version + last_us + deadline_ms + count + num_limit + (header[6] or 0)
+local num_limit = limit + 0
+local count = header[5] == limit and num_limit or (header[5] or 0) + 0
+local sum = version + last_us + deadline_ms + count + num_limit
+  + (header[6] ~= limit and header[6] or 0)
 if sum ~= sum or sum > 1e17 then
   return {'CORRUPT', session, ''}
 end
@@ -78,10 +79,11 @@ if app then
 end
 -- Inlined: next_position. The timestamp stays text, because the server formats numbers slowly.
 local now = #time[2] == 6 and table.concat(time) or string.format('%.0f', now_us)
-if position + 0 > now_us then
-  position = now
+local position_us = position + 0
+if position_us > now_us then
+  position, position_us = now, now_us
 end
-if position + 0 <= last_us then
+if position_us <= last_us then
   position = last_us + 1
 end
 
@@ -108,25 +110,26 @@ if num_added ~= 0 and num_added ~= 1 then
 end
 -- Inlined: trim_events, new_count, write_header. If the log was full and no event is missing, one
 -- event is removed and the count stays the same.
-local new_version, num_missing = now, 0
+local new_version, num_missing, num_trimmed = now, 0, 0
 version = version + 1
 if version < now_us then
   version = now_us
 else
   new_version = version
 end
-if num_limit > 0 and limit == header[5]
-  and call('ZREMRANGEBYRANK', events, 0, -1 - limit) == 1
-then
+if num_limit > 0 and limit == header[5] then
+  num_trimmed = call('ZREMRANGEBYRANK', events, -2 - limit, -1 - limit)
+end
+if num_trimmed == 1 then
   call('HSET', session, 'version', new_version, 'updated_us', now, 'last_us', position)
 else
   local num_events = call('ZCARD', events)
   if header[5] then
-    num_missing = count - num_events + 1
+    num_missing = count - num_events - num_trimmed + 1
   end
   count = num_events
   if num_limit > 0 and num_events > num_limit then
-    local surplus = math.min(num_events - num_limit, 1000)
+    local surplus = math.min(num_events - num_limit, 1000 - num_trimmed)
     call('ZREMRANGEBYRANK', events, 0, surplus - 1)
     count = num_events - surplus
   end

@@ -12,7 +12,7 @@
 -- ARGV[4] lease_ms    int    duration from now; "0" = give the turn back
 --
 -- REPLY OK until_us
--- REPLY LOST
+-- REPLY LOST   another holder has the turn, or it was given back and is to be extended
 -- REPLY NOT_FOUND
 -- REPLY CORRUPT key field
 -- COST O(1)
@@ -28,7 +28,8 @@ local header, refusal = read_checked_header(session, events, index, session_id, 
 if not header then
   return refusal or {'NOT_FOUND'}
 end
-if redis.call('HGET', session, 'turn_token') ~= token then
+local turn = redis.call('HMGET', session, 'turn_token', 'turn_holder')
+if turn[1] ~= token or lease_ms > 0 and turn[2] == '' then
   return {'LOST'}
 end
 local now_us = server_time_us()

@@ -27,18 +27,20 @@ async def drive_async(flow: Flow[R], executor: AsyncExecutor) -> R:
         Exception: what the flow raises, errors of its Calls included.
         NotReplicated: the flow has ended, but too few replicas confirmed one of its writes.
     """
-    not_replicated: NotReplicated | None = None
+    not_replicated: list[NotReplicated] = []
     try:
         step = next(flow)
         while True:
             try:
                 if isinstance(step, tuple):
-                    result: Any = await asyncio.gather(*(_decoded(call, executor) for call in step))
+                    results = (_result(call, executor, not_replicated) for call in step)
+                    result: Any = await asyncio.gather(*results)
                 else:
+                    # Inlined: _result.
                     try:
                         replies = await executor.execute(step)
                     except NotReplicated as error:
-                        not_replicated = not_replicated or error
+                        not_replicated.append(error)
                         replies = error.replies
                     if step.commands and _takes_long(step, replies):
                         result = await asyncio.to_thread(decode_replies, step, replies)
@@ -49,44 +51,56 @@ async def drive_async(flow: Flow[R], executor: AsyncExecutor) -> R:
             else:
                 step = flow.send(result)
     except StopIteration as end:
-        if not_replicated is None:
-            return end.value  # type: ignore[no-any-return]  # StopIteration.value is untyped
-        not_replicated.result = end.value
-    raise not_replicated
+        value: R = end.value
+        return _checked(value, not_replicated)
 
 
 def drive(flow: Flow[R], executor: SyncExecutor) -> R:
     """The return value of a flow, run in this thread. Raises what `drive_async` raises."""
-    not_replicated: NotReplicated | None = None
+    not_replicated: list[NotReplicated] = []
+
+    def result_of(call: Call[Any]) -> Any:
+        try:
+            replies = executor.execute(call)
+        except NotReplicated as error:
+            not_replicated.append(error)
+            replies = error.replies
+        return decode_replies(call, replies)
+
     try:
         step = next(flow)
         while True:
             try:
-                if isinstance(step, tuple):
-                    result: Any = [decode_replies(call, executor.execute(call)) for call in step]
-                else:
-                    try:
-                        replies = executor.execute(step)
-                    except NotReplicated as error:
-                        not_replicated = not_replicated or error
-                        replies = error.replies
-                    result = decode_replies(step, replies)
+                result: Any = (
+                    list(map(result_of, step)) if isinstance(step, tuple) else result_of(step)
+                )
             except Exception as error:
                 step = flow.throw(error)
             else:
                 step = flow.send(result)
     except StopIteration as end:
-        if not_replicated is None:
-            return end.value  # type: ignore[no-any-return]  # StopIteration.value is untyped
-        not_replicated.result = end.value
-    raise not_replicated
+        value: R = end.value
+        return _checked(value, not_replicated)
 
 
-async def _decoded(call: Call[R], executor: AsyncExecutor) -> R:
-    replies = await executor.execute(call)
+async def _result(call: Call[R], executor: AsyncExecutor, not_replicated: list[NotReplicated]) -> R:
+    """The result of one Call of several that are sent together."""
+    try:
+        replies = await executor.execute(call)
+    except NotReplicated as error:
+        not_replicated.append(error)
+        replies = error.replies
     if call.commands and _takes_long(call, replies):
         return await asyncio.to_thread(decode_replies, call, replies)
     return decode_replies(call, replies)
+
+
+def _checked(value: R, not_replicated: list[NotReplicated]) -> R:
+    """The return value of a flow. Raises the first NotReplicated of its Calls, if any."""
+    if not_replicated:
+        not_replicated[0].result = value
+        raise not_replicated[0]
+    return value
 
 
 def _takes_long(call: Call[Any], replies: list[Any]) -> bool:

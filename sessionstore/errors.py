@@ -74,7 +74,10 @@ class TurnTaken(SessionStoreError):
 
 
 class TurnLost(SessionStoreError):
-    """Another run acquired the turn after the lease, or `free_turn` took it. Nothing was done."""
+    """Another run acquired the turn after the lease, `free_turn` took it, or it was released.
+
+    Nothing was written.
+    """
 
 
 class CorruptData(SessionStoreError):

@@ -10,7 +10,7 @@ Calls together, and a write of both is several steps: see app_tier.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from contextlib import nullcontext, suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,14 +27,21 @@ from .app_tier import (
     write_app_state,
 )
 from .calls import Call, Flow, describe
-from .errors import EventsMissing, InvalidArgument, SessionExists, SessionNotFound, TurnLost
+from .errors import (
+    EventsMissing,
+    InvalidArgument,
+    LimitExceeded,
+    SessionExists,
+    SessionNotFound,
+    TurnLost,
+)
 from .listing import count_sessions as count_sessions
 from .listing import delete_user as delete_user
 from .listing import from_primary, prune_index, read_whole
 from .listing import list_sessions as list_sessions
 from .listing import list_users as list_users
 from .model import Event, EventPage, Ping, Session, SessionKey, Turn
-from .ops import Ops
+from .ops import EVENTS_PER_CALL_LIMIT, Ops
 from .options import Duration, check_bool, check_instant, check_milliseconds
 from .replies import WriteResult
 from .tiers import NO_CHANGE, Change, check_call_size, encode_change
@@ -216,11 +223,12 @@ def append_event(
     if turn is not None:
         check_turn(turn)
     prepared = _encode_event(ops, event, "event")
+    created_us = created_us_of(session)
     if prepared is None:
+        ops.check_session(key, if_version, turn, (), created_us)  # only checks the arguments
         return event
     data, copy, change = prepared
     timestamp = copy.timestamp
-    created_us = created_us_of(session)
     call = ops.append_event(key, data, timestamp, change, if_version, turn, created_us)
     written: WriteResult
     if ops.app_in_own_slot:
@@ -250,11 +258,12 @@ def append_events(
         check_turn(turn)
     if isinstance(events, Event) or not isinstance(events, Iterable):
         raise InvalidArgument(f"events must be a list of Events, not {type(events).__name__}")
+    created_us = created_us_of(session)
     results: list[Event] = []
     rows: list[tuple[bytes, datetime, Change]] = []
     stored: list[Event] = []
     size = 0
-    for number, event in enumerate(events):
+    for number, event in enumerate(_few_enough(events)):
         prepared = _encode_event(ops, event, f"events[{number}]")
         if prepared is None:
             results.append(event)
@@ -267,7 +276,6 @@ def append_events(
         rows.append((data, copy.timestamp, change))
     if rows:
         changes = [change for _, _, change in rows]
-        created_us = created_us_of(session)
         call = ops.append_events(key, rows, if_version, turn, created_us)
         written: WriteResult
         if ops.app_in_own_slot:
@@ -282,6 +290,8 @@ def append_events(
                 yield from _reread(ops, session, len(stored), changes)
             else:
                 _add_events(session, stored, changes, written)
+    else:
+        ops.check_session(key, if_version, turn, (), created_us)  # only checks the arguments
     return results
 
 
@@ -370,9 +380,9 @@ def update_session_state(
     change = encode_change(ops.options.codec, state, removed)
     handle = session if isinstance(session, Session) else None
     current: dict[str, Any] = {}
+    created_us = created_us_of(session)
     if change.is_stored or if_version is not None:
         read_back = if_absent and handle is not None
-        created_us = created_us_of(session)
         call = ops.update_session_state(
             key, change, if_version, created_us, if_absent=if_absent, read_back=read_back
         )
@@ -394,6 +404,8 @@ def update_session_state(
         current |= written.read_back or {}
         if handle is not None:
             set_version(handle, written)
+    else:
+        ops.check_session(key, if_version, None, (), created_us)  # only checks the arguments
     if handle is not None and if_absent:
         for name, value in change.values.items():
             if name in current:
@@ -527,6 +539,24 @@ def check_turn(turn: object) -> Turn:
 def id_or_new(session_id: str | None) -> str:
     """A session id; a new UUID for None or ""."""
     return str(uuid4()) if session_id is None or session_id == "" else session_id
+
+
+def _few_enough(events: Iterable[Event]) -> list[Event]:
+    """The events of a batch. LimitExceeded if more would be stored than one call takes."""
+    found: list[Event] = []
+    num_stored = 0
+    for event in events:
+        found.append(event)
+        num_stored += not getattr(event, "partial", False)
+        if num_stored > EVENTS_PER_CALL_LIMIT and not isinstance(events, Sized):
+            break
+    if num_stored > EVENTS_PER_CALL_LIMIT:
+        raise LimitExceeded(
+            f"events has more than {EVENTS_PER_CALL_LIMIT} events, the most that one call takes",
+            limit=EVENTS_PER_CALL_LIMIT,
+            actual=num_stored,
+        )
+    return found
 
 
 def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Change] | None:

@@ -15,7 +15,7 @@ from msgspec import structs
 
 from .calls import Call, Command, R, status
 from .codec import corrupt
-from .errors import InvalidArgument, LimitExceeded, ScriptContractError
+from .errors import CorruptData, InvalidArgument, ScriptContractError
 from .keys import SessionKeys
 from .model import Event, EventPage, Session, SessionKey, Turn
 from .options import Options, check_bool, check_instant, check_int
@@ -496,10 +496,7 @@ class Ops:
         turn: Turn | None,
         created_us: bytes = b"",
     ) -> Call[WriteResult]:
-        """Append events in order: the bytes, timestamp and state change of each."""
-        if len(events) > EVENTS_PER_CALL_LIMIT:
-            message = f"events has {len(events)} items; at most {EVENTS_PER_CALL_LIMIT} are allowed"
-            raise LimitExceeded(message, limit=EVENTS_PER_CALL_LIMIT, actual=len(events))
+        """Append up to 500 events in order: the bytes, timestamp and state change of each."""
         is_due = self._keeps_tiers and self._is_due(key)
         tiers_of = [self._tiers_named(is_due, change) for _, _, change in events]
         user, app = any(user for user, _ in tiers_of), any(app for _, app in tiers_of)
@@ -538,7 +535,10 @@ class Ops:
             reply = replies[0]
             if status(reply, key, if_version) == b"EMPTY":
                 return None
-            [event] = decode_log(keys.events, reply[3:])
+            try:
+                [event] = decode_log(keys.events, reply[3:])
+            except CorruptData as error:
+                raise CorruptData(f"{error}; the event was removed", key=error.key) from None
             return event, decode_write_result(reply[:3], key, if_version)
 
         args = self._write_args(key, created_us, if_version)

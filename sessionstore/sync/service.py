@@ -651,7 +651,8 @@ class SessionService:
         Raises:
             InvalidArgument: an argument is not valid; names it.
             SessionNotFound: the session does not exist.
-            TurnLost: the lease had ended, and another caller has acquired the turn.
+            TurnLost: the lease had ended, and another caller has acquired the turn; or the turn was
+                released.
             BackendError: the store refused the call or did not answer.
 
         lua/renew_turn.lua; one round trip, O(1).

@@ -383,7 +383,8 @@ def renew_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     session_id, ttl, token, lease = args
     ttl_ms, lease_ms = int(ttl), int(lease)
     header = read_checked_header(keyspace, keys, session_id, b"")
-    if keyspace.hget(keys[0], b"turn_token") != token:
+    stored_token, holder = keyspace.hmget(keys[0], b"turn_token", b"turn_holder")
+    if stored_token != token or (lease_ms > 0 and holder == b""):
         return [b"LOST"]
     until_us = keyspace.now_us + lease_ms * 1000
     if lease_ms > 0:

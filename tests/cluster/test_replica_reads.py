@@ -13,7 +13,7 @@ from support.services import MODES, make_service
 from support.waiting import DEADLINE_S
 
 from benchmarks.rigs.clusters import Cluster, Node, SentinelGroup
-from sessionstore import Event, SessionKey
+from sessionstore import Event, EventsMissing, SessionKey
 
 KEY = SessionKey("app", "user", "s")
 COMMANDS = ("hgetall", "zrange")
@@ -122,5 +122,39 @@ async def test_reads_follow_a_failover(replicated_cluster: Cluster, mode: str) -
     cluster.wait_until_settled()
     for _ in range(5):
         assert await _results(service, scene) == expected
+    await writer.aclose()
+    await service.aclose()
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_events_that_replicas_lack_are_read_from_the_primary(
+    sentinel_group: SentinelGroup, mode: str
+) -> None:
+    """As if the replicas had evicted the key of the events, but not the header."""
+    group = sentinel_group
+    master = group.master()
+    replicas = [node for node in group.servers if node is not master]
+    writer = make_service(mode, group.url, wait_replicas=(2, 5))
+    scene = await set_scene(writer, key=KEY)
+    expected = await _results(writer, scene)
+    service = make_reader(mode, group.url)
+    assert await _results(service, scene) == expected
+    try:
+        for node in replicas:
+            node.run("CONFIG SET", "replica-read-only", "no")
+            for name in ("s", "other"):
+                assert node.run("DEL", f"events:{{app:user}}:{name}") == 1
+        before = {node: reads_of(node) for node in group.servers}
+        for _ in range(5):
+            assert await _results(service, scene) == expected
+        for node in group.servers:
+            assert reads_of(node) > before[node], node
+        # Events that the primary lacks, too, are missing.
+        assert master.run("DEL", "events:{app:user}:s") == 1
+        with pytest.raises(EventsMissing, match="0 of 3 events"):
+            await service.get_events(KEY)
+    finally:
+        for node in replicas:
+            node.run("CONFIG SET", "replica-read-only", "yes")
     await writer.aclose()
     await service.aclose()

@@ -202,6 +202,17 @@ class TestRelease:
         await service.release_turn(renewed)
         await service.acquire_turn(KEY)
 
+    async def test_it_cannot_be_renewed(self, service: Any) -> None:
+        await create(service)
+        turn = await service.acquire_turn(KEY)
+        await service.release_turn(turn)
+        with pytest.raises(TurnLost):
+            await service.renew_turn(turn)
+        other = await service.acquire_turn(KEY)
+        with pytest.raises(TurnLost):
+            await service.renew_turn(turn)
+        await service.renew_turn(other)
+
     async def test_one_that_was_lost_is_not_taken_from_its_holder(self, service: Any) -> None:
         await create(service)
         lost, now = await lose_turn(service)

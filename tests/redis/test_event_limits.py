@@ -91,3 +91,31 @@ async def test_a_session_without_a_limit_loses_nothing(server: Server) -> None:
         for number in range(5):
             await service.append_event(session, Event("user", number))
             assert numbers_of(await read(service)) == list(range(number + 1))
+
+
+@pytest.mark.parametrize("stored_count", [b"1000", b"999", b"50000", None])
+async def test_no_call_trims_more_than_1000_events(
+    server: Server, stored_count: bytes | None
+) -> None:
+    """Also if another release appended and did not count: the log is larger than it looks."""
+    async with RedisSessionService(server.url, session_event_limit=None, **TTL) as service:
+        await create(service)
+        await service.append_event(KEY, Event("user", "first"))
+    members = {f"{{}} {number}": 1_000_000 + number for number in range(50_000)}
+    server.raw.zadd(EVENTS, members)
+    server.raw.hset(SESSION, "event_limit", "1000")
+    server.raw.hdel(SESSION, "count")
+    async with RedisSessionService(server.url, session_event_limit=1000, **TTL) as service:
+        num_events = 50_001
+        for number in range(4):
+            if stored_count is not None:
+                server.raw.hset(SESSION, "count", stored_count)
+            if number % 2:
+                await service.append_events(KEY, numbered(1, 2))
+                num_events += 2
+            else:
+                await service.append_event(KEY, Event("user"))
+                num_events += 1
+            num_events -= 1000
+            assert server.raw.zcard(EVENTS) == num_events
+            assert int(server.raw.hget(SESSION, "count") or 0) == num_events

@@ -109,6 +109,21 @@ async def test_the_message_names_the_key_and_no_payload(server: Server, service:
     assert "quote" not in str(caught.value)
 
 
+async def test_popping_an_event_that_does_not_decode_says_that_it_is_removed(
+    server: Server, service: Any
+) -> None:
+    """So that a log with such an event can be read again."""
+    scene = await prepare(service, server)
+    server.raw.zadd(SLOTS["events"][0], {b'{"do not quote me': 2**52})
+    server.raw.hincrby(SLOTS["session"][0], "count", 1)
+    with pytest.raises(CorruptData):
+        await service.get_session(**scene.ids)
+    with pytest.raises(CorruptData, match=r"; the event was removed$") as caught:
+        await service.pop_event(KEY)
+    assert "quote" not in str(caught.value)
+    assert len((await service.get_session(**scene.ids)).events) == 3
+
+
 @pytest.mark.parametrize(
     ("slot", "field"),
     [("session", ".k"), ("session", "version"), ("user", "k"), ("app", "k")],

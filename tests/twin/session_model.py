@@ -424,7 +424,7 @@ class Model:
 
     def renew_turn(self, settings: Settings, turn: Turn, lease_ms: int) -> Turn:
         lease = self._open(turn.key).lease
-        if lease is None or lease.token != turn.token:
+        if lease is None or lease.token != turn.token or (lease_ms and not lease.holder):
             raise Refused(TurnLost)
         until_us = self.now_us + lease_ms * 1000
         lease.until_us = until_us if lease_ms else 0

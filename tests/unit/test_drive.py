@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sessionstore.calls import Call
-from sessionstore.drive import drive_async
-from sessionstore.errors import CorruptData
+from sessionstore.drive import drive, drive_async
+from sessionstore.errors import CorruptData, NotReplicated
 
 READ = (("ZRANGE", b"events", 0, -1),)
 LARGE = b"x" * 100_000
@@ -56,6 +56,52 @@ async def test_only_large_replies_are_decoded_in_a_thread(
     found = await drive_async(flow(call, times), Replying(reply))
     threads = {found} if times == 1 else set(found)
     assert (threads == {threading.get_ident()}) == (not takes_long)
+
+
+class NotConfirming:
+    """Executors whose replicas confirm nothing."""
+
+    def execute(self, call: Call[Any]) -> list[Any]:
+        raise NotReplicated(call.name, confirmed=0, replies=[call.name])
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class NotConfirmingAsync(NotConfirming):
+    async def execute(self, call: Call[Any]) -> list[Any]:  # type: ignore[override]  # as async
+        return super().execute(call)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+async def raised(one: Generator[Any, Any, Any], is_async: bool) -> NotReplicated:
+    try:
+        if is_async:
+            await drive_async(one, NotConfirmingAsync())
+        else:
+            drive(one, NotConfirming())
+    except NotReplicated as error:
+        return error
+    pytest.fail("nothing was raised")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_calls_that_were_not_replicated_have_their_results(is_async: bool) -> None:
+    """The flow ends, whether its calls were sent one by one or together."""
+
+    def names(step: Any) -> Generator[Any, Any, Any]:
+        return [(yield step), (yield together)]
+
+    def named(name: str) -> Call[str]:
+        return Call(name, lambda replies: str(replies[0]))
+
+    together = (named("b"), named("c"))
+    for step, result in ((named("a"), "a"), (together, ["b", "c"])):
+        error = await raised(names(step), is_async)
+        assert str(error) == result[0]
+        assert error.result == [result, ["b", "c"]]
 
 
 async def test_errors_of_a_thread_reach_the_flow() -> None:

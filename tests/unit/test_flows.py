@@ -25,10 +25,11 @@ from sessionstore import (
     SessionNotFound,
     SessionService,
     StaleVersion,
+    Turn,
     flows,
 )
 from sessionstore.calls import AsyncExecutor, Call
-from sessionstore.codec import CALL_SIZE_LIMIT
+from sessionstore.codec import CALL_SIZE_LIMIT, Codec
 from sessionstore.observe import wrap_executor
 from sessionstore.ops import EVENTS_PER_CALL_LIMIT
 from sessionstore.tiers import STATE_KEY_LIMIT, STATE_KEYS_LIMIT
@@ -235,6 +236,75 @@ async def test_too_many_events_are_not_sent() -> None:
     events = [Event("user") for _ in range(EVENTS_PER_CALL_LIMIT + 1)]
     with pytest.raises(LimitExceeded):
         await service.append_events(KEY, events)
+    assert recorder.sent == []
+
+
+async def test_too_many_events_are_not_even_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    service, recorder = recording_service()
+    num_encoded = num_read = 0
+
+    def encode(self: Codec, event: Event, path: str) -> Any:
+        nonlocal num_encoded
+        num_encoded += 1
+        return encode_event(self, event, path)
+
+    def endless() -> Iterator[Event]:
+        nonlocal num_read
+        while True:
+            num_read += 1
+            yield Event("user")
+
+    encode_event = Codec.encode_event
+    monkeypatch.setattr(Codec, "encode_event", encode)
+    events = [Event("user")] * 700 + [Event("agent", partial=True)] * 100
+    for too_many, actual in ((events, 700), (endless(), 501)):
+        with pytest.raises(LimitExceeded, match=r"^events\b") as caught:
+            await service.append_events(KEY, too_many)
+        assert (caught.value.limit, caught.value.actual) == (500, actual)
+    assert (recorder.sent, num_encoded, num_read) == ([], 0, 501)
+    partial = [Event("agent", partial=True)] * 700
+    assert await service.append_events(KEY, partial) == partial
+
+
+BAD_KEY = SessionKey("app", "user", "")
+TURN = Turn(KEY, 3, NOON)
+OTHER_TURN = Turn(SessionKey("app", "user", "other"), 3, NOON)
+PARTIAL = Event("agent", partial=True)
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        (attempt("append_event", BAD_KEY, PARTIAL), "session_id"),
+        (attempt("append_event", KEY, PARTIAL, if_version="x"), "if_version"),
+        (attempt("append_event", KEY, PARTIAL, if_version=-1), "if_version"),
+        (attempt("append_event", KEY, PARTIAL, turn=OTHER_TURN), "turn"),
+        (attempt("append_event", KEY, PARTIAL, turn=5), "turn"),
+        (attempt("append_events", BAD_KEY, []), "session_id"),
+        (attempt("append_events", BAD_KEY, [PARTIAL]), "session_id"),
+        (attempt("append_events", KEY, [], if_version=1.5), "if_version"),
+        (attempt("append_events", KEY, [PARTIAL], turn=OTHER_TURN), "turn"),
+        (attempt("append_events", KEY, [], if_version=1, turn=TURN), "if_version and turn"),
+        (attempt("update_session_state", BAD_KEY, {}), "session_id"),
+        (attempt("update_session_state", BAD_KEY, {"temp:a": 1}), "session_id"),
+        (attempt("update_session_state", BAD_KEY, {}, if_absent=True), "session_id"),
+        (attempt("delete_session_state", BAD_KEY), "session_id"),
+        (attempt("increment_session_state", BAD_KEY, {}), "session_id"),
+        (attempt("update_user_state", "app", "", {}), "user_id"),
+        (attempt("delete_user_state", "app", ""), "user_id"),
+        (attempt("increment_user_state", "app", "", {}), "user_id"),
+        (attempt("update_app_state", "", {}), "app_name"),
+        (attempt("delete_app_state", ""), "app_name"),
+        (attempt("increment_app_state", "", {}), "app_name"),
+    ],
+    ids=lambda one: one.method if isinstance(one, Attempt) else None,
+)
+async def test_bad_arguments_of_a_call_that_changes_nothing_are_refused_alike(
+    bad: Attempt, named: str
+) -> None:
+    service, recorder = recording_service()
+    with pytest.raises(InvalidArgument, match=rf"^{named}\b"):
+        await bad.on(service)
     assert recorder.sent == []
 
 

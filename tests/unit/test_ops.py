@@ -14,7 +14,7 @@ from support.events import NOON
 from support.operations import OPERATIONS, READ_COMMANDS, Operation, each_operation
 from support.services import make_ops
 
-from sessionstore import Event, InvalidArgument, LimitExceeded, SessionKey, Turn
+from sessionstore import Event, InvalidArgument, SessionKey, Turn
 from sessionstore.calls import Call, reply_error
 from sessionstore.errors import (
     BackendRejected,
@@ -24,7 +24,7 @@ from sessionstore.errors import (
     SessionNotFound,
     StaleVersion,
 )
-from sessionstore.ops import EVENTS_PER_CALL_LIMIT, Ops
+from sessionstore.ops import Ops
 from sessionstore.replies import WriteResult
 from sessionstore.tiers import Change, encode_change
 from sessionstore.transport import wire
@@ -198,14 +198,6 @@ def test_a_bad_version_is_refused_by_name(value: Any) -> None:
     ):
         with pytest.raises(InvalidArgument, match=r"^if_version\b"):
             build()
-
-
-def test_more_events_than_one_call_takes_are_refused() -> None:
-    ops = make_ops()
-    ops.append_events(KEY, prepared(ops, EVENTS_PER_CALL_LIMIT), None, None)
-    with pytest.raises(LimitExceeded, match=r"^events\b") as caught:
-        ops.append_events(KEY, prepared(ops, EVENTS_PER_CALL_LIMIT + 1), None, None)
-    assert (caught.value.limit, caught.value.actual) == (500, 501)
 
 
 @pytest.mark.parametrize("value", ["", "x" * 257, "\ud800", None, 5, b"x", ["x"]])
