@@ -31,6 +31,7 @@
 -- An event without state takes the fast path, down to the line `Slow path`. It is most of the
 -- server's work, so it inlines fragments, and names each in a comment. See bench_scripts.py.
 local call = redis.call
+local KEYS, ARGV = KEYS, ARGV
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms, created_us = ARGV[1], ARGV[2] + 0, ARGV[3]
 local event_limit, condition, age_us = ARGV[4], ARGV[5], ARGV[6]
@@ -38,13 +39,18 @@ local event, position = ARGV[7], ARGV[8]
 local tail = 9
 
 -- Inlined: read_header. ZADD below checks the types of the other keys.
-local header = call('HMGET', session,
-  'version', 'last_us', 'deadline_ms', 'created_us', 'count', 'event_limit')
-if not header[1] or created_us ~= '' and created_us ~= header[4] then
+local header
+if created_us == '' then
+  header = call('HMGET', session, 'version', 'last_us', 'deadline_ms', 'event_limit', 'count')
+else
+  header = call('HMGET', session, 'version', 'last_us', 'deadline_ms', 'event_limit', 'count',
+    'created_us')
+end
+if not header[1] or created_us ~= '' and created_us ~= header[6] then
   return {'NOT_FOUND'}
 end
 -- Inlined: choose_limit.
-local limit = event_limit ~= '' and event_limit or header[6]
+local limit = event_limit ~= '' and event_limit or header[4]
   or math.max(1000, call('ZCARD', events))
 -- A field that is not a number raises a Lua error here, before the first write. calls.py makes it
 -- CorruptData.
@@ -52,7 +58,7 @@ local version, last_us, deadline_ms = header[1] + 0, header[2] + 0, header[3] + 
 local num_limit = limit + 0
 local count = header[5] == limit and num_limit or (header[5] or 0) + 0
 local sum = version + last_us + deadline_ms + count + num_limit
-  + (header[6] ~= limit and header[6] or 0)
+  + (header[4] ~= limit and header[4] or 0)
 if sum ~= sum or sum > 1e17 then
   return {'CORRUPT', session, ''}
 end
@@ -78,7 +84,7 @@ if app then
   call('HLEN', app)
 end
 -- Inlined: next_position. The timestamp stays text, because the server formats numbers slowly.
-local now = #time[2] == 6 and table.concat(time) or string.format('%.0f', now_us)
+local now = #time[2] == 6 and time[1] .. time[2] or string.format('%.0f', now_us)
 local position_us = position + 0
 if position_us > now_us then
   position, position_us = now, now_us
@@ -118,7 +124,7 @@ else
   new_version = version
 end
 if num_limit > 0 and limit == header[5] then
-  num_trimmed = call('ZREMRANGEBYRANK', events, -2 - limit, -1 - limit)
+  num_trimmed = call('ZREMRANGEBYRANK', events, -2 - num_limit, -1 - num_limit)
 end
 if num_trimmed == 1 then
   call('HSET', session, 'version', new_version, 'updated_us', now, 'last_us', position)
@@ -140,7 +146,7 @@ else
   call('HSET', session,
     'version', new_version, 'updated_us', now, 'last_us', position, 'count', count)
 end
-if limit ~= header[6] then
+if limit ~= header[4] then
   call('HSET', session, 'event_limit', limit)
 end
 -- Inlined: to_ms, is_due, refresh_session_if_due. The first event, and one after the key was lost,
