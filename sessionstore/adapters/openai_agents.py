@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidArgument
-from ..model import Event, SessionKey
+import msgspec
+
+from ..errors import CorruptData, InvalidArgument
+from ..model import Event, JsonEvent, SessionKey
 from . import framework
-from .flows import AnyService, Services, append, clear_events, pop_event, read_events
+from .flows import AnyService, Services, clear_events, pop_event, read_turns
 
 with framework("openai-agents", extra="openai-agents", tested=">=0.8,<0.25"):
     from agents.memory import SessionSettings
 
 if TYPE_CHECKING:
     from agents import TResponseInputItem
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+_TEXT = {"json": True}  # metadata of an event whose content is the JSON of its item, as a text
 
 
 class StoredSession:
@@ -27,10 +35,11 @@ class StoredSession:
         service: a service for asyncio, or one of `sessionstore.sync`, which runs in threads.
         app_name: 1 to 256 bytes of UTF-8.
         user_id: likewise.
-        session_settings: the SDK's settings; `limit` is the number of newest items to read.
+        session_settings: the SDK's settings, or a dict of them; `limit` is the number of newest
+            items to read.
 
     Raises:
-        InvalidArgument: `service` is none.
+        InvalidArgument: `service` or `session_settings` is not valid.
     """
 
     def __init__(
@@ -40,10 +49,10 @@ class StoredSession:
         *,
         app_name: str,
         user_id: str,
-        session_settings: SessionSettings | None = None,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
     ) -> None:
         self.session_id = session_id
-        self.session_settings: SessionSettings | None = session_settings or SessionSettings()
+        self.session_settings: SessionSettings | None = _settings(session_settings)
         self._key = SessionKey(app_name, user_id, session_id)
         self._services = Services("StoredSession", service)
 
@@ -51,39 +60,48 @@ class StoredSession:
         return f"{type(self).__name__}({self._key!r})"
 
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
-        """The newest items, oldest first.
+        """The newest items, oldest first, from the start of a turn on.
+
+        If older items were trimmed or are left out, the first item starts a turn, and no result is
+        without its call and no call without its reasoning.
 
         Args:
             limit: most items to return; None = `session_settings.limit`, or all if that is None.
+                The newest turn is returned even if it has more.
 
         Raises:
-            CorruptData: stored bytes do not decode.
+            CorruptData: what is stored is not an item.
             BackendError: the store could not be read.
 
-        One round trip, O(items read).
+        One round trip, O(items read). More if the newest turn has more items than `limit`.
         """
-        if limit is None and self.session_settings is not None:
-            limit = self.session_settings.limit
+        if limit is None:
+            limit = _settings(self.session_settings).limit
         if limit is not None and limit <= 0:
             return []
-        events = await self._services.arun(read_events, self._key, limit)
-        return [event.content for event in events]
+        return await self._services.arun(
+            read_turns, self._key, limit, self._item, _starts_turn, _calls, _whole_answers
+        )
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
-        """Append items; up to 500 in one atomic step.
+        """Append items; up to 500 in one atomic step. A repeat stores nothing twice.
 
         Args:
-            items: dicts that the service's codec carries.
+            items: dicts of JSON values, which the SDK's own sessions accept.
 
         Raises:
             InvalidArgument: an item cannot be stored; names the path within it. LimitExceeded if
                 too large.
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so.
+            BackendError: the store did not carry it out, or (maybe_applied) did not say so. The
+                same call may be repeated.
 
-        One round trip, O(log N) an item; the first item of a session takes three.
+        One round trip, O(log N) an item; the first item of a session takes three. One more if it
+        is the first call of this object and all items have ids: it looks for a repeat.
         """
-        events = [_event(item, number) for number, item in enumerate(items)]
-        await self._services.arun(append, self._key, events)
+        events = [_event(item, f"items[{number}]") for number, item in enumerate(items)]
+        if events:
+            have_ids = all(map(_has_id, items))
+            await self._services.aappend(self._key, events, have_ids=have_ids)
 
     async def pop_item(self) -> TResponseInputItem | None:
         """Remove the newest item and return it; None if there is none.
@@ -94,7 +112,7 @@ class StoredSession:
         One round trip, O(log N).
         """
         event = await self._services.arun(pop_event, self._key)
-        return event.content if event else None
+        return self._item(event) if event else None
 
     async def clear_session(self) -> None:
         """Remove all items. State that was stored with the session stays.
@@ -106,10 +124,94 @@ class StoredSession:
         """
         await self._services.arun(clear_events, self._key)
 
+    def _item(self, event: Event) -> Any:
+        item = event.content
+        try:
+            if event.metadata == _TEXT:
+                item = json.loads(item)
+        except (TypeError, ValueError):
+            item = None
+        if not isinstance(item, dict):
+            where = f"event {event.id!r} of session {self.session_id!r}"
+            raise CorruptData(f"{where} is not an item of the SDK", key=where)
+        return item
 
-def _event(item: TResponseInputItem, number: int) -> Event:
-    """An item as an event. Its author is the item's role, or else its type."""
+
+def _settings(settings: SessionSettings | dict[str, Any] | None) -> SessionSettings:
+    if settings is None:
+        return SessionSettings()
+    if not isinstance(settings, dict):
+        return settings
+    unknown = settings.keys() - {field.name for field in fields(SessionSettings)}
+    if unknown:
+        raise InvalidArgument(f"session_settings has unknown keys: {', '.join(sorted(unknown))}")
+    try:
+        return SessionSettings(**settings)
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"session_settings {settings!r} are not valid") from None
+
+
+def _event(item: TResponseInputItem, path: str) -> Event:
+    """An item as an event. Its author is the item's role, or else its type.
+
+    The SDK's own sessions keep an item as `json.dumps` writes it. Numbers that are not finite and
+    parts of surrogate pairs are not JSON for others, so an item with these is kept as a text.
+    """
     if not isinstance(item, dict):
-        raise InvalidArgument(f"items[{number}] must be a dict, not {type(item).__name__}")
+        raise InvalidArgument(f"{path} must be a dict, not {type(item).__name__}")
     author = item.get("role") or item.get("type")
-    return Event(author if isinstance(author, str) else "item", item)
+    author = author if isinstance(author, str) else "item"
+    try:
+        try:
+            return JsonEvent(author, msgspec.Raw(_encode(item).encode()))
+        except ValueError:
+            text = msgspec.json.encode(json.dumps(item))
+            return JsonEvent(author, msgspec.Raw(text), metadata=_TEXT)
+    except (TypeError, ValueError, RecursionError):
+        return JsonEvent(author, item)  # to be refused with the path
+
+
+# -- where a model may begin to read ---------------------------------------------------------------
+
+
+def _starts_turn(item: Any) -> bool:
+    """Whether a person or the application speaks, or earlier turns are compacted."""
+    role, kind = item.get("role"), item.get("type")
+    return role in ("user", "system", "developer") or kind in ("compaction", "compaction_summary")
+
+
+def _calls(item: Any) -> tuple[list[str], list[str]]:
+    """The ids of the call that an item is, and of the call whose result it is."""
+    kind, call_id = item.get("type"), item.get("call_id")
+    if not isinstance(kind, str):
+        return [], []
+    if kind == "mcp_approval_response":
+        return [], [f"approval {item.get('approval_request_id')}"]
+    if kind == "mcp_approval_request":
+        return [f"approval {item.get('id')}"], []
+    if call_id is None:
+        return [], []
+    if kind.endswith("_output"):
+        return [], [str(call_id)]
+    return ([str(call_id)], []) if kind.endswith("_call") or kind == "program" else ([], [])
+
+
+def _whole_answers(items: list[Any]) -> list[Any]:
+    """The answers of a turn that are whole, if its start is missing.
+
+    A call needs the reasoning before it. So the first answer that is whole begins with reasoning or
+    follows a result.
+    """
+    follows_result = False
+    for number, item in enumerate(items):
+        is_result = bool(_calls(item)[1])
+        if item.get("type") == "reasoning" or (follows_result and not is_result):
+            return items[number:]
+        follows_result = is_result
+    return [item for item in items if not any(_calls(item))]
+
+
+def _has_id(item: Any) -> bool:
+    """Whether an item has an id of its own, or that of its call."""
+    item_id = item.get("id") or item.get("call_id")
+    return isinstance(item_id, str) and item_id != "__fake_id__"

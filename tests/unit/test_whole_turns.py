@@ -23,8 +23,8 @@ def calls(item: str) -> tuple[list[str], list[str]]:
     ]
 
 
-def cut(items: list[str], *, is_cut: bool = True) -> list[str]:
-    return whole_turns(items, starts_turn, calls, is_cut=is_cut)
+def cut(items: list[str], *, is_cut: bool = True, limit: int | None = None) -> list[str]:
+    return whole_turns(items, starts_turn, calls, is_cut=is_cut, limit=limit)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,25 @@ def test_a_model_begins_to_read_at_a_turn(items: str, expected: str) -> None:
 @pytest.mark.parametrize("items", ["", "t u", "-a u", "-a", "+a u -a"])
 def test_all_is_returned_if_nothing_is_missing(items: str) -> None:
     assert cut(items.split(), is_cut=False) == items.split()
+
+
+@pytest.mark.parametrize(
+    ("items", "limit", "expected"),
+    [
+        ("t u t u +a -a t u", 9, "t u t u +a -a t u"),
+        ("t u t u +a -a t u", 8, "t u t u +a -a t u"),
+        ("t u t u +a -a t u", 7, "u t u +a -a t u"),
+        ("t u t u +a -a t u", 6, "u +a -a t u"),
+        ("t u t u +a -a t u", 4, "u"),
+        ("u t u +a -a t", 1, "u +a -a t"),  # the newest turn is always whole
+        ("u +a u -a t", 3, "u +a u -a t"),  # no cut between a call and its result
+        ("t t t", 1, "t t t"),
+    ],
+)
+def test_a_limit_takes_the_newest_whole_turns(items: str, limit: int, expected: str) -> None:
+    assert cut(items.split(), is_cut=False, limit=limit) == expected.split()
+    if starts_turn(expected):
+        assert cut(items.split(), limit=limit) == expected.split()
 
 
 def test_each_rule_is_asked_once_for_an_item() -> None:
