@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import subprocess
 import sys
 import warnings
@@ -72,8 +71,9 @@ async def opened(backend: Backend, **options: Any) -> AsyncIterator[Any]:
 class _Losing:
     """An executor whose next write fails with an unknown outcome."""
 
-    def __init__(self, inner: Any, applies: bool, error: BaseException) -> None:
-        self._inner, self._applies, self._error = inner, applies, error
+    def __init__(self, service: Any, applies: bool, error: BaseException) -> None:
+        self._inner, self._applies, self._error = service._executor, applies, error
+        self._is_async = isinstance(service, sessionstore.SessionService)
         self._is_lost = False
 
     def __getattr__(self, name: str) -> Any:
@@ -86,11 +86,11 @@ class _Losing:
     def execute(self, call: Call[Any]) -> Any:
         if not self._loses(call):
             return self._inner.execute(call)
-        if not inspect.iscoroutinefunction(self._inner.execute):
-            if self._applies:
-                self._inner.execute(call)
-            raise self._error
-        return self._lose(call)
+        if self._is_async:
+            return self._lose(call)
+        if self._applies:
+            self._inner.execute(call)
+        raise self._error
 
     async def _lose(self, call: Call[Any]) -> None:
         if self._applies:
@@ -105,7 +105,7 @@ def losing_replies(
     """The next write of a service fails with an unknown outcome; `applies`: it is stored."""
     inner = service._executor
     error = error or sessionstore.BackendTimeout("no reply", maybe_applied=True)
-    service._executor = _Losing(inner, applies, error)
+    service._executor = _Losing(service, applies, error)
     try:
         yield
     finally:
