@@ -482,9 +482,7 @@ class Ops:
         created_us: CreatedUs = "",
     ) -> Call[WriteResult]:
         """Append events in order: the bytes, timestamp and state change of each."""
-        if len(events) > EVENTS_PER_CALL_LIMIT:
-            message = f"events has {len(events)} items; at most {EVENTS_PER_CALL_LIMIT} are allowed"
-            raise LimitExceeded(message, limit=EVENTS_PER_CALL_LIMIT, actual=len(events))
+        _check_num_events(events)
         is_due = self._keeps_tiers and self._is_due(key)
         tiers_of = [self._tiers_named(is_due, change) for _, _, change in events]
         user, app = any(user for user, _ in tiers_of), any(app for _, app in tiers_of)
@@ -539,6 +537,35 @@ class Ops:
             self._keys.session(*_ids(key))[:3],
             (key.session_id, self.options.session_ttl_ms, created_us, _version_arg(if_version)),
             idempotent=False,  # a repeat would remove what was appended after the first attempt
+        )
+
+    def replace_newest(
+        self,
+        key: SessionKey,
+        version: int,
+        first_kept: int,
+        end_kept: int,
+        events: Sequence[tuple[bytes, datetime]],
+    ) -> Call[WriteResult]:
+        """Keep the events from one rank to another, 0 = the oldest, and append new ones."""
+        _check_num_events(events)
+        tail = [argument for data, at in events for argument in (data, to_us(at))]
+        return Call(
+            "replace_newest",
+            lambda replies: decode_write_result(replies[0], key, version),
+            SCRIPTS["replace_newest"],
+            self._keys.session(*_ids(key))[:3],
+            (
+                key.session_id,
+                self.options.session_ttl_ms,
+                self._limit,
+                _version_arg(version),
+                first_kept,
+                end_kept,
+                *tail,
+            ),
+            idempotent=False,  # a repeat would find another version
+            is_bulk=sum(len(data) for data, _ in events) > _BULK_BYTES,
         )
 
     # -- turns ---------------------------------------------------------------------------------
@@ -766,6 +793,12 @@ class Ops:
 
 def _is_bulk(event_num: int | None) -> bool:
     return event_num is None or event_num > _BULK_EVENTS
+
+
+def _check_num_events(events: Sequence[object]) -> None:
+    if len(events) > EVENTS_PER_CALL_LIMIT:
+        message = f"events has {len(events)} items; at most {EVENTS_PER_CALL_LIMIT} are allowed"
+        raise LimitExceeded(message, limit=EVENTS_PER_CALL_LIMIT, actual=len(events))
 
 
 def _ids(key: SessionKey) -> tuple[str, str, str]:
