@@ -112,8 +112,8 @@ class Services:
 
     async def aappend(
         self, key: SessionKey, events: Sequence[Event], *, have_ids: bool = False
-    ) -> None:
-        """Append events to a session, which is created if it does not exist.
+    ) -> Sequence[Event]:
+        """Append events to a session, which is created if it does not exist, and return them.
 
         A repeat stores nothing twice. It is recognised if an append failed with an unknown outcome,
         was of the same events but for their ids and timestamps, and is the newest append of the
@@ -127,7 +127,7 @@ class Services:
         """
         with self._recognised(key, events) as recognised:
             is_first, self._has_appended = not self._has_appended, True
-            await self.arun(append_once, key, recognised, have_ids and is_first)
+            return await self.arun(append_once, key, recognised, have_ids and is_first)
 
     def append(self, key: SessionKey, events: Sequence[Event], *, have_ids: bool = False) -> None:
         """Append events. See `aappend`.
@@ -178,13 +178,17 @@ def _digest(events: Iterable[Event]) -> bytes:
 
 def append_once(
     ops: Ops, key: SessionKey, events: Sequence[Event], may_be_stored: bool
-) -> Flow[None]:
-    """Append events. If they may be stored already, look first whether they are the newest ones."""
+) -> Flow[Sequence[Event]]:
+    """Append events, and return them as they are stored.
+
+    If they may be stored already, look first whether they are the newest ones.
+    """
     if may_be_stored and 0 < len(events) <= EVENTS_PER_CALL_LIMIT:
         newest = yield from read_events(ops, key, len(events))
         if len(newest) == len(events) and all(map(_is_same, newest, events)):
-            return
+            return newest
     yield from append(ops, key, events)
+    return events
 
 
 def _is_same(stored: Event, event: Event) -> bool:

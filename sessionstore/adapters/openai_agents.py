@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..errors import CorruptData, InvalidArgument
-from ..model import Event, JsonEvent, SessionKey
+from .. import flows
+from ..calls import Flow
+from ..errors import CorruptData, InvalidArgument, SessionNotFound, StaleVersion
+from ..model import Event, JsonEvent, Session, SessionKey
+from ..ops import Ops
 from . import framework
-from .flows import AnyService, Services, clear_events, pop_event, read_turns
+from .flows import (
+    AnyService,
+    Services,
+    append,
+    clear_events,
+    pop_event,
+    read_newest,
+    read_turns,
+    whole_turns,
+)
 
 with framework("openai-agents", extra="openai-agents", tested=">=0.8,<0.25"):
     from agents.memory import SessionSettings
+
+with suppress(ImportError):  # earlier versions compact in two steps
+    from agents.memory.session import _CompactionSnapshot
 
 if TYPE_CHECKING:
     from agents import TResponseInputItem
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+_SEEN_LIMIT = 1000  # events of which a compaction checks that nobody else wrote between them
 
 _TEXT = {"json": True}  # metadata of an event whose content is the JSON of its item, as a text
 
@@ -55,6 +74,8 @@ class StoredSession:
         self.session_settings: SessionSettings | None = _settings(session_settings)
         self._key = SessionKey(app_name, user_id, session_id)
         self._services = Services("StoredSession", service)
+        # The newest event at the last read of all items, and those that were added since.
+        self._seen: list[str] | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._key!r})"
@@ -75,13 +96,24 @@ class StoredSession:
 
         One round trip, O(items read). More if the newest turn has more items than `limit`.
         """
+        sees_all = False
         if limit is None:
             limit = _settings(self.session_settings).limit
+            sees_all = True
         if limit is not None and limit <= 0:
             return []
-        return await self._services.arun(
-            read_turns, self._key, limit, self._item, _starts_turn, _calls, _whole_answers
+        newest: list[str] = []
+
+        def read(event: Event) -> Any:
+            newest[:] = [event.id]
+            return self._item(event)
+
+        items = await self._services.arun(
+            read_turns, self._key, limit, read, _starts_turn, _calls, _whole_answers
         )
+        if sees_all:
+            self._seen = newest
+        return items
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
         """Append items; up to 500 in one atomic step. A repeat stores nothing twice.
@@ -99,9 +131,11 @@ class StoredSession:
         is the first call of this object and all items have ids: it looks for a repeat.
         """
         events = [_event(item, f"items[{number}]") for number, item in enumerate(items)]
-        if events:
-            have_ids = all(map(_has_id, items))
-            await self._services.aappend(self._key, events, have_ids=have_ids)
+        if not events:
+            return
+        stored = await self._services.aappend(self._key, events, have_ids=all(map(_has_id, items)))
+        if self._seen is not None:
+            self._seen = [*self._seen, *(event.id for event in stored)][-_SEEN_LIMIT:]
 
     async def pop_item(self) -> TResponseInputItem | None:
         """Remove the newest item and return it; None if there is none.
@@ -111,6 +145,7 @@ class StoredSession:
 
         One round trip, O(log N).
         """
+        self._seen = None
         event = await self._services.arun(pop_event, self._key)
         return self._item(event) if event else None
 
@@ -122,7 +157,60 @@ class StoredSession:
 
         One round trip, O(1).
         """
+        self._seen = None
         await self._services.arun(clear_events, self._key)
+
+    # -- what OpenAIResponsesCompactionSession looks for -------------------------------------------
+
+    async def _get_compaction_snapshot(
+        self, limit: int, *, prune_prefix: Callable[[Any], bool] | None = None
+    ) -> _CompactionSnapshot | None:
+        """The newest items, and a function that replaces those from one on in one atomic step.
+
+        It returns False, and changes nothing, if anybody wrote to the session since.
+        """
+        if type(self) is not StoredSession or prune_prefix is not None:
+            return None  # what a subclass does besides would be left out
+        session, is_cut = await self._services.arun(read_newest, self._key, limit)
+        if session is None:
+            return None
+        items = [self._item(event) for event in session.events]
+        shown = whole_turns(items, _starts_turn, _calls, is_cut=is_cut)
+        is_complete = len(items) == session.event_count
+        num_unread = session.event_count - len(items)
+        places = {id(item): num_unread + place for place, item in enumerate(items)}
+
+        async def replace_suffix(start: int, output: list[TResponseInputItem]) -> bool:
+            if start >= len(shown):
+                return False
+            # Items that are not shown, because the start of their turn was trimmed, go, too.
+            first_kept = places[id(shown[0])] if is_complete else 0
+            end_kept = places[id(shown[start])]
+            events = [_event(item, f"items[{number}]") for number, item in enumerate(output)]
+            self._seen = None
+            try:
+                await self._services.arun(
+                    flows.replace_newest, self._key, session.version, first_kept, end_kept, events
+                )
+            except (StaleVersion, SessionNotFound):
+                return False
+            return True
+
+        return _CompactionSnapshot(shown, is_complete, replace_suffix)
+
+    async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
+        """Replace all items in one atomic step.
+
+        Raises:
+            StaleVersion: others wrote to the session since this object read all items.
+        """
+        if type(self) is not StoredSession:
+            return False  # what a subclass does besides would be left out
+        events = [_event(item, f"items[{number}]") for number, item in enumerate(items)]
+        seen, self._seen = self._seen, None
+        await self._services.arun(_replace_all, self._key, events, seen)
+        self._seen = [event.id for event in events[-1:]]
+        return True
 
     def _item(self, event: Event) -> Any:
         item = event.content
@@ -169,6 +257,26 @@ def _event(item: TResponseInputItem, path: str) -> Event:
             return JsonEvent(author, msgspec.Raw(text), metadata=_TEXT)
     except (TypeError, ValueError, RecursionError):
         return JsonEvent(author, item)  # to be refused with the path
+
+
+def _replace_all(
+    ops: Ops, key: SessionKey, events: list[Event], seen: list[str] | None
+) -> Flow[None]:
+    """Replace all events, if those that were seen are still the newest ones; None = any."""
+    session: Session | None
+    session, _ = yield from read_newest(ops, key)
+    if session is None:
+        yield from append(ops, key, events)
+        return
+    found = [event.id for event in session.events]
+    if seen is not None and found[len(found) - len(seen) if seen else 0 :] != seen[-len(found) :]:
+        raise StaleVersion(
+            f"session {key.session_id!r} was written to since its items were read; nothing was "
+            "replaced",
+            expected=0,
+            actual=session.version,
+        )
+    yield from flows.replace_newest(ops, key, session.version, 0, 0, events)
 
 
 # -- where a model may begin to read ---------------------------------------------------------------
