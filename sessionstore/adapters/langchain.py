@@ -14,7 +14,7 @@ from ..errors import CorruptData, InvalidArgument
 from ..model import Event, JsonEvent, SessionKey
 from ..ops import Ops
 from . import framework
-from .flows import AnyService, Services, clear_events, read_turns
+from .flows import AnyService, Services, Turns, clear_events, read_turns
 from .packing import is_carried, pack, unpack
 
 with framework("langchain-core", extra="langchain", tested=">=0.3,<2"):
@@ -134,7 +134,7 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
         def read(event: Event) -> BaseMessage:
             return _message(event, self._key)
 
-        return (yield from read_turns(ops, self._key, None, read, _starts_turn, _calls))
+        return (yield from read_turns(ops, self._key, None, read, _TURNS))
 
 
 _proven: set[type[BaseMessage]] = set()  # classes that LangChain reads back as themselves
@@ -215,3 +215,8 @@ def _calls(message: BaseMessage) -> tuple[list[str], list[str]]:
     made = [*getattr(message, "tool_calls", ()), *getattr(message, "invalid_tool_calls", ())]
     result = getattr(message, "tool_call_id", None)
     return [call["id"] for call in made if call["id"]], [] if result is None else [result]
+
+
+_TURNS: Turns[BaseMessage] = Turns(
+    _starts_turn, _calls, is_inside=lambda message: any(_calls(message))
+)

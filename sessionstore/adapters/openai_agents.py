@@ -13,18 +13,18 @@ import msgspec
 from .. import flows
 from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument, SessionNotFound, StaleVersion
-from ..model import Event, JsonEvent, Session, SessionKey
+from ..model import Event, JsonEvent, SessionKey
 from ..ops import Ops
 from . import framework
 from .flows import (
     AnyService,
     Services,
+    Turns,
     append,
     clear_events,
     pop_event,
     read_newest,
     read_turns,
-    whole_turns,
 )
 
 with framework("openai-agents", extra="openai-agents", tested=">=0.8,<0.25"):
@@ -108,9 +108,7 @@ class StoredSession:
             newest[:] = [event.id]
             return self._item(event)
 
-        items = await self._services.arun(
-            read_turns, self._key, limit, read, _starts_turn, _calls, _whole_answers
-        )
+        items = await self._services.arun(read_turns, self._key, limit, read, _TURNS)
         if sees_all:
             self._seen = newest
         return items
@@ -171,12 +169,12 @@ class StoredSession:
         """
         if type(self) is not StoredSession or prune_prefix is not None:
             return None  # what a subclass does besides would be left out
-        session, is_cut = await self._services.arun(read_newest, self._key, limit)
-        if session is None:
+        newest = await self._services.arun(read_newest, self._key, limit)
+        if newest is None:
             return None
+        session, is_complete = newest.session, not newest.is_partial
         items = [self._item(event) for event in session.events]
-        shown = whole_turns(items, _starts_turn, _calls, is_cut=is_cut)
-        is_complete = len(items) == session.event_count
+        shown = _TURNS.cut(items, newest)
         num_unread = session.event_count - len(items)
         places = {id(item): num_unread + place for place, item in enumerate(items)}
 
@@ -263,11 +261,11 @@ def _replace_all(
     ops: Ops, key: SessionKey, events: list[Event], seen: list[str] | None
 ) -> Flow[None]:
     """Replace all events, if those that were seen are still the newest ones; None = any."""
-    session: Session | None
-    session, _ = yield from read_newest(ops, key)
-    if session is None:
+    newest = yield from read_newest(ops, key)
+    if newest is None:
         yield from append(ops, key, events)
         return
+    session = newest.session
     found = [event.id for event in session.events]
     if seen is not None and found[len(found) - len(seen) if seen else 0 :] != seen[-len(found) :]:
         raise StaleVersion(
@@ -317,6 +315,15 @@ def _whole_answers(items: list[Any]) -> list[Any]:
             return items[number:]
         follows_result = is_result
     return [item for item in items if not any(_calls(item))]
+
+
+def _is_inside(item: Any) -> bool:
+    """Whether a model made an item, or it is a result, so that something came before it."""
+    made = item.get("type") == "reasoning" or (item.get("role") == "assistant" and _has_id(item))
+    return made or any(_calls(item))
+
+
+_TURNS: Turns[Any] = Turns(_starts_turn, _calls, _is_inside, _whole_answers)
 
 
 def _has_id(item: Any) -> bool:

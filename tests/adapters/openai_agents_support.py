@@ -58,7 +58,7 @@ class ScriptedModel(models.Model):  # type: ignore[misc]  # the SDK may be absen
         check_input(items)
         self.sent.append(items)
         newest = next(item for item in reversed(items) if item.get("role") == "user")
-        number = newest["content"].removeprefix("turn ")
+        number = newest["content"].split()[1]
         if items[-1].get("type") == "function_call_output":
             output = [_message(number)]
         else:

@@ -313,7 +313,7 @@ def test_trimmed_messages_begin_with_a_turn(limit: int) -> None:
 def test_an_untouched_history_is_returned_as_it_is(number: int) -> None:
     written = [
         [messages.AIMessage("How can I help?", id="run-1"), *turn(0)],
-        [*turn(0)[1:], messages.HumanMessage("Hi")],
+        turn(0)[1:],
         [messages.SystemMessage("Be brief."), messages.AIMessage("Yes.")],
     ][number]
     history = stored(sync_service())

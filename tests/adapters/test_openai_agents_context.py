@@ -154,6 +154,7 @@ async def test_an_approval_keeps_its_request(service: Any, approved: bool) -> No
         [{"role": "developer", "content": "Be brief."}, user()],
         [reasoning(1), call(1), output(1), answer(1)],
         [user(), output(1)],
+        [{"role": "assistant", "content": "one"}, {"role": "assistant", "content": "two"}],
     ],
 )
 async def test_an_untouched_session_is_returned_as_it_is(
@@ -172,6 +173,33 @@ async def test_the_limit_of_the_session_counts_not_that_of_the_reader(backend: B
     service = sessionstore.InMemorySessionService(clock=lambda: now[0])
     await stored(service).add_items([without_id, user("two"), without_id])
     assert len(await stored(service).get_items()) == 3
+
+
+@pytest.mark.parametrize("removed", range(1, 9))
+async def test_items_that_were_popped_do_not_show_the_rest_of_a_turn(
+    backend: Backend, removed: int
+) -> None:
+    async with opened(backend, session_event_limit=25) as service:
+        session = stored(service)
+        await session.add_items(turns(0, 1, 2))
+        for _ in range(removed):
+            await session.pop_item()
+        assert await session.get_items() == turns(1, 2)[:-removed]
+        snapshot = await session._get_compaction_snapshot(99)
+        assert snapshot is None or snapshot.items == turns(1, 2)[:-removed]
+
+
+async def test_a_limit_that_was_raised_does_not_show_the_rest_of_a_turn(backend: Backend) -> None:
+    mode, server = backend
+    if server is None or mode == "sync":
+        pytest.skip("needs two services on one server")
+    for limit in range(21, 30):
+        async with opened(backend, session_event_limit=limit) as service:
+            await stored(service, f"raised {limit}").add_items(turns(0, 1, 2))
+        async with opened(backend, session_event_limit=100) as service:
+            session = stored(service, f"raised {limit}")
+            await session.add_items([user("one more")])
+            assert await session.get_items() == [*turns(1, 2), user("one more")]
 
 
 async def test_settings_that_are_not_valid_are_refused(service: Any) -> None:
