@@ -67,8 +67,21 @@ class ScriptedModel(models.Model):  # type: ignore[misc]  # the SDK may be absen
             output=output, usage=agents.Usage(), response_id=f"resp_{number}_{len(items)}"
         )
 
-    def stream_response(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
+    async def stream_response(self, *args: Any, **kwargs: Any) -> Any:
+        answer = await self.get_response(*args, **kwargs)
+        response = responses.Response(
+            id=answer.response_id,
+            created_at=0,
+            model="scripted",
+            object="response",
+            output=answer.output,
+            parallel_tool_calls=True,
+            tool_choice="auto",
+            tools=[],
+        )
+        yield responses.ResponseCompletedEvent(
+            type="response.completed", response=response, sequence_number=0
+        )
 
 
 def _reasoning(number: str) -> Any:
