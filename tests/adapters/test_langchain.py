@@ -340,7 +340,7 @@ async def test_a_repeat_after_a_lost_reply_stores_nothing_twice(
     assert await history.aget_messages() == [hello(), *turn(0), *turn(0)]
 
 
-def test_the_methods_without_await_recognise_a_repeat() -> None:
+def test_the_methods_without_await_recognize_a_repeat() -> None:
     service = sync_service()
     history = stored(service)
     history.add_messages([hello()])
@@ -350,7 +350,7 @@ def test_the_methods_without_await_recognise_a_repeat() -> None:
     assert history.messages == [hello()] * 2
 
 
-async def test_messages_with_ids_are_recognised_in_another_process(server: Any) -> None:
+async def test_messages_with_ids_are_recognized_in_another_process(server: Any) -> None:
     async with sessionstore.RedisSessionService(server.url, **WITH_TTL) as service:
         await stored(service).aadd_messages(turn(0)[:1])
         with losing_replies(service), pytest.raises(BackendTimeout):

@@ -290,7 +290,7 @@ async def test_a_repeat_after_a_lost_reply_stores_nothing_twice(
     assert await session.get_items() == [user("before"), *items, *items[:1]]
 
 
-async def test_a_repeat_is_recognised_although_others_wrote_meanwhile(service: Any) -> None:
+async def test_a_repeat_is_recognized_although_others_wrote_meanwhile(service: Any) -> None:
     await stored(service).add_items([user("before")])
     with losing_replies(service), pytest.raises(BackendTimeout):
         await stored(service).add_items([user("yes")])
@@ -317,7 +317,7 @@ async def test_yes_twice_is_two_items(service: Any) -> None:
     assert len(await stored(service).get_items()) == 6
 
 
-async def test_items_with_ids_are_recognised_in_another_process(backend: Backend) -> None:
+async def test_items_with_ids_are_recognized_in_another_process(backend: Backend) -> None:
     mode, server = backend
     if server is None or mode == "sync":
         pytest.skip("needs two services on one server")
