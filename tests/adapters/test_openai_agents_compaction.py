@@ -211,6 +211,15 @@ async def test_items_that_are_not_shown_do_not_come_back(backend: Backend) -> No
         assert await session.get_items() == [*turn(1), SUMMARY]
 
 
+async def test_a_snapshot_of_a_trimmed_session_begins_with_a_turn(backend: Backend) -> None:
+    async with opened(backend, session_event_limit=12) as service:
+        session = stored(service)
+        await session.add_items(turns(0, 1, 2))
+        await session.pop_item()
+        snapshot = await session._get_compaction_snapshot(99)
+    assert snapshot.items == turns(1, 2)[:-1]
+
+
 async def test_a_replacement_keeps_to_the_limit(backend: Backend) -> None:
     async with opened(backend, session_event_limit=5) as service:
         await stored(service).add_items(turn(0))

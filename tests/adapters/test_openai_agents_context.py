@@ -185,8 +185,6 @@ async def test_items_that_were_popped_do_not_show_the_rest_of_a_turn(
         for _ in range(removed):
             await session.pop_item()
         assert await session.get_items() == turns(1, 2)[:-removed]
-        snapshot = await session._get_compaction_snapshot(99)
-        assert snapshot is None or snapshot.items == turns(1, 2)[:-removed]
 
 
 async def test_a_limit_that_was_raised_does_not_show_the_rest_of_a_turn(backend: Backend) -> None:
