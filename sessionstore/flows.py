@@ -334,6 +334,26 @@ def clear_events(ops: Ops, session: Session | SessionKey, if_version: int | None
         set_version(session, written)
 
 
+def replace_newest(
+    ops: Ops, key: SessionKey, version: int, first_kept: int, end_kept: int, events: Iterable[Event]
+) -> Flow[None]:
+    """Keep the events from one rank to another, 0 = the oldest, and append new ones in one step.
+
+    For adapters. Events with a change of state are not supported.
+
+    Raises:
+        StaleVersion: the session has another version.
+    """
+    rows: list[tuple[bytes, datetime]] = []
+    size = 0
+    for number, event in enumerate(_few_enough(events)):
+        data, copy = ops.options.codec.for_event(event).encode_event(event, f"events[{number}]")
+        size += len(data)
+        check_call_size("events", size)
+        rows.append((data, copy.timestamp))
+    yield ops.replace_newest(key, version, first_kept, end_kept, rows)
+
+
 # -- turns ----------------------------------------------------------------------------------------
 
 

@@ -496,7 +496,7 @@ class Ops:
         turn: Turn | None,
         created_us: bytes = b"",
     ) -> Call[WriteResult]:
-        """Append up to 500 events in order: the bytes, timestamp and state change of each."""
+        """Append events in order: the bytes, timestamp and state change of each."""
         is_due = self._keeps_tiers and self._is_due(key)
         tiers_of = [self._tiers_named(is_due, change) for _, _, change in events]
         user, app = any(user for user, _ in tiers_of), any(app for _, app in tiers_of)
@@ -555,6 +555,34 @@ class Ops:
             self._keys.session(*_ids(key))[:3],
             self._write_args(key, created_us, if_version),
             idempotent=False,  # a repeat would remove what was appended after the first attempt
+        )
+
+    def replace_newest(
+        self,
+        key: SessionKey,
+        version: int,
+        first_kept: int,
+        end_kept: int,
+        events: Sequence[tuple[bytes, datetime]],
+    ) -> Call[WriteResult]:
+        """Keep the events from one rank to another, 0 = the oldest, and append new ones."""
+        tail = [argument for data, at in events for argument in (data, b"%d" % to_us(at))]
+        return Call(
+            "replace_newest",
+            lambda replies: decode_write_result(replies[0], key, version),
+            SCRIPTS["replace_newest"],
+            self._keys.session(*_ids(key))[:3],
+            (
+                key.session_id.encode(),
+                self._session_ttl,
+                self._limit,
+                _version_arg(version),
+                b"%d" % first_kept,
+                b"%d" % end_kept,
+                *tail,
+            ),
+            idempotent=False,  # a repeat would find another version
+            is_bulk=sum(len(data) for data, _ in events) > _BULK_BYTES,
         )
 
     # -- turns ---------------------------------------------------------------------------------

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import blake2b
+from itertools import accumulate
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -15,8 +20,10 @@ from .. import flows
 from ..calls import Flow
 from ..drive import drive, drive_async
 from ..errors import InvalidArgument, SessionNotFound
-from ..model import Event, EventPage, SessionKey
+from ..listing import read_whole
+from ..model import Event, EventPage, Session, SessionKey, VerifiedEvent
 from ..ops import EVENTS_PER_CALL_LIMIT, Ops
+from ..replies import hash_items
 from ..service import SessionService
 
 P = ParamSpec("P")
@@ -26,6 +33,19 @@ AnyService = SessionService | sessionstore.sync.SessionService
 """A service for asyncio or one of `sessionstore.sync`."""
 
 _ATTEMPTS = 3  # a session may be deleted again right after its creation, but not for ever
+_UNKNOWN_LIMIT = 1000  # sessions of a service of which an append with an unknown outcome is kept
+_PAGE = 64  # events of the first read that looks for the start of a turn
+_LIMIT_OF_0_1_0 = 1000  # events that sessions of release 0.1.0 keep at least
+
+
+class _Unknown(NamedTuple):
+    """An append whose outcome is unknown: what it was to store, and the identity of its events."""
+
+    digest: bytes
+    identities: list[tuple[str, datetime]]
+
+
+_unknown: WeakKeyDictionary[AnyService, dict[SessionKey, _Unknown]] = WeakKeyDictionary()
 
 
 class Services:
@@ -61,6 +81,8 @@ class Services:
             raise InvalidArgument("beside sync_service, service must be one for asyncio")
         self._for_threads = sync_service
 
+    _has_appended = False
+
     def __repr__(self) -> str:
         return repr(self._for_asyncio or self._for_threads)
 
@@ -89,6 +111,95 @@ class Services:
             )
         return drive(flow(service._ops, *args, **kwargs), service._executor)
 
+    async def aappend(
+        self, key: SessionKey, events: Sequence[Event], *, have_ids: bool = False
+    ) -> Sequence[Event]:
+        """Append events to a session, which is created if it does not exist, and return them.
+
+        A repeat stores nothing twice. It is recognized if an append failed with an unknown outcome,
+        was of the same events but for their ids and timestamps, and is the newest append of the
+        service to the session. It is also recognized if it is the first append of this object, the
+        framework gave an id to each of its items, and they are the newest ones of the session.
+
+        Args:
+            key: the session.
+            events: JsonEvents; up to 500 go in one atomic step.
+            have_ids: the framework gave an id to each of the items.
+        """
+        with self._recognized(key, events) as recognized:
+            is_first, self._has_appended = not self._has_appended, True
+            return await self.arun(append_once, key, recognized, have_ids and is_first)
+
+    def append(self, key: SessionKey, events: Sequence[Event], *, have_ids: bool = False) -> None:
+        """Append events. See `aappend`.
+
+        Raises:
+            NotImplementedError: there is only a service for asyncio.
+        """
+        with self._recognized(key, events) as recognized:
+            is_first, self._has_appended = not self._has_appended, True
+            self.run(append_once, key, recognized, have_ids and is_first)
+
+    @contextmanager
+    def _recognized(self, key: SessionKey, events: Sequence[Event]) -> Iterator[Sequence[Event]]:
+        """The events to append: those of the earlier call, if this one is its repeat."""
+        service = self._for_asyncio or self._for_threads
+        assert service is not None
+        unknown = _unknown.setdefault(service, {})
+        earlier = unknown.get(key)
+        if earlier is not None and earlier.digest == _digest(events):
+            events = [
+                msgspec.structs.replace(event, id=event_id, timestamp=timestamp)
+                for event, (event_id, timestamp) in zip(events, earlier.identities, strict=True)
+            ]
+        try:
+            yield events
+        except InvalidArgument:
+            raise
+        except BaseException:  # a cancelled call may be stored, too
+            identities = [(event.id, event.timestamp) for event in events]
+            unknown[key] = _Unknown(_digest(events), identities)
+            if len(unknown) > _UNKNOWN_LIMIT:
+                del unknown[next(iter(unknown))]
+            raise
+        if unknown.get(key) is earlier:
+            unknown.pop(key, None)
+
+
+def _digest(events: Iterable[Event]) -> bytes:
+    """The same for events that differ only in ids and timestamps."""
+    found = blake2b()
+    for event in events:
+        content = event.content
+        data = bytes(content) if isinstance(content, msgspec.Raw) else repr(content).encode()
+        for part in (event.author.encode(errors="replace"), repr(event.metadata).encode(), data):
+            found.update(b"%d:%b" % (len(part), part))
+    return found.digest()
+
+
+def append_once(
+    ops: Ops, key: SessionKey, events: Sequence[Event], may_be_stored: bool
+) -> Flow[Sequence[Event]]:
+    """Append events, and return them as they are stored.
+
+    If they may be stored already, look first whether they are the newest ones.
+    """
+    if may_be_stored and 0 < len(events) <= EVENTS_PER_CALL_LIMIT:
+        newest = yield from read_events(ops, key, len(events))
+        if len(newest) == len(events) and all(map(_is_same, newest, events)):
+            return newest
+    yield from append(ops, key, events)
+    return events
+
+
+def _is_same(stored: Event, event: Event) -> bool:
+    """Whether an event has the same content as one that is to be stored."""
+    if not isinstance(event.content, msgspec.Raw) or stored.author != event.author:
+        return False
+    with suppress(msgspec.DecodeError):
+        return bool(msgspec.json.decode(event.content) == stored.content)
+    return False
+
 
 def append(
     ops: Ops, key: SessionKey, events: Sequence[Event], parent: SessionKey | None = None
@@ -116,7 +227,10 @@ def append(
                 if not attempts_left:
                     raise
             # Plain Events are verified again: their values may have changed meanwhile.
-            batch = [Event(**msgspec.structs.asdict(event)) for event in batch]
+            batch = [
+                Event(**msgspec.structs.asdict(event)) if type(event) is VerifiedEvent else event
+                for event in batch
+            ]
             if parent is not None:
                 yield from create_if_missing(ops, parent)
             yield from create_if_missing(ops, key)
@@ -133,6 +247,98 @@ def read_events(ops: Ops, key: SessionKey, event_num: int | None = None) -> Flow
     """The newest events of a session, None = all, oldest first; empty without a session."""
     session = yield from flows.get_session(ops, key, event_num, None)
     return session.events if session else []
+
+
+class Newest(NamedTuple):
+    """The newest events of a session.
+
+    Attributes:
+        session: with these events, and without the state of the application.
+        is_partial: there are older events, which were not read.
+        is_full: the log holds as many events as it may, so older ones may have been trimmed.
+        has_removed: events were removed from it, so it may have been full before.
+    """
+
+    session: Session
+    is_partial: bool
+    is_full: bool
+    has_removed: bool
+
+
+def read_newest(ops: Ops, key: SessionKey, event_num: int | None = None) -> Flow[Newest | None]:
+    """The newest events of a session, None = all; None without a session."""
+    call = ops.get_session(key, event_num, None)
+
+    def decode(replies: list[Any]) -> Newest | None:
+        session = call.decode(replies)
+        if session is None:
+            return None
+        header = dict(hash_items(replies[0 if call.script is None else 1]))
+        limit = int(header.get(b"event_limit", _LIMIT_OF_0_1_0))
+        return Newest(
+            session,
+            len(session.events) < session.event_count,
+            0 < limit <= session.event_count,
+            b"removed_us" in header,
+        )
+
+    read = msgspec.structs.replace(call, decode=decode)
+    return (yield from read_whole(read))  # type: ignore[no-any-return]  # any Call
+
+
+@dataclass(frozen=True)
+class Turns(Generic[T]):
+    """The rules of a framework: where a model may begin to read its items.
+
+    Args:
+        starts_turn: whether a turn starts at an item.
+        calls: the ids of the calls that an item makes, and of those whose results it holds.
+        is_inside: whether an item needs others before it, so that something is missing if it is
+            the first one.
+        only_turn: what a model can read of the only turn, if its start was trimmed.
+    """
+
+    starts_turn: Callable[[T], bool]
+    calls: Callable[[T], tuple[Iterable[str], Iterable[str]]]
+    is_inside: Callable[[T], bool]
+    only_turn: Callable[[list[T]], list[T]] = list
+
+    def cut(self, items: list[T], newest: Newest, limit: int | None = None) -> list[T]:
+        """The items to show of those that were read. See `whole_turns`."""
+        is_cut = newest.is_partial or newest.is_full
+        if is_cut and not newest.is_partial and not any(map(self.starts_turn, items)):
+            items = self.only_turn(items)
+        is_cut = is_cut or newest.has_removed or (bool(items) and self.is_inside(items[0]))
+        return whole_turns(items, self.starts_turn, self.calls, is_cut=is_cut, limit=limit)
+
+
+def read_turns(
+    ops: Ops, key: SessionKey, limit: int | None, read: Callable[[Event], T], turns: Turns[T]
+) -> Flow[list[T]]:
+    """The newest items of a session, oldest first, from a place on at which a model may begin.
+
+    Args:
+        ops: builds the Calls.
+        key: the session.
+        limit: most items to return; None = all. The newest turn is returned even if it has more.
+        read: the item of an event.
+        turns: the rules. A log that was never trimmed is returned from its beginning.
+
+    One round trip, O(items read). More if the newest turn has more items than the limit.
+    """
+    event_num = limit
+    while True:
+        newest = yield from read_newest(ops, key, event_num)
+        if newest is None:
+            return []
+        items = [read(event) for event in newest.session.events]
+        found = turns.cut(items, newest, limit)
+        # The start of the newest turn, or the call of a result, may not have been read yet.
+        if not newest.is_partial or (
+            found and turns.starts_turn(found[0]) and found[0] is items[len(items) - len(found)]
+        ):
+            return found
+        event_num = max(_PAGE, 2 * len(items))
 
 
 def read_log(ops: Ops, key: SessionKey, page_limit: int) -> Flow[list[Event]]:
@@ -161,3 +367,55 @@ def clear_events(ops: Ops, key: SessionKey) -> Flow[None]:
     """Remove all events; a missing session is fine."""
     with suppress(SessionNotFound):
         yield from flows.clear_events(ops, key, None)
+
+
+def whole_turns(
+    items: Sequence[T],
+    starts_turn: Callable[[T], bool],
+    calls: Callable[[T], tuple[Iterable[str], Iterable[str]]],
+    *,
+    is_cut: bool,
+    limit: int | None = None,
+) -> list[T]:
+    """The items from the first place on at which a model may begin to read them.
+
+    That is the first start of a turn that is not between a call and its result. Without one it is
+    the first start of a turn, and without that the first item. Results whose call is not among the
+    returned items are left out.
+
+    Args:
+        items: the newest items of a conversation, oldest first.
+        starts_turn: whether a turn starts at an item.
+        calls: the ids of the calls that an item makes, and of those whose results it holds.
+        is_cut: items before the first one were trimmed or not read. If not, the first item is such
+            a place too, and nothing is left out after it.
+        limit: most items to return; None = all. The newest turn is returned even if it has more.
+
+    O(items).
+    """
+    if not is_cut and (limit is None or len(items) <= limit):
+        return list(items)
+    ids = [(set(opened), set(closed)) for opened, closed in map(calls, items)]
+    called_at: dict[str, int] = {}  # by call
+    splits = [0] * (len(items) + 1)  # at a place: pairs that begin just before it, less those ended
+    for place, (opened, closed) in enumerate(ids):
+        for call in closed & called_at.keys():
+            splits[called_at[call] + 1] += 1
+            splits[place + 1] -= 1
+        called_at.update(dict.fromkeys(opened, place))
+    num_split = list(accumulate(splits))
+    starts = [place for place, item in enumerate(items) if starts_turn(item)]
+    whole = [place for place in starts if not num_split[place]]
+    if not is_cut and whole[:1] != [0]:
+        whole.insert(0, 0)
+    earliest = 0 if limit is None else len(items) - limit
+    first = next((place for place in whole if place >= earliest), (whole or starts[:1] or [0])[-1])
+    if first == 0 and not is_cut:
+        return list(items)
+    known: set[str] = set()
+    found = []
+    for item, (opened, closed) in zip(items[first:], ids[first:], strict=True):
+        if closed <= known:
+            found.append(item)
+            known |= opened
+    return found

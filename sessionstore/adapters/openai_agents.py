@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidArgument
-from ..model import Event, SessionKey
+import msgspec
+
+from .. import flows
+from ..calls import Flow
+from ..errors import CorruptData, InvalidArgument, SessionNotFound, StaleVersion
+from ..model import Event, JsonEvent, SessionKey
+from ..ops import Ops
 from . import framework
-from .flows import AnyService, Services, append, clear_events, pop_event, read_events
+from .flows import (
+    AnyService,
+    Services,
+    Turns,
+    append,
+    clear_events,
+    pop_event,
+    read_newest,
+    read_turns,
+)
 
 with framework("openai-agents", extra="openai-agents", tested=">=0.8,<0.25"):
     from agents.memory import SessionSettings
 
+with suppress(ImportError):  # earlier versions compact in two steps
+    from agents.memory.session import _CompactionSnapshot
+
 if TYPE_CHECKING:
     from agents import TResponseInputItem
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+_SEEN_LIMIT = 1000  # events of which a compaction checks that nobody else wrote between them
+
+_TEXT = {"json": True}  # metadata of an event whose content is the JSON of its item, as a text
 
 
 class StoredSession:
@@ -27,10 +54,11 @@ class StoredSession:
         service: a service for asyncio, or one of `sessionstore.sync`, which runs in threads.
         app_name: 1 to 256 bytes of UTF-8.
         user_id: likewise.
-        session_settings: the SDK's settings; `limit` is the number of newest items to read.
+        session_settings: the SDK's settings, or a dict of them; `limit` is the number of newest
+            items to read.
 
     Raises:
-        InvalidArgument: `service` is none.
+        InvalidArgument: `service` or `session_settings` is not valid.
     """
 
     def __init__(
@@ -40,50 +68,72 @@ class StoredSession:
         *,
         app_name: str,
         user_id: str,
-        session_settings: SessionSettings | None = None,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
     ) -> None:
         self.session_id = session_id
-        self.session_settings: SessionSettings | None = session_settings or SessionSettings()
+        self.session_settings: SessionSettings | None = _settings(session_settings)
         self._key = SessionKey(app_name, user_id, session_id)
         self._services = Services("StoredSession", service)
+        # The newest event at the last read of all items, and those that were added since.
+        self._seen: list[str] | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._key!r})"
 
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
-        """The newest items, oldest first.
+        """The newest items, oldest first, from the start of a turn on.
+
+        If older items were trimmed or are left out, the first item starts a turn, and no result is
+        without its call and no call without its reasoning.
 
         Args:
             limit: most items to return; None = `session_settings.limit`, or all if that is None.
+                The newest turn is returned even if it has more.
 
         Raises:
-            CorruptData: stored bytes do not decode.
+            CorruptData: what is stored is not an item.
             BackendError: the store could not be read.
 
-        One round trip, O(items read).
+        One round trip, O(items read). More if the newest turn has more items than `limit`.
         """
-        if limit is None and self.session_settings is not None:
-            limit = self.session_settings.limit
+        sees_all = False
+        if limit is None:
+            limit = _settings(self.session_settings).limit
+            sees_all = True
         if limit is not None and limit <= 0:
             return []
-        events = await self._services.arun(read_events, self._key, limit)
-        return [event.content for event in events]
+        newest: list[str] = []
+
+        def read(event: Event) -> Any:
+            newest[:] = [event.id]
+            return self._item(event)
+
+        items = await self._services.arun(read_turns, self._key, limit, read, _TURNS)
+        if sees_all:
+            self._seen = newest
+        return items
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
-        """Append items; up to 500 in one atomic step.
+        """Append items; up to 500 in one atomic step. A repeat stores nothing twice.
 
         Args:
-            items: dicts that the service's codec carries.
+            items: dicts of JSON values, which the SDK's own sessions accept.
 
         Raises:
             InvalidArgument: an item cannot be stored; names the path within it. LimitExceeded if
                 too large.
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so.
+            BackendError: the store did not carry it out, or (maybe_applied) did not say so. The
+                same call may be repeated.
 
-        One round trip, O(log N) an item; the first item of a session takes three.
+        One round trip, O(log N) an item; the first item of a session takes three. One more if it
+        is the first call of this object and all items have ids: it looks for a repeat.
         """
-        events = [_event(item, number) for number, item in enumerate(items)]
-        await self._services.arun(append, self._key, events)
+        events = [_event(item, f"items[{number}]") for number, item in enumerate(items)]
+        if not events:
+            return
+        stored = await self._services.aappend(self._key, events, have_ids=all(map(_has_id, items)))
+        if self._seen is not None:
+            self._seen = [*self._seen, *(event.id for event in stored)][-_SEEN_LIMIT:]
 
     async def pop_item(self) -> TResponseInputItem | None:
         """Remove the newest item and return it; None if there is none.
@@ -93,8 +143,9 @@ class StoredSession:
 
         One round trip, O(log N).
         """
+        self._seen = None
         event = await self._services.arun(pop_event, self._key)
-        return event.content if event else None
+        return self._item(event) if event else None
 
     async def clear_session(self) -> None:
         """Remove all items. State that was stored with the session stays.
@@ -104,12 +155,178 @@ class StoredSession:
 
         One round trip, O(1).
         """
+        self._seen = None
         await self._services.arun(clear_events, self._key)
 
+    # -- what OpenAIResponsesCompactionSession looks for -------------------------------------------
 
-def _event(item: TResponseInputItem, number: int) -> Event:
-    """An item as an event. Its author is the item's role, or else its type."""
+    async def _get_compaction_snapshot(
+        self, limit: int, *, prune_prefix: Callable[[Any], bool] | None = None
+    ) -> _CompactionSnapshot | None:
+        """The newest items, and a function that replaces those from one on in one atomic step.
+
+        It returns False, and changes nothing, if anybody wrote to the session since.
+        """
+        if type(self) is not StoredSession or prune_prefix is not None:
+            return None  # what a subclass does besides would be left out
+        newest = await self._services.arun(read_newest, self._key, limit)
+        if newest is None:
+            return None
+        session, is_complete = newest.session, not newest.is_partial
+        items = [self._item(event) for event in session.events]
+        shown = _TURNS.cut(items, newest)
+        num_unread = session.event_count - len(items)
+        places = {id(item): num_unread + place for place, item in enumerate(items)}
+
+        async def replace_suffix(start: int, output: list[TResponseInputItem]) -> bool:
+            if start >= len(shown):
+                return False
+            # Items that are not shown, because the start of their turn was trimmed, go, too.
+            first_kept = places[id(shown[0])] if is_complete else 0
+            end_kept = places[id(shown[start])]
+            events = [_event(item, f"items[{number}]") for number, item in enumerate(output)]
+            self._seen = None
+            try:
+                await self._services.arun(
+                    flows.replace_newest, self._key, session.version, first_kept, end_kept, events
+                )
+            except (StaleVersion, SessionNotFound):
+                return False
+            return True
+
+        return _CompactionSnapshot(shown, is_complete, replace_suffix)
+
+    async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
+        """Replace all items in one atomic step.
+
+        Raises:
+            StaleVersion: others wrote to the session since this object read all items.
+        """
+        if type(self) is not StoredSession:
+            return False  # what a subclass does besides would be left out
+        events = [_event(item, f"items[{number}]") for number, item in enumerate(items)]
+        seen, self._seen = self._seen, None
+        await self._services.arun(_replace_all, self._key, events, seen)
+        self._seen = [event.id for event in events[-1:]]
+        return True
+
+    def _item(self, event: Event) -> Any:
+        item = event.content
+        try:
+            if event.metadata == _TEXT:
+                item = json.loads(item)
+        except (TypeError, ValueError):
+            item = None
+        if not isinstance(item, dict):
+            where = f"event {event.id!r} of session {self.session_id!r}"
+            raise CorruptData(f"{where} is not an item of the SDK", key=where)
+        return item
+
+
+def _settings(settings: SessionSettings | dict[str, Any] | None) -> SessionSettings:
+    if settings is None:
+        return SessionSettings()
+    if not isinstance(settings, dict):
+        return settings
+    unknown = settings.keys() - {field.name for field in fields(SessionSettings)}
+    if unknown:
+        raise InvalidArgument(f"session_settings has unknown keys: {', '.join(sorted(unknown))}")
+    try:
+        return SessionSettings(**settings)
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"session_settings {settings!r} are not valid") from None
+
+
+def _event(item: TResponseInputItem, path: str) -> Event:
+    """An item as an event. Its author is the item's role, or else its type.
+
+    The SDK's own sessions keep an item as `json.dumps` writes it. Numbers that are not finite and
+    parts of surrogate pairs are not JSON for others, so an item with these is kept as a text.
+    """
     if not isinstance(item, dict):
-        raise InvalidArgument(f"items[{number}] must be a dict, not {type(item).__name__}")
+        raise InvalidArgument(f"{path} must be a dict, not {type(item).__name__}")
     author = item.get("role") or item.get("type")
-    return Event(author if isinstance(author, str) else "item", item)
+    author = author if isinstance(author, str) else "item"
+    try:
+        try:
+            return JsonEvent(author, msgspec.Raw(_encode(item).encode()))
+        except ValueError:
+            text = msgspec.json.encode(json.dumps(item))
+            return JsonEvent(author, msgspec.Raw(text), metadata=_TEXT)
+    except (TypeError, ValueError, RecursionError):
+        return JsonEvent(author, item)  # to be refused with the path
+
+
+def _replace_all(
+    ops: Ops, key: SessionKey, events: list[Event], seen: list[str] | None
+) -> Flow[None]:
+    """Replace all events, if those that were seen are still the newest ones; None = any."""
+    newest = yield from read_newest(ops, key)
+    if newest is None:
+        yield from append(ops, key, events)
+        return
+    session = newest.session
+    found = [event.id for event in session.events]
+    if seen is not None and found[len(found) - len(seen) if seen else 0 :] != seen[-len(found) :]:
+        raise StaleVersion(
+            f"session {key.session_id!r} was written to since its items were read; nothing was "
+            "replaced",
+            expected=0,
+            actual=session.version,
+        )
+    yield from flows.replace_newest(ops, key, session.version, 0, 0, events)
+
+
+# -- where a model may begin to read ---------------------------------------------------------------
+
+
+def _starts_turn(item: Any) -> bool:
+    """Whether a person or the application speaks, or earlier turns are compacted."""
+    role, kind = item.get("role"), item.get("type")
+    return role in ("user", "system", "developer") or kind in ("compaction", "compaction_summary")
+
+
+def _calls(item: Any) -> tuple[list[str], list[str]]:
+    """The ids of the call that an item is, and of the call whose result it is."""
+    kind, call_id = item.get("type"), item.get("call_id")
+    if not isinstance(kind, str):
+        return [], []
+    if kind == "mcp_approval_response":
+        return [], [f"approval {item.get('approval_request_id')}"]
+    if kind == "mcp_approval_request":
+        return [f"approval {item.get('id')}"], []
+    if call_id is None:
+        return [], []
+    if kind.endswith("_output"):
+        return [], [str(call_id)]
+    return ([str(call_id)], []) if kind.endswith("_call") or kind == "program" else ([], [])
+
+
+def _whole_answers(items: list[Any]) -> list[Any]:
+    """The answers of a turn that are whole, if its start is missing.
+
+    A call needs the reasoning before it. So the first answer that is whole begins with reasoning or
+    follows a result.
+    """
+    follows_result = False
+    for number, item in enumerate(items):
+        is_result = bool(_calls(item)[1])
+        if item.get("type") == "reasoning" or (follows_result and not is_result):
+            return items[number:]
+        follows_result = is_result
+    return [item for item in items if not any(_calls(item))]
+
+
+def _is_inside(item: Any) -> bool:
+    """Whether a model made an item, or it is a result, so that something came before it."""
+    made = item.get("type") == "reasoning" or (item.get("role") == "assistant" and _has_id(item))
+    return made or any(_calls(item))
+
+
+_TURNS: Turns[Any] = Turns(_starts_turn, _calls, _is_inside, _whole_answers)
+
+
+def _has_id(item: Any) -> bool:
+    """Whether an item has an id of its own, or that of its call."""
+    item_id = item.get("id") or item.get("call_id")
+    return isinstance(item_id, str) and item_id != "__fake_id__"

@@ -37,6 +37,11 @@ def _write_list(value: Any) -> list[Any]:
     return [pack(item) for item in value]
 
 
+def _write_set(value: Any) -> list[Any]:
+    """In an order that does not depend on hashes, which differ from process to process."""
+    return sorted(_write_list(value), key=repr)
+
+
 def _read_list(items: list[Any]) -> list[Any]:
     return [unpack(item) for item in items]
 
@@ -56,8 +61,8 @@ _KINDS: dict[type[Any], tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] 
     int: ("int", str, int),  # those that are too large
     float: ("float", repr, float),  # those that are no finite numbers
     tuple: ("tuple", _write_list, lambda items: tuple(_read_list(items))),
-    set: ("set", _write_list, lambda items: set(_read_list(items))),
-    frozenset: ("frozenset", _write_list, lambda items: frozenset(_read_list(items))),
+    set: ("set", _write_set, lambda items: set(_read_list(items))),
+    frozenset: ("frozenset", _write_set, lambda items: frozenset(_read_list(items))),
     dict: ("dict", _write_items, _read_items),  # those with keys that JSON would not give back
 }
 _READERS = {kind: read for kind, _, read in _KINDS.values()}

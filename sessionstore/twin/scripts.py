@@ -312,6 +312,42 @@ def clear_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     return [b"OK", new_version, keyspace.now_us]
 
 
+def replace_newest(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/replace_newest.lua"""
+    session_id, ttl, event_limit, condition, first, end, *tail = args
+    session, events = keys[:2]
+    header = read_checked_header(keyspace, keys, session_id, b"")
+    refusal = check_condition(keyspace, session, condition, header.version)
+    if refusal:
+        return refusal
+    num_events = keyspace.zcard(events)
+    if (header.count or 0) > num_events:
+        return [b"MISSING", events, header.count, num_events]
+    end_kept = min(int(end), num_events)
+    first_kept = min(int(first), end_kept)
+    limit = choose_limit(event_limit, header.event_limit, num_events)
+    last_us, num_left = header.last_us, 0
+    for at in range(0, len(tail), 2):
+        position = next_position(keyspace, int(tail[at + 1]), last_us)
+        if keyspace.zadd(events, position, tail[at], nx=True):
+            last_us = position
+            num_left += 1
+    num_left += end_kept - first_kept
+    if num_left:
+        if end_kept < num_events:
+            keyspace.zremrangebyrank(events, end_kept, num_events - 1)
+        if first_kept:
+            keyspace.zremrangebyrank(events, 0, first_kept - 1)
+        num_left = trim_events(keyspace, events, limit, num_left)
+    else:
+        keyspace.unlink(events)
+    fields = (b"count", decimal(num_left), b"event_limit", decimal(limit))
+    keyspace.hset(session, (*fields, b"removed_us", decimal(keyspace.now_us)))
+    new_version, is_new_member = write_header(keyspace, keys, session_id, header.version, last_us)
+    refresh_session(keyspace, keys, int(ttl), last_us, is_new_member)
+    return [b"OK", new_version, keyspace.now_us]
+
+
 def repair_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/repair_session.lua"""
     session, events, index = keys[:3]
@@ -483,6 +519,7 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             renew_turn,
             repair_session,
             replace_event,
+            replace_newest,
             rewind_session,
             touch_session,
             touch_tier,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 
 import sessionstore
 import sessionstore.sync
+from sessionstore.calls import Call
 
 EXAMPLES = Path(__file__).parent / "examples"
 
@@ -65,6 +66,50 @@ async def opened(backend: Backend, **options: Any) -> AsyncIterator[Any]:
         )
         async with service:
             yield service
+
+
+class _Losing:
+    """An executor whose next write fails with an unknown outcome."""
+
+    def __init__(self, service: Any, applies: bool, error: BaseException) -> None:
+        self._inner, self._applies, self._error = service._executor, applies, error
+        self._is_async = isinstance(service, sessionstore.SessionService)
+        self._is_lost = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def _loses(self, call: Call[Any]) -> bool:
+        self._is_lost, before = self._is_lost or call.writes, self._is_lost
+        return self._is_lost and not before
+
+    def execute(self, call: Call[Any]) -> Any:
+        if not self._loses(call):
+            return self._inner.execute(call)
+        if self._is_async:
+            return self._lose(call)
+        if self._applies:
+            self._inner.execute(call)
+        raise self._error
+
+    async def _lose(self, call: Call[Any]) -> None:
+        if self._applies:
+            await self._inner.execute(call)
+        raise self._error
+
+
+@contextmanager
+def losing_replies(
+    service: Any, *, applies: bool = True, error: BaseException | None = None
+) -> Iterator[None]:
+    """The next write of a service fails with an unknown outcome; `applies`: it is stored."""
+    inner = service._executor
+    error = error or sessionstore.BackendTimeout("no reply", maybe_applied=True)
+    service._executor = _Losing(service, applies, error)
+    try:
+        yield
+    finally:
+        service._executor = inner
 
 
 def recordings() -> list[dict[str, Any]]:

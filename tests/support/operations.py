@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pytest
 
-from sessionstore import SessionExists, StaleVersion, TurnTaken
+from sessionstore import SessionExists, StaleVersion, TurnTaken, flows
 
 from .events import LONG_AGO, make_event
 from .scene import E0_POSITION, E1, E2, E2_POSITION, Scene
@@ -52,6 +52,7 @@ class Operation:
             exception, or None for another result.
         counts_twice: such a repeat adds 1 to `version` again.
         rights: commands that it needs beyond those of the ACL line of lua/README.md.
+        is_internal: it is not a public method, but a flow that adapters use.
     """
 
     method: str
@@ -69,6 +70,7 @@ class Operation:
     repeat: Literal["same"] | type[Exception] | None = "same"
     counts_twice: bool = False
     rights: str = ""
+    is_internal: bool = False
 
     @property
     def name(self) -> str:
@@ -332,6 +334,17 @@ OPERATIONS = (
         reads_first=True,
         idempotent=False,
         repeat=None,
+    ),
+    Operation(
+        "replace_newest",
+        lambda s, at: s._run(
+            flows.replace_newest(s._ops, at.key, at.session.version, 1, 2, [PLAIN])
+        ),
+        keys=LOG,
+        refreshes="session",
+        idempotent=False,
+        repeat=StaleVersion,
+        is_internal=True,
     ),
     # -- turns
     Operation(

@@ -336,6 +336,32 @@ class Model:
         self.refreshed[copy] = settings.session_ttl
         return self.view(copy, 0)
 
+    def replace_newest(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        version: int,
+        first_kept: int,
+        end_kept: int,
+        events: list[Event],
+    ) -> None:
+        stored = self._open(key)
+        self._check_version(stored, version)
+        known = {entry.identity for entry in stored.log}
+        kept = stored.log[first_kept:end_kept]
+        for event in events:
+            identity = (settings.codec, event.id)
+            if identity in known:
+                continue
+            known.add(identity)
+            position = min(microseconds(event.timestamp), self.now_us)
+            position = max(position, stored.last_position + 1)
+            kept.append(Stored(position, identity, event))
+            stored.last_position = position
+        stored.log = kept[-settings.event_limit :] if settings.event_limit else kept
+        stored.event_limit = settings.event_limit
+        self._wrote(settings, key)
+
     def update(
         self,
         settings: Settings,

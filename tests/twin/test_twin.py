@@ -499,6 +499,29 @@ class TwinMachine(RuleBasedStateMachine):
         )
         outcome = self._drive(flow)
         self._expect(outcome, lambda: self.model.fork(chosen, key, copy, upto, state, if_version))
+
+    @rule(
+        service=services,
+        key=keys,
+        step=version_steps,
+        first_kept=st.integers(0, 3),
+        end_kept=st.integers(0, 4),
+        batch=st.lists(numbers, max_size=4),
+    )
+    def replace_newest(
+        self,
+        service: int,
+        key: SessionKey,
+        step: int | None,
+        first_kept: int,
+        end_kept: int,
+        batch: list[int],
+    ) -> None:
+        version = self._version(key, step or 0) or 0
+        events = [Event("user", one, id=f"plain {one}", timestamp=TIMES[0]) for one in batch]
+        args = (key, version, first_kept, end_kept, events)
+        outcome = self._drive(flows.replace_newest(OPS[service], *args))
+        self._expect(outcome, lambda: self.model.replace_newest(SERVICES[service], *args))
         self._check()
 
     # -- turns ---------------------------------------------------------------------------------

@@ -170,6 +170,7 @@ TAILS: dict[str, TailReader] = {
     "append_event": lambda keys, args: read_change(keys, args) if args else 0,
     "append_events": read_events,
     "check_session": lambda _, args: len(args),
+    "replace_newest": lambda _, args: len(args) // 2 * 2,
     "create_session": read_tiers,
     "delete_sessions": lambda keys, _: (len(keys) - 2) // 2,
     "fork_session": read_state,
@@ -254,6 +255,10 @@ SHAPES: dict[str, Callable[[Ops], list[Call[Any]]]] = {
         for condition in CONDITIONS
     ],
     "pop_event": lambda ops: [ops.pop_event(KEY, None), ops.pop_event(KEY, 7)],
+    "replace_newest": lambda ops: [
+        ops.replace_newest(KEY, 7, 1, 3, [row[:2] for row in prepared(ops, *numbers)])
+        for numbers in ([], [0], [0] * 500)
+    ],
     "clear_events": lambda ops: [ops.clear_events(KEY, None), ops.clear_events(KEY, 7)],
     "update_session_state": lambda ops: [
         ops.update_session_state(KEY, one, if_version)

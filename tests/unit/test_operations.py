@@ -13,7 +13,8 @@ def test_every_public_method_is_in_the_registry() -> None:
         for name in vars(sessionstore.service.SessionService)
         if not name.startswith("_") and name != "aclose"
     }
-    assert {operation.method for operation in OPERATIONS} == public
+    tried = {operation.method for operation in OPERATIONS if not operation.is_internal}
+    assert tried == public
 
 
 def test_names_differ_and_roles_exist() -> None:

@@ -1,0 +1,82 @@
+#!lua
+-- replace_newest: remove the newest events, and oldest ones, and append others in their place.
+--
+-- KEYS[1] session  session:{app:user}:sid  hash   must exist
+-- KEYS[2] events   events:{app:user}:sid   zset
+-- KEYS[3] index    sessions:{app:user}     zset
+--
+-- ARGV[1] session_id   bytes  member of the index
+-- ARGV[2] ttl_ms       int    duration; "0" = leave expiry alone
+-- ARGV[3] event_limit  int    newest events to keep; "0" = all; "" = the session's own limit
+-- ARGV[4] condition    bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[5] first_kept   int    number of oldest events to remove
+-- ARGV[6] end_kept     int    number of oldest events before the first one to replace
+-- ARGV[7...] tail      bytes  0 to 500 new events. Each is: encoded event, timestamp_us
+--
+-- REPLY OK version now_us
+-- REPLY NOT_FOUND
+-- REPLY CORRUPT key field
+-- REPLY STALE version
+-- REPLY LOST                          the caller does not hold the turn
+-- REPLY MISSING key expected actual   the log holds fewer events than it should
+-- COST O(log N) per new event, O(N) for those that are removed
+--@include check_condition
+--@include choose_limit
+--@include next_position
+--@include read_checked_header
+--@include refresh_session
+--@include server_time_us
+--@include to_ms
+--@include trim_events
+--@include write_header
+local session, events, index = KEYS[1], KEYS[2], KEYS[3]
+local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
+local event_limit, condition = tonumber(ARGV[3]), ARGV[4]
+local first_kept, end_kept = tonumber(ARGV[5]), tonumber(ARGV[6])
+local tail = 7
+
+local header, refusal = read_checked_header(session, events, index, session_id, '')
+if not header then
+  return refusal or {'NOT_FOUND'}
+end
+refusal = check_condition(session, condition, header.version)
+if refusal then
+  return refusal
+end
+local num_events = redis.call('ZCARD', events)
+if header.count and header.count > num_events then
+  return {'MISSING', events, header.count, num_events}
+end
+end_kept = math.min(end_kept, num_events)
+first_kept = math.min(first_kept, end_kept)
+event_limit = choose_limit(event_limit, header.event_limit, num_events)
+local now_us = server_time_us()
+
+-- Write.
+local last_us, num_left = header.last_us, 0
+for number = tail, #ARGV, 2 do
+  local position = next_position(tonumber(ARGV[number + 1]), last_us, now_us)
+  if redis.call('ZADD', events, 'NX', position, ARGV[number]) == 1 then
+    last_us, num_left = position, num_left + 1
+  end
+end
+num_left = num_left + end_kept - first_kept
+if num_left > 0 then
+  if end_kept < num_events then
+    redis.call('ZREMRANGEBYRANK', events, end_kept, num_events - 1)
+  end
+  if first_kept > 0 then
+    redis.call('ZREMRANGEBYRANK', events, 0, first_kept - 1)
+  end
+  num_left = trim_events(events, event_limit, num_left)
+end
+redis.call('HSET', session, 'count', num_left, 'event_limit', event_limit, 'removed_us', now_us)
+local new_version, is_new_member =
+  write_header(session, index, session_id, header.version, last_us, now_us)
+local remaining = num_left > 0 and events or nil
+refresh_session(session, remaining, index, to_ms(now_us), ttl_ms, last_us, is_new_member)
+if num_left == 0 then
+  -- Last, because it removes the key: see write_delta.
+  redis.call('UNLINK', events)
+end
+return {'OK', new_version, now_us}

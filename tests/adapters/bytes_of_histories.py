@@ -1,0 +1,93 @@
+"""Print a digest of every sample as it is stored. It must not depend on the process or the order.
+
+    python bytes_of_histories.py openai-agents
+
+Samples are encoded in 20 orders; each must give the same bytes in all of them.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from sessionstore import InMemorySessionService
+from sessionstore.model import Event
+
+NUM_ORDERS = 20
+
+Samples = dict[str, Callable[[], Event]]
+
+_chosen = random.Random(1)
+
+
+def words() -> list[str]:
+    """The same words in another order each time."""
+    return _chosen.sample([f"word {number}" for number in range(20)], 20)
+
+
+def openai_agents() -> Samples:
+    """Items of the SDK: plain ones, and those that are kept as a text."""
+    from sessionstore.adapters.openai_agents import _event
+
+    def make(value: Any) -> Event:
+        item: Any = {"type": "function_call_output", "call_id": "call_1", "output": value}
+        return _event(item, "item")
+
+    values = ["plain \u2615", "\ud800", float("nan"), (1, [2]), {2: "b", 1: "a"}]
+    return {
+        f"item {number}": lambda value=value: make(value)  # type: ignore[misc]  # one value each
+        for number, value in enumerate(values)
+    }
+
+
+def langchain() -> Samples:
+    """Messages: plain ones, those with values that JSON lacks, and sets."""
+    from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+
+    from sessionstore.adapters.langchain import _event
+
+    def result() -> Event:
+        artifact: dict[str, Any] = {
+            "set": set(words()),
+            "frozenset": frozenset((word, 1) for word in words()),
+            "at": datetime(2024, 5, 15, tzinfo=UTC),
+            "keys": {2: b"b", 1: b"a"},
+        }
+        return _event(ToolMessage("\ud800", tool_call_id="call_1", artifact=artifact))
+
+    call = {"name": "add", "args": {"item": "mug"}, "id": "call_1"}
+    return {
+        "human": lambda: _event(HumanMessage("plain \u2615")),
+        "ai": lambda: _event(AIMessage("", tool_calls=[call], id="run-1")),
+        "tool": result,
+    }
+
+
+def main(framework: str) -> None:
+    """Encode all samples in many orders, through both codecs, and print a digest of each."""
+    samples = {"openai-agents": openai_agents, "langchain": langchain}[framework]()
+    codecs = [
+        InMemorySessionService()._ops.options.codec,
+        InMemorySessionService(codec="msgpack")._ops.options.codec,
+    ]
+    found: dict[str, bytes] = {}
+    for _ in range(NUM_ORDERS):
+        for name in _chosen.sample(list(samples), len(samples)):
+            at = datetime(2024, 5, 15, tzinfo=UTC)
+            event = msgspec.structs.replace(samples[name](), id="1", timestamp=at)
+            for codec in codecs:
+                data, _ = codec.for_event(event).encode_event(event, "event")
+                assert data.startswith(b"{"), "an event of an adapter is JSON"
+                assert found.setdefault(name, data) == data, name
+    for name, data in sorted(found.items()):
+        print(name, blake2b(data).hexdigest())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
