@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -102,6 +103,22 @@ async def write_golden(
     key = sessionstore.SessionKey(**ids)
     events = [msgspec.convert(event, sessionstore.Event) for event in golden["events"]]
     await service.append_events(key, events)
+
+
+def outputs(program: str, *arguments: str) -> set[bytes]:
+    """What a program in tests/adapters prints, in processes of different hash seeds."""
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name(program)), *arguments]
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return {
+        subprocess.run(
+            command,
+            env={**os.environ, **paths, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            timeout=120,
+            check=True,
+        ).stdout
+        for hash_seed in ("0", "1", "2", "random")
+    }
 
 
 def run_example(name: str, *arguments: str) -> str:

@@ -21,7 +21,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from adapters_support import OLD, needs, run_example, write_golden
+from adapters_support import OLD, needs, outputs, run_example, write_golden
 from support.servers import Server
 from support.services import WITH_TTL
 
@@ -366,6 +366,18 @@ async def test_events_that_were_stored_as_text_are_read(sessions: AdkSessionServ
     assert found is not None
     assert found.events == events
     assert found.last_update_time == events[-1].timestamp
+
+
+def test_bytes_depend_on_the_event_alone() -> None:
+    """The program encodes the same events in 20 orders and prints what all of them gave."""
+    [printed] = outputs("bytes_of_adk.py", "adk")
+    events = [msgspec.json.decode(line) for line in printed.splitlines()]
+    words = sorted(f"word {number}" for number in range(40))
+    assert events[3]["content"]["long_running_tool_ids"] == words
+    assert (
+        events[2]["content"]["content"]["parts"][0]["function_response"]["response"]["all"] == words
+    )
+    assert events[6]["state_delta"]["tags"] == words
 
 
 async def test_what_release_0_1_0_stored_is_read(sessions: AdkSessionService) -> None:
