@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from google.adk.agents import LlmAgent
+from google.adk.agents import LlmAgent, RunConfig
 from google.adk.events.event import Event
 from google.adk.models.base_llm import BaseLlm
 from google.adk.models.llm_response import LlmResponse
 from google.adk.runners import Runner
+from google.adk.sessions.base_session_service import GetSessionConfig
 from google.adk.sessions.session import Session
 from google.adk.tools.tool_context import ToolContext
 from google.genai import types
@@ -92,3 +93,9 @@ async def say(runner: Runner, text: str, run: Any = None, **ids: Any) -> list[Ev
         else runner.run_async(new_message=message, **ids)
     )
     return [event async for event in events]
+
+
+def recent_events_only(_: Any, number: int) -> dict[str, Any]:
+    """Arguments of a run whose agent sees so many events."""
+    config = GetSessionConfig(num_recent_events=number)
+    return {"run_config": RunConfig(get_session_config=config)}
