@@ -71,7 +71,9 @@ class AdkSessionService(RunsInTurn, BaseSessionService):
     """ADK's session service on a service of sessionstore.
 
     TTLs, the limit of events and all else are options of the given service. Appends through any
-    number of Session objects of one session are all stored, in the order of their arrival.
+    number of Session objects of one session are all stored, in the order of their arrival. Ids are
+    1 to 256 bytes of UTF-8; white space around session ids is ignored. `session_id=None` makes a
+    UUID.
 
     Args:
         service: where sessions are stored: `RedisSessionService` or `InMemorySessionService`. You
@@ -118,10 +120,7 @@ class AdkSessionService(RunsInTurn, BaseSessionService):
         """A new session.
 
         Args:
-            app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise.
             state: initial state; `app:` and `user:` keys go to their tier, `temp:` nowhere.
-            session_id: as `app_name`, without white space around it; None or "" makes a UUID.
 
         Raises:
             AlreadyExistsError: there is a session of this id.
@@ -152,9 +151,6 @@ class AdkSessionService(RunsInTurn, BaseSessionService):
         """A session as it is now; None if there is none.
 
         Args:
-            app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise.
-            session_id: likewise; white space around it is ignored.
             config: `num_recent_events` and `after_timestamp` (inclusive); both may be given.
 
         Raises:
@@ -190,8 +186,7 @@ class AdkSessionService(RunsInTurn, BaseSessionService):
         """All sessions of a user, with state and without events, the last updated last.
 
         Args:
-            app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise; None = all users, found by a walk over all keys of the store.
+            user_id: None = all users, found by a walk over all keys of the store.
 
         Raises:
             InvalidArgument: an argument is out of range.
@@ -209,11 +204,6 @@ class AdkSessionService(RunsInTurn, BaseSessionService):
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
         """Remove a session with its events and its state; a missing one is fine.
 
-        Args:
-            app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise.
-            session_id: likewise; white space around it is ignored.
-
         Raises:
             InvalidArgument: an id is not valid.
             BackendError: the store did not carry it out, or did not say so.
@@ -226,10 +216,6 @@ class AdkSessionService(RunsInTurn, BaseSessionService):
 
     async def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:
         """The state of the user tier, keys without prefix; empty if there is none.
-
-        Args:
-            app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise.
 
         Raises:
             InvalidArgument: an id is not valid.

@@ -118,7 +118,9 @@ class TrpcSessionService(RunsInTurn, BaseSessionService):
     """tRPC-Agent's session service on a service of sessionstore.
 
     TTLs and the limit of stored events are options of the given service. Appends through any
-    number of Session objects of one session are all stored, in the order of their arrival.
+    number of Session objects of one session are all stored, in the order of their arrival. Ids are
+    1 to 256 bytes of UTF-8. `create_session` ignores white space around a session id; None makes a
+    UUID.
 
     Args:
         service: where sessions are stored: `RedisSessionService` or `InMemorySessionService`. You
@@ -177,11 +179,7 @@ class TrpcSessionService(RunsInTurn, BaseSessionService):
         """A new session, or the one of this id, with `state` set in it: nothing is overwritten.
 
         Args:
-            app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise.
             state: state to set; `app:` and `user:` keys go to their tier, `temp:` nowhere.
-            session_id: as `app_name`, without white space around it; None or "" makes a UUID.
-            agent_context: not used.
 
         Raises:
             InvalidArgument: an id or a value cannot be stored; names it.
@@ -217,12 +215,6 @@ class TrpcSessionService(RunsInTurn, BaseSessionService):
     ) -> Session | None:
         """A session as it is now, as `session_config` shows it; None if there is none.
 
-        Args:
-            app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise.
-            session_id: likewise.
-            agent_context: not used.
-
         Raises:
             InvalidArgument: an id is not valid.
             CorruptData: the session holds something that this adapter did not write.
@@ -241,8 +233,7 @@ class TrpcSessionService(RunsInTurn, BaseSessionService):
         """All sessions of a user, with state and without events, the last updated first.
 
         Args:
-            app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise; None = all users, found by a walk over all keys of the store.
+            user_id: None = all users, found by a walk over all keys of the store.
 
         Raises:
             InvalidArgument: an argument is out of range.
@@ -257,11 +248,6 @@ class TrpcSessionService(RunsInTurn, BaseSessionService):
 
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
         """Remove a session with its events and its state; a missing one is fine.
-
-        Args:
-            app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise.
-            session_id: likewise.
 
         Raises:
             InvalidArgument: an id is not valid.

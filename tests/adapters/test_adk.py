@@ -435,6 +435,8 @@ class Opaque:
 async def test_state_is_converted_as_adks_database_service_converts_it(
     sessions: AdkSessionService, extra: dict[str, Any], tmp_path: Path
 ) -> None:
+    pytest.importorskip("sqlalchemy")
+    pytest.importorskip("aiosqlite")
     state = {**NOT_JSON, **extra, "user:kept": (1,), "app:kept": extra}
     only_state = {"text": b"text", "model": types.Part(text="x")}  # in events they differ
     stamp, states = time.time(), []
