@@ -399,6 +399,7 @@ async def is_maybe_trimmed(
         lambda replies: None if replies[0][0] is None else int(replies[0][0]),
         commands=(("HMGET", name, "event_limit"),),
         writes=False,
+        from_primary=True,
     )
     limit = call.decode(await service._executor.execute(call))
     if limit is None:  # of release 0.1.0
