@@ -41,7 +41,7 @@ ANY = datetime(1970, 1, 1, tzinfo=UTC)
 """Stands for whatever session there is, as the creation time of a Session."""
 
 _STATE_DELTA = {"actions": {"state_delta"}}
-_IMMUTABLE = (str, bool, int, float, bytes, NoneType, datetime)
+_IMMUTABLE = frozenset({str, bool, int, float, bytes, NoneType, datetime})
 
 # What pydantic raises for a value that it cannot serialize, or cannot read.
 _REFUSALS = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
@@ -188,7 +188,7 @@ def _changed_items(values: dict[Any, Any]) -> dict[Any, Any]:
     """The items that contain a set, with lists in its place."""
     found = {}
     for key, value in values.items():
-        if type(value) not in _IMMUTABLE:
+        if value is not None and type(value) not in _IMMUTABLE:
             new = _with_sorted_sets(value)
             if new is not value:
                 found[key] = new
