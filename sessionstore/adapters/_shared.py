@@ -1,284 +1,313 @@
-"""Pydantic models and state values as JSON, without loss: for frameworks whose events are models.
+"""Events that are pydantic models, their state, and runs in turn: for Google ADK and tRPC-Agent.
 
-Most events are stored as JSON values that are known to give them back, see shapes.py. A framework
-keeps arguments and results of tools, state and metadata as `Any`, and what stands there need not be
-JSON: bytes, datetimes, tuples. Such an event is stored as the framework's own JSON, a text, and for
-each value that this does not give back, a patch: the path to it and the value, packed.
+The framework's own serializer defines an event's JSON, which is embedded in the stored event. Its
+state delta stands beside it, where the store applies it.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from datetime import UTC, date, datetime, time, timedelta
-from enum import Enum
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
+from copy import copy
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime, timedelta
 from types import NoneType
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Any, Generic, TypeVar
 
 import msgspec
-import pydantic_core
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
+from pydantic_core import to_json, to_jsonable_python
 
-from ..errors import CorruptData, InvalidArgument
+from ..calls import Call
+from ..concurrency import HeldTurn
+from ..errors import CorruptData, InvalidArgument, SessionNotFound
 from ..model import Event as StoredEvent
-from ..model import Session, VerifiedEvent
+from ..model import JsonEvent, Session, SessionKey, Turn
 from ..ops import SESSIONS_PER_PAGE_LIMIT
+from ..options import Duration, check_bool, check_milliseconds
 from ..service import SessionService
-from .packing import pack, unpack
-from .shapes import Shapes
+from .packing import unpack
 
 M = TypeVar("M", bound=BaseModel)
-T = TypeVar("T")
 
-Patch = list[Any]
-"""Two things: the path to a value that JSON alone does not give back, and the value, packed."""
-
+_log = logging.getLogger("sessionstore")
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _encode_msgpack = msgspec.msgpack.Encoder().encode
 
-_ANY = datetime(1970, 1, 1, tzinfo=UTC)  # stands for any session, see flows.py
-_STATE_DELTA = {"actions": {"state_delta"}}  # what is left out of an event that has one
+ANY = datetime(1970, 1, 1, tzinfo=UTC)
+"""Stands for whatever session there is, as the creation time of a Session."""
 
-# What serialisers and readers raise on purpose, for what they are given.
+_STATE_DELTA = {"actions": {"state_delta"}}
+_IMMUTABLE = frozenset({str, bool, int, float, bytes, NoneType, datetime})
+
+# What pydantic raises for a value that it cannot serialize, or cannot read.
 _REFUSALS = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
 
-# Annotations whose values the framework's own JSON always gives back.
-_CLOSED = (str, bool, int, bytes, datetime, date, time, timedelta, Enum, NoneType)
 
-
-class JsonForm(Generic[M]):
-    """Writes events of a framework as JSON and reads them back.
-
-    Its `actions.state_delta` is no part of an event's JSON: it stands beside it, where the store
-    applies it.
+class EventFormat(Generic[M]):
+    """Events of a framework as stored events, and back.
 
     Args:
-        event: their class. Those of its subclasses are written as this one.
-        actions: the class of their `actions`.
+        event: the framework's class. Events of subclasses are stored as this one.
         framework: the framework's name, for error messages.
     """
 
-    def __init__(self, event: type[M], actions: type[BaseModel], framework: str) -> None:
-        self._to_json = event.__pydantic_serializer__.to_json
-        self._from_json = event.model_validate_json
+    def __init__(self, event: type[M], framework: str) -> None:
         self._event = event
+        self._serializer = event.__pydantic_serializer__
         self._framework = framework
-        self._apart = {(actions, "state_delta"), (event, "timestamp")}
-        self._shapes = Shapes(self._comes_back, {(actions, "state_delta")})
-        # Fields that may hold something which JSON does not give back, by class.
-        self._open: dict[type[Any], tuple[str, ...]] = {}
 
-    def store(self, event: Any, metadata: dict[str, Any] | None = None) -> StoredEvent:
-        """What is to be stored of an event.
-
-        Args:
-            event: the event.
-            metadata: what else is stored with it, JSON.
+    def store(self, event: Any) -> JsonEvent:
+        """The event to store.
 
         Raises:
-            InvalidArgument: the framework cannot serialise a part of it; names the path.
+            InvalidArgument: the framework cannot serialize a part of it; names the field.
         """
-        delta = event.actions.state_delta
-        kind: type[StoredEvent] = VerifiedEvent
-        content: Any = self._shapes.plain(event) if type(event) is self._event else None
-        if content is None or not event.id:
-            kind = StoredEvent
-            content, patches = self.encode(event, "event")
-            if patches:
-                metadata = {**(metadata or {}), "patches": patches}
-        return kind(
+        delta = to_json_state(event.actions.state_delta, "event.actions.state_delta")
+        return JsonEvent(
             event.author or "unknown",
-            content,
+            msgspec.Raw(self.to_json(event, "event")),
             event.id,
             to_instant(event.timestamp, "event.timestamp"),
             event.invocation_id,
             event.branch or "",
-            state_delta=self.freeze_all(delta, "event.actions.state_delta") if delta else {},
-            metadata=metadata or {},
+            state_delta=delta,
         )
 
     def restore(self, stored: StoredEvent) -> M:
-        """The event of what `store` gave.
+        """The framework's event of a stored one.
 
         Raises:
-            ValueError, TypeError, LookupError, AttributeError: it did not come from there.
+            ValueError, TypeError, LookupError, AttributeError: it is not one of the framework.
         """
-        return self.decode(stored.content, stored.metadata.get("patches", []), stored.state_delta)
+        patches = stored.metadata.get("patches", [])
+        return self.from_json(stored.content, stored.state_delta, patches)
 
-    def encode(self, event: Any, path: str) -> tuple[str, list[Patch]]:
-        """The framework's JSON of an event, and what is to be patched when it is read.
+    def to_json(self, event: Any, path: str) -> bytes:
+        """The framework's JSON of an event, without its state delta.
+
+        Sets are sorted. A lone surrogate becomes U+FFFD.
 
         Args:
             event: the event.
             path: what an error calls it.
 
         Raises:
-            InvalidArgument: the framework cannot serialise a part of it; names the path.
+            InvalidArgument: the framework cannot serialize a part of it; names the field.
         """
-        exclude = _STATE_DELTA if event.actions.state_delta else None
-        patches: list[Patch] = []
-        with self._refusing(path):
-            self._search(event, path, [], patches)
-            text = self._to_json(event, exclude=exclude, exclude_none=True, warnings=False)
-            self.decode(text.decode(), patches, {})
-        return text.decode(), patches
-
-    def decode(self, content: Any, patches: Iterable[Patch], delta: Mapping[str, Any]) -> M:
-        """The event of what `encode` gave, or of JSON values, with its state delta.
-
-        Raises:
-            ValueError, TypeError, LookupError, AttributeError: it did not come from there.
-        """
-        event: Any = self._from_json(content if type(content) is str else _encode(content))
-        for path, packed in patches:
-            holder: Any = event
-            for step in path[:-1]:
-                holder = getattr(holder, str(step)) if _is_model(holder) else holder[step]
-            if _is_model(holder):
-                setattr(holder, str(path[-1]), unpack(packed))
-            else:
-                holder[path[-1]] = unpack(packed)
-        if delta:
-            event.actions.state_delta = thaw_all(delta)
-        found: M = event
-        return found
-
-    def _comes_back(self, content: dict[str, Any], event: Any) -> bool:
+        options: dict[str, Any] = {"exclude_none": True, "warnings": False}
+        if event.actions.state_delta:
+            options["exclude"] = _STATE_DELTA
         try:
-            found: Any = self.decode(content, [], {})
-            found.actions.state_delta = event.actions.state_delta
-            return bool(found == event)
-        except _REFUSALS:
-            return False
-
-    def freeze(self, value: Any, path: str) -> Any:
-        """A state value as JSON carries it, for `unpack`.
-
-        Raises:
-            InvalidArgument: the framework cannot serialise a part of it; names the path.
-        """
-        if type(value) in (str, bool, NoneType):
-            return value
-        with suppress(*_REFUSALS):
-            data = _encode(value)
-            _encode_msgpack(value)  # whatever the service's codec is
-            if _decode(data) == value and b'"$":' not in data:
-                return value
-        with self._refusing(path):
-            packed = pack(value)
-            if _is_json(packed):
-                return packed
-            self._search(value, path, [], [])
-            return pack(
-                pydantic_core.to_jsonable_python(value, by_alias=False, bytes_mode="base64")
-            )
-
-    def freeze_all(self, state: Mapping[str, Any], path: str) -> dict[str, Any]:
-        """Every value of a state but those of `temp:` keys, which are never stored.
-
-        Raises:
-            InvalidArgument: as for `freeze`.
-        """
-        return {
-            key: self.freeze(value, f"{path}[{key!r}]")
-            for key, value in state.items()
-            if not (isinstance(key, str) and key.startswith("temp:"))
-        }
-
-    @contextmanager
-    def _refusing(self, path: str) -> Iterator[None]:
-        """Turn what serialising and reading back raise into InvalidArgument."""
-        try:
-            yield
-        except InvalidArgument:
-            raise
-        except ValidationError as error:
-            steps = error.errors()[0]["loc"]
-            where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
-            raise InvalidArgument(
-                f"{path}{where} is of a type, or so deep, that {self._framework} could not read it"
-            ) from None
-        except RecursionError:
-            raise InvalidArgument(f"{path} is nested too deeply") from None
+            event = _with_sorted_sets(event)
+            try:
+                data: bytes = self._serializer.to_json(event, **options)
+            except ValueError:  # a lone surrogate, perhaps
+                values = self._serializer.to_python(event, mode="json", **options)
+                data = _encode(_without_surrogates(values))
         except _REFUSALS as error:
             kind = type(error).__name__
-            raise InvalidArgument(
-                f"{path} cannot be serialised by {self._framework} ({kind})"
-            ) from None
+            where = path + self._field_at_fault(event)
+            message = f"{where} cannot be serialized by {self._framework} ({kind})"
+            raise InvalidArgument(message) from None
+        return data
 
-    def _search(self, value: Any, where: str, path: list[str | int], patches: list[Patch]) -> None:
-        """Note what JSON does not give back.
+    def from_json(
+        self, content: Any, state_delta: Mapping[str, Any], patches: Iterable[Any] = ()
+    ) -> M:
+        """The event of stored content and its state delta.
+
+        Args:
+            content: JSON values; release 0.1.0 also stored JSON text.
+            state_delta: the stored state delta.
+            patches: values that release 0.1.0 kept beside the content, with their paths.
 
         Raises:
-            InvalidArgument: the framework cannot serialise a part; names the path.
+            ValueError, TypeError, LookupError, AttributeError: this is not an event.
         """
-        if _is_model(value):
-            kind = type(value)
-            names = self._open_fields(kind)
-            for name in kind.model_fields:
-                if (kind, name) not in self._apart:
-                    part = getattr(value, name)
-                    noted = patches if name in names else []
-                    self._search(part, f"{where}.{name}", [*path, name], noted)
-        elif isinstance(value, str):
-            self._check_leaf(value, where)
-        elif isinstance(value, dict) and all(isinstance(key, str) for key in value):
-            for key, item in value.items():
-                self._search(item, f"{where}[{key!r}]", [*path, key], patches)
-        elif isinstance(value, list):
-            for number, item in enumerate(value):
-                self._search(item, f"{where}[{number}]", [*path, number], patches)
-        elif not _is_json(value):
-            packed = pack(value)
-            if packed is not value and _is_json(packed):
-                patches.append([path, packed])
-            else:
-                self._check_leaf(value, where)
+        text = content if type(content) is str else _encode(content)
+        event: Any = self._event.model_validate_json(text)
+        for path, packed in patches:
+            _patch(event, path, unpack(packed))
+        if state_delta:
+            event.actions.state_delta = from_json_state(state_delta)
+        restored: M = event
+        return restored
 
-    def _check_leaf(self, value: Any, where: str) -> None:
-        """Refuse what the framework cannot serialise. The rest is read as the framework's JSON."""
-        if isinstance(value, (tuple, set, frozenset)):
-            for number, item in enumerate(value):
-                self._check_leaf(item, f"{where}[{number}]")
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                self._check_leaf(key, f"{where} key {key!r}")
-                self._check_leaf(item, f"{where}[{key!r}]")
-        else:
+    def _field_at_fault(self, event: Any) -> str:
+        """The first field that cannot be serialized, with a dot before it; "" if unclear."""
+        for name in self._event.model_fields:
             try:
-                pydantic_core.to_json(value, bytes_mode="base64")
+                self._serializer.to_python(event, mode="json", include={name}, warnings=False)
             except _REFUSALS:
-                kind = type(value).__name__
-                raise InvalidArgument(
-                    f"{where} is a {kind} that {self._framework} cannot serialise"
-                ) from None
+                return f".{name}"
+        return ""
 
-    def _open_fields(self, model: type[Any]) -> tuple[str, ...]:
-        if model not in self._open:
-            # A class that contains itself takes itself for open, which only costs time.
-            self._open[model] = tuple(model.model_fields)
-            self._open[model] = tuple(
-                name
-                for name, field in model.model_fields.items()
-                if (model, name) not in self._apart and self._is_open(field.annotation)
-            )
-        return self._open[model]
 
-    def _is_open(self, annotation: Any) -> bool:
-        """Whether a value of this annotation may be something which JSON does not give back."""
-        if get_origin(annotation) is Literal:
-            return False
-        parts = get_args(annotation)
-        if parts:
-            return any(self._is_open(part) for part in parts if part is not Ellipsis)
-        if not isinstance(annotation, type):
-            return True
-        if issubclass(annotation, BaseModel):
-            return bool(self._open_fields(annotation))
-        return not issubclass(annotation, _CLOSED)
+def _patch(event: Any, path: list[Any], value: Any) -> None:
+    *steps, last = path
+    holder = event
+    for step in steps:
+        holder = getattr(holder, step) if isinstance(holder, BaseModel) else holder[step]
+    if isinstance(holder, BaseModel):
+        setattr(holder, last, value)
+    else:
+        holder[last] = value
+
+
+def _with_sorted_sets(value: Any) -> Any:
+    """The value, or a copy in which lists take the place of sets: their order is the same always.
+
+    Otherwise the bytes of an event would depend on the process that writes it.
+    """
+    if type(value) in _IMMUTABLE:
+        return value
+    if isinstance(value, BaseModel):
+        changed = _changed_items(value.__dict__)
+        return value.model_copy(update=changed) if changed else value
+    if isinstance(value, dict):
+        changed = _changed_items(value)
+        return {**value, **changed} if changed else value
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(_with_sorted_sets, value), key=_sort_key)
+    if isinstance(value, (list, tuple)):
+        items = [_with_sorted_sets(item) for item in value]
+        is_same = all(new is old for new, old in zip(items, value, strict=True))
+        return value if is_same else items
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+        changed = _changed_items(parts)
+        return {**parts, **changed} if changed else value
+    return value
+
+
+def _changed_items(values: dict[Any, Any]) -> dict[Any, Any]:
+    """The items that contain a set, with lists in its place."""
+    found = {}
+    for key, value in values.items():
+        if value is not None and type(value) not in _IMMUTABLE:
+            new = _with_sorted_sets(value)
+            if new is not value:
+                found[key] = new
+    return found
+
+
+def _sort_key(value: Any) -> bytes:
+    try:
+        return bytes(to_json(value, serialize_unknown=True))
+    except ValueError:
+        return repr(value).encode(errors="replace")
+
+
+def _without_surrogates(value: Any) -> Any:
+    """A copy of JSON values in which U+FFFD takes the place of lone surrogates."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(value[key]) for key in value}
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    return value
+
+
+def to_json_state(state: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """State as the JSON values that are stored, without `temp:` keys.
+
+    What pydantic cannot serialize becomes `str(value)`, and a warning is logged.
+
+    Args:
+        state: values by key.
+        path: what an error calls it.
+
+    Raises:
+        InvalidArgument: a value contains itself or is nested too deeply; names the key.
+    """
+    return {
+        key: _to_json_value(value, f"{path}[{key!r}]")
+        for key, value in state.items()
+        if not (isinstance(key, str) and key.startswith("temp:"))
+    }
+
+
+def _to_json_value(value: Any, path: str) -> Any:
+    kind = type(value)
+    if kind is bool or value is None or (kind is str and value.isascii()):
+        return value
+    try:
+        value = _with_sorted_sets(value)
+        try:
+            data = to_json(value, inf_nan_mode="null")
+        except ValueError as error:
+            data = _encode(_without_surrogates(_to_plain(value)))
+            # What the framework could not serialize may be a secret, so it is not named.
+            name = type(error).__name__
+            _log.warning("a state value is not JSON (%s): stored as its text, or parts of it", name)
+        plain = _decode(data)
+    except _REFUSALS as error:
+        message = f"{path} cannot be serialized ({type(error).__name__})"
+        raise InvalidArgument(message) from None
+    return _escape(plain) if b'"$"' in data or not _is_msgpack(plain) else plain
+
+
+def _to_plain(value: Any) -> Any:
+    try:
+        return to_jsonable_python(value, serialize_unknown=True)
+    except UnicodeDecodeError:  # bytes that are not UTF-8
+        return to_jsonable_python(value, serialize_unknown=True, bytes_mode="base64")
+
+
+def _is_msgpack(value: Any) -> bool:
+    try:
+        _encode_msgpack(value)
+    except OverflowError:
+        return False
+    return True
+
+
+def _escape(value: Any) -> Any:
+    """A copy for `unpack`: dicts with a key "$" as items, and large integers as text.
+
+    Release 0.1.0 packed values in dicts with a key "$". MessagePack has integers of 64 bits only.
+    """
+    if isinstance(value, list):
+        return [_escape(item) for item in value]
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return {"$": "int", "value": str(value)}
+    if not isinstance(value, dict):
+        return value
+    if "$" in value:
+        return {"$": "dict", "value": [[key, _escape(value[key])] for key in value]}
+    return {key: _escape(value[key]) for key in value}
+
+
+def from_json_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """State of stored values. Release 0.1.0 packed values that are not JSON.
+
+    Raises:
+        ValueError, TypeError, LookupError: a value was not stored by an adapter.
+    """
+    return {key: unpack(value) for key, value in state.items()}
+
+
+def to_instant(timestamp: float, path: str) -> datetime:
+    """Seconds since 1970, as the frameworks stamp events, moved to where a datetime can be.
+
+    Raises:
+        InvalidArgument: it is not a finite number; `path` is what the error calls it.
+    """
+    try:
+        return datetime.fromtimestamp(timestamp, UTC)
+    except (ValueError, OverflowError, OSError):
+        if not math.isfinite(timestamp):
+            raise InvalidArgument(f"{path} is {timestamp!r}, which is not a time") from None
+        edge = datetime.max if timestamp > 0 else datetime.min
+        return edge.replace(tzinfo=UTC)
+    except TypeError:
+        kind = type(timestamp).__name__
+        raise InvalidArgument(f"{path} must be a float, not {kind}") from None
 
 
 class _Stamp(msgspec.Struct):
@@ -289,48 +318,21 @@ _decode_stamp = msgspec.json.Decoder(_Stamp).decode
 
 
 def timestamp_of(content: Any) -> float:
-    """The timestamp of an event, of what is stored of it.
+    """The timestamp of an event, of its stored content.
 
     Raises:
-        ValueError, TypeError: it did not come from `JsonForm`.
+        ValueError, TypeError: this is not an event.
     """
     if isinstance(content, str):
         return _decode_stamp(content).timestamp
     return msgspec.convert(content, _Stamp).timestamp
 
 
-def thaw_all(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Every value of a state, as it was before `JsonForm.freeze`.
-
-    Raises:
-        ValueError, TypeError, LookupError: a value did not come from there.
-    """
-    return {key: unpack(value) for key, value in state.items()}
-
-
-def to_instant(timestamp: float, path: str) -> datetime:
-    """Seconds since 1970, as the frameworks stamp events, moved to where a datetime can be.
-
-    Raises:
-        InvalidArgument: it is no finite number; `path` is what the error calls it.
-    """
-    try:
-        return datetime.fromtimestamp(timestamp, UTC)
-    except (ValueError, OverflowError, OSError):
-        if not math.isfinite(timestamp):
-            raise InvalidArgument(f"{path} is {timestamp!r}, which is no time") from None
-        edge = datetime.max if timestamp > 0 else datetime.min
-        return edge.replace(tzinfo=UTC)
-    except TypeError:
-        kind = type(timestamp).__name__
-        raise InvalidArgument(f"{path} must be a float, not {kind}") from None
-
-
 def check_service(adapter: str, service: object) -> SessionService:
     """The service that an adapter was given.
 
     Raises:
-        InvalidArgument: it is none for asyncio.
+        InvalidArgument: it is not a service for asyncio.
     """
     if not isinstance(service, SessionService):
         kind = type(service)
@@ -376,39 +378,111 @@ def reading(session: Session, what: str, adapter: str) -> Iterator[None]:
         raise CorruptData(f"{where} was not written by {adapter}", key=where) from None
 
 
-def _is_model(value: Any) -> bool:
-    return isinstance(value, BaseModel)
+def handle_of(key: SessionKey, created_at: datetime | None) -> Session:
+    """An empty Session that writes only to the session that was created then; None = to any."""
+    created_at = created_at or ANY
+    return Session(key.app_name, key.user_id, key.session_id, {}, [], 0, created_at, created_at)
 
 
-def _is_json(value: Any) -> bool:
-    try:
-        return bool(_decode(_encode(value)) == value)
-    except _REFUSALS:
-        return False
+async def is_maybe_trimmed(
+    service: SessionService, found: Session, starts_turn: Callable[[StoredEvent], bool]
+) -> bool:
+    """Whether events may have been trimmed from a session that was read with all its events.
 
-
-class Handles(Generic[T]):
-    """What an adapter knows of the framework's objects that are in use. Copies are not known."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Any], T]] = {}
-
-    def put(self, handle: object, known: T) -> None:
-        """Remember something for as long as the object lives."""
-        number = id(handle)
-        forget = self._known.pop
-        self._known[number] = weakref.ref(handle, lambda _: forget(number, None)), known
-
-    def get(self, handle: object) -> T | None:
-        """What was remembered; None if the object is not known."""
-        reference, known = self._known.get(id(handle), (None, None))
-        return known if reference is not None and reference() is handle else None
-
-
-def written_through(handle: Any, created: Handles[datetime]) -> Session:
-    """An empty Session for a write through a framework's object, only to the session it shows.
-
-    An object that the adapter does not know, such as a copy, writes to whatever session is there.
+    That is so if the log is full, or does not begin with a turn. One round trip.
     """
-    created_at = created.get(handle) or _ANY
-    return Session(handle.app_name, handle.user_id, handle.id, {}, [], 0, created_at, created_at)
+    if found.events and not starts_turn(found.events[0]):
+        return True
+    name = service._ops._keys.session(found.app_name, found.user_id, found.id).session
+    call: Call[int | None] = Call(
+        "get_event_limit",
+        lambda replies: None if replies[0][0] is None else int(replies[0][0]),
+        commands=(("HMGET", name, "event_limit"),),
+        writes=False,
+        from_primary=True,
+    )
+    limit = call.decode(await service._executor.execute(call))
+    if limit is None:  # of release 0.1.0
+        limit = 1000
+    return 0 < limit <= found.event_count
+
+
+def function_calls(event: Any) -> tuple[list[str], list[str]]:
+    """The ids of the function calls that an event makes, and of those that it answers."""
+    opened = [call.id for call in event.get_function_calls() if call.id]
+    return opened, [answer.id for answer in event.get_function_responses() if answer.id]
+
+
+class RunsInTurn:
+    """For the adapters: with `serialize_turns`, one run at a time works on a session.
+
+    The frameworks' interface shows where a run begins, but not where it ends. So `run` wraps a
+    runner: it gives the runner a copy of the adapter that holds the turn.
+    """
+
+    _service: SessionService
+    _held: HeldTurn | None = None
+
+    def _set_turns(self, serialize_turns: bool, turn_lease: Duration) -> None:
+        """Check and keep the options."""
+        self._serialize_turns = check_bool("serialize_turns", serialize_turns)
+        lease_ms = check_milliseconds("turn_lease", turn_lease)
+        self._lease = timedelta(milliseconds=lease_ms)
+
+    def _check_turn(self, event: Any) -> Turn | None:
+        """The turn for an append; None without `serialize_turns`.
+
+        Raises:
+            InvalidArgument: a user's message begins a run that does not hold the turn.
+        """
+        if self._held is not None:
+            return self._held.turn
+        if self._serialize_turns and event.author == "user" and event.content is not None:
+            raise InvalidArgument(
+                "with serialize_turns=True a run holds a turn: "
+                "use sessions.run(runner, ...) instead of runner.run_async(...)"
+            )
+        return None
+
+    async def run(
+        self, runner: Any, *, user_id: str, session_id: str, **arguments: Any
+    ) -> AsyncGenerator[Any, None]:
+        """The events of `runner.run_async(...)`, which takes the same arguments.
+
+        With `serialize_turns` the run waits until it has the turn of the session, in any process,
+        renews it, and releases it at the end. Without, this is `runner.run_async`.
+
+        Args:
+            runner: the framework's Runner, with this adapter as its session service.
+            user_id: the user.
+            session_id: the session.
+            arguments: all else that `run_async` takes.
+
+        Raises:
+            TurnLost: another run took the turn over, because it could not be renewed in time.
+            BackendError: the store refused the call or did not answer.
+        """
+        async with AsyncExitStack() as stack:
+            if self._serialize_turns:
+                key = SessionKey(runner.app_name, user_id, session_id.strip())
+                if getattr(runner, "auto_create_session", True):
+                    await self._service.get_or_create_session(
+                        app_name=key.app_name,
+                        user_id=key.user_id,
+                        session_id=key.session_id,
+                        event_num=0,
+                    )
+                held = HeldTurn(self._service, key, self._lease)
+                with suppress(SessionNotFound):  # the runner says so
+                    runner = self._runner_in_turn(runner, await stack.enter_async_context(held))
+            events = runner.run_async(user_id=user_id, session_id=session_id, **arguments)
+            async for event in await stack.enter_async_context(aclosing(events)):
+                yield event
+
+    def _runner_in_turn(self, runner: Any, held: HeldTurn) -> Any:
+        """A copy of the runner whose session service holds the turn."""
+        sessions = copy(self)
+        sessions._held = held
+        runner = copy(runner)
+        runner.session_service = sessions
+        return runner

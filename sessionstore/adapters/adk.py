@@ -13,20 +13,23 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import parse_qsl, urlencode
 
-from ..errors import SessionExists, SessionNotFound, StaleVersion
+from ..errors import InvalidArgument, SessionExists, SessionNotFound, StaleVersion
 from ..model import Event as StoredEvent
 from ..model import Session as StoredSession
 from ..model import SessionKey
-from ..service import SessionService
+from ..options import Duration, check_bool
+from ..service import RedisSessionService, SessionService
+from ..times import from_us, to_us
 from . import framework
+from .flows import whole_turns as cut_to_whole_turns
 
 with framework("google-adk", extra="adk", tested=">=2.8,<3"):
     from google.adk.errors import StaleSessionError
     from google.adk.errors.already_exists_error import AlreadyExistsError
     from google.adk.errors.session_not_found_error import SessionNotFoundError
     from google.adk.events.event import Event
-    from google.adk.events.event_actions import EventActions
     from google.adk.sessions.base_session_service import (
         BaseSessionService,
         GetSessionConfig,
@@ -35,44 +38,73 @@ with framework("google-adk", extra="adk", tested=">=2.8,<3"):
     from google.adk.sessions.session import Session
 
     from ._shared import (
-        Handles,
-        JsonForm,
+        EventFormat,
+        RunsInTurn,
         all_sessions,
         check_service,
+        from_json_state,
+        function_calls,
+        handle_of,
+        is_maybe_trimmed,
         reading,
-        thaw_all,
         timestamp_of,
         to_instant,
-        written_through,
+        to_json_state,
     )
 
-__all__ = ["AdkSessionService"]
+__all__ = ["AdkSessionService", "register"]
 
-_FORM = JsonForm(Event, EventActions, "google-adk")
+_EVENTS: EventFormat[Event] = EventFormat(Event, "google-adk")
 
 _CLOCK_AHEAD = timedelta(days=1)  # at most, of a host that stamps events
 _LATE = 1e11  # in the year 5138
+_SHARED_STATE = ("app:", "user:", "temp:")  # a rewind leaves it alone
+
+_SCHEMES = [
+    f"sessionstore+{scheme}{kind}"
+    for scheme in ("redis", "rediss")
+    for kind in ("", "+cluster", "+sentinel")
+] + ["sessionstore+unix"]
 
 
-class AdkSessionService(BaseSessionService):
+class AdkSessionService(RunsInTurn, BaseSessionService):
     """ADK's session service on a service of sessionstore.
 
     TTLs, the limit of events and all else are options of the given service. Appends through any
-    number of Session objects of one session are all stored, in the order of their arrival.
+    number of Session objects of one session are all stored, in the order of their arrival. Ids are
+    1 to 256 bytes of UTF-8; white space around session ids is ignored. `session_id=None` makes a
+    UUID.
 
     Args:
-        service: where sessions are stored: `RedisSessionService` or `InMemorySessionService`.
+        service: where sessions are stored: `RedisSessionService` or `InMemorySessionService`. You
+            close it yourself.
         reject_stale: raise ADK's StaleSessionError on an append through a Session that does not
             show what others have written since it was read, as ADK's DatabaseSessionService does.
+        serialize_turns: True = one run at a time works on a session, in any process; others wait.
+            Start each run with `sessions.run(runner, ...)`.
+        turn_lease: a timedelta or seconds, from 1 ms. After a crash the session is free again when
+            the lease ends.
+        whole_turns: True = the events of `get_session` never begin inside a turn: they begin with a
+            user's message, and every function response follows its call.
 
     Raises:
-        InvalidArgument: `service` is none for asyncio.
+        InvalidArgument: an argument is not valid, or `service` is not a service for asyncio.
     """
 
-    def __init__(self, service: SessionService, *, reject_stale: bool = False) -> None:
+    def __init__(
+        self,
+        service: SessionService,
+        *,
+        reject_stale: bool = False,
+        serialize_turns: bool = False,
+        turn_lease: Duration = 30.0,
+        whole_turns: bool = False,
+    ) -> None:
         self._service = check_service("AdkSessionService", service)
-        self._reject_stale = reject_stale
-        self._created: Handles[datetime] = Handles()
+        self._reject_stale = check_bool("reject_stale", reject_stale)
+        self._whole_turns = check_bool("whole_turns", whole_turns)
+        self._set_turns(serialize_turns, turn_lease)
+        self._owns_service = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._service!r})"
@@ -88,10 +120,7 @@ class AdkSessionService(BaseSessionService):
         """A new session.
 
         Args:
-            app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise.
             state: initial state; `app:` and `user:` keys go to their tier, `temp:` nowhere.
-            session_id: as `app_name`, without white space around it; None or "" makes a UUID.
 
         Raises:
             AlreadyExistsError: there is a session of this id.
@@ -105,7 +134,7 @@ class AdkSessionService(BaseSessionService):
                 app_name=app_name,
                 user_id=user_id,
                 session_id=(session_id or "").strip(),
-                state=_FORM.freeze_all(state or {}, "state"),
+                state=to_json_state(state or {}, "state"),
             )
         except SessionExists:
             raise AlreadyExistsError(f"Session with id {session_id} already exists.") from None
@@ -122,9 +151,6 @@ class AdkSessionService(BaseSessionService):
         """A session as it is now; None if there is none.
 
         Args:
-            app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise.
-            session_id: likewise; white space around it is ignored.
             config: `num_recent_events` and `after_timestamp` (inclusive); both may be given.
 
         Raises:
@@ -150,6 +176,8 @@ class AdkSessionService(BaseSessionService):
                 found = await self._read(key, 1, None)
                 if found is None:
                     return None
+        if self._whole_turns:
+            events = cut_to_whole_turns(events, _starts_turn, function_calls, is_cut=True)
         return self._session(found, events)
 
     async def list_sessions(
@@ -158,8 +186,7 @@ class AdkSessionService(BaseSessionService):
         """All sessions of a user, with state and without events, the last updated last.
 
         Args:
-            app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise; None = all users, found by a walk over all keys of the store.
+            user_id: None = all users, found by a walk over all keys of the store.
 
         Raises:
             InvalidArgument: an argument is out of range.
@@ -177,13 +204,8 @@ class AdkSessionService(BaseSessionService):
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
         """Remove a session with its events and its state; a missing one is fine.
 
-        Args:
-            app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise.
-            session_id: likewise; white space around it is ignored.
-
         Raises:
-            InvalidArgument: an id is none.
+            InvalidArgument: an id is not valid.
             BackendError: the store did not carry it out, or did not say so.
 
         One round trip.
@@ -195,24 +217,26 @@ class AdkSessionService(BaseSessionService):
     async def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:
         """The state of the user tier, keys without prefix; empty if there is none.
 
-        Args:
-            app_name: 1 to 256 bytes of UTF-8.
-            user_id: likewise.
-
         Raises:
-            InvalidArgument: an id is none.
+            InvalidArgument: an id is not valid.
             CorruptData: stored bytes do not decode.
             BackendError: the store could not be read.
 
         One round trip.
         """
-        return thaw_all(await self._service.get_user_state(app_name=app_name, user_id=user_id))
+        return from_json_state(
+            await self._service.get_user_state(app_name=app_name, user_id=user_id)
+        )
 
     async def append_event(self, session: Session, event: Event) -> Event:
         """Append an event and apply its state delta, in one atomic step, exactly once.
 
         A partial event is handed back and not stored. `session` and `event` change once the store
         has accepted the event: `session` has it, with its state, and `temp:` keys leave its delta.
+        If the event was stored already, `session` gets what others have written since, too.
+
+        ADK rewinds by an event whose state delta it computes from the events that it sees. State
+        of which no event is left keeps its value.
 
         Args:
             session: as this service gave it; it need not show what others have written since.
@@ -223,44 +247,47 @@ class AdkSessionService(BaseSessionService):
 
         Raises:
             SessionNotFoundError: there is no such session.
-            StaleSessionError: with `reject_stale`, somebody else wrote to the session.
-            InvalidArgument: ADK cannot serialise a part of the event, or the store not take it;
-                names the path.
+            StaleSessionError: the session was deleted and created again; or, with `reject_stale`,
+                somebody else wrote to it.
+            TurnLost: in `run`, another run took the turn over.
+            InvalidArgument: ADK cannot serialize a part of the event, or the store not take it;
+                names it. Or a rewind needs events that were trimmed.
             BackendError: the store did not carry it out, or (maybe_applied) did not say so;
                 appending the same event again is safe.
 
-        One round trip.
+        One round trip; two more for a rewind, and one or two for a repeated event.
         """
         if event.partial:
             return event
-        stored = _FORM.store(event)
-        told = written_through(session, self._created)
-        marker = session._storage_update_marker if self._reject_stale else None
+        turn = self._check_turn(event)
+        key = SessionKey(session.app_name, session.user_id, session.id)
+        if event.actions.rewind_before_invocation_id:
+            await self._correct_rewind(key, event)
+        stored = _EVENTS.store(event)
+        created_at, version = _read_marker(session)
+        handle = handle_of(key, created_at)
         try:
             shown = await self._service.append_event(
-                told, stored, if_version=None if marker is None else int(marker)
+                handle, stored, if_version=version if self._reject_stale else None, turn=turn
             )
         except SessionNotFound:
+            if created_at is not None and await self._read(key, 0, None) is not None:
+                raise _stale(session) from None
             raise SessionNotFoundError(f"Session {session.id} not found.") from None
         except StaleVersion:
-            raise StaleSessionError(
-                f"Session {session.id} has been modified in storage since it was read."
-            ) from None
-        # A Session that the store is told of gets what was stored, or what was there already.
-        is_repeated = not told.events or told.events[-1] is not shown
-        if is_repeated and any(event.id == other.id for other in session.events):
-            return event
-        await super().append_event(session, event)
-        session.last_update_time = event.timestamp
-        if is_repeated:
-            session.state.update(thaw_all(told.state))
-        elif self._reject_stale:
-            session._storage_update_marker = str(told.version)
+            raise _stale(session) from None
+        if handle.events and handle.events[-1] is shown:
+            await super().append_event(session, event)
+            session.last_update_time = event.timestamp
+            _set_marker(session, handle)
+        else:
+            await self._refresh(session, event)
         return event
 
     async def close(self) -> None:
-        """Close the given service."""
-        await self._service.aclose()
+        """Nothing to close: the service that was given stays open."""
+        if self._owns_service:
+            await self._service.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -284,10 +311,75 @@ class AdkSessionService(BaseSessionService):
             event_time=event_time,
         )
 
+    async def _refresh(self, session: Session, event: Event) -> None:
+        """Bring a Session up to date after an append of an event that was stored already.
+
+        Others may have written after it.
+        """
+        self._apply_temp_state(session, event)
+        self._trim_temp_delta_state(event)
+        own = {other.id: other for other in [*session.events, event]}
+        key = SessionKey(session.app_name, session.user_id, session.id)
+        found = await self._read(key, None, None)
+        if found is None:  # deleted meanwhile
+            return
+        temp = {name: session.state[name] for name in session.state if name.startswith("temp:")}
+        names = [stored.id for stored in found.events]
+        first = next((place for place, name in enumerate(names) if name in own), 0)
+        fresh = self._session(found, [])
+        session.events[:] = [
+            own.get(stored.id) or _event(found, stored) for stored in found.events[first:]
+        ]
+        session.state.clear()
+        session.state.update(fresh.state | temp)
+        session.last_update_time = fresh.last_update_time
+        _set_marker(session, found)
+
+    async def _correct_rewind(self, key: SessionKey, event: Event) -> None:
+        """Correct the state delta of a rewind, which ADK computed from the events that it saw.
+
+        ADK sets to None what no earlier event set. But an event that set it may be trimmed, or the
+        session may have been created with it.
+
+        Raises:
+            InvalidArgument: only trimmed events know the value; names the keys.
+        """
+        delta = event.actions.state_delta
+        unset = [name for name, value in delta.items() if value is None]
+        unset = [name for name in unset if not name.startswith(_SHARED_STATE)]
+        found = await self._read(key, None, None) if unset else None
+        if found is None:
+            return
+        target = event.actions.rewind_before_invocation_id
+        earlier: dict[str, Any] = {}
+        later: set[str] = set()
+        is_later = False
+        for stored in found.events:
+            is_later = is_later or stored.invocation_id == target
+            if is_later:
+                later |= stored.state_delta.keys()
+            else:
+                earlier |= stored.state_delta
+        if not is_later:
+            raise InvalidArgument(f"cannot rewind: the events of invocation {target!r} are gone")
+        unknown = []
+        for name in unset:
+            if name in earlier:
+                delta[name] = from_json_state({name: earlier[name]})[name]
+            elif name not in later:
+                del delta[name]  # it has the value that it had before
+            else:
+                unknown.append(name)
+        if unknown and await is_maybe_trimmed(self._service, found, _starts_turn_when_stored):
+            raise InvalidArgument(
+                f"cannot rewind session {key.session_id!r}: the events that may have set state "
+                f"{', '.join(map(repr, unknown))} before were trimmed"
+            )
+
     def _session(self, found: StoredSession, events: list[Event]) -> Session:
         """An ADK Session of a stored one that has, if any, its newest event."""
         with reading(found, "its state", "AdkSessionService"):
-            state = thaw_all(found.state)
+            state = from_json_state(found.state)
         updated = found.updated_at.timestamp()
         if found.events:
             with reading(found, "its newest event", "AdkSessionService"):
@@ -300,15 +392,88 @@ class AdkSessionService(BaseSessionService):
             events=events,
             last_update_time=updated,
         )
-        self._created.put(session, found.created_at)
-        if self._reject_stale:
-            session._storage_update_marker = str(found.version)
+        _set_marker(session, found)
         return session
+
+
+def register() -> None:
+    """Let `adk web` and `adk api_server` take `--session_service_uri=sessionstore+redis://...`.
+
+    Call it in the file `services.py` of the directory of your agents. After `sessionstore+` comes
+    a URL of `RedisSessionService`. Its query may have the options `session_ttl`, `user_state_ttl`,
+    `app_state_ttl` (seconds), `session_event_limit` and `key_prefix`.
+    """
+    from google.adk.cli.service_registry import get_service_registry
+
+    for scheme in _SCHEMES:
+        get_service_registry().register_session_service(scheme, _from_uri)
+
+
+def _from_uri(uri: str, **options: Any) -> AdkSessionService:
+    """The service of a URI, as ADK's registry makes it. It owns its connections.
+
+    Raises:
+        InvalidArgument: the URI or an option is not valid.
+    """
+    options.pop("agents_dir", None)
+    url, _, query = uri.removeprefix("sessionstore+").partition("?")
+    rest = []
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        read = _URI_OPTIONS.get(name)
+        if read is None:
+            rest.append((name, value))  # redis-py's
+            continue
+        try:
+            options[name] = read(value)
+        except ValueError:
+            raise InvalidArgument(f"{name} in the URI must be a number, not {value!r}") from None
+    if rest:
+        url += "?" + urlencode(rest)
+    sessions = AdkSessionService(RedisSessionService(url, **options))
+    sessions._owns_service = True
+    return sessions
+
+
+_URI_OPTIONS: dict[str, Any] = {
+    "session_ttl": float,
+    "user_state_ttl": float,
+    "app_state_ttl": float,
+    "session_event_limit": int,
+    "key_prefix": str,
+}
 
 
 def _event(found: StoredSession, stored: StoredEvent) -> Event:
     with reading(found, f"event {stored.id!r}", "AdkSessionService"):
-        return _FORM.restore(stored)
+        return _EVENTS.restore(stored)
+
+
+def _starts_turn(event: Event) -> bool:
+    """Whether an event is a user's message that does not answer a function call."""
+    return event.author == "user" and event.content is not None and not function_calls(event)[1]
+
+
+def _starts_turn_when_stored(stored: StoredEvent) -> bool:
+    return stored.author == "user"
+
+
+def _set_marker(session: Session, found: StoredSession) -> None:
+    """Note in ADK's own field what a Session shows: which session, and its version."""
+    session._storage_update_marker = f"{to_us(found.created_at)}/{found.version}"
+
+
+def _read_marker(session: Session) -> tuple[datetime | None, int | None]:
+    """When the session was created that a Session shows, and its version; None = not known."""
+    created_us, _, version = (session._storage_update_marker or "").partition("/")
+    if not (created_us.isdecimal() and version.isdecimal()):
+        return None, None
+    return from_us(int(created_us)), int(version)
+
+
+def _stale(session: Session) -> StaleSessionError:
+    return StaleSessionError(
+        f"Session {session.id} has been modified in storage since it was read."
+    )
 
 
 def _first_position(after: float | None) -> datetime | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,48 @@ def recordings() -> list[dict[str, Any]]:
         msgspec.json.decode(line) for line in RECORDINGS.read_bytes().splitlines()
     ]
     return found
+
+
+OLD: dict[str, Any] = {
+    "bytes": b"\xff\x00",
+    "at": datetime(2024, 5, 15, 12, tzinfo=UTC),
+    "tuple": (1, [2]),
+    "$": {"$": "bytes", "value": "no"},
+    "plain": [1, None],
+}
+"""A state value that is not JSON, which release 0.1.0 gave back as it was."""
+
+
+async def write_golden(
+    service: sessionstore.SessionService, name: str, ids: dict[str, Any]
+) -> None:
+    """Write a session as release 0.1.0 stored it, from a file in tests/adapters/golden."""
+    path = Path(__file__).parent / "golden" / f"{name}.json"
+    golden = msgspec.json.decode(path.read_bytes())
+    state = golden["state"]
+    for event in golden["events"]:
+        for key in event.get("state_delta", {}):
+            state.pop(key, None)
+    await service.create_session(**ids, state=state)
+    key = sessionstore.SessionKey(**ids)
+    events = [msgspec.convert(event, sessionstore.Event) for event in golden["events"]]
+    await service.append_events(key, events)
+
+
+def outputs(program: str, *arguments: str) -> set[bytes]:
+    """What a program in tests/adapters prints, in processes of different hash seeds."""
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name(program)), *arguments]
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return {
+        subprocess.run(
+            command,
+            env={**os.environ, **paths, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            timeout=120,
+            check=True,
+        ).stdout
+        for hash_seed in ("0", "1", "2", "random")
+    }
 
 
 def run_example(name: str, *arguments: str) -> str:

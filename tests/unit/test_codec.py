@@ -667,6 +667,9 @@ def test_a_json_event_with_invalid_json_is_refused(format_name: Format, text: by
 @each_format
 def test_a_json_event_is_as_limited_as_any(format_name: Format) -> None:
     codec = Codec(format_name, event_size_limit=2000)
+    nameless = JsonEvent("agent", msgspec.Raw(b"{}"), id="")
+    with pytest.raises(InvalidArgument, match=r"^event\.id"):
+        codec.for_event(nameless).encode_event(nameless, "event")
     deep = JsonEvent("agent", msgspec.Raw(b"[" * 300 + b"]" * 300))
     with pytest.raises(InvalidArgument, match="more than 200 levels deep"):
         codec.for_event(deep).encode_event(deep, "event")

@@ -53,7 +53,8 @@ def add_to_cart(item: str, tool_context: ToolContext) -> dict[str, Any]:
 async def main(url: str | None) -> None:
     """Say two things in one session, each in a process of its own, as it were."""
     store = RedisSessionService(url, session_ttl=86_400) if url else InMemorySessionService()
-    async with AdkSessionService(store) as sessions:
+    async with store:
+        sessions = AdkSessionService(store)
         await sessions.create_session(app_name="shop", user_id="ann", session_id="today")
         for item in ("two blue mugs", "a teapot"):
             agent = LlmAgent(name="assistant", model=ScriptedModel(), tools=[add_to_cart])

@@ -66,7 +66,6 @@ async def main(url: str | None) -> None:
             app_name="shop",
             agent=agent,
             session_service=sessions,
-            close_session_service_on_close=False,
         )
         message = Content(role="user", parts=[Part(text=item)])
         async for event in runner.run_async(user_id="ann", session_id="today", new_message=message):
@@ -77,6 +76,7 @@ async def main(url: str | None) -> None:
     assert session is not None
     print(len(session.events), "events,", session.state)
     await sessions.close()
+    await store.aclose()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""Shared by the tests of the tRPC-Agent adapter: events, a scripted agent, runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from trpc_agent_sdk.agents import LlmAgent
+from trpc_agent_sdk.context import InvocationContext
+from trpc_agent_sdk.events import Event
+from trpc_agent_sdk.models import LLMModel, LlmResponse
+from trpc_agent_sdk.runners import Runner
+from trpc_agent_sdk.tools import FunctionTool
+from trpc_agent_sdk.types import Content, FunctionCall, Part
+
+OWNER: dict[str, Any] = {"app_name": "app", "user_id": "user"}
+IDS: dict[str, Any] = {**OWNER, "session_id": "sid"}
+
+
+def said(text: str, author: str = "user", **fields: Any) -> Any:
+    """An event that says something."""
+    content = Content(role="user", parts=[Part(text=text)])
+    return Event(author=author, invocation_id="run", content=content, **fields)
+
+
+def texts(session: Any) -> list[str]:
+    """What the events of a session say, and "call" or "result" for those of a tool."""
+    found = []
+    for event in session.events:
+        parts = (event.content and event.content.parts) or []
+        found += [part.text or ("call" if part.function_call else "result") for part in parts]
+    return found
+
+
+class ToolUser(LLMModel):
+    """Calls the tool with what the user said, and then says what the tool returned."""
+
+    pause_s = 0.0
+
+    @classmethod
+    def supported_models(cls) -> list[str]:
+        """Its own name only."""
+        return ["scripted"]
+
+    async def _generate_async_impl(
+        self, request: Any, stream: bool = False, ctx: Any = None
+    ) -> AsyncGenerator[LlmResponse, None]:
+        del stream, ctx
+        check_pairs(request.contents)
+        await asyncio.sleep(self.pause_s)
+        last = request.contents[-1].parts[-1]
+        if last.function_response:
+            part = Part(text=f"noted {last.function_response.response['count']}")
+        else:
+            call = FunctionCall(id=f"call {last.text}", name="note", args={"text": last.text})
+            part = Part(function_call=call)
+        yield LlmResponse(content=Content(role="model", parts=[part]))
+
+
+def check_pairs(contents: list[Any]) -> None:
+    """Every function response has its call before it. Models refuse other requests."""
+    called = set()
+    for content in contents:
+        for part in content.parts or []:
+            if part.function_call:
+                called.add(part.function_call.id)
+            elif part.function_response:
+                assert part.function_response.id in called, "a response without its call"
+
+
+async def note(text: str, tool_context: InvocationContext) -> dict[str, Any]:
+    """Count a note."""
+    state = tool_context.state
+    state["count"] = state.get("count", 0) + 1
+    state["last"] = text
+    return {"count": state["count"]}
+
+
+def new_runner(sessions: Any, model: ToolUser | None = None, **options: Any) -> Runner:
+    """A runner of an agent that uses the tool."""
+    agent = LlmAgent(name="agent", model=model or ToolUser("scripted"), tools=[FunctionTool(note)])
+    return Runner(app_name="app", agent=agent, session_service=sessions, **options)
+
+
+async def say(runner: Runner, text: str, run: Any = None, **ids: Any) -> list[Any]:
+    """The events of one run, through `run`: `sessions.run` or a runner's own."""
+    message = Content(role="user", parts=[Part(text=text)])
+    ids = {"user_id": "user", "session_id": "sid", **ids}
+    if run is not None:
+        return [event async for event in run(runner, new_message=message, **ids)]
+    return [event async for event in runner.run_async(new_message=message, **ids)]
+
+
+def recent_events_only(sessions: Any, number: int) -> dict[str, Any]:
+    """Arguments of a run whose agent sees so many events."""
+    sessions.session_config.num_recent_events = number
+    return {}
