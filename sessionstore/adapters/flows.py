@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
@@ -15,7 +16,7 @@ from .. import flows
 from ..calls import Flow
 from ..drive import drive, drive_async
 from ..errors import InvalidArgument, SessionNotFound
-from ..model import Event, EventPage, SessionKey
+from ..model import Event, EventPage, SessionKey, VerifiedEvent
 from ..ops import EVENTS_PER_CALL_LIMIT, Ops
 from ..service import SessionService
 
@@ -116,7 +117,10 @@ def append(
                 if not attempts_left:
                     raise
             # Plain Events are verified again: their values may have changed meanwhile.
-            batch = [Event(**msgspec.structs.asdict(event)) for event in batch]
+            batch = [
+                Event(**msgspec.structs.asdict(event)) if type(event) is VerifiedEvent else event
+                for event in batch
+            ]
             if parent is not None:
                 yield from create_if_missing(ops, parent)
             yield from create_if_missing(ops, key)
@@ -161,3 +165,47 @@ def clear_events(ops: Ops, key: SessionKey) -> Flow[None]:
     """Remove all events; a missing session is fine."""
     with suppress(SessionNotFound):
         yield from flows.clear_events(ops, key, None)
+
+
+def whole_turns(
+    items: Sequence[T],
+    starts_turn: Callable[[T], bool],
+    calls: Callable[[T], tuple[Iterable[str], Iterable[str]]],
+    *,
+    is_cut: bool,
+) -> list[T]:
+    """The items from the first place on at which a model may begin to read them.
+
+    That is the first start of a turn that is not between a call and its result. Without one it is
+    the first start of a turn, and without that the first item. Results whose call is not among the
+    returned items are left out.
+
+    Args:
+        items: the newest items of a conversation, oldest first.
+        starts_turn: whether a turn starts at an item.
+        calls: the ids of the calls that an item makes, and of those whose results it holds.
+        is_cut: items before the first one were trimmed or not read. If not, all are returned.
+
+    O(items).
+    """
+    if not is_cut:
+        return list(items)
+    ids = [(set(opened), set(closed)) for opened, closed in map(calls, items)]
+    called_at: dict[str, int] = {}  # by call
+    splits = [0] * (len(items) + 1)  # at a place: pairs that begin just before it, less those ended
+    for place, (opened, closed) in enumerate(ids):
+        for call in closed & called_at.keys():
+            splits[called_at[call] + 1] += 1
+            splits[place + 1] -= 1
+        called_at.update(dict.fromkeys(opened, place))
+    num_split = list(accumulate(splits))
+    starts = [place for place, item in enumerate(items) if starts_turn(item)]
+    whole = [place for place in starts if not num_split[place]]
+    first = next(iter(whole or starts), 0)
+    known: set[str] = set()
+    found = []
+    for item, (opened, closed) in zip(items[first:], ids[first:], strict=True):
+        if closed <= known:
+            found.append(item)
+            known |= opened
+    return found
