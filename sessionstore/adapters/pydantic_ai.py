@@ -32,7 +32,7 @@ with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WITHOUT_PARTS = frozenset({str, int, float, bool, type(None), bytes, datetime})
 
 
@@ -208,7 +208,7 @@ def _events(messages: Iterable[ModelMessage]) -> list[Event]:
     """Messages as events, whose ids are hashes of their JSON."""
     events: list[Event] = []
     seen: Counter[bytes] = Counter()
-    at = _EPOCH
+    at = EPOCH
     for number, message in enumerate(messages):
         data = dump_message(message, f"messages[{number}]")
         at = timestamp_of(message, at)
