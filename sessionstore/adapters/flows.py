@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from hashlib import blake2b
 from itertools import accumulate
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import msgspec
 
 import sessionstore.sync
 
 from .. import flows
-from ..app_tier import write_apart
 from ..calls import Flow
 from ..drive import drive, drive_async
 from ..errors import InvalidArgument, SessionNotFound
+from ..listing import read_whole
 from ..model import Event, EventPage, Session, SessionKey, VerifiedEvent
 from ..ops import EVENTS_PER_CALL_LIMIT, Ops
-from ..replies import WriteResult
+from ..replies import hash_items
 from ..service import SessionService
-from ..tiers import NO_CHANGE, check_call_size, encode_change
-from ..times import to_us
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,6 +32,19 @@ AnyService = SessionService | sessionstore.sync.SessionService
 """A service for asyncio or one of `sessionstore.sync`."""
 
 _ATTEMPTS = 3  # a session may be deleted again right after its creation, but not for ever
+_UNKNOWN_LIMIT = 1000  # sessions of a service of which an append with an unknown outcome is kept
+_PAGE = 64  # events of the first read that looks for the start of a turn
+_LIMIT_OF_0_1_0 = 1000  # events that sessions of release 0.1.0 keep at least
+
+
+class _Unknown(NamedTuple):
+    """An append whose outcome is unknown: what it was to store, and the identity of its events."""
+
+    digest: bytes
+    identities: list[tuple[str, datetime]]
+
+
+_unknown: WeakKeyDictionary[AnyService, dict[SessionKey, _Unknown]] = WeakKeyDictionary()
 
 
 class Services:
@@ -66,6 +80,8 @@ class Services:
             raise InvalidArgument("beside sync_service, service must be one for asyncio")
         self._for_threads = sync_service
 
+    _has_appended = False
+
     def __repr__(self) -> str:
         return repr(self._for_asyncio or self._for_threads)
 
@@ -93,6 +109,91 @@ class Services:
                 "or give it one of sessionstore.sync"
             )
         return drive(flow(service._ops, *args, **kwargs), service._executor)
+
+    async def aappend(
+        self, key: SessionKey, events: Sequence[Event], *, have_ids: bool = False
+    ) -> None:
+        """Append events to a session, which is created if it does not exist.
+
+        A repeat stores nothing twice. It is recognised if an append failed with an unknown outcome,
+        was of the same events but for their ids and timestamps, and is the newest append of the
+        service to the session. It is also recognised if it is the first append of this object, the
+        framework gave an id to each of its items, and they are the newest ones of the session.
+
+        Args:
+            key: the session.
+            events: JsonEvents; up to 500 go in one atomic step.
+            have_ids: the framework gave an id to each of the items.
+        """
+        with self._recognised(key, events) as recognised:
+            is_first, self._has_appended = not self._has_appended, True
+            await self.arun(append_once, key, recognised, have_ids and is_first)
+
+    def append(self, key: SessionKey, events: Sequence[Event], *, have_ids: bool = False) -> None:
+        """Append events. See `aappend`.
+
+        Raises:
+            NotImplementedError: there is only a service for asyncio.
+        """
+        with self._recognised(key, events) as recognised:
+            is_first, self._has_appended = not self._has_appended, True
+            self.run(append_once, key, recognised, have_ids and is_first)
+
+    @contextmanager
+    def _recognised(self, key: SessionKey, events: Sequence[Event]) -> Iterator[Sequence[Event]]:
+        """The events to append: those of the earlier call, if this one is its repeat."""
+        service = self._for_asyncio or self._for_threads
+        assert service is not None
+        unknown = _unknown.setdefault(service, {})
+        earlier = unknown.get(key)
+        if earlier is not None and earlier.digest == _digest(events):
+            events = [
+                msgspec.structs.replace(event, id=event_id, timestamp=timestamp)
+                for event, (event_id, timestamp) in zip(events, earlier.identities, strict=True)
+            ]
+        try:
+            yield events
+        except InvalidArgument:
+            raise
+        except BaseException:  # a cancelled call may be stored, too
+            identities = [(event.id, event.timestamp) for event in events]
+            unknown[key] = _Unknown(_digest(events), identities)
+            if len(unknown) > _UNKNOWN_LIMIT:
+                del unknown[next(iter(unknown))]
+            raise
+        if unknown.get(key) is earlier:
+            unknown.pop(key, None)
+
+
+def _digest(events: Iterable[Event]) -> bytes:
+    """The same for events that differ only in ids and timestamps."""
+    found = blake2b()
+    for event in events:
+        content = event.content
+        data = bytes(content) if isinstance(content, msgspec.Raw) else repr(content).encode()
+        for part in (event.author.encode(errors="replace"), repr(event.metadata).encode(), data):
+            found.update(b"%d:%b" % (len(part), part))
+    return found.digest()
+
+
+def append_once(
+    ops: Ops, key: SessionKey, events: Sequence[Event], may_be_stored: bool
+) -> Flow[None]:
+    """Append events. If they may be stored already, look first whether they are the newest ones."""
+    if may_be_stored and 0 < len(events) <= EVENTS_PER_CALL_LIMIT:
+        newest = yield from read_events(ops, key, len(events))
+        if len(newest) == len(events) and all(map(_is_same, newest, events)):
+            return
+    yield from append(ops, key, events)
+
+
+def _is_same(stored: Event, event: Event) -> bool:
+    """Whether an event has the same content as one that is to be stored."""
+    if not isinstance(event.content, msgspec.Raw) or stored.author != event.author:
+        return False
+    with suppress(msgspec.DecodeError):
+        return bool(msgspec.json.decode(event.content) == stored.content)
+    return False
 
 
 def append(
@@ -130,42 +231,6 @@ def append(
             yield from create_if_missing(ops, key)
 
 
-def append_with_state(
-    ops: Ops, session: Session, events: Sequence[Event], state: dict[str, Any]
-) -> Flow[WriteResult]:
-    """Append 1 to 500 events and set state, in one step, unless others wrote since the read.
-
-    The state belongs to the call and not to an event, so the bytes of the events do not depend on
-    it. It is set unless the last event was stored before.
-
-    Args:
-        ops: builds the Calls.
-        session: the session as it was read. It gets the new version.
-        events: what to append: JsonEvents.
-        state: keys of the session tier.
-
-    Raises:
-        StaleVersion: others wrote to the session. SessionNotFound: it was deleted.
-    """
-    codec = ops.options.codec.for_event(events[-1])
-    change = encode_change(codec, state)
-    encoded = [codec.encode_event(each, f"events[{n}]") for n, each in enumerate(events)]
-    check_call_size("events", change.size + sum(len(data) for data, _ in encoded))
-    changes = [*[NO_CHANGE] * (len(events) - 1), change]
-    rows = [
-        (data, event.timestamp, each) for (data, event), each in zip(encoded, changes, strict=True)
-    ]
-    created_us = to_us(session.created_at)
-    call = ops.append_events(session.key, rows, session.version, None, created_us)
-    written: WriteResult
-    if ops.app_in_own_slot:
-        written, _ = yield from write_apart(ops, call, session.key, changes, (), session.version)
-    else:
-        written = yield call
-    session.version = written.version
-    return written
-
-
 def create_if_missing(ops: Ops, key: SessionKey, state: dict[str, Any] | None = None) -> Flow[None]:
     """Create a session unless it exists."""
     yield from flows.get_or_create_session(
@@ -177,6 +242,72 @@ def read_events(ops: Ops, key: SessionKey, event_num: int | None = None) -> Flow
     """The newest events of a session, None = all, oldest first; empty without a session."""
     session = yield from flows.get_session(ops, key, event_num, None)
     return session.events if session else []
+
+
+def read_newest(
+    ops: Ops, key: SessionKey, event_num: int | None = None
+) -> Flow[tuple[Session | None, bool]]:
+    """A session with its newest events, and whether older ones were trimmed or not read.
+
+    The session is without the state of the application. None without a session.
+    """
+    call = ops.get_session(key, event_num, None)
+
+    def decode(replies: list[Any]) -> tuple[Session | None, bool]:
+        session = call.decode(replies)
+        if session is None:
+            return None, False
+        header = dict(hash_items(replies[0 if call.script is None else 1]))
+        limit = int(header.get(b"event_limit", _LIMIT_OF_0_1_0))
+        is_full = 0 < limit <= session.event_count
+        return session, is_full or len(session.events) < session.event_count
+
+    read = msgspec.structs.replace(call, decode=decode)
+    return (yield from read_whole(read))  # type: ignore[no-any-return]  # any Call
+
+
+def read_turns(
+    ops: Ops,
+    key: SessionKey,
+    limit: int | None,
+    read: Callable[[Event], T],
+    starts_turn: Callable[[T], bool],
+    calls: Callable[[T], tuple[Iterable[str], Iterable[str]]],
+    only_turn: Callable[[list[T]], list[T]] = list,
+) -> Flow[list[T]]:
+    """The newest items of a session, oldest first, from a place on at which a model may begin.
+
+    See `whole_turns`. An untouched log is returned from its beginning, whatever that is, unless
+    it begins with the result of a call.
+
+    Args:
+        ops: builds the Calls.
+        key: the session.
+        limit: most items to return; None = all. The newest turn is returned even if it has more.
+        read: the item of an event.
+        starts_turn: see `whole_turns`.
+        calls: see `whole_turns`.
+        only_turn: what a model can read of the only turn, if its start was trimmed.
+
+    One round trip, O(items read). More if the newest turn has more items than the limit.
+    """
+    event_num = limit
+    while True:
+        session, is_cut = yield from read_newest(ops, key, event_num)
+        if session is None:
+            return []
+        items = [read(event) for event in session.events]
+        is_partial = len(items) < session.event_count
+        is_cut = is_cut or (bool(items) and bool(list(calls(items[0])[1])))
+        if is_cut and not is_partial and not any(map(starts_turn, items)):
+            return whole_turns(only_turn(items), starts_turn, calls, is_cut=True)
+        found = whole_turns(items, starts_turn, calls, is_cut=is_cut, limit=limit)
+        # The start of the newest turn, or the call of a result, may not have been read yet.
+        if not is_partial or (
+            found and starts_turn(found[0]) and found[0] is items[len(items) - len(found)]
+        ):
+            return found
+        event_num = max(_PAGE, 2 * len(items))
 
 
 def read_log(ops: Ops, key: SessionKey, page_limit: int) -> Flow[list[Event]]:
@@ -213,6 +344,7 @@ def whole_turns(
     calls: Callable[[T], tuple[Iterable[str], Iterable[str]]],
     *,
     is_cut: bool,
+    limit: int | None = None,
 ) -> list[T]:
     """The items from the first place on at which a model may begin to read them.
 
@@ -224,11 +356,13 @@ def whole_turns(
         items: the newest items of a conversation, oldest first.
         starts_turn: whether a turn starts at an item.
         calls: the ids of the calls that an item makes, and of those whose results it holds.
-        is_cut: items before the first one were trimmed or not read. If not, all are returned.
+        is_cut: items before the first one were trimmed or not read. If not, the first item is such
+            a place too, and nothing is left out after it.
+        limit: most items to return; None = all. The newest turn is returned even if it has more.
 
     O(items).
     """
-    if not is_cut:
+    if not is_cut and (limit is None or len(items) <= limit):
         return list(items)
     ids = [(set(opened), set(closed)) for opened, closed in map(calls, items)]
     called_at: dict[str, int] = {}  # by call
@@ -241,7 +375,12 @@ def whole_turns(
     num_split = list(accumulate(splits))
     starts = [place for place, item in enumerate(items) if starts_turn(item)]
     whole = [place for place in starts if not num_split[place]]
-    first = next(iter(whole or starts), 0)
+    if not is_cut and whole[:1] != [0]:
+        whole.insert(0, 0)
+    earliest = 0 if limit is None else len(items) - limit
+    first = next((place for place in whole if place >= earliest), (whole or starts[:1] or [0])[-1])
+    if first == 0 and not is_cut:
+        return list(items)
     known: set[str] = set()
     found = []
     for item, (opened, closed) in zip(items[first:], ids[first:], strict=True):

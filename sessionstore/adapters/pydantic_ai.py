@@ -14,13 +14,12 @@ import msgspec
 
 import sessionstore.sync
 
-from .. import flows
 from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument
 from ..model import Event, JsonEvent, SessionKey
 from ..ops import Ops
 from . import framework
-from .flows import AnyService, Services, append, clear_events, whole_turns
+from .flows import AnyService, Services, append, clear_events, read_turns
 from .packing import unpack
 
 with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
@@ -148,17 +147,17 @@ class StoredMessageHistory:
         self._services.run(clear_events, self._key)
 
     def _load(self, ops: Ops, limit: int | None) -> Flow[list[ModelMessage]]:
-        num = limit
-        while True:
-            session = yield from flows.get_session(ops, self._key, num, None)
-            if session is None or not session.events:
-                return []
-            messages = read_messages(session.events, self._key)
-            is_cut = len(messages) < session.event_count or _is_inside_turn(messages[0])
-            found = whole_turns(messages, _starts_turn, _calls, is_cut=is_cut)
-            if len(messages) == session.event_count or (found and _starts_turn(found[0])):
-                return found
-            num = 2 * len(messages)  # the newest turn began earlier
+        if limit == 0:
+            return []
+
+        def read(event: Event) -> ModelMessage:
+            [message] = read_messages([event], self._key)
+            return message
+
+        found: list[ModelMessage] = yield from read_turns(
+            ops, self._key, limit, read, _starts_turn, _calls
+        )
+        return found
 
 
 # -- turns ---------------------------------------------------------------------------------------
@@ -172,16 +171,6 @@ def _starts_turn(message: ModelMessage) -> bool:
         and any(isinstance(part, kinds) for part in message.parts)
         and not any(True for _ in _results(message))
     )
-
-
-def _is_inside_turn(first: ModelMessage) -> bool:
-    """Whether the first stored message shows that earlier ones were trimmed.
-
-    A response that belongs to no run and calls no tool may be a greeting of the application.
-    """
-    if isinstance(first, ModelResponse):
-        return getattr(first, "run_id", None) is not None or bool(_calls(first)[0])
-    return any(True for _ in _results(first))
 
 
 def _calls(message: ModelMessage) -> tuple[Iterable[str], Iterable[str]]:
