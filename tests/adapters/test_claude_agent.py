@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from adapters_support import Backend, needs, opened, run_example
+from long_use_support import run as run_long_use
 
 import sessionstore
 from sessionstore import BackendUnavailable, CorruptData, Event, InvalidArgument, SessionKey
@@ -407,6 +408,23 @@ async def test_an_idle_transcript_expires() -> None:
     assert await stored(service).load(SUB) == [entry(1)]
     assert await stored(service).load(MAIN) is None
     assert await stored(service).list_sessions(MAIN["project_key"]) == []
+
+
+async def test_long_use_in_short(server: Any) -> None:
+    """24 turns with restarts and killed workers; long_use_claude_agent.py takes 2,000."""
+    transcripts = needs("long_use_claude_agent", "claude-agent")
+    sizes = await run_long_use(
+        transcripts.__file__,
+        "transcripts",
+        transcripts.Transcripts,
+        server.url,
+        turns=24,
+        restart_every=6,
+        kill_every=24,
+        limit=30,
+        options={"session_event_limit": 30, "session_ttl": 600},
+    )
+    assert sizes[-1] < 2 * sizes[1]
 
 
 def test_the_repr_names_the_service() -> None:
