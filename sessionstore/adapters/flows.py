@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
 from itertools import accumulate
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -112,8 +113,8 @@ class Services:
 
     async def aappend(
         self, key: SessionKey, events: Sequence[Event], *, have_ids: bool = False
-    ) -> None:
-        """Append events to a session, which is created if it does not exist.
+    ) -> Sequence[Event]:
+        """Append events to a session, which is created if it does not exist, and return them.
 
         A repeat stores nothing twice. It is recognised if an append failed with an unknown outcome,
         was of the same events but for their ids and timestamps, and is the newest append of the
@@ -127,7 +128,7 @@ class Services:
         """
         with self._recognised(key, events) as recognised:
             is_first, self._has_appended = not self._has_appended, True
-            await self.arun(append_once, key, recognised, have_ids and is_first)
+            return await self.arun(append_once, key, recognised, have_ids and is_first)
 
     def append(self, key: SessionKey, events: Sequence[Event], *, have_ids: bool = False) -> None:
         """Append events. See `aappend`.
@@ -178,13 +179,17 @@ def _digest(events: Iterable[Event]) -> bytes:
 
 def append_once(
     ops: Ops, key: SessionKey, events: Sequence[Event], may_be_stored: bool
-) -> Flow[None]:
-    """Append events. If they may be stored already, look first whether they are the newest ones."""
+) -> Flow[Sequence[Event]]:
+    """Append events, and return them as they are stored.
+
+    If they may be stored already, look first whether they are the newest ones.
+    """
     if may_be_stored and 0 < len(events) <= EVENTS_PER_CALL_LIMIT:
         newest = yield from read_events(ops, key, len(events))
         if len(newest) == len(events) and all(map(_is_same, newest, events)):
-            return
+            return newest
     yield from append(ops, key, events)
+    return events
 
 
 def _is_same(stored: Event, event: Event) -> bool:
@@ -244,67 +249,93 @@ def read_events(ops: Ops, key: SessionKey, event_num: int | None = None) -> Flow
     return session.events if session else []
 
 
-def read_newest(
-    ops: Ops, key: SessionKey, event_num: int | None = None
-) -> Flow[tuple[Session | None, bool]]:
-    """A session with its newest events, and whether older ones were trimmed or not read.
+class Newest(NamedTuple):
+    """The newest events of a session.
 
-    The session is without the state of the application. None without a session.
+    Attributes:
+        session: with these events, and without the state of the application.
+        is_partial: there are older events, which were not read.
+        is_full: the log holds as many events as it may, so older ones may have been trimmed.
+        has_removed: events were removed from it, so it may have been full before.
     """
+
+    session: Session
+    is_partial: bool
+    is_full: bool
+    has_removed: bool
+
+
+def read_newest(ops: Ops, key: SessionKey, event_num: int | None = None) -> Flow[Newest | None]:
+    """The newest events of a session, None = all; None without a session."""
     call = ops.get_session(key, event_num, None)
 
-    def decode(replies: list[Any]) -> tuple[Session | None, bool]:
+    def decode(replies: list[Any]) -> Newest | None:
         session = call.decode(replies)
         if session is None:
-            return None, False
+            return None
         header = dict(hash_items(replies[0 if call.script is None else 1]))
         limit = int(header.get(b"event_limit", _LIMIT_OF_0_1_0))
-        is_full = 0 < limit <= session.event_count
-        return session, is_full or len(session.events) < session.event_count
+        return Newest(
+            session,
+            len(session.events) < session.event_count,
+            0 < limit <= session.event_count,
+            b"removed_us" in header,
+        )
 
     read = msgspec.structs.replace(call, decode=decode)
     return (yield from read_whole(read))  # type: ignore[no-any-return]  # any Call
 
 
+@dataclass(frozen=True)
+class Turns(Generic[T]):
+    """The rules of a framework: where a model may begin to read its items.
+
+    Args:
+        starts_turn: whether a turn starts at an item.
+        calls: the ids of the calls that an item makes, and of those whose results it holds.
+        is_inside: whether an item needs others before it, so that something is missing if it is
+            the first one.
+        only_turn: what a model can read of the only turn, if its start was trimmed.
+    """
+
+    starts_turn: Callable[[T], bool]
+    calls: Callable[[T], tuple[Iterable[str], Iterable[str]]]
+    is_inside: Callable[[T], bool]
+    only_turn: Callable[[list[T]], list[T]] = list
+
+    def cut(self, items: list[T], newest: Newest, limit: int | None = None) -> list[T]:
+        """The items to show of those that were read. See `whole_turns`."""
+        is_cut = newest.is_partial or newest.is_full
+        if is_cut and not newest.is_partial and not any(map(self.starts_turn, items)):
+            items = self.only_turn(items)
+        is_cut = is_cut or newest.has_removed or (bool(items) and self.is_inside(items[0]))
+        return whole_turns(items, self.starts_turn, self.calls, is_cut=is_cut, limit=limit)
+
+
 def read_turns(
-    ops: Ops,
-    key: SessionKey,
-    limit: int | None,
-    read: Callable[[Event], T],
-    starts_turn: Callable[[T], bool],
-    calls: Callable[[T], tuple[Iterable[str], Iterable[str]]],
-    only_turn: Callable[[list[T]], list[T]] = list,
+    ops: Ops, key: SessionKey, limit: int | None, read: Callable[[Event], T], turns: Turns[T]
 ) -> Flow[list[T]]:
     """The newest items of a session, oldest first, from a place on at which a model may begin.
-
-    See `whole_turns`. An untouched log is returned from its beginning, whatever that is, unless
-    it begins with the result of a call.
 
     Args:
         ops: builds the Calls.
         key: the session.
         limit: most items to return; None = all. The newest turn is returned even if it has more.
         read: the item of an event.
-        starts_turn: see `whole_turns`.
-        calls: see `whole_turns`.
-        only_turn: what a model can read of the only turn, if its start was trimmed.
+        turns: the rules. A log that was never trimmed is returned from its beginning.
 
     One round trip, O(items read). More if the newest turn has more items than the limit.
     """
     event_num = limit
     while True:
-        session, is_cut = yield from read_newest(ops, key, event_num)
-        if session is None:
+        newest = yield from read_newest(ops, key, event_num)
+        if newest is None:
             return []
-        items = [read(event) for event in session.events]
-        is_partial = len(items) < session.event_count
-        is_cut = is_cut or (bool(items) and bool(list(calls(items[0])[1])))
-        if is_cut and not is_partial and not any(map(starts_turn, items)):
-            return whole_turns(only_turn(items), starts_turn, calls, is_cut=True)
-        found = whole_turns(items, starts_turn, calls, is_cut=is_cut, limit=limit)
+        items = [read(event) for event in newest.session.events]
+        found = turns.cut(items, newest, limit)
         # The start of the newest turn, or the call of a result, may not have been read yet.
-        if not is_partial or (
-            found and starts_turn(found[0]) and found[0] is items[len(items) - len(found)]
+        if not newest.is_partial or (
+            found and turns.starts_turn(found[0]) and found[0] is items[len(items) - len(found)]
         ):
             return found
         event_num = max(_PAGE, 2 * len(items))

@@ -19,7 +19,7 @@ from ..errors import CorruptData, InvalidArgument
 from ..model import Event, JsonEvent, SessionKey
 from ..ops import Ops
 from . import framework
-from .flows import AnyService, Services, append, clear_events, read_turns
+from .flows import AnyService, Services, Turns, append, clear_events, read_turns
 from .packing import unpack
 
 with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
@@ -154,10 +154,7 @@ class StoredMessageHistory:
             [message] = read_messages([event], self._key)
             return message
 
-        found: list[ModelMessage] = yield from read_turns(
-            ops, self._key, limit, read, _starts_turn, _calls
-        )
-        return found
+        return (yield from read_turns(ops, self._key, limit, read, _TURNS))
 
 
 # -- turns ---------------------------------------------------------------------------------------
@@ -169,7 +166,7 @@ def _starts_turn(message: ModelMessage) -> bool:
     return (
         isinstance(message, ModelRequest)
         and any(isinstance(part, kinds) for part in message.parts)
-        and not any(True for _ in _results(message))
+        and not _has_results(message)
     )
 
 
@@ -188,6 +185,24 @@ def _results(message: ModelRequest) -> Iterable[Any]:
             isinstance(part, m.RetryPromptPart) and part.tool_name is not None
         ):
             yield part
+
+
+def _has_results(message: ModelMessage) -> bool:
+    """Whether a message holds results of calls, which must be before it."""
+    return isinstance(message, ModelRequest) and any(True for _ in _results(message))
+
+
+def _is_inside(message: ModelMessage) -> bool:
+    """Whether a message needs others before it.
+
+    A response that belongs to no run and calls no tool may be a greeting of the application.
+    """
+    if isinstance(message, ModelResponse):
+        return getattr(message, "run_id", None) is not None or bool(_calls(message)[0])
+    return _has_results(message)
+
+
+_TURNS = Turns(_starts_turn, _calls, _is_inside)
 
 
 # -- events --------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def messages(seed: int) -> list[Any]:
         {frozenset({word, "x"}) for word in words},
     ]
     return [
-        ModelRequest(parts=[UserPromptPart("Hi", timestamp=AT)], metadata={"tags": set(words)}),
+        ModelRequest(parts=[UserPromptPart("Hi", timestamp=AT)]),
         ModelResponse(parts=[TextPart("x"), ToolCallPart("look", {"at": 1}, "1")], timestamp=AT),
         *(
             ModelRequest(parts=[ToolReturnPart("look", result, "1", timestamp=AT)])
