@@ -210,11 +210,16 @@ async def test_what_would_not_be_read_back_is_refused(service: Any, change: dict
 )
 async def test_what_equality_does_not_look_at_comes_back_too(service: Any, part: Any) -> None:
     asked = messages.ModelRequest(parts=[messages.UserPromptPart([part])])
-    await stored(service).store([asked, used("call_1"), returned(part)])
-    first, _, last = await stored(service).load()
-    for found in (first.parts[0].content[0], last.parts[0].content):
-        assert found == part
-        assert (found.identifier, found.media_type) == (part.identifier, part.media_type)
+    written = [asked, used("call_1"), returned(part)]
+    await stored(service).store(written)
+    expected = as_persisted(written)
+    found = await stored(service).load()
+    assert found == expected
+    for first, _, last in (found, expected):
+        asked_with = first.parts[0].content[0]
+        assert (asked_with.identifier, asked_with.media_type) == (part.identifier, part.media_type)
+        if isinstance(last.parts[0].content, type(part)):  # a dict in the earliest versions
+            assert last.parts[0].content.identifier == part.identifier
 
 
 @pytest.mark.skipif(not hasattr(messages, "Citation"), reason="this Pydantic AI has no citations")
@@ -318,6 +323,8 @@ async def test_what_is_left_after_trimming_begins_with_a_turn(event_limit: int) 
 async def test_a_log_that_begins_inside_a_turn_is_cut_whatever_its_limit(first: int) -> None:
     """As one that was trimmed, and whose limit was raised then."""
     written = turn(1) + turn(2)
+    if first == 3 and not hasattr(written[3], "run_id"):
+        pytest.skip("this Pydantic AI does not say of which run a response is")
     async with sessionstore.InMemorySessionService() as service:
         await stored(service).store(written[first:])
         assert await stored(service).load() == written[4:]
