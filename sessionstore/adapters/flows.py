@@ -116,9 +116,9 @@ class Services:
     ) -> Sequence[Event]:
         """Append events to a session, which is created if it does not exist, and return them.
 
-        A repeat stores nothing twice. It is recognised if an append failed with an unknown outcome,
+        A repeat stores nothing twice. It is recognized if an append failed with an unknown outcome,
         was of the same events but for their ids and timestamps, and is the newest append of the
-        service to the session. It is also recognised if it is the first append of this object, the
+        service to the session. It is also recognized if it is the first append of this object, the
         framework gave an id to each of its items, and they are the newest ones of the session.
 
         Args:
@@ -126,9 +126,9 @@ class Services:
             events: JsonEvents; up to 500 go in one atomic step.
             have_ids: the framework gave an id to each of the items.
         """
-        with self._recognised(key, events) as recognised:
+        with self._recognized(key, events) as recognized:
             is_first, self._has_appended = not self._has_appended, True
-            return await self.arun(append_once, key, recognised, have_ids and is_first)
+            return await self.arun(append_once, key, recognized, have_ids and is_first)
 
     def append(self, key: SessionKey, events: Sequence[Event], *, have_ids: bool = False) -> None:
         """Append events. See `aappend`.
@@ -136,12 +136,12 @@ class Services:
         Raises:
             NotImplementedError: there is only a service for asyncio.
         """
-        with self._recognised(key, events) as recognised:
+        with self._recognized(key, events) as recognized:
             is_first, self._has_appended = not self._has_appended, True
-            self.run(append_once, key, recognised, have_ids and is_first)
+            self.run(append_once, key, recognized, have_ids and is_first)
 
     @contextmanager
-    def _recognised(self, key: SessionKey, events: Sequence[Event]) -> Iterator[Sequence[Event]]:
+    def _recognized(self, key: SessionKey, events: Sequence[Event]) -> Iterator[Sequence[Event]]:
         """The events to append: those of the earlier call, if this one is its repeat."""
         service = self._for_asyncio or self._for_threads
         assert service is not None
