@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sessionstore import SessionKey
 
@@ -180,6 +182,47 @@ class PydanticAI(Framework):
         return lambda message: history.store([message])
 
 
+class ClaudeAgent(Framework):
+    """Claude Agent SDK: an entry of a subagent's transcript, which has no summary."""
+
+    name = "claude-agent-sdk"
+    extra = "claude-agent"
+    adapter = "ClaudeSessionStore.append"
+    gives_ids = True
+
+    def __init__(self) -> None:
+        self._adapter: Any = import_module("sessionstore.adapters.claude_agent").ClaudeSessionStore
+        self._sdk: Any = import_module("claude_agent_sdk")
+
+    def new_message(self) -> Any:
+        """An answer of a model."""
+        message = {"role": "assistant", "content": [{"type": "text", "text": TEXT}]}
+        now = datetime.now(UTC).isoformat()
+        return {"type": "assistant", "uuid": str(uuid4()), "timestamp": now, "message": message}
+
+    def serialise(self, entry: Any) -> Any:
+        """As a line of a transcript."""
+        return json.dumps(entry)
+
+    async def appender(self, service: Any, key: SessionKey) -> Append:
+        """A function that appends through the adapter."""
+        return self._appender(self._adapter(service, app_name=key.app_name), key)
+
+    def _appender(self, store: Any, key: SessionKey) -> Append:
+        where = {"project_key": key.user_id, "session_id": key.session_id, "subpath": "agent"}
+        return lambda entry: store.append(where, [entry])
+
+    def own(self, harness: Harness, directory: Path) -> Makers:
+        """Dicts in memory."""
+        del harness, directory
+        store = self._sdk.InMemorySessionStore()
+
+        def make(number: int) -> Append:
+            return self._appender(store, SessionKey("own", f"u{number}", "one"))
+
+        return {"claude-agent-sdk InMemorySessionStore": make}
+
+
 class LangGraph(Framework):
     """LangGraph: a checkpoint with one channel."""
 
@@ -334,6 +377,7 @@ FRAMEWORKS: list[type[Any]] = [
     OpenAIAgents,
     LangChain,
     PydanticAI,
+    ClaudeAgent,
     LangGraph,
     GoogleADK,
     TrpcAgent,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,37 +16,38 @@ import sessionstore.sync
 
 from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument
-from ..model import Event, SessionKey, VerifiedEvent
+from ..model import Event, JsonEvent, SessionKey
 from ..ops import Ops
 from . import framework
-from .flows import AnyService, Services, append, clear_events, read_events
-from .packing import is_carried, pack, unpack
-from .shapes import Shapes
+from .flows import AnyService, Services, Turns, append, clear_events, read_turns
+from .packing import unpack
 
 with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
-    from pydantic_ai import messages as messages_module
+    from pydantic import BaseModel
+    from pydantic_ai import messages as m
     from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequest, ModelResponse
-    from pydantic_core import to_jsonable_python
+    from pydantic_core import to_json
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_WITHOUT_PARTS = frozenset({str, int, float, bool, type(None), bytes, datetime})
+
 
 class StoredMessageHistory:
-    """The messages of one conversation, as `new_messages()` gives, `message_history=` takes them.
+    """The messages of one conversation, as `new_messages()` gives them.
 
         history = StoredMessageHistory("today", service, app_name="shop", user_id="ann")
         result = await agent.run("Hi", message_history=await history.load())
         await history.store(result.new_messages())
 
-    Every message is one event, JSON that Pydantic AI's own `ModelMessagesTypeAdapter` reads; the
-    session is created by the first. TTL and event limit are the service's. Where that would lose
-    something, such as bytes that a tool returned, it is kept all the same. What remains is what
-    Pydantic AI makes of it: a model that a tool returned comes back as a dict, an image given as
-    `BinaryContent` as a `BinaryImage`.
+    Every message is one event. Its content is the JSON of Pydantic AI's `ModelMessagesTypeAdapter`,
+    so what is loaded is what that adapter gives back: bytes in a tool's result become Base64 text,
+    a model becomes a dict, NaN becomes None. TTL and event limit are those of the service.
 
     Args:
-        session_id: the conversation, 1 to 256 bytes of UTF-8.
+        session_id: the conversation, 1 to 256 bytes of UTF-8. The first message creates it.
         service: a service for asyncio, which has only the asynchronous methods; or one of
             `sessionstore.sync`, with which those run in threads.
         app_name: 1 to 256 bytes of UTF-8.
@@ -51,7 +56,7 @@ class StoredMessageHistory:
             methods without threads. In memory the two would share nothing.
 
     Raises:
-        InvalidArgument: a service is none, or both are of one kind.
+        InvalidArgument: a service is not valid, or both are of one kind.
     """
 
     def __init__(
@@ -71,18 +76,20 @@ class StoredMessageHistory:
         return f"{type(self).__name__}({self._key!r})"
 
     async def load(self, limit: int | None = None) -> list[ModelMessage]:
-        """The newest messages, oldest first; none if nothing was stored.
+        """The newest messages, oldest first; empty if nothing was stored.
+
+        They never begin inside a turn, or with the result of a tool whose call was left out. So
+        there may be fewer than `limit`. The newest turn is always whole, so there may be more.
 
         Args:
-            limit: most messages to return; None = all. The first may then be the result of a tool
-                whose call is left out, which models refuse.
+            limit: about how many messages to return; None = all.
 
         Raises:
             InvalidArgument: `limit` is negative.
-            CorruptData: what is stored is no message.
+            CorruptData: what is stored is not a message.
             BackendError: the store could not be read.
 
-        One round trip, O(messages read).
+        One round trip, a few more if the newest turn is longer than `limit`; O(messages read).
         """
         return await self._services.arun(self._load, limit)
 
@@ -97,13 +104,17 @@ class StoredMessageHistory:
     async def store(self, messages: Sequence[ModelMessage]) -> None:
         """Append messages; up to 500 in one atomic step.
 
+        It is safe to repeat after any error: a message that is stored already is not stored again.
+        Messages are the same if their JSON is, with ids and timestamps, and they stand in the same
+        place among their equals in the call.
+
         Args:
             messages: a run's `new_messages()`.
 
         Raises:
-            InvalidArgument: a message cannot be serialised or stored; names the path within it.
-                LimitExceeded if too large.
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so.
+            InvalidArgument: Pydantic AI cannot serialize a message, or could not read it back;
+                names the part. LimitExceeded if it is too large.
+            BackendError: the store refused the call, or its outcome is unknown (maybe_applied).
 
         One round trip, O(log N) a message; the first message of a session takes three.
         """
@@ -121,7 +132,7 @@ class StoredMessageHistory:
         """Remove all messages. State that was stored with the session stays.
 
         Raises:
-            BackendError: the store did not carry it out, or did not say so.
+            BackendError: the store refused the call, or its outcome is unknown.
 
         One round trip, O(1).
         """
@@ -136,103 +147,182 @@ class StoredMessageHistory:
         self._services.run(clear_events, self._key)
 
     def _load(self, ops: Ops, limit: int | None) -> Flow[list[ModelMessage]]:
-        events = yield from read_events(ops, self._key, limit)
-        try:
-            return _messages(events)
-        except (LookupError, TypeError, ValueError) as error:
-            where = f"session {self._key.session_id!r}"
-            raise CorruptData(
-                f"{where} holds what is no message of Pydantic AI ({type(error).__name__})",
-                key=where,
-            ) from None
+        if limit == 0:
+            return []
+
+        def read(event: Event) -> ModelMessage:
+            [message] = read_messages([event], self._key)
+            return message
+
+        return (yield from read_turns(ops, self._key, limit, read, _TURNS))
+
+
+# -- turns ---------------------------------------------------------------------------------------
+
+
+def _starts_turn(message: ModelMessage) -> bool:
+    """Whether a message is a prompt, and not the result of a tool."""
+    kinds = (m.UserPromptPart, m.SystemPromptPart)
+    return (
+        isinstance(message, ModelRequest)
+        and any(isinstance(part, kinds) for part in message.parts)
+        and not _has_results(message)
+    )
+
+
+def _calls(message: ModelMessage) -> tuple[Iterable[str], Iterable[str]]:
+    """The ids of the tool calls that a message makes, and of those whose results it holds."""
+    if isinstance(message, ModelResponse):
+        calls = (part for part in message.parts if isinstance(part, m.ToolCallPart))
+        return [part.tool_call_id for part in calls], ()
+    return (), [part.tool_call_id for part in _results(message)]
+
+
+def _results(message: ModelRequest) -> Iterable[Any]:
+    """The parts that answer a tool call."""
+    for part in message.parts:
+        if isinstance(part, m.ToolReturnPart) or (
+            isinstance(part, m.RetryPromptPart) and part.tool_name is not None
+        ):
+            yield part
+
+
+def _has_results(message: ModelMessage) -> bool:
+    """Whether a message holds results of calls, which must be before it."""
+    return isinstance(message, ModelRequest) and any(True for _ in _results(message))
+
+
+def _is_inside(message: ModelMessage) -> bool:
+    """Whether a message needs others before it.
+
+    A response that belongs to no run and calls no tool may be a greeting of the application.
+    """
+    if isinstance(message, ModelResponse):
+        return getattr(message, "run_id", None) is not None or bool(_calls(message)[0])
+    return _has_results(message)
+
+
+_TURNS = Turns(_starts_turn, _calls, _is_inside)
+
+
+# -- events --------------------------------------------------------------------------------------
 
 
 def _events(messages: Iterable[ModelMessage]) -> list[Event]:
-    return [_event(message, f"messages[{number}]") for number, message in enumerate(messages)]
+    """Messages as events, whose ids are hashes of their JSON."""
+    events: list[Event] = []
+    seen: Counter[bytes] = Counter()
+    at = EPOCH
+    for number, message in enumerate(messages):
+        data = dump_message(message, f"messages[{number}]")
+        at = timestamp_of(message, at)
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        copies = seen[digest]
+        seen[digest] += 1
+        event_id = digest.hex() + (f"-{copies}" if copies else "")
+        events.append(JsonEvent(message.kind, msgspec.Raw(data), id=event_id, timestamp=at))
+    return events
 
 
-def _event(message: ModelMessage, path: str) -> Event:
-    """A message as an event.
+def dump_message(message: ModelMessage, path: str) -> bytes:
+    """The JSON of a message, by Pydantic AI's own serializer. Sets are sorted.
 
     Raises:
-        InvalidArgument: it cannot be serialised; names the path.
+        InvalidArgument: Pydantic AI cannot serialize it, or could not read it back; names the path.
     """
     if not isinstance(message, (ModelRequest, ModelResponse)):
         raise InvalidArgument(f"{path} must be a ModelMessage, not {type(message).__name__}")
-    content = _SHAPES.plain(message)
-    return _read_back(message, path) if content is None else VerifiedEvent(message.kind, content)
-
-
-def _comes_back(content: dict[str, Any], message: ModelMessage) -> bool:
     try:
-        return _messages([Event(message.kind, content)]) == [message]
-    except (LookupError, TypeError, ValueError):
-        return False
-
-
-# Those of which `__post_init__` looks at the types of parts, or notes something of its own.
-_HARMLESS = {
-    getattr(getattr(messages_module, name, None), "__post_init__", None)
-    for name in ("ModelRequest", "ModelResponse", "UserPromptPart", "BaseToolCallPart")
-}
-
-_SHAPES = Shapes(_comes_back, harmless=_HARMLESS)
-
-
-def _read_back(message: ModelMessage, path: str) -> Event:
-    """A message as an event, of which nothing is known before."""
-    try:
-        [content] = ModelMessagesTypeAdapter.dump_python([message], mode="json", warnings=False)
-    except (ValueError, TypeError) as error:
+        data = ModelMessagesTypeAdapter.dump_json([with_sorted_sets(message)], warnings=False)
+    except (ValueError, TypeError, RecursionError) as error:
         where, part = _search(message, path)
         raise InvalidArgument(
-            f"{where} is a {type(part).__name__}, which Pydantic AI does not serialise "
+            f"{where} is a {type(part).__name__} that Pydantic AI cannot serialize "
             f"({type(error).__name__})"
         ) from None
-    event = Event(message.kind, content)
     try:
-        if _messages([event]) == [message] and is_carried(content):
-            return event
-    except UnicodeEncodeError:
-        return event  # to be refused with the path
+        ModelMessagesTypeAdapter.validate_json(data)
     except ValueError as error:
         raise InvalidArgument(
             f"{path} would not be read back by Pydantic AI ({type(error).__name__})"
         ) from None
-    content = _packed(message)
-    if content is None:
-        return event
-    return Event(message.kind, content, metadata={"packed": True})
+    return bytes(data[1:-1])
 
 
-def _packed(message: ModelMessage) -> Any:
-    """A message with all that its JSON loses; None if that does not give it back either."""
-    try:
-        [content] = ModelMessagesTypeAdapter.dump_python([message], warnings=False)
-        packed = pack(content)
-        same = is_carried(packed)
-        [back] = ModelMessagesTypeAdapter.validate_python([unpack(packed)])
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        return None
-    return packed if same and back == message else None
+def timestamp_of(message: ModelMessage, default: datetime) -> datetime:
+    """When a message was made, as it says; `default` if it does not."""
+    found = [getattr(message, "timestamp", None)]
+    found += [getattr(part, "timestamp", None) for part in message.parts]
+    for at in found:
+        if isinstance(at, datetime):
+            return at if at.tzinfo else at.replace(tzinfo=UTC)
+    return default
 
 
-def _messages(events: Sequence[Event]) -> list[ModelMessage]:
-    """The messages of events.
+def read_messages(events: Sequence[Event], key: SessionKey) -> list[ModelMessage]:
+    """The messages of events, by Pydantic AI's own reader.
 
     Raises:
-        LookupError, TypeError, ValueError: one of them holds none.
+        CorruptData: an event is not a message.
     """
-    # As JSON, in which bytes are base64.
-    plain = [event.content for event in events if not event.metadata.get("packed")]
-    found = iter(ModelMessagesTypeAdapter.validate_json(msgspec.json.encode(plain)))
-    packed = [unpack(event.content) for event in events if event.metadata.get("packed")]
-    revived = iter(ModelMessagesTypeAdapter.validate_python(packed))
-    return [next(revived if event.metadata.get("packed") else found) for event in events]
+    try:
+        plain = [event.content for event in events if not event.metadata.get("packed")]
+        found = iter(ModelMessagesTypeAdapter.validate_json(msgspec.json.encode(plain)))
+        # Release 0.1.0 stored some messages in a form of its own.
+        packed = [unpack(event.content) for event in events if event.metadata.get("packed")]
+        revived = iter(ModelMessagesTypeAdapter.validate_python(packed))
+        return [next(revived if event.metadata.get("packed") else found) for event in events]
+    except (LookupError, TypeError, ValueError) as error:
+        where = f"session {key.session_id!r}"
+        raise CorruptData(
+            f"{where} holds an event that is not a message of Pydantic AI ({type(error).__name__})",
+            key=where,
+        ) from None
+
+
+def with_sorted_sets(value: Any) -> Any:
+    """A value in which sets are sorted lists: their own order depends on the process.
+
+    What contains no set is returned itself, not copied.
+    """
+    changed: dict[Any, Any]
+    if type(value) in _WITHOUT_PARTS:
+        return value
+    if isinstance(value, (set, frozenset)):
+        try:
+            return sorted(map(with_sorted_sets, value), key=to_json)
+        except (ValueError, TypeError):
+            return value  # not serializable
+    if isinstance(value, dict):
+        changed = _changed(value)
+        return {**value, **changed} if changed else value
+    if isinstance(value, (list, tuple)):
+        changed = _changed(dict(enumerate(value)))
+        return [changed.get(place, item) for place, item in enumerate(value)] if changed else value
+    if isinstance(value, BaseModel):
+        changed = _changed(value.__dict__)
+        return value.model_copy(update=changed) if changed else value
+    if dataclasses.is_dataclass(value) and hasattr(value, "__dict__"):
+        changed = _changed(value.__dict__)
+        if changed:
+            value = copy(value)
+            value.__dict__.update(changed)
+    return value
+
+
+def _changed(items: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The items that contain sets, with sorted lists in their place."""
+    changed = {}
+    for name, item in items.items():
+        if type(item) not in _WITHOUT_PARTS:
+            new = with_sorted_sets(item)
+            if new is not item:
+                changed[name] = new
+    return changed
 
 
 def _search(value: Any, path: str) -> tuple[str, Any]:
-    """The innermost part that is at fault of a value which cannot be serialised."""
+    """The innermost part that cannot be serialized."""
     parts: Iterable[tuple[str, Any]] = ()
     if dataclasses.is_dataclass(value):
         fields = dataclasses.fields(value)
@@ -243,7 +333,7 @@ def _search(value: Any, path: str) -> tuple[str, Any]:
         parts = [(f"[{number}]", part) for number, part in enumerate(value)]
     for step, part in parts:
         try:
-            to_jsonable_python(part)
+            to_json(part, bytes_mode="base64")
         except (ValueError, TypeError):
             return _search(part, path + step)
     return path, value

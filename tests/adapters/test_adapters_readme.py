@@ -22,7 +22,16 @@ def url() -> Iterator[str]:
 
 
 def test_every_adapter_has_a_block() -> None:
-    adapters = ("adk", "langchain", "langgraph", "openai_agents", "pydantic_ai", "trpc_agent")
+    adapters = (
+        "adk",
+        "claude_agent",
+        "langchain",
+        "langgraph",
+        "openai_agents",
+        "pydantic_ai",
+        "pydantic_conversations",
+        "trpc_agent",
+    )
     for name in adapters:
         assert any(f"sessionstore.adapters.{name} " in block.code for block in BLOCKS), name
 
