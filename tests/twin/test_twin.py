@@ -866,7 +866,7 @@ def test_both_change_fields_alike(
     machine = kind()
     key = KEYS[0]
     names = [b".a", b".b", b".list"]
-    values = [None, b"1", b"\0x", b"\0xy", b"\0yx", b"\0" * 900]
+    values: list[Any] = [None, b"1", b"\0x", b"\0xy", b"\0yx", b"\0" * 900]
     results = Counter[str]()
     for _ in range(120):
         ops = OPS[chance.randrange(len(OPS))]
