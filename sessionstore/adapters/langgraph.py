@@ -21,6 +21,7 @@ from . import checkpoints_0_1, framework
 from .checkpoint_flows import PAGE_LIMIT, CheckpointRemoved, Found, New, Threads
 from .checkpoints import Blob, Fields, Parts, Record, Space, Write, root_of
 from .flows import AnyService, Services
+from .langgraph_store import StoredStore
 
 with framework("langgraph-checkpoint", extra="langgraph", tested=">=3.0,<5"):
     from langgraph.checkpoint.base import (
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     )
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
-__all__ = ["CheckpointRemoved", "StoredCheckpointSaver"]
+__all__ = ["CheckpointRemoved", "StoredCheckpointSaver", "StoredStore"]
 
 KEEP_CHECKPOINTS = 200
 """How many of the newest checkpoints of a namespace are kept by default."""
