@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
@@ -53,3 +54,52 @@ async def call(service: Any, name: str, *args: Any, **kwargs: Any) -> Any:
 async def session_of(service: Any, **where: Any) -> Any:
     key = {"app_name": "langgraph", "user_id": "threads", "session_id": "t1", **where}
     return await call(service, "get_session", **key)
+
+
+def seen(snapshot: Any) -> Any:
+    """What of a snapshot does not differ from run to run."""
+    metadata = {
+        key: value
+        for key, value in snapshot.metadata.items()
+        if key not in ("parents", "run_id", "thread_id")
+    }
+    tasks = [
+        (
+            task.name,
+            str(task.error),
+            [interrupt.value for interrupt in task.interrupts],
+            task.result,
+            seen(task.state) if hasattr(task.state, "values") and task.state.metadata else None,
+        )
+        for task in snapshot.tasks
+        if not isinstance(task.state, dict)
+    ]
+    return snapshot.values, snapshot.next, metadata, tasks
+
+
+class Calls:
+    """A graph's methods with await, or those without behind the same names."""
+
+    def __init__(self, graph: Any, awaited: bool) -> None:
+        self._graph = graph
+        self._awaited = awaited
+
+    async def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        if self._awaited:
+            return await self._graph.ainvoke(*args, **kwargs)
+        return await asyncio.to_thread(self._graph.invoke, *args, **kwargs)
+
+    async def state(self, *args: Any, **kwargs: Any) -> Any:
+        if self._awaited:
+            return await self._graph.aget_state(*args, **kwargs)
+        return self._graph.get_state(*args, **kwargs)
+
+    async def history(self, *args: Any, **kwargs: Any) -> list[Any]:
+        if self._awaited:
+            return [found async for found in self._graph.aget_state_history(*args, **kwargs)]
+        return list(self._graph.get_state_history(*args, **kwargs))
+
+    async def update(self, *args: Any, **kwargs: Any) -> Any:
+        if self._awaited:
+            return await self._graph.aupdate_state(*args, **kwargs)
+        return self._graph.update_state(*args, **kwargs)

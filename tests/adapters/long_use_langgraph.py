@@ -1,8 +1,10 @@
 """Long use of the LangGraph saver: memory of threads, and thousands of turns.
 
-    python -m tests.adapters.long_use_langgraph memory    # beside LangGraph's own savers
-    python -m tests.adapters.long_use_langgraph turns     # 2,000 turns with tools, a killed worker
+    python -m tests.adapters.long_use_langgraph memory [KEEP_CHECKPOINTS ...]
+    python -m tests.adapters.long_use_langgraph turns [TURNS]
 
+The first prints memory beside LangGraph's own savers; a row takes minutes. The second takes 2,000
+turns with tools, restarts its process every 100 turns, and kills a worker in a turn.
 Both start a server of their own.
 """
 
@@ -109,11 +111,12 @@ def _worker(url: str, first: int, end: int) -> None:
         take_turns(service, first, end)
 
 
-def turns(total: int = 2_000, restart: int = 100) -> None:
+def turns(total: str = "2000") -> None:
     """Turns with tools. The process restarts every 100 turns; one worker is killed in a turn."""
+    count, restart = int(total), 100
     context = multiprocessing.get_context("spawn")
     with EmbeddedServer() as server, RedisSessionService(server.url) as service:
-        for first in range(0, total, restart):
+        for first in range(0, count, restart):
             worker = context.Process(target=_worker, args=(server.url, first, first + restart))
             worker.start()
             if first == restart and worker.pid is not None:
@@ -127,7 +130,7 @@ def turns(total: int = 2_000, restart: int = 100) -> None:
             if not (first + restart) % 500 or first < 200:
                 size = _usage(server.url)
                 print(f"{first + restart:5} turns: {size / 1e6:6.2f} MB in the server", flush=True)
-        check_turns(service, total)
+        check_turns(service, count)
         print("nothing is lost or doubled")
 
 
@@ -146,7 +149,7 @@ def _in_memory_size(saver: InMemorySaver) -> int:
     return size + sum(len(row[2][1]) for rows in saver.writes.values() for row in rows.values())
 
 
-def memory() -> None:
+def memory(*keeps: str) -> None:
     """Memory of one thread whose node answers with 2 KB, by number of turns."""
     from langgraph.checkpoint.sqlite import SqliteSaver
 
@@ -154,7 +157,7 @@ def memory() -> None:
     print(
         "saver                                " + "".join(f"{count:>9} turns" for count in COUNTS)
     )
-    for keep in (50, 200, None):
+    for keep in map(int, keeps or ("50", "200", "1000")):
         with EmbeddedServer() as server, RedisSessionService(server.url) as service:
             graph, row = chat(StoredCheckpointSaver(service, keep_checkpoints=keep)), ""
             for turn in range(1, COUNTS[-1] + 1):
@@ -193,4 +196,5 @@ def short() -> None:
 
 
 if __name__ == "__main__":
-    {"memory": memory, "turns": turns}[sys.argv[1]]()
+    commands: dict[str, Any] = {"memory": memory, "turns": turns}
+    commands[sys.argv[1]](*sys.argv[2:])

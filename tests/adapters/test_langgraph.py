@@ -16,6 +16,7 @@ import pytest
 from adapters_support import Backend, needs, opened, run_example
 from langgraph_support import (
     THREAD,
+    Calls,
     adapter,
     base,
     call,
@@ -23,6 +24,7 @@ from langgraph_support import (
     listed,
     place,
     put,
+    seen,
     session_of,
 )
 
@@ -129,55 +131,6 @@ def compiled(saver: Any, sub_saver: bool | None = None) -> Any:
     outer.add_edge("ask", "inner")
     outer.add_edge("inner", graphs.END)
     return outer.compile(checkpointer=saver)
-
-
-def seen(snapshot: Any) -> Any:
-    """What of a snapshot does not differ from run to run."""
-    metadata = {
-        key: value
-        for key, value in snapshot.metadata.items()
-        if key not in ("parents", "run_id", "thread_id")
-    }
-    tasks = [
-        (
-            task.name,
-            str(task.error),
-            [interrupt.value for interrupt in task.interrupts],
-            task.result,
-            seen(task.state) if hasattr(task.state, "values") and task.state.metadata else None,
-        )
-        for task in snapshot.tasks
-        if not isinstance(task.state, dict)
-    ]
-    return snapshot.values, snapshot.next, metadata, tasks
-
-
-class Calls:
-    """A graph's methods with await, or those without behind the same names."""
-
-    def __init__(self, graph: Any, awaited: bool) -> None:
-        self._graph = graph
-        self._awaited = awaited
-
-    async def invoke(self, *args: Any, **kwargs: Any) -> Any:
-        if self._awaited:
-            return await self._graph.ainvoke(*args, **kwargs)
-        return await asyncio.to_thread(self._graph.invoke, *args, **kwargs)
-
-    async def state(self, *args: Any, **kwargs: Any) -> Any:
-        if self._awaited:
-            return await self._graph.aget_state(*args, **kwargs)
-        return self._graph.get_state(*args, **kwargs)
-
-    async def history(self, *args: Any, **kwargs: Any) -> list[Any]:
-        if self._awaited:
-            return [found async for found in self._graph.aget_state_history(*args, **kwargs)]
-        return list(self._graph.get_state_history(*args, **kwargs))
-
-    async def update(self, *args: Any) -> Any:
-        if self._awaited:
-            return await self._graph.aupdate_state(*args)
-        return self._graph.update_state(*args)
 
 
 async def live(saver: Any, *, awaited: bool, durability: str, sub_saver: bool | None) -> list[Any]:
