@@ -11,7 +11,7 @@ from uuid import uuid4
 import msgspec
 
 from .. import flows
-from ..calls import Flow
+from ..calls import Call, Flow
 from ..errors import (
     BackendUnavailable,
     CorruptData,
@@ -20,6 +20,7 @@ from ..errors import (
     SessionStoreError,
     StaleVersion,
 )
+from ..listing import from_primary
 from ..model import SessionKey
 from ..ops import Ops
 from ..replies import Place
@@ -239,7 +240,7 @@ class Threads:
     def earlier_ids(self, ops: Ops, key: SessionKey, space: Space, number: int) -> Flow[list[str]]:
         """The ids of a page of a namespace."""
         field = Fields(space.name).page(number)
-        found = yield ops.read_fields(key, [field])
+        found = yield _read_call(ops, key, [field])
         return decode_page(field, found[0]) if found and found[0] else []
 
     def all_ids(self, ops: Ops, key: SessionKey, space: Space) -> Flow[list[str]]:
@@ -324,6 +325,7 @@ class Threads:
             plan = _Plan()
             plan.compared.append((fields.space, known.stored))
             if known.stored is None:
+                plan.set[LAYOUT] = b"%d" % LAYOUT_VALUE
                 entry = encode_entry((new.namespace, new.root if is_call(new.namespace) else ""))
                 plan.extended.append((NAMESPACES, entry))
             record = yield from self._plan_put(ops, key, space, record, plan)
@@ -431,7 +433,7 @@ class Threads:
         """Copy a thread in place of another one."""
         if source == target or not (yield from self.exists(ops, source)):
             return
-        stored: dict[bytes, bytes] = yield ops.read_all_fields(source)
+        stored: dict[bytes, bytes] = yield from_primary(ops.read_all_fields(source))
         yield from self.delete(ops, target)
         yield from self._create(ops, target)
         plan, last = _Plan(), _Plan()
@@ -471,7 +473,8 @@ class Threads:
             return record
         ids = yield from self.all_ids(ops, key, space)
         for field, data in plan.set.items():  # pages that are planned, and not stored
-            ids = sorted({*ids, *decode_page(field, data)})
+            if field != LAYOUT:
+                ids = sorted({*ids, *decode_page(field, data)})
         records = yield from self.records(ops, key, fields, ids)
         old = records.get(record.id)
         if old is not None and old.base is not None and record.parent not in records:
@@ -589,10 +592,10 @@ class Threads:
         self, ops: Ops, key: SessionKey, fields: Sequence[bytes]
     ) -> Flow[list[bytes | None] | None]:
         """Stored fields; None without a thread. Imports what release 0.1.0 stored."""
-        found: list[bytes | None] | None = yield ops.read_fields(key, [LAYOUT, *fields])
+        found: list[bytes | None] | None = yield _read_call(ops, key, [LAYOUT, *fields])
         if found is not None and found[0] is None:
             yield from self._import(ops, key)
-            found = yield ops.read_fields(key, [LAYOUT, *fields])
+            found = yield _read_call(ops, key, [LAYOUT, *fields])
         return None if found is None else found[1:]
 
     def _read_many(
@@ -602,7 +605,7 @@ class Threads:
         found: dict[bytes, bytes] = {}
         for first in range(0, len(fields), _FIELDS_PER_READ):
             names = fields[first : first + _FIELDS_PER_READ]
-            values: list[bytes | None] | None = yield ops.read_fields(key, names)
+            values: list[bytes | None] | None = yield _read_call(ops, key, names)
             pairs = zip(names, values or (), strict=False)
             found.update((name, value) for name, value in pairs if value is not None)
         return found
@@ -681,6 +684,13 @@ class Threads:
     def _broken(self, key: SessionKey, namespace: str) -> CorruptData:
         where = f"namespace {namespace!r} of thread {key.session_id!r}"
         return CorruptData(f"{where} lacks values of its checkpoints", key=where)
+
+
+def _read_call(
+    ops: Ops, key: SessionKey, fields: Sequence[bytes]
+) -> Call[list[bytes | None] | None]:
+    """Runs go on from what they read, so a replica that lags behind is not asked."""
+    return from_primary(ops.read_fields(key, fields))
 
 
 def _contended(key: SessionKey) -> BackendUnavailable:

@@ -2,8 +2,8 @@
 
 A thread is one session. All of this is in its state, so it has one deadline and one deletion:
 
-    langgraph                the layout: 2
-    namespaces               entries: the names of the namespaces
+    langgraph/layout         the layout: 2
+    langgraph/namespaces     entries: the names of the namespaces
     space/NS                 Space: the index of a namespace, with the ids of its checkpoints
     page/NS/NUMBER           a list: earlier ids, of a namespace with many
     point/NS/ID              Record: a checkpoint
@@ -33,9 +33,9 @@ from ..codec import corrupt
 
 T = TypeVar("T")
 
-LAYOUT = b".langgraph"
+LAYOUT = b".langgraph/layout"
 LAYOUT_VALUE = 2
-NAMESPACES = b".namespaces"
+NAMESPACES = b".langgraph/namespaces"
 
 PART_BYTES = 16 << 10
 _INLINE_BYTES = (

@@ -22,6 +22,7 @@ from .flows import clear_events, read_log
 
 _CHECKPOINT = "checkpoint/"  # + checkpoint id
 _WRITE = "write/"  # + [checkpoint id, task id, index] as JSON
+_AUTHORS = ("checkpoint", "writes")
 _PAGE_LIMIT = 100
 
 _decode_json = msgspec.json.Decoder().decode
@@ -106,7 +107,8 @@ def remove_rest(ops: Ops, key: SessionKey) -> Flow[None]:
         history, _ = yield from _read_history(ops, each)
         if history.checkpoints and all(one.namespace for one in history.checkpoints.values()):
             yield from flows.delete_session(ops, each.app_name, each.user_id, each.session_id)
-    yield from clear_events(ops, key)
+    if all(event.author in _AUTHORS for event in (yield from read_log(ops, key, _PAGE_LIMIT))):
+        yield from clear_events(ops, key)
 
 
 def delete_subgraphs(ops: Ops, key: SessionKey) -> Flow[None]:

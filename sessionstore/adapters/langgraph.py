@@ -446,6 +446,8 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
     def _import(self, ops: Ops, key: SessionKey) -> Flow[None]:
         """Store again what release 0.1.0 stored of a thread."""
         old = yield from checkpoints_0_1.read_thread(ops, key)
+        if not any(each.checkpoints or each.writes for each in old.namespaces.values()):
+            return  # a session of something else
         for namespace, history in old.namespaces.items():
             for _, stored in sorted(history.checkpoints.items()):
                 checkpoint = self.serde.loads_typed(

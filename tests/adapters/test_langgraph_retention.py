@@ -26,6 +26,7 @@ from langgraph_support import (
 
 import sessionstore.sync
 from sessionstore import CorruptData, Event, InvalidArgument, SessionKey
+from sessionstore.observe import wrap_executor
 
 graphs: Any = needs("langgraph.graph", "langgraph")
 memory: Any = needs("langgraph.checkpoint.memory", "langgraph")
@@ -56,7 +57,7 @@ async def check_no_orphans(service: Any) -> None:
     from sessionstore.adapters import checkpoints as stored
 
     state = (await session_of(service)).state
-    for name in stored.decode_namespaces(b"\0" + state.get("namespaces", b"")):
+    for name in stored.decode_namespaces(b"\0" + state.get("langgraph/namespaces", b"")):
         fields = stored.Fields(name)
         prefix = fields.part("").decode()[1:]
         found = {field for field in state if field.startswith(prefix)}
@@ -264,7 +265,7 @@ async def test_runs_are_deleted_from_all_threads(service: Any) -> None:
     await saver.adelete_for_runs(["two"])
     assert await listed(saver, None) == []
     assert await saver.aget_tuple(THREAD) is None
-    assert await fields_of(service) == {"langgraph"}
+    assert await fields_of(service) == {"langgraph/layout"}
 
 
 async def test_runs_are_not_looked_for_with_a_user_for_each_thread() -> None:
@@ -557,6 +558,56 @@ async def test_a_deleted_thread_of_0_1_0_leaves_nothing(service: Any, stored_by_
     for user_id in ("threads", "threads/t1"):
         ids = {"app_name": "langgraph", "user_id": user_id}
         assert await call(service, "list_sessions", **ids) == []
+
+
+async def test_sessions_of_something_else_are_left_alone(service: Any) -> None:
+    session = await call(
+        service, "create_session", app_name="langgraph", user_id="threads", session_id="t1"
+    )
+    await call(service, "append_event", session, Event("user", "Hello"))
+    saver = adapter.StoredCheckpointSaver(service)
+    assert await saver.aget_tuple(THREAD) is None
+    assert await listed(saver, None) == []
+    await saver.adelete_for_runs(["one"])
+    await saver.aprune(["t1"])
+    found = await session_of(service)
+    assert ([event.content for event in found.events], found.state) == (["Hello"], {})
+    made = checkpoint(1)
+    await saver.aput_writes(place(made["id"]), [("a", 1)], "task")
+    await put(saver, made)
+    found = await adapter.StoredCheckpointSaver(service).aget_tuple(THREAD)
+    assert found.pending_writes == [("task", "a", 1)]
+    assert [event.content for event in (await session_of(service)).events] == ["Hello"]
+
+
+class Repeating:
+    """Runs every write twice, as if the reply to the first attempt had been lost."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def execute(self, call: Any) -> Any:
+        if call.writes and call.idempotent:
+            self.inner.execute(call)
+        return self.inner.execute(call)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def test_writes_that_are_sent_again_are_stored_once() -> None:
+    shown = []
+    for wrap in (False, True):
+        service = sessionstore.sync.InMemorySessionService()
+        if wrap:
+            wrap_executor(service, Repeating)
+        graph = delta_graph(adapter.StoredCheckpointSaver(service, keep_checkpoints=5), 4)
+        results = [graph.invoke({"log": [n], "left": 2}, THREAD) for n in range(6)]
+        session = service.get_session(app_name="langgraph", user_id="threads", session_id="t1")
+        assert session is not None
+        kinds = [name.split("/")[0] for name in session.state]
+        shown.append((results, sorted(kinds)))
+    assert shown[0] == shown[1]
 
 
 # -- other savers, services and serializers --------------------------------------------------------
