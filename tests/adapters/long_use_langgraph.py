@@ -19,6 +19,7 @@ import signal
 import sqlite3
 import sys
 import time
+from collections import Counter
 from typing import Annotated, Any, TypedDict
 
 from langgraph.checkpoint.memory import InMemorySaver
@@ -87,7 +88,7 @@ def agent(saver: Any) -> Any:
 def take_turns(service: SessionService, first: int, end: int) -> None:
     """Turns of the agent. A turn that a crash has stopped is finished first."""
     graph = agent(StoredCheckpointSaver(service))
-    if graph.get_state(THREAD).next:
+    if graph.get_state(THREAD).tasks:
         graph.invoke(None, THREAD)
     for turn in range(first, end):
         if not any(
@@ -99,9 +100,10 @@ def take_turns(service: SessionService, first: int, end: int) -> None:
 def check_turns(service: SessionService, turns: int) -> None:
     """Nothing is lost or doubled."""
     state = agent(StoredCheckpointSaver(service)).get_state(THREAD).values
-    assert [entry for entry in state["log"] if entry.startswith("turn ")] == [
-        f"turn {turn}" for turn in range(turns)
-    ]
+    taken = Counter(entry for entry in state["log"] if entry.startswith("turn "))
+    assert taken == {f"turn {turn}": 1 for turn in range(turns)}, {
+        turn: number for turn, number in taken.items() if number > 1
+    } or len(taken)
     assert state["charged"] == turns, state["charged"]
     assert len(state["log"]) == 5 * turns
 

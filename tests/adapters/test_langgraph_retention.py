@@ -26,6 +26,7 @@ from langgraph_support import (
 
 import sessionstore.sync
 from sessionstore import CorruptData, Event, InvalidArgument, SessionKey
+from sessionstore.adapters import checkpoints as stored
 from sessionstore.observe import wrap_executor
 
 graphs: Any = needs("langgraph.graph", "langgraph")
@@ -52,11 +53,9 @@ async def fields_of(service: Any, kind: str = "", **where: Any) -> set[str]:
     return {name for name in session.state if name.startswith(kind)} if session else set()
 
 
-async def check_no_orphans(service: Any) -> None:
+async def check_no_orphans(service: Any, **where: Any) -> None:
     """Every part of a value that is stored belongs to a checkpoint or a write, and is there."""
-    from sessionstore.adapters import checkpoints as stored
-
-    state = (await session_of(service)).state
+    state = (await session_of(service, **where)).state
     for name in stored.decode_namespaces(b"\0" + state.get("langgraph/namespaces", b"")):
         fields = stored.Fields(name)
         prefix = fields.part("").decode()[1:]
