@@ -5,7 +5,6 @@ A thread is a session. checkpoints.py says how it is stored.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,10 @@ from ..ops import Ops
 from ..options import check_int
 from ..replies import Place
 from . import checkpoints_0_1, framework
-from .checkpoint_flows import PAGE_LIMIT, CheckpointRemoved, Found, New, Threads
-from .checkpoints import Blob, Fields, Parts, Record, Space, Write, root_of
+from .checkpoint_flows import New, Threads
+from .checkpoint_listing import Listing
+from .checkpoint_reads import PAGE_LIMIT, CheckpointRemoved, Found
+from .checkpoints import Blob, Parts, Record, Write, root_of
 from .flows import AnyService, Services
 from .langgraph_store import StoredStore
 
@@ -45,8 +46,6 @@ __all__ = ["CheckpointRemoved", "StoredCheckpointSaver", "StoredStore"]
 
 KEEP_CHECKPOINTS = 200
 """How many of the newest checkpoints of a namespace are kept by default."""
-
-_LIST_STEP = 20  # checkpoints that a listing reads at once
 
 
 class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
@@ -208,9 +207,10 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """Checkpoints, newest first. See `alist`."""
-        listing = _Listing(self, config, filter, before, limit)
+        listing = self._listing(config, filter, before, limit)
         while found := self._services.run(listing.next):
-            yield from found
+            for each in found:
+                yield self._tuple(*each)
 
     async def alist(
         self,
@@ -234,10 +234,10 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
             CorruptData: stored bytes do not decode.
             BackendError: the store could not be read.
         """
-        listing = _Listing(self, config, filter, before, limit)
+        listing = self._listing(config, filter, before, limit)
         while found := await self._services.arun(listing.next):
             for each in found:
-                yield each
+                yield self._tuple(*each)
 
     def delete_thread(self, thread_id: str) -> None:
         """Remove a thread with all its namespaces. See `adelete_thread`."""
@@ -469,6 +469,27 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         yield from self._importer.mark(ops, key, old.state_keys)
         yield from checkpoints_0_1.remove_rest(ops, key)
 
+    def _listing(
+        self,
+        config: RunnableConfig | None,
+        metadata: dict[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> Listing:
+        def matches(found: Found) -> bool:
+            stored = self._load(found, found.record.metadata)
+            return all(stored.get(name) == value for name, value in (metadata or {}).items())
+
+        return Listing(
+            self._threads,
+            _place(config)[0] if config else None,
+            config["configurable"].get("checkpoint_ns") if config else None,
+            get_checkpoint_id(config) if config else None,
+            get_checkpoint_id(before) if before else None,
+            limit,
+            matches if metadata else None,
+        )
+
     # -- parts ---------------------------------------------------------------------------------
 
     def _new(
@@ -561,126 +582,6 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
     def _load(self, found: Found, blob: Blob) -> Any:
         return self.serde.loads_typed((blob.type, found.data(blob)))
-
-
-class _Listing:
-    """A listing of checkpoints that is read page by page."""
-
-    def __init__(
-        self,
-        saver: StoredCheckpointSaver,
-        config: RunnableConfig | None,
-        metadata: Mapping[str, Any] | None,
-        before: RunnableConfig | None,
-        limit: int | None,
-    ) -> None:
-        self._saver = saver
-        self._threads = saver._threads
-        self._metadata = metadata or {}
-        self._left = max(limit, 0) if limit is not None else 1 << 62
-        self._config = config
-        self._namespace = config["configurable"].get("checkpoint_ns") if config else None
-        self._id = get_checkpoint_id(config) if config else None
-        self._before = get_checkpoint_id(before) if before else None
-        self._ids: list[tuple[str, str]] = []  # id and namespace, of the thread that is read
-        self._pages: list[tuple[Space, int]] = []  # pages of ids, the next one last
-        self._thread_ids = [_place(config)[0]] if config else []
-        self._thread_id: str = ""
-        self._more_threads = config is None
-        self._after: Place | None = None
-        self._seen: set[str] = set()
-
-    def next(self, ops: Ops) -> Flow[list[CheckpointTuple]]:
-        """The next checkpoints; empty at the end."""
-        while self._left and (self._ids or (yield from self._fill(ops))):
-            size = min(self._left, _LIST_STEP)
-            ids, self._ids = self._ids[:size], self._ids[size:]
-            found = yield from self._read(ops, ids)
-            if found:
-                self._left -= len(found)
-                return found
-        return []
-
-    def _read(self, ops: Ops, ids: list[tuple[str, str]]) -> Flow[list[CheckpointTuple]]:
-        key = self._threads.key(self._thread_id)
-        found: dict[tuple[str, str], CheckpointTuple] = {}
-        for namespace in dict.fromkeys(namespace for _, namespace in ids):
-            fields = Fields(namespace)
-            wanted = [checkpoint_id for checkpoint_id, name in ids if name == namespace]
-            records = yield from self._threads.records(ops, key, fields, wanted)
-            matching = list(records.values())
-            if self._metadata:
-                matching = yield from self._matching(ops, key, fields, matching)
-            for each in (yield from self._threads.complete(ops, key, fields, matching)):
-                place = (each.record.id, namespace)
-                found[place] = self._saver._tuple(self._thread_id, namespace, each)
-        return [found[place] for place in ids if place in found]
-
-    def _matching(
-        self, ops: Ops, key: SessionKey, fields: Fields, records: list[Record]
-    ) -> Flow[list[Record]]:
-        """Records with the metadata that is asked for."""
-        blobs = [record.metadata for record in records]
-        parts = yield from self._threads.parts(ops, key, fields, blobs)
-        matching = []
-        for record in records:
-            if all(name in parts for name in record.metadata.parts):
-                metadata = self._saver._load(Found(record, [], parts), record.metadata)
-                if all(metadata.get(name) == value for name, value in self._metadata.items()):
-                    matching.append(record)
-        return matching
-
-    def _fill(self, ops: Ops) -> Flow[bool]:
-        """Read the next ids; False at the end."""
-        while not self._ids:
-            if self._pages:
-                space, number = self._pages.pop()
-                key = self._threads.key(self._thread_id)
-                ids = yield from self._threads.earlier_ids(ops, key, space, number)
-                self._take([(checkpoint_id, space.name) for checkpoint_id in ids])
-            elif self._thread_ids:
-                self._thread_id = self._thread_ids.pop(0)
-                yield from self._open(ops)
-            elif self._more_threads:
-                page = yield from self._threads.page(ops, self._after)
-                self._after = page[-1] if page else None
-                self._more_threads = len(page) == PAGE_LIMIT
-                # A thread that is written meanwhile moves from page to page.
-                self._thread_ids = [
-                    place.session_id for place in page if place.session_id not in self._seen
-                ]
-                self._seen.update(self._thread_ids)
-            else:
-                return False
-        return True
-
-    def _open(self, ops: Ops) -> Flow[None]:
-        """Read the ids of a thread: of several namespaces all, of a single one the newest."""
-        key = self._threads.key(self._thread_id)
-        names = [self._namespace] if self._namespace is not None else []
-        if not names:
-            names = list((yield from self._threads.namespaces(ops, key)))
-        elif not (yield from self._threads.exists(ops, key)):
-            return
-        if self._id is not None:
-            self._take([(self._id, name) for name in names])
-            return
-        spaces = yield from self._threads.spaces(ops, key, names)
-        ids = [(checkpoint_id, space.name) for space in spaces for checkpoint_id in space.ids]
-        if len(spaces) == 1:
-            self._pages = [(spaces[0], number) for number in range(spaces[0].num_pages)]
-        else:
-            for space in spaces:
-                if space.num_pages:
-                    every = yield from self._threads.all_ids(ops, key, space)
-                    earlier = every[: bisect_left(every, space.ids[0])]
-                    ids += [(checkpoint_id, space.name) for checkpoint_id in earlier]
-        self._take(ids)
-
-    def _take(self, ids: list[tuple[str, str]]) -> None:
-        if self._before is not None:
-            ids = [place for place in ids if place[0] < self._before]
-        self._ids = sorted(ids, key=lambda place: place[0], reverse=True)
 
 
 def _import_nothing(_: Ops, __: SessionKey) -> Flow[None]:
