@@ -5,6 +5,7 @@ A thread is a session. checkpoints.py says how it is stored.
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,9 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
     Raises:
         InvalidArgument: an argument is not valid.
+
+    Methods raise BackendError if the store did not carry them out, or (maybe_applied) did not say
+    so, and CorruptData if stored bytes do not decode.
     """
 
     def __init__(
@@ -99,8 +103,8 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
     def get_next_version(self, current: Any, channel: None) -> Any:
         """The version after `current`: an int, or a text if another saver wrote texts."""
         if isinstance(current, str):
-            # As LangGraph's savers write them: 32 digits, a dot, and a part that is not read.
-            return f"{int(current.partition('.')[0]) + 1:032}.{0:016}"
+            # As LangGraph's savers write them. The fraction tells the versions of forks apart.
+            return f"{int(current.partition('.')[0]) + 1:032}.{random.random():016}"
         return super().get_next_version(current, channel)
 
     # -- one checkpoint ------------------------------------------------------------------------
@@ -118,8 +122,6 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidArgument: no thread is named.
             CheckpointRemoved: the checkpoint is at most as new as one that retention has removed.
-            CorruptData: stored bytes do not decode.
-            BackendError: the store could not be read.
         """
         return await self._services.arun(self._get_tuple, config)
 
@@ -155,7 +157,6 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
         Raises:
             InvalidArgument: no thread is named, or a value cannot be serialized.
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so.
         """
         new = self._new(config, checkpoint, metadata, new_versions)
         await self._services.arun(self._threads.put, self._threads.key(_place(config)[0]), new)
@@ -191,7 +192,6 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
         Raises:
             InvalidArgument: no thread or no checkpoint is named, or a value cannot be serialized.
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so.
         """
         if writes:
             await self._services.arun(self._put_writes, config, writes, task_id, task_path)
@@ -231,8 +231,6 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
         Raises:
             InvalidArgument: `config` is None, and `user_id` a function.
-            CorruptData: stored bytes do not decode.
-            BackendError: the store could not be read.
         """
         listing = self._listing(config, filter, before, limit)
         while found := await self._services.arun(listing.next):
@@ -244,11 +242,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         self._services.run(self._delete_thread, thread_id)
 
     async def adelete_thread(self, thread_id: str) -> None:
-        """Remove a thread with all its namespaces; a missing one is fine.
-
-        Raises:
-            BackendError: the store did not carry it out, or did not say so.
-        """
+        """Remove a thread with all its namespaces; a missing one is fine."""
         await self._services.arun(self._delete_thread, thread_id)
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
@@ -258,11 +252,8 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy all that is stored of a thread in place of another one; a missing one is fine.
 
-        Raises:
-            BackendError: the store did not carry it out, or did not say so. Copying again
-                completes it.
-
-        O(size of the thread). Not atomic: the newest checkpoints appear last.
+        O(size of the thread). Not atomic: the newest checkpoints appear last. To complete a copy
+        that failed, copy again.
         """
         await self._services.arun(self._copy_thread, source_thread_id, target_thread_id)
 
@@ -280,7 +271,6 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
         Raises:
             InvalidArgument: `user_id` is a function, so threads cannot be listed.
-            BackendError: the store did not carry it out, or did not say so.
 
         Reads the index of every checkpoint of every thread.
         """
@@ -305,7 +295,6 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
         Raises:
             InvalidArgument: there is no such strategy, or `keep_last` is below 1.
-            BackendError: the store did not carry it out, or did not say so.
         """
         await self._services.arun(self._prune, thread_ids, strategy, keep_last)
 
@@ -329,7 +318,6 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
         Raises:
             CorruptData: a part of the history that is needed was removed, or does not decode.
-            BackendError: the store could not be read.
         """
         return await self._services.arun(self._delta_history, config, channels)
 
