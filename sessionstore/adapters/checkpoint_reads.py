@@ -248,6 +248,7 @@ class ThreadReader:
             wanted = ids[max(at + 1 - _HISTORY_STEP, 0) : at + 1] if at else [missing]
             found = yield from self.records(ops, key, fields, wanted)
             if missing not in found:
+                history.cut = history.last  # release 0.1.0 trimmed histories
                 break
             records |= found
             of_writes = {fields.writes(each): each for each in found}

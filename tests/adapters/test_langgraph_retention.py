@@ -475,6 +475,14 @@ async def test_channels_that_were_not_known_to_be_delta_channels_are_not_rebuilt
     assert history == {"other": {"writes": []}}
 
 
+async def test_a_history_whose_beginning_is_missing_is_not_rebuilt_wrongly(service: Any) -> None:
+    saver = adapter.StoredCheckpointSaver(service)
+    missing, made = checkpoint(1), checkpoint(2) | {"channel_versions": {"log": 2}}
+    await put(saver, made, missing)
+    with pytest.raises(CorruptData, match=r"\['log'\] are rebuilt"):
+        await saver.aget_delta_channel_history(config=THREAD, channels=["log"])
+
+
 def test_thousands_of_supersteps_between_snapshots() -> None:
     service = sessionstore.sync.InMemorySessionService()
     saver = adapter.StoredCheckpointSaver(service)
