@@ -489,9 +489,9 @@ def test_thousands_of_supersteps_between_snapshots() -> None:
     graph = delta_graph(saver, 10_000)
     config = {**THREAD, "recursion_limit": 2_000}
     expected: list[Any] = []
-    for turn in range(3):
-        value = {"log": ["u"], "left": 500, **({} if turn else {"rare": ["file"]})}
-        expected += ["u", *range(500, 0, -1)]
+    for turn in range(4):  # 6,000 supersteps: LangGraph writes a snapshot after 5,000
+        value = {"log": ["u"], "left": 1_500, **({} if turn else {"rare": ["file"]})}
+        expected += ["u", *range(1_500, 0, -1)]
         graph.invoke(value, config)
     found = delta_graph(adapter.StoredCheckpointSaver(service), 10_000).get_state(THREAD)
     assert found.values == {"rare": ["file"], "log": expected, "left": 0}
