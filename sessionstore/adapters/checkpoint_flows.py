@@ -38,6 +38,7 @@ from .checkpoints import (
     decode_space,
     decode_writes,
     encode,
+    encode_changed,
     encode_entry,
     encode_namespaces,
     encode_raw,
@@ -101,16 +102,20 @@ class Threads(ThreadReader):
                 entry = encode_entry((new.namespace, new.root if is_call(new.namespace) else ""))
                 plan.extended.append((NAMESPACES, entry))
             record = yield from self._plan_put(ops, key, space, record, plan)
-            there = part_names(known.last.blobs()) if known.last is not None else set()
-            for name in parts.data.keys() - there:
+            stored_parts = part_names(known.last.blobs()) if known.last is not None else set()
+            for name in parts.data.keys() - stored_parts:
                 plan.set[fields.part(name)] = encode_raw(parts.data[name])
-            stored = encode(space)
+            stored = encode_changed(space)
             plan.set[fields.checkpoint(record.id)] = encode(record)
             plan.set[fields.space] = stored
             try:
                 yield from self._write(ops, key, plan)
             except StaleVersion:
                 self._forget(key, new.namespace)
+                field = fields.checkpoint(record.id)
+                there = yield from self._read(ops, key, [field])
+                if there and there[0] == plan.set[field]:
+                    return  # an earlier attempt has stored it, and its reply was lost
                 continue
             except SessionNotFound:
                 self._forget(key, new.namespace)
@@ -183,7 +188,7 @@ class Threads(ThreadReader):
             if not is_retention:
                 space.removed = removed
             if space.ids:
-                plan.set[fields.space] = encode(space)
+                plan.set[fields.space] = encode_changed(space)
             else:
                 yield from self._plan_namespaces(ops, key, {namespace}, plan)
             try:

@@ -22,6 +22,7 @@ depend on their checkpoint, so they share none.
 from __future__ import annotations
 
 import hashlib
+import os
 from base64 import urlsafe_b64encode
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -117,12 +118,15 @@ class Space(msgspec.Struct, array_like=True):
         ids: its newest checkpoints, in the order of their ids.
         num_pages: earlier ids stand on pages 0 to `num_pages` - 1, 64 on each.
         removed: the highest id that retention has removed.
+        change: random, new with every change: so equal bytes mean that nothing has changed, not
+            even if the thread was deleted and stored again.
     """
 
     name: str
     ids: list[str] = []
     num_pages: int = 0
     removed: str = ""
+    change: str = ""
 
     @property
     def num_ids(self) -> int:
@@ -210,6 +214,12 @@ def part_names(blobs: Iterable[Blob]) -> set[str]:
 def encode(value: object) -> bytes:
     """A Struct or a list as a stored value."""
     return b"\x01" + _encode_msgpack(value)
+
+
+def encode_changed(space: Space) -> bytes:
+    """A Space that is changed, as a stored value."""
+    space.change = os.urandom(6).hex()
+    return encode(space)
 
 
 def encode_raw(data: bytes) -> bytes:

@@ -336,6 +336,12 @@ async def test_writes_may_come_before_their_checkpoint(service: Any, saver: Any)
         assert (await each.aget_tuple(place(second["id"]))).pending_writes == [("task", "a", 1)]
 
 
+async def state_of(service: Any) -> dict[str, Any]:
+    """State without what is new with every change."""
+    state: dict[str, Any] = (await session_of(service)).state
+    return {name: part[:-1] if name.startswith("space/") else part for name, part in state.items()}
+
+
 @pytest.mark.parametrize("has_parent", [True, False])
 async def test_the_same_again_is_stored_once(service: Any, saver: Any, has_parent: bool) -> None:
     first, made = checkpoint(0), checkpoint(1, a=1)
@@ -345,12 +351,12 @@ async def test_the_same_again_is_stored_once(service: Any, saver: Any, has_paren
     for _ in range(3):
         await put(saver, made, first if has_parent else None)
         await saver.aput_writes(place(made["id"]), [("a", 1), ("b", 2)], "task", "path")
-        states.append((await session_of(service)).state)
+        states.append(await state_of(service))
     assert states[0] == states[1] == states[2]
     for _ in range(2):  # another saver does not know what is there
         other = adapter.StoredCheckpointSaver(service)
         await put(other, made, first if has_parent else None)
-    assert (await session_of(service)).state == states[0]
+    assert await state_of(service) == states[0]
     assert (await saver.aget_tuple(THREAD)).pending_writes == [("task", "a", 1), ("task", "b", 2)]
 
 

@@ -710,6 +710,18 @@ async def test_errors_of_a_serde_keep_their_cause(service: Any) -> None:
         await saver.aget_tuple(THREAD)
 
 
+async def test_a_thread_that_others_have_stored_again_is_read_again(service: Any) -> None:
+    one, other = (adapter.StoredCheckpointSaver(service) for _ in range(2))
+    made = checkpoint(1, text="x" * 500)
+    await put(one, made)
+    await other.adelete_thread("t1")
+    await put(other, {**made, "channel_values": {"text": "y" * 500}})
+    following = {**checkpoint(2, text="x" * 500), "channel_versions": made["channel_versions"]}
+    await one.aput(place(made["id"]), following, {}, {})
+    assert (await other.aget_tuple(THREAD)).checkpoint == following
+    await check_no_orphans(service)
+
+
 async def test_writers_in_parallel_lose_nothing(service: Any) -> None:
     savers = [adapter.StoredCheckpointSaver(service, keep_checkpoints=None) for _ in range(3)]
     made = [checkpoint(number, n=number, long="q" * 300) for number in range(60)]
