@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import Awaitable
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+import msgspec
 from adapters_support import needs
 
 base: Any = needs("langgraph.checkpoint.base", "langgraph")
 ids: Any = needs("langgraph.checkpoint.base.id", "langgraph")
 adapter: Any = needs("sessionstore.adapters.langgraph", "langgraph")
+stored: Any = needs("sessionstore.adapters.checkpoints", "langgraph")
+graphs: Any = needs("langgraph.graph", "langgraph")
 
 THREAD = {"configurable": {"thread_id": "t1"}}
 
@@ -103,3 +107,59 @@ class Calls:
         if self._awaited:
             return await self._graph.aupdate_state(*args, **kwargs)
         return self._graph.update_state(*args, **kwargs)
+
+
+async def fields_of(service: Any, kind: str = "", **where: Any) -> set[str]:
+    """Names of the saver's fields that are stored, without the parts that they are spelled of."""
+    session = await session_of(service, **where)
+    return {name for name in session.state if name.startswith(kind)} if session else set()
+
+
+async def check_no_orphans(service: Any, **where: Any) -> None:
+    """Every part of a value that is stored belongs to a checkpoint or a write, and is there."""
+    state = (await session_of(service, **where)).state
+    for name in stored.decode_namespaces(b"\0" + state.get("langgraph/namespaces", b"")):
+        fields = stored.Fields(name)
+        prefix = fields.part("").decode()[1:]
+        found = {field for field in state if field.startswith(prefix)}
+        ids = state[fields.space.decode()[1:]][1]
+        for number in range(state[fields.space.decode()[1:]][2]):
+            ids = ids + state[fields.page(number).decode()[1:]]
+        needed: set[str] = set()
+        for each in ids:
+            record = msgspec.convert(state[fields.checkpoint(each).decode()[1:]], stored.Record)
+            field = fields.writes(each)
+            needed |= stored.part_names(record.blobs())
+            needed |= stored.all_parts(field, b"\0" + state.get(field.decode()[1:], b""))
+        assert found == {prefix + part for part in needed}
+        points = fields.checkpoint("").decode()[1:]
+        assert len([field for field in state if field.startswith(points)]) == len(ids)
+
+
+class Log(TypedDict, total=False):
+    log: Annotated[list[Any], operator.add]
+
+
+def chat(saver: Any) -> Any:
+    builder = graphs.StateGraph(Log)
+    builder.add_node("answer", lambda state: {"log": [len(state["log"])]})
+    builder.add_edge(graphs.START, "answer")
+    return builder.compile(checkpointer=saver)
+
+
+def extend(state: list[Any] | None, writes: list[list[Any]]) -> list[Any]:
+    return [*(state or []), *(item for write in writes for item in write)]
+
+
+def delta_graph(saver: Any, every: int) -> Any:
+    channels: Any = needs("langgraph.channels.delta", "langgraph, a newer version")
+    fields = {
+        "rare": Annotated[list[Any], channels.DeltaChannel(extend, list, snapshot_frequency=every)],
+        "log": Annotated[list[Any], channels.DeltaChannel(extend, list, snapshot_frequency=every)],
+        "left": int,
+    }
+    builder = graphs.StateGraph(type("Deltas", (), {"__annotations__": fields}))
+    builder.add_node("one", lambda state: {"log": [state["left"]], "left": state["left"] - 1})
+    builder.add_edge(graphs.START, "one")
+    builder.add_conditional_edges("one", lambda state: "one" if state["left"] > 0 else graphs.END)
+    return builder.compile(checkpointer=saver)
