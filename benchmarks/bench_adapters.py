@@ -65,6 +65,9 @@ class _EventRecorder:
         if call.name.startswith("append_event"):
             event = max((arg for arg in call.args if isinstance(arg, bytes)), key=len)
             self.event = _decode(event)
+        elif call.name == "change_fields":
+            size = sum(len(arg) for arg in call.args if isinstance(arg, bytes))
+            self.event = Event("none", "x" * size)
         replies: list[Any] = await self._executor.execute(call)
         return replies
 

@@ -38,6 +38,8 @@ class Framework:
         adapter: the measured method of our adapter.
         gives_ids: its messages have ids and times, which the adapter keeps.
         shows_events: an append updates the caller's session object, like a Session.
+        stores_events: every message becomes an event. Otherwise the engine gets events of about
+            the same size.
     """
 
     name = ""
@@ -45,6 +47,7 @@ class Framework:
     adapter = ""
     gives_ids = False
     shows_events = False
+    stores_events = True
 
     def own(self, harness: Harness, directory: Path) -> Makers:
         """Storages in memory or in a file of the directory."""
@@ -229,7 +232,7 @@ class LangGraph(Framework):
     name = "langgraph"
     extra = "langgraph"
     adapter = "StoredCheckpointSaver.aput"
-    gives_ids = True
+    stores_events = False
 
     def __init__(self) -> None:
         self._adapter: Any = import_module("sessionstore.adapters.langgraph").StoredCheckpointSaver
@@ -239,8 +242,10 @@ class LangGraph(Framework):
 
     def new_message(self) -> Any:
         """A checkpoint. Later checkpoints have higher ids."""
-        versions = {"text": 1}
-        return {**self._empty(), "channel_values": {"text": TEXT}, "channel_versions": versions}
+        # Equal values of one thread are stored once, so every text differs.
+        made = self._empty()
+        text = made["id"] + TEXT[len(made["id"]) :]
+        return {**made, "channel_values": {"text": text}, "channel_versions": {"text": 1}}
 
     def serialise(self, made: Any) -> Any:
         """As LangGraph's own savers do."""

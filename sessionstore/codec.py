@@ -9,7 +9,7 @@ to them.
 
 A value is read back equal to what was written, or the write is refused: everything is decoded again
 and compared before it is sent. Callers get the decoded copy, so that nothing they hold is shared
-with what is stored. The exception is a VerifiedEvent and its state, which are not decoded again.
+with what is stored.
 
 Compared means `==`, which ignores types: an IntEnum is read back as an int, an OrderedDict as a
 dict, and with MessagePack a bytearray as bytes. Comparing types too would slow down appends.
@@ -25,7 +25,7 @@ from typing import Any, Literal
 import msgspec
 
 from .errors import CorruptData, InvalidArgument, LimitExceeded
-from .model import Event, JsonEvent, VerifiedEvent, made_defaults
+from .model import Event, JsonEvent, made_defaults
 
 Format = Literal["json", "msgpack"]
 
@@ -91,9 +91,6 @@ class Codec:
         )
         self._event_size_limit = event_size_limit
         self._value_size_limit = value_size_limit
-        self._verifies = True
-        self._non_verifying = copy(self)
-        self._non_verifying._verifies = False
         self._as_json = copy(self)
         self._as_json._json = True
         self._as_json._encode = _encode_json
@@ -101,9 +98,7 @@ class Codec:
 
     def for_event(self, event: Event) -> Codec:
         """The codec for an event and its state: JSON for a JsonEvent."""
-        if type(event) is JsonEvent:
-            return self._as_json
-        return self._non_verifying if type(event) is VerifiedEvent else self
+        return self._as_json if type(event) is JsonEvent else self
 
     def encode_value(self, value: Any, path: str) -> tuple[bytes, Any]:
         """The bytes of a state value, and a copy that shares nothing with it.
@@ -122,9 +117,8 @@ class Codec:
         if isinstance(value, bytes):
             return data, value
         try:
-            decoded = decode_value(data) if self._verifies else value
-            is_same = decoded is value or decoded == value
-            is_valid = is_same and not self._is_too_deep(data, value)
+            decoded = decode_value(data)
+            is_valid = decoded == value and not self._is_too_deep(data, value)
         except _ENCODE_ERRORS:
             is_valid = False
         if not is_valid:
@@ -153,8 +147,6 @@ class Codec:
             raise self._event_error(event, path) from None
         if len(data) > self._event_size_limit:
             raise _too_large(path, self._event_size_limit, len(data))
-        if not self._verifies:
-            return data, event
         try:
             decoded = self._decode_event(data)
             if type(event) is JsonEvent:

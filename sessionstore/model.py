@@ -82,14 +82,6 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     state_increments: dict[str, int] = msgspec.field(default_factory=dict)
 
 
-class VerifiedEvent(Event, frozen=True, omit_defaults=True):
-    """An Event that is known to survive a round trip through every codec.
-
-    The codec does not decode it again to compare, which halves the cost of encoding. It is stored
-    like any Event. Not public: only adapters make one, after they have checked its values.
-    """
-
-
 class JsonEvent(Event, frozen=True, omit_defaults=True):
     """An Event whose content is the JSON of an agent framework's own serializer.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from hashlib import sha1
 from typing import Any, Literal
 
 from msgspec import structs
@@ -666,6 +667,60 @@ class Ops:
             commands,
             idempotent=if_version is None and not change.increments,
         )
+
+    def change_fields(
+        self,
+        key: SessionKey,
+        compared: Sequence[tuple[bytes, bytes | None]],
+        extended: Sequence[tuple[bytes, bytes]],
+        delta: Delta,
+    ) -> Call[WriteResult]:
+        """Change stored fields of the session tier. StaleVersion if a compared one has changed.
+
+        Args:
+            key: the session.
+            compared: fields, and the stored values that they must have; None = absent.
+            extended: fields of raw bytes, and what to add at their end unless they contain it.
+            delta: fields to set and to remove.
+        """
+        args = [key.session_id.encode(), self._session_ttl, b"%d" % len(compared)]
+        for field, value in compared:
+            args += (field, b"" if value is None else sha1(value).hexdigest().encode())
+        args.append(b"%d" % len(extended))
+        for pair in extended:
+            args += pair
+        return Call(
+            "change_fields",
+            lambda replies: decode_write_result(replies[0], key, None),
+            SCRIPTS["change_fields"],
+            self._keys.session(*_ids(key))[:3],
+            (*args, *delta.arguments()),
+            is_bulk=sum(len(part) for part in delta.pairs) > _BULK_BYTES,
+        )
+
+    def read_fields(
+        self, key: SessionKey, fields: Sequence[bytes]
+    ) -> Call[list[bytes | None] | None]:
+        """Read stored fields of the session tier; None without a session."""
+        keys = self._keys.session(*_ids(key))
+
+        def decode(replies: list[Any]) -> list[bytes | None] | None:
+            version, *values = replies[-1]
+            return None if version is None else values
+
+        commands: tuple[Command, ...] = (("HMGET", keys.session, "version", *fields),)
+        is_bulk = len(fields) > _BULK_EVENTS
+        return self._read("read_fields", decode, key, keys, commands, is_bulk)
+
+    def read_all_fields(self, key: SessionKey) -> Call[dict[bytes, bytes]]:
+        """Read all stored fields of the session tier; empty without a session."""
+        keys = self._keys.session(*_ids(key))
+
+        def decode(replies: list[Any]) -> dict[bytes, bytes]:
+            return {name: value for name, value in hash_items(replies[-1]) if name[:1] == b"."}
+
+        commands: tuple[Command, ...] = (("HGETALL", keys.session),)
+        return self._read("read_all_fields", decode, key, keys, commands, True)
 
     def get_user_state(self, app_name: str, user_id: str) -> Call[dict[str, Any]]:
         """Read the user tier."""

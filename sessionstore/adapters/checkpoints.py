@@ -1,331 +1,379 @@
-"""LangGraph's checkpoints and writes as they stand in the log and the state of sessions."""
+"""How LangGraph's checkpoints are stored: as single fields of a session's state. No I/O here.
+
+A thread is one session. All of this is in its state, so it has one deadline and one deletion:
+
+    langgraph/layout         the layout: 2
+    langgraph/namespaces     entries: the names of the namespaces
+    space/NS                 Space: the index of a namespace, with the ids of its checkpoints
+    page/NS/NUMBER           a list: earlier ids, of a namespace with many
+    point/NS/ID              Record: a checkpoint
+    writes/NS/ID             entries: the pending writes of a checkpoint, one per call of put_writes
+    data/NS/NAME             raw bytes: up to 16 KiB of a serialized value
+
+NS is a digest of the namespace. A serialized value is cut every 16 KiB, and each part is stored
+once per namespace under a digest of its bytes. So checkpoints share the values that did not change,
+and the versions of a list that grows share all but the first and the last part.
+
+Every change of a namespace compares its Space with the one that the change was computed from. So no
+part is removed that a checkpoint needs. Storing writes compares nothing: the names of their parts
+depend on their checkpoint, so they share none.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from threading import Lock
-from typing import Any
+import os
+from base64 import urlsafe_b64encode
+from bisect import insort
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
-from .. import flows
-from ..calls import Flow
-from ..errors import CorruptData, InvalidArgument, SessionNotFound
-from ..model import SessionKey
-from ..ops import Ops
-from .flows import append, create_if_missing, read_log
+from ..codec import corrupt
 
-_CHECKPOINT = "checkpoint/"  # + checkpoint id
-_WRITE = "write/"  # + [checkpoint id, task id, index] as JSON
+T = TypeVar("T")
 
-PAGE_LIMIT = 100
-"""Events of a log, or sessions of an index, that are read at once."""
+LAYOUT = b".langgraph/layout"
+LAYOUT_VALUE = 2
+NAMESPACES = b".langgraph/namespaces"
 
-_ID_LIMIT = 256  # bytes of a session id
-_REMOVED_LIMIT = 5_000  # state keys that one call removes
-_SESSIONS_LIMIT = 10_000  # sessions whose state keys are remembered
+PART_BYTES = 16 << 10
+_INLINE_BYTES = (
+    200  # smaller values stand in the record; a field of their own costs about 100 bytes
+)
+_PAGE_IDS = 64
+_PLAIN_ID_BYTES = 256
 
-_UUID6 = re.compile("([0-9a-f]{8})-([0-9a-f]{4})-6([0-9a-f]{3})-[0-9a-f]{4}-[0-9a-f]{12}")
-_UUID_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-_decode_json = msgspec.json.Decoder().decode
-_encode_json = msgspec.json.Encoder().encode
+_encode_msgpack = msgspec.msgpack.Encoder().encode
 
 
-class Serialized(msgspec.Struct, array_like=True):
-    """What the saver's serde made of a value; as JSON a list of type and base64."""
+class Blob(msgspec.Struct, array_like=True, frozen=True):
+    """A serialized value: its bytes, or the names of the fields that hold their parts."""
 
     type: str
-    data: bytes
+    data: bytes = b""
+    parts: tuple[str, ...] = ()
 
 
-class StoredCheckpoint(msgspec.Struct):
-    """A checkpoint as it is stored, under `checkpoint/ID`.
+class Write(msgspec.Struct, array_like=True, frozen=True):
+    """What a task wrote to a channel. A negative index is a special write: it may be replaced."""
+
+    task_id: str
+    index: int
+    path: str
+    channel: str
+    value: Blob
+
+
+class Base(msgspec.Struct, array_like=True):
+    """What a delta channel was when its history was removed: a value, and writes after it."""
+
+    seed: Blob | None = None
+    writes: list[Write] = []
+
+
+class Record(msgspec.Struct, array_like=True, frozen=True):
+    """A checkpoint.
 
     Attributes:
-        namespace: its namespace.
-        parent: id of the checkpoint that it follows.
-        checkpoint: what was put.
-        metadata: likewise.
-        parent_writes: writes that its parent had by then, as far as the saver knew.
+        id: its id.
+        parent: id of the checkpoint that it follows; None = none, or one that was removed.
+        checkpoint: what was put, without the values of the channels.
+        metadata: what was put.
+        values: the values of the channels.
+        run_id: the run that made it.
+        deltas: channels whose values are rebuilt from the writes of earlier checkpoints.
+        base: how earlier checkpoints that were removed left the delta channels; None = none was
+            removed.
     """
 
-    namespace: str
+    id: str
     parent: str | None
-    checkpoint: Serialized
-    metadata: Serialized
-    parent_writes: int = 0
+    checkpoint: Blob
+    metadata: Blob
+    values: dict[str, Blob]
+    run_id: str | None = None
+    deltas: tuple[str, ...] = ()
+    base: dict[str, Base] | None = None
+
+    def content(self) -> list[Blob]:
+        """What was put, serialized."""
+        return [self.checkpoint, self.metadata, *self.values.values()]
+
+    def blobs(self) -> Iterator[Blob]:
+        """Everything serialized that it refers to."""
+        yield from self.content()
+        for base in (self.base or {}).values():
+            if base.seed is not None:
+                yield base.seed
+            yield from (write.value for write in base.writes)
 
 
-class StoredWrite(msgspec.Struct):
-    """A write as it is stored, under `write/[CHECKPOINT, TASK, INDEX]`."""
+class Space(msgspec.Struct, array_like=True):
+    """The index of a namespace.
 
-    channel: str
-    path: str
-    value: Serialized
+    Attributes:
+        name: the namespace.
+        ids: its newest checkpoints, in the order of their ids.
+        num_pages: earlier ids stand on pages 0 to `num_pages` - 1, 64 on each.
+        removed: the highest id that retention has removed.
+        change: random, new with every change: so equal bytes mean that nothing has changed, not
+            even if the thread was deleted and stored again.
+    """
 
-
-class History(msgspec.Struct):
-    """Checkpoints and writes of one thread and namespace, by checkpoint id."""
-
-    checkpoints: dict[str, StoredCheckpoint] = {}
-    writes: dict[str, dict[tuple[str, int], StoredWrite]] = {}
-
-    def add(self, state: Mapping[str, Any], key: SessionKey) -> None:
-        """Take in a state, or the change of one.
-
-        Raises:
-            CorruptData: it was not written by the saver.
-        """
-        for name, value in state.items():
-            try:
-                if name.startswith(_CHECKPOINT):
-                    found = msgspec.convert(value, StoredCheckpoint)
-                    self.checkpoints[name.removeprefix(_CHECKPOINT)] = found
-                elif name.startswith(_WRITE):
-                    checkpoint_id, task_id, index = _decode_json(name.removeprefix(_WRITE))
-                    written = self.writes.setdefault(checkpoint_id, {})
-                    written[task_id, index] = msgspec.convert(value, StoredWrite)
-            except (TypeError, ValueError) as error:
-                where = f"{name!r} of session {key.session_id!r}"
-                raise CorruptData(
-                    f"{where} was not written by StoredCheckpointSaver ({type(error).__name__})",
-                    key=where,
-                ) from None
+    name: str
+    ids: list[str] = []
+    num_pages: int = 0
+    removed: str = ""
+    change: str = ""
 
     @property
-    def newest(self) -> str:
-        """The highest checkpoint id, which is the last; "" if there is none."""
-        return max(self.checkpoints, default="")
+    def num_ids(self) -> int:
+        """How many checkpoints the namespace has."""
+        return self.num_pages * _PAGE_IDS + len(self.ids)
 
-    def writes_of(self, checkpoint_id: str) -> list[tuple[str, StoredWrite]]:
-        """Task and write, in the order in which a run applies them."""
-        written = self.writes.get(checkpoint_id, {})
-        order = sorted(written, key=lambda place: (written[place].path, *place))
-        return [(place[0], written[place]) for place in order]
+    def add(self, checkpoint_id: str) -> list[str] | None:
+        """Add an id above the lowest of `ids`. Returns the ids of page `num_pages` - 1, if new."""
+        if checkpoint_id not in self.ids:
+            insort(self.ids, checkpoint_id)
+        if len(self.ids) < 2 * _PAGE_IDS:
+            return None
+        page, self.ids = self.ids[:_PAGE_IDS], self.ids[_PAGE_IDS:]
+        self.num_pages += 1
+        return page
 
-
-Put = tuple[str, int]
-"""A checkpoint, and how many writes of its parent were known when it was put."""
-
-
-class StateKeys(msgspec.Struct):
-    """State keys of one session that a saver has put or read, so that a put can remove some.
-
-    Only a help to keep state small: one that is not known stays until it is read.
-
-    Attributes:
-        owners: the keys, and the checkpoint that each belongs to.
-        last_put: the checkpoint that was put last.
-        superseded: what that put removed.
-        parent_writes: writes that its parent had.
-    """
-
-    owners: dict[str, str] = {}
-    last_put: str = ""
-    superseded: list[str] = []
-    parent_writes: int = 0
-
-    def replace(self, gone: list[str], names: Iterable[str], put: Put | None = None) -> None:
-        """Forget keys that were removed, remember keys that are there.
-
-        Args:
-            gone: what was removed.
-            names: what is there.
-            put: the checkpoint that was put, if one was, and the writes that its parent had.
-        """
-        for name in gone:
-            self.owners.pop(name, None)
-        for name in names:
-            self.owners[name] = owner_of(name)
-        if put is not None:
-            self.last_put, self.parent_writes = put
-            self.superseded = gone
-
-    def before(self, checkpoint_id: str, parent: str | None = None) -> tuple[set[str], int]:
-        """Those of earlier checkpoints: their writes, and themselves even if not known.
-
-        And how many writes of the parent are known. For the checkpoint that was put last, both
-        as they were then: so putting it again is nothing new.
-        """
-        if checkpoint_id == self.last_put:
-            return {*self.superseded}, self.parent_writes
-        found: set[str] = set()
-        writes = 0
-        for name, owner in list(self.owners.items()):  # of which other threads may add some
-            if owner < checkpoint_id:
-                found.update((name, checkpoint_name(owner)))
-            if owner == parent and name.startswith(_WRITE):
-                writes += 1
-        return found, writes
+    def replace(self, ids: list[str]) -> list[list[str]]:
+        """Set all ids. Returns all pages."""
+        self.num_pages = max(len(ids) // _PAGE_IDS - 1, 0)
+        end = self.num_pages * _PAGE_IDS
+        self.ids = ids[end:]
+        return [ids[first : first + _PAGE_IDS] for first in range(0, end, _PAGE_IDS)]
 
 
-class Threads:
-    """Where a saver's threads are, and what can be done with them whole.
-
-    Flows, but for `known`, `key` and `parent`.
+class Fields:
+    """The names of the fields of a namespace.
 
     Args:
-        app_name: the application.
-        user_id: the user whose sessions the threads are, or a function that tells it.
+        namespace: its name.
     """
 
-    def __init__(self, app_name: str, user_id: str | Callable[[str], str]) -> None:
-        self._app_name = app_name
-        self._user_id = user_id
-        self._known: OrderedDict[SessionKey, StateKeys] = OrderedDict()
-        self._lock = Lock()
+    def __init__(self, namespace: str) -> None:
+        self._token = _digest(namespace.encode(), 12) if namespace else "-"
+        self.space = f".space/{self._token}".encode()
 
-    def known(self, key: SessionKey) -> StateKeys:
-        """What is known of a session; of the sessions used last, the others are forgotten."""
-        with self._lock:
-            found = self._known.get(key)
-            if found is None:
-                found = self._known[key] = StateKeys()
-                if len(self._known) > _SESSIONS_LIMIT:
-                    self._known.popitem(last=False)
-            else:
-                self._known.move_to_end(key)
-            return found
+    def page(self, number: int) -> bytes:
+        """The field of a page of ids."""
+        return f".page/{self._token}/{number}".encode()
 
-    def key(self, thread_id: object, namespace: str) -> SessionKey:
-        """The session of a thread's namespace."""
-        thread = str(thread_id)
-        user_id = self._user_id if isinstance(self._user_id, str) else self._user_id(thread)
-        if not namespace:
-            return SessionKey(self._app_name, user_id, thread)
-        name = namespace.encode()
-        if len(name) > _ID_LIMIT:
-            namespace = f"sha256:{hashlib.sha256(name).hexdigest()}"
-        return SessionKey(self._app_name, f"{user_id}/{thread}", namespace)
+    def checkpoint(self, checkpoint_id: str) -> bytes:
+        """The field of a checkpoint."""
+        return f".point/{self._token}/{_short(checkpoint_id)}".encode()
 
-    def parent(self, thread_id: object, key: SessionKey) -> SessionKey | None:
-        """The thread's own session, if `key` is that of a subgraph's namespace."""
-        root = self.key(thread_id, "")
-        return None if key == root else root
+    def writes(self, checkpoint_id: str) -> bytes:
+        """The field of the writes of a checkpoint."""
+        return f".writes/{self._token}/{_short(checkpoint_id)}".encode()
 
-    def keys(self, ops: Ops, thread_id: str) -> Flow[list[SessionKey]]:
-        """A thread's sessions: its own first, then those of its subgraphs."""
-        root = self.key(thread_id, "")
-        user_id = f"{root.user_id}/{root.session_id}"
-        keys = {root: None}
-        cursor = None
-        while True:
-            page = yield from flows.list_sessions(
-                ops, self._app_name, user_id, PAGE_LIMIT, 0, 0, cursor
-            )
-            keys.update((session.key, None) for session in page)
-            cursor = page.cursor
-            if cursor is None:
-                return [*keys]
+    def part(self, name: str) -> bytes:
+        """The field of a part of a value."""
+        return f".data/{self._token}/{name}".encode()
 
-    def page(self, ops: Ops, offset: int) -> Flow[tuple[list[str], int | None]]:
-        """A page of thread ids, the last written first, and where the next page begins, if any.
 
-        Raises:
-            InvalidArgument: it cannot be known which threads there are.
+OURS = (LAYOUT, NAMESPACES, b".space/", b".page/", b".point/", b".writes/", b".data/")
+"""How the names of all fields of the saver begin."""
+
+
+class Parts:
+    """Serialized values as Blobs, and the parts that are to be stored for them.
+
+    Args:
+        owner: makes the names of parts unique to it; empty = values of one namespace share parts.
+    """
+
+    def __init__(self, owner: str = "") -> None:
+        self._key = hashlib.blake2b(owner.encode()).digest() if owner else b""
+        self.data: dict[str, bytes] = {}
+
+    def blob(self, kind: str, data: bytes) -> Blob:
+        """A serialized value as a Blob."""
+        if len(data) <= _INLINE_BYTES:
+            return Blob(kind, bytes(data))
+        names = []
+        for first in range(0, len(data), PART_BYTES):
+            part = bytes(data[first : first + PART_BYTES])
+            names.append(_digest(part, 16, self._key))
+            self.data[names[-1]] = part
+        return Blob(kind, b"", tuple(names))
+
+
+def part_names(blobs: Iterable[Blob]) -> set[str]:
+    """The names of all parts of some values."""
+    return {name for blob in blobs for name in blob.parts}
+
+
+def encode(value: object) -> bytes:
+    """A Struct or a list as a stored value."""
+    return b"\x01" + _encode_msgpack(value)
+
+
+def encode_changed(space: Space) -> bytes:
+    """A Space that is changed, as a stored value."""
+    space.change = os.urandom(6).hex()
+    return encode(space)
+
+
+def encode_raw(data: bytes) -> bytes:
+    """Bytes as a stored value."""
+    return b"\0" + data
+
+
+def encode_entry(value: object) -> bytes:
+    """An entry of a field that is extended."""
+    data = _encode_msgpack(value)
+    return len(data).to_bytes(4, "big") + data
+
+
+def _decoder(kind: type[T]) -> Callable[[bytes, bytes], T]:
+    decode = msgspec.msgpack.Decoder(kind).decode
+
+    def decode_field(field: bytes, stored: bytes) -> T:
+        """A stored value. CorruptData names the field."""
+        try:
+            return decode(stored.removeprefix(b"\x01"))
+        except ValueError as error:
+            raise corrupt(field, error) from None
+
+    return decode_field
+
+
+decode_space = _decoder(Space)
+decode_record = _decoder(Record)
+decode_page = _decoder(list[str])
+
+_decode_writes = msgspec.msgpack.Decoder(tuple[str, list[Write]]).decode
+_decode_name = msgspec.msgpack.Decoder(tuple[str, str]).decode
+
+
+def _entries(field: bytes, stored: bytes | None, decode: Callable[[bytes], T]) -> Iterator[T]:
+    at = 1
+    while stored and at < len(stored):
+        end = at + 4 + int.from_bytes(stored[at : at + 4], "big")
+        try:
+            yield decode(stored[at + 4 : end])
+        except ValueError as error:
+            raise corrupt(field, error) from None
+        at = end
+
+
+def decode_namespaces(stored: bytes | None) -> dict[str, str]:
+    """The names of namespaces, each with the checkpoint of the root graph that it belongs to."""
+    return dict(_entries(NAMESPACES, stored, _decode_name))
+
+
+def encode_namespaces(names: Mapping[str, str]) -> bytes:
+    """What `decode_namespaces` reads."""
+    return b"\0" + b"".join(encode_entry(pair) for pair in names.items())
+
+
+def decode_writes(field: bytes, stored: bytes | None) -> list[Write]:
+    """The writes of a checkpoint, in the order in which a run applies them.
+
+    Of a regular write that was stored twice the first one counts, of a special one the last.
+    """
+    found: dict[tuple[str, int], Write] = {}
+    for _, writes in _entries(field, stored, _decode_writes):
+        for write in writes:
+            place = (write.task_id, write.index)
+            if write.index < 0 or place not in found:
+                found[place] = write
+    return sorted(found.values(), key=lambda write: (write.path, write.task_id, write.index))
+
+
+def all_parts(field: bytes, stored: bytes | None) -> set[str]:
+    """The names of all parts of stored writes, of those that do not count too."""
+    entries = _entries(field, stored, _decode_writes)
+    return part_names(write.value for _, writes in entries for write in writes)
+
+
+class History:
+    """The history of delta channels, read from a checkpoint towards the first one.
+
+    Args:
+        channels: their names.
+
+    Attributes:
+        found: the value that each channel begins with, and its writes since, newest first.
+        missing: channels whose beginning was not found yet.
+        cut: the checkpoint whose history was removed, if the walk has reached one, and channels
+            are missing.
+    """
+
+    def __init__(self, channels: Iterable[str]) -> None:
+        self.found = {channel: Base(None, []) for channel in channels}
+        self.missing = set(self.found)
+        self.cut: Record | None = None
+
+    def walk(
+        self, start: Record, records: Mapping[str, Record], writes: Mapping[str, list[Write]]
+    ) -> str | None:
+        """Walk from a checkpoint to its parents. The id of one that `records` lacks, or None.
+
+        Call it again, from the last checkpoint that it reached, to go on.
         """
-        user_id = self._user_id
-        if not isinstance(user_id, str):
-            raise InvalidArgument("config must name a thread: with a user_id for each, none is all")
-        sessions = yield from flows.list_sessions(
-            ops, self._app_name, user_id, PAGE_LIMIT, offset, 0
-        )
-        threads = [session.id for session in sessions]
-        return threads, offset + PAGE_LIMIT if len(sessions) == PAGE_LIMIT else None
+        self.last = start
+        while self.missing:
+            if self.last.base is not None:
+                self._end(self.last, self.last.base)
+                return None
+            parent = self.last.parent
+            if parent is None or parent not in records:
+                return parent
+            self.last = records[parent]
+            for write in reversed(writes.get(parent, [])):
+                if write.channel in self.missing:
+                    self.found[write.channel].writes.append(write)
+            for channel in self.missing & self.last.values.keys():
+                self.found[channel].seed = self.last.values[channel]
+                self.missing.discard(channel)
+        return None
 
-    def read_state(self, ops: Ops, key: SessionKey) -> Flow[History]:
-        """The newest checkpoint with its writes, and what has not been removed yet."""
-        history = History()
-        session = yield from flows.get_session(ops, key, 0, None)
-        if session is not None:
-            history.add(session.state, key)
-            self.known(key).replace([], filter(is_ours, session.state))
-        return history
+    def _end(self, record: Record, base: dict[str, Base]) -> None:
+        for channel in self.missing & base.keys():
+            self.found[channel].seed = base[channel].seed
+            self.found[channel].writes += reversed(base[channel].writes)
+            self.missing.discard(channel)
+        if self.missing:
+            self.cut = record
 
-    def read_history(self, ops: Ops, key: SessionKey) -> Flow[History]:
-        """Everything that is there. What the state has is newer than what the log has."""
-        history = History()
-        events = yield from read_log(ops, key, PAGE_LIMIT)
-        for event in events:
-            history.add(event.state_delta, key)
-        session = yield from flows.get_session(ops, key, 0, None)
-        if session is not None:
-            history.add(session.state, key)
-        return history
-
-    def delete(self, ops: Ops, thread_id: str) -> Flow[None]:
-        """Remove a thread with all its namespaces."""
-        for key in reversed((yield from self.keys(ops, thread_id))):
-            yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
-
-    def copy(self, ops: Ops, source_id: str, target_id: str) -> Flow[None]:
-        """Copy a thread with all its namespaces."""
-        for source in (yield from self.keys(ops, source_id)):
-            session = yield from flows.get_session(ops, source, 0, None)
-            if session is None:
-                continue
-            events = yield from read_log(ops, source, PAGE_LIMIT)
-            target = self.key(target_id, "")
-            if source.user_id != self.key(source_id, "").user_id:
-                target = SessionKey(
-                    source.app_name, f"{target.user_id}/{target_id}", source.session_id
-                )
-            yield from append(ops, target, events, self.parent(target_id, target))
-            # The newest may stand in the state only, when the log was trimmed or pruned.
-            state = {name: value for name, value in session.state.items() if is_ours(name)}
-            yield from _update_state(ops, target, state)
-
-    def remove_state(self, ops: Ops, key: SessionKey, names: Sequence[str]) -> Flow[None]:
-        """Remove state keys of a session that is there."""
-        for first in range(0, len(names), _REMOVED_LIMIT):
-            removed = names[first : first + _REMOVED_LIMIT]
-            yield from flows.update_session_state(ops, key, {}, removed, None)
-        self.known(key).replace([*names], ())
+    def bases(self) -> dict[str, Base]:
+        """What was found, with the oldest write first."""
+        return {
+            channel: Base(base.seed, base.writes[::-1])
+            for channel, base in self.found.items()
+            if channel not in self.missing or self.cut is None
+        }
 
 
-def checkpoint_name(checkpoint_id: str) -> str:
-    """The state key of a checkpoint."""
-    return _CHECKPOINT + checkpoint_id
+def _short(checkpoint_id: str) -> str:
+    """An id, or a digest of a long one. None that is short begins like a digest."""
+    data = checkpoint_id.encode()
+    if len(data) > _PLAIN_ID_BYTES or data[:1] == b"~":
+        return f"~{_digest(data, 24)}"
+    return checkpoint_id
 
 
-def write_name(checkpoint_id: str, task_id: str, index: int) -> str:
-    """The state key of a write."""
-    return _WRITE + _encode_json([checkpoint_id, task_id, index]).decode()
+def _digest(data: bytes, size: int, key: bytes = b"") -> str:
+    digest = hashlib.blake2b(data, digest_size=size, key=key).digest()
+    return urlsafe_b64encode(digest).decode().rstrip("=")
 
 
-def is_ours(name: str) -> bool:
-    """Whether a state key is that of a checkpoint or a write."""
-    return name.startswith((_CHECKPOINT, _WRITE))
+def is_call(namespace: str) -> bool:
+    """Whether a namespace belongs to one call of a subgraph: it then contains the id of a task."""
+    return ":" in namespace
 
 
-def owner_of(name: str) -> str:
-    """The checkpoint that a state key belongs to."""
-    if name.startswith(_CHECKPOINT):
-        return name.removeprefix(_CHECKPOINT)
-    checkpoint_id, _, _ = _decode_json(name.removeprefix(_WRITE))
-    return str(checkpoint_id)
-
-
-def instant_of(checkpoint_id: str) -> datetime:
-    """When a checkpoint was made, as LangGraph's ids (UUIDs of version 6) tell; else 1970.
-
-    Always the same for an id, so that what is stored again is found to be there.
-    """
-    found = _UUID6.fullmatch(checkpoint_id)
-    if not found:
-        return _EPOCH
-    ticks = int("".join(found.groups()), 16)
-    return _UUID_EPOCH + timedelta(microseconds=ticks // 10)
-
-
-def _update_state(ops: Ops, key: SessionKey, state: dict[str, Any]) -> Flow[None]:
-    try:
-        yield from flows.update_session_state(ops, key, state, (), None)
-    except SessionNotFound:  # a source without events
-        yield from create_if_missing(ops, key, state)
+def root_of(metadata: Mapping[str, Any]) -> str:
+    """The checkpoint of the root graph that a subgraph was called from; "" = not known."""
+    parents = metadata.get("parents")
+    root = parents.get("") if isinstance(parents, dict) else None
+    return root if isinstance(root, str) else ""

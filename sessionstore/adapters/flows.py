@@ -21,7 +21,7 @@ from ..calls import Flow
 from ..drive import drive, drive_async
 from ..errors import InvalidArgument, SessionNotFound
 from ..listing import read_whole
-from ..model import Event, EventPage, Session, SessionKey, VerifiedEvent
+from ..model import Event, EventPage, Session, SessionKey
 from ..ops import EVENTS_PER_CALL_LIMIT, Ops
 from ..replies import hash_items
 from ..service import SessionService
@@ -68,6 +68,8 @@ class Services:
         sync_service: sessionstore.sync.SessionService | None = None,
     ) -> None:
         self._adapter = adapter
+        # Where methods without await run, called from other threads.
+        self._loop = _running_loop()
         self._for_asyncio = service if isinstance(service, SessionService) else None
         if not isinstance(service, AnyService):
             kind = type(service).__name__
@@ -93,22 +95,28 @@ class Services:
         service = self._for_asyncio
         if service is None:
             return await asyncio.to_thread(lambda: self.run(flow, *args, **kwargs))
+        self._loop = asyncio.get_running_loop()
         return await drive_async(flow(service._ops, *args, **kwargs), service._executor)
 
     def run(
         self, flow: Callable[Concatenate[Ops, P], Flow[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """What a flow returns.
+        """What a flow returns. With only a service for asyncio, it runs on that one's loop.
 
         Raises:
-            NotImplementedError: there is only a service for asyncio.
+            NotImplementedError: there is only a service for asyncio, and its loop does not run, or
+                runs in this thread.
         """
         service = self._for_threads
         if service is None:
-            raise NotImplementedError(
-                f"this {self._adapter} has a service for asyncio: await its asynchronous methods, "
-                "or give it one of sessionstore.sync"
-            )
+            loop = self._loop
+            if loop is None or not loop.is_running() or loop is _running_loop():
+                raise NotImplementedError(
+                    f"this {self._adapter} has a service for asyncio: await its asynchronous "
+                    "methods, or give it one of sessionstore.sync"
+                )
+            waiting = self.arun(flow, *args, **kwargs)
+            return asyncio.run_coroutine_threadsafe(waiting, loop).result()
         return drive(flow(service._ops, *args, **kwargs), service._executor)
 
     async def aappend(
@@ -201,6 +209,13 @@ def _is_same(stored: Event, event: Event) -> bool:
     return False
 
 
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """The loop that runs in this thread, if one does."""
+    with suppress(RuntimeError):
+        return asyncio.get_running_loop()
+    return None
+
+
 def append(
     ops: Ops, key: SessionKey, events: Sequence[Event], parent: SessionKey | None = None
 ) -> Flow[None]:
@@ -226,11 +241,6 @@ def append(
             except SessionNotFound:
                 if not attempts_left:
                     raise
-            # Plain Events are verified again: their values may have changed meanwhile.
-            batch = [
-                Event(**msgspec.structs.asdict(event)) if type(event) is VerifiedEvent else event
-                for event in batch
-            ]
             if parent is not None:
                 yield from create_if_missing(ops, parent)
             yield from create_if_missing(ops, key)

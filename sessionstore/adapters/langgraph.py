@@ -1,41 +1,29 @@
 """LangGraph: a `BaseCheckpointSaver` that is kept in sessionstore, on plain Redis or in memory.
 
-Where things are: the checkpoints of a thread and namespace are one session. Its log is the history:
-an event per checkpoint and per call of put_writes. Its state is what a run needs to go on: the
-newest checkpoint and the writes that belong to it, under keys of their own. Both change in one
-atomic step, since an event carries its change of state. So the newest checkpoint and its writes are
-read in one round trip, in whatever order they arrived, and trimming the log never loses them.
+A thread is a session. checkpoints.py says how it is stored.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import uuid4
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 import sessionstore.sync
 
 from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument
-from ..model import Event, SessionKey, VerifiedEvent
+from ..model import SessionKey
 from ..ops import Ops
-from . import framework
-from .checkpoints import (
-    History,
-    Put,
-    Serialized,
-    StateKeys,
-    StoredCheckpoint,
-    StoredWrite,
-    Threads,
-    checkpoint_name,
-    instant_of,
-    write_name,
-)
-from .flows import AnyService, Services, append, clear_events
+from ..options import check_int
+from ..replies import Place
+from . import checkpoints_0_1, framework
+from .checkpoint_flows import New, Threads
+from .checkpoint_listing import Listing
+from .checkpoint_reads import PAGE_LIMIT, CheckpointRemoved, Found
+from .checkpoints import Blob, Parts, Record, Write, root_of
+from .flows import AnyService, Services
+from .langgraph_store import StoredStore
 
 with framework("langgraph-checkpoint", extra="langgraph", tested=">=3.0,<5"):
     from langgraph.checkpoint.base import (
@@ -55,33 +43,41 @@ if TYPE_CHECKING:
     )
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
-_REMOVED_LIMIT = 500  # superseded state keys that a checkpoint's event names
+__all__ = ["CheckpointRemoved", "StoredCheckpointSaver", "StoredStore"]
+
+KEEP_CHECKPOINTS = 200
+"""How many of the newest checkpoints of a namespace are kept by default."""
 
 
-class StoredCheckpointSaver(BaseCheckpointSaver[int]):
+class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
     """Checkpoints of LangGraph: `builder.compile(checkpointer=StoredCheckpointSaver(service))`.
 
-    A thread is the session `(app_name, user_id, thread_id)`, its subgraphs' namespaces are sessions
-    of the user `user_id/thread_id`. The service's `session_ttl` is the idle time of each of them;
-    `session_event_limit` is the history that each keeps: checkpoints plus calls of put_writes. The
-    newest checkpoint and its writes stay whatever the limit. Serialised, a checkpoint may be three
-    quarters as large as the service's `event_size_limit` and `value_size_limit`.
+    A thread is the session `(app_name, user_id, thread_id)`, with all namespaces of its subgraphs.
+    The service's `session_ttl` is its idle time. The other limits of the service do not apply.
 
-    Reading the newest checkpoint takes one round trip, O(its size). Reading an earlier one, or
-    listing, reads the history.
+    Every namespace keeps its newest `keep_checkpoints` checkpoints, and up to a quarter more. What
+    the newest ones need is kept too: the values of channels, and for delta channels the last
+    snapshot and the writes since. A namespace of one call of a subgraph is removed together with
+    the checkpoint of the root graph that the call started from.
+
+    Reading a checkpoint takes two round trips, O(its size); storing one takes one, O(what changed).
 
     Args:
-        service: a service of `sessionstore.sync`, with which the asynchronous methods run in
-            threads; or one for asyncio, which has only those.
+        service: a service of sessionstore. With one of `sessionstore.sync` the asynchronous methods
+            run in threads. With one for asyncio the others run on its event loop, if they are
+            called from another thread, as LangGraph does for nodes that are not asynchronous.
         app_name: 1 to 256 bytes of UTF-8.
-        user_id: the user whose sessions the threads are; or a function that tells it of a thread
-            id, to spread threads over users, and so over the slots of a cluster.
-        sync_service: one of `sessionstore.sync` beside one for asyncio, to have both kinds of
-            methods without threads. In memory the two would share nothing.
+        user_id: the user whose sessions the threads are; or a function from a thread id to a user,
+            which spreads threads over the slots of a cluster.
+        sync_service: a service of `sessionstore.sync` beside one for asyncio, on the same server.
         serde: LangGraph's serializer; None = its default.
+        keep_checkpoints: how many checkpoints of each namespace are kept, 1 or more; None = all.
 
     Raises:
-        InvalidArgument: a service is none, or both are of one kind.
+        InvalidArgument: an argument is not valid.
+
+    Methods raise BackendError if the store did not carry them out, or (maybe_applied) did not say
+    so, and CorruptData if stored bytes do not decode.
     """
 
     def __init__(
@@ -92,15 +88,26 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         user_id: str | Callable[[str], str] = "threads",
         sync_service: sessionstore.sync.SessionService | None = None,
         serde: SerializerProtocol | None = None,
+        keep_checkpoints: int | None = KEEP_CHECKPOINTS,
     ) -> None:
         super().__init__(serde=serde)
+        if keep_checkpoints is not None:
+            check_int("keep_checkpoints", keep_checkpoints, low=1)
         self._services = Services("StoredCheckpointSaver", service, sync_service)
-        self._threads = Threads(app_name, user_id)
-
-    # -- one checkpoint ------------------------------------------------------------------------
+        self._threads = Threads(app_name, user_id, keep_checkpoints, self._import)
+        self._importer = Threads(app_name, user_id, keep_checkpoints, _import_nothing)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._services!r})"
+
+    def get_next_version(self, current: Any, channel: None) -> Any:
+        """The version after `current`: an int, or a text if another saver wrote texts."""
+        if isinstance(current, str):
+            # As LangGraph's savers write them. The fraction tells the versions of forks apart.
+            return f"{int(current.partition('.')[0]) + 1:032}.{random.random():016}"
+        return super().get_next_version(current, channel)
+
+    # -- one checkpoint ------------------------------------------------------------------------
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """A checkpoint with its pending writes. See `aget_tuple`."""
@@ -114,10 +121,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
 
         Raises:
             InvalidArgument: no thread is named.
-            CorruptData: stored bytes do not decode.
-            BackendError: the store could not be read.
-
-        One round trip for the newest, O(its size); else O(history).
+            CheckpointRemoved: the checkpoint is at most as new as one that retention has removed.
         """
         return await self._services.arun(self._get_tuple, config)
 
@@ -126,44 +130,37 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         config: RunnableConfig,
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,  # noqa: ARG002  # part of the interface
+        new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint. See `aput`."""
-        change = self._checkpoint(config, checkpoint, metadata)
-        self._services.run(append, change.key, [change.event], change.root)
-        if change.left:
-            self._services.run(self._threads.remove_state, change.key, change.left)
-        return self._stored(change)
+        new = self._new(config, checkpoint, metadata, new_versions)
+        self._services.run(self._threads.put, self._threads.key(_place(config)[0]), new)
+        return _config(*_place(config), checkpoint["id"])
 
     async def aput(
         self,
         config: RunnableConfig,
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,  # noqa: ARG002  # part of the interface
+        new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Store a checkpoint; storing it again changes nothing.
+        """Store a checkpoint, in one atomic step; storing it again changes nothing.
 
         Args:
             config: names the thread, the namespace and the parent.
             checkpoint: what to store, with all its channel values.
             metadata: what `list` filters by.
-            new_versions: not used: every checkpoint is stored whole.
+            new_versions: channels that changed since the parent. Others are not serialized again.
 
         Returns:
             A config that names the checkpoint.
 
         Raises:
-            InvalidArgument: no thread is named. LimitExceeded if the checkpoint is too large.
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so.
-
-        One round trip, O(size); the first of a thread takes three.
+            InvalidArgument: no thread is named, or a value cannot be serialized.
         """
-        change = self._checkpoint(config, checkpoint, metadata)
-        await self._services.arun(append, change.key, [change.event], change.root)
-        if change.left:
-            await self._services.arun(self._threads.remove_state, change.key, change.left)
-        return self._stored(change)
+        new = self._new(config, checkpoint, metadata, new_versions)
+        await self._services.arun(self._threads.put, self._threads.key(_place(config)[0]), new)
+        return _config(*_place(config), checkpoint["id"])
 
     def put_writes(
         self,
@@ -173,10 +170,8 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         task_path: str = "",
     ) -> None:
         """Store what a task wrote. See `aput_writes`."""
-        change = self._writes(config, writes, task_id, task_path)
-        if change is not None:
-            self._services.run(append, change.key, [change.event], change.root)
-            self._stored(change)
+        if writes:
+            self._services.run(self._put_writes, config, writes, task_id, task_path)
 
     async def aput_writes(
         self,
@@ -185,25 +180,21 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         task_id: str,
         task_path: str = "",
     ) -> None:
-        """Store what a task wrote, in one atomic step; storing it again changes nothing.
+        """Store what a task wrote, in one atomic step.
+
+        What a task wrote before stays: only errors, interrupts and the like are replaced.
 
         Args:
-            config: names thread, namespace and checkpoint; that may be stored later.
+            config: names thread, namespace and checkpoint, which may be stored later.
             writes: channel and value.
-            task_id: the task; what it wrote before under the same number is replaced.
+            task_id: the task.
             task_path: the task's path, by which writes are ordered.
 
         Raises:
-            InvalidArgument: no thread or no checkpoint is named. LimitExceeded if the writes are
-                too large.
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so.
-
-        One round trip, O(size).
+            InvalidArgument: no thread or no checkpoint is named, or a value cannot be serialized.
         """
-        change = self._writes(config, writes, task_id, task_path)
-        if change is not None:
-            await self._services.arun(append, change.key, [change.event], change.root)
-            self._stored(change)
+        if writes:
+            await self._services.arun(self._put_writes, config, writes, task_id, task_path)
 
     # -- many ----------------------------------------------------------------------------------
 
@@ -216,12 +207,10 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """Checkpoints, newest first. See `alist`."""
-        wanted = _Wanted(self, config, filter, before, limit)
-        offset: int | None = 0
-        while offset is not None and wanted.left:
-            threads, offset = self._services.run(self._page, config, offset)
-            for thread_id in wanted.new(threads):
-                yield from wanted.of(self._services.run(self._histories, thread_id, config))
+        listing = self._listing(config, filter, before, limit)
+        while found := self._services.run(listing.next):
+            for each in found:
+                yield self._tuple(*each)
 
     async def alist(
         self,
@@ -231,7 +220,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        """Checkpoints with their pending writes, newest first.
+        """Checkpoints with their pending writes, newest first, read in pages of up to 20.
 
         Args:
             config: names the thread, and if wanted namespace and checkpoint; None = all threads,
@@ -242,71 +231,72 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
 
         Raises:
             InvalidArgument: `config` is None, and `user_id` a function.
-            CorruptData: stored bytes do not decode.
-            BackendError: the store could not be read.
-
-        O(history) of each thread.
         """
-        wanted = _Wanted(self, config, filter, before, limit)
-        offset: int | None = 0
-        while offset is not None and wanted.left:
-            threads, offset = await self._services.arun(self._page, config, offset)
-            for thread_id in wanted.new(threads):
-                histories = await self._services.arun(self._histories, thread_id, config)
-                for found in wanted.of(histories):
-                    yield found
+        listing = self._listing(config, filter, before, limit)
+        while found := await self._services.arun(listing.next):
+            for each in found:
+                yield self._tuple(*each)
 
     def delete_thread(self, thread_id: str) -> None:
         """Remove a thread with all its namespaces. See `adelete_thread`."""
-        self._services.run(self._threads.delete, thread_id)
+        self._services.run(self._delete_thread, thread_id)
 
     async def adelete_thread(self, thread_id: str) -> None:
-        """Remove a thread with all its namespaces; a missing one is fine.
-
-        Raises:
-            BackendError: the store did not carry it out, or did not say so.
-
-        Two round trips, and one for each namespace.
-        """
-        await self._services.arun(self._threads.delete, thread_id)
+        """Remove a thread with all its namespaces; a missing one is fine."""
+        await self._services.arun(self._delete_thread, thread_id)
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a thread. See `acopy_thread`."""
-        self._services.run(self._threads.copy, source_thread_id, target_thread_id)
+        self._services.run(self._copy_thread, source_thread_id, target_thread_id)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy the whole history of a thread, with all its namespaces; a missing one is fine.
+        """Copy all that is stored of a thread in place of another one; a missing one is fine.
+
+        O(size of the thread). Not atomic: the newest checkpoints appear last. To complete a copy
+        that failed, copy again.
+        """
+        await self._services.arun(self._copy_thread, source_thread_id, target_thread_id)
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Remove the checkpoints of some runs. See `adelete_for_runs`."""
+        self._services.run(self._delete_for_runs, run_ids)
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Remove the checkpoints of some runs, with their writes, from all threads.
+
+        Later checkpoints keep what their delta channels need.
+
+        Args:
+            run_ids: the runs, as `run_id` in the metadata of checkpoints.
 
         Raises:
-            BackendError: the store did not carry it out, or did not say so. Copying again
-                completes it.
+            InvalidArgument: `user_id` is a function, so threads cannot be listed.
 
-        O(history). Not atomic.
+        Reads the index of every checkpoint of every thread.
         """
-        await self._services.arun(self._threads.copy, source_thread_id, target_thread_id)
+        await self._services.arun(self._delete_for_runs, run_ids)
 
-    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+    def prune(
+        self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep_last: int = 1
+    ) -> None:
         """Remove history. See `aprune`."""
-        self._services.run(self._prune, thread_ids, strategy)
+        self._services.run(self._prune, thread_ids, strategy, keep_last)
 
-    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+    async def aprune(
+        self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep_last: int = 1
+    ) -> None:
         """Remove history.
-
-        A namespace whose newest checkpoint holds delta channels without a snapshot of them is left
-        as it is: they are rebuilt from the history.
 
         Args:
             thread_ids: the threads; missing ones are fine.
-            strategy: "keep_latest" keeps the newest checkpoint of each namespace and its writes;
-                "delete" removes the threads.
+            strategy: "keep_latest" keeps the newest checkpoints of each namespace, their writes,
+                and what delta channels need; "delete" removes the threads.
+            keep_last: how many "keep_latest" keeps, 1 or more.
 
         Raises:
-            InvalidArgument: there is no such strategy.
-            BackendError: the store did not carry it out, or did not say so.
-
-        Three round trips a thread, and two for each of its subgraphs' namespaces.
+            InvalidArgument: there is no such strategy, or `keep_last` is below 1.
         """
-        await self._services.arun(self._prune, thread_ids, strategy)
+        await self._services.arun(self._prune, thread_ids, strategy, keep_last)
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -317,7 +307,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, Any]:
-        """What delta channels are rebuilt from: the writes since their last snapshot, and that.
+        """What delta channels are rebuilt from: their last snapshot, and the writes since.
 
         Args:
             config: names the checkpoint; without a `checkpoint_id` the thread's newest.
@@ -327,10 +317,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
             A `DeltaChannelHistory` of every channel.
 
         Raises:
-            CorruptData: a part of the history that is needed was trimmed, or does not decode.
-            BackendError: the store could not be read.
-
-        O(history).
+            CorruptData: a part of the history that is needed was removed, or does not decode.
         """
         return await self._services.arun(self._delta_history, config, channels)
 
@@ -338,189 +325,237 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
 
     def _get_tuple(self, ops: Ops, config: RunnableConfig) -> Flow[CheckpointTuple | None]:
         thread_id, namespace = _place(config)
-        key = self._threads.key(thread_id, namespace)
-        history = yield from self._threads.read_state(ops, key)
-        checkpoint_id = get_checkpoint_id(config) or history.newest
-        if checkpoint_id != history.newest:
-            history = yield from self._threads.read_history(ops, key)
-        if checkpoint_id not in history.checkpoints:
+        key = self._threads.key(thread_id)
+        found = yield from self._threads.get(ops, key, namespace, get_checkpoint_id(config))
+        if found is None:
             return None
-        return self._tuple(thread_id, checkpoint_id, history)
+        result = self._tuple(thread_id, namespace, found)
+        versions = result.checkpoint.get("channel_versions", {})
+        self._threads.note_versions(key, namespace, found.record.id, versions)
+        return result
 
-    def _page(
-        self, ops: Ops, config: RunnableConfig | None, offset: int
-    ) -> Flow[tuple[Sequence[str], int | None]]:
-        """A page of thread ids, and where the next one begins; None behind the last."""
-        if config is not None:
-            return [_place(config)[0]], None
-        return (yield from self._threads.page(ops, offset))
+    def _put_writes(
+        self,
+        ops: Ops,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str,
+    ) -> Flow[None]:
+        thread_id, namespace = _place(config)
+        checkpoint_id = get_checkpoint_id(config)
+        if checkpoint_id is None:
+            raise InvalidArgument("config must name a checkpoint: checkpoint_id is missing")
+        parts = Parts(f"{checkpoint_id}/{task_id}")
+        written = []
+        for number, (channel, value) in enumerate(writes):
+            blob = parts.blob(*self._dump(value, f"writes[{number}]"))
+            index = WRITES_IDX_MAP.get(channel, number)
+            written.append(Write(task_id, index, task_path, channel, blob))
+        key = self._threads.key(thread_id)
+        yield from self._threads.put_writes(ops, key, namespace, checkpoint_id, written, parts)
 
-    def _histories(
-        self, ops: Ops, thread_id: str, config: RunnableConfig | None
-    ) -> Flow[Sequence[tuple[str, History]]]:
-        """The histories of a thread's namespaces, or of the one that `config` names."""
-        namespace = config["configurable"].get("checkpoint_ns") if config else None
-        if namespace is not None:
-            keys: Sequence[SessionKey] = [self._threads.key(thread_id, namespace)]
-        else:
-            keys = yield from self._threads.keys(ops, thread_id)
-        found = []
-        for key in keys:
-            history = yield from self._threads.read_history(ops, key)
-            found.append((thread_id, history))
-        return found
+    def _delete_thread(self, ops: Ops, thread_id: str) -> Flow[None]:
+        key = self._threads.key(thread_id)
+        yield from checkpoints_0_1.delete_subgraphs(ops, key)
+        yield from self._threads.delete(ops, key)
 
-    def _prune(self, ops: Ops, thread_ids: Sequence[str], strategy: str) -> Flow[None]:
+    def _copy_thread(self, ops: Ops, source_id: str, target_id: str) -> Flow[None]:
+        source, target = self._threads.key(source_id), self._threads.key(target_id)
+        yield from self._threads.copy(ops, source, target)
+
+    def _delete_for_runs(self, ops: Ops, run_ids: Sequence[str]) -> Flow[None]:
+        wanted = frozenset(run_ids)
+
+        def choose(records: Mapping[str, Record]) -> Iterable[str]:
+            return [each.id for each in records.values() if each.run_id in wanted]
+
+        place: Place | None = None
+        while wanted:
+            page = yield from self._threads.page(ops, place)
+            for place in page:
+                key = self._threads.key(place.session_id)
+                for namespace in (yield from self._threads.namespaces(ops, key)):
+                    yield from self._threads.remove(ops, key, namespace, choose, is_retention=False)
+            if len(page) < PAGE_LIMIT:
+                return
+
+    def _prune(
+        self, ops: Ops, thread_ids: Sequence[str], strategy: str, keep_last: int
+    ) -> Flow[None]:
         if strategy not in ("keep_latest", "delete"):
             raise InvalidArgument(f'strategy must be "keep_latest" or "delete", not {strategy!r}')
+        check_int("keep_last", keep_last, low=1)
         for thread_id in thread_ids:
             if strategy == "delete":
-                yield from self._threads.delete(ops, thread_id)
+                yield from self._delete_thread(ops, thread_id)
                 continue
-            for key in (yield from self._threads.keys(ops, thread_id)):
-                history = yield from self._threads.read_state(ops, key)
-                newest = history.checkpoints.get(history.newest)
-                if newest is None:
-                    continue
-                if self._load(newest.metadata).get("counters_since_delta_snapshot"):
-                    continue
-                yield from clear_events(ops, key)
-                stale, _ = self._threads.known(key).before(history.newest)
-                if stale:
-                    yield from self._threads.remove_state(ops, key, sorted(stale))
+            key = self._threads.key(thread_id)
+            for namespace in (yield from self._threads.namespaces(ops, key)):
+                yield from self._threads.remove(
+                    ops, key, namespace, lambda records: [*records][:-keep_last], is_retention=True
+                )
 
     def _delta_history(
         self, ops: Ops, config: RunnableConfig, channels: Sequence[str]
     ) -> Flow[Mapping[str, Any]]:
         thread_id, namespace = _place(config)
-        history = yield from self._threads.read_history(
-            ops, self._threads.key(thread_id, namespace)
+        result: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
+        if not result:
+            return result
+        found = yield from self._threads.history(
+            ops,
+            self._threads.key(thread_id),
+            namespace,
+            get_checkpoint_id(config),
+            set(result),
         )
-        found: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
-        missing = set(channels)
-        child = history.checkpoints.get(get_checkpoint_id(config) or history.newest)
-        while missing and child and child.parent:
-            parent = history.checkpoints.get(child.parent)
-            if parent is None or len(history.writes.get(child.parent, ())) < child.parent_writes:
-                where = f"checkpoint {child.parent!r} of thread {thread_id!r}"
+        if found is None:
+            return result
+        history, stored = found
+        if history.cut is not None:
+            checkpoint = self._load(stored, history.cut.checkpoint)
+            if lost := sorted(history.missing & checkpoint["channel_versions"].keys()):
+                where = f"checkpoint {history.cut.id!r} of thread {thread_id!r}"
                 raise CorruptData(
-                    f"{where} is gone, or some of its writes, which the delta channels "
-                    f"{sorted(missing)} are rebuilt from: session_event_limit is too low for them",
+                    f"the history before {where} was removed, from which the channels {lost} are "
+                    "rebuilt: they were not known to be delta channels",
                     key=where,
                 )
-            for task_id, write in reversed(history.writes_of(child.parent)):
-                if write.channel in missing:
-                    value = self._load(write.value)
-                    found[write.channel]["writes"].append((task_id, write.channel, value))
-            values = self._load(parent.checkpoint)["channel_values"]
-            for channel in missing & values.keys():
-                found[channel]["seed"] = values[channel]
-                missing.discard(channel)
-            child = parent
-        for entry in found.values():
-            entry["writes"].reverse()
-        return found
+        for channel, base in history.found.items():
+            result[channel]["writes"] = [
+                (write.task_id, channel, self._load(stored, write.value))
+                for write in reversed(base.writes)
+            ]
+            if base.seed is not None:
+                result[channel]["seed"] = self._load(stored, base.seed)
+        return result
+
+    def _import(self, ops: Ops, key: SessionKey) -> Flow[None]:
+        """Store again what release 0.1.0 stored of a thread."""
+        old = yield from checkpoints_0_1.read_thread(ops, key)
+        if not any(each.checkpoints or each.writes for each in old.namespaces.values()):
+            return  # a session of something else
+        for namespace, history in old.namespaces.items():
+            for _, stored in sorted(history.checkpoints.items()):
+                checkpoint = self.serde.loads_typed(
+                    (stored.checkpoint.type, stored.checkpoint.data)
+                )
+                metadata = self.serde.loads_typed((stored.metadata.type, stored.metadata.data))
+                config = _config(key.session_id, namespace, stored.parent or "")
+                new = self._new(config, checkpoint, metadata, checkpoint.get("channel_versions"))
+                yield from self._importer.put(ops, key, new)
+            for checkpoint_id, writes in history.writes.items():
+                parts = Parts(checkpoint_id)
+                written = [
+                    Write(task_id, index, write.path, write.channel, parts.blob(*write.value_parts))
+                    for (task_id, index), write in writes.items()
+                ]
+                yield from self._importer.put_writes(
+                    ops, key, namespace, checkpoint_id, written, parts
+                )
+        yield from self._importer.mark(ops, key, old.state_keys)
+        yield from checkpoints_0_1.remove_rest(ops, key)
+
+    def _listing(
+        self,
+        config: RunnableConfig | None,
+        metadata: dict[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> Listing:
+        def matches(found: Found) -> bool:
+            stored = self._load(found, found.record.metadata)
+            return all(stored.get(name) == value for name, value in (metadata or {}).items())
+
+        return Listing(
+            self._threads,
+            _place(config)[0] if config else None,
+            config["configurable"].get("checkpoint_ns") if config else None,
+            get_checkpoint_id(config) if config else None,
+            get_checkpoint_id(before) if before else None,
+            limit,
+            matches if metadata else None,
+        )
 
     # -- parts ---------------------------------------------------------------------------------
 
-    def _checkpoint(
-        self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata
-    ) -> _Change:
-        """What storing a checkpoint changes."""
-        thread_id, namespace = _place(config)
-        key, checkpoint_id = self._threads.key(thread_id, namespace), checkpoint["id"]
-        parent = get_checkpoint_id(config)
-        known = self._threads.known(key)
-        superseded, parent_writes = known.before(checkpoint_id, parent)
-        record = StoredCheckpoint(
-            namespace,
-            parent,
-            self._dump(checkpoint, "checkpoint"),
-            self._dump(get_checkpoint_metadata(config, metadata), "metadata"),
-            parent_writes,
-        )
-        if parent is not None and parent < checkpoint_id:
-            superseded.add(checkpoint_name(parent))
-        removed = sorted(superseded)
-        # What is written are texts; only the id is not known to be one.
-        event = (VerifiedEvent if type(checkpoint_id) is str and checkpoint_id else Event)(
-            "checkpoint",
-            id=checkpoint_id,
-            timestamp=_instant(checkpoint),
-            state_delta={checkpoint_name(checkpoint_id): msgspec.to_builtins(record)},
-            state_removed=removed[:_REMOVED_LIMIT],
-        )
-        root = self._threads.key(thread_id, "") if namespace else None
-        answer = _config(thread_id, namespace, checkpoint_id)
-        put = checkpoint_id, parent_writes
-        return _Change(key, known, event, root, removed[_REMOVED_LIMIT:], answer, put)
-
-    def _writes(
+    def _new(
         self,
         config: RunnableConfig,
-        writes: Sequence[tuple[str, Any]],
-        task_id: str,
-        task_path: str,
-    ) -> _Change | None:
-        """What storing a task's writes changes; None = nothing."""
-        thread_id, namespace = _place(config)
-        key, checkpoint_id = self._threads.key(thread_id, namespace), get_checkpoint_id(config)
-        if checkpoint_id is None:
-            raise InvalidArgument("config must name a checkpoint: checkpoint_id is missing")
-        delta: dict[str, Any] = {}
-        is_special = False
-        for number, (channel, value) in enumerate(writes):
-            index = WRITES_IDX_MAP.get(channel, number)
-            is_special = is_special or index < 0
-            name = write_name(checkpoint_id, task_id, index)
-            written = StoredWrite(channel, task_path, self._dump(value, f"writes[{number}]"))
-            delta[name] = msgspec.to_builtins(written)
-        if not delta:
-            return None
-        # An error or an interrupt may come back to what it was before: that is a change too.
-        unique = uuid4().hex if is_special else ""
-        event = Event(
-            "writes",
-            id=f"{checkpoint_id}/{task_id}/{unique}",
-            timestamp=instant_of(checkpoint_id),
-            state_delta=delta,
-        )
-        root = self._threads.key(thread_id, "") if namespace else None
-        return _Change(key, self._threads.known(key), event, root, [], config)
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions | None,
+    ) -> New:
+        """A checkpoint to put. What does not change between attempts is serialized once."""
+        _, namespace = _place(config)
+        parent = get_checkpoint_id(config) or None
+        values = checkpoint["channel_values"]
+        versions = checkpoint.get("channel_versions") or {}
+        head = {name: part for name, part in checkpoint.items() if name != "channel_values"}
+        full = get_checkpoint_metadata(config, metadata)
+        counters = full.get("counters_since_delta_snapshot") or {}
+        run_id = full.get("run_id")
+        of_head = self._dump(head, "checkpoint")
+        of_metadata = self._dump(full, "metadata")
+        of_values: dict[str, tuple[str, bytes]] = {}
 
-    def _stored(self, change: _Change) -> RunnableConfig:
-        """Note what is stored now; the change's answer."""
-        event = change.event
-        gone = event.state_removed + change.left
-        change.known.replace(gone, event.state_delta, change.put)
-        return change.answer
+        def build(last: Record | None, last_versions: Mapping[str, object], parts: Parts) -> Record:
+            unchanged = last.values if last is not None and last.id == parent else {}
+            blobs: dict[str, Blob] = {}
+            for channel, value in values.items():
+                version = versions.get(channel)
+                if (
+                    channel in unchanged
+                    and version is not None
+                    and channel not in (new_versions or ())
+                    and last_versions.get(channel) == version
+                ):
+                    blobs[channel] = unchanged[channel]
+                    continue
+                if channel not in of_values:
+                    path = f"checkpoint['channel_values'][{channel!r}]"
+                    of_values[channel] = self._dump(value, path)
+                blobs[channel] = parts.blob(*of_values[channel])
+            return Record(
+                checkpoint["id"],
+                parent,
+                parts.blob(*of_head),
+                parts.blob(*of_metadata),
+                blobs,
+                run_id if isinstance(run_id, str) else None,
+                tuple(name for name in counters if name in versions and name not in values),
+            )
 
-    def _tuple(self, thread_id: str, checkpoint_id: str, history: History) -> CheckpointTuple:
-        record = history.checkpoints[checkpoint_id]
-        namespace, parent = record.namespace, record.parent
+        return New(namespace, root_of(full), versions, build)
+
+    def _tuple(self, thread_id: str, namespace: str, found: Found) -> CheckpointTuple:
+        record = found.record
+        checkpoint = self._load(found, record.checkpoint)
+        values = {name: self._load(found, blob) for name, blob in record.values.items()}
         return CheckpointTuple(
-            config=_config(thread_id, namespace, checkpoint_id),
-            checkpoint=self._load(record.checkpoint),
-            metadata=self._load(record.metadata),
-            parent_config=_config(thread_id, namespace, parent) if parent else None,
+            config=_config(thread_id, namespace, record.id),
+            checkpoint=checkpoint | {"channel_values": values},
+            metadata=self._load(found, record.metadata),
+            parent_config=_config(thread_id, namespace, record.parent) if record.parent else None,
             pending_writes=[
-                (task_id, write.channel, self._load(write.value))
-                for task_id, write in history.writes_of(checkpoint_id)
+                (write.task_id, write.channel, self._load(found, write.value))
+                for write in found.writes
             ],
         )
 
-    def _dump(self, value: Any, path: str) -> Serialized:
+    def _dump(self, value: Any, path: str) -> tuple[str, bytes]:
         try:
-            return Serialized(*self.serde.dumps_typed(value))
+            return self.serde.dumps_typed(value)
         except Exception as error:
             where, part = self._search(value, path)
             raise InvalidArgument(
                 f"{where} is a {type(part).__name__}, which {type(self.serde).__name__} does not "
-                f"serialise ({type(error).__name__})"
-            ) from None
+                f"serialize ({type(error).__name__})"
+            ) from error
 
     def _search(self, value: Any, path: str) -> tuple[str, Any]:
-        """The innermost part that is at fault of a value which cannot be serialised."""
+        """The innermost part that is at fault of a value which cannot be serialized."""
         parts: Iterable[tuple[Any, Any]] = ()
         if isinstance(value, dict):
             parts = value.items()
@@ -533,75 +568,13 @@ class StoredCheckpointSaver(BaseCheckpointSaver[int]):
                 return self._search(part, f"{path}[{key!r}]")
         return path, value
 
-    def _load(self, serialized: Serialized) -> Any:
-        return self.serde.loads_typed((serialized.type, serialized.data))
+    def _load(self, found: Found, blob: Blob) -> Any:
+        return self.serde.loads_typed((blob.type, found.data(blob)))
 
 
-class _Change(NamedTuple):
-    """An event of a thread's log.
-
-    Attributes:
-        key: the session it goes to.
-        known: the session's state keys.
-        event: the event.
-        root: the thread's own session, which is created too, if `key` is a subgraph's.
-        left: superseded state keys beyond those that the event names.
-        answer: a config that names the checkpoint.
-        put: the checkpoint, if the event is one.
-    """
-
-    key: SessionKey
-    known: StateKeys
-    event: Event
-    root: SessionKey | None
-    left: list[str]
-    answer: RunnableConfig
-    put: Put | None = None
-
-
-class _Wanted:
-    """Which checkpoints a listing gives, and how many are left to give."""
-
-    def __init__(
-        self,
-        saver: StoredCheckpointSaver,
-        config: RunnableConfig | None,
-        metadata: Mapping[str, Any] | None,
-        before: RunnableConfig | None,
-        limit: int | None,
-    ) -> None:
-        self.left = max(limit, 0) if limit is not None else 1 << 62
-        self._saver = saver
-        self._metadata = metadata or {}
-        self._id = get_checkpoint_id(config) if config else None
-        self._before = get_checkpoint_id(before) if before else None
-        self._seen: set[str] = set()
-
-    def new(self, threads: Sequence[str]) -> Sequence[str]:
-        """Those not seen before: a thread written meanwhile moves from page to page."""
-        found = [thread_id for thread_id in threads if thread_id not in self._seen]
-        self._seen.update(found)
-        return found
-
-    def of(self, histories: Sequence[tuple[str, History]]) -> Iterator[CheckpointTuple]:
-        """Those of one thread, the highest checkpoint id first."""
-        found = [
-            (checkpoint_id, thread_id, history)
-            for thread_id, history in histories
-            for checkpoint_id in history.checkpoints
-            if (self._id is None or checkpoint_id == self._id)
-            and (self._before is None or checkpoint_id < self._before)
-        ]
-        found.sort(key=lambda entry: entry[0], reverse=True)
-        for checkpoint_id, thread_id, history in found:
-            if not self.left:
-                return
-            if self._metadata:
-                metadata = self._saver._load(history.checkpoints[checkpoint_id].metadata)
-                if any(metadata.get(key) != value for key, value in self._metadata.items()):
-                    continue
-            self.left -= 1
-            yield self._saver._tuple(thread_id, checkpoint_id, history)
+def _import_nothing(_: Ops, __: SessionKey) -> Flow[None]:
+    """The importer itself imports nothing."""
+    yield from ()
 
 
 def _place(config: RunnableConfig) -> tuple[str, str]:
@@ -614,17 +587,6 @@ def _place(config: RunnableConfig) -> tuple[str, str]:
     if "thread_id" not in configurable:
         raise InvalidArgument("config must name a thread: configurable.thread_id is missing")
     return configurable["thread_id"], configurable.get("checkpoint_ns") or ""
-
-
-def _instant(checkpoint: Checkpoint) -> datetime:
-    """When a checkpoint was made, as it says itself; the same whenever it is stored again."""
-    try:
-        made = datetime.fromisoformat(checkpoint["ts"])
-        if made.tzinfo is not None:
-            return made
-    except (KeyError, TypeError, ValueError):
-        pass
-    return instant_of(checkpoint["id"])
 
 
 def _config(thread_id: str, namespace: str, checkpoint_id: str) -> RunnableConfig:

@@ -6,6 +6,7 @@ calls.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from types import MappingProxyType
@@ -474,6 +475,34 @@ def update_session_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     return [b"OK", new_version, keyspace.now_us]
 
 
+def change_fields(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/change_fields.lua"""
+    session = keys[0]
+    session_id, ttl, num_compared = args[:3]
+    header = read_checked_header(keyspace, keys, session_id, b"")
+    extended = 3 + 2 * int(num_compared)
+    for pair in range(3, extended, 2):
+        value = keyspace.hget(session, args[pair])
+        found = b"" if value is None else hashlib.sha1(value).hexdigest().encode()
+        if found != args[pair + 1]:
+            return [b"STALE", header.version]
+    delta = extended + 1 + 2 * int(args[extended])
+    for field, entry in zip(
+        args[extended + 1 : delta : 2], args[extended + 2 : delta : 2], strict=True
+    ):
+        value = keyspace.hget(session, field) or b"\0"
+        if entry not in value:
+            keyspace.hset(session, (field, value + entry))
+    write_delta(keyspace, session, args, delta)
+    version, is_new_member = write_header(
+        keyspace, keys, session_id, header.version, header.last_us
+    )
+    refresh_session_if_due(
+        keyspace, keys, header.deadline_ms, int(ttl), header.last_us, is_new_member
+    )
+    return [b"OK", version, keyspace.now_us]
+
+
 def update_tier_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/update_tier_state.lua"""
     [tier] = keys
@@ -505,6 +534,7 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             acquire_turn,
             append_event,
             append_events,
+            change_fields,
             check_session,
             clear_events,
             create_session,

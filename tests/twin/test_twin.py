@@ -49,7 +49,7 @@ from sessionstore.keys import Keys
 from sessionstore.ops import Ops
 from sessionstore.options import check_options
 from sessionstore.replies import WriteResult
-from sessionstore.tiers import NO_CHANGE
+from sessionstore.tiers import NO_CHANGE, Delta
 from sessionstore.transport import connect_sync
 from sessionstore.transport.threads import RedisExecutor
 from sessionstore.twin import MemoryExecutor
@@ -962,8 +962,9 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
             ops.update_session_state(key, NO_CHANGE, None, created_us),
             ops.acquire_turn(key, "holder", 60_000, created_us),
             ops.delete_session(key),
+            ops.change_fields(key, [], [(b".list", b"entry")], NO_CHANGE.session),
         ]
-        call = chance.choices(calls, [3, 3, 3, 3, 9, 1, 9, 1, 3, 1, 1, 1, 1])[0]
+        call = chance.choices(calls, [3, 3, 3, 3, 9, 1, 9, 1, 3, 1, 1, 1, 1, 3])[0]
         if call.age_argument is not None and chance.random() < 0.5:
             args = list(call.args)
             args[call.age_argument] = chance.choice((b"1", b"10000000"))
@@ -1008,6 +1009,43 @@ def test_both_look_at_the_same_ids_of_an_index(
         assert pruned == len(set(some) - {key.session_id})
         machine.check_twin()
     assert {0, 3, 11, 64, 256} <= set(num_checked)
+
+
+@pytest.mark.without_ttl
+@pytest.mark.parametrize("seed", range(3))
+def test_both_change_fields_alike(
+    server: Server, executors: tuple[RedisExecutor, ...], seed: int
+) -> None:
+    chance = random.Random(seed)
+    kind = type("Machine", (TwinMachine,), {"server": server, "executors": executors})
+    machine = kind()
+    key = KEYS[0]
+    names = [b".a", b".b", b".list"]
+    values: list[Any] = [None, b"1", b"\0x", b"\0xy", b"\0yx", b"\0" * 900]
+    results = Counter[str]()
+    for _ in range(120):
+        ops = OPS[chance.randrange(len(OPS))]
+        compared = [(name, chance.choice(values)) for name in chance.sample(names, 1)]
+        entries = [(b".list", chance.choice([b"x", b"y", b"%", b"xy"]))]
+        pairs = [
+            part for name in chance.sample(names, 2) for part in (name, chance.choice(values[1:]))
+        ]
+        delta = Delta(pairs, chance.sample(names, chance.randrange(3)))
+        calls: list[Call[Any]] = [
+            ops.create_session(key, "creation", NO_CHANGE),
+            ops.delete_session(key),
+            ops.read_fields(key, names),
+            ops.read_all_fields(key),
+            ops.change_fields(key, compared, chance.choice([[], entries]), Delta()),
+            ops.change_fields(
+                key, [], chance.choice([[], entries]), chance.choice([delta, Delta()])
+            ),
+        ]
+        outcome = machine._run(chance.choices(calls, [3, 1, 5, 2, 9, 9])[0])
+        results[type(outcome.error).__name__] += 1
+        machine.check_twin()
+    assert results["NoneType"] > 30
+    assert results["StaleVersion"] > 5
 
 
 def test_both_let_keys_expire(server: Server, executors: tuple[RedisExecutor, ...]) -> None:

@@ -23,9 +23,9 @@ from support.services import make_ops
 from unit_support import is_same, unhurried
 
 import sessionstore.codec as codec_module
-from sessionstore.codec import DEPTH_LIMIT, Codec, Format, decode_event, decode_events, decode_value
+from sessionstore.codec import Codec, Format, decode_event, decode_events, decode_value
 from sessionstore.errors import CorruptData, InvalidArgument, LimitExceeded
-from sessionstore.model import Event, JsonEvent, SessionKey, VerifiedEvent
+from sessionstore.model import Event, JsonEvent, SessionKey
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORMATS: list[Format] = ["json", "msgpack"]
@@ -578,63 +578,6 @@ def test_the_part_that_is_not_valid_is_found_without_trying_each(
 def test_an_unknown_codec_is_refused(name: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"^codec"):
         Codec(name)
-
-
-# -- events that survive a round trip -----------------------------------------------------------
-
-
-@each_format
-def test_a_verified_event_is_encoded_like_any_event_without_the_check(format_name: Format) -> None:
-    codec = CODECS[format_name]
-    fields: dict[str, Any] = {
-        "content": {"a": [1, None]},
-        "id": "1",
-        "timestamp": NOON,
-        "metadata": {"b": "c"},
-    }
-    event = VerifiedEvent("author", **fields)
-    data, found = codec.for_event(event).encode_event(event, "event")
-    assert found is event
-    assert data == codec.encode_event(Event("author", **fields), "event")[0]
-    assert type(decode_event(data)) is Event
-    value = {"x": [1]}
-    assert codec.for_event(event).encode_value(value, "x") == codec.encode_value(value, "x")
-    assert codec.for_event(event).encode_value(value, "x")[1] is value
-
-
-@each_format
-def test_other_events_are_read_back(format_name: Format) -> None:
-    codec = CODECS[format_name]
-    event = Event("author", {"a": 1})
-    assert codec.for_event(event) is codec
-    assert codec.encode_event(event, "event")[1] is not event
-
-
-@each_format
-def test_a_verified_event_that_cannot_be_encoded_is_refused(format_name: Format) -> None:
-    codec = Codec(format_name, event_size_limit=200, value_size_limit=50)
-
-    def encode(content: Any) -> Any:
-        event = VerifiedEvent("author", content)
-        return codec.for_event(event).encode_event(event, "event")
-
-    with pytest.raises(InvalidArgument, match=r"^event\.content\['a'\] is not valid Unicode"):
-        encode({"a": "\ud800"})
-    with pytest.raises(InvalidArgument, match=r"^event\.content\[0\] is a object"):
-        encode([object()])
-    with pytest.raises(LimitExceeded, match=r"^event "):
-        encode("x" * 200)
-    trusting = codec.for_event(VerifiedEvent("author"))
-    with pytest.raises(LimitExceeded, match=r"^state"):
-        trusting.encode_value("x" * 50, "state")
-    with pytest.raises(InvalidArgument, match=r"^state is a object"):
-        trusting.encode_value(object(), "state")
-    deep: Any = 1
-    for _ in range(DEPTH_LIMIT + 1):
-        deep = [deep]
-    roomy = Codec(format_name).for_event(VerifiedEvent("author"))
-    with pytest.raises(InvalidArgument, match="more than 200 levels deep"):
-        roomy.encode_value(deep, "state")
 
 
 # -- events of frameworks -----------------------------------------------------------------------

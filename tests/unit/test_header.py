@@ -166,9 +166,16 @@ def read_state(_: Sequence[bytes], args: Sequence[Any]) -> int:
     return 1 + 2 * int(args[0]) if args else 0
 
 
+def read_fields(_: Sequence[bytes], args: Sequence[Any]) -> int:
+    """Index after what change_fields reads."""
+    at = 1 + 2 * int(args[0])
+    return read_delta(args, at + 1 + 2 * int(args[at]))
+
+
 TAILS: dict[str, TailReader] = {
     "append_event": lambda keys, args: read_change(keys, args) if args else 0,
     "append_events": read_events,
+    "change_fields": read_fields,
     "check_session": lambda _, args: len(args),
     "replace_newest": lambda _, args: len(args) // 2 * 2,
     "create_session": read_tiers,
@@ -265,6 +272,14 @@ SHAPES: dict[str, Callable[[Ops], list[Call[Any]]]] = {
         for one in changes(ops)
         for if_version in (None, 7)
     ],
+    "change_fields": lambda ops: [
+        ops.change_fields(KEY, compared, extended, one.session)
+        for compared in ([], [(b".a", None), (b".b", b"value")])
+        for extended in ([], [(b".c", b"entry")])
+        for one in changes(ops)
+    ],
+    "read_fields": lambda ops: [ops.read_fields(KEY, [b".a", b".b"])],
+    "read_all_fields": lambda ops: [ops.read_all_fields(KEY)],
     "renew_turn": lambda ops: [
         ops.renew_turn(Turn(KEY, 3, NOON), lease_ms) for lease_ms in (0, 30_000)
     ],
