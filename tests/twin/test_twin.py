@@ -499,6 +499,7 @@ class TwinMachine(RuleBasedStateMachine):
         )
         outcome = self._drive(flow)
         self._expect(outcome, lambda: self.model.fork(chosen, key, copy, upto, state, if_version))
+        self._check()
 
     @rule(
         service=services,
