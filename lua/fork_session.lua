@@ -6,6 +6,8 @@
 -- KEYS[3] index        sessions:{app:user}     zset
 -- KEYS[4] copy         session:{app:user}:sid  hash   must not exist, or hold the same creation_id
 -- KEYS[5] copy_events  events:{app:user}:sid   zset
+-- KEYS[6] user         userdata:{app:user}     hash
+-- KEYS[7] app          appdata:{app}           hash   optional
 --
 -- ARGV[1] copy_id      bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration; "0" = the deadline of the session
@@ -27,6 +29,7 @@
 -- REPLY LOST                 the caller does not hold the turn
 -- COST O(N log N) with at most max_events events, and O(S) with S state keys
 --@include check_condition
+--@include check_tiers
 --@include choose_limit
 --@include read_checked_header
 --@include refresh_session
@@ -34,12 +37,14 @@
 --@include server_time_us
 --@include to_ms
 local session, events, index, copy, copy_events = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local user, app = KEYS[6], KEYS[7]
 local copy_id, ttl_ms, created_us, condition = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local first, creation_id, origin = ARGV[5], ARGV[6], ARGV[7]
 local max_events = tonumber(ARGV[8])
 local tail = 9
 
 redis.call('ZCARD', copy_events)
+check_tiers(user, app)
 local stored = redis.call('HMGET', copy, 'version', 'generation')
 local version = stored[1]
 if version and stored[2] ~= creation_id then

@@ -12,7 +12,7 @@
 -- ARGV[5] first       int    the position from which on events are removed
 -- ARGV[6...] tail     bytes  the new state: number of pairs, key, value, ...; nothing = it stays
 --
--- REPLY OK version now_us num_removed
+-- REPLY OK version now_us num_removed old_version
 -- REPLY NOT_FOUND
 -- REPLY CORRUPT key field
 -- REPLY STALE version
@@ -55,4 +55,4 @@ local remaining = num_removed < num_events and events or nil
 refresh_session(session, remaining, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)
 -- Last, because it may remove the key: see write_delta.
 redis.call('ZREMRANGEBYSCORE', events, first, '+inf')
-return {'OK', new_version, now_us, num_removed}
+return {'OK', new_version, now_us, num_removed, header.version}

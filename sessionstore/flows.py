@@ -239,7 +239,7 @@ def append_event(
         written = yield call
     if isinstance(session, Session):
         if written.num_duplicates:
-            yield from _reread(ops, session, 1, [change])
+            yield from reread(ops, session, 1, [change])
         else:
             _add_events(session, [copy], [change], written)
     return copy
@@ -287,7 +287,7 @@ def append_events(
             written = yield call
         if isinstance(session, Session):
             if written.num_duplicates:
-                yield from _reread(ops, session, len(stored), changes)
+                yield from reread(ops, session, len(stored), changes)
             else:
                 _add_events(session, stored, changes, written)
     else:
@@ -629,7 +629,7 @@ def _add_events(
         session.event_count = min(session.event_count, written.event_limit)
 
 
-def _reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) -> Flow[None]:
+def reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) -> Flow[None]:
     """Update the caller's Session after an append of events that were partly stored already.
 
     Others may have written after them, so the session is read again.

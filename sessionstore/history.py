@@ -11,11 +11,13 @@ from .app_tier import add_app_state
 from .calls import Flow
 from .codec import corrupt, decode_event
 from .errors import InvalidArgument
-from .flows import check_turn, created_us_of, id_or_new, session_key, set_version
+from .flows import check_turn, created_us_of, id_or_new, reread, session_key, set_version
 from .model import Event, Session, SessionKey, Turn
 from .ops import Ops
 from .options import check_int
-from .tiers import Delta, encode_change
+from .tiers import Change, encode_change
+
+_OTHERS = ("user:", "app:", "temp:")  # prefixes of state that does not belong to a session alone
 
 
 def rewind_session(
@@ -28,24 +30,28 @@ def rewind_session(
 ) -> Flow[int]:
     """Remove all events after a position. Returns how many."""
     key = session_key(session)
+    change = _session_tier(ops, state)
     call = ops_history.rewind_session(
         ops,
         key,
         to,
-        _session_tier(ops, state),
+        None if state is None else change.session,
         if_version,
         None if turn is None else check_turn(turn),
         created_us_of(session),
-        len(session.events) if isinstance(session, Session) else None,
     )
-    num_removed, fresh = yield call
+    written, num_removed, old_version = yield call
     if isinstance(session, Session):
-        # What the store has not sent: the caller's own values, and an app tier in its own slot.
-        kept = ("temp:", "app:") if ops.app_in_own_slot else ("temp:",)
-        rest = {name: value for name, value in session.state.items() if name.startswith(kept)}
-        session.state, session.events = fresh.state | rest, fresh.events
-        session.version, session.updated_at = fresh.version, fresh.updated_at
-        session.event_count = fresh.event_count
+        if session.version == old_version:
+            del session.events[max(len(session.events) - num_removed, 0) :]
+            session.event_count = max(session.event_count - num_removed, 0)
+            if state is not None:
+                session.state = {
+                    name: value for name, value in session.state.items() if name.startswith(_OTHERS)
+                } | change.values
+            set_version(session, written)
+        else:  # others have written since it was read
+            yield from reread(ops, session, 0, [])
     return int(num_removed)
 
 
@@ -69,7 +75,7 @@ def fork_session(
         copy_key,
         uuid4().hex,
         upto,
-        _session_tier(ops, state),
+        None if state is None else _session_tier(ops, state).session,
         if_version,
         None if turn is None else check_turn(turn),
         created_us_of(session),
@@ -173,18 +179,16 @@ def _check_event(name: str, event: object) -> None:
         raise InvalidArgument(f"{name} must be an Event, not {type(event).__name__}")
 
 
-def _session_tier(ops: Ops, state: Mapping[str, Any] | None) -> Delta | None:
-    """New state of a session, encoded; None = the state stays."""
-    if state is None:
-        return None
-    change = encode_change(ops.options.codec, state)
+def _session_tier(ops: Ops, state: Mapping[str, Any] | None) -> Change:
+    """New state of a session, encoded."""
+    change = encode_change(ops.options.codec, {} if state is None else state)
     for name in change.values:
-        if name.startswith(("user:", "app:", "temp:")):
+        if name.startswith(_OTHERS):
             raise InvalidArgument(
                 f"state[{name!r}] does not belong to the session: only keys without a prefix can "
                 "be replaced"
             )
-    return change.session
+    return change
 
 
 def _ids(key: SessionKey) -> tuple[str, str, str]:

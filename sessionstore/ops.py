@@ -119,7 +119,7 @@ class Ops:
             "create_session",
             decode,
             SCRIPTS["create_session"],
-            self._script_keys(keys),
+            self.script_keys(keys),
             (*self._create_args(key, creation_id), *self._all_tier_args(change)),
             self.tier_commands(keys),
         )
@@ -148,7 +148,7 @@ class Ops:
             "get_or_create_session",
             decode,
             SCRIPTS["get_or_create_session"],
-            self._script_keys(keys),
+            self.script_keys(keys),
             (*head, *ttls, *self._all_tier_args(change)),
             (*self.tier_commands(keys), *log),
             is_bulk=_is_bulk(event_num),
@@ -442,7 +442,7 @@ class Ops:
             "repair_session",
             decode,
             SCRIPTS["repair_session"],
-            self._script_keys(keys),
+            self.script_keys(keys),
             (key.session_id.encode(), self._session_ttl, self._limit),
             (*self.tier_commands(keys), *log),
             is_bulk=True,
@@ -771,11 +771,12 @@ class Ops:
         """A read of a session. If reads refresh TTLs, `touch_session` runs first."""
         if not self._refreshes_on_read:
             return Call(name, decode, commands=commands, writes=False, is_bulk=is_bulk)
-        script_keys, args = self._script_keys(keys), (key.session_id.encode(), *self._ttls)
+        script_keys, args = self.script_keys(keys), (key.session_id.encode(), *self._ttls)
         refresh = (_TOUCH_SESSION, script_keys, args)
         return Call(name, decode, *refresh, commands, writes=False, is_bulk=is_bulk)
 
-    def _script_keys(self, keys: SessionKeys) -> tuple[bytes, ...]:
+    def script_keys(self, keys: SessionKeys) -> tuple[bytes, ...]:
+        """The keys that a script on a session and its tiers may use."""
         return keys[:4] if self.app_in_own_slot else keys
 
     def tier_commands(self, keys: SessionKeys) -> tuple[Command, ...]:

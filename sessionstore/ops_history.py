@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from .calls import Call, Command, status
-from .errors import ScriptContractError
 from .model import Session, SessionKey, Turn
-from .ops import Ops, condition_arg, log_commands
+from .ops import Ops, condition_arg
 from .options import check_int
-from .replies import WriteResult, decode_session, decode_write_result
+from .replies import WriteResult, decode_numbers, decode_session, decode_write_result
 from .scripts import SCRIPTS
 from .tiers import Delta
 
@@ -25,32 +24,23 @@ def rewind_session(
     if_version: int | None,
     turn: Turn | None,
     created_us: bytes,
-    event_num: int | None,
-) -> Call[tuple[int, Session | None]]:
+) -> Call[tuple[WriteResult, int, int]]:
     """Remove the events after a position, and replace the state.
 
-    Replies how many were removed and, with `event_num`, the session with its newest events.
+    Returns how many were removed, and the version before.
     """
-    keys = ops.options.keys.session(key.app_name, key.user_id, key.session_id)
-    commands: tuple[Command, ...] = ()
-    if event_num is not None:
-        commands = (*ops.tier_commands(keys), *log_commands(keys.events, event_num, None)[0])
 
-    def decode(replies: list[Any]) -> tuple[int, Session | None]:
-        reply = replies[0]
-        status(reply, key, if_version)
-        if len(reply) != 4 or type(reply[3]) is not int:
-            raise ScriptContractError(f"a rewind replied {len(reply)} fields")
-        if event_num is None:
-            return reply[3], None
-        return reply[3], decode_session(key, keys, ops.with_app_tier(replies[1:]))
+    def decode(replies: list[Any]) -> tuple[WriteResult, int, int]:
+        status(replies[0], key, if_version)
+        version, now_us, num_removed, old_version = decode_numbers(replies[0], 4)
+        return WriteResult(version, now_us), num_removed, old_version
 
     condition = condition_arg(key, if_version, turn)
     return Call(
         "rewind_session",
         decode,
         SCRIPTS["rewind_session"],
-        keys[:3],
+        ops.options.keys.session(key.app_name, key.user_id, key.session_id)[:3],
         (
             key.session_id.encode(),
             b"%d" % ops.options.session_ttl_ms,
@@ -59,7 +49,6 @@ def rewind_session(
             b"%d" % (check_int("to", position, low=0) + 1),
             *_state_args(state),
         ),
-        commands,
         idempotent=False,  # a repeat would remove what was appended after the first attempt
     )
 
@@ -137,7 +126,7 @@ def fork_session(
         "fork_session",
         decode,
         SCRIPTS["fork_session"],
-        (*keys[:3], *copy_keys[:2]),
+        (*keys[:3], *copy_keys[:2], *ops.script_keys(keys)[3:]),
         (
             copy.session_id.encode(),
             b"%d" % ops.options.session_ttl_ms,

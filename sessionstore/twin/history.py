@@ -7,6 +7,7 @@ from .fragments import (
     Keys,
     Reply,
     check_condition,
+    check_tiers,
     choose_limit,
     decimal,
     read_checked_header,
@@ -36,7 +37,7 @@ def rewind_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace.hset(session, (b"count", decimal(count)))
     replace_state(keyspace, session, args, 5)
     refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
-    return [b"OK", new_version, keyspace.now_us, num_removed]
+    return [b"OK", new_version, keyspace.now_us, num_removed, header.version]
 
 
 def replace_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
@@ -68,8 +69,9 @@ def replace_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/fork_session.lua"""
     copy_id, ttl_ms, created_us, condition, first, creation_id, origin, max_events = args[:8]
-    session, events, index, copy, copy_events = keys
+    session, events, index, copy, copy_events = keys[:5]
     keyspace.zcard(copy_events)
+    check_tiers(keyspace, [*keys[:3], *keys[5:]])
     version, stored_creation_id = keyspace.hmget(copy, b"version", b"generation")
     if version is not None:
         return [b"OK"] if stored_creation_id == creation_id else [b"EXISTS"]

@@ -303,7 +303,7 @@ OPERATIONS = (
     Operation(
         "rewind_session",
         lambda s, at: s.rewind_session(at.session, to=0, state={"k": 9}),
-        keys=ALL,
+        keys=LOG,
         case="everything",
         refreshes="session",
         idempotent=False,

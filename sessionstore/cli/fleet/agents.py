@@ -28,7 +28,7 @@ from .workload import Conversation
 FLAT_OUT_AGENTS = 64
 FLAT_OUT_TEXT = ("What an agent says, and what its tools return, is mostly text. " * 17)[:1024]
 
-_READ_EVENTS = 20  # the newest events that an agent sees, the user's message included
+_READ_EVENTS = 20  # about how many of the newest events an agent sees
 _START_THINKS = 10  # agents start within so many think times, not all at once
 _WARM_UP_SECONDS = 0.25
 _APPENDS_IN_A_ROW = 64  # between two looks at whether the flat-out phase is over
@@ -139,8 +139,13 @@ class Fleet:
 
         async def answer(context: RunContext) -> AsyncIterator[Event]:
             ledger.confirm(context.session.version)
-            limit = min(_READ_EVENTS, self.event_limit or _READ_EVENTS)
-            if ledger.differences(context.session, limit=limit, shared=self._shared):
+            found = context.session.events
+            wanted = min(_READ_EVENTS, self.event_limit or _READ_EVENTS, len(ledger.digests))
+            # The Runner shows whole turns. So it may show more events, or fewer, from a message on.
+            is_whole = len(found) >= wanted or found[0].author == "user"
+            if not is_whole or ledger.differences(
+                context.session, limit=len(found), shared=self._shared
+            ):
                 self.differences["read_mismatches"] += 1
             for event in answers:
                 if not await self._think():
