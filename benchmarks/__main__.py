@@ -73,7 +73,7 @@ def publish(output: Path) -> None:
     MEASURED.mkdir(exist_ok=True)
     for old in MEASURED.iterdir():
         old.unlink()
-    for name in ("report.md", "report.json", *sorted(path.name for path in output.glob("*.svg"))):
+    for name in ("report.md", *sorted(path.name for path in output.glob("*.svg"))):
         shutil.copy(output / name, MEASURED)
     table = (output / "report.md").read_text("utf-8").partition(TARGETS)[2].partition("\n\n")[2]
     before, begin, rest = README.read_text("utf-8").partition("<!-- targets -->\n")
