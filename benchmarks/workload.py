@@ -27,7 +27,7 @@ STATE = {"topic": "travel", "turns": 3, "user:name": "Ada", "app:model": "large"
 
 _BATCH = 100
 _KEYS_WITHOUT_TIERS = 3
-_WRITTEN = [b"OK", 1, 1, 0, EVENT_LIMIT]  # the reply to an append
+_WRITTEN = [b"OK", 1, 1, 0]  # the reply to an append
 
 _pack_command: Any = hiredis.pack_command
 

@@ -17,8 +17,8 @@
 -- ARGV[8] timestamp_us  int    when the event happened
 -- ARGV[9...] tail       bytes  its state change, as fold_changes reads it; nothing if it has none
 --
--- REPLY OK version now_us num_duplicates event_limit   num_duplicates: 1 = stored before
--- REPLY ADDED version now_us sums event_limit   the event has increments; sums: new values, as text
+-- REPLY OK version now_us num_duplicates   1 = it was stored before
+-- REPLY ADDED version now_us sums       it has increments; sums: new values, as text
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn
@@ -107,7 +107,7 @@ end
 -- If the first ZADD fails, nothing was written. If the second fails, the first is undone.
 if call('ZADD', events, 'NX', position, event) == 0 then
   call('HSET', session, 'version', header[1]) -- WAIT needs a write to wait for
-  return {'OK', version, now_us, 1, num_limit}
+  return {'OK', version, now_us, 1}
 end
 local num_added = redis.pcall('ZADD', index, now, session_id)
 if num_added ~= 0 and num_added ~= 1 then
@@ -156,7 +156,7 @@ local reserve_ms = deadline_ms - now_ms - ttl_ms
 local must_refresh = deadline_ms == 0 or last_us == 0 or num_added == 1 or num_missing > 0
   or ttl_ms > 0 and (reserve_ms < 0 or reserve_ms > ttl_ms / 64)
 if not must_refresh and not num_increments then
-  return {'OK', version, now_us, 0, num_limit}
+  return {'OK', version, now_us, 0}
 end
 
 -- Slow path.
@@ -171,6 +171,6 @@ if must_refresh then
   refresh_session(session, events, index, now_ms, ttl_ms, tonumber(position), num_added == 1)
 end
 if sums then
-  return {'ADDED', version, now_us, sums, num_limit}
+  return {'ADDED', version, now_us, sums}
 end
-return {'OK', version, now_us, 0, num_limit}
+return {'OK', version, now_us, 0}

@@ -17,8 +17,8 @@
 --                             arguments of its state change (0 = none), the change, as fold_changes
 --                             reads it
 --
--- REPLY OK version now_us num_duplicates event_limit   num_duplicates: stored before, so ignored
--- REPLY ADDED version now_us sums event_limit   all are new, some with increments; sums: new values
+-- REPLY OK version now_us num_duplicates   num_duplicates: stored before, so ignored
+-- REPLY ADDED version now_us sums   all are new, some with increments; sums: new values
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn
@@ -94,7 +94,7 @@ for number = 1, #starts do
 end
 if num_stored == 0 then
   redis.call('HSET', session, 'version', header.version) -- WAIT needs a write to wait for
-  return {'OK', header.version, now_us, num_duplicates, event_limit}
+  return {'OK', header.version, now_us, num_duplicates}
 end
 if #changes == 1 and not change then
   write_tiers(session, user, app, ARGV, changes[1] + 1, now_ms)
@@ -115,6 +115,6 @@ refresh_session_if_due(
   session, events, index, deadline_ms, now_ms, ttl_ms, last_us, is_new_member
 )
 if sums and num_duplicates == 0 then
-  return {'ADDED', new_version, now_us, sums, event_limit}
+  return {'ADDED', new_version, now_us, sums}
 end
-return {'OK', new_version, now_us, num_duplicates, event_limit}
+return {'OK', new_version, now_us, num_duplicates}

@@ -241,7 +241,7 @@ def append_event(
         if written.num_duplicates:
             yield from reread(ops, session, 1, [change])
         else:
-            _add_events(session, [copy], [change], written)
+            _add_events(ops, session, [copy], [change], written)
     return copy
 
 
@@ -289,7 +289,7 @@ def append_events(
             if written.num_duplicates:
                 yield from reread(ops, session, len(stored), changes)
             else:
-                _add_events(session, stored, changes, written)
+                _add_events(ops, session, stored, changes, written)
     else:
         ops.check_session(key, if_version, turn, (), created_us)  # only checks the arguments
     return results
@@ -609,7 +609,7 @@ def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Chan
 
 
 def _add_events(
-    session: Session, stored: list[Event], changes: list[Change], written: WriteResult
+    ops: Ops, session: Session, stored: list[Event], changes: list[Change], written: WriteResult
 ) -> None:
     """Update the caller's Session after an append of new events."""
     added = 0
@@ -624,9 +624,12 @@ def _add_events(
     set_version(session, written)
     session.events += stored
     session.event_count += len(stored)
-    if written.event_limit:
-        del session.events[: -written.event_limit]
-        session.event_count = min(session.event_count, written.event_limit)
+    limit = ops.options.session_event_limit
+    if limit is not None:  # the service was given one, and stored it with the events
+        session.event_limit = limit or None
+    if session.event_limit is not None:
+        del session.events[: -session.event_limit]
+        session.event_count = min(session.event_count, session.event_limit)
 
 
 def reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) -> Flow[None]:

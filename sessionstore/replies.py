@@ -27,7 +27,6 @@ class WriteResult(msgspec.Struct, frozen=True, gc=False, array_like=True):
         version: the session's version after the write.
         updated_us: when it was written, in microseconds since 1970.
         num_duplicates: number of events of an append that were stored already.
-        event_limit: of an append: how many of the newest events the session keeps; 0 = all.
         sums: the new value of each increment of the call, in order.
         read_back: values of the call's state keys after the write, if they were read.
     """
@@ -35,7 +34,6 @@ class WriteResult(msgspec.Struct, frozen=True, gc=False, array_like=True):
     version: int
     updated_us: int
     num_duplicates: int = 0
-    event_limit: int = 0
     sums: tuple[int, ...] = ()
     read_back: dict[str, Any] | None = None
 
@@ -88,8 +86,7 @@ def decode_write_result(reply: Any, key: SessionKey, if_version: int | None) -> 
     """The result of a write to a session, or the exception that its status word means."""
     word = status(reply, key, if_version)
     if word == b"ADDED":
-        event_limit = reply[4] if len(reply) > 4 else 0
-        return WriteResult(reply[1], reply[2], 0, event_limit, tuple(map(int, reply[3])))
+        return WriteResult(reply[1], reply[2], 0, tuple(map(int, reply[3])))
     if word != b"OK":
         raise ScriptContractError(f"a write replied {reply[0]!r}")
     try:

@@ -194,7 +194,7 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
             return sums  # a refusal
     position = next_position(keyspace, timestamp_us, last_us)
     if not keyspace.zadd(events, position, event, nx=True):
-        return [b"OK", version, keyspace.now_us, 1, limit]
+        return [b"OK", version, keyspace.now_us, 1]
     num_events = keyspace.zcard(events)
     num_missing = 0 if count is None else count - num_events + 1
     num_events = trim_events(keyspace, events, limit, num_events)
@@ -207,8 +207,8 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         deadline_ms = 0  # the key of the events is new and has no deadline
     refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, position, is_new_member)
     if sums:
-        return [b"ADDED", new_version, keyspace.now_us, sums, limit]
-    return [b"OK", new_version, keyspace.now_us, 0, limit]
+        return [b"ADDED", new_version, keyspace.now_us, sums]
+    return [b"OK", new_version, keyspace.now_us, 0]
 
 
 def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
@@ -252,7 +252,7 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         else:
             num_duplicates += 1
     if num_stored == 0:
-        return [b"OK", version, keyspace.now_us, num_duplicates, limit]
+        return [b"OK", version, keyspace.now_us, num_duplicates]
     if changes and change is None:
         change, _ = fold_changes(keyspace, [keys[0], *keys[3:]], args, changes)
     if change and changes:
@@ -266,8 +266,8 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     new_version, is_new_member = write_header(keyspace, keys, session_id, version, last_us)
     refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, last_us, is_new_member)
     if sums and num_duplicates == 0:
-        return [b"ADDED", new_version, keyspace.now_us, sums, limit]
-    return [b"OK", new_version, keyspace.now_us, num_duplicates, limit]
+        return [b"ADDED", new_version, keyspace.now_us, sums]
+    return [b"OK", new_version, keyspace.now_us, num_duplicates]
 
 
 def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:

@@ -236,8 +236,8 @@ def test_a_turn_goes_with_no_version_and_no_other_session() -> None:
 def test_status_words_become_results_and_exceptions() -> None:
     ops = make_ops()
     append = ops.append_events(KEY, prepared(ops, 2), 3, None)
-    written = append.decode([[b"OK", 4, 1_715_774_400_000_000, 1, 1000]])
-    assert written == WriteResult(4, 1_715_774_400_000_000, 1, 1000)
+    written = append.decode([[b"OK", 4, 1_715_774_400_000_000, 1]])
+    assert written == WriteResult(4, 1_715_774_400_000_000, 1)
     with pytest.raises(SessionNotFound, match=r"'sid'.*'user'.*'app'"):
         append.decode([[b"NOT_FOUND"]])
     with pytest.raises(StaleVersion) as caught:

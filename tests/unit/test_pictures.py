@@ -72,11 +72,10 @@ def test_publishing_replaces_report_pictures_and_targets(
     (measured / "old.svg").touch()
     readme.write_text("before\n<!-- targets -->\nold\n<!-- end -->\nafter\n")
     (output / "report.md").write_text("# x\n\n## Targets: 1 of 1 reached\n\n| new |\n")
-    (output / "report.json").write_text("[]")
     draw(result_of(BARS), output)
     monkeypatch.setattr(command, "MEASURED", measured)
     monkeypatch.setattr(command, "README", readme)
     command.publish(output)
     assert readme.read_text() == "before\n<!-- targets -->\n| new |\n<!-- end -->\nafter\n"
     names = {path.name for path in measured.iterdir()}
-    assert names == {"report.md", "report.json", "bench_x.svg"}
+    assert names == {"report.md", "bench_x.svg"}
