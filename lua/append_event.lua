@@ -11,11 +11,11 @@
 -- ARGV[2] ttl_ms        int    duration; "0" = leave expiry alone
 -- ARGV[3] created_us    int    when the session was created; "" = whatever session is there
 -- ARGV[4] event_limit   int    newest events to keep; "0" = all; "" = the session's own limit
--- ARGV[5] condition     bytes  a version, or "t" and a token; "" = no condition
--- ARGV[6] age_us        int    0 = first attempt; else the age of the call: no attempt is older
--- ARGV[7] event         bytes  encoded
--- ARGV[8] timestamp_us  int    when the event happened
--- ARGV[9...] tail       bytes  its state change, as fold_changes reads it; nothing if it has none
+-- ARGV[5] condition     bytes  a version, or "t" and a token; "" = none. A call that is sent again
+--                              adds a space and its age in us: no attempt is older
+-- ARGV[6] event         bytes  encoded
+-- ARGV[7] timestamp_us  int    when the event happened
+-- ARGV[8...] tail       bytes  its state change, as fold_changes reads it; nothing if it has none
 --
 -- REPLY OK version now_us num_duplicates   1 = it was stored before
 -- REPLY ADDED version now_us sums       it has increments; sums: new values, as text
@@ -34,9 +34,8 @@ local call = redis.call
 local KEYS, ARGV = KEYS, ARGV
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms, created_us = ARGV[1], ARGV[2] + 0, ARGV[3]
-local event_limit, condition, age_us = ARGV[4], ARGV[5], ARGV[6]
-local event, position = ARGV[7], ARGV[8]
-local tail = 9
+local event_limit, condition, event, position = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local tail = 8
 
 -- Inlined: read_header. ZADD below checks the types of the other keys.
 local header
@@ -65,12 +64,14 @@ end
 -- Inlined: server_time_us.
 local time = call('TIME')
 local now_us = time[1] * 1000000 + time[2]
-if age_us ~= '0' or condition ~= '' and condition ~= header[1] then
+if condition ~= '' and condition ~= header[1] then
 --@include check_batch
 --@include check_condition
+  local asked, age_us = string.match(condition, '^(%S*) ?(%d*)$')
+  age_us = tonumber(age_us) or 0
   local refusal = check_batch(
-    session, events, ARGV, {7}, check_condition(session, condition, version),
-    age_us + 0, now_us - age_us, {count = count, event_limit = num_limit}
+    session, events, ARGV, {6}, check_condition(session, asked, version),
+    age_us, now_us - age_us, {count = count, event_limit = num_limit}
   )
   if refusal then
     return refusal

@@ -12,7 +12,7 @@
 -- ARGV[3] created_us   int    when the session was created; "" = whatever session is there
 -- ARGV[4] event_limit  int    newest events to keep; "0" = all; "" = the session's own limit
 -- ARGV[5] condition    bytes  a version, or "t" and a token; "" = no condition
--- ARGV[6] age_us       int    0 = first attempt; else the age of the call: no attempt is older
+-- ARGV[6] age_us       int    "" = first attempt; else the age of the call: no attempt is older
 -- ARGV[7...] tail      bytes  1 to 500 events. Each is: encoded event, timestamp_us, number of
 --                             arguments of its state change (0 = none), the change, as fold_changes
 --                             reads it
@@ -45,7 +45,7 @@
 --@include write_tiers
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms, created_us = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local event_limit, condition, age_us = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
+local event_limit, condition, age_us = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6]) or 0
 local tail = 7
 
 local header, refusal = read_checked_header(session, events, index, session_id, created_us)

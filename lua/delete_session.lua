@@ -7,7 +7,7 @@
 -- KEYS[3] index    sessions:{app:user}     zset
 --
 -- ARGV[1] session_id  bytes  member of the index
--- ARGV[2] age_us      int    0 = first attempt; else the age of the call: no attempt is older
+-- ARGV[2] age_us      int    "" = first attempt; else the age of the call: no attempt is older
 --
 -- REPLY OK
 -- REPLY UNKNOWN   the first attempt may have deleted an earlier session; this one is newer
@@ -15,7 +15,7 @@
 --@include header_number
 --@include server_time_us
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
-local session_id, age_us = ARGV[1], tonumber(ARGV[2])
+local session_id, age_us = ARGV[1], tonumber(ARGV[2]) or 0
 
 redis.call('HLEN', session)
 redis.call('ZCARD', events)

@@ -54,8 +54,8 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
         from_primary: a plain read that must not go to a replica.
         is_bulk: its data may be large. It uses a connection of its own, so that small Calls do not
             wait behind it.
-        age_argument: the index in `args` of the age of a repeat, in microseconds. Its value is
-            b"0", which is sent until the outcome of an attempt is unknown. Later attempts carry
+        age_argument: the index in `args` of the argument at whose end the age of a repeat stands,
+            after a space, in microseconds. It is added once the outcome of an attempt is unknown:
             the time since the call began, plus a second.
         slot: routes a Call without keys in a cluster: a slot, or a key in that slot.
     """

@@ -58,7 +58,7 @@ _KEYS_PER_SCAN = 1000
 _BULK_EVENTS = 100  # reading more events than this is bulk
 _BULK_BYTES = 1 << 17  # writing more bytes than this is bulk
 
-_FIRST_ATTEMPT = b"0"  # its age; see Call.age_argument
+_FIRST_ATTEMPT = b""  # has no age; see Call.age_argument
 
 _APPEND_EVENT = SCRIPTS["append_event"]
 _TOUCH_SESSION = SCRIPTS["touch_session"]
@@ -480,12 +480,11 @@ class Ops:
                 created_us,
                 self._limit,
                 condition_arg(key, if_version, turn),
-                _FIRST_ATTEMPT,
                 data,
                 b"%d" % to_us(timestamp),
                 *tiers,
             ),
-            age_argument=5,
+            age_argument=4,
             is_bulk=len(data) > _BULK_BYTES,
         )
 

@@ -65,7 +65,7 @@ def pack(
     if began_at is not None and call.age_argument is not None:
         age_us = round((time.monotonic() - began_at + _TRANSIT_S) * 1_000_000)
         aged = [*call.args]
-        aged[call.age_argument] = b"%d" % age_us
+        aged[call.age_argument] += b" %d" % age_us
         call = msgspec.structs.replace(call, args=tuple(aged))
     script = call.script
     if script is not None and not call.commands and form == "EVALSHA" and not asking:

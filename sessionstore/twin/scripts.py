@@ -109,7 +109,7 @@ def touch_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def delete_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/delete_session.lua"""
     session, events, index = keys
-    session_id, age_us = args[0], int(args[1])
+    session_id, age_us = args[0], int(args[1] or 0)
     keyspace.hlen(session)
     keyspace.zcard(events)
     keyspace.zscore(index, session_id)
@@ -170,12 +170,13 @@ def delete_user(keyspace: Keyspace, keys: Keys, _: Args) -> Reply:
 
 def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/append_event.lua"""
-    session_id, ttl, created_us, event_limit, condition, age, event, timestamp = args[:8]
+    session_id, ttl, created_us, event_limit, asked, event, timestamp = args[:7]
+    condition, _, age = asked.partition(b" ")
     session, events = keys[:2]
     header = read_checked_header(keyspace, keys, session_id, created_us)
     version, last_us, deadline_ms, count, _ = header
     limit = choose_limit(event_limit, header.event_limit, keyspace.zcard(events))
-    ttl_ms, age_us, timestamp_us = int(ttl), int(age), int(timestamp)
+    ttl_ms, age_us, timestamp_us = int(ttl), int(age or 0), int(timestamp)
     refusal = check_condition(keyspace, session, condition, version)
     if (age_us or refusal) and keyspace.zscore(events, event) is None:
         since_us = keyspace.now_us - age_us
@@ -186,10 +187,10 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         if refusal:
             return refusal
     check_tiers(keyspace, keys)
-    change: Args | None = args[9:]
+    change: Args | None = args[8:]
     sums: Reply = []
-    if len(args) > 8 and args[8] != b"0":
-        change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, [8])
+    if len(args) > 7 and args[7] != b"0":
+        change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, [7])
         if change is None and keyspace.zscore(events, event) is None:
             return sums  # a refusal
     position = next_position(keyspace, timestamp_us, last_us)
@@ -214,7 +215,7 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/append_events.lua"""
     session_id, ttl, created_us, event_limit, condition, age = args[:6]
-    ttl_ms, age_us = int(ttl), int(age)
+    ttl_ms, age_us = int(ttl), int(age or 0)
     session, events = keys[:2]
     header = read_checked_header(keyspace, keys, session_id, created_us)
     version, last_us, deadline_ms, count, _ = header

@@ -26,8 +26,7 @@ def resent(call: Call[Any]) -> Call[Any]:
     if call.age_argument is None:
         return call
     args = list(call.args)
-    assert args[call.age_argument] == b"0"
-    args[call.age_argument] = b"%d" % AGE_US
+    args[call.age_argument] += b" %d" % AGE_US
     return msgspec.structs.replace(call, args=tuple(args))
 
 

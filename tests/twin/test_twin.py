@@ -968,7 +968,7 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
         call = chance.choices(calls, [3, 3, 3, 3, 9, 1, 9, 1, 3, 1, 1, 1, 1, 3])[0]
         if call.age_argument is not None and chance.random() < 0.5:
             args = list(call.args)
-            args[call.age_argument] = chance.choice((b"1", b"10000000"))
+            args[call.age_argument] += chance.choice((b" 1", b" 10000000"))
             call = structs.replace(call, args=tuple(args))
         if chance.random() < 0.2:
             damage()

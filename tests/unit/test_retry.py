@@ -244,7 +244,7 @@ def test_a_single_server_that_stays_a_replica_refuses() -> None:
 
 # -- the age of a repeat -------------------------------------------------------------------------
 
-AGED = Call("aged", list, SCRIPTS["clear_events"], keys=(b"k",), args=(b"a", b"0"), age_argument=1)
+AGED = Call("aged", list, SCRIPTS["clear_events"], keys=(b"k",), args=(b"a", b""), age_argument=1)
 
 
 def _age_us(step: Step) -> int:
@@ -253,7 +253,7 @@ def _age_us(step: Step) -> int:
     reader.feed(pack(AGED, step.form, began_at=step.began_at))
     *_, first, age = reader.gets()
     assert first == b"a"
-    return int(age)
+    return int(age or 0)
 
 
 def test_a_repeat_after_an_unknown_outcome_carries_its_age() -> None:
