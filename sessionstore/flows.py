@@ -46,7 +46,7 @@ from .options import Duration, check_bool, check_instant, check_milliseconds
 from .replies import WriteResult
 from .tiers import NO_CHANGE, Change, check_call_size, encode_change
 from .times import from_us, to_us
-from .windows import Window, choose, first_page
+from .windows import Window, choose, first_page, may_be_trimmed
 
 # -- sessions -------------------------------------------------------------------------------------
 
@@ -174,12 +174,11 @@ def _read_window(ops: Ops, key: SessionKey, window: Window, event_num: int) -> F
 
 def _cut_to_window(session: Session, window: Window) -> bool:
     """Leave only a window of the events; False if they may be too few."""
-    limit = session.event_limit
     events = choose(
         window,
         session.events,
         is_whole_log=len(session.events) >= session.event_count,
-        is_trimmed=limit is not None and session.event_count >= limit,
+        is_trimmed=may_be_trimmed(session),
     )
     if events is not None:
         session.events = events

@@ -13,7 +13,7 @@ from .codec import corrupt, decode_event
 from .errors import InvalidArgument
 from .flows import check_turn, created_us_of, id_or_new, reread, session_key, set_version
 from .model import Event, Session, SessionKey, Turn
-from .ops import Ops
+from .ops import Ops, ids_of
 from .options import check_int
 from .tiers import Change, encode_change
 
@@ -152,7 +152,7 @@ def _swap(
     try:
         found = decode_event(stored)
     except ValueError as error:
-        raise corrupt(ops.options.keys.session(*_ids(key)).events, error) from None
+        raise corrupt(ops.options.keys.session(*ids_of(key)).events, error) from None
     if found != event:
         raise InvalidArgument(f"another event than `event` stands at position {position}")
     held = None if turn is None else check_turn(turn)
@@ -189,7 +189,3 @@ def _session_tier(ops: Ops, state: Mapping[str, Any] | None) -> Change:
                 "be replaced"
             )
     return change
-
-
-def _ids(key: SessionKey) -> tuple[str, str, str]:
-    return key.app_name, key.user_id, key.session_id

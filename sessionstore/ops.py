@@ -108,7 +108,7 @@ class Ops:
         self, key: SessionKey, creation_id: str, change: Change
     ) -> Call[tuple[Session, list[bytes]]]:
         """Create a session and read it. Also returns ids that `prune_index` should check."""
-        keys = self._keys.session(*_ids(key))
+        keys = self._keys.session(*ids_of(key))
 
         def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
@@ -133,7 +133,7 @@ class Ops:
         event_time: datetime | None,
     ) -> Call[tuple[Session, list[bytes]]]:
         """Create a session unless it exists, and read it. Returns the same as `create_session`."""
-        keys = self._keys.session(*_ids(key))
+        keys = self._keys.session(*ids_of(key))
         log, newest_first = log_commands(keys.events, event_num, event_time)
         head = self._create_args(key, creation_id)
         ttls = (_flag(self.options.refresh_ttl_on_read), *self._ttls[1:])
@@ -172,7 +172,7 @@ class Ops:
             "check_session",
             decode,
             SCRIPTS["check_session"],
-            self._keys.session(*_ids(key))[:2],
+            self._keys.session(*ids_of(key))[:2],
             (created_us, condition_arg(key, if_version, turn), *events),
             writes=False,
             is_bulk=sum(map(len, events)) > _BULK_BYTES,
@@ -182,7 +182,7 @@ class Ops:
         self, key: SessionKey, event_num: int | None, event_time: datetime | None
     ) -> Call[Session | None]:
         """Read a session: header, merged state, events."""
-        keys = self._keys.session(*_ids(key))
+        keys = self._keys.session(*ids_of(key))
         log, newest_first = log_commands(keys.events, event_num, event_time)
 
         def decode(replies: list[Any]) -> Session | None:
@@ -211,7 +211,7 @@ class Ops:
         low = b"-inf" if after is None else b"(%d" % check_int("after", after, low=0)
         high = b"+inf" if before is None else b"(%d" % check_int("before", before, low=0)
         backward = newest or (after is None and before is not None)
-        keys = self._keys.session(*_ids(key))
+        keys = self._keys.session(*ids_of(key))
         bounds = (high, low, "BYSCORE", "REV") if backward else (low, high, "BYSCORE")
         commands: tuple[Command, ...] = (
             ("HMGET", keys.session, "version", "count"),
@@ -424,14 +424,14 @@ class Ops:
             "delete_session",
             lambda replies: _check_ok(replies, key),
             SCRIPTS["delete_session"],
-            self._keys.session(*_ids(key))[:3],
+            self._keys.session(*ids_of(key))[:3],
             (key.session_id.encode(), _FIRST_ATTEMPT),
             age_argument=1,
         )
 
     def repair_session(self, key: SessionKey) -> Call[Session]:
         """Accept what is left of a session, and read it."""
-        keys = self._keys.session(*_ids(key))
+        keys = self._keys.session(*ids_of(key))
         log, _ = log_commands(keys.events, None, None)
 
         def decode(replies: list[Any]) -> Session:
@@ -473,7 +473,7 @@ class Ops:
             if is_due
             else lambda replies: decode_write_result(replies[0], key, if_version),
             _APPEND_EVENT,
-            self._keys.session(*_ids(key))[: 3 + user + app],
+            self._keys.session(*ids_of(key))[: 3 + user + app],
             (
                 key.session_id.encode(),
                 self._session_ttl,
@@ -500,7 +500,7 @@ class Ops:
         is_due = self._keeps_tiers and self._is_due(key)
         tiers_of = [self._tiers_named(is_due, change) for _, _, change in events]
         user, app = any(user for user, _ in tiers_of), any(app for _, app in tiers_of)
-        keys = self._keys.session(*_ids(key))[: 3 + user + app]
+        keys = self._keys.session(*ids_of(key))[: 3 + user + app]
         args = [
             key.session_id.encode(),
             self._session_ttl,
@@ -529,7 +529,7 @@ class Ops:
         self, key: SessionKey, if_version: int | None, created_us: bytes = b""
     ) -> Call[tuple[Event, WriteResult] | None]:
         """Remove the newest event."""
-        keys = self._keys.session(*_ids(key))
+        keys = self._keys.session(*ids_of(key))
 
         def decode(replies: list[Any]) -> tuple[Event, WriteResult] | None:
             reply = replies[0]
@@ -552,7 +552,7 @@ class Ops:
             "clear_events",
             lambda replies: decode_write_result(replies[0], key, if_version),
             SCRIPTS["clear_events"],
-            self._keys.session(*_ids(key))[:3],
+            self._keys.session(*ids_of(key))[:3],
             self._write_args(key, created_us, if_version),
             idempotent=False,  # a repeat would remove what was appended after the first attempt
         )
@@ -571,7 +571,7 @@ class Ops:
             "replace_newest",
             lambda replies: decode_write_result(replies[0], key, version),
             SCRIPTS["replace_newest"],
-            self._keys.session(*_ids(key))[:3],
+            self._keys.session(*ids_of(key))[:3],
             (
                 key.session_id.encode(),
                 self._session_ttl,
@@ -591,7 +591,7 @@ class Ops:
         self, key: SessionKey, holder: str, lease_ms: int, created_us: bytes = b""
     ) -> Call[Turn]:
         """Acquire a session's turn."""
-        keys = self._keys.session(*_ids(key))[:3]
+        keys = self._keys.session(*ids_of(key))[:3]
 
         def decode(replies: list[Any]) -> Turn:
             status(replies[0], key)
@@ -604,7 +604,7 @@ class Ops:
 
     def renew_turn(self, turn: Turn, lease_ms: int) -> Call[Turn]:
         """Extend a turn's lease from now; 0 releases the turn."""
-        keys = self._keys.session(*_ids(turn.key))[:3]
+        keys = self._keys.session(*ids_of(turn.key))[:3]
 
         def decode(replies: list[Any]) -> Turn:
             status(replies[0], turn.key)
@@ -621,7 +621,7 @@ class Ops:
             "free_turn",
             lambda replies: _check_ok(replies, key),
             SCRIPTS["free_turn"],
-            self._keys.session(*_ids(key))[:3],
+            self._keys.session(*ids_of(key))[:3],
             (key.session_id.encode(), self._session_ttl, created_us),
         )
 
@@ -638,7 +638,7 @@ class Ops:
         read_back: bool = False,
     ) -> Call[WriteResult]:
         """Change state in all tiers. `read_back`: read the values of the keys that are set."""
-        keys = self._keys.session(*_ids(key))
+        keys = self._keys.session(*ids_of(key))
         is_due = self._keeps_tiers and self._is_due(key)
         user, app = self._tiers_named(is_due, change)
         commands = self._read_back_commands(keys, change) if read_back else ()
@@ -692,7 +692,7 @@ class Ops:
             "change_fields",
             lambda replies: decode_write_result(replies[0], key, None),
             SCRIPTS["change_fields"],
-            self._keys.session(*_ids(key))[:3],
+            self._keys.session(*ids_of(key))[:3],
             (*args, *delta.arguments()),
             is_bulk=sum(len(part) for part in delta.pairs) > _BULK_BYTES,
         )
@@ -701,7 +701,7 @@ class Ops:
         self, key: SessionKey, fields: Sequence[bytes]
     ) -> Call[list[bytes | None] | None]:
         """Read stored fields of the session tier; None without a session."""
-        keys = self._keys.session(*_ids(key))
+        keys = self._keys.session(*ids_of(key))
 
         def decode(replies: list[Any]) -> list[bytes | None] | None:
             version, *values = replies[-1]
@@ -713,7 +713,7 @@ class Ops:
 
     def read_all_fields(self, key: SessionKey) -> Call[dict[bytes, bytes]]:
         """Read all stored fields of the session tier; empty without a session."""
-        keys = self._keys.session(*_ids(key))
+        keys = self._keys.session(*ids_of(key))
 
         def decode(replies: list[Any]) -> dict[bytes, bytes]:
             return {name: value for name, value in hash_items(replies[-1]) if name[:1] == b"."}
@@ -878,7 +878,8 @@ def _is_bulk(event_num: int | None) -> bool:
     return event_num is None or event_num > _BULK_EVENTS
 
 
-def _ids(key: SessionKey) -> tuple[str, str, str]:
+def ids_of(key: SessionKey) -> tuple[str, str, str]:
+    """The arguments of Keys.session."""
     return key.app_name, key.user_id, key.session_id
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from .calls import Call, Command, status
 from .model import Session, SessionKey, Turn
-from .ops import Ops, condition_arg
+from .ops import Ops, condition_arg, ids_of
 from .options import check_int
 from .replies import WriteResult, decode_numbers, decode_session, decode_write_result
 from .scripts import SCRIPTS
@@ -40,7 +40,7 @@ def rewind_session(
         "rewind_session",
         decode,
         SCRIPTS["rewind_session"],
-        ops.options.keys.session(key.app_name, key.user_id, key.session_id)[:3],
+        ops.options.keys.session(*ids_of(key))[:3],
         (
             key.session_id.encode(),
             b"%d" % ops.options.session_ttl_ms,
@@ -55,7 +55,7 @@ def rewind_session(
 
 def read_event(ops: Ops, key: SessionKey, position: int) -> Call[bytes | None]:
     """Read the bytes of the event at a position."""
-    keys = ops.options.keys.session(key.app_name, key.user_id, key.session_id)
+    keys = ops.options.keys.session(*ids_of(key))
     check_int("position", position, low=0)
     commands: tuple[Command, ...] = (
         ("HMGET", keys.session, "version"),
@@ -95,7 +95,7 @@ def replace_event(
         "replace_event" if new_event else "delete_event",
         decode,
         SCRIPTS["replace_event"],
-        ops.options.keys.session(key.app_name, key.user_id, key.session_id)[:3],
+        ops.options.keys.session(*ids_of(key))[:3],
         (*head, b"%d" % position, event, new_event),
         idempotent=False,  # a repeat would not find the event
     )
@@ -113,8 +113,8 @@ def fork_session(
     created_us: bytes,
 ) -> Call[Session]:
     """Copy a session to a new one, and read that without its events."""
-    keys = ops.options.keys.session(key.app_name, key.user_id, key.session_id)
-    copy_keys = ops.options.keys.session(copy.app_name, copy.user_id, copy.session_id)
+    keys = ops.options.keys.session(*ids_of(key))
+    copy_keys = ops.options.keys.session(*ids_of(copy))
 
     def decode(replies: list[Any]) -> Session:
         reply = replies[0]

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from .errors import InvalidArgument
-from .model import Event
+from .model import Event, Session
 from .options import check_int
 
 _PAGE = 64  # newest events to read first
@@ -92,6 +92,11 @@ def first_page(window: Window) -> int:
     if window.max_turns is None and window.max_tokens is None and window.max_events is not None:
         return max(window.max_events, 1) + 1  # one more tells whether a turn starts at the oldest
     return _PAGE
+
+
+def may_be_trimmed(session: Session) -> bool:
+    """Whether older events may have been trimmed: the log holds as many events as it may."""
+    return session.event_limit is not None and session.event_count >= session.event_limit
 
 
 def choose(

@@ -20,7 +20,6 @@ import msgspec
 from pydantic import BaseModel
 from pydantic_core import to_json, to_jsonable_python
 
-from ..calls import Call
 from ..concurrency import HeldTurn
 from ..errors import CorruptData, InvalidArgument, SessionNotFound
 from ..model import Event as StoredEvent
@@ -28,6 +27,7 @@ from ..model import JsonEvent, Session, SessionKey, Turn
 from ..ops import SESSIONS_PER_PAGE_LIMIT
 from ..options import Duration, check_bool, check_milliseconds
 from ..service import SessionService
+from ..windows import may_be_trimmed
 from .packing import unpack
 
 M = TypeVar("M", bound=BaseModel)
@@ -384,27 +384,14 @@ def handle_of(key: SessionKey, created_at: datetime | None) -> Session:
     return Session(key.app_name, key.user_id, key.session_id, {}, [], 0, created_at, created_at)
 
 
-async def is_maybe_trimmed(
-    service: SessionService, found: Session, starts_turn: Callable[[StoredEvent], bool]
-) -> bool:
+def is_maybe_trimmed(found: Session, starts_turn: Callable[[StoredEvent], bool]) -> bool:
     """Whether events may have been trimmed from a session that was read with all its events.
 
-    That is so if the log is full, or does not begin with a turn. One round trip.
+    That is so if the log is full, or does not begin with a turn.
     """
     if found.events and not starts_turn(found.events[0]):
         return True
-    name = service._ops._keys.session(found.app_name, found.user_id, found.id).session
-    call: Call[int | None] = Call(
-        "get_event_limit",
-        lambda replies: None if replies[0][0] is None else int(replies[0][0]),
-        commands=(("HMGET", name, "event_limit"),),
-        writes=False,
-        from_primary=True,
-    )
-    limit = call.decode(await service._executor.execute(call))
-    if limit is None:  # of release 0.1.0
-        limit = 1000
-    return 0 < limit <= found.event_count
+    return may_be_trimmed(found)
 
 
 def function_calls(event: Any) -> tuple[list[str], list[str]]:

@@ -370,7 +370,7 @@ class AdkSessionService(RunsInTurn, BaseSessionService):
                 del delta[name]  # it has the value that it had before
             else:
                 unknown.append(name)
-        if unknown and await is_maybe_trimmed(self._service, found, _starts_turn_when_stored):
+        if unknown and is_maybe_trimmed(found, _starts_turn_when_stored):
             raise InvalidArgument(
                 f"cannot rewind session {key.session_id!r}: the events that may have set state "
                 f"{', '.join(map(repr, unknown))} before were trimmed"

@@ -25,6 +25,7 @@ from ..model import Event, EventPage, Session, SessionKey
 from ..ops import EVENTS_PER_CALL_LIMIT, Ops
 from ..replies import hash_items
 from ..service import SessionService
+from ..windows import may_be_trimmed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,7 +36,6 @@ AnyService = SessionService | sessionstore.sync.SessionService
 _ATTEMPTS = 3  # a session may be deleted again right after its creation, but not for ever
 _UNKNOWN_LIMIT = 1000  # sessions of a service of which an append with an unknown outcome is kept
 _PAGE = 64  # events of the first read that looks for the start of a turn
-_LIMIT_OF_0_1_0 = 1000  # events that sessions of release 0.1.0 keep at least
 
 
 class _Unknown(NamedTuple):
@@ -284,11 +284,10 @@ def read_newest(ops: Ops, key: SessionKey, event_num: int | None = None) -> Flow
         if session is None:
             return None
         header = dict(hash_items(replies[0 if call.script is None else 1]))
-        limit = int(header.get(b"event_limit", _LIMIT_OF_0_1_0))
         return Newest(
             session,
             len(session.events) < session.event_count,
-            0 < limit <= session.event_count,
+            may_be_trimmed(session),
             b"removed_us" in header,
         )
 
