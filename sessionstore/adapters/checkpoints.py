@@ -15,8 +15,8 @@ once per namespace under a digest of its bytes. So checkpoints share the values 
 and the versions of a list that grows share all but the first and the last part.
 
 Every change of a namespace compares its Space with the one that the change was computed from. So no
-part is removed that a checkpoint needs. Storing writes compares nothing: the names of their parts
-depend on their checkpoint, so they share none.
+part is removed that a checkpoint needs. Storing writes compares nothing: the digests that name
+their parts include the id of the checkpoint, so no two checkpoints share such a part.
 """
 
 from __future__ import annotations
