@@ -24,10 +24,10 @@ from ..concurrency import HeldTurn
 from ..errors import CorruptData, InvalidArgument, SessionNotFound
 from ..model import Event as StoredEvent
 from ..model import JsonEvent, Session, SessionKey, Turn
-from ..ops import SESSIONS_PER_PAGE_LIMIT
 from ..options import Duration, check_bool, check_milliseconds
 from ..service import SessionService
 from ..windows import may_be_trimmed
+from .flows import list_all
 from .packing import unpack
 
 M = TypeVar("M", bound=BaseModel)
@@ -352,20 +352,8 @@ async def all_sessions(
         for user in await service.list_users(app_name):
             all_found += await all_sessions(service, app_name, user)
         return sorted(all_found, key=lambda session: session.updated_at, reverse=True)
-    found: dict[str, Session] = {}
-    cursor = None
-    while True:
-        page = await service.list_sessions(
-            app_name=app_name,
-            user_id=user_id,
-            limit=SESSIONS_PER_PAGE_LIMIT,
-            event_num=1,
-            after=cursor,
-        )
-        found.update((session.id, session) for session in page)  # some may be repeated
-        cursor = page.cursor
-        if cursor is None:
-            return sorted(found.values(), key=lambda session: session.updated_at, reverse=True)
+    found = await service._run(list_all(service._ops, app_name, user_id, event_num=1))
+    return sorted(found, key=lambda session: session.updated_at, reverse=True)
 
 
 @contextmanager

@@ -45,6 +45,7 @@ from .checkpoints import (
     is_call,
     part_names,
 )
+from .flows import create_if_missing
 
 _BYTES_PER_WRITE = 16 << 20
 
@@ -380,9 +381,7 @@ class Threads(ThreadReader):
 
     def _create(self, ops: Ops, key: SessionKey) -> Flow[None]:
         state = {LAYOUT[1:].decode(): LAYOUT_VALUE}
-        yield from flows.get_or_create_session(
-            ops, key.app_name, key.user_id, key.session_id, state, 0, None
-        )
+        yield from create_if_missing(ops, key, state)
 
 
 def _contended(key: SessionKey) -> BackendUnavailable:

@@ -16,9 +16,9 @@ from .. import flows
 from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument, SessionNotFound, StaleVersion
 from ..model import Event, JsonEvent, Session, SessionKey
-from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops
+from ..ops import EVENTS_PER_CALL_LIMIT, Ops
 from . import framework
-from .flows import AnyService, Services, append, create_if_missing, whole_turns
+from .flows import AnyService, Services, append, create_if_missing, list_all, whole_turns
 from .with_state import append_with_state
 
 with framework("claude-agent-sdk", extra="claude-agent", tested=">=0.2,<1"):
@@ -92,7 +92,9 @@ class ClaudeSessionStore(SessionStore):
 
     async def list_sessions(self, project_key: str) -> list[SessionStoreListEntry]:
         """Ids and times of the main transcripts. Two round trips for every 1,000."""
-        sessions = await self._services.arun(self._list, _escaped(project_key, "project_key"))
+        sessions = await self._services.arun(
+            list_all, self._app_name, _escaped(project_key, "project_key")
+        )
         return [
             {"session_id": session.id, "mtime": _mtime(session)}
             for session in sessions
@@ -101,7 +103,9 @@ class ClaudeSessionStore(SessionStore):
 
     async def list_session_summaries(self, project_key: str) -> list[SessionSummaryEntry]:
         """The SDK's summaries of the main transcripts. Two round trips for every 1,000."""
-        sessions = await self._services.arun(self._list, _escaped(project_key, "project_key"))
+        sessions = await self._services.arun(
+            list_all, self._app_name, _escaped(project_key, "project_key")
+        )
         found = (_summary(session) for session in sessions)
         return [summary for summary in found if summary is not None]
 
@@ -119,7 +123,7 @@ class ClaudeSessionStore(SessionStore):
 
     async def list_subkeys(self, key: SessionListSubkeysKey) -> list[str]:
         """The subpaths of a session's subagents. Two round trips for every 1,000."""
-        sessions = await self._services.arun(self._list, _subagents(key))
+        sessions = await self._services.arun(list_all, self._app_name, _subagents(key))
         return [session.id for session in sessions]
 
     # -- flows -----------------------------------------------------------------------------------
@@ -172,18 +176,6 @@ class ClaudeSessionStore(SessionStore):
             entries.setdefault(_text(entry, "uuid") or event.id, entry)
         found = list(entries.values())
         return whole_turns(found, _starts_turn, _calls, is_cut=_is_cut(found))
-
-    def _list(self, ops: Ops, user_id: str) -> Flow[list[Session]]:
-        found: dict[str, Session] = {}
-        cursor = None
-        while True:
-            page = yield from flows.list_sessions(
-                ops, self._app_name, user_id, SESSIONS_PER_PAGE_LIMIT, 0, 0, cursor
-            )
-            found.update((session.id, session) for session in page)  # some are repeated
-            cursor = page.cursor
-            if cursor is None:
-                return list(found.values())
 
 
 # -- keys ----------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from ..calls import Flow
 from ..drive import drive, drive_async
 from ..errors import InvalidArgument, SessionNotFound
 from ..listing import read_whole
-from ..model import Event, EventPage, Session, SessionKey
-from ..ops import EVENTS_PER_CALL_LIMIT, Ops
+from ..model import Event, EventPage, Session, SessionKey, SessionPage
+from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops
 from ..replies import hash_items
 from ..service import SessionService
 from ..windows import may_be_trimmed
@@ -216,9 +216,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
     return None
 
 
-def append(
-    ops: Ops, key: SessionKey, events: Sequence[Event], parent: SessionKey | None = None
-) -> Flow[None]:
+def append(ops: Ops, key: SessionKey, events: Sequence[Event]) -> Flow[None]:
     """Append events to a session, which is created if it does not exist.
 
     Up to 500 events go in one atomic step; more are appended in order, 500 at a time.
@@ -227,7 +225,6 @@ def append(
         ops: builds the Calls.
         key: the session.
         events: what to append.
-        parent: a session to create too, if this one is created.
     """
     for first in range(0, len(events), EVENTS_PER_CALL_LIMIT):
         batch = events[first : first + EVENTS_PER_CALL_LIMIT]
@@ -241,8 +238,6 @@ def append(
             except SessionNotFound:
                 if not attempts_left:
                     raise
-            if parent is not None:
-                yield from create_if_missing(ops, parent)
             yield from create_if_missing(ops, key)
 
 
@@ -251,6 +246,20 @@ def create_if_missing(ops: Ops, key: SessionKey, state: dict[str, Any] | None = 
     yield from flows.get_or_create_session(
         ops, key.app_name, key.user_id, key.session_id, state, 0, None
     )
+
+
+def list_all(ops: Ops, app_name: str, user_id: str, event_num: int = 0) -> Flow[list[Session]]:
+    """All sessions of a user, each with its newest events."""
+    found: dict[str, Session] = {}
+    cursor = None
+    while True:
+        page: SessionPage = yield from flows.list_sessions(
+            ops, app_name, user_id, SESSIONS_PER_PAGE_LIMIT, 0, event_num, cursor
+        )
+        found.update((session.id, session) for session in page)  # some may be repeated
+        cursor = page.cursor
+        if cursor is None:
+            return list(found.values())
 
 
 def read_events(ops: Ops, key: SessionKey, event_num: int | None = None) -> Flow[list[Event]]:

@@ -11,7 +11,7 @@ from .. import flows
 from ..calls import Flow
 from ..errors import CorruptData, SessionExists, SessionNotFound, StaleVersion
 from ..model import Event, EventPage, JsonEvent, Session, SessionKey
-from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops
+from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops, ids_of
 from ..times import to_us
 from . import framework
 from .flows import AnyService, Services
@@ -190,7 +190,7 @@ class StoredConversationStore(ConversationStore):
                 break
             try:
                 if session is None:
-                    session = yield from flows.create_session(ops, *_names(key), None)
+                    session = yield from flows.create_session(ops, *ids_of(key), None)
                 missing = yield from self._missing(ops, key, record.head_id, entries)
                 is_sent = True
                 if (yield from _write_to(ops, session, record, [*missing, *entries])):
@@ -300,10 +300,6 @@ class StoredConversationStore(ConversationStore):
         if len(self._homes) > _HOMES_LIMIT:
             self._homes.clear()
         self._homes.update((each, home) for each in entry_ids if each is not None)
-
-
-def _names(key: SessionKey) -> tuple[str, str, str]:
-    return key.app_name, key.user_id, key.session_id
 
 
 def _write_to(
