@@ -288,18 +288,36 @@ def clear_events(ops: Ops, key: SessionKey) -> Flow[None]:
 # -- reads -----------------------------------------------------------------------------------------
 
 
-def list_all(ops: Ops, app_name: str, user_id: str, event_num: int = 0) -> Flow[list[Session]]:
-    """All sessions of a user, each with its newest events."""
-    found: dict[str, Session] = {}
+def list_all(
+    ops: Ops,
+    app_name: str,
+    user_id: str,
+    event_num: int = 0,
+    limit: int | None = None,
+    convert: Callable[[Session], Any] = lambda session: session,
+) -> Flow[list[Any]]:
+    """The sessions of a user, the one updated last first, each with its newest events.
+
+    Args:
+        ops: builds the Calls.
+        app_name: the application.
+        user_id: the user.
+        event_num: newest events to read of each.
+        limit: where to stop, about; None = all.
+        convert: what to return of a session; None = leave it out.
+    """
+    found: dict[str, Any] = {}  # a session that is written meanwhile is read again
     cursor = None
-    while True:
+    while limit is None or len(found) < limit:
         page: SessionPage = yield from flows.list_sessions(
             ops, app_name, user_id, SESSIONS_PER_PAGE_LIMIT, 0, event_num, cursor
         )
-        found.update((session.id, session) for session in page)  # some may be repeated
+        converted = ((session.id, convert(session)) for session in page)
+        found.update((name, value) for name, value in converted if value is not None)
         cursor = page.cursor
         if cursor is None:
-            return list(found.values())
+            break
+    return list(found.values())
 
 
 def read_log(ops: Ops, key: SessionKey, page_limit: int) -> Flow[list[Event]]:

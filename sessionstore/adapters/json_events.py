@@ -6,7 +6,7 @@ The bytes of an event depend on the event alone, so sets are sorted.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from copy import copy
 from dataclasses import fields, is_dataclass
@@ -66,7 +66,7 @@ def json_event(
     return JsonEvent(author, msgspec.Raw(text), **others)
 
 
-def text_of(value: dict[str, Any], *names: str) -> str:
+def text_of(value: Mapping[str, object], *names: str) -> str:
     """The first of these fields that is a valid text and not empty; "" if none is."""
     for name in names:
         text = value.get(name)
@@ -109,11 +109,10 @@ def with_sorted_sets(value: Any) -> Any:
         changed = _changed(value.items())
         return {**value, **changed} if changed else value
     if hasattr(type(value), "model_copy"):  # a model of pydantic
-        changed = _changed({**value.__dict__, **(value.model_extra or {})}.items())
+        changed = _changed([*value.__dict__.items(), *(value.model_extra or {}).items()])
         return value.model_copy(update=changed) if changed else value
     if is_dataclass(value) and not isinstance(value, type):
-        parts = [(field.name, getattr(value, field.name, None)) for field in fields(value)]
-        changed = _changed(parts)
+        changed = _changed(_fields_of(value).items())
         if changed:
             value = copy(value)
             for name, item in changed.items():
@@ -123,8 +122,19 @@ def with_sorted_sets(value: Any) -> Any:
 
 def _changed(items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """The items that contain sets, with sorted lists in their place."""
-    new = ((name, item, with_sorted_sets(item)) for name, item in items)
-    return {name: changed for name, item, changed in new if changed is not item}
+    changed = {}
+    for name, item in items:
+        if type(item) not in _WITHOUT_PARTS:  # most are not
+            new = with_sorted_sets(item)
+            if new is not item:
+                changed[name] = new
+    return changed
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, which may have slots."""
+    found: dict[str, Any] | None = getattr(value, "__dict__", None)
+    return found or {field.name: getattr(value, field.name, None) for field in fields(value)}
 
 
 def _sort_key(value: Any) -> str:
@@ -135,7 +145,7 @@ def find_fault(value: Any, path: str, encode: Callable[[Any], object]) -> tuple[
     """The innermost part of a value that cannot be encoded, and the path to it."""
     parts: Iterable[tuple[str, Any]] = ()
     if is_dataclass(value) and not isinstance(value, type):
-        parts = [(f".{field.name}", getattr(value, field.name)) for field in fields(value)]
+        parts = [(f".{name}", part) for name, part in _fields_of(value).items()]
     elif isinstance(value, dict):
         parts = [(f"[{key!r}]", part) for key, part in value.items()]
     elif isinstance(value, (list, tuple)):
