@@ -461,6 +461,7 @@ class Ops:
         created_us: bytes = b"",
     ) -> Call[WriteResult]:
         """Append one encoded event with its state change."""
+        condition = condition_arg(key, if_version, turn)
         is_due = self._keeps_tiers and self._is_due(key)
         user = app = False
         tiers: tuple[bytes, ...] = ()
@@ -477,14 +478,13 @@ class Ops:
             (
                 key.session_id.encode(),
                 self._session_ttl,
-                created_us,
                 self._limit,
-                condition_arg(key, if_version, turn),
+                created_us + b"/" + condition if condition else created_us,
                 data,
                 b"%d" % to_us(timestamp),
                 *tiers,
             ),
-            age_argument=4,
+            age_argument=3,
             is_bulk=len(data) > _BULK_BYTES,
         )
 

@@ -170,8 +170,9 @@ def delete_user(keyspace: Keyspace, keys: Keys, _: Args) -> Reply:
 
 def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/append_event.lua"""
-    session_id, ttl, created_us, event_limit, asked, event, timestamp = args[:7]
-    condition, _, age = asked.partition(b" ")
+    session_id, ttl, event_limit, asked, event, timestamp = args[:6]
+    asked, _, age = asked.partition(b" ")
+    created_us, _, condition = asked.partition(b"/")
     session, events = keys[:2]
     header = read_checked_header(keyspace, keys, session_id, created_us)
     version, last_us, deadline_ms, count, _ = header
@@ -187,10 +188,10 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         if refusal:
             return refusal
     check_tiers(keyspace, keys)
-    change: Args | None = args[8:]
+    change: Args | None = args[7:]
     sums: Reply = []
-    if len(args) > 7 and args[7] != b"0":
-        change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, [7])
+    if len(args) > 6 and args[6] != b"0":
+        change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, [6])
         if change is None and keyspace.zscore(events, event) is None:
             return sums  # a refusal
     position = next_position(keyspace, timestamp_us, last_us)
