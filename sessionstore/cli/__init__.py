@@ -29,6 +29,7 @@ def command_line() -> click.Group:
     """The command `sessionstore` with all its subcommands."""
     import click
 
+    from .doctor import doctor
     from .erase import erase
     from .fleet import fleet
     from .ls import ls
@@ -36,7 +37,7 @@ def command_line() -> click.Group:
 
     group = click.Group(
         "sessionstore",
-        commands=[ls, show, tail, search, erase, fleet],
+        commands=[ls, show, tail, search, erase, doctor, fleet],
         help="Session storage for AI agents on Redis and Valkey.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -21,8 +21,7 @@ def scan(service: SessionService, app_name: str | None = None) -> Iterator[Store
     """
     ops, executor = service._ops, service._executor
     glob = ops.options.keys.glob(app_name)
-    is_cluster = getattr(executor, "is_cluster", False)
-    for slot in drive(_primaries(), executor) if is_cluster else [0]:
+    for slot in primaries(service):
         cursor = None
         while cursor != 0:
             cursor, found = drive(_scan(glob, slot, cursor or 0), executor)
@@ -32,8 +31,14 @@ def scan(service: SessionService, app_name: str | None = None) -> Iterator[Store
                     yield key
 
 
-def _primaries() -> Flow[list[int]]:
-    """A slot of every primary of a cluster."""
+def primaries(service: SessionService) -> list[int]:
+    """A slot of every primary."""
+    if not getattr(service._executor, "is_cluster", False):
+        return [0]
+    return drive(_list_primaries(), service._executor)
+
+
+def _list_primaries() -> Flow[list[int]]:
     slots: list[int] = yield Ops.list_primaries()
     return slots
 

@@ -109,7 +109,7 @@ def size_of(service: SessionService, key: SessionKey) -> Size:
     session, events, *_ = service._ops.options.keys.session(*ids_of(key))
 
     def read(*commands: tuple[Any, ...]) -> list[Any]:
-        call: Call[list[Any]] = Call("ls", list, commands=commands, writes=False)
+        call: Call[list[Any]] = Call("ls", list, commands=commands, writes=False, slot=session)
         return service._executor.execute(call)
 
     try:
