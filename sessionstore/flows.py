@@ -41,7 +41,7 @@ from .listing import from_primary, prune_index, read_whole
 from .listing import list_sessions as list_sessions
 from .listing import list_users as list_users
 from .model import Event, EventPage, Ping, Session, SessionKey, Turn
-from .ops import EVENTS_PER_CALL_LIMIT, Ops
+from .ops import EVENTS_PER_CALL_LIMIT, LeaseName, Ops
 from .options import Duration, check_bool, check_instant, check_milliseconds
 from .replies import WriteResult
 from .tiers import NO_CHANGE, Change, check_call_size, encode_change
@@ -356,25 +356,28 @@ def replace_newest(
 # -- turns ----------------------------------------------------------------------------------------
 
 
-def acquire_turn(ops: Ops, session: Session | SessionKey, lease: Duration) -> Flow[Turn]:
-    """Acquire the turn of a session."""
+def acquire_turn(
+    ops: Ops, session: Session | SessionKey, lease: Duration, name: LeaseName = "turn"
+) -> Flow[Turn]:
+    """Acquire the turn of a session, or another lease of it."""
     key = session_key(session)
     lease_ms = check_milliseconds("lease", lease)
-    turn: Turn = yield ops.acquire_turn(key, uuid4().hex, lease_ms, created_us_of(session))
+    created_us = created_us_of(session)
+    turn: Turn = yield ops.acquire_turn(key, uuid4().hex, lease_ms, created_us, name=name)
     return turn
 
 
-def renew_turn(ops: Ops, turn: Turn, lease: Duration) -> Flow[Turn]:
-    """Extend the lease of a turn."""
+def renew_turn(ops: Ops, turn: Turn, lease: Duration, name: LeaseName = "turn") -> Flow[Turn]:
+    """Extend a turn, or another lease."""
     lease_ms = check_milliseconds("lease", lease)
-    renewed: Turn = yield ops.renew_turn(check_turn(turn), lease_ms)
+    renewed: Turn = yield ops.renew_turn(check_turn(turn), lease_ms, name=name)
     return renewed
 
 
-def release_turn(ops: Ops, turn: Turn) -> Flow[None]:
-    """Release a turn. A lost turn or a deleted session is fine."""
+def release_turn(ops: Ops, turn: Turn, name: LeaseName = "turn") -> Flow[None]:
+    """Release a turn, or another lease. A lost lease or a deleted session is fine."""
     with suppress(TurnLost, SessionNotFound):
-        yield ops.renew_turn(check_turn(turn), 0)
+        yield ops.renew_turn(check_turn(turn), 0, name=name)
 
 
 def free_turn(ops: Ops, session: Session | SessionKey) -> Flow[None]:

@@ -81,6 +81,13 @@ def check_condition(
     return None if int(condition) == version else [b"STALE", version]
 
 
+def lease_fields(lease: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """lua/lib/lease_fields.lua"""
+    if lease == b"turn":
+        return b"turn_token", b"turn_until_us", b"turn_holder", b"turn_ms"
+    return b"compactor_token", b"compactor_until_us", b"compactor_holder", b"compactor_ms"
+
+
 def check_tiers(keyspace: Keyspace, keys: Keys) -> None:
     """lua/lib/check_tiers.lua"""
     for tier in keys[3:]:

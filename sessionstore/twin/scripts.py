@@ -27,6 +27,7 @@ from .fragments import (
     header_number,
     is_due,
     is_maybe_removed,
+    lease_fields,
     new_changes,
     new_count,
     next_position,
@@ -390,48 +391,47 @@ def repair_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def acquire_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/acquire_turn.lua"""
-    session_id, ttl, created_us, holder, lease = args
-    ttl_ms, lease_ms = int(ttl), int(lease)
+    session_id, ttl, created_us, holder, lease_ms, lease = args
     header = read_checked_header(keyspace, keys, session_id, created_us)
-    turn = keyspace.hmget(keys[0], b"turn_token", b"turn_until_us", b"turn_holder", b"turn_ms")
-    token, until_us, turn_ms = (
-        header_number(b"0" if text is None else text) for text in (turn[0], turn[1], turn[3])
+    fields = token_field, until_field, holder_field, length_field = lease_fields(lease)
+    found = keyspace.hmget(keys[0], *fields)
+    token, until_us, length_ms = (
+        header_number(b"0" if text is None else text) for text in (found[0], found[1], found[3])
     )
     if token is None:
-        return [b"CORRUPT", keys[0], b"turn_token"]
+        return [b"CORRUPT", keys[0], token_field]
     if until_us is None:
-        return [b"CORRUPT", keys[0], b"turn_until_us"]
-    if turn_ms is None:
-        return [b"CORRUPT", keys[0], b"turn_ms"]
+        return [b"CORRUPT", keys[0], until_field]
+    if length_ms is None:
+        return [b"CORRUPT", keys[0], length_field]
     now_us = keyspace.now_us
-    longest_us = math.inf if turn[3] is None else (turn_ms + 1000) * 1000
+    longest_us = math.inf if found[3] is None else (length_ms + 1000) * 1000
     is_taken = 0 < until_us - now_us <= longest_us
-    if is_taken and turn[2] != holder:
+    if is_taken and found[2] != holder:
         return [b"TAKEN", until_us]
-    if turn[2] != holder:
+    if found[2] != holder:
         token = max(token + 1, now_us)
-    until_us = now_us + lease_ms * 1000
-    fields = (b"turn_until_us", decimal(until_us), b"turn_ms", decimal(lease_ms))
-    keyspace.hset(keys[0], (b"turn_token", decimal(token), *fields, b"turn_holder", holder))
-    refresh_session_if_due(keyspace, keys, header.deadline_ms, ttl_ms, header.last_us, False)
+    until_us = now_us + int(lease_ms) * 1000
+    pairs = (token_field, decimal(token), until_field, decimal(until_us))
+    keyspace.hset(keys[0], (*pairs, length_field, lease_ms, holder_field, holder))
+    refresh_session_if_due(keyspace, keys, header.deadline_ms, int(ttl), header.last_us, False)
     return [b"OK", token, until_us]
 
 
 def renew_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/renew_turn.lua"""
-    session_id, ttl, token, lease = args
-    ttl_ms, lease_ms = int(ttl), int(lease)
+    session_id, ttl, token, lease_ms, lease = args
     header = read_checked_header(keyspace, keys, session_id, b"")
-    stored_token, holder = keyspace.hmget(keys[0], b"turn_token", b"turn_holder")
-    if stored_token != token or (lease_ms > 0 and holder == b""):
+    token_field, until_field, holder_field, length_field = lease_fields(lease)
+    stored_token, holder = keyspace.hmget(keys[0], token_field, holder_field)
+    if stored_token != token or (int(lease_ms) > 0 and holder == b""):
         return [b"LOST"]
-    until_us = keyspace.now_us + lease_ms * 1000
-    if lease_ms > 0:
-        fields = (b"turn_until_us", decimal(until_us), b"turn_ms", decimal(lease_ms))
-        keyspace.hset(keys[0], fields)
+    until_us = keyspace.now_us + int(lease_ms) * 1000
+    if int(lease_ms) > 0:
+        keyspace.hset(keys[0], (until_field, decimal(until_us), length_field, lease_ms))
     else:
-        keyspace.hset(keys[0], (b"turn_until_us", b"0", b"turn_holder", b""))
-    refresh_session_if_due(keyspace, keys, header.deadline_ms, ttl_ms, header.last_us, False)
+        keyspace.hset(keys[0], (until_field, b"0", holder_field, b""))
+    refresh_session_if_due(keyspace, keys, header.deadline_ms, int(ttl), header.last_us, False)
     return [b"OK", until_us]
 
 
