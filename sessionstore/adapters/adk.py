@@ -22,8 +22,8 @@ from ..model import SessionKey
 from ..options import Duration, check_bool
 from ..service import RedisSessionService, SessionService
 from ..times import from_us, to_us
+from ..windows import Window, choose
 from . import framework
-from .flows import whole_turns as cut_to_whole_turns
 
 with framework("google-adk", extra="adk", tested=">=2.8,<3"):
     from google.adk.errors import StaleSessionError
@@ -177,7 +177,7 @@ class AdkSessionService(RunsInTurn, BaseSessionService):
                 if found is None:
                     return None
         if self._whole_turns:
-            events = cut_to_whole_turns(events, _starts_turn, function_calls, is_cut=True)
+            events = choose(_WINDOW, events, is_whole_log=True, is_trimmed=True) or []
         return self._session(found, events)
 
     async def list_sessions(
@@ -448,9 +448,12 @@ def _event(found: StoredSession, stored: StoredEvent) -> Event:
         return _EVENTS.restore(stored)
 
 
-def _starts_turn(event: Event) -> bool:
+def _starts_turn(event: Any) -> bool:
     """Whether an event is a user's message that does not answer a function call."""
     return event.author == "user" and event.content is not None and not function_calls(event)[1]
+
+
+_WINDOW = Window(starts_turn=_starts_turn, calls=function_calls)
 
 
 def _starts_turn_when_stored(stored: StoredEvent) -> bool:

@@ -26,8 +26,8 @@ from ..model import Session as StoredSession
 from ..model import SessionKey
 from ..options import Duration, check_bool
 from ..service import SessionService
+from ..windows import Window, choose
 from . import framework
-from .flows import whole_turns as cut_to_whole_turns
 
 with framework("trpc-agent-py", extra="trpc-agent", tested=">=1.2,<2"):
     from pydantic import PrivateAttr
@@ -401,9 +401,8 @@ class TrpcSessionService(RunsInTurn, BaseSessionService):
         )
         session = self.filter_events(session)
         if self._whole_turns:
-            session.events = cut_to_whole_turns(
-                session.events, _starts_turn, function_calls, is_cut=True
-            )
+            events = choose(_WINDOW, session.events, is_whole_log=True, is_trimmed=True)
+            session.events = events or []
         known = {item.event.id for item in items}
         shown = {event.id for event in session.events}
         count = session.conversation_count
@@ -580,11 +579,14 @@ def _handle(session: Session) -> StoredSession:
     return handle_of(key, seen.created_at if seen else None)
 
 
-def _starts_turn(event: Event) -> bool:
+def _starts_turn(event: Any) -> bool:
     """Whether an event is a summary, or a user's message that does not answer a function call."""
     if event.is_summary_event():
         return True
     return event.author == "user" and event.content is not None and not function_calls(event)[1]
+
+
+_WINDOW = Window(starts_turn=_starts_turn, calls=function_calls)
 
 
 def _session(found: StoredSession) -> _Session:
