@@ -153,6 +153,11 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         actual, limit = reply[1:]
         message = f"{name} has {actual} events; at most {limit} can be copied"
         raise LimitExceeded(message, limit=limit, actual=actual)
+    if word == b"INCOMPLETE":
+        message = (
+            f"events of {name} that were sent before are gone; nothing was restored, try again"
+        )
+        raise BackendRejected(message)
     if word == b"LOST":
         raise TurnLost(f"the turn of {name} is lost: another run acquired it, or free_turn took it")
     if word == b"STALE":

@@ -601,13 +601,19 @@ def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Chan
         increments_path=f"{path}.state_increments",
     )
     refuse_app_increments(ops, change, f"{path}.state_increments")
-    if any(key.startswith("temp:") for key in (*delta, *removed)):
-        event = msgspec.structs.replace(
-            event,
-            state_delta={key: delta[key] for key in delta if not key.startswith("temp:")},
-            state_removed=[key for key in removed if not key.startswith("temp:")],
-        )
-    return *codec.encode_event(event, path), change
+    return *codec.encode_event(without_temp(event), path), change
+
+
+def without_temp(event: Event) -> Event:
+    """The event without changes of `temp:` state, which is never stored."""
+    delta, removed = event.state_delta, event.state_removed
+    if not any(key.startswith("temp:") for key in (*delta, *removed)):
+        return event
+    return msgspec.structs.replace(
+        event,
+        state_delta={key: delta[key] for key in delta if not key.startswith("temp:")},
+        state_removed=[key for key in removed if not key.startswith("temp:")],
+    )
 
 
 def _add_events(

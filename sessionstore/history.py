@@ -30,7 +30,7 @@ def rewind_session(
 ) -> Flow[int]:
     """Remove all events after a position. Returns how many."""
     key = session_key(session)
-    change = _session_tier(ops, state)
+    change = session_tier(ops, state)
     call = ops_history.rewind_session(
         ops,
         key,
@@ -75,7 +75,7 @@ def fork_session(
         copy_key,
         uuid4().hex,
         upto,
-        None if state is None else _session_tier(ops, state).session,
+        None if state is None else session_tier(ops, state).session,
         if_version,
         None if turn is None else check_turn(turn),
         created_us_of(session),
@@ -179,13 +179,13 @@ def _check_event(name: str, event: object) -> None:
         raise InvalidArgument(f"{name} must be an Event, not {type(event).__name__}")
 
 
-def _session_tier(ops: Ops, state: Mapping[str, Any] | None) -> Change:
-    """New state of a session, encoded."""
+def session_tier(ops: Ops, state: Mapping[str, Any] | None) -> Change:
+    """State of a session alone, encoded."""
     change = encode_change(ops.options.codec, {} if state is None else state)
     for name in change.values:
         if name.startswith(_OTHERS):
             raise InvalidArgument(
-                f"state[{name!r}] does not belong to the session: only keys without a prefix can "
-                "be replaced"
+                f"state[{name!r}] does not belong to the session: only keys without a prefix are "
+                "allowed"
             )
     return change

@@ -5,6 +5,7 @@
     sessions:{app:user}        zset    index of the user's sessions
     session:{app:user}:sid     hash    header and session tier
     events:{app:user}:sid      zset    the log
+    events:{app:user}:sid:id   zset    events of a session that is being restored
 
 Every byte of an id outside `A-Z a-z 0-9 . _ ~ @ + = , -` is percent-encoded. An id therefore never
 contains `:`, `{` or `}`: no two (app, user, session) triples share a key, and no id can move a key
@@ -179,6 +180,11 @@ class Keys:
             return self._cached_session(app_name, user_id, session_id)
         except TypeError:  # not hashable, so not a str: encode_id names the argument
             return self._spell_session(app_name, user_id, session_id)
+
+    @staticmethod
+    def staged(keys: SessionKeys, creation_id: str) -> bytes:
+        """Where events of a session are collected that `restore_session` will create."""
+        return keys.events + b":" + creation_id.encode()
 
     def users(self, app_name: str) -> UserPattern:
         """The pattern of the indexes and of the state of an application's users."""

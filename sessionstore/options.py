@@ -71,13 +71,6 @@ def check_options(
     value_size_limit: int,
 ) -> Options:
     """The options of a service, checked. InvalidArgument names the option that is not valid."""
-    event_limit: int | None
-    if session_event_limit is UNSET:
-        event_limit = None
-    elif session_event_limit is None:
-        event_limit = 0
-    else:
-        event_limit = check_int("session_event_limit", session_event_limit, low=1)
     return Options(
         keys=Keys(key_prefix, partition_by),
         codec=Codec(
@@ -85,7 +78,7 @@ def check_options(
             check_int("event_size_limit", event_size_limit, low=1, high=CALL_SIZE_LIMIT),
             check_int("value_size_limit", value_size_limit, low=1, high=CALL_SIZE_LIMIT),
         ),
-        session_event_limit=event_limit,
+        session_event_limit=check_event_limit("session_event_limit", session_event_limit),
         session_ttl_ms=_check_ttl("session_ttl", session_ttl),
         app_state_ttl_ms=_check_ttl("app_state_ttl", app_state_ttl),
         user_state_ttl_ms=_check_ttl("user_state_ttl", user_state_ttl),
@@ -113,6 +106,13 @@ def check_int(name: str, value: object, *, low: int, high: int = _HIGHEST) -> in
         shown = f", not {value}" if value.bit_length() <= 64 else ""  # str() refuses huge integers
         raise InvalidArgument(f"{name} must be {bounds}{shown}")
     return value
+
+
+def check_event_limit(name: str, value: EventLimit) -> int | None:
+    """How many events a session keeps; 0 = all, None = not given."""
+    if value is UNSET:
+        return None
+    return 0 if value is None else check_int(name, value, low=1)
 
 
 def check_instant(name: str, value: object) -> datetime:

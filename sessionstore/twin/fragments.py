@@ -384,12 +384,11 @@ def ids_to_check(
 
 def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> list[bytes]:
     """lua/lib/write_create.lua"""
-    session, events, index = keys[:3]
+    session, _, index = keys[:3]
     session_id, ttl, creation_id, event_limit = args[:4]
     ttl_ms = int(ttl)
     now_us = decimal(keyspace.now_us)
     deadline_ms = new_deadline(keyspace, ttl_ms) if ttl_ms > 0 else -1
-    keyspace.unlink(session, events)
     fields = (b"version", now_us, b"created_us", now_us, b"updated_us", now_us, b"last_us", b"0")
     deadline = (b"deadline_ms", decimal(deadline_ms))
     log = (b"count", b"0", b"event_limit", event_limit or b"1000")

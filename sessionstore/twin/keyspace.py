@@ -138,6 +138,15 @@ class Keyspace:
         if source in self._deadlines:
             self._deadlines[destination] = self._deadlines[source]
 
+    def rename(self, source: bytes, destination: bytes) -> None:
+        """RENAME of a key that exists."""
+        value, deadline_ms = self._values[source], self._deadlines.get(source)
+        self._drop(source)
+        self._drop(destination)
+        self._values[destination] = value
+        if deadline_ms is not None:
+            self._deadlines[destination] = deadline_ms
+
     # -- hashes --------------------------------------------------------------------------------
 
     def hget(self, key: bytes, field: bytes) -> bytes | None:

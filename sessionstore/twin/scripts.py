@@ -43,7 +43,7 @@ from .fragments import (
     write_header,
     write_tiers,
 )
-from .history import fork_session, replace_event, rewind_session
+from .history import fork_session, replace_event, restore_session, rewind_session, stage_events
 from .keyspace import Keyspace
 
 # -- sessions -----------------------------------------------------------------------------------
@@ -56,6 +56,7 @@ def create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     version, stored_creation_id = keyspace.hmget(keys[0], b"version", b"generation")
     if version is not None:
         return [b"OK", []] if stored_creation_id == creation_id else [b"EXISTS"]
+    keyspace.unlink(*keys[:2])
     return [b"OK", write_create(keyspace, keys, args, 4)]
 
 
@@ -70,6 +71,7 @@ def get_or_create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
             raise
         if keyspace.zcard(keys[1]):
             raise Refused(b"CORRUPT", keys[0], b"version") from None
+        keyspace.unlink(*keys[:2])
         return [b"CREATED", write_create(keyspace, keys, args, 7)]
     if refresh == b"1":
         ttl_ms = int(ttl)
@@ -114,8 +116,9 @@ def delete_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     keyspace.hlen(session)
     keyspace.zcard(events)
     keyspace.zscore(index, session_id)
-    created_us = header_number(keyspace.hget(session, b"created_us"))
-    if age_us > 0 and created_us is not None and created_us > keyspace.now_us - age_us:
+    created_us, restored_us = keyspace.hmget(session, b"created_us", b"restored_us")
+    existed_us = header_number(created_us if restored_us is None else restored_us)
+    if age_us > 0 and existed_us is not None and existed_us > keyspace.now_us - age_us:
         return [b"UNKNOWN"]
     keyspace.unlink(session, events)
     keyspace.zrem(index, session_id)
@@ -145,9 +148,10 @@ def delete_sessions(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     existed_us = int(existed) or keyspace.now_us
     found = []
     for session, events, session_id in zip(rest[::2], rest[1::2], ids, strict=True):
-        created_us = keyspace.hget(session, b"created_us")
+        created_us, restored_us = keyspace.hmget(session, b"created_us", b"restored_us")
+        since_us = created_us if restored_us is None else restored_us
         keyspace.zcard(events)
-        if created_us is None or int(created_us) <= existed_us:
+        if since_us is None or int(since_us) <= existed_us:
             found.append((session, events, session_id))
     num_deleted = sum(keyspace.exists(session) for session, _, _ in found)
     for session, events, session_id in found:
@@ -552,7 +556,9 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             repair_session,
             replace_event,
             replace_newest,
+            restore_session,
             rewind_session,
+            stage_events,
             touch_session,
             touch_tier,
             update_session_state,

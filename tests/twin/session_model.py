@@ -80,6 +80,7 @@ class StoredSession:
     leases: dict[str, Lease] = field(default_factory=dict)  # "turn", "compactor"
     event_limit: int = 0
     forked_from: str | None = None
+    restored_from: object = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ class Model:
         refreshed: what the current call must refresh, with the TTL: sessions by SessionKey, user
             tiers by (app, user), app tiers by name.
         may_refresh: the same for what it may refresh or not.
+        staged: for restores that are not complete, by what is restored: number of parts that are
+            there, and their deadline.
     """
 
     def __init__(self) -> None:
@@ -121,6 +124,7 @@ class Model:
         self.sessions: dict[SessionKey, StoredSession] = {}
         self.users: dict[User, Tier] = {}
         self.apps: dict[str, Tier] = {}
+        self.staged: dict[object, tuple[int, int]] = {}
         self.refreshed: dict[Any, int] = {}
         self.may_refresh: dict[Any, int] = {}
 
@@ -338,6 +342,48 @@ class Model:
         self.refreshed[copy] = settings.session_ttl
         return self.view(copy, 0)
 
+    def stage(self, key: SessionKey, restored: object, num_parts: int, most: int) -> None:
+        """Stage the next parts of what is restored, `most` in all."""
+        if most < 1:
+            return
+        if key in self.sessions:
+            if self.sessions[key].restored_from != restored:
+                raise Refused(SessionExists)
+            return
+        old, _ = self.staged.get(restored, (0, 0))
+        if old < most:
+            self.staged[restored] = min(old + num_parts, most), self.now_us // 1000 + 3_600_000
+
+    def restore(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        restored: object,
+        log: list[Stored],
+        state: dict[str, Any],
+        created_us: int | None,
+        updated_us: int | None,
+    ) -> Session:
+        """`restored` is all that distinguishes what is restored."""
+        if key in self.sessions and self.sessions[key].restored_from != restored:
+            raise Refused(SessionExists)
+        self.staged.pop(restored, None)
+        if key not in self.sessions:
+            updated_us = updated_us or self.now_us
+            self.sessions[key] = StoredSession(
+                created_us or updated_us,
+                updated_us,
+                self.now_us,
+                log[-1].position if log else 0,
+                None,
+                dict(state),
+                log,
+                event_limit=settings.event_limit,
+                restored_from=restored,
+            )
+            self.refreshed[key] = settings.session_ttl
+        return self.view(key, 0)
+
     def replace_newest(
         self,
         settings: Settings,
@@ -493,6 +539,10 @@ class Model:
         for stored in self.sessions.values():
             for lease in stored.leases.values():
                 lease.until_us -= milliseconds * 1000 if lease.until_us else 0
+        for restored, (num_parts, deadline) in list(self.staged.items()):
+            self.staged[restored] = num_parts, deadline - milliseconds
+            if deadline - milliseconds <= now_ms:
+                del self.staged[restored]
         holders: tuple[dict[Any, Any], ...] = (self.sessions, self.users, self.apps)
         for holder in holders:
             for name, item in list(holder.items()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from msgspec import structs
+from msgspec import UNSET, structs
 from session_model import TOLERANCE_MS, Model, Refused, Settings, Stored, microseconds
 from support.clock import pass_time
 from support.servers import Server
@@ -42,6 +43,7 @@ from sessionstore import (
     TurnTaken,
     flows,
     history,
+    restore,
 )
 from sessionstore.calls import Call, Flow, Step
 from sessionstore.codec import decode_event, decode_value
@@ -505,6 +507,48 @@ class TwinMachine(RuleBasedStateMachine):
     @rule(
         service=services,
         key=keys,
+        chosen=st.lists(numbers, max_size=7, unique=True),
+        state=st.sampled_from(SESSION_STATES),
+        times=st.sampled_from([(None, None), (None, TIMES[1]), (TIMES[0], TIMES[3])]),
+        interrupt=st.none() | st.integers(1, 3),
+    )
+    def restore_session(
+        self,
+        service: int,
+        key: SessionKey,
+        chosen: list[int],
+        state: dict[str, Any],
+        times: tuple[datetime | None, datetime | None],
+        interrupt: int | None,
+    ) -> None:
+        """Restore a session, or only stage some of its events. A call takes two events."""
+        settings, events = SERVICES[service], [EVENTS[number] for number in chosen]
+        positions = [10 * number + 7 for number in range(len(events))]
+        flow = restore.restore_session(
+            OPS[service], key, events, positions, state, *times, UNSET, None
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(restore, "EVENTS_PER_CALL_LIMIT", 2)
+            outcome = self._drive(flow if interrupt is None else staging_only(flow, interrupt))
+        created_us, updated_us = [None if each is None else microseconds(each) for each in times]
+        restored = repr((key, settings.codec, settings.event_limit, chosen, state, times))
+        log = [
+            Stored(position, (settings.codec, event.id), event)
+            for position, event in zip(positions, events, strict=True)
+        ]
+
+        def expected() -> Session | None:
+            if interrupt is not None:
+                self.model.stage(key, restored, interrupt, math.ceil(len(events) / 2) - 1)
+                return None
+            return self.model.restore(settings, key, restored, log, state, created_us, updated_us)
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(
+        service=services,
+        key=keys,
         step=version_steps,
         first_kept=st.integers(0, 3),
         end_kept=st.integers(0, 4),
@@ -784,6 +828,8 @@ class TwinMachine(RuleBasedStateMachine):
             stamps.append(microseconds(real.result.expires_at) - lease_ms * 1000)
         if call.script and call.script.name == "delete_sessions" and real.result:
             stamps.append(real.result[0])
+        if call.script and call.script.name == "restore_session" and real.result:
+            stamps.append(real.result[0].version)
         exact = [stamp for stamp in stamps if before_us <= stamp <= after_us]
         self.clock_us = exact[0] if exact else after_us
         twin = Outcome(lambda: call.decode(self.twin.execute(call)))
@@ -867,7 +913,22 @@ class TwinMachine(RuleBasedStateMachine):
             assert _decoded(real[name][2]) == tier.state
             self.model.check_deadline(app, _deadline(real, name))
         indexes = {name for name in real if name.startswith(b"sessions:")}
-        assert set(real) - indexes == expected_keys
+        staged = {name for name in real if re.fullmatch(rb"events:.+}:[^:]+:[0-9a-f]{32}", name)}
+        assert set(real) - indexes - staged == expected_keys
+        parts = [math.ceil(len(real[name][2]) / 2) for name in staged]
+        assert sorted(parts) == sorted(parts for parts, _ in self.model.staged.values())
+
+
+def staging_only(flow: Flow[Any], num_calls: int) -> Flow[None]:
+    """The first steps of restore_session, up to a number of calls of stage_events."""
+    step = next(flow)
+    while num_calls:
+        assert isinstance(step, Call)
+        name = step.script and step.script.name
+        if name == "restore_session":
+            return
+        num_calls -= name == "stage_events"
+        step = flow.send((yield step))
 
 
 def _parts(key: SessionKey) -> tuple[str, str, str]:

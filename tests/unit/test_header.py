@@ -172,6 +172,14 @@ def read_fields(_: Sequence[bytes], args: Sequence[Any]) -> int:
     return read_delta(args, at + 1 + 2 * int(args[at]))
 
 
+def read_restored(_: Sequence[bytes], args: Sequence[Any]) -> int:
+    """Index after what restore_session reads."""
+    at = read_delta(args, 0)
+    positions = [int(position) for position in args[at::2]]
+    assert positions == sorted(set(positions))
+    return at + 2 * len(positions)
+
+
 TAILS: dict[str, TailReader] = {
     "append_event": lambda keys, args: read_change(keys, args) if args else 0,
     "append_events": read_events,
@@ -183,8 +191,10 @@ TAILS: dict[str, TailReader] = {
     "fork_session": read_state,
     "get_or_create_session": read_tiers,
     "prune_index": read_members,
+    "restore_session": read_restored,
     "rewind_session": read_state,
     "run_reads": read_commands,
+    "stage_events": lambda _, args: len(args) // 2 * 2,
     "update_session_state": read_change,
     "update_tier_state": lambda _, args: read_delta(args, read_increments(args, 0)),
 }

@@ -26,6 +26,7 @@ LAYERS: list[set[str]] = [
     {"app_tier", "listing", "ops_history"},
     {"flows"},
     {"history"},
+    {"restore"},
     {"transport", "twin"},
     {"run_context", "service"},
     {"concurrency"},
