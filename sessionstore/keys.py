@@ -154,7 +154,9 @@ class Keys:
             raise InvalidArgument(f'partition_by must be "user" or "app", not {partition_by!r}')
         self._by_user = partition_by == "user"
         tag = r"\{([^:{}]+)(?::([^:{}]+))?\}" if self._by_user else r"\{([^:{}]+)\}(?::([^:{}]+))?"
-        pattern = rf"{re.escape(key_prefix)}({'|'.join(_ROLES)}):{tag}(?::([^:{{}}]+))?"
+        pattern = (
+            rf"{re.escape(key_prefix)}({'|'.join(_ROLES)}):{tag}(?::([^:{{}}]+))?(?::[^{{}}]+)?"
+        )
         self._is_key = re.compile(pattern).fullmatch
         # An agent uses the same session with every event.
         self._cached_session = lru_cache(maxsize=_CACHED_SESSIONS)(self._spell_session)

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import redis
 from click.testing import CliRunner
+from support.servers import acl_user
 
 from sessionstore import Event, SessionKey
 from sessionstore.cli import command_line
+from sessionstore.cli.doctor import server_checks
 from sessionstore.embedded import EmbeddedServer, find_servers
 from sessionstore.sync import RedisSessionService
 
@@ -139,6 +141,11 @@ def test_repair_removes_expired_sessions_from_the_index(started: EmbeddedServer,
     assert run(started.url, "--repair")[0] == 1
     assert run(started.url) == (0, {})
     assert raw.zrange(INDEX, 0, -1) == ["1"]
+
+
+def test_the_rights_that_are_checked_are_those_of_the_readme() -> None:
+    commands = {rule[1:] for rule in acl_user() if rule.startswith("+")}
+    assert set(server_checks.RIGHTS[""].split()) == commands
 
 
 def test_missing_rights_are_named(started: EmbeddedServer, raw: Any) -> None:

@@ -22,8 +22,8 @@ _FULL = 0.9  # of maxmemory or maxclients
 
 RIGHTS = {
     "": "copy eval evalsha multi exec exists hdel hexists hget hgetall hkeys hlen hmget hset"
-    " persist pexpireat pexpiretime time unlink zadd zcard zcount zrange zrem zremrangebyrank"
-    " zremrangebyscore zscore",
+    " persist pexpireat pexpiretime rename time unlink zadd zcard zcount zrange zrem"
+    " zremrangebyrank zremrangebyscore zscore",
     "wait_replicas": "wait",
     "list_users": "scan",
 }
@@ -321,6 +321,7 @@ _ARGUMENTS = {
     "eval": ("return 1", "0"),
     "evalsha": ("0" * 40, "0"),
     "copy": ("k", "l"),
+    "rename": ("k", "l"),
     "hdel": ("k", "f"),
     "hexists": ("k", "f"),
     "hget": ("k", "f"),
