@@ -11,9 +11,7 @@ import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
 from copy import copy
-from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime, timedelta
-from types import NoneType
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -28,6 +26,7 @@ from ..options import Duration, check_bool, check_milliseconds
 from ..service import SessionService
 from ..windows import may_be_trimmed
 from .flows import list_all
+from .json_events import REFUSALS, with_sorted_sets
 from .packing import unpack
 
 M = TypeVar("M", bound=BaseModel)
@@ -35,16 +34,11 @@ M = TypeVar("M", bound=BaseModel)
 _log = logging.getLogger("sessionstore")
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
-_encode_msgpack = msgspec.msgpack.Encoder().encode
 
 ANY = datetime(1970, 1, 1, tzinfo=UTC)
 """Stands for whatever session there is, as the creation time of a Session."""
 
 _STATE_DELTA = {"actions": {"state_delta"}}
-_IMMUTABLE = frozenset({str, bool, int, float, bytes, NoneType, datetime})
-
-# What pydantic raises for a value that it cannot serialize, or cannot read.
-_REFUSALS = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
 
 
 class EventFormat(Generic[M]):
@@ -102,13 +96,13 @@ class EventFormat(Generic[M]):
         if event.actions.state_delta:
             options["exclude"] = _STATE_DELTA
         try:
-            event = _with_sorted_sets(event)
+            event = with_sorted_sets(event)
             try:
                 data: bytes = self._serializer.to_json(event, **options)
             except ValueError:  # a lone surrogate, perhaps
                 values = self._serializer.to_python(event, mode="json", **options)
                 data = _encode(_without_surrogates(values))
-        except _REFUSALS as error:
+        except REFUSALS as error:
             kind = type(error).__name__
             where = path + self._field_at_fault(event)
             message = f"{where} cannot be serialized by {self._framework} ({kind})"
@@ -142,7 +136,7 @@ class EventFormat(Generic[M]):
         for name in self._event.model_fields:
             try:
                 self._serializer.to_python(event, mode="json", include={name}, warnings=False)
-            except _REFUSALS:
+            except REFUSALS:
                 return f".{name}"
         return ""
 
@@ -156,50 +150,6 @@ def _patch(event: Any, path: list[Any], value: Any) -> None:
         setattr(holder, last, value)
     else:
         holder[last] = value
-
-
-def _with_sorted_sets(value: Any) -> Any:
-    """The value, or a copy in which lists take the place of sets: their order is the same always.
-
-    Otherwise the bytes of an event would depend on the process that writes it.
-    """
-    if type(value) in _IMMUTABLE:
-        return value
-    if isinstance(value, BaseModel):
-        changed = _changed_items(value.__dict__)
-        return value.model_copy(update=changed) if changed else value
-    if isinstance(value, dict):
-        changed = _changed_items(value)
-        return {**value, **changed} if changed else value
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(_with_sorted_sets, value), key=_sort_key)
-    if isinstance(value, (list, tuple)):
-        items = [_with_sorted_sets(item) for item in value]
-        is_same = all(new is old for new, old in zip(items, value, strict=True))
-        return value if is_same else items
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = {field.name: getattr(value, field.name) for field in fields(value)}
-        changed = _changed_items(parts)
-        return {**parts, **changed} if changed else value
-    return value
-
-
-def _changed_items(values: dict[Any, Any]) -> dict[Any, Any]:
-    """The items that contain a set, with lists in its place."""
-    found = {}
-    for key, value in values.items():
-        if value is not None and type(value) not in _IMMUTABLE:
-            new = _with_sorted_sets(value)
-            if new is not value:
-                found[key] = new
-    return found
-
-
-def _sort_key(value: Any) -> bytes:
-    try:
-        return bytes(to_json(value, serialize_unknown=True))
-    except ValueError:
-        return repr(value).encode(errors="replace")
 
 
 def _without_surrogates(value: Any) -> Any:
@@ -237,7 +187,7 @@ def _to_json_value(value: Any, path: str) -> Any:
     if kind is bool or value is None or (kind is str and value.isascii()):
         return value
     try:
-        value = _with_sorted_sets(value)
+        value = with_sorted_sets(value)
         try:
             data = to_json(value, inf_nan_mode="null")
         except ValueError as error:
@@ -246,10 +196,10 @@ def _to_json_value(value: Any, path: str) -> Any:
             name = type(error).__name__
             _log.warning("a state value is not JSON (%s): stored as its text, or parts of it", name)
         plain = _decode(data)
-    except _REFUSALS as error:
+    except REFUSALS as error:
         message = f"{path} cannot be serialized ({type(error).__name__})"
         raise InvalidArgument(message) from None
-    return _escape(plain) if b'"$"' in data or not _is_msgpack(plain) else plain
+    return _escape(plain)
 
 
 def _to_plain(value: Any) -> Any:
@@ -257,14 +207,6 @@ def _to_plain(value: Any) -> Any:
         return to_jsonable_python(value, serialize_unknown=True)
     except UnicodeDecodeError:  # bytes that are not UTF-8
         return to_jsonable_python(value, serialize_unknown=True, bytes_mode="base64")
-
-
-def _is_msgpack(value: Any) -> bool:
-    try:
-        _encode_msgpack(value)
-    except OverflowError:
-        return False
-    return True
 
 
 def _escape(value: Any) -> Any:
