@@ -6,13 +6,15 @@ A window is chosen by the client, from a page of the newest events. Nothing is s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from .errors import InvalidArgument
 from .model import Event, Session
 from .options import check_int
+
+T = TypeVar("T")
 
 _PAGE = 64  # newest events to read first
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
@@ -100,13 +102,14 @@ def may_be_trimmed(session: Session) -> bool:
 
 
 def choose(
-    window: Window, events: Sequence[Event], *, is_whole_log: bool, is_trimmed: bool
-) -> list[Event] | None:
+    window: Window, events: Sequence[T], *, is_whole_log: bool, is_trimmed: bool
+) -> list[T] | None:
     """The events of a window, oldest first; None if it may need older ones than the page has.
 
     Args:
         window: what to choose.
-        events: the newest events of a log, oldest first.
+        events: the newest events of a log, oldest first. Or what an adapter made of them, if the
+            window has a `starts_turn` for it; what is not an Event belongs to no invocation.
         is_whole_log: the log has no older events.
         is_trimmed: older events may have been trimmed, so the log may begin inside a turn.
     """
@@ -120,13 +123,11 @@ def choose(
 
 
 def _find_cuts(
-    window: Window, events: Sequence[Event], *, begins_turn: bool
+    window: Window, events: Sequence[Any], *, begins_turn: bool
 ) -> tuple[list[int], set[int]]:
     """Where turns start, and the events that close a call which is not among the events."""
-    last_of: dict[str, int] = {}  # the last event of each invocation
-    for number, event in enumerate(events):
-        if event.invocation_id:
-            last_of[event.invocation_id] = number
+    invocations = [event.invocation_id if isinstance(event, Event) else "" for event in events]
+    last_of = {name: number for number, name in enumerate(invocations) if name}  # its last event
     ends, orphans = _last_results(window, events) if window.calls else ({}, set())
     cuts = []
     joined = -1  # everything up to here belongs to a turn that started before
@@ -134,7 +135,7 @@ def _find_cuts(
     for number, event in enumerate(events):
         if number > joined and _starts_turn(window, event, before, begins_turn=begins_turn):
             cuts.append(number)
-        joined = max(joined, last_of.get(event.invocation_id, -1), ends.get(number, -1))
+        joined = max(joined, last_of.get(invocations[number], -1), ends.get(number, -1))
         before = event
     return cuts, orphans
 
@@ -149,25 +150,25 @@ def _starts_turn(window: Window, event: Event, before: Event | None, *, begins_t
     return event.invocation_id != before.invocation_id
 
 
-def _last_results(window: Window, events: Sequence[Event]) -> tuple[dict[int, int], set[int]]:
+def _last_results(window: Window, events: Sequence[Any]) -> tuple[dict[int, int], set[int]]:
     """For events that open calls the last event that closes one, and the events without a call."""
     assert window.calls is not None
     opened_at: dict[str, int] = {}
     ends: dict[int, int] = {}
     orphans = set()
     for number, event in enumerate(events):
-        opened, closed = window.calls(event)
-        opened_at.update(dict.fromkeys(opened, number))
-        for call_id in closed:
-            if call_id in opened_at:
-                ends[opened_at[call_id]] = number
-            else:
-                orphans.add(number)
+        opened, closed = map(set, window.calls(event))
+        closed -= opened
+        if closed <= opened_at.keys():
+            ends.update((opened_at[call_id], number) for call_id in closed)
+            opened_at.update(dict.fromkeys(opened, number))
+        else:
+            orphans.add(number)  # it is left out, so it opens no call
     return ends, orphans
 
 
 def _choose_cut(
-    window: Window, events: Sequence[Event], cuts: Sequence[int], *, is_whole_log: bool
+    window: Window, events: Sequence[Any], cuts: Sequence[int], *, is_whole_log: bool
 ) -> int | None:
     """Where the window starts; None if that may be before the first event."""
     chosen: int | None = None

@@ -16,6 +16,7 @@ from ..model import Session as StoredSession
 from ..model import SessionKey
 from ..options import Duration, check_bool
 from ..service import SessionService
+from ..windows import Window, choose
 from ._shared import (
     EventFormat,
     RunsInTurn,
@@ -27,7 +28,6 @@ from ._shared import (
     reading,
     timestamp_of,
 )
-from .flows import whole_turns as cut_to_whole_turns
 
 
 class SessionServiceAdapter(RunsInTurn):
@@ -192,7 +192,8 @@ class SessionServiceAdapter(RunsInTurn):
         """The events to show of those that were read."""
         if not self._whole_turns:
             return events
-        return cut_to_whole_turns(events, self._starts_turn, function_calls, is_cut=True)
+        window = Window(starts_turn=self._starts_turn, calls=function_calls)
+        return choose(window, events, is_whole_log=True, is_trimmed=True) or []
 
     def _starts_turn(self, event: Any) -> bool:
         """Whether an event is a user's message that does not answer a function call."""

@@ -17,8 +17,9 @@ from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument, SessionNotFound, StaleVersion
 from ..model import Event, JsonEvent, Session, SessionKey
 from ..ops import EVENTS_PER_CALL_LIMIT, Ops
+from ..windows import Window, choose
 from . import framework
-from .flows import AnyService, Services, append, create_if_missing, list_all, whole_turns
+from .flows import AnyService, Services, append, create_if_missing, list_all
 from .with_state import append_with_state
 
 with framework("claude-agent-sdk", extra="claude-agent", tested=">=0.2,<1"):
@@ -175,7 +176,9 @@ class ClaudeSessionStore(SessionStore):
             entry = _entry(event, where)
             entries.setdefault(_text(entry, "uuid") or event.id, entry)
         found = list(entries.values())
-        return whole_turns(found, _starts_turn, _calls, is_cut=_is_cut(found))
+        if not _is_cut(found):
+            return found
+        return choose(_WINDOW, found, is_whole_log=True, is_trimmed=True)
 
 
 # -- keys ----------------------------------------------------------------------------------------
@@ -308,3 +311,6 @@ def _calls(entry: Any) -> tuple[Iterable[str], Iterable[str]]:
     opened = [block.get("id", "") for block in _blocks(entry, "tool_use")]
     closed = [block.get("tool_use_id", "") for block in _blocks(entry, "tool_result")]
     return opened, closed
+
+
+_WINDOW = Window(starts_turn=_starts_turn, calls=_calls)

@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
-from itertools import accumulate
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -25,7 +24,7 @@ from ..model import Event, EventPage, Session, SessionKey, SessionPage
 from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops
 from ..replies import hash_items
 from ..service import SessionService
-from ..windows import may_be_trimmed
+from ..windows import Window, choose, may_be_trimmed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -268,42 +267,6 @@ def read_events(ops: Ops, key: SessionKey, event_num: int | None = None) -> Flow
     return session.events if session else []
 
 
-class Newest(NamedTuple):
-    """The newest events of a session.
-
-    Attributes:
-        session: with these events, and without the state of the application.
-        is_partial: there are older events, which were not read.
-        is_full: the log holds as many events as it may, so older ones may have been trimmed.
-        has_removed: events were removed from it, so it may have been full before.
-    """
-
-    session: Session
-    is_partial: bool
-    is_full: bool
-    has_removed: bool
-
-
-def read_newest(ops: Ops, key: SessionKey, event_num: int | None = None) -> Flow[Newest | None]:
-    """The newest events of a session, None = all; None without a session."""
-    call = ops.get_session(key, event_num, None)
-
-    def decode(replies: list[Any]) -> Newest | None:
-        session = call.decode(replies)
-        if session is None:
-            return None
-        header = dict(hash_items(replies[0 if call.script is None else 1]))
-        return Newest(
-            session,
-            len(session.events) < session.event_count,
-            may_be_trimmed(session),
-            b"removed_us" in header,
-        )
-
-    read = msgspec.structs.replace(call, decode=decode)
-    return (yield from read_whole(read))  # type: ignore[no-any-return]  # any Call
-
-
 @dataclass(frozen=True)
 class Turns(Generic[T]):
     """The rules of a framework: where a model may begin to read its items.
@@ -313,50 +276,79 @@ class Turns(Generic[T]):
         calls: the ids of the calls that an item makes, and of those whose results it holds.
         is_inside: whether an item needs others before it, so that something is missing if it is
             the first one.
-        only_turn: what a model can read of the only turn, if its start was trimmed.
+        rest: what a model can read of a turn whose start was trimmed, if there is no other.
     """
 
     starts_turn: Callable[[T], bool]
     calls: Callable[[T], tuple[Iterable[str], Iterable[str]]]
     is_inside: Callable[[T], bool]
-    only_turn: Callable[[list[T]], list[T]] = list
+    rest: Callable[[list[T]], list[T]] = list
 
-    def cut(self, items: list[T], newest: Newest, limit: int | None = None) -> list[T]:
-        """The items to show of those that were read. See `whole_turns`."""
-        is_cut = newest.is_partial or newest.is_full
-        if is_cut and not newest.is_partial and not any(map(self.starts_turn, items)):
-            items = self.only_turn(items)
-        is_cut = is_cut or newest.has_removed or (bool(items) and self.is_inside(items[0]))
-        return whole_turns(items, self.starts_turn, self.calls, is_cut=is_cut, limit=limit)
+
+class History(NamedTuple, Generic[T]):
+    """The newest items of a session.
+
+    Attributes:
+        session: with the events of `items`; None = there is no session.
+        items: what was read, oldest first.
+        shown: the newest of them, from a place on at which a model may begin to read.
+    """
+
+    session: Session | None
+    items: list[T]
+    shown: list[T]
 
 
 def read_turns(
     ops: Ops, key: SessionKey, limit: int | None, read: Callable[[Event], T], turns: Turns[T]
-) -> Flow[list[T]]:
-    """The newest items of a session, oldest first, from a place on at which a model may begin.
+) -> Flow[History[T]]:
+    """The newest items of a session: a Window of them. A log that was never trimmed is shown whole.
 
     Args:
         ops: builds the Calls.
         key: the session.
-        limit: most items to return; None = all. The newest turn is returned even if it has more.
+        limit: most items to show; None = all. The newest turn is shown even if it has more.
         read: the item of an event.
-        turns: the rules. A log that was never trimmed is returned from its beginning.
+        turns: the rules.
 
     One round trip, O(items read). More if the newest turn has more items than the limit.
     """
-    event_num = limit
+    rules: Any = {"starts_turn": turns.starts_turn, "calls": turns.calls}
+    window = Window(max_events=limit, **rules)
+    event_num = None if limit is None else limit + 1  # one more tells whether that is all
     while True:
-        newest = yield from read_newest(ops, key, event_num)
-        if newest is None:
-            return []
-        items = [read(event) for event in newest.session.events]
-        found = turns.cut(items, newest, limit)
-        # The start of the newest turn, or the call of a result, may not have been read yet.
-        if not newest.is_partial or (
-            found and turns.starts_turn(found[0]) and found[0] is items[len(items) - len(found)]
-        ):
-            return found
+        session, has_removed = yield from _read_newest(ops, key, event_num)
+        if session is None:
+            return History(None, [], [])
+        items = [read(event) for event in session.events]
+        is_whole = len(items) >= session.event_count
+        is_full = is_whole and may_be_trimmed(session)
+        is_trimmed = is_full or has_removed or any(map(turns.is_inside, items[:1]))
+        if is_whole and not is_trimmed and (limit is None or len(items) <= limit):
+            return History(session, items, items)
+        is_rest = is_full and not any(map(turns.starts_turn, items))
+        left = turns.rest(items) if is_rest else items
+        shown = choose(window, left, is_whole_log=is_whole, is_trimmed=is_trimmed)
+        if shown is not None:
+            return History(session, items, shown)
         event_num = max(_PAGE, 2 * len(items))
+
+
+def _read_newest(
+    ops: Ops, key: SessionKey, event_num: int | None
+) -> Flow[tuple[Session | None, bool]]:
+    """A session with its newest events, and whether events were removed from it.
+
+    If they were, its log may have been full before.
+    """
+    call = ops.get_session(key, event_num, None)
+
+    def decode(replies: list[Any]) -> tuple[Session | None, bool]:
+        header = dict(hash_items(replies[0 if call.script is None else 1] or ()))
+        return call.decode(replies), b"removed_us" in header
+
+    found = yield from read_whole(msgspec.structs.replace(call, decode=decode))
+    return found  # type: ignore[no-any-return]  # any Call
 
 
 def read_log(ops: Ops, key: SessionKey, page_limit: int) -> Flow[list[Event]]:
@@ -385,55 +377,3 @@ def clear_events(ops: Ops, key: SessionKey) -> Flow[None]:
     """Remove all events; a missing session is fine."""
     with suppress(SessionNotFound):
         yield from flows.clear_events(ops, key, None)
-
-
-def whole_turns(
-    items: Sequence[T],
-    starts_turn: Callable[[T], bool],
-    calls: Callable[[T], tuple[Iterable[str], Iterable[str]]],
-    *,
-    is_cut: bool,
-    limit: int | None = None,
-) -> list[T]:
-    """The items from the first place on at which a model may begin to read them.
-
-    That is the first start of a turn that is not between a call and its result. Without one it is
-    the first start of a turn, and without that the first item. Results whose call is not among the
-    returned items are left out.
-
-    Args:
-        items: the newest items of a conversation, oldest first.
-        starts_turn: whether a turn starts at an item.
-        calls: the ids of the calls that an item makes, and of those whose results it holds.
-        is_cut: items before the first one were trimmed or not read. If not, the first item is such
-            a place too, and nothing is left out after it.
-        limit: most items to return; None = all. The newest turn is returned even if it has more.
-
-    O(items).
-    """
-    if not is_cut and (limit is None or len(items) <= limit):
-        return list(items)
-    ids = [(set(opened), set(closed)) for opened, closed in map(calls, items)]
-    called_at: dict[str, int] = {}  # by call
-    splits = [0] * (len(items) + 1)  # at a place: pairs that begin just before it, less those ended
-    for place, (opened, closed) in enumerate(ids):
-        for call in closed & called_at.keys():
-            splits[called_at[call] + 1] += 1
-            splits[place + 1] -= 1
-        called_at.update(dict.fromkeys(opened, place))
-    num_split = list(accumulate(splits))
-    starts = [place for place, item in enumerate(items) if starts_turn(item)]
-    whole = [place for place in starts if not num_split[place]]
-    if not is_cut and whole[:1] != [0]:
-        whole.insert(0, 0)
-    earliest = 0 if limit is None else len(items) - limit
-    first = next((place for place in whole if place >= earliest), (whole or starts[:1] or [0])[-1])
-    if first == 0 and not is_cut:
-        return list(items)
-    known: set[str] = set()
-    found = []
-    for item, (opened, closed) in zip(items[first:], ids[first:], strict=True):
-        if closed <= known:
-            found.append(item)
-            known |= opened
-    return found

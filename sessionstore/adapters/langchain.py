@@ -134,7 +134,7 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
         def read(event: Event) -> BaseMessage:
             return _message(event, self._key)
 
-        return (yield from read_turns(ops, self._key, None, read, _TURNS))
+        return (yield from read_turns(ops, self._key, None, read, _TURNS)).shown
 
 
 _proven: set[type[BaseMessage]] = set()  # classes that LangChain reads back as themselves

@@ -23,7 +23,6 @@ from .flows import (
     append,
     clear_events,
     pop_event,
-    read_newest,
     read_turns,
 )
 
@@ -108,10 +107,10 @@ class StoredSession:
             newest[:] = [event.id]
             return self._item(event)
 
-        items = await self._services.arun(read_turns, self._key, limit, read, _TURNS)
+        found = await self._services.arun(read_turns, self._key, limit, read, _TURNS)
         if sees_all:
             self._seen = newest
-        return items
+        return found.shown
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
         """Append items; up to 500 in one atomic step. A repeat stores nothing twice.
@@ -169,13 +168,12 @@ class StoredSession:
         """
         if type(self) is not StoredSession or prune_prefix is not None:
             return None  # what a subclass does besides would be left out
-        newest = await self._services.arun(read_newest, self._key, limit)
-        if newest is None:
+        found = await self._services.arun(read_turns, self._key, limit, self._item, _TURNS)
+        session, items, shown = found
+        if session is None:
             return None
-        session, is_complete = newest.session, not newest.is_partial
-        items = [self._item(event) for event in session.events]
-        shown = _TURNS.cut(items, newest)
         num_unread = session.event_count - len(items)
+        is_complete = not num_unread and len(items) <= limit
         places = {id(item): num_unread + place for place, item in enumerate(items)}
 
         async def replace_suffix(start: int, output: list[TResponseInputItem]) -> bool:
@@ -261,11 +259,10 @@ def _replace_all(
     ops: Ops, key: SessionKey, events: list[Event], seen: list[str] | None
 ) -> Flow[None]:
     """Replace all events, if those that were seen are still the newest ones; None = any."""
-    newest = yield from read_newest(ops, key)
-    if newest is None:
+    session = yield from flows.get_session(ops, key, None, None)
+    if session is None:
         yield from append(ops, key, events)
         return
-    session = newest.session
     found = [event.id for event in session.events]
     if seen is not None and found[len(found) - len(seen) if seen else 0 :] != seen[-len(found) :]:
         raise StaleVersion(

@@ -154,7 +154,7 @@ class StoredMessageHistory:
             [message] = read_messages([event], self._key)
             return message
 
-        return (yield from read_turns(ops, self._key, limit, read, _TURNS))
+        return (yield from read_turns(ops, self._key, limit, read, _TURNS)).shown
 
 
 # -- turns ---------------------------------------------------------------------------------------
