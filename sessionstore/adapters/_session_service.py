@@ -8,29 +8,29 @@ it. The frameworks' prefixes of state keys are the store's: `app:`, `user:`, `te
 from __future__ import annotations
 
 from abc import abstractmethod
-from datetime import datetime
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
+from copy import copy
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
+import msgspec
+
+from ..concurrency import HeldTurn
+from ..errors import CorruptData, InvalidArgument, SessionNotFound
 from ..model import Event as StoredEvent
 from ..model import Session as StoredSession
-from ..model import SessionKey
-from ..options import Duration, check_bool
+from ..model import SessionKey, Turn
+from ..options import Duration, check_bool, check_milliseconds
 from ..service import SessionService
 from ..windows import Window, choose
-from ._shared import (
-    EventFormat,
-    RunsInTurn,
-    all_sessions,
-    check_service,
-    from_json_state,
-    function_calls,
-    handle_of,
-    reading,
-    timestamp_of,
-)
+from ._shared import EventFormat, from_json_state
+from .flows import list_all
+
+_ANY = datetime(1970, 1, 1, tzinfo=UTC)  # a Session of this age writes to any session of its id
 
 
-class SessionServiceAdapter(RunsInTurn):
+class SessionServiceAdapter:
     """A framework's session service on a service of sessionstore.
 
     TTLs, the limit of events and all else are options of the given service, which you close
@@ -53,6 +53,7 @@ class SessionServiceAdapter(RunsInTurn):
 
     _name: ClassVar[str]  # of the adapter, for error messages
     _format: ClassVar[EventFormat[Any]]
+    _held: HeldTurn | None = None
 
     def __init__(
         self,
@@ -62,9 +63,16 @@ class SessionServiceAdapter(RunsInTurn):
         whole_turns: bool,
         **options: Any,
     ) -> None:
-        self._service = check_service(self._name, service)
+        if not isinstance(service, SessionService):
+            kind = type(service)
+            raise InvalidArgument(
+                f"{self._name} needs a RedisSessionService or an InMemorySessionService of "
+                f"sessionstore, not {kind.__module__}.{kind.__name__}"
+            )
+        self._service = service
+        self._serialize_turns = check_bool("serialize_turns", serialize_turns)
+        self._lease = timedelta(milliseconds=check_milliseconds("turn_lease", turn_lease))
         self._whole_turns = check_bool("whole_turns", whole_turns)
-        self._set_turns(serialize_turns, turn_lease)
         super().__init__(**options)
 
     def __repr__(self) -> str:
@@ -112,6 +120,61 @@ class SessionServiceAdapter(RunsInTurn):
             await self._catch_up(session, event)
         return event
 
+    async def run(
+        self, runner: Any, *, user_id: str, session_id: str, **arguments: Any
+    ) -> AsyncGenerator[Any, None]:
+        """The events of `runner.run_async(...)`, which takes the same arguments.
+
+        With `serialize_turns` the run waits until it has the turn of the session, in any process,
+        renews it, and releases it at the end. Without, this is `runner.run_async`. The frameworks'
+        interface shows where a run begins, but not where it ends. So the runner gets a copy of the
+        adapter that holds the turn.
+
+        Args:
+            runner: the framework's Runner, with this adapter as its session service.
+            user_id: the user.
+            session_id: the session.
+            arguments: all else that `run_async` takes.
+
+        Raises:
+            TurnLost: another run took the turn over, because it could not be renewed in time.
+        """
+        async with AsyncExitStack() as stack:
+            if self._serialize_turns:
+                ids: Any = {"user_id": user_id, "session_id": session_id.strip()}
+                key = SessionKey(runner.app_name, **ids)
+                if getattr(runner, "auto_create_session", True):
+                    await self._service.get_or_create_session(
+                        app_name=key.app_name, event_num=0, **ids
+                    )
+                held = HeldTurn(self._service, key, self._lease)
+                with suppress(SessionNotFound):  # the runner says so
+                    runner = self._runner_in_turn(runner, await stack.enter_async_context(held))
+            events = runner.run_async(user_id=user_id, session_id=session_id, **arguments)
+            async for event in await stack.enter_async_context(aclosing(events)):
+                yield event
+
+    def _runner_in_turn(self, runner: Any, held: HeldTurn) -> Any:
+        """A copy of the runner whose session service holds the turn."""
+        runner, sessions = copy(runner), copy(self)
+        runner.session_service, sessions._held = sessions, held
+        return runner
+
+    def _check_turn(self, event: Any) -> Turn | None:
+        """The turn for an append; None without `serialize_turns`.
+
+        Raises:
+            InvalidArgument: a user's message begins a run that does not hold the turn.
+        """
+        if self._held is not None:
+            return self._held.turn
+        if self._serialize_turns and event.author == "user" and event.content is not None:
+            raise InvalidArgument(
+                "with serialize_turns=True a run holds a turn: "
+                "use sessions.run(runner, ...) instead of runner.run_async(...)"
+            )
+        return None
+
     async def _catch_up(self, session: Any, event: Any) -> None:
         """Bring a Session up to date after an append of an event that was stored already.
 
@@ -143,13 +206,18 @@ class SessionServiceAdapter(RunsInTurn):
         Two round trips for up to 1,000 sessions each of a user; for all users one more for every
         thousand keys of the store.
         """
-        found = await all_sessions(self._service, app_name, user_id)
+        users = [user_id] if user_id is not None else await self._service.list_users(app_name)
+        found: list[StoredSession] = []
+        for user in users:
+            found += await self._service._run(list_all(self._service._ops, app_name, user, 1))
+        found.sort(key=lambda session: session.updated_at, reverse=True)
         return [self._session(session, []) for session in found]
 
     def _handle(self, session: Any) -> tuple[StoredSession, int | None]:
         """A Session to write through, and the version that it must have in the store."""
         created_at, version = self._marked(session)
-        return handle_of(SessionKey(*ids_of(session).values()), created_at), version
+        created_at, ids = created_at or _ANY, (session.app_name, session.user_id, session.id)
+        return StoredSession(*ids, {}, [], 0, created_at, created_at), version
 
     @abstractmethod
     def _session(self, found: StoredSession, events: list[Any]) -> Any:
@@ -182,7 +250,10 @@ class SessionServiceAdapter(RunsInTurn):
         return from_json_state(found.state)
 
     def _time_of(self, stored: StoredEvent) -> float:
-        return timestamp_of(stored.content)
+        content = stored.content  # of release 0.1.0 it is JSON text
+        return float(
+            (msgspec.json.decode(content) if isinstance(content, str) else content)["timestamp"]
+        )
 
     def _event(self, found: StoredSession, stored: StoredEvent) -> Any:
         with reading(found, f"event {stored.id!r}", self._name):
@@ -199,6 +270,22 @@ class SessionServiceAdapter(RunsInTurn):
         """Whether an event is a user's message that does not answer a function call."""
         is_message = event.author == "user" and event.content is not None
         return is_message and not function_calls(event)[1]
+
+
+@contextmanager
+def reading(session: StoredSession, what: str, adapter: str) -> Iterator[None]:
+    """Turn what reading a part of a stored session raises into CorruptData."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError):
+        where = f"session {session.id!r} of user {session.user_id!r}: {what}"
+        raise CorruptData(f"{where} was not written by {adapter}", key=where) from None
+
+
+def function_calls(event: Any) -> tuple[list[str], list[str]]:
+    """The ids of the function calls that an event makes, and of those that it answers."""
+    opened = [call.id for call in event.get_function_calls() if call.id]
+    return opened, [answer.id for answer in event.get_function_responses() if answer.id]
 
 
 def ids_of(session: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..model import Session as StoredSession
 from ..options import Duration, check_bool
 from ..service import RedisSessionService, SessionService
 from ..times import from_us, to_us
+from ..windows import may_be_trimmed
 from . import framework
 
 with framework("google-adk", extra="adk", tested=">=2.8,<3"):
@@ -31,7 +32,7 @@ with framework("google-adk", extra="adk", tested=">=2.8,<3"):
     from google.adk.sessions.session import Session
 
     from ._session_service import SessionServiceAdapter, ids_of
-    from ._shared import EventFormat, from_json_state, is_maybe_trimmed, to_instant, to_json_state
+    from ._shared import EventFormat, from_json_state, to_instant, to_json_state
 
 __all__ = ["AdkSessionService", "register"]
 
@@ -201,7 +202,8 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
             raise InvalidArgument(f"cannot rewind: the events of invocation {target!r} are gone")
         names = [name for name in before | later if not name.startswith(_SHARED_STATE)]
         unknown = [repr(name) for name in names if name not in before]
-        if unknown and is_maybe_trimmed(found, lambda stored: stored.author == "user"):
+        begins_inside_turn = found.events[0].author != "user"
+        if unknown and (begins_inside_turn or may_be_trimmed(found)):
             raise InvalidArgument(
                 f"cannot rewind session {session.id!r}: the events that may have set state "
                 f"{', '.join(unknown)} before were trimmed"

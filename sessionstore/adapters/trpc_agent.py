@@ -34,8 +34,8 @@ with framework("trpc-agent-py", extra="trpc-agent", tested=">=1.2,<2"):
     from trpc_agent_sdk.sessions import BaseSessionService, Session, SessionServiceConfig
     from trpc_agent_sdk.utils import user_key
 
-    from ._session_service import SessionServiceAdapter, ids_of
-    from ._shared import EventFormat, from_json_state, reading, to_json_state
+    from ._session_service import SessionServiceAdapter, ids_of, reading
+    from ._shared import EventFormat, from_json_state, to_json_state
 
 __all__ = ["TrpcSessionService"]
 
@@ -54,7 +54,7 @@ class _Seen(msgspec.Struct, eq=False):
     All are equal: Session objects are compared by what they show.
     """
 
-    created_at: datetime
+    created_at: datetime | None
     shown: set[str]  # ids of events
     state: dict[str, Any]
 
@@ -165,10 +165,9 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
         """
         appended: Event = await super().append_event(session, event)
         seen, count = _seen_by(session), session.conversation_count
-        if not event.partial and count != (seen.state[_COUNT] if seen else 0):
+        if not event.partial and count != seen.state[_COUNT]:
             await self._service.update_session_state(self._handle(session)[0], {_COUNT: count})
-            if seen:
-                seen.state[_COUNT] = count
+            seen.state[_COUNT] = count
         return appended
 
     async def update_session(self, session: Session) -> None:
@@ -204,9 +203,8 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
                 if not attempts_left:
                     raise
         seen = _seen_by(session)
-        if seen:
-            seen.shown |= {event.id for event in session.events}
-            seen.state = deepcopy(_state_to_store(session))
+        seen.shown |= {event.id for event in session.events}
+        seen.state = deepcopy(_state_to_store(session))
 
     async def update_session_state(self, session: Session, state_delta: dict[str, Any]) -> None:
         """Set state of a session without an event. One round trip.
@@ -222,9 +220,7 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
         values = to_json_state(state_delta, "state_delta")
         await self._service.update_session_state(self._handle(session)[0], values)
         session.state.update(state_delta)
-        seen = _seen_by(session)
-        if seen:
-            seen.state.update(deepcopy({key: state_delta[key] for key in values}))
+        _seen_by(session).state.update(deepcopy({key: state_delta[key] for key in values}))
 
     def _runner_in_turn(self, runner: Any, held: HeldTurn) -> Any:
         runner._ensure_post_turn_worker()  # so that the copy shares it, if there is one
@@ -270,22 +266,16 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
 
     def _mark(self, session: Session, events: list[Event], shown: StoredSession) -> None:
         seen = _seen_by(session)
-        if seen:
-            seen.shown |= {event.id for event in events}
-            keys = shown.state.keys() & session.state.keys()
-            seen.state.update(deepcopy({key: session.state[key] for key in keys}))
+        seen.shown |= {event.id for event in events}
+        keys = shown.state.keys() & session.state.keys()
+        seen.state.update(deepcopy({key: session.state[key] for key in keys}))
 
     def _marked(self, session: Session) -> tuple[datetime | None, None]:
-        seen = _seen_by(session)
-        return (seen.created_at if seen else None), None
+        return _seen_by(session).created_at, None
 
     def _changes(self, session: Session, found: StoredSession) -> tuple[dict[str, Any], list[str]]:
         """State to set and to remove, which makes the stored session what a Session object is."""
         state, seen = _state_to_store(session), _seen_by(session)
-        if seen is None:
-            current = _state_to_store(self._session(found, []))
-            known = {key: current[key] for key in state if key in current}
-            seen = _Seen(found.created_at, {event.id for event in session.events}, known)
         changed = {key: state[key] for key in state if seen.state.get(key, _ABSENT) != state[key]}
         values = to_json_state(changed, "session.state")
         log, active, historical = self._events(found)
@@ -429,8 +419,11 @@ def _read(written: list[Any]) -> Any:
     return _EVENTS.from_json(content, delta, *patches)
 
 
-def _seen_by(session: Session) -> _Seen | None:
-    return session._seen if isinstance(session, _Session) else None
+def _seen_by(session: Session) -> _Seen:
+    """What a Session object was given; if it was made anew, the events that it has."""
+    if isinstance(session, _Session) and session._seen:
+        return session._seen
+    return _Seen(None, {event.id for event in session.events}, {_COUNT: 0})
 
 
 def _state_to_store(session: Session) -> dict[str, Any]:
