@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import pytest
 from dumps import Dump, dump_server, dump_twin
@@ -26,7 +27,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from msgspec import structs
+from msgspec import UNSET, structs
 from session_model import TOLERANCE_MS, Model, Refused, Settings, Stored, microseconds
 from support.clock import pass_time
 from support.servers import Server
@@ -42,11 +43,12 @@ from sessionstore import (
     TurnTaken,
     flows,
     history,
+    restore,
 )
 from sessionstore.calls import Call, Flow, Step
 from sessionstore.codec import decode_event, decode_value
 from sessionstore.keys import Keys
-from sessionstore.ops import Ops
+from sessionstore.ops import LeaseName, Ops
 from sessionstore.options import check_options
 from sessionstore.replies import WriteResult
 from sessionstore.tiers import NO_CHANGE, Delta
@@ -140,6 +142,7 @@ numbers = st.integers(0, NUM_EVENTS - 1)
 changes = st.sampled_from(CHANGES)
 holders = st.sampled_from(("h1", "h2"))
 leases = st.sampled_from((60_000, 5 * DAY_MS))
+lease_names = st.sampled_from(get_args(LeaseName))
 version_steps = st.sampled_from((None, None, None, 0, 0, -1, 1))
 
 
@@ -161,6 +164,7 @@ def make_ops(chosen: Settings) -> Ops:
             partition_by="user",
             event_size_limit=1 << 20,
             value_size_limit=1 << 20,
+            summary_size_limit=1 << 20,
         ),
     )
 
@@ -504,6 +508,48 @@ class TwinMachine(RuleBasedStateMachine):
     @rule(
         service=services,
         key=keys,
+        chosen=st.lists(numbers, max_size=7, unique=True),
+        state=st.sampled_from(SESSION_STATES),
+        times=st.sampled_from([(None, None), (None, TIMES[1]), (TIMES[0], TIMES[3])]),
+        interrupt=st.none() | st.integers(1, 3),
+    )
+    def restore_session(
+        self,
+        service: int,
+        key: SessionKey,
+        chosen: list[int],
+        state: dict[str, Any],
+        times: tuple[datetime | None, datetime | None],
+        interrupt: int | None,
+    ) -> None:
+        """Restore a session, or only stage some of its events. A call takes two events."""
+        settings, events = SERVICES[service], [EVENTS[number] for number in chosen]
+        positions = [10 * number + 7 for number in range(len(events))]
+        flow = restore.restore_session(
+            OPS[service], key, events, positions, state, *times, UNSET, None
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(restore, "EVENTS_PER_CALL_LIMIT", 2)
+            outcome = self._drive(flow if interrupt is None else staging_only(flow, interrupt))
+        created_us, updated_us = [None if each is None else microseconds(each) for each in times]
+        restored = repr((key, settings.codec, settings.event_limit, chosen, state, times))
+        log = [
+            Stored(position, (settings.codec, event.id), event)
+            for position, event in zip(positions, events, strict=True)
+        ]
+
+        def expected() -> Session | None:
+            if interrupt is not None:
+                self.model.stage(key, restored, interrupt, math.ceil(len(events) / 2) - 1)
+                return None
+            return self.model.restore(settings, key, restored, log, state, created_us, updated_us)
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(
+        service=services,
+        key=keys,
         step=version_steps,
         first_kept=st.integers(0, 3),
         end_kept=st.integers(0, 4),
@@ -529,37 +575,44 @@ class TwinMachine(RuleBasedStateMachine):
 
     @rule(days=st.sampled_from((1, 400)), key=keys)
     def jump_back(self, days: int, key: SessionKey) -> None:
-        """As if the turn had been taken while the clock was ahead."""
+        """As if the leases had been taken while the clock was ahead."""
         name = Keys().session(*_parts(key)).session
         stored = self.model.sessions.get(key)
-        if not stored or not stored.lease or not stored.lease.until_us:
-            return
-        stored.lease.until_us += days * DAY_MS * 1000
-        pair = (b"turn_until_us", b"%d" % stored.lease.until_us)
-        self.server.raw.hset(name, *pair)
-        self.twin.keyspace.hset(name, pair)
+        for lease_name, lease in stored.leases.items() if stored else ():
+            if lease.until_us:
+                lease.until_us += days * DAY_MS * 1000
+                pair = (b"%s_until_us" % lease_name.encode(), b"%d" % lease.until_us)
+                self.server.raw.hset(name, *pair)
+                self.twin.keyspace.hset(name, pair)
         self.dump()
         self.model.begin(self.clock_us)
         self._check()
 
-    @rule(service=services, key=keys, holder=holders, lease_ms=leases)
-    def acquire_turn(self, service: int, key: SessionKey, holder: str, lease_ms: int) -> None:
-        outcome = self._run(OPS[service].acquire_turn(key, holder, lease_ms), lease_ms)
+    @rule(service=services, key=keys, holder=holders, lease_ms=leases, name=lease_names)
+    def acquire_turn(
+        self, service: int, key: SessionKey, holder: str, lease_ms: int, name: LeaseName
+    ) -> None:
+        outcome = self._run(OPS[service].acquire_turn(key, holder, lease_ms, name=name), lease_ms)
         token = 0
         if isinstance(outcome.result, Turn):
             self.turns.append(outcome.result)
             token = outcome.result.token
-        chosen = SERVICES[service]
-        self._expect(outcome, lambda: self.model.acquire_turn(chosen, key, holder, lease_ms, token))
+        args = (SERVICES[service], key, holder, lease_ms, token, name)
+        self._expect(outcome, lambda: self.model.acquire_turn(*args))
         self._check()
 
     @precondition(lambda self: self.turns)
-    @rule(service=services, number=st.integers(0, 5), lease_ms=leases | st.just(0))
-    def renew_turn(self, service: int, number: int, lease_ms: int) -> None:
+    @rule(
+        service=services,
+        number=st.integers(0, 5),
+        lease_ms=leases | st.just(0),
+        name=lease_names,
+    )
+    def renew_turn(self, service: int, number: int, lease_ms: int, name: LeaseName) -> None:
         turn = self.turns[-1 - number % len(self.turns)]
-        outcome = self._run(OPS[service].renew_turn(turn, lease_ms), lease_ms)
+        outcome = self._run(OPS[service].renew_turn(turn, lease_ms, name=name), lease_ms)
         chosen = SERVICES[service]
-        self._expect(outcome, lambda: self.model.renew_turn(chosen, turn, lease_ms))
+        self._expect(outcome, lambda: self.model.renew_turn(chosen, turn, lease_ms, name))
         self._check()
 
     @rule(service=services, key=keys)
@@ -715,10 +768,11 @@ class TwinMachine(RuleBasedStateMachine):
                 noted = int(keyspace.hget(key, b"deadline_ms") or 0)
                 if noted > 0:
                     keyspace.hset(key, (b"deadline_ms", b"%d" % (noted - milliseconds)))
-                turn = int(keyspace.hget(key, b"turn_until_us") or 0)
-                if turn > 0:
-                    turn -= milliseconds * 1000
-                    keyspace.hset(key, (b"turn_until_us", b"%d" % turn))
+                for field in (b"turn_until_us", b"compactor_until_us"):
+                    until_us = int(keyspace.hget(key, field) or 0)
+                    if until_us > 0:
+                        until_us -= milliseconds * 1000
+                        keyspace.hset(key, (field, b"%d" % until_us))
             if deadline_ms > 0:
                 keyspace.pexpireat(key, deadline_ms - milliseconds)
         self.model.pass_time(milliseconds)
@@ -775,6 +829,8 @@ class TwinMachine(RuleBasedStateMachine):
             stamps.append(microseconds(real.result.expires_at) - lease_ms * 1000)
         if call.script and call.script.name == "delete_sessions" and real.result:
             stamps.append(real.result[0])
+        if call.script and call.script.name == "restore_session" and real.result:
+            stamps.append(real.result[0].version)
         exact = [stamp for stamp in stamps if before_us <= stamp <= after_us]
         self.clock_us = exact[0] if exact else after_us
         twin = Outcome(lambda: call.decode(self.twin.execute(call)))
@@ -858,7 +914,22 @@ class TwinMachine(RuleBasedStateMachine):
             assert _decoded(real[name][2]) == tier.state
             self.model.check_deadline(app, _deadline(real, name))
         indexes = {name for name in real if name.startswith(b"sessions:")}
-        assert set(real) - indexes == expected_keys
+        staged = {name for name in real if re.fullmatch(rb"events:.+}:[^:]+:[0-9a-f]{32}", name)}
+        assert set(real) - indexes - staged == expected_keys
+        parts = [math.ceil(len(real[name][2]) / 2) for name in staged]
+        assert sorted(parts) == sorted(parts for parts, _ in self.model.staged.values())
+
+
+def staging_only(flow: Flow[Any], num_calls: int) -> Flow[None]:
+    """The first steps of restore_session, up to a number of calls of stage_events."""
+    step = next(flow)
+    while num_calls:
+        assert isinstance(step, Call)
+        name = step.script and step.script.name
+        if name == "restore_session":
+            return
+        num_calls -= name == "stage_events"
+        step = flow.send((yield step))
 
 
 def _parts(key: SessionKey) -> tuple[str, str, str]:

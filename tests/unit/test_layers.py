@@ -18,7 +18,7 @@ PACKAGE = Path(sessionstore.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors", "times", "scripts", "tiers_in_use"},
     {"model"},
-    {"keys", "codec", "calls", "instances"},
+    {"keys", "codec", "calls", "instances", "summaries"},
     {"drive"},
     {"tiers", "options"},
     {"replies", "windows"},
@@ -26,6 +26,7 @@ LAYERS: list[set[str]] = [
     {"app_tier", "listing", "ops_history"},
     {"flows"},
     {"history"},
+    {"restore"},
     {"transport", "twin"},
     {"run_context", "service"},
     {"concurrency"},
