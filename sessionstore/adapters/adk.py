@@ -49,6 +49,7 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
         service: where sessions are stored.
         reject_stale: raise ADK's StaleSessionError on an append through a Session that does not
             show what others have written since it was read, as ADK's DatabaseSessionService does.
+            In a run that holds the turn the turn decides.
         serialize_turns: see `SessionServiceAdapter`, also for the others.
     """
 

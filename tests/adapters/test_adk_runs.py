@@ -234,6 +234,16 @@ async def test_one_run_at_a_time_works_on_a_session(make: Make) -> None:
     assert found.state["count"] == 6
 
 
+async def test_turns_and_stale_sessions_go_together(make: Make) -> None:
+    sessions = make({"serialize_turns": True, "reject_stale": True})
+    await sessions.create_session(**IDS)
+    old = await read(sessions)
+    await say(new_runner(sessions), "x", sessions.run)
+    assert texts(await read(sessions)) == ["x", "call", "result", "noted 1"]
+    with pytest.raises(StaleSessionError):
+        await sessions.append_event(old, Event(author="agent"))
+
+
 async def test_a_run_begins_in_run_only(make: Make) -> None:
     sessions = make({"serialize_turns": True})
     session = await sessions.create_session(**IDS)
