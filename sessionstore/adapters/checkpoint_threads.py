@@ -3,52 +3,21 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import msgspec
+from msgspec.structs import replace
 
-from .. import flows
-from ..calls import Flow
-from ..errors import (
-    BackendUnavailable,
-    CorruptData,
-    InvalidArgument,
-    SessionNotFound,
-    SessionStoreError,
-    StaleVersion,
-)
+from .. import errors, flows
+from ..calls import Call, Flow
 from ..listing import from_primary
 from ..model import SessionKey
 from ..ops import Ops
 from ..replies import Place
 from ..tiers import Delta
-from .checkpoints import (
-    LAYOUT,
-    LAYOUT_VALUE,
-    NAMESPACES,
-    OURS,
-    Base,
-    Blob,
-    Fields,
-    Record,
-    Space,
-    Write,
-    all_parts,
-    decode_ids,
-    decode_namespaces,
-    decode_record,
-    decode_space,
-    decode_writes,
-    encode,
-    encode_changed,
-    encode_entries,
-    encode_entry,
-    encode_ids,
-    encode_raw,
-    part_names,
-)
+from . import checkpoints as stored
+from .checkpoints import NAMESPACES, Base, Blob, Fields, Record, Space, Write, part_names
 from .flows import create_if_missing
 
 _ATTEMPTS = 1_000
@@ -56,7 +25,7 @@ _ATTEMPTS = 1_000
 
 _THREADS_PER_READ = 100
 _CHECKPOINTS_PER_READ = 20  # of a listing
-_HISTORY_PER_READ = 64  # checkpoints of which only the records are read
+_HISTORY_PER_READ = 64  # checkpoints without the values of their channels
 _FIELDS_PER_READ = 500  # parts of values: up to 8 MiB
 _BYTES_PER_WRITE = 16 << 20
 _KNOWN_LIMIT = 2_000  # namespaces that a saver remembers
@@ -65,7 +34,7 @@ Build = Callable[[Record | None], tuple[Record, Mapping[str, bytes]]]
 """Makes a record and the parts of its values, given an earlier record that may share values."""
 
 
-class CheckpointRemoved(SessionStoreError):
+class CheckpointRemoved(errors.SessionStoreError):
     """The checkpoint existed. Retention (`keep_checkpoints`) or `prune` has removed it."""
 
 
@@ -75,6 +44,42 @@ class Found(NamedTuple):
     record: Record
     writes: list[Write]
     parts: Mapping[str, bytes] = {}
+
+    def blobs(self) -> list[Blob]:
+        """The values of channels and writes."""
+        return [*self.record.values.values(), *(write.value for write in self.writes)]
+
+
+Listed = tuple[str, str, Found]
+"""A thread id, a namespace, and a checkpoint."""
+
+
+Paged = Generator[Call[Any] | tuple[Call[Any], ...] | list[Listed], Any, None]
+"""A flow that also yields pages of what it lists."""
+
+
+class Pages:
+    """Runs a listing page by page."""
+
+    def __init__(self, listing: Callable[[Ops], Paged]) -> None:
+        self._listing = listing
+        self._paged: Paged | None = None
+
+    def next(self, ops: Ops) -> Flow[list[Listed]]:
+        """The next checkpoints; empty at the end."""
+        self._paged = self._paged or self._listing(ops)
+        result = None
+        try:
+            while True:
+                step = self._paged.send(result)
+                if isinstance(step, list):
+                    if step:
+                        return step
+                    result = None
+                else:
+                    result = yield step
+        except StopIteration:
+            return []
 
 
 class _Known(NamedTuple):
@@ -99,6 +104,10 @@ class _Plan:
         self.extended: list[tuple[bytes, bytes]] = []
         self.set: dict[bytes, bytes] = {}
         self.removed: set[bytes] = set()
+
+    def set_parts(self, fields: Fields, parts: Mapping[str, bytes]) -> None:
+        """Store parts of values."""
+        self.set.update((fields.part(name), stored.encode_raw(parts[name])) for name in parts)
 
 
 class Threads:
@@ -132,18 +141,6 @@ class Threads:
 
     # -- reading -------------------------------------------------------------------------------
 
-    def page(self, ops: Ops, after: Place | None) -> Flow[list[Place]]:
-        """Threads that may exist, last written first; empty at the end.
-
-        Raises:
-            InvalidArgument: every thread may belong to another user.
-        """
-        if not isinstance(self._user_id, str):
-            raise InvalidArgument(
-                "config must name a thread: with a function as user_id, threads cannot be listed"
-            )
-        return (yield ops.list_places(self._app_name, self._user_id, _THREADS_PER_READ, after))
-
     def get(
         self, ops: Ops, key: SessionKey, namespace: str, checkpoint_id: str | None
     ) -> Flow[Found | None]:
@@ -156,74 +153,124 @@ class Threads:
         known = self._known.get((key, namespace))
         wanted = checkpoint_id or (known.space.head if known else "")
         for _ in range(_ATTEMPTS):
-            names = [fields.space, fields.point(wanted), fields.writes(wanted)]
-            stored, point, writes = yield from self._read(ops, key, names)
-            if stored is None:
+            point, writes = fields.point(wanted), fields.writes(wanted)
+            found = yield from self._read(ops, key, [fields.space, point, writes])
+            if fields.space not in found:
                 return None
-            space = decode_space(fields.space, stored)
+            space = stored.decode_space(fields.space, found[fields.space])
             if checkpoint_id is None and wanted != space.head:
                 wanted = space.head
                 continue
-            if point is None:
+            if point not in found:
                 self._check_removed(namespace, space, wanted)
                 return None
-            record = decode_record(names[1], point)
+            record = stored.decode_record(point, found[point])
             if wanted == space.head:
-                self._note(key, namespace, _Known(stored, space, record))
-            found = Found(record, decode_writes(names[2], writes))
-            for complete in (yield from self.complete(ops, key, fields, [found])):
-                return complete
+                self._note(key, namespace, _Known(found[fields.space], space, record))
+            pending = stored.decode_writes(writes, found.get(writes))
+            complete = yield from self._complete(ops, key, fields, [Found(record, pending)])
+            if complete:
+                return complete[0]
         raise _broken(key, namespace)
+
+    def listing(
+        self,
+        ops: Ops,
+        thread_id: str | None,
+        namespace: str | None,
+        checkpoint_id: str | None,
+        before: str | None,
+        limit: int | None,
+        matches: Callable[[Record], bool],
+    ) -> Paged:
+        """Checkpoints, newest first. Values of those that do not match are not read.
+
+        Without a thread it lists all threads, the one written last first. Without a namespace it
+        lists all namespaces. `before` and `limit` may be None, too.
+        """
+        left = 1 << 62 if limit is None else limit
+        threads = [] if thread_id is None else [thread_id]
+        seen: set[str] = set()
+        place: Place | None = None
+        while left > 0:
+            if thread_id is None:
+                places = yield from self._places(ops, place)
+                place = places[-1] if places else None
+                # A thread that is written meanwhile moves from page to page.
+                threads = [each.session_id for each in places if each.session_id not in seen]
+                seen.update(threads)
+            for thread in threads:
+                key = self.key(thread)
+                names = list((yield from self.namespaces(ops, key)))
+                waiting: list[tuple[str, str]] = []
+                for name in names if namespace is None else [namespace]:
+                    one = [checkpoint_id] if checkpoint_id else None
+                    ids = one or (yield from self.ids(ops, key, name))
+                    waiting += [(each, name) for each in ids if before is None or each < before]
+                waiting.sort(reverse=True)
+                while waiting and left > 0:
+                    size = min(left, _CHECKPOINTS_PER_READ)
+                    page, waiting = waiting[:size], waiting[size:]
+                    found = yield from self._page(ops, key, page, matches)
+                    left -= len(found)
+                    yield [(thread, name, each) for name, each in found]
+            if place is None:
+                return
+
+    def _page(
+        self,
+        ops: Ops,
+        key: SessionKey,
+        page: Sequence[tuple[str, str]],
+        matches: Callable[[Record], bool],
+    ) -> Flow[list[tuple[str, Found]]]:
+        """Checkpoints of these ids and namespaces that match, each with its namespace."""
+        found: dict[tuple[str, str], tuple[str, Found]] = {}
+        for namespace in {name for _, name in page}:
+            fields = Fields(namespace)
+            wanted = [each for each, name in page if name == namespace]
+            records = yield from self.records(ops, key, fields, wanted)
+            matching = [each for each in records.values() if matches(each.record)]
+            for each in (yield from self._complete(ops, key, fields, matching)):
+                found[each.record.id, namespace] = (namespace, each)
+        return [found[place] for place in page if place in found]
+
+    def _places(self, ops: Ops, after: Place | None) -> Flow[list[Place]]:
+        """Sessions of the user, last written first; empty at the end."""
+        if not isinstance(self._user_id, str):
+            raise errors.InvalidArgument(
+                "config must name a thread: with a function as user_id, threads cannot be listed"
+            )
+        return (yield ops.list_places(self._app_name, self._user_id, _THREADS_PER_READ, after))
 
     def namespaces(self, ops: Ops, key: SessionKey) -> Flow[dict[str, str]]:
         """The namespaces of a thread, each with the root checkpoint that it belongs to."""
-        [stored] = yield from self._read(ops, key, [NAMESPACES])
-        return decode_namespaces(stored)
+        found = yield from self._read(ops, key, [NAMESPACES])
+        return stored.decode_namespaces(found.get(NAMESPACES))
 
     def ids(self, ops: Ops, key: SessionKey, namespace: str) -> Flow[list[str]]:
         """The ids of all checkpoints of a namespace, in ascending order."""
         fields = Fields(namespace)
         known = yield from self._load(ops, key, fields)
-        stored = yield from self._read_many(ops, key, fields.all_ids(known.space.count))
-        return sorted({each for field, ids in stored.items() for each in decode_ids(field, ids)})
+        found = yield from self._read(ops, key, fields.all_ids(known.space.count))
+        return sorted({each for field in found for each in stored.decode_ids(field, found[field])})
 
     def records(
         self, ops: Ops, key: SessionKey, fields: Fields, ids: Iterable[str]
     ) -> Flow[dict[str, Found]]:
         """Checkpoints by id with their writes and no values, without those that do not exist."""
-        names = [(each, fields.point(each), fields.writes(each)) for each in ids]
-        wanted = [field for _, point, writes in names for field in (point, writes)]
-        stored = yield from self._read_many(ops, key, wanted)
+        names = {each: (fields.point(each), fields.writes(each)) for each in ids}
+        found = yield from self._read(
+            ops, key, [field for pair in names.values() for field in pair]
+        )
         return {
             each: Found(
-                decode_record(point, stored[point]), decode_writes(writes, stored.get(writes))
+                stored.decode_record(point, found[point]),
+                stored.decode_writes(writes, found.get(writes)),
             )
-            for each, point, writes in names
-            if point in stored
+            for each, (point, writes) in names.items()
+            if point in found
         }
-
-    def complete(
-        self, ops: Ops, key: SessionKey, fields: Fields, found: Sequence[Found]
-    ) -> Flow[list[Found]]:
-        """Checkpoints with their values, without those that were removed in between."""
-        needed = [
-            part_names([*each.record.values.values(), *(write.value for write in each.writes)])
-            for each in found
-        ]
-        parts = yield from self._parts(ops, key, fields, set[str]().union(*needed))
-        return [
-            each._replace(parts=parts)
-            for each, names in zip(found, needed, strict=True)
-            if names <= parts.keys()
-        ]
-
-    def _parts(
-        self, ops: Ops, key: SessionKey, fields: Fields, names: Iterable[str]
-    ) -> Flow[dict[str, bytes]]:
-        """Parts of values by name, without those that are missing."""
-        of_parts = {fields.part(name): name for name in names}
-        stored = yield from self._read_many(ops, key, list(of_parts))
-        return {of_parts[field]: value[1:] for field, value in stored.items()}
 
     def history(
         self,
@@ -233,14 +280,14 @@ class Threads:
         checkpoint_id: str | None,
         channels: Iterable[str],
     ) -> Flow[tuple[dict[str, Base], Record | None, dict[str, bytes]]]:
-        """What delta channels are rebuilt from: as `_walk`, and the parts of the values."""
+        """What `_walk` returns from a checkpoint on, and the parts of its values."""
         found = yield from self.get(ops, key, namespace, checkpoint_id)
         if found is None:
             return {}, None, {}
         bases, cut = yield from self._walk(ops, key, namespace, found.record, channels, {})
-        names = part_names(blob for base in bases.values() for blob in base.blobs())
-        parts = yield from self._parts(ops, key, Fields(namespace), names)
-        if len(parts) < len(names):
+        blobs = [blob for base in bases.values() for blob in base.blobs()]
+        parts = yield from self._parts(ops, key, Fields(namespace), blobs)
+        if not part_names(blobs) <= parts.keys():
             raise _broken(key, namespace)
         return bases, cut, parts
 
@@ -263,32 +310,31 @@ class Threads:
         missing = set(writes)
         cut = None
         ids: list[str] = []
-        while missing and (record.base is not None or record.parent is not None):
-            if record.base is not None:
-                for channel in missing & record.base.keys():
-                    base = record.base[channel]
-                    writes[channel] += reversed(base.writes)
-                    if base.seed is not None:
-                        seeds[channel] = base.seed
-                missing -= record.base.keys()
-                cut = record if missing else None
-                break
-            parent = str(record.parent)
-            if parent not in known:
+        while missing and record.base is None and record.parent is not None:
+            if record.parent not in known:
                 ids = ids or (yield from self.ids(ops, key, namespace))
-                end = bisect_right(ids, parent)
+                end = bisect_right(ids, record.parent)
                 wanted = ids[max(end - _HISTORY_PER_READ, 0) : end]
                 known = yield from self.records(ops, key, Fields(namespace), wanted)
-            if parent not in known:
+            if record.parent not in known:
                 cut = record
                 break
-            record = known[parent].record
-            for write in reversed(known[parent].writes):
+            record, pending, _ = known[record.parent]
+            for write in reversed(pending):
                 if write.channel in missing:
                     writes[write.channel].append(write)
-            for channel in missing & record.values.keys():
-                seeds[channel] = record.values[channel]
-            missing -= record.values.keys()
+            seeds.update(
+                (channel, record.values[channel]) for channel in missing & {*record.values}
+            )
+            missing -= seeds.keys()
+        if missing and record.base is not None:
+            for channel in missing & record.base.keys():
+                base = record.base[channel]
+                writes[channel] += reversed(base.writes)
+                if base.seed is not None:
+                    seeds[channel] = base.seed
+            missing -= record.base.keys()
+            cut = record if missing else None
         return {
             channel: Base(seeds.get(channel), found[::-1])
             for channel, found in writes.items()
@@ -300,50 +346,42 @@ class Threads:
     def put(self, ops: Ops, key: SessionKey, namespace: str, root: str, build: Build) -> Flow[None]:
         """Store a checkpoint, then remove those that are too many.
 
-        Args:
-            ops: builds the Calls.
-            key: the thread.
-            namespace: the namespace.
-            root: the root checkpoint that the namespace belongs to, if it is new.
-            build: makes the record.
+        `root` is the root checkpoint to which the namespace belongs if it is new.
         """
         fields = Fields(namespace)
         known = self._known.get((key, namespace))
         for _ in range(_ATTEMPTS):
             known = known or (yield from self._load(ops, key, fields))
             record, parts = build(known.head)
-            space, plan = known.space, _Plan()
-            old = None
+            space, plan, old = known.space, _Plan(), None
             if record.id <= space.head:  # it is put again, or late
                 found = yield from self.records(ops, key, fields, [record.id])
                 old = found[record.id].record if found else None
             if old is None:
-                plan.extended.append((fields.ids(space.count), encode_entry(record.id)))
-                highest = max(space.head, record.id)
-                space = msgspec.structs.replace(space, head=highest, count=space.count + 1)
+                plan.extended.append((fields.ids(space.count), stored.encode_entry(record.id)))
+                space = replace(space, head=max(space.head, record.id), count=space.count + 1)
             else:
                 record = record.put_over(old)
-                if record == old:
-                    break
+            if record == old:
+                break
             if known.stored is None:
-                plan.set[LAYOUT] = b"%d" % LAYOUT_VALUE
-                plan.extended.append((NAMESPACES, encode_entry((namespace, root))))
+                plan.set[stored.LAYOUT] = stored.LAYOUT_VALUE
+                plan.extended.append((NAMESPACES, stored.encode_entry((namespace, root))))
             there = known.head.parts() if known.head else set()
-            for name in parts.keys() - there:
-                plan.set[fields.part(name)] = encode_raw(parts[name])
-            plan.set[fields.point(record.id)] = encode(record)
-            plan.set[fields.space] = stored = encode_changed(space)
+            plan.set_parts(fields, {name: parts[name] for name in parts.keys() - there})
+            plan.set[fields.point(record.id)] = stored.encode(record)
+            plan.set[fields.space] = changed = stored.encode_changed(space)
             plan.compared.append((fields.space, known.stored))
             head = record if record.id == space.head else known.head
             known = None
             try:
                 yield from self._write(ops, key, plan)
-            except StaleVersion:
+            except errors.StaleVersion:
                 continue
-            except SessionNotFound:
+            except errors.SessionNotFound:
                 yield from self._create(ops, key)
                 continue
-            self._note(key, namespace, _Known(stored, space, head))
+            self._note(key, namespace, _Known(changed, space, head))
             break
         else:
             raise _contended(key)
@@ -362,19 +400,16 @@ class Threads:
         parts: Mapping[str, bytes],
     ) -> Flow[None]:
         """Store what a task wrote. A repeat changes nothing, unless a write is a special one."""
-        fields = Fields(namespace)
+        fields, plan = Fields(namespace), _Plan()
         is_special = any(write.index < 0 for write in writes)
-        entry = encode_entry((uuid4().hex if is_special else "", writes))
+        entry = stored.encode_entry((uuid4().hex if is_special else "", writes))
+        plan.extended.append((fields.writes(checkpoint_id), entry))
+        plan.set_parts(fields, parts)
         for _ in range(_ATTEMPTS):
-            plan = _Plan()
-            plan.extended.append((fields.writes(checkpoint_id), entry))
-            plan.set.update((fields.part(name), encode_raw(parts[name])) for name in parts)
             try:
-                yield from self._write(ops, key, plan)
-            except SessionNotFound:
+                return (yield from self._write(ops, key, plan))
+            except errors.SessionNotFound:
                 yield from self._create(ops, key)
-                continue
-            return
         raise _contended(key)
 
     def remove(
@@ -388,47 +423,38 @@ class Threads:
     ) -> Flow[None]:
         """Remove checkpoints of a namespace.
 
-        Args:
-            ops: builds the Calls.
-            key: the thread.
-            namespace: the namespace.
-            choose: the ids to remove, given all ids in ascending order.
-            is_retention: reading one of them will raise CheckpointRemoved.
+        `choose` gets all ids in ascending order, and returns those to remove. With `is_retention`
+        reading one of them will raise CheckpointRemoved.
         """
         for _ in range(_ATTEMPTS):
             plan = _Plan()
-            [stored] = yield from self._read(ops, key, [NAMESPACES])
-            names = decode_namespaces(stored)
+            there = (yield from self._read(ops, key, [NAMESPACES])).get(NAMESPACES)
+            names = stored.decode_namespaces(there)
             victims, kept = yield from self._plan_removal(
                 ops, key, namespace, choose, is_retention, plan
             )
             if not victims:
                 return
             gone = set() if kept else {namespace}
-            if not namespace:
-                # A call of a subgraph goes with the root checkpoint that it started from.
-                last = max(victims)
-                calls = {name for name, root in names.items() if root and root <= last}
-                for name in sorted(name for name in calls if names[name] not in kept):
-                    yield from self._plan_removal(ops, key, name, list, is_retention, plan)
-                    gone.add(name)
+            if not namespace:  # calls of subgraphs go with the checkpoint that they started from
+                highest = max(victims)
+                for name, root in names.items():
+                    if root and root <= highest and root not in kept:
+                        gone.add(name)
+                        yield from self._plan_removal(ops, key, name, list, is_retention, plan)
             if gone:
-                plan.compared.append((NAMESPACES, stored))
+                plan.compared.append((NAMESPACES, there))
                 left = [(name, root) for name, root in names.items() if name not in gone]
                 if left:
-                    plan.set[NAMESPACES] = encode_entries(left)
+                    plan.set[NAMESPACES] = stored.encode_entries(left)
                 else:
                     plan.removed.add(NAMESPACES)
+            for name in {namespace, *gone}:
+                self._known.pop((key, name), None)
             try:
-                yield from self._write(ops, key, plan)
-            except StaleVersion:
+                return (yield from self._write(ops, key, plan))
+            except (errors.StaleVersion, errors.SessionNotFound):
                 continue
-            except SessionNotFound:
-                return
-            finally:
-                for name in {namespace, *gone}:
-                    self._known.pop((key, name), None)
-            return
         raise _contended(key)
 
     def _plan_removal(
@@ -440,38 +466,35 @@ class Threads:
         is_retention: bool,
         plan: _Plan,
     ) -> Flow[tuple[set[str], set[str]]]:
-        """Plan the removal of checkpoints, and of what no other one needs. Those and the others."""
+        """Plan the removal of checkpoints, and of what no other one needs. Returns both ids."""
         fields = Fields(namespace)
         known = yield from self._load(ops, key, fields)
         ids = yield from self.ids(ops, key, namespace)
-        victims = set(choose(ids)) & set(ids)
+        victims = set(choose(ids)).intersection(ids)
         kept = set(ids) - victims
         if not victims:
             return victims, kept
         found = yield from self.records(ops, key, fields, ids)
-        records = {each: found[each].record for each in found if each in kept}
+        records = {each: found[each].record for each in kept & found.keys()}
         deltas = {channel for record in records.values() for channel in record.deltas}
-        for record in [*records.values()]:
-            if record.parent in victims:
-                channels = deltas - record.values.keys()
-                base, _ = yield from self._walk(ops, key, namespace, record, channels, found)
-                changed = msgspec.structs.replace(record, parent=None, base=base)
-                records[record.id] = changed
-                plan.set[fields.point(record.id)] = encode(changed)
+        for record in [each for each in records.values() if each.parent in victims]:
+            channels = deltas - record.values.keys()
+            base, _ = yield from self._walk(ops, key, namespace, record, channels, found)
+            records[record.id] = replace(record, parent=None, base=base)
+            plan.set[fields.point(record.id)] = stored.encode(records[record.id])
         of_writes = [fields.writes(victim) for victim in victims]
-        writes = yield from self._read_many(ops, key, of_writes)
-        parts = {part for field in writes for part in all_parts(field, writes[field])}
+        writes = yield from self._read(ops, key, of_writes)
+        parts = {part for field in writes for part in stored.all_parts(field, writes[field])}
         parts.update(*(found[victim].record.parts() for victim in victims & found.keys()))
         parts.difference_update(*(record.parts() for record in records.values()))
         plan.removed.update(map(fields.part, parts), of_writes, map(fields.point, victims))
         plan.removed.update(fields.all_ids(known.space.count))
         plan.compared.append((fields.space, known.stored))
         if kept:
-            removed = max(known.space.removed, *victims) if is_retention else known.space.removed
-            space = Space(max(kept), len(kept), removed)
-            plan.set.update(
-                {**encode_ids(fields, sorted(kept)), fields.space: encode_changed(space)}
-            )
+            removed = max(victims) if is_retention else ""
+            space = Space(max(kept), len(kept), max(removed, known.space.removed))
+            plan.set.update(stored.encode_ids(fields, sorted(kept)))
+            plan.set[fields.space] = stored.encode_changed(space)
         else:
             plan.removed.add(fields.space)
         return victims, kept
@@ -482,79 +505,80 @@ class Threads:
         key: SessionKey,
         roots: Mapping[str, str],
         checkpoints: Mapping[str, Sequence[Found]],
-        replaced: Iterable[str],
+        replaced: Iterable[bytes],
     ) -> Flow[None]:
-        """Store a whole thread in place of state with other names. StaleVersion if it is stored.
+        """Store a whole thread in place of other fields. StaleVersion if it is stored already.
 
-        Args:
-            ops: builds the Calls.
-            key: the thread.
-            roots: its namespaces, each with the root checkpoint that it belongs to.
-            checkpoints: by namespace.
-            replaced: the names of the state to remove.
+        `roots` are its namespaces, each with the root checkpoint to which it belongs.
         """
         plan = _Plan()
         for namespace, found in checkpoints.items():
             fields = Fields(namespace)
             ids = [each.record.id for each in found]
-            for each in found:
-                plan.set[fields.point(each.record.id)] = encode(each.record)
-                if each.writes:
-                    plan.set[fields.writes(each.record.id)] = encode_entries([("", each.writes)])
-                for name, part in each.parts.items():
-                    plan.set[fields.part(name)] = encode_raw(part)
-            space = Space(max(ids), len(ids))
-            plan.set.update({**encode_ids(fields, ids), fields.space: encode_changed(space)})
-        plan.set[NAMESPACES] = encode_entries(roots.items())
-        plan.set[LAYOUT] = b"%d" % LAYOUT_VALUE
-        plan.removed.update(b"." + name.encode() for name in replaced)
-        plan.compared.append((LAYOUT, None))
+            for each, (record, writes, parts) in zip(ids, found, strict=True):
+                plan.set[fields.point(each)] = stored.encode(record)
+                if writes:
+                    plan.set[fields.writes(each)] = stored.encode_entries([("", writes)])
+                plan.set_parts(fields, parts)
+            plan.set.update(stored.encode_ids(fields, ids))
+            plan.set[fields.space] = stored.encode_changed(Space(max(ids), len(ids)))
+        plan.set[NAMESPACES] = stored.encode_entries(roots.items())
+        plan.set[stored.LAYOUT] = stored.LAYOUT_VALUE
+        plan.compared.append((stored.LAYOUT, None))
+        plan.removed.update(replaced)
         yield from self._write(ops, key, plan)
 
     def copy(self, ops: Ops, source: SessionKey, target: SessionKey) -> Flow[None]:
         """Copy a thread in place of another one."""
-        [layout] = yield from self._read(ops, source, [LAYOUT])
-        if source == target or layout is None:
+        if source == target or not (yield from self._read(ops, source, [stored.LAYOUT])):
             return
-        stored: dict[bytes, bytes] = yield from_primary(ops.read_all_fields(source))
+        found: dict[bytes, bytes] = yield from_primary(ops.read_all_fields(source))
         yield from flows.delete_session(ops, target.app_name, target.user_id, target.session_id)
         yield from self._create(ops, target)
-        ours = {field: stored[field] for field in stored if field.startswith(OURS)}
-        index = {field for field in ours if field.startswith((NAMESPACES, b".space/"))}
-        for pairs in _batches({field: ours[field] for field in ours.keys() - index}):
+        # What makes checkpoints visible comes last.
+        ours = sorted(field for field in found if field.startswith(stored.OURS))
+        ours.sort(key=lambda field: field.startswith((NAMESPACES, b".space/")))
+        for pairs in _batches({field: found[field] for field in ours}):
             yield ops.change_fields(target, [], [], Delta(pairs))
-        pairs = [part for field in index for part in (field, ours[field])]
-        yield ops.change_fields(target, [], [], Delta(pairs))
 
     # -- fields --------------------------------------------------------------------------------
 
-    def _read(self, ops: Ops, key: SessionKey, fields: Sequence[bytes]) -> Flow[list[bytes | None]]:
-        """Stored fields, all None without a thread. Imports what release 0.1.0 stored.
+    def _read(self, ops: Ops, key: SessionKey, fields: Sequence[bytes]) -> Flow[dict[bytes, bytes]]:
+        """Fields that exist, by name. Imports what release 0.1.0 stored.
 
         Runs go on from what they read, so a replica that lags behind is not asked.
         """
-        found = yield from_primary(ops.read_fields(key, [LAYOUT, *fields]))
-        if found is not None and found[0] is None:
-            yield from self._import(ops, key)
-            found = yield from_primary(ops.read_fields(key, [LAYOUT, *fields]))
-        values: list[bytes | None] = found[1:] if found else [None] * len(fields)
-        return values
-
-    def _read_many(
-        self, ops: Ops, key: SessionKey, fields: Sequence[bytes]
-    ) -> Flow[dict[bytes, bytes]]:
-        """Fields that exist, by name."""
         found: dict[bytes, bytes] = {}
         for first in range(0, len(fields), _FIELDS_PER_READ):
-            names = fields[first : first + _FIELDS_PER_READ]
-            values: Any = (yield from_primary(ops.read_fields(key, names))) or ()
-            pairs = zip(names, values, strict=False)
+            names = [stored.LAYOUT, *fields[first : first + _FIELDS_PER_READ]]
+            values = yield from_primary(ops.read_fields(key, names))
+            if values is not None and values[0] is None:
+                yield from self._import(ops, key)
+                values = yield from_primary(ops.read_fields(key, names))
+            pairs = zip(names, values or (), strict=False)
             found.update((name, value) for name, value in pairs if value is not None)
         return found
 
     def _load(self, ops: Ops, key: SessionKey, fields: Fields) -> Flow[_Known]:
-        [stored] = yield from self._read(ops, key, [fields.space])
-        return _Known(stored, decode_space(fields.space, stored) if stored else Space())
+        found = (yield from self._read(ops, key, [fields.space])).get(fields.space)
+        return _Known(found, stored.decode_space(fields.space, found) if found else Space())
+
+    def _complete(
+        self, ops: Ops, key: SessionKey, fields: Fields, found: Sequence[Found]
+    ) -> Flow[list[Found]]:
+        """Checkpoints with their values, without those that were removed in between."""
+        blobs = [blob for each in found for blob in each.blobs()]
+        parts = yield from self._parts(ops, key, fields, blobs)
+        there = [each for each in found if part_names(each.blobs()) <= parts.keys()]
+        return [each._replace(parts=parts) for each in there]
+
+    def _parts(
+        self, ops: Ops, key: SessionKey, fields: Fields, blobs: Iterable[Blob]
+    ) -> Flow[dict[str, bytes]]:
+        """The parts of values, by name."""
+        names = {fields.part(name): name for name in part_names(blobs)}
+        found = yield from self._read(ops, key, list(names))
+        return {name: found[field][1:] for field, name in names.items() if field in found}
 
     def _write(self, ops: Ops, key: SessionKey, plan: _Plan) -> Flow[None]:
         """Apply a plan. If it is large, parts of values are stored before what refers to them."""
@@ -564,12 +588,14 @@ class Threads:
             now = {field: now[field] for field in now.keys() - early.keys()}
             for pairs in _batches(early):
                 yield ops.change_fields(key, [], [], Delta(pairs))
-        pairs = [part for pair in now.items() for part in pair]
-        delta = Delta(pairs, sorted(plan.removed - plan.set.keys()))
+        delta = Delta(
+            [part for pair in now.items() for part in pair], sorted(plan.removed - {*now})
+        )
         yield ops.change_fields(key, plan.compared, plan.extended, delta)
 
     def _create(self, ops: Ops, key: SessionKey) -> Flow[None]:
-        yield from create_if_missing(ops, key, {LAYOUT[1:].decode(): LAYOUT_VALUE})
+        layout = {stored.LAYOUT[1:].decode(): int(stored.LAYOUT_VALUE)}
+        yield from create_if_missing(ops, key, layout)
 
     def _note(self, key: SessionKey, namespace: str, known: _Known) -> None:
         if len(self._known) >= _KNOWN_LIMIT:
@@ -585,95 +611,6 @@ class Threads:
             )
 
 
-Listed = tuple[str, str, Found]
-"""A thread id, a namespace, and a checkpoint."""
-
-
-class Listing:
-    """A listing of checkpoints, newest first, that is read page by page.
-
-    Args:
-        threads: reads them.
-        thread_id: the thread; None = all threads, the one written last first.
-        namespace: the namespace; None = all.
-        checkpoint_id: the only checkpoint to list; None = all.
-        before: list only checkpoints with lower ids; None = all.
-        limit: how many to list; None = all.
-        matches: whether to list a checkpoint. Values of others are not read.
-    """
-
-    def __init__(
-        self,
-        threads: Threads,
-        thread_id: str | None,
-        namespace: str | None,
-        checkpoint_id: str | None,
-        before: str | None,
-        limit: int | None,
-        matches: Callable[[Record], bool],
-    ) -> None:
-        self._threads = threads
-        self._namespace = namespace
-        self._id = checkpoint_id
-        self._before = before
-        self._left = max(limit, 0) if limit is not None else 1 << 62
-        self._matches = matches
-        self._thread_ids = iter(() if thread_id is None else (thread_id,))
-        self._has_more_threads = thread_id is None
-        self._after: Place | None = None
-        self._seen: set[str] = set()
-        self._thread_id = ""
-        self._waiting: list[tuple[str, str]] = []  # ids and namespaces of its checkpoints
-
-    def next(self, ops: Ops) -> Flow[list[Listed]]:
-        """The next checkpoints; empty at the end."""
-        while self._left and (self._waiting or (yield from self._open_thread(ops))):
-            size = min(self._left, _CHECKPOINTS_PER_READ)
-            page, self._waiting = self._waiting[:size], self._waiting[size:]
-            key = self._threads.key(self._thread_id)
-            found: dict[tuple[str, str], Listed] = {}
-            for namespace in {name for _, name in page}:
-                fields = Fields(namespace)
-                wanted = [each for each, name in page if name == namespace]
-                records = yield from self._threads.records(ops, key, fields, wanted)
-                matching = [each for each in records.values() if self._matches(each.record)]
-                for each in (yield from self._threads.complete(ops, key, fields, matching)):
-                    found[each.record.id, namespace] = (self._thread_id, namespace, each)
-            if found:
-                self._left -= len(found)
-                return [found[place] for place in page if place in found]
-        return []
-
-    def _open_thread(self, ops: Ops) -> Flow[bool]:
-        """Read the ids of the next thread that has any; False at the end."""
-        while not self._waiting:
-            thread_id = next(self._thread_ids, None)
-            if thread_id is not None:
-                self._thread_id = thread_id
-                yield from self._read_ids(ops)
-            elif self._has_more_threads:
-                page = yield from self._threads.page(ops, self._after)
-                self._after = page[-1] if page else None
-                self._has_more_threads = bool(page)
-                # A thread that is written meanwhile moves from page to page.
-                unseen = [each.session_id for each in page if each.session_id not in self._seen]
-                self._seen.update(unseen)
-                self._thread_ids = iter(unseen)
-            else:
-                return False
-        return True
-
-    def _read_ids(self, ops: Ops) -> Flow[None]:
-        key = self._threads.key(self._thread_id)
-        names: Iterable[str] = yield from self._threads.namespaces(ops, key)
-        for name in names if self._namespace is None else [self._namespace]:
-            ids = [self._id] if self._id else (yield from self._threads.ids(ops, key, name))
-            self._waiting += [(each, name) for each in ids]
-        if self._before is not None:
-            self._waiting = [place for place in self._waiting if place[0] < self._before]
-        self._waiting.sort(reverse=True)
-
-
 def _batches(fields: Mapping[bytes, bytes]) -> Iterator[list[bytes]]:
     """Fields and their values, in batches that are sent together."""
     pairs: list[bytes] = []
@@ -684,17 +621,16 @@ def _batches(fields: Mapping[bytes, bytes]) -> Iterator[list[bytes]]:
         if size > _BYTES_PER_WRITE:
             yield pairs
             pairs, size = [], 0
-    if pairs:
-        yield pairs
+    yield pairs
 
 
-def _contended(key: SessionKey) -> BackendUnavailable:
-    return BackendUnavailable(
+def _contended(key: SessionKey) -> errors.BackendUnavailable:
+    return errors.BackendUnavailable(
         f"others change thread {key.session_id!r} all the time; nothing was written",
         maybe_applied=False,
     )
 
 
-def _broken(key: SessionKey, namespace: str) -> CorruptData:
+def _broken(key: SessionKey, namespace: str) -> errors.CorruptData:
     where = f"namespace {namespace!r} of thread {key.session_id!r}"
-    return CorruptData(f"{where} lacks values of its checkpoints", key=where)
+    return errors.CorruptData(f"{where} lacks values of its checkpoints", key=where)

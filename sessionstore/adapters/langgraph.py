@@ -19,7 +19,7 @@ from ..model import SessionKey
 from ..ops import Ops
 from ..options import check_int
 from . import checkpoints_0_1, framework
-from .checkpoint_threads import CheckpointRemoved, Found, Listing, Threads
+from .checkpoint_threads import CheckpointRemoved, Found, Pages, Threads
 from .checkpoints import LAYOUT, Blob, Parts, Record, Write
 from .flows import AnyService, Services
 from .langgraph_store import StoredStore
@@ -458,7 +458,9 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
                 found = Found(last, writes, data | parts.data)
                 checkpoints.setdefault(old.namespace, []).append(found)
         if checkpoints:
-            yield from self._threads.store(ops, key, roots, checkpoints, thread[key].names)
+            yield from self._threads.store(
+                ops, key, roots, checkpoints, (b"." + name.encode() for name in thread[key].names)
+            )
             yield from checkpoints_0_1.remove_rest(ops, thread)
 
     # -- parts ---------------------------------------------------------------------------------
@@ -469,15 +471,17 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         matches: Callable[[Mapping[str, Any]], bool],
         before: RunnableConfig | None = None,
         limit: int | None = None,
-    ) -> Listing:
-        return Listing(
-            self._threads,
-            _place(config)[0] if config else None,
-            config["configurable"].get("checkpoint_ns") if config else None,
-            get_checkpoint_id(config) if config else None,
-            get_checkpoint_id(before) if before else None,
-            limit,
-            lambda record: matches(self.serde.loads_typed(record.metadata)),
+    ) -> Pages:
+        return Pages(
+            lambda ops: self._threads.listing(
+                ops,
+                _place(config)[0] if config else None,
+                config["configurable"].get("checkpoint_ns") if config else None,
+                get_checkpoint_id(config) if config else None,
+                get_checkpoint_id(before) if before else None,
+                limit,
+                lambda record: matches(self.serde.loads_typed(record.metadata)),
+            )
         )
 
     def _record(
