@@ -25,10 +25,11 @@ LAYERS: list[set[str]] = [
     {"ops"},
     {"app_tier", "listing", "ops_history"},
     {"flows"},
-    {"history"},
+    {"covering", "history"},
     {"transport", "twin"},
     {"run_context", "service"},
     {"concurrency"},
+    {"compactor"},
     {"runner", "sync"},
     {"embedded", "observe"},
     {"sessionstore"},  # the package's own __init__
