@@ -97,6 +97,42 @@ class TestCancelled:
             assert await Compactor(service, Summarizer(), **SIX).compact(KEY)
 
 
+class TestFailingCalls:
+    @pytest.mark.parametrize("when", ["before", "after"])
+    @pytest.mark.parametrize("number", range(1, 11))
+    async def test_the_session_is_as_before_or_as_after(self, number: int, when: str) -> None:
+        service, store = await filled()
+
+        async def hook(at: int, call: Any, now: str) -> None:
+            if (at, now) == (number, when):
+                raise BackendTimeout("planted", maybe_applied=when == "after" and call.writes)
+
+        store.hook = hook
+        summarize = Summarizer()
+        outcome: Any = None
+        try:
+            outcome = await Compactor(service, summarize, **SIX, lease=0.05).compact(KEY)
+        except BackendTimeout as error:
+            outcome = error
+        store.hook = None
+        assert len(summarize.calls) == (1 if number > 6 else 0)
+        assert len(asyncio.all_tasks()) == 1
+        session = await service.get_session(app_name="app", user_id="user", session_id="sid")
+        assert session is not None
+        is_stored = number > 8 or (number, when) == (8, "after")
+        assert (session.summary is not None) == is_stored
+        assert isinstance(outcome, Summary) == (number > 8)  # the release may fail
+        assert len(session.events) == (4 if is_stored else 14)
+        if is_stored and number == 8:
+            assert outcome.maybe_applied
+        await service.append_events(KEY, make_turns(range(7, 12)))
+
+        async def is_compacted() -> bool:
+            return await Compactor(service, Summarizer(), **SIX).compact(KEY) is not None
+
+        await until(is_compacted, "the end of the lease")
+
+
 class TestLostLease:
     async def test_the_one_that_has_it_now_wins(self) -> None:
         """As if the process stood still for longer than its lease."""
