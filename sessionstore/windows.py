@@ -170,7 +170,7 @@ def find_end(window: Window, events: Sequence[Event], limit: int) -> int:
 
 
 def _find_start(
-    window: Window, events: Sequence[Event], begins_turn: bool, is_whole_log: bool
+    window: Window, events: Sequence[Any], begins_turn: bool, is_whole_log: bool
 ) -> tuple[int | None, set[int]]:
     """Where the window starts, None if before the events, and the results without a call."""
     cuts, orphans = _find_cuts(window, events, begins_turn=begins_turn)
