@@ -21,7 +21,17 @@ from .errors import (
     TurnTaken,
 )
 from .instances import register_redis_instance
-from .model import DeletedUser, Event, EventPage, Ping, Session, SessionKey, SessionPage, Turn
+from .model import (
+    DeletedUser,
+    Event,
+    EventPage,
+    Ping,
+    Session,
+    SessionKey,
+    SessionPage,
+    Summary,
+    Turn,
+)
 from .run_context import RunContext
 from .runner import Agent, Run, Runner
 from .service import InMemorySessionService, RedisSessionService, SessionService
@@ -61,6 +71,7 @@ __all__ = [
     "SessionService",
     "SessionStoreError",
     "StaleVersion",
+    "Summary",
     "Turn",
     "TurnLost",
     "TurnTaken",

@@ -20,7 +20,7 @@ from ..calls import Flow
 from ..drive import drive, drive_async
 from ..errors import InvalidArgument, SessionNotFound
 from ..listing import read_whole
-from ..model import Event, EventPage, Session, SessionKey, SessionPage
+from ..model import Event, EventPage, Session, SessionKey, SessionPage, num_after_summary
 from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops
 from ..replies import hash_items
 from ..service import SessionService
@@ -321,7 +321,7 @@ def read_turns(
         if session is None:
             return History(None, [], [])
         items = [read(event) for event in session.events]
-        is_whole = len(items) >= session.event_count
+        is_whole = len(items) >= num_after_summary(session)
         is_full = is_whole and may_be_trimmed(session)
         is_trimmed = is_full or has_removed or any(map(turns.is_inside, items[:1]))
         if is_whole and not is_trimmed and (limit is None or len(items) <= limit):

@@ -13,7 +13,7 @@ import msgspec
 from .. import flows
 from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument, SessionNotFound, StaleVersion
-from ..model import Event, JsonEvent, SessionKey
+from ..model import Event, JsonEvent, SessionKey, num_after_summary
 from ..ops import Ops
 from . import framework
 from .flows import (
@@ -172,7 +172,7 @@ class StoredSession:
         session, items, shown = found
         if session is None:
             return None
-        num_unread = session.event_count - len(items)
+        num_unread = num_after_summary(session) - len(items)
         is_complete = not num_unread and len(items) <= limit
         places = {id(item): num_unread + place for place, item in enumerate(items)}
 

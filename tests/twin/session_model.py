@@ -24,6 +24,7 @@ from sessionstore import (
     TurnLost,
     TurnTaken,
 )
+from sessionstore.ops import LeaseName
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TOLERANCE_MS = 2000  # the time of a call that stores no time is not known exactly
@@ -59,7 +60,7 @@ class Tier:
 
 @dataclass
 class Lease:
-    """The holder of the turn, and until when. holder = "" after it was released."""
+    """The holder of the turn or another lease, and until when. holder = "" after a release."""
 
     token: int
     holder: str
@@ -76,7 +77,7 @@ class StoredSession:
     deadline: Deadline = None
     state: dict[str, Any] = field(default_factory=dict)
     log: list[Stored] = field(default_factory=list)
-    lease: Lease | None = None
+    leases: dict[str, Lease] = field(default_factory=dict)  # "turn", "compactor"
     event_limit: int = 0
     forked_from: str | None = None
     restored_from: object = None
@@ -228,7 +229,8 @@ class Model:
         is_repeat = all(identity in known for identity, _ in batch)
         if not is_repeat:
             self._check_version(stored, if_version)
-            if turn is not None and (not stored.lease or stored.lease.token != turn.token):
+            lease = stored.leases.get("turn")
+            if turn is not None and (not lease or lease.token != turn.token):
                 raise Refused(TurnLost)
         names = [name for event in events for name in _names_in(event)]
         planned = self._plan(key, batch, known)
@@ -476,11 +478,17 @@ class Model:
         return sums
 
     def acquire_turn(
-        self, settings: Settings, key: SessionKey, holder: str, lease_ms: int, token: int
+        self,
+        settings: Settings,
+        key: SessionKey,
+        holder: str,
+        lease_ms: int,
+        token: int,
+        name: LeaseName = "turn",
     ) -> Turn:
         """`token` is the store's answer. A new holder's must be larger than the last."""
         stored = self._open(key)
-        old = stored.lease
+        old = stored.leases.get(name)
         is_mine = old is not None and old.holder == holder
         # A second more than its length: see lua/acquire_turn.lua.
         left_us = 0 if old is None else old.until_us - self.now_us
@@ -490,12 +498,14 @@ class Model:
         until_us = self.now_us + lease_ms * 1000
         if old is not None:
             assert token == old.token if is_mine else token > old.token
-        stored.lease = Lease(token, holder, until_us, lease_ms)
+        stored.leases[name] = Lease(token, holder, until_us, lease_ms)
         self.refreshed[key] = settings.session_ttl
         return Turn(key, token, instant(until_us))
 
-    def renew_turn(self, settings: Settings, turn: Turn, lease_ms: int) -> Turn:
-        lease = self._open(turn.key).lease
+    def renew_turn(
+        self, settings: Settings, turn: Turn, lease_ms: int, name: LeaseName = "turn"
+    ) -> Turn:
+        lease = self._open(turn.key).leases.get(name)
         if lease is None or lease.token != turn.token or (lease_ms and not lease.holder):
             raise Refused(TurnLost)
         until_us = self.now_us + lease_ms * 1000
@@ -508,9 +518,9 @@ class Model:
     def free_turn(self, settings: Settings, key: SessionKey, token: int) -> None:
         """`token` is what the store has now."""
         stored = self._open(key)
-        assert token > (stored.lease.token if stored.lease else 0)
-        lease_ms = stored.lease.lease_ms if stored.lease else 0
-        stored.lease = Lease(token, "", 0, lease_ms)
+        old = stored.leases.get("turn", Lease(0, "", 0, 0))
+        assert token > old.token
+        stored.leases["turn"] = Lease(token, "", 0, old.lease_ms)
         self.refreshed[key] = settings.session_ttl
 
     def delete(self, key: SessionKey) -> None:
@@ -527,8 +537,8 @@ class Model:
         """Move all deadlines closer, and delete what has expired."""
         now_ms = self.now_us // 1000
         for stored in self.sessions.values():
-            if stored.lease and stored.lease.until_us:
-                stored.lease.until_us -= milliseconds * 1000
+            for lease in stored.leases.values():
+                lease.until_us -= milliseconds * 1000 if lease.until_us else 0
         for restored, (num_parts, deadline) in list(self.staged.items()):
             self.staged[restored] = num_parts, deadline - milliseconds
             if deadline - milliseconds <= now_ms:

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import pytest
 from dumps import Dump, dump_server, dump_twin
@@ -48,7 +48,7 @@ from sessionstore import (
 from sessionstore.calls import Call, Flow, Step
 from sessionstore.codec import decode_event, decode_value
 from sessionstore.keys import Keys
-from sessionstore.ops import Ops
+from sessionstore.ops import LeaseName, Ops
 from sessionstore.options import check_options
 from sessionstore.replies import WriteResult
 from sessionstore.tiers import NO_CHANGE, Delta
@@ -142,6 +142,7 @@ numbers = st.integers(0, NUM_EVENTS - 1)
 changes = st.sampled_from(CHANGES)
 holders = st.sampled_from(("h1", "h2"))
 leases = st.sampled_from((60_000, 5 * DAY_MS))
+lease_names = st.sampled_from(get_args(LeaseName))
 version_steps = st.sampled_from((None, None, None, 0, 0, -1, 1))
 
 
@@ -163,6 +164,7 @@ def make_ops(chosen: Settings) -> Ops:
             partition_by="user",
             event_size_limit=1 << 20,
             value_size_limit=1 << 20,
+            summary_size_limit=1 << 20,
         ),
     )
 
@@ -573,37 +575,44 @@ class TwinMachine(RuleBasedStateMachine):
 
     @rule(days=st.sampled_from((1, 400)), key=keys)
     def jump_back(self, days: int, key: SessionKey) -> None:
-        """As if the turn had been taken while the clock was ahead."""
+        """As if the leases had been taken while the clock was ahead."""
         name = Keys().session(*_parts(key)).session
         stored = self.model.sessions.get(key)
-        if not stored or not stored.lease or not stored.lease.until_us:
-            return
-        stored.lease.until_us += days * DAY_MS * 1000
-        pair = (b"turn_until_us", b"%d" % stored.lease.until_us)
-        self.server.raw.hset(name, *pair)
-        self.twin.keyspace.hset(name, pair)
+        for lease_name, lease in stored.leases.items() if stored else ():
+            if lease.until_us:
+                lease.until_us += days * DAY_MS * 1000
+                pair = (b"%s_until_us" % lease_name.encode(), b"%d" % lease.until_us)
+                self.server.raw.hset(name, *pair)
+                self.twin.keyspace.hset(name, pair)
         self.dump()
         self.model.begin(self.clock_us)
         self._check()
 
-    @rule(service=services, key=keys, holder=holders, lease_ms=leases)
-    def acquire_turn(self, service: int, key: SessionKey, holder: str, lease_ms: int) -> None:
-        outcome = self._run(OPS[service].acquire_turn(key, holder, lease_ms), lease_ms)
+    @rule(service=services, key=keys, holder=holders, lease_ms=leases, name=lease_names)
+    def acquire_turn(
+        self, service: int, key: SessionKey, holder: str, lease_ms: int, name: LeaseName
+    ) -> None:
+        outcome = self._run(OPS[service].acquire_turn(key, holder, lease_ms, name=name), lease_ms)
         token = 0
         if isinstance(outcome.result, Turn):
             self.turns.append(outcome.result)
             token = outcome.result.token
-        chosen = SERVICES[service]
-        self._expect(outcome, lambda: self.model.acquire_turn(chosen, key, holder, lease_ms, token))
+        args = (SERVICES[service], key, holder, lease_ms, token, name)
+        self._expect(outcome, lambda: self.model.acquire_turn(*args))
         self._check()
 
     @precondition(lambda self: self.turns)
-    @rule(service=services, number=st.integers(0, 5), lease_ms=leases | st.just(0))
-    def renew_turn(self, service: int, number: int, lease_ms: int) -> None:
+    @rule(
+        service=services,
+        number=st.integers(0, 5),
+        lease_ms=leases | st.just(0),
+        name=lease_names,
+    )
+    def renew_turn(self, service: int, number: int, lease_ms: int, name: LeaseName) -> None:
         turn = self.turns[-1 - number % len(self.turns)]
-        outcome = self._run(OPS[service].renew_turn(turn, lease_ms), lease_ms)
+        outcome = self._run(OPS[service].renew_turn(turn, lease_ms, name=name), lease_ms)
         chosen = SERVICES[service]
-        self._expect(outcome, lambda: self.model.renew_turn(chosen, turn, lease_ms))
+        self._expect(outcome, lambda: self.model.renew_turn(chosen, turn, lease_ms, name))
         self._check()
 
     @rule(service=services, key=keys)
@@ -759,10 +768,11 @@ class TwinMachine(RuleBasedStateMachine):
                 noted = int(keyspace.hget(key, b"deadline_ms") or 0)
                 if noted > 0:
                     keyspace.hset(key, (b"deadline_ms", b"%d" % (noted - milliseconds)))
-                turn = int(keyspace.hget(key, b"turn_until_us") or 0)
-                if turn > 0:
-                    turn -= milliseconds * 1000
-                    keyspace.hset(key, (b"turn_until_us", b"%d" % turn))
+                for field in (b"turn_until_us", b"compactor_until_us"):
+                    until_us = int(keyspace.hget(key, field) or 0)
+                    if until_us > 0:
+                        until_us -= milliseconds * 1000
+                        keyspace.hset(key, (field, b"%d" % until_us))
             if deadline_ms > 0:
                 keyspace.pexpireat(key, deadline_ms - milliseconds)
         self.model.pass_time(milliseconds)

@@ -20,7 +20,7 @@ from sessionstore import calls
 from sessionstore.calls import Call, decode_replies
 from sessionstore.errors import ScriptContractError, SessionStoreError
 from sessionstore.model import Event, SessionKey, Turn
-from sessionstore.ops import Ops
+from sessionstore.ops import LeaseName, Ops
 from sessionstore.scripts import SCRIPTS, lua_directory
 from sessionstore.tiers import Change, encode_change
 from sessionstore.transport import wire
@@ -55,7 +55,7 @@ def test_every_file_is_a_script_or_a_fragment_that_a_script_includes() -> None:
 
 def test_scripts_stay_small() -> None:
     for name, text in (TEXTS | FRAGMENTS).items():
-        limit = 180 if name == "append_event" else 140  # append_event inlines its fragments
+        limit = 200 if name == "append_event" else 140  # append_event inlines its fragments
         assert len(text.splitlines()) <= limit, name
 
 
@@ -290,8 +290,11 @@ SHAPES: dict[str, Callable[[Ops], list[Call[Any]]]] = {
     ],
     "read_fields": lambda ops: [ops.read_fields(KEY, [b".a", b".b"])],
     "read_all_fields": lambda ops: [ops.read_all_fields(KEY)],
+    "acquire_turn": lambda ops: [ops.acquire_turn(KEY, "holder", 30_000, name="compactor")],
     "renew_turn": lambda ops: [
-        ops.renew_turn(Turn(KEY, 3, NOON), lease_ms) for lease_ms in (0, 30_000)
+        ops.renew_turn(Turn(KEY, 3, NOON), lease_ms, name=name)
+        for lease_ms in (0, 30_000)
+        for name in get_args(LeaseName)
     ],
     "get_app_state": lambda ops: [
         ops.get_app_state("app"),
