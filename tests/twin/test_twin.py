@@ -39,6 +39,7 @@ from sessionstore import (
     SessionKey,
     SessionStoreError,
     StaleVersion,
+    Summary,
     Turn,
     TurnTaken,
     flows,
@@ -1118,6 +1119,29 @@ def test_both_change_fields_alike(
         machine.check_twin()
     assert results["NoneType"] > 30
     assert results["StaleVersion"] > 5
+
+
+def test_both_restore_a_summary(server: Server, executors: tuple[RedisExecutor, ...]) -> None:
+    machine = type("Machine", (TwinMachine,), {"server": server, "executors": executors})()
+    for number, upto in enumerate((3, 7, 8, 27, 1000)):
+        for events in ([], EVENTS[:3]):
+            key = SessionKey("a", "u", f"s{number}{len(events)}")
+            flow = restore.restore_session(
+                OPS[0],
+                key,
+                events,
+                [7, 17, 27][: len(events)],
+                {"k": 1},
+                LONG_AGO,
+                LONG_AGO,
+                UNSET,
+                None,
+                Summary({"text": "ü"}, upto, LONG_AGO, 9),
+            )
+            session = machine._drive(flow).value()
+            positions = [7, 17, 27][: len(events)]
+            assert session.summary.num_events == len([at for at in positions if at <= upto])
+            machine.check_twin()
 
 
 def test_both_let_keys_expire(server: Server, executors: tuple[RedisExecutor, ...]) -> None:
