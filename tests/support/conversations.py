@@ -24,20 +24,17 @@ class Step:
 
 
 @st.composite
-def conversations(
-    draw: st.DrawFn, *, max_runs: int = 8, overlap: bool = True, late: bool = True
-) -> list[Step]:
+def conversations(draw: st.DrawFn, *, min_runs: int = 1, max_runs: int = 8) -> list[Step]:
     """The steps of several runs.
 
     Args:
         draw: given by Hypothesis.
-        max_runs: number of runs.
-        overlap: a run may begin while others go on.
-        late: a later run may answer a call.
+        min_runs: least number of runs.
+        max_runs: largest number of runs.
     """
     runs: list[list[Step]] = []
     waiting: list[str] = []  # calls that a later run answers
-    for run in range(draw(st.integers(1, max_runs))):
+    for run in range(draw(st.integers(min_runs, max_runs))):
         steps = [Step(run, "user")]
         answers: bool = draw(st.booleans())
         if waiting and answers:
@@ -47,14 +44,12 @@ def conversations(
             ids = [f"{run}.{number}.{each}" for each in range(draw(st.integers(0, 3)))]
             steps.append(Step(run, "calls" if ids else "text", tuple(ids)))
             for call_id in draw(st.permutations(ids)):
-                fate = draw(st.sampled_from(["answered"] * 4 + ["dead"] + ["late"] * late))
+                fate = draw(st.sampled_from(["answered"] * 4 + ["dead", "late"]))
                 if fate == "answered":
                     steps.append(Step(run, "results", (call_id,)))
                 elif fate == "late":
                     waiting.append(call_id)
         runs.append(steps)
-    if not overlap:
-        return [step for steps in runs for step in steps]
     return _merged(draw, runs)
 
 
