@@ -17,15 +17,12 @@ from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument
 from ..model import SessionKey
 from ..ops import Ops
-from .checkpoints import LAYOUT
-from .flows import clear_events, read_log
+from .flows import clear_events, list_all, read_log
 
 _CHECKPOINT = "checkpoint/"  # + checkpoint id
 _WRITE = "write/"  # + [checkpoint id, task id, index] as JSON
-_AUTHORS = ("checkpoint", "writes")
-_PAGE_LIMIT = 100
 
-_decode_json = msgspec.json.Decoder().decode
+_decode_json = msgspec.json.Decoder(tuple[str, str, int]).decode
 
 
 class Serialized(msgspec.Struct, array_like=True):
@@ -51,17 +48,26 @@ class StoredWrite(msgspec.Struct):
     path: str
     value: Serialized
 
-    @property
-    def value_parts(self) -> tuple[str, bytes]:
-        """The type and the bytes of its value."""
-        return self.value.type, self.value.data
-
 
 class History(msgspec.Struct):
-    """Checkpoints and writes of one namespace, by checkpoint id."""
+    """What a session holds.
+
+    Attributes:
+        checkpoints: by id.
+        writes: by checkpoint id, then by task id and index.
+        names: of the state in which they stand.
+        is_log_ours: no one else has appended events.
+    """
 
     checkpoints: dict[str, StoredCheckpoint] = {}
     writes: dict[str, dict[tuple[str, int], StoredWrite]] = {}
+    names: list[str] = []
+    is_log_ours: bool = True
+
+    @property
+    def namespace(self) -> str:
+        """The namespace; "" if there are no checkpoints."""
+        return max((each.namespace for each in self.checkpoints.values()), default="")
 
     def add(self, state: Mapping[str, Any], key: SessionKey) -> None:
         """Add a state, or the change of one. CorruptData if the saver did not write it."""
@@ -82,68 +88,36 @@ class History(msgspec.Struct):
                 ) from None
 
 
-class Thread(msgspec.Struct):
-    """What was stored of a thread: its namespaces, and keys of state to remove."""
-
-    namespaces: dict[str, History] = {}
-    state_keys: list[str] = []
-
-
-def read_thread(ops: Ops, key: SessionKey) -> Flow[Thread]:
-    """A thread with its namespaces."""
-    history, names = yield from _read_history(ops, key)
-    thread = Thread({"": history}, names)
-    for each in (yield from _subgraphs(ops, key)):
-        history, _ = yield from _read_history(ops, each)
-        for stored in history.checkpoints.values():
-            if stored.namespace:
-                thread.namespaces[stored.namespace] = history
+def read_thread(ops: Ops, key: SessionKey) -> Flow[dict[SessionKey, History]]:
+    """The session of a thread, and those of its subgraphs."""
+    thread = {key: (yield from _read(ops, key))}
+    try:
+        others = yield from list_all(ops, key.app_name, f"{key.user_id}/{key.session_id}")
+    except InvalidArgument:  # the name of the user is too long, so there are none
+        others = []
+    for session in others:
+        history = yield from _read(ops, session.key)
+        if history.namespace:
+            thread[session.key] = history
     return thread
 
 
-def remove_rest(ops: Ops, key: SessionKey) -> Flow[None]:
+def remove_rest(ops: Ops, thread: Mapping[SessionKey, History]) -> Flow[None]:
     """Remove the log of a thread, and the sessions of its subgraphs."""
-    for each in (yield from _subgraphs(ops, key)):
-        history, _ = yield from _read_history(ops, each)
-        if history.checkpoints and all(one.namespace for one in history.checkpoints.values()):
-            yield from flows.delete_session(ops, each.app_name, each.user_id, each.session_id)
-    if all(event.author in _AUTHORS for event in (yield from read_log(ops, key, _PAGE_LIMIT))):
-        yield from clear_events(ops, key)
+    for key, history in thread.items():
+        if history.namespace:
+            yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
+        elif history.is_log_ours:
+            yield from clear_events(ops, key)
 
 
-def delete_subgraphs(ops: Ops, key: SessionKey) -> Flow[None]:
-    """Remove the sessions of the subgraphs of a thread, if it has the layout of release 0.1.0."""
-    found = yield ops.read_fields(key, [LAYOUT])
-    if found is not None and found[0] is None:
-        yield from remove_rest(ops, key)
-
-
-def _read_history(ops: Ops, key: SessionKey) -> Flow[tuple[History, list[str]]]:
-    """What a session holds, and the names of its state. What state has is newer than the log."""
+def _read(ops: Ops, key: SessionKey) -> Flow[History]:
     history = History()
-    for event in (yield from read_log(ops, key, _PAGE_LIMIT)):
+    for event in (yield from read_log(ops, key, 100)):
         history.add(event.state_delta, key)
+        history.is_log_ours &= event.author in ("checkpoint", "writes")
     session = yield from flows.get_session(ops, key, 0, None)
-    if session is None:
-        return history, []
-    names = [name for name in session.state if name.startswith((_CHECKPOINT, _WRITE))]
-    history.add({name: session.state[name] for name in names}, key)
-    return history, names
-
-
-def _subgraphs(ops: Ops, key: SessionKey) -> Flow[list[SessionKey]]:
-    """Sessions that may be those of a thread's subgraphs."""
-    user_id = f"{key.user_id}/{key.session_id}"
-    found: list[SessionKey] = []
-    cursor = None
-    while True:
-        try:
-            page = yield from flows.list_sessions(
-                ops, key.app_name, user_id, _PAGE_LIMIT, 0, 0, cursor
-            )
-        except InvalidArgument:  # the name is too long, so there were none
-            return found
-        found += [session.key for session in page]
-        cursor = page.cursor
-        if cursor is None:
-            return found
+    if session is not None:  # state is newer than the log
+        history.names = [each for each in session.state if each.startswith((_CHECKPOINT, _WRITE))]
+        history.add({name: session.state[name] for name in history.names}, key)
+    return history

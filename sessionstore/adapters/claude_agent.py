@@ -19,8 +19,7 @@ from ..model import Event, JsonEvent, Session, SessionKey
 from ..ops import EVENTS_PER_CALL_LIMIT, Ops
 from ..windows import Window, choose
 from . import framework
-from .flows import AnyService, Services, append, create_if_missing, list_all
-from .with_state import append_with_state
+from .flows import AnyService, Services, append, append_with_state, create_if_missing, list_all
 
 with framework("claude-agent-sdk", extra="claude-agent", tested=">=0.2,<1"):
     from claude_agent_sdk import SessionStore, fold_session_summary

@@ -6,22 +6,21 @@ A thread is a session. checkpoints.py says how it is stored.
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sessionstore.sync
 
+from .. import flows
 from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument
 from ..model import SessionKey
 from ..ops import Ops
 from ..options import check_int
-from ..replies import Place
 from . import checkpoints_0_1, framework
-from .checkpoint_flows import New, Threads
-from .checkpoint_listing import Listing
-from .checkpoint_reads import PAGE_LIMIT, CheckpointRemoved, Found
-from .checkpoints import Blob, Parts, Record, Write, root_of
+from .checkpoint_threads import CheckpointRemoved, Found, Listing, Threads
+from .checkpoints import LAYOUT, Blob, Parts, Record, Write
 from .flows import AnyService, Services
 from .langgraph_store import StoredStore
 
@@ -95,7 +94,6 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
             check_int("keep_checkpoints", keep_checkpoints, low=1)
         self._services = Services("StoredCheckpointSaver", service, sync_service)
         self._threads = Threads(app_name, user_id, keep_checkpoints, self._import)
-        self._importer = Threads(app_name, user_id, keep_checkpoints, _import_nothing)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._services!r})"
@@ -133,9 +131,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint. See `aput`."""
-        new = self._new(config, checkpoint, metadata, new_versions)
-        self._services.run(self._threads.put, self._threads.key(_place(config)[0]), new)
-        return _config(*_place(config), checkpoint["id"])
+        return self._services.run(self._put, config, checkpoint, metadata, new_versions)
 
     async def aput(
         self,
@@ -158,9 +154,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidArgument: no thread is named, or a value cannot be serialized.
         """
-        new = self._new(config, checkpoint, metadata, new_versions)
-        await self._services.arun(self._threads.put, self._threads.key(_place(config)[0]), new)
-        return _config(*_place(config), checkpoint["id"])
+        return await self._services.arun(self._put, config, checkpoint, metadata, new_versions)
 
     def put_writes(
         self,
@@ -170,8 +164,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         task_path: str = "",
     ) -> None:
         """Store what a task wrote. See `aput_writes`."""
-        if writes:
-            self._services.run(self._put_writes, config, writes, task_id, task_path)
+        self._services.run(self._put_writes, config, writes, task_id, task_path)
 
     async def aput_writes(
         self,
@@ -193,8 +186,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidArgument: no thread or no checkpoint is named, or a value cannot be serialized.
         """
-        if writes:
-            await self._services.arun(self._put_writes, config, writes, task_id, task_path)
+        await self._services.arun(self._put_writes, config, writes, task_id, task_path)
 
     # -- many ----------------------------------------------------------------------------------
 
@@ -207,7 +199,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """Checkpoints, newest first. See `alist`."""
-        listing = self._listing(config, filter, before, limit)
+        listing = self._listing(config, _filter(filter), before, limit)
         while found := self._services.run(listing.next):
             for each in found:
                 yield self._tuple(*each)
@@ -232,7 +224,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidArgument: `config` is None, and `user_id` a function.
         """
-        listing = self._listing(config, filter, before, limit)
+        listing = self._listing(config, _filter(filter), before, limit)
         while found := await self._services.arun(listing.next):
             for each in found:
                 yield self._tuple(*each)
@@ -327,12 +319,26 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         thread_id, namespace = _place(config)
         key = self._threads.key(thread_id)
         found = yield from self._threads.get(ops, key, namespace, get_checkpoint_id(config))
-        if found is None:
-            return None
-        result = self._tuple(thread_id, namespace, found)
-        versions = result.checkpoint.get("channel_versions", {})
-        self._threads.note_versions(key, namespace, found.record.id, versions)
-        return result
+        return self._tuple(thread_id, namespace, found) if found else None
+
+    def _put(
+        self,
+        ops: Ops,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> Flow[RunnableConfig]:
+        thread_id, namespace = _place(config)
+        full = get_checkpoint_metadata(config, metadata)
+        parent = get_checkpoint_id(config)
+
+        def build(head: Record | None) -> tuple[Record, dict[str, bytes]]:
+            return self._record(parent, checkpoint, full, new_versions, head)
+
+        key, root = self._threads.key(thread_id), _root(namespace, full)
+        yield from self._threads.put(ops, key, namespace, root, build)
+        return _config(thread_id, namespace, checkpoint["id"])
 
     def _put_writes(
         self,
@@ -352,13 +358,19 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
             blob = parts.blob(*self._dump(value, f"writes[{number}]"))
             index = WRITES_IDX_MAP.get(channel, number)
             written.append(Write(task_id, index, task_path, channel, blob))
-        key = self._threads.key(thread_id)
-        yield from self._threads.put_writes(ops, key, namespace, checkpoint_id, written, parts)
+        if written:
+            key = self._threads.key(thread_id)
+            yield from self._threads.put_writes(
+                ops, key, namespace, checkpoint_id, written, parts.data
+            )
 
     def _delete_thread(self, ops: Ops, thread_id: str) -> Flow[None]:
         key = self._threads.key(thread_id)
-        yield from checkpoints_0_1.delete_subgraphs(ops, key)
-        yield from self._threads.delete(ops, key)
+        layout = yield ops.read_fields(key, [LAYOUT])
+        if layout == [None]:
+            old = yield from checkpoints_0_1.read_thread(ops, key)
+            yield from checkpoints_0_1.remove_rest(ops, old)
+        yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
 
     def _copy_thread(self, ops: Ops, source_id: str, target_id: str) -> Flow[None]:
         source, target = self._threads.key(source_id), self._threads.key(target_id)
@@ -366,19 +378,16 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
     def _delete_for_runs(self, ops: Ops, run_ids: Sequence[str]) -> Flow[None]:
         wanted = frozenset(run_ids)
-
-        def choose(records: Mapping[str, Record]) -> Iterable[str]:
-            return [each.id for each in records.values() if each.run_id in wanted]
-
-        place: Place | None = None
-        while wanted:
-            page = yield from self._threads.page(ops, place)
-            for place in page:
-                key = self._threads.key(place.session_id)
-                for namespace in (yield from self._threads.namespaces(ops, key)):
-                    yield from self._threads.remove(ops, key, namespace, choose, is_retention=False)
-            if len(page) < PAGE_LIMIT:
-                return
+        listing = self._listing(None, lambda metadata: metadata.get("run_id") in wanted)
+        ids: dict[tuple[str, str], set[str]] = defaultdict(set)
+        while wanted and (page := (yield from listing.next(ops))):
+            for thread_id, namespace, found in page:
+                ids[thread_id, namespace].add(found.record.id)
+        for (thread_id, namespace), victims in ids.items():
+            key = self._threads.key(thread_id)
+            yield from self._threads.remove(
+                ops, key, namespace, victims.intersection, is_retention=False
+            )
 
     def _prune(
         self, ops: Ops, thread_ids: Sequence[str], strategy: str, keep_last: int
@@ -392,82 +401,75 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
                 continue
             key = self._threads.key(thread_id)
             for namespace in (yield from self._threads.namespaces(ops, key)):
-                yield from self._threads.remove(
-                    ops, key, namespace, lambda records: [*records][:-keep_last], is_retention=True
-                )
+                yield from self._threads.remove(ops, key, namespace, lambda ids: ids[:-keep_last])
 
     def _delta_history(
         self, ops: Ops, config: RunnableConfig, channels: Sequence[str]
     ) -> Flow[Mapping[str, Any]]:
         thread_id, namespace = _place(config)
+        key = self._threads.key(thread_id)
         result: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
         if not result:
             return result
-        found = yield from self._threads.history(
-            ops,
-            self._threads.key(thread_id),
-            namespace,
-            get_checkpoint_id(config),
-            set(result),
+        bases, cut, parts = yield from self._threads.history(
+            ops, key, namespace, get_checkpoint_id(config), result
         )
-        if found is None:
-            return result
-        history, stored = found
-        if history.cut is not None:
-            checkpoint = self._load(stored, history.cut.checkpoint)
-            if lost := sorted(history.missing & checkpoint["channel_versions"].keys()):
-                where = f"checkpoint {history.cut.id!r} of thread {thread_id!r}"
+        if cut is not None:
+            checkpoint = self.serde.loads_typed(cut.checkpoint)
+            rebuilt = checkpoint["channel_versions"].keys()
+            if lost := sorted(rebuilt & result.keys() - bases.keys()):
+                where = f"checkpoint {cut.id!r} of thread {thread_id!r}"
                 raise CorruptData(
                     f"the history before {where} was removed, from which the channels {lost} are "
                     "rebuilt: they were not known to be delta channels",
                     key=where,
                 )
-        for channel, base in history.found.items():
+        for channel, base in bases.items():
             result[channel]["writes"] = [
-                (write.task_id, channel, self._load(stored, write.value))
-                for write in reversed(base.writes)
+                (write.task_id, channel, self._load(parts, write.value)) for write in base.writes
             ]
             if base.seed is not None:
-                result[channel]["seed"] = self._load(stored, base.seed)
+                result[channel]["seed"] = self._load(parts, base.seed)
         return result
 
     def _import(self, ops: Ops, key: SessionKey) -> Flow[None]:
         """Store again what release 0.1.0 stored of a thread."""
-        old = yield from checkpoints_0_1.read_thread(ops, key)
-        if not any(each.checkpoints or each.writes for each in old.namespaces.values()):
-            return  # a session of something else
-        for namespace, history in old.namespaces.items():
-            for _, stored in sorted(history.checkpoints.items()):
-                checkpoint = self.serde.loads_typed(
-                    (stored.checkpoint.type, stored.checkpoint.data)
-                )
-                metadata = self.serde.loads_typed((stored.metadata.type, stored.metadata.data))
-                config = _config(key.session_id, namespace, stored.parent or "")
-                new = self._new(config, checkpoint, metadata, checkpoint.get("channel_versions"))
-                yield from self._importer.put(ops, key, new)
-            for checkpoint_id, writes in history.writes.items():
+        thread = yield from checkpoints_0_1.read_thread(ops, key)
+        roots: dict[str, str] = {}
+        checkpoints: dict[str, list[Found]] = {}
+        for history in thread.values():
+            last: Record | None = None
+            for checkpoint_id, old in sorted(history.checkpoints.items()):
+                checkpoint = self.serde.loads_typed((old.checkpoint.type, old.checkpoint.data))
+                metadata = self.serde.loads_typed((old.metadata.type, old.metadata.data))
+                last, data = self._record(old.parent, checkpoint, metadata, {}, last)
                 parts = Parts(checkpoint_id)
-                written = [
-                    Write(task_id, index, write.path, write.channel, parts.blob(*write.value_parts))
-                    for (task_id, index), write in writes.items()
+                writes = [
+                    Write(
+                        task_id,
+                        index,
+                        write.path,
+                        write.channel,
+                        parts.blob(write.value.type, write.value.data),
+                    )
+                    for (task_id, index), write in history.writes.get(checkpoint_id, {}).items()
                 ]
-                yield from self._importer.put_writes(
-                    ops, key, namespace, checkpoint_id, written, parts
-                )
-        yield from self._importer.mark(ops, key, old.state_keys)
-        yield from checkpoints_0_1.remove_rest(ops, key)
+                roots.setdefault(old.namespace, _root(old.namespace, metadata))
+                found = Found(last, writes, data | parts.data)
+                checkpoints.setdefault(old.namespace, []).append(found)
+        if checkpoints:
+            yield from self._threads.store(ops, key, roots, checkpoints, thread[key].names)
+            yield from checkpoints_0_1.remove_rest(ops, thread)
+
+    # -- parts ---------------------------------------------------------------------------------
 
     def _listing(
         self,
         config: RunnableConfig | None,
-        metadata: dict[str, Any] | None,
-        before: RunnableConfig | None,
-        limit: int | None,
+        matches: Callable[[Mapping[str, Any]], bool],
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
     ) -> Listing:
-        def matches(found: Found) -> bool:
-            stored = self._load(found, found.record.metadata)
-            return all(stored.get(name) == value for name, value in (metadata or {}).items())
-
         return Listing(
             self._threads,
             _place(config)[0] if config else None,
@@ -475,71 +477,56 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
             get_checkpoint_id(config) if config else None,
             get_checkpoint_id(before) if before else None,
             limit,
-            matches if metadata else None,
+            lambda record: matches(self.serde.loads_typed(record.metadata)),
         )
 
-    # -- parts ---------------------------------------------------------------------------------
-
-    def _new(
+    def _record(
         self,
-        config: RunnableConfig,
+        parent: str | None,
         checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions | None,
-    ) -> New:
-        """A checkpoint to put. What does not change between attempts is serialized once."""
-        _, namespace = _place(config)
-        parent = get_checkpoint_id(config) or None
-        values = checkpoint["channel_values"]
+        metadata: Mapping[str, Any],
+        new_versions: ChannelVersions,
+        head: Record | None,
+    ) -> tuple[Record, dict[str, bytes]]:
+        """A checkpoint to store, and the parts of its values. It shares values with its parent."""
+        known = head.values if head is not None and head.id == parent else {}
         versions = checkpoint.get("channel_versions") or {}
-        head = {name: part for name, part in checkpoint.items() if name != "channel_values"}
-        full = get_checkpoint_metadata(config, metadata)
-        counters = full.get("counters_since_delta_snapshot") or {}
-        run_id = full.get("run_id")
-        of_head = self._dump(head, "checkpoint")
-        of_metadata = self._dump(full, "metadata")
-        of_values: dict[str, tuple[str, bytes]] = {}
-
-        def build(last: Record | None, last_versions: Mapping[str, object], parts: Parts) -> Record:
-            unchanged = last.values if last is not None and last.id == parent else {}
-            blobs: dict[str, Blob] = {}
-            for channel, value in values.items():
-                version = versions.get(channel)
-                if (
-                    channel in unchanged
-                    and version is not None
-                    and channel not in (new_versions or ())
-                    and last_versions.get(channel) == version
-                ):
-                    blobs[channel] = unchanged[channel]
-                    continue
-                if channel not in of_values:
-                    path = f"checkpoint['channel_values'][{channel!r}]"
-                    of_values[channel] = self._dump(value, path)
-                blobs[channel] = parts.blob(*of_values[channel])
-            return Record(
-                checkpoint["id"],
-                parent,
-                parts.blob(*of_head),
-                parts.blob(*of_metadata),
-                blobs,
-                run_id if isinstance(run_id, str) else None,
-                tuple(name for name in counters if name in versions and name not in values),
-            )
-
-        return New(namespace, root_of(full), versions, build)
+        parts = Parts()
+        values: dict[str, Blob] = {}
+        for channel, value in checkpoint["channel_values"].items():
+            version = versions.get(channel)
+            blob = known.get(channel)
+            if (
+                blob is None
+                or version is None
+                or blob.version != version
+                or channel in new_versions
+            ):
+                path = f"checkpoint['channel_values'][{channel!r}]"
+                blob = parts.blob(*self._dump(value, path), version)
+            values[channel] = blob
+        rest = {name: part for name, part in checkpoint.items() if name != "channel_values"}
+        counters = metadata.get("counters_since_delta_snapshot") or {}
+        record = Record(
+            checkpoint["id"],
+            parent or None,
+            self._dump(rest, "checkpoint"),
+            self._dump(metadata, "metadata"),
+            values,
+            tuple(name for name in counters if name in versions and name not in values),
+        )
+        return record, parts.data
 
     def _tuple(self, thread_id: str, namespace: str, found: Found) -> CheckpointTuple:
         record = found.record
-        checkpoint = self._load(found, record.checkpoint)
-        values = {name: self._load(found, blob) for name, blob in record.values.items()}
+        values = {name: self._load(found.parts, blob) for name, blob in record.values.items()}
         return CheckpointTuple(
             config=_config(thread_id, namespace, record.id),
-            checkpoint=checkpoint | {"channel_values": values},
-            metadata=self._load(found, record.metadata),
+            checkpoint=self.serde.loads_typed(record.checkpoint) | {"channel_values": values},
+            metadata=self.serde.loads_typed(record.metadata),
             parent_config=_config(thread_id, namespace, record.parent) if record.parent else None,
             pending_writes=[
-                (write.task_id, write.channel, self._load(found, write.value))
+                (write.task_id, write.channel, self._load(found.parts, write.value))
                 for write in found.writes
             ],
         )
@@ -568,13 +555,8 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
                 return self._search(part, f"{path}[{key!r}]")
         return path, value
 
-    def _load(self, found: Found, blob: Blob) -> Any:
-        return self.serde.loads_typed((blob.type, found.data(blob)))
-
-
-def _import_nothing(_: Ops, __: SessionKey) -> Flow[None]:
-    """The importer itself imports nothing."""
-    yield from ()
+    def _load(self, parts: Mapping[str, bytes], blob: Blob) -> Any:
+        return self.serde.loads_typed((blob.type, blob.join(parts)))
 
 
 def _place(config: RunnableConfig) -> tuple[str, str]:
@@ -597,3 +579,18 @@ def _config(thread_id: str, namespace: str, checkpoint_id: str) -> RunnableConfi
             "checkpoint_id": checkpoint_id,
         }
     }
+
+
+def _root(namespace: str, metadata: Mapping[str, Any]) -> str:
+    """The root checkpoint from which a subgraph was called; "" = it does not belong to one call."""
+    parents = metadata.get("parents")
+    if ":" in namespace and isinstance(parents, dict):  # it contains the id of a task
+        return str(parents.get("", ""))
+    return ""
+
+
+def _filter(wanted: Mapping[str, Any] | None) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether metadata is as wanted."""
+    return lambda metadata: all(
+        metadata.get(name) == value for name, value in (wanted or {}).items()
+    )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,10 +19,10 @@ from ..model import Event, JsonEvent, SessionKey
 from ..ops import Ops
 from . import framework
 from .flows import AnyService, Services, Turns, append, clear_events, read_turns
+from .json_events import find_fault, with_sorted_sets
 from .packing import unpack
 
 with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
-    from pydantic import BaseModel
     from pydantic_ai import messages as m
     from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequest, ModelResponse
     from pydantic_core import to_json
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_WITHOUT_PARTS = frozenset({str, int, float, bool, type(None), bytes, datetime})
 
 
 class StoredMessageHistory:
@@ -235,7 +233,7 @@ def dump_message(message: ModelMessage, path: str) -> bytes:
     try:
         data = ModelMessagesTypeAdapter.dump_json([with_sorted_sets(message)], warnings=False)
     except (ValueError, TypeError, RecursionError) as error:
-        where, part = _search(message, path)
+        where, part = find_fault(message, path, partial(to_json, bytes_mode="base64"))
         raise InvalidArgument(
             f"{where} is a {type(part).__name__} that Pydantic AI cannot serialize "
             f"({type(error).__name__})"
@@ -278,62 +276,3 @@ def read_messages(events: Sequence[Event], key: SessionKey) -> list[ModelMessage
             f"{where} holds an event that is not a message of Pydantic AI ({type(error).__name__})",
             key=where,
         ) from None
-
-
-def with_sorted_sets(value: Any) -> Any:
-    """A value in which sets are sorted lists: their own order depends on the process.
-
-    What contains no set is returned itself, not copied.
-    """
-    changed: dict[Any, Any]
-    if type(value) in _WITHOUT_PARTS:
-        return value
-    if isinstance(value, (set, frozenset)):
-        try:
-            return sorted(map(with_sorted_sets, value), key=to_json)
-        except (ValueError, TypeError):
-            return value  # not serializable
-    if isinstance(value, dict):
-        changed = _changed(value)
-        return {**value, **changed} if changed else value
-    if isinstance(value, (list, tuple)):
-        changed = _changed(dict(enumerate(value)))
-        return [changed.get(place, item) for place, item in enumerate(value)] if changed else value
-    if isinstance(value, BaseModel):
-        changed = _changed(value.__dict__)
-        return value.model_copy(update=changed) if changed else value
-    if dataclasses.is_dataclass(value) and hasattr(value, "__dict__"):
-        changed = _changed(value.__dict__)
-        if changed:
-            value = copy(value)
-            value.__dict__.update(changed)
-    return value
-
-
-def _changed(items: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The items that contain sets, with sorted lists in their place."""
-    changed = {}
-    for name, item in items.items():
-        if type(item) not in _WITHOUT_PARTS:
-            new = with_sorted_sets(item)
-            if new is not item:
-                changed[name] = new
-    return changed
-
-
-def _search(value: Any, path: str) -> tuple[str, Any]:
-    """The innermost part that cannot be serialized."""
-    parts: Iterable[tuple[str, Any]] = ()
-    if dataclasses.is_dataclass(value):
-        fields = dataclasses.fields(value)
-        parts = [(f".{field.name}", getattr(value, field.name)) for field in fields]
-    elif isinstance(value, dict):
-        parts = [(f"[{key!r}]", part) for key, part in value.items()]
-    elif isinstance(value, (list, tuple)):
-        parts = [(f"[{number}]", part) for number, part in enumerate(value)]
-    for step, part in parts:
-        try:
-            to_json(part, bytes_mode="base64")
-        except (ValueError, TypeError):
-            return _search(part, path + step)
-    return path, value

@@ -14,9 +14,9 @@ from ..model import Event, EventPage, JsonEvent, Session, SessionKey
 from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops, ids_of
 from ..times import to_us
 from . import framework
-from .flows import AnyService, Services
-from .pydantic_ai import EPOCH, dump_message, read_messages, timestamp_of, with_sorted_sets
-from .with_state import append_with_state
+from .flows import AnyService, Services, append_with_state
+from .json_events import with_sorted_sets
+from .pydantic_ai import EPOCH, dump_message, read_messages, timestamp_of
 
 with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
     from pydantic import ConfigDict, TypeAdapter

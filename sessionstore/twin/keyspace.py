@@ -208,7 +208,8 @@ class Keyspace:
     def zcount(self, key: bytes, low: float, high: float) -> int:
         """ZCOUNT, both ends inclusive."""
         entries = self._zset(key).entries
-        return bisect_right(entries, high, key=_score) - bisect_left(entries, low, key=_score)
+        first = bisect_left(entries, low, key=_score)
+        return max(bisect_right(entries, high, key=_score) - first, 0)
 
     def zrem(self, key: bytes, member: bytes) -> int:
         """ZREM of one member."""

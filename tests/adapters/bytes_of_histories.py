@@ -59,12 +59,12 @@ def langchain() -> Samples:
             "at": datetime(2024, 5, 15, tzinfo=UTC),
             "keys": {2: b"b", 1: b"a"},
         }
-        return _event(ToolMessage("\ud800", tool_call_id="call_1", artifact=artifact))
+        return _event(ToolMessage("\ud800", tool_call_id="call_1", artifact=artifact), "message")
 
     call = {"name": "add", "args": {"item": "mug"}, "id": "call_1"}
     return {
-        "human": lambda: _event(HumanMessage("plain \u2615")),
-        "ai": lambda: _event(AIMessage("", tool_calls=[call], id="run-1")),
+        "human": lambda: _event(HumanMessage("plain \u2615"), "message"),
+        "ai": lambda: _event(AIMessage("", tool_calls=[call], id="run-1"), "message"),
         "tool": result,
     }
 

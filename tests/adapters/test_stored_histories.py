@@ -91,5 +91,5 @@ async def test_messages_of_0_1_0_are_read(server: Any, codec: str) -> None:
     async with sessionstore.RedisSessionService(server.url) as service:
         history = adapter.StoredChatMessageHistory("one", service, app_name="shop", user_id="ann")
         assert await history.aget_messages() == expected
-        await history.aadd_messages(expected)
-        assert await history.aget_messages() == expected * 2
+        await history.aadd_messages(expected[:2])
+        assert await history.aget_messages() == expected + expected[:2]
