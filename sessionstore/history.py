@@ -39,10 +39,7 @@ def compact_session(
     """Store a summary of the events up to a position. `turn` may be another lease."""
     key = session_key(session)
     rules = check_window(Window() if window is None else window)
-    if summary in _EMPTY or (isinstance(summary, str) and not summary.strip()):
-        raise InvalidArgument("summary must not be empty")
-    limit = ops.options.summary_size_limit
-    data, content = ops.options.codec.encode_value(summary, "summary", limit)
+    data, content = encode_summary(ops, summary, "summary")
     check_int("upto", upto, low=0)
     if if_summary is not None and upto < check_int("if_summary", if_summary, low=0):
         raise InvalidArgument("upto must not be before if_summary, the end of the last summary")
@@ -75,6 +72,13 @@ def compact_session(
         else:  # others have written since it was read, or this is a repeat
             yield from reread(ops, session, 0, [])
     return stored
+
+
+def encode_summary(ops: Ops, summary: Any, path: str) -> tuple[bytes, Any]:
+    """The bytes of a summary, and a copy of it."""
+    if summary in _EMPTY or (isinstance(summary, str) and not summary.strip()):
+        raise InvalidArgument(f"{path} must not be empty")
+    return ops.options.codec.encode_value(summary, path, ops.options.summary_size_limit)
 
 
 def rewind_session(

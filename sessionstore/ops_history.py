@@ -37,12 +37,18 @@ class RestoredHeader(NamedTuple):
         created_us: when the session was created.
         updated_us: when it was last written.
         forked_from: the id of the session that it is a copy of.
+        upto: the position up to which its summary covers the log.
+        summary_us: when the summary was stored.
+        summary: the summary, encoded.
     """
 
     event_limit: bytes
     created_us: bytes
     updated_us: bytes
     forked_from: bytes
+    upto: bytes
+    summary_us: bytes
+    summary: bytes
 
 
 EVENTS_AROUND = 32

@@ -705,6 +705,7 @@ class SessionService:
         updated_at: datetime | None = None,
         event_limit: EventLimit = UNSET,
         forked_from: str | None = None,
+        summary: Summary | None = None,
     ) -> Session:
         """A session with the events, positions and times that it had elsewhere, for imports.
 
@@ -731,6 +732,9 @@ class SessionService:
                 `session_event_limit` of the service if it has one, or else 1,000, or as many as
                 there are if that is more. Nothing is removed before the next append.
             forked_from: the id of the session that it is a copy of.
+            summary: what stands for the events up to `summary.upto`. How many of these the log
+                holds is counted anew. Rewinding behind it is refused later, because events that it
+                covers may be gone.
 
         Returns:
             The session as it is now, with merged state and without its events.
@@ -758,6 +762,7 @@ class SessionService:
                 updated_at,
                 event_limit,
                 forked_from,
+                summary,
             )
         )
 

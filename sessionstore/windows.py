@@ -6,6 +6,7 @@ A window is chosen by the client, from a page of the newest events. Nothing is s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import msgspec
@@ -57,7 +58,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """The newest whole turns of a session that fit, for `get_session(window=)` and Runner.
 
     A turn is one run of an agent: the user's message and all that the agent adds in reply. The
-    newest turn is always whole, even if it does not fit. Runs that overlap count as one turn.
+    newest turn is always whole, even if it does not fit. Runs that overlap count as one turn. Such
+    a run may be cut only where it paused for more events than all that follow.
 
     Attributes:
         max_turns: at most this many turns, from 1; None = any number.
@@ -175,8 +177,10 @@ def _find_start(
     """Where the window starts, None if before the events, and the results without a call."""
     cuts, orphans = _find_cuts(window, events, begins_turn=begins_turn)
     start = _choose_cut(window, events, cuts, is_whole_log=is_whole_log)
-    if start is None or (not is_whole_log and any(number >= start for number in orphans)):
-        return None, orphans
+    if start is not None and not is_whole_log:
+        shown = [cut for cut in cuts if cut >= start]
+        if any(number >= start for number in orphans) or _may_begin_earlier(window, events, shown):
+            return None, orphans
     return start, orphans
 
 
@@ -184,18 +188,38 @@ def _find_cuts(
     window: Window, events: Sequence[Any], *, begins_turn: bool
 ) -> tuple[list[int], set[int]]:
     """Where turns start, and the events that close a call which is not among the events."""
-    invocations = [event.invocation_id if isinstance(event, Event) else "" for event in events]
+    invocations = _invocations(events)
     last_of = {name: number for number, name in enumerate(invocations) if name}  # its last event
     ends, orphans = _last_results(window, events) if window.calls else ({}, set())
     cuts = []
     joined = -1  # everything up to here belongs to a turn that started before
     before: Event | None = None
     for number, event in enumerate(events):
-        if number > joined and _starts_turn(window, event, before, begins_turn=begins_turn):
+        is_start = number > joined and number not in orphans
+        if is_start and _starts_turn(window, event, before, begins_turn=begins_turn):
             cuts.append(number)
         joined = max(joined, last_of.get(invocations[number], -1), ends.get(number, -1))
         before = event
     return cuts, orphans
+
+
+def _invocations(events: Sequence[Any]) -> list[str]:
+    return [event.invocation_id if isinstance(event, Event) else "" for event in events]
+
+
+def _may_begin_earlier(window: Window, events: Sequence[Any], cuts: Sequence[int]) -> bool:
+    """Whether a run may have begun before the page: it overlaps others, or no user began it.
+
+    It is not looked for once the page has as many events before the turn as from there on.
+    """
+    invocations = _invocations(events)
+    for first, end in pairwise([*cuts, len(events)]):
+        if first > len(events) // 2:
+            return False
+        is_begun = not invocations[first] or window.starts_turn or events[first].author == "user"
+        if not is_begun or len({*invocations[first:end]} - {""}) > 1:
+            return True
+    return False
 
 
 def _starts_turn(window: Window, event: Event, before: Event | None, *, begins_turn: bool) -> bool:

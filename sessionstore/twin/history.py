@@ -202,7 +202,8 @@ def stage_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def restore_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/restore_session.lua"""
-    session_id, ttl, creation_id, limit, created_us, updated_us, origin, num_staged = args[:8]
+    session_id, ttl, creation_id, limit, created_us, updated_us, origin = args[:7]
+    upto, summary_us, summary, num_staged, *tail = args[7:]
     session, events, index, staged = keys[:4]
     check_create(keyspace, [*keys[:3], *keys[4:]], session_id)
     num_found = keyspace.zcard(staged)
@@ -214,9 +215,9 @@ def restore_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         return [b"OK", []]
     if num_found != int(num_staged):
         return [b"INCOMPLETE", num_found]
-    first = 10 + 2 * int(args[8])
-    num_events = num_found + (len(args) - first) // 2
-    last_us = int(args[-2]) if first < len(args) else 0
+    first = 2 + 2 * int(tail[0])
+    num_events = num_found + (len(tail) - first) // 2
+    last_us = max(int(tail[-2]) if first < len(tail) else 0, int(upto or 0))
     updated_us = updated_us or decimal(keyspace.now_us)
     event_limit = decimal(choose_limit(limit, None, num_events))
     keyspace.unlink(session, events)
@@ -224,9 +225,9 @@ def restore_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace.rename(staged, events)
         keyspace.persist(events)
     head = (session_id, ttl, creation_id, event_limit)
-    ids = write_create(keyspace, keys[:3], (*head, *args[8:]), 4)
-    for at in range(first, len(args), 2):
-        keyspace.zadd(events, int(args[at]), args[at + 1])
+    ids = write_create(keyspace, keys[:3], (*head, *tail), 4)
+    for at in range(first, len(tail), 2):
+        keyspace.zadd(events, int(tail[at]), tail[at + 1])
     fields = {
         b"last_us": decimal(last_us),
         b"count": decimal(num_events),
@@ -236,6 +237,16 @@ def restore_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     }
     if origin:
         fields[b"forked_from"] = origin
+    if upto:
+        num_covered = keyspace.zcount(events, -math.inf, int(upto))
+        fields |= {
+            b"summary": summary,
+            b"compacted_us": upto,
+            b"summary_us": summary_us,
+            b"covered": decimal(num_covered),
+            b"summary_events": decimal(num_covered + 1),
+            b"flags": b"c",
+        }
     keyspace.hset(session, [part for pair in fields.items() for part in pair])
     keyspace.zadd(index, int(updated_us), session_id)
     refresh_session(keyspace, keys, int(ttl), last_us, False)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pytest
 
-from sessionstore import SessionExists, StaleVersion, TurnTaken, flows
+from sessionstore import SessionExists, StaleVersion, Summary, TurnTaken, flows
 
 from .events import LONG_AGO, make_event
 from .scene import E0_POSITION, E1, E2, E2_POSITION, Scene
@@ -341,7 +341,13 @@ OPERATIONS = (
     Operation(
         "restore_session",
         lambda s, at: s.restore_session(
-            **at.new_ids, events=PAIR, state={"k": 9}, updated_at=LONG_AGO, forked_from="x"
+            **at.new_ids,
+            events=PAIR,
+            positions=[5, 9],
+            state={"k": 9},
+            updated_at=LONG_AGO,
+            forked_from="x",
+            summary=Summary("old", 5, LONG_AGO, 1),
         ),
         keys="index user app",
         new_key=True,

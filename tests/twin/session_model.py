@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from support.events import LONG_AGO
+
 from sessionstore import (
     BackendRejected,
     DeletedUser,
@@ -443,8 +445,9 @@ class Model:
         state: dict[str, Any],
         created_us: int | None,
         updated_us: int | None,
+        upto: int | None,
     ) -> Session:
-        """`restored` is all that distinguishes what is restored."""
+        """`restored` is all that distinguishes what is restored. `upto`: of the summary "s"."""
         if key in self.sessions and self.sessions[key].restored_from != restored:
             raise Refused(SessionExists)
         self.staged.pop(restored, None)
@@ -454,13 +457,17 @@ class Model:
                 created_us or updated_us,
                 updated_us,
                 self.now_us,
-                log[-1].position if log else 0,
+                max(log[-1].position if log else 0, upto or 0),
                 None,
                 dict(state),
                 log,
                 event_limit=settings.event_limit,
                 restored_from=restored,
             )
+            if upto is not None:
+                summary = StoredSummary(settings.codec, "s", upto, microseconds(LONG_AGO), 0)
+                self.sessions[key].summary = summary
+                summary.total = self.sessions[key].covered + 1
             self.refreshed[key] = settings.session_ttl
         return self.view(key, 0)
 

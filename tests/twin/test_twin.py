@@ -39,6 +39,7 @@ from sessionstore import (
     SessionKey,
     SessionStoreError,
     StaleVersion,
+    Summary,
     Turn,
     TurnTaken,
     Window,
@@ -553,6 +554,7 @@ class TwinMachine(RuleBasedStateMachine):
         chosen=st.lists(numbers, max_size=7, unique=True),
         state=st.sampled_from(SESSION_STATES),
         times=st.sampled_from([(None, None), (None, TIMES[1]), (TIMES[0], TIMES[3])]),
+        upto=st.none() | st.sampled_from((3, 7, 20, 10**15)),
         interrupt=st.none() | st.integers(1, 3),
     )
     def restore_session(
@@ -562,19 +564,21 @@ class TwinMachine(RuleBasedStateMachine):
         chosen: list[int],
         state: dict[str, Any],
         times: tuple[datetime | None, datetime | None],
+        upto: int | None,
         interrupt: int | None,
     ) -> None:
         """Restore a session, or only stage some of its events. A call takes two events."""
         settings, events = SERVICES[service], [EVENTS[number] for number in chosen]
         positions = [10 * number + 7 for number in range(len(events))]
+        summary = None if upto is None else Summary("s", upto, LONG_AGO, 0)
         flow = restore.restore_session(
-            OPS[service], key, events, positions, state, *times, UNSET, None
+            OPS[service], key, events, positions, state, *times, UNSET, None, summary
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(restore, "EVENTS_PER_CALL_LIMIT", 2)
             outcome = self._drive(flow if interrupt is None else staging_only(flow, interrupt))
         created_us, updated_us = [None if each is None else microseconds(each) for each in times]
-        restored = repr((key, settings.codec, settings.event_limit, chosen, state, times))
+        restored = repr((key, settings.codec, settings.event_limit, chosen, state, times, upto))
         log = [
             Stored(position, (settings.codec, event.id), event)
             for position, event in zip(positions, events, strict=True)
@@ -584,7 +588,9 @@ class TwinMachine(RuleBasedStateMachine):
             if interrupt is not None:
                 self.model.stage(key, restored, interrupt, math.ceil(len(events) / 2) - 1)
                 return None
-            return self.model.restore(settings, key, restored, log, state, created_us, updated_us)
+            return self.model.restore(
+                settings, key, restored, log, state, created_us, updated_us, upto
+            )
 
         self._expect(outcome, expected)
         self._check()
