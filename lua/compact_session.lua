@@ -102,6 +102,9 @@ num_covered = num_covered - num_dropped
 redis.call('HSET', session, 'covered', num_covered, 'count', count)
 if num_dropped > 0 then
   redis.call('HSET', session, 'removed_us', now_us)
+  if header.flags and string.find(header.flags, 'l', 1, true) then
+    redis.call('HSET', session, 'trimmed_us', upto) -- as note_trimmed does
+  end
 end
 local remaining = num_dropped < num_events and events or nil
 refresh_session(session, remaining, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)

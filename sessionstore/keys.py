@@ -90,6 +90,8 @@ class SessionKeys(NamedTuple):
     """The keys of one session, in the order in which scripts take them.
 
     All but `app` share a slot; with partition_by="app" all of them do.
+
+    The channel that wakes watchers of the session has the same name as the key `session`.
     """
 
     session: bytes
@@ -97,6 +99,11 @@ class SessionKeys(NamedTuple):
     session_index: bytes
     user: bytes
     app: bytes
+
+    @property
+    def channel(self) -> bytes:
+        """The sharded channel on which scripts publish when the log has changed."""
+        return self.session
 
 
 class UserPattern(NamedTuple):

@@ -15,6 +15,7 @@ from .fragments import (
     decimal,
     header_number,
     lease_fields,
+    note_change,
     read_checked_header,
     read_summary,
     refresh_session,
@@ -74,6 +75,8 @@ def compact_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     keyspace.hset(session, (b"covered", decimal(num_covered), b"count", decimal(count)))
     if num_dropped:
         keyspace.hset(session, (b"removed_us", decimal(now_us)))
+        if b"l" in (header.flags or b""):
+            keyspace.hset(session, (b"trimmed_us", upto))  # as note_trimmed does
         keyspace.zremrangebyscore(events, -math.inf, position)
     refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
     return [b"OK", new_version, now_us, header.version, summary_us, num_covered, count]
@@ -102,6 +105,8 @@ def rewind_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace.hset(session, (b"count", decimal(count)))
     if is_behind:
         remove_summary(keyspace, session, header.flags)
+    if num_removed:
+        note_change(keyspace, session, new_version, int(first), header.last_us)
     replace_state(keyspace, session, args, 5)
     refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us, num_removed, header.version]
@@ -132,6 +137,7 @@ def replace_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if summary and int(position) <= summary.compacted_us:
         remove_summary(keyspace, session, header.flags)
     keyspace.hdel(session, lease_fields(b"compactor"))
+    note_change(keyspace, session, new_version, int(position), int(position))
     keyspace.zrem(events, event)
     refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]
