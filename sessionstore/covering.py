@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
-from .calls import Flow, describe
+from .calls import Flow, R, describe
 from .errors import InvalidArgument, LimitExceeded, SessionNotFound
 from .flows import get_events, get_session
+from .listing import from_primary
 from .model import Event, EventPage, Session, SessionKey, Summary, num_after_summary
 from .ops import Ops
 from .windows import Window, find_end, find_start, json_size
@@ -27,11 +28,13 @@ class Part(msgspec.Struct, frozen=True):
         previous: the summary so far.
         events: the events after it that are not covered yet, oldest first.
         upto: the position of the last one.
+        newest: the position of the newest event of the session.
     """
 
     previous: Summary | None
     events: list[Event]
     upto: int
+    newest: int
 
 
 def check_windows(trigger: object, keep: object) -> None:
@@ -57,9 +60,8 @@ def check_content(content: Any, part: Part) -> None:
         InvalidArgument: it is empty.
         LimitExceeded: it is larger than what it covers.
     """
-    if isinstance(content, str):
-        content = content.strip()
-    if content is None or (isinstance(content, Sized) and not len(content)):
+    text = content.strip() if isinstance(content, str) else content
+    if text is None or (isinstance(text, Sized) and not len(text)):
         raise InvalidArgument("summarize returned an empty summary")
     size = json_size(content)
     covered = sum(map(json_size, part.events))
@@ -72,6 +74,24 @@ def check_content(content: Any, part: Part) -> None:
             limit=covered,
             actual=size,
         )
+
+
+def on_primary(flow: Flow[R]) -> Flow[R]:
+    """The same flow, but no replica answers its reads: it may not have the last summary yet."""
+    try:
+        step = next(flow)
+        while True:
+            calls = step if isinstance(step, tuple) else (step,)
+            sent = tuple(map(from_primary, calls))
+            try:
+                result = yield sent if isinstance(step, tuple) else sent[0]
+            except Exception as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(result)
+    except StopIteration as end:
+        found: R = end.value
+        return found
 
 
 def is_due(ops: Ops, key: SessionKey, trigger: Window, keep: Window) -> Flow[bool]:
@@ -100,12 +120,30 @@ def find_part(
     num_events = events_limit
     while True:
         page, later = yield from _read_before(ops, key, after, kept, num_events, keep)
-        end = find_end(keep, [*page.events, *later], events_limit)
-        if 0 < end <= len(page.events):
-            return Part(session.summary, page.events[:end], page.positions[end - 1])
-        if len(page.events) < num_events:
+        events = page.events
+        end = find_end(keep, [*events, *later], min(events_limit, len(events)))
+        if 0 < end <= len(events):
+            upto, newest = page.positions[end - 1], kept.positions[-1]
+            return Part(session.summary, events[:end], upto, newest)
+        if len(events) < num_events:
             return None
         num_events *= 2  # the first turn is longer
+
+
+def check_part(ops: Ops, key: SessionKey, part: Part, keep: Window) -> Flow[None]:
+    """Check that no event of the turns of a part was appended since it was read.
+
+    Raises:
+        InvalidArgument: one was.
+    """
+    after = part.newest
+    while True:
+        page = yield from get_events(ops, key, after, None, _LARGEST_PAGE)
+        if _related(part.events, page.events, keep, is_first=False):
+            raise InvalidArgument("a turn that the summary covers went on meanwhile")
+        if len(page.events) < _LARGEST_PAGE:
+            return
+        after = page.positions[-1]
 
 
 def _read_header(ops: Ops, key: SessionKey) -> Flow[Session]:

@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from .errors import BackendError, InvalidArgument
+from .errors import BackendError, InvalidArgument, SessionNotFound
 from .model import Event, Session
 
 L = TypeVar("L")
@@ -142,6 +142,8 @@ def interrupted_event(streamed: list[Event], invocation_id: str) -> Event:
 
 def log_failed_compaction(error: Exception) -> None:
     """Log why a compaction in the background failed: the type, as the text may have content."""
+    if isinstance(error, SessionNotFound):
+        return  # deleted or expired meanwhile
     reason = f": {error}" if isinstance(error, InvalidArgument) else ""
     _logger.warning("a compaction failed: %s%s", type(error).__name__, reason)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import structs
 
-from ..covering import check_content, check_windows, find_part, is_due
+from ..covering import check_content, check_part, check_windows, find_part, is_due, on_primary
 from ..errors import InvalidArgument, TurnLost, TurnTaken
 from ..flows import session_key
 from ..history import compact_session
@@ -40,7 +40,8 @@ class Compactor:
             store. It may take as long as it likes: the lease is renewed meanwhile.
         trigger: compact once the events that no summary covers do not fit this window.
         keep: the newest turns, which stay as they are. Smaller than `trigger`. Its `starts_turn`
-            and `calls`, or else those of `trigger`, say where a summary may end.
+            and `calls`, or else those of `trigger`, say where a summary may end. A turn that goes
+            on while more turns than these begin may be covered in part.
         drop: remove the covered events from the log. By default they stay, for `get_events`.
         events_limit: most events that one compaction covers, from 1. A turn that is longer is
             covered as a whole. What is left is covered by the next compaction.
@@ -104,8 +105,8 @@ class Compactor:
             The summary, or None.
 
         Raises:
-            InvalidArgument: the summary is empty or cannot be stored; or where it was to end, no
-                turn ends any more, because others removed or appended events meanwhile.
+            InvalidArgument: the summary is empty or cannot be stored; or a turn that it covers went
+                on meanwhile, or the last event that it covers was removed.
             LimitExceeded: the summary is larger, as JSON, than the events and the summary that it
                 covers, or larger than `summary_size_limit`.
             SessionNotFound: there is no such session.
@@ -118,7 +119,7 @@ class Compactor:
 
         lua/acquire_turn.lua, lua/renew_turn.lua, lua/compact_session.lua. One to three round trips
         if there is nothing to do: the header, and the newest events up to those that fit `trigger`.
-        Otherwise four more, one for each 256 events before those to keep, and renewals.
+        Otherwise about eight, one more for each 256 events before those to keep, and renewals.
         """
         key = session_key(session)
         ops, trigger, keep = self._service._ops, self._trigger, self._keep
@@ -131,11 +132,13 @@ class Compactor:
             except TurnTaken:
                 return None
             # Another holder may have compacted the session meanwhile.
-            part = self._service._run(find_part(ops, key, trigger, keep, self._events_limit))
+            finding = find_part(ops, key, trigger, keep, self._events_limit)
+            part = self._service._run(on_primary(finding))
             if part is None:
                 return None
-            content = summary_of(self._summarize(part.previous, part.events))
+            content = summary_of(self._summarize(part.previous, part.events.copy()))
             check_content(content, part)
+            self._service._run(on_primary(check_part(ops, key, part, keep)))
             base = None if part.previous is None else part.previous.upto
             storing = compact_session(
                 ops, session, part.upto, content, base, self._drop, None, held.turn, keep, held.name

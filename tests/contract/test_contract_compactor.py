@@ -279,6 +279,15 @@ class TestMeanwhile:
         assert summary.content == {"covers": contents(*range(5))}
         assert numbers_of(await read(service)) == contents(5, 6, 7, 8)
 
+    async def test_a_covered_turn_goes_on(self, service: Any) -> None:
+        async def change(service: Any) -> None:
+            await append_many(service, KEY, make_turns(range(7, 60)))
+            await service.append_event(KEY, Event("agent", "late", invocation_id="t1"))
+
+        with pytest.raises(InvalidArgument, match="a turn that the summary covers went on"):
+            await self.compact(service, change)
+        assert (await read(service)).summary is None
+
     async def test_another_summary_wins(self, service: Any) -> None:
         async def change(service: Any) -> None:
             page = await service.get_events(KEY, limit=4)

@@ -19,6 +19,7 @@ from support.services import WITH_TTL
 from support.sessions import IDS, KEY, read
 from support.waiting import poll_until
 
+from benchmarks.chaos import compaction
 from sessionstore import Compactor, RedisSessionService, Summary, Window
 
 PROJECT = Path(__file__).parents[2]
@@ -166,3 +167,10 @@ async def test_a_process_that_is_killed_at_a_call(server: Server, when: str) -> 
     assert len(outcomes) >= 9
     assert outcomes == sorted(outcomes)
     assert set(outcomes) == {False, True}
+
+
+async def test_appends_of_many_while_several_processes_compact(server: Server) -> None:
+    """`python -m benchmarks.chaos.compaction` does the same for longer."""
+    outcome = await compaction.run(server.url, seed=7, seconds=2, appenders=64, compactors=2)
+    assert not outcome.is_broken, compaction.as_text(outcome)
+    assert outcome.stored == outcome.appended

@@ -314,6 +314,7 @@ class Model:
         if_summary: int | None,
         drop: bool,
         if_version: int | None,
+        lease: Turn | None,
         starts_turn: Callable[[Event], bool],
     ) -> Summary:
         stored = self._open(key)
@@ -334,6 +335,9 @@ class Model:
         )
         if old is None or not is_repeat:
             self._check_version(stored, if_version)
+            held = stored.leases.get("compactor")
+            if lease is not None and (held is None or held.token != lease.token):
+                raise Refused(TurnLost)
             if (old.upto if old else None) != if_summary:
                 raise Refused(StaleVersion, old.upto if old else 0)
             if upto != if_summary and upto not in places:
@@ -389,6 +393,7 @@ class Model:
             raise Refused(InvalidArgument)
         if stored.summary is not None and entry.position <= stored.summary.upto:
             stored.summary = None
+        stored.leases.pop("compactor", None)
         place = stored.log.index(entry)
         stored.log[place : place + 1] = [] if new is None else [Stored(entry.position, *new)]
         self._wrote(settings, key)

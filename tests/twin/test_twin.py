@@ -431,6 +431,7 @@ class TwinMachine(RuleBasedStateMachine):
         summary=st.sampled_from(("s", {"ü": [1]})),
         drop=st.booleans(),
         step=version_steps,
+        has_lease=st.booleans(),
     )
     def compact_session(
         self,
@@ -441,21 +442,25 @@ class TwinMachine(RuleBasedStateMachine):
         summary: Any,
         drop: bool,
         step: int | None,
+        has_lease: bool,
     ) -> None:
         """`base`: None = no summary is expected; otherwise that of the session, moved by it."""
-        if_version = self._version(key, step)
+        leases = [turn for turn in self.turns if turn.key == key]
+        lease = leases[-1] if leases and has_lease else None
+        if_version = None if lease else self._version(key, step)
         stored = self.model.sessions.get(key)
         old = stored.summary if stored else None
         if_summary = None if base is None or old is None else old.upto + base
         upto = self._cursor(key, number) or 0
         flow = history.compact_session(
-            OPS[service], key, upto, summary, if_summary, drop, if_version, None, RULES
+            *(OPS[service], key, upto, summary, if_summary, drop, if_version, lease, RULES),
+            lease_name="compactor",
         )
         outcome = self._drive(flow)
 
         def expected() -> Any:
             assert RULES.starts_turn is not None
-            args = (key, upto, summary, if_summary, drop, if_version, RULES.starts_turn)
+            args = (key, upto, summary, if_summary, drop, if_version, lease, RULES.starts_turn)
             return self.model.compact(SERVICES[service], *args)
 
         self._expect(outcome, expected)
