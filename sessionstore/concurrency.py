@@ -11,14 +11,14 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from inspect import isawaitable
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from .calls import Flow
 from .errors import BackendError, InvalidArgument, TurnTaken
 from .flows import acquire_turn, release_turn, renew_turn
 from .model import Event, SessionKey, Turn
 from .ops import LeaseName
-from .run_context import TurnQueues, poll_delays
+from .run_context import TurnQueues, log_failed_compaction, poll_delays
 from .service import SessionService
 
 T = TypeVar("T")
@@ -61,6 +61,19 @@ def check_service(service: object) -> SessionService:
     raise InvalidArgument(message)
 
 
+async def summary_of(result: Awaitable[Any]) -> Any:
+    """What a Compactor's `summarize` returned.
+
+    Raises:
+        InvalidArgument: it is not an async function.
+    """
+    if not isawaitable(result):
+        raise InvalidArgument(
+            f"summarize must be an async function: it returned {type(result).__name__}"
+        )
+    return await result
+
+
 _queues = TurnQueues(asyncio.Lock)
 
 
@@ -85,7 +98,7 @@ class HeldLease:
         self._service = service
         self._key = key
         self._lease = lease
-        self._lease_name = name
+        self.name = name
 
     async def __aenter__(self) -> Self:
         self.turn = await self._acquire()
@@ -97,7 +110,7 @@ class HeldLease:
 
     async def _run(self, flow: Callable[..., Flow[T]], *args: object) -> T:
         service = self._service
-        return await service._run(flow(service._ops, *args, self._lease_name))
+        return await service._run(flow(service._ops, *args, self.name))
 
     async def _acquire(self) -> Turn:
         """The lease, if it is free. If the caller is cancelled, the lease is released."""
@@ -174,6 +187,58 @@ class HeldTurn(HeldLease):
             _queues.leave(self._service, self._name)
             if self._is_first:
                 self._queue.lock.release()
+
+
+class Compactions:
+    """The compactions that runs have started, each in a task: one at a time for each session."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[SessionKey, asyncio.Task[None]] = {}
+        self._again: set[SessionKey] = set()
+        self._is_closed = False
+
+    def start(self, compact: Callable[[SessionKey], Awaitable[object]], key: SessionKey) -> None:
+        """Compact a session in the background. If that is going on already, do it again then."""
+        if self._is_closed:
+            return
+        if key in self._tasks:
+            self._again.add(key)
+            return
+        task = asyncio.create_task(self._compact(compact, key))
+        self._tasks[key] = task
+        task.add_done_callback(lambda task: self._forget(key, task))
+
+    async def _compact(
+        self, compact: Callable[[SessionKey], Awaitable[object]], key: SessionKey
+    ) -> None:
+        while True:
+            self._again.discard(key)
+            try:
+                await compact(key)
+            except Exception as error:
+                log_failed_compaction(error)
+            if key not in self._again:
+                del self._tasks[key]
+                return
+
+    def _forget(self, key: SessionKey, task: asyncio.Task[None]) -> None:
+        """Drop what a task that was cancelled has left."""
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+            self._again.discard(key)
+
+    async def aclose(self, grace_s: float) -> None:
+        """Start no more. Wait for those that go on, and cancel them after a time."""
+        self._is_closed = True
+        tasks = list(self._tasks.values())
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=grace_s)
+        finally:
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
 
 
 async def finish(task: asyncio.Task[T]) -> T:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .calls import Call, Command, status
 from .model import Event, Session, SessionKey, Turn
-from .ops import Ops, condition_arg, ids_of
+from .ops import LeaseName, Ops, condition_arg, ids_of
 from .options import check_bool, check_int
 from .replies import (
     WriteResult,
@@ -110,6 +110,7 @@ def compact_session(
     if_version: int | None,
     turn: Turn | None,
     created_us: bytes,
+    lease_name: LeaseName,
 ) -> Call[Compacted | None]:
     """Store a summary of the events up to a position. None: no event stands there."""
 
@@ -120,7 +121,7 @@ def compact_session(
         status(reply, key, if_version)
         return Compacted(*decode_numbers(reply, 6))
 
-    condition = condition_arg(key, if_version, turn)
+    condition = condition_arg(key, if_version, turn, lease_name)
     return Call(
         "compact_session",
         decode,

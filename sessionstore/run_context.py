@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 import threading
 import time
@@ -16,6 +17,8 @@ from .errors import BackendError, InvalidArgument
 from .model import Event, Session
 
 L = TypeVar("L")
+
+_logger = logging.getLogger("sessionstore")
 
 _FIRST_POLL_S = 0.02
 _LONGEST_POLL_S = 0.25
@@ -135,6 +138,12 @@ def interrupted_event(streamed: list[Event], invocation_id: str) -> Event:
         invocation_id=invocation_id,
         branch=streamed[-1].branch,
     )
+
+
+def log_failed_compaction(error: Exception) -> None:
+    """Log why a compaction in the background failed: the type, as the text may have content."""
+    reason = f": {error}" if isinstance(error, InvalidArgument) else ""
+    _logger.warning("a compaction failed: %s%s", type(error).__name__, reason)
 
 
 def poll_delays() -> Iterator[float]:

@@ -21,9 +21,14 @@ _PAGE = 64  # newest events to read first
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
+def json_size(value: Any) -> int:
+    """How many bytes a value has as JSON."""
+    return len(_encode(value))
+
+
 def estimate_tokens(event: Event) -> int:
     """About how many tokens an event has: a quarter of its bytes as JSON, at least 1."""
-    return len(_encode(event)) // 4 or 1
+    return json_size(event) // 4 or 1
 
 
 def tokens_in_metadata(*path: str) -> Callable[[Event], int]:
@@ -135,15 +140,48 @@ def choose(
     """
     if not events:
         return []
-    cuts, orphans = _find_cuts(window, events, begins_turn=is_whole_log and not is_trimmed)
-    start = _choose_cut(window, events, cuts, is_whole_log=is_whole_log)
+    begins_turn = is_whole_log and not is_trimmed
+    start, orphans = _find_start(window, events, begins_turn, is_whole_log)
     if start is None:
         return None
-    if not is_whole_log:
+    return [events[number] for number in range(start, len(events)) if number not in orphans]
+
+
+def find_start(window: Window, events: Sequence[Event], *, is_whole_log: bool) -> int | None:
+    """The index of the first event of a window; None if that may be an older event.
+
+    Before it only whole turns are left out, so 0 means that all events fit.
+
+    Args:
+        window: what to find.
+        events: the newest events of a log, oldest first.
+        is_whole_log: the log has no older events. They begin with a turn or with the rest of one.
+    """
+    start, _ = _find_start(window, events, is_whole_log, is_whole_log) if events else (0, set())
+    return start
+
+
+def find_end(window: Window, events: Sequence[Event], limit: int) -> int:
+    """How many events the oldest whole turns have: at most `limit`, or one turn if it is longer.
+
+    0 = no turn ends before the last of the events.
+    """
+    cuts, _ = _find_cuts(window, events, begins_turn=True)
+    ends = [cut for cut in cuts if cut > 0]
+    return max((end for end in ends if end <= limit), default=min(ends, default=0))
+
+
+def _find_start(
+    window: Window, events: Sequence[Any], begins_turn: bool, is_whole_log: bool
+) -> tuple[int | None, set[int]]:
+    """Where the window starts, None if before the events, and the results without a call."""
+    cuts, orphans = _find_cuts(window, events, begins_turn=begins_turn)
+    start = _choose_cut(window, events, cuts, is_whole_log=is_whole_log)
+    if start is not None and not is_whole_log:
         shown = [cut for cut in cuts if cut >= start]
         if any(number >= start for number in orphans) or _may_begin_earlier(window, events, shown):
-            return None
-    return [events[number] for number in range(start, len(events)) if number not in orphans]
+            return None, orphans
+    return start, orphans
 
 
 def _find_cuts(

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
-from typing import Self, TypeVar
+from inspect import isawaitable
+from typing import Any, Self, TypeVar
 
 import sessionstore.service
 
@@ -19,7 +20,7 @@ from ..errors import BackendError, InvalidArgument, TurnTaken
 from ..flows import acquire_turn, release_turn, renew_turn
 from ..model import Event, SessionKey, Turn
 from ..ops import LeaseName
-from ..run_context import TurnQueues, poll_delays
+from ..run_context import TurnQueues, log_failed_compaction, poll_delays
 from .service import SessionService
 
 T = TypeVar("T")
@@ -60,6 +61,21 @@ def check_service(service: object) -> SessionService:
     raise InvalidArgument(message)
 
 
+def summary_of(result: Any) -> Any:
+    """What a Compactor's `summarize` returned.
+
+    Raises:
+        InvalidArgument: it is an async function.
+    """
+    if isawaitable(result):
+        if isinstance(result, Coroutine):
+            result.close()
+        raise InvalidArgument(
+            f"summarize must be a plain function: it returned {type(result).__name__}"
+        )
+    return result
+
+
 _queues = TurnQueues(threading.Lock)
 
 
@@ -84,14 +100,14 @@ class HeldLease:
         self._service = service
         self._key = key
         self._lease = lease
-        self._lease_name = name
+        self.name = name
         self._ended = threading.Event()
 
     def __enter__(self) -> Self:
         self.turn = self._acquire()
         # A daemon: a run that was left open must not keep the process alive.
         self._renewing = threading.Thread(
-            target=self._renew, name=f"sessionstore-renew-{self._lease_name}", daemon=True
+            target=self._renew, name=f"sessionstore-renew-{self.name}", daemon=True
         )
         self._renewing.start()
         return self
@@ -109,7 +125,7 @@ class HeldLease:
 
     def _run(self, flow: Callable[..., Flow[T]], *args: object) -> T:
         service = self._service
-        return service._run(flow(service._ops, *args, self._lease_name))
+        return service._run(flow(service._ops, *args, self.name))
 
     def _renew(self) -> None:
         """Renew until the end, or until the lease is lost."""
@@ -168,3 +184,52 @@ class HeldTurn(HeldLease):
             _queues.leave(self._service, self._key)
             if self._is_first:
                 self._queue.lock.release()
+
+
+class Compactions:
+    """The compactions that runs have started, each in a thread: one at a time for each session.
+
+    A thread, because the run that has ended must not wait for a model. A daemon, because neither
+    must the end of the process: the lease of the compaction ends by itself.
+    """
+
+    def __init__(self) -> None:
+        self._threads: dict[SessionKey, threading.Thread] = {}
+        self._again: set[SessionKey] = set()
+        self._guard = threading.Lock()
+        self._is_closed = False
+
+    def start(self, compact: Callable[[SessionKey], object], key: SessionKey) -> None:
+        """Compact a session in the background. If that is going on already, do it again then."""
+        with self._guard:
+            if self._is_closed:
+                return
+            if key in self._threads:
+                self._again.add(key)
+                return
+            thread = threading.Thread(
+                target=self._compact, args=(compact, key), name="sessionstore-compact", daemon=True
+            )
+            thread.start()
+            self._threads[key] = thread
+
+    def _compact(self, compact: Callable[[SessionKey], object], key: SessionKey) -> None:
+        while True:
+            try:
+                compact(key)
+            except Exception as error:
+                log_failed_compaction(error)
+            with self._guard:
+                if key not in self._again:
+                    del self._threads[key]
+                    return
+                self._again.discard(key)
+
+    def close(self, grace_s: float) -> None:
+        """Start no more. Wait for those that go on, up to a time."""
+        with self._guard:
+            self._is_closed = True
+            threads = list(self._threads.values())
+        end = time.monotonic() + grace_s
+        for thread in threads:
+            thread.join(max(end - time.monotonic(), 0))

@@ -105,8 +105,9 @@ def check_condition(
     """lua/lib/check_condition.lua"""
     if condition == b"":
         return None
-    if condition.startswith(b"t"):
-        token = keyspace.hget(session, b"turn_token")
+    if condition[:1] in (b"t", b"c"):
+        field = b"turn_token" if condition.startswith(b"t") else b"compactor_token"
+        token = keyspace.hget(session, field)
         return None if condition[1:] == token else [b"LOST"]
     return None if int(condition) == version else [b"STALE", version]
 

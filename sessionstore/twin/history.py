@@ -14,6 +14,7 @@ from .fragments import (
     choose_limit,
     decimal,
     header_number,
+    lease_fields,
     read_checked_header,
     read_summary,
     refresh_session,
@@ -130,6 +131,7 @@ def replace_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace.hset(session, (b"count", decimal(max(header.count, num_events) - 1)))
     if summary and int(position) <= summary.compacted_us:
         remove_summary(keyspace, session, header.flags)
+    keyspace.hdel(session, lease_fields(b"compactor"))
     keyspace.zrem(events, event)
     refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]

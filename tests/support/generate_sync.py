@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sessionstore"
-MODULES = ("service", "runner")
+MODULES = ("service", "compactor", "runner")
 SIBLINGS = "|".join((*MODULES, "concurrency"))  # modules that exist in sessionstore/sync/ too
 
 # Regular expressions and what replaces them, in this order.
@@ -46,6 +46,7 @@ SUBSTITUTIONS = (
     # Prose.
     (r"\bredis\.asyncio\.Redis\b", "redis.Redis"),
     (r"\btasks\b", "threads"),
+    (r"\ban async function\b", "a function"),
     (r"\basyncio\b", "threads"),
 )
 

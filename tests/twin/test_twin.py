@@ -1089,7 +1089,7 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
         base = int(upto) if upto and upto.isdigit() and len(upto) < 17 else None
         base = chance.choice((base, base, base, None, 5))
         summary, drop = chance.choice((b'"s"', b'"t"')), chance.random() < 0.3
-        return compact_session(ops, key, position(), summary, base, drop, None, None, b"")
+        return compact_session(ops, key, position(), summary, base, drop, None, None, b"", "turn")
 
     errors = Counter[str]()
     for _ in range(250):

@@ -25,11 +25,12 @@ LAYERS: list[set[str]] = [
     {"ops"},
     {"app_tier", "listing", "ops_history"},
     {"flows"},
-    {"history"},
+    {"covering", "history"},
     {"restore"},
     {"transport", "twin"},
     {"run_context", "service"},
     {"concurrency"},
+    {"compactor"},
     {"runner", "sync"},
     {"embedded", "observe"},
     {"sessionstore"},  # the package's own __init__
