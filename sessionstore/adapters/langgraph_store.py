@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import msgspec
 
@@ -24,8 +23,7 @@ from ..keys import ID_LIMIT, encode_id
 from ..model import Session, SessionKey
 from ..ops import Ops
 from ..options import check_int
-from ..tiers import Change, Delta, encode_change
-from ..times import from_us
+from ..tiers import encode_change
 from . import framework
 from .flows import AnyService, Services
 
@@ -51,7 +49,6 @@ __all__ = ["StoredStore"]
 
 Namespace = tuple[str, ...]
 
-_VALUE, _TTL, _VECTORS = b".value", b".ttl", b".vectors"
 _PAGE_LIMIT = 100
 _ATTEMPTS = 20
 _MS_PER_MINUTE = 60_000
@@ -105,8 +102,7 @@ class StoredStore(BaseStore):
             "refresh_on_read": options.refresh_ttl_on_read,
         }
         self._embeddings: Any = ensure_embeddings(index.get("embed")) if index else None
-        paths = (index.get("fields") or ["$"]) if index else []
-        self._paths = [tokenize_path(path) for path in paths]
+        self._paths = [tokenize_path(path) for path in (index or {}).get("fields") or ["$"]]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._services!r})"
@@ -146,7 +142,7 @@ class StoredStore(BaseStore):
         of_queries: Mapping[str, list[float]],
     ) -> Flow[list[Result]]:
         puts = {
-            self._key(op.namespace, op.key): (op, self._encoded(op, of_texts))
+            self._key(op.namespace, op.key): (op.namespace, self._state(op, of_texts))
             for op in wanted
             if isinstance(op, PutOp)
         }
@@ -162,45 +158,51 @@ class StoredStore(BaseStore):
                 results.append(None)
             else:
                 raise InvalidArgument(f"{type(op).__name__} is not an operation of a store")
-        for key, (op, delta) in puts.items():
-            if delta is None:
+        for key, (namespace, state) in puts.items():
+            if state is None:
                 yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
             else:
-                yield from self._put(ops, key, delta, _ttl_ms(op))
-                yield from self._register(ops, op.namespace)
+                yield from self._put(ops, key, state)
+                yield from self._register(ops, namespace)
         return results
 
     def _get(self, ops: Ops, op: GetOp) -> Flow[Item | None]:
         key = self._key(op.namespace, op.key)
-        fields = [_VALUE, _TTL, b"created_us", b"updated_us"]
-        found = yield _with_ttl(ops, 0).read_fields(key, fields)
-        if found is None or found[0] is None:
+        session = yield from flows.get_session(_with_ttl(ops, 0), key, 0, None)
+        if session is None or "value" not in session.state:
             return None
-        value, ttl, created_us, updated_us = found
-        if ttl is not None and op.refresh_ttl:
-            yield _with_ttl(ops, int(ttl)).read_fields(key, [_TTL])
-        created_at, updated_at = from_us(int(created_us)), from_us(int(updated_us))
+        if op.refresh_ttl:
+            yield from self._refresh(ops, [session])
         return Item(
-            value=_decode(value),
+            value=session.state["value"],
             key=op.key,
             namespace=op.namespace,
-            created_at=created_at,
-            updated_at=updated_at,
+            created_at=session.created_at,
+            updated_at=session.updated_at,
         )
 
-    def _put(self, ops: Ops, key: SessionKey, delta: Delta, ttl_ms: int) -> Flow[None]:
-        timed = _with_ttl(ops, ttl_ms)
+    def _refresh(self, ops: Ops, sessions: Iterable[Session]) -> Flow[None]:
+        """Refresh the TTL of items that have one."""
+        timed = [session for session in sessions if "ttl" in session.state]
+        if timed:
+            yield tuple(
+                _with_ttl(ops, each.state["ttl"]).read_fields(each.key, []) for each in timed
+            )
+
+    def _put(self, ops: Ops, key: SessionKey, state: Mapping[str, Any]) -> Flow[None]:
+        ids = (key.app_name, key.user_id, key.session_id)
+        timed = _with_ttl(ops, state.get("ttl", 0))
         for _ in range(_ATTEMPTS):
-            found = yield _with_ttl(ops, 0).read_fields(key, [_TTL])
-            if found not in (None, [None]) and not ttl_ms:  # a session keeps a deadline that it has
-                yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
+            found = yield _with_ttl(ops, 0).read_fields(key, [b".ttl"])
+            if found not in (None, [None]) and "ttl" not in state:
+                # A session keeps the deadline that it has.
+                yield from flows.delete_session(ops, *ids)
                 found = None
             try:
                 if found is None:
-                    change = Change(delta, Delta(), Delta(), {}, [])
-                    yield timed.create_session(key, uuid4().hex, change)
+                    yield from flows.create_session(timed, *ids, state)
                 else:
-                    yield timed.change_fields(key, [], [], delta)
+                    yield from flows.update_session_state(timed, key, state, (), None)
             except (SessionExists, SessionNotFound):
                 continue
             return
@@ -224,16 +226,14 @@ class StoredStore(BaseStore):
                     if scanned > self._scan_limit:
                         raise self._too_many("items", op.namespace_prefix)
                     if _is_like(session.state.get("value"), op.filter or {}):
-                        score = _similarity(vector, session.state.get("vectors"))
+                        vectors = session.state.get("vectors", ())
+                        score = _similarity(vector, vectors) if vector is not None else None
                         found.append((score, namespace, session))
         if vector is not None:
             found.sort(key=lambda each: -math.inf if each[0] is None else each[0], reverse=True)
         found = found[op.offset : wanted]
-        timed = [each for _, _, each in found if op.refresh_ttl and "ttl" in each.state]
-        if timed:
-            yield tuple(
-                _with_ttl(ops, each.state["ttl"]).read_fields(each.key, []) for each in timed
-            )
+        if op.refresh_ttl:
+            yield from self._refresh(ops, [session for _, _, session in found])
         return [
             SearchItem(
                 namespace=namespace,
@@ -316,39 +316,31 @@ class StoredStore(BaseStore):
         encode_id("key", key)
         return SessionKey(self._app_name, _user_id(namespace), key)
 
-    def _encoded(self, op: PutOp, of_texts: Mapping[str, list[float]]) -> Delta | None:
-        """What to store, checked; None = delete the item."""
-        ttl_ms = _ttl_ms(op)
+    def _state(self, op: PutOp, of_texts: Mapping[str, list[float]]) -> dict[str, Any] | None:
+        """The state of an item, checked; None = delete the item."""
+        ttl = {}
+        if op.ttl is not None:
+            ttl["ttl"] = check_int("ttl in milliseconds", round(op.ttl * _MS_PER_MINUTE), low=1)
         if op.value is None:
             return None
         try:
-            value = _encode(dict(op.value))
-            _decode(value)
+            value = _decode(_encode(dict(op.value)))
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidArgument(f"value of item {op.key!r} is not JSON: {error}") from error
-        delta = Delta([_VALUE, value])
-        if ttl_ms:
-            delta.pairs += (_TTL, b"%d" % ttl_ms)
-        vectors = [of_texts[text] for text in self._texts([op])]
-        if vectors:
-            delta.pairs += (_VECTORS, _encode(vectors))
-        else:
-            delta.removed.append(_VECTORS)
-        return delta
+        return {"value": value, "vectors": [of_texts[text] for text in self._texts([op])], **ttl}
 
     def _texts(self, ops: Iterable[Op]) -> list[str]:
         """The texts of values to embed, each once."""
-        return list(dict.fromkeys(text for op in ops for text in self._texts_of(op)))
-
-    def _texts_of(self, op: Op) -> Iterator[str]:
-        if not isinstance(op, PutOp) or op.value is None or op.index is False or not self._paths:
-            return
-        for path in self._paths if op.index is None else map(tokenize_path, op.index):
-            yield from get_text_at_path(op.value, path)
+        found: dict[str, None] = {}
+        for op in ops if self._embeddings else ():
+            if isinstance(op, PutOp) and op.value is not None and op.index is not False:
+                for path in self._paths if op.index is None else map(tokenize_path, op.index):
+                    found.update(dict.fromkeys(get_text_at_path(op.value, path)))
+        return list(found)
 
     def _queries(self, ops: Iterable[Op]) -> list[str]:
-        found = [op.query for op in ops if isinstance(op, SearchOp) and op.query]
-        return found if self._embeddings is not None else []
+        ops = ops if self._embeddings else ()
+        return [op.query for op in ops if isinstance(op, SearchOp) and op.query]
 
     def _too_many(self, what: str, prefix: Namespace) -> LimitExceeded:
         limit = self._scan_limit
@@ -380,13 +372,6 @@ def _children(prefix: Namespace) -> str:
     return f".{'.'.join(prefix)}"
 
 
-def _ttl_ms(op: PutOp) -> int:
-    """The TTL of an item; 0 = it never expires."""
-    return (
-        check_int("ttl in milliseconds", round(op.ttl * 60_000), low=1) if op.ttl is not None else 0
-    )
-
-
 def _with_ttl(ops: Ops, ttl_ms: int) -> Ops:
     """Builds Calls for items with this TTL; 0 = none, and no TTL is refreshed."""
     options = msgspec.structs.replace(
@@ -399,16 +384,14 @@ def _with_ttl(ops: Ops, ttl_ms: int) -> Ops:
     return Ops(options, app_in_own_slot=ops.app_in_own_slot)
 
 
-def _similarity(vector: list[float] | None, vectors: list[list[float]] | None) -> float | None:
+def _similarity(vector: list[float], vectors: Iterable[list[float]]) -> float | None:
     """The highest cosine similarity of a vector with others; None without others."""
-    if vector is None or not vectors:
-        return None
-    return max(_cosine(vector, other) for other in vectors)
 
+    def cosine(other: list[float]) -> float:
+        length = math.hypot(*vector) * math.hypot(*other)
+        return sum(map(operator.mul, vector, other)) / length if length else 0.0
 
-def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    length = math.hypot(*one) * math.hypot(*other)
-    return sum(map(operator.mul, one, other)) / length if length else 0.0
+    return max(map(cosine, vectors), default=None)
 
 
 def _is_like(value: Any, wanted: Any) -> bool:
@@ -425,25 +408,18 @@ def _is_like(value: Any, wanted: Any) -> bool:
     return bool(value == wanted)
 
 
-_COMPARISONS = {
-    "$eq": operator.eq,
-    "$ne": operator.ne,
-    "$gt": operator.gt,
-    "$gte": operator.ge,
-    "$lt": operator.lt,
-    "$lte": operator.le,
-}
+_ORDERED = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": operator.le}
 
 
 def _compare(value: Any, name: str, operand: Any) -> bool:
-    if name not in _COMPARISONS:
+    if name in ("$eq", "$ne"):
+        return bool(value == operand) is (name == "$eq")
+    if name not in _ORDERED:
         raise InvalidArgument(f"filter: there is no operator {name!r}")
     try:
-        if name not in ("$eq", "$ne"):
-            value, operand = float(value), float(operand)
+        return bool(_ORDERED[name](float(value), float(operand)))
     except (TypeError, ValueError):
         return False  # it is not a number
-    return bool(_COMPARISONS[name](value, operand))
 
 
 def _meets(condition: MatchCondition, namespace: Namespace) -> bool:
