@@ -282,7 +282,7 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
         view = _to_view(session, log, active, historical)
         active, historical = _merge(session, seen.shown, active, historical)
         if view != (new_view := _to_view(session, log, active, historical)):
-            values[_VIEW] = new_view
+            values |= to_json_state({_VIEW: new_view}, "session.events")
         return values, [key for key in seen.state if key not in state]
 
     def _events(self, found: StoredSession) -> tuple[list[Event], list[Event], list[Event]]:
@@ -299,7 +299,8 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
                 active = _apply_change(stored.content, active, historical)
         if _VIEW in found.state:
             with reading(found, "its view of the events", self._name):
-                active, historical = _apply_view(found.state[_VIEW], log)
+                view = from_json_state({_VIEW: found.state[_VIEW]})[_VIEW]
+                active, historical = _apply_view(view, log)
         return log, active, historical
 
 

@@ -173,6 +173,21 @@ async def test_an_event_that_is_gone_is_not_historical(make: Make) -> None:
     assert [event.get_text() for event in found.historical_events] == ["0", "2"]
 
 
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+async def test_a_changed_event_may_have_whatever_an_event_may_have(make: Make, codec: str) -> None:
+    sessions = make(codec=codec)
+    session = await sessions.create_session(**IDS)
+    odd = {"big": 1 << 90, "$": {"$": "bytes", "value": "no"}}
+    actions = EventActions(state_delta={"odd": odd})
+    await sessions.append_event(session, said("x", custom_metadata=odd, actions=actions))
+    session.events[0].visible = False
+    await sessions.update_session(session)
+    found = await read(sessions)
+    assert found == session
+    assert found.events[0].visible is False
+    assert found.events[0].custom_metadata == found.state["odd"] == odd
+
+
 @pytest.mark.parametrize("number", range(9))
 async def test_an_event_that_is_deleted_leaves_the_others(make: Make, number: int) -> None:
     # As a redaction does, also of the last event that `update_session` saw.
