@@ -110,8 +110,10 @@ def with_sorted_sets(value: Any) -> Any:
         changed = _changed(value.items())
         return {**value, **changed} if changed else value
     changed = _changed(_fields_of(value).items())
+    if changed and hasattr(value, "model_copy"):
+        return value.model_copy(update=changed)
     if changed:
-        value = value.model_copy() if hasattr(value, "model_copy") else copy(value)
+        value = copy(value)
         for name, item in changed.items():
             object.__setattr__(value, name, item)  # it may be frozen
     return value
