@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from ..codec import DEPTH_LIMIT
 from ..errors import CorruptData, InvalidArgument
 from ..model import Event, JsonEvent, SessionKey
 
@@ -108,15 +109,13 @@ def with_sorted_sets(value: Any) -> Any:
     if isinstance(value, dict):
         changed = _changed(value.items())
         return {**value, **changed} if changed else value
-    if hasattr(type(value), "model_copy"):  # a model of pydantic
-        changed = _changed([*value.__dict__.items(), *(value.model_extra or {}).items()])
-        return value.model_copy(update=changed) if changed else value
-    if is_dataclass(value) and not isinstance(value, type):
-        changed = _changed(_fields_of(value).items())
-        if changed:
-            value = copy(value)
-            for name, item in changed.items():
-                object.__setattr__(value, name, item)  # it may be frozen
+    changed = _changed(_fields_of(value).items())
+    if changed and hasattr(value, "model_copy"):
+        return value.model_copy(update=changed)
+    if changed:
+        value = copy(value)
+        for name, item in changed.items():
+            object.__setattr__(value, name, item)  # it may be frozen
     return value
 
 
@@ -132,8 +131,13 @@ def _changed(items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def _fields_of(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass, which may have slots."""
-    found: dict[str, Any] | None = getattr(value, "__dict__", None)
+    """The fields of a dataclass or of a model of pydantic; of other values nothing."""
+    kind = type(value)
+    if hasattr(kind, "model_copy"):
+        return {**value.__dict__, **(value.model_extra or {})}
+    if not is_dataclass(value) or isinstance(value, type):
+        return {}
+    found: dict[str, Any] | None = getattr(value, "__dict__", None)  # None if it has slots
     return found or {field.name: getattr(value, field.name, None) for field in fields(value)}
 
 
@@ -143,16 +147,21 @@ def _sort_key(value: Any) -> str:
 
 def find_fault(value: Any, path: str, encode: Callable[[Any], object]) -> tuple[str, Any]:
     """The innermost part of a value that cannot be encoded, and the path to it."""
-    parts: Iterable[tuple[str, Any]] = ()
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = [(f".{name}", part) for name, part in _fields_of(value).items()]
-    elif isinstance(value, dict):
-        parts = [(f"[{key!r}]", part) for key, part in value.items()]
-    elif isinstance(value, (list, tuple)):
-        parts = [(f"[{number}]", part) for number, part in enumerate(value)]
-    for step, part in parts:
-        try:
-            encode(part)
-        except REFUSALS:
-            return find_fault(part, path + step, encode)
+    for _ in range(DEPTH_LIMIT):
+        for step, part in _parts_of(value):
+            try:
+                encode(part)
+            except REFUSALS:
+                path, value = path + step, part
+                break
+        else:
+            break
     return path, value
+
+
+def _parts_of(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [(f"[{key!r}]", part) for key, part in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [(f"[{number}]", part) for number, part in enumerate(value)]
+    return [(f".{name}", part) for name, part in _fields_of(value).items()]
