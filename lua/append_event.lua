@@ -57,7 +57,12 @@ local limit = event_limit ~= '' and event_limit or header[4]
 local version, last_us, deadline_ms = header[1] + 0, header[2] + 0, header[3] + 0
 local num_limit = limit + 0
 local count = header[5] == limit and num_limit or (header[5] or 0) + 0
-local sum = version + last_us + deadline_ms + count + num_limit
+local covered, num_before = 0, count
+if header[6] and string.find(header[6], 'c', 1, true) then -- a summary covers the oldest events
+  covered = call('HGET', session, 'covered') + 0
+  num_before = math.max(count, call('ZCARD', events))
+end
+local sum = version + last_us + deadline_ms + count + num_limit + covered
   + (header[4] ~= limit and header[4] or 0)
 if sum ~= sum or sum > 1e17 then
   return {'CORRUPT', session, ''}
@@ -156,6 +161,9 @@ else
   end
   call('HSET', session,
     'version', new_version, 'updated_us', now, 'last_us', position, 'count', count)
+end
+if covered > 0 and num_before >= count then -- the oldest have left the log, or were lost
+  call('HSET', session, 'covered', math.max(covered - (num_before + 1 - count), 0))
 end
 if limit ~= header[4] then
   call('HSET', session, 'event_limit', limit)

@@ -1,4 +1,4 @@
-"""Flows that change what a session's log holds: rewind, fork, replace and delete."""
+"""Flows that change what a session's log holds or shows: compact, rewind, fork, replace, delete."""
 
 from __future__ import annotations
 
@@ -12,12 +12,67 @@ from .calls import Flow
 from .codec import corrupt, decode_event
 from .errors import InvalidArgument
 from .flows import check_turn, created_us_of, id_or_new, reread, session_key, set_version
-from .model import Event, Session, SessionKey, Turn
+from .model import Event, Session, SessionKey, Summary, Turn
 from .ops import Ops, ids_of
 from .options import check_int
+from .replies import WriteResult
 from .tiers import Change, encode_change
+from .times import from_us
+from .windows import Window, check_window, is_cut
 
+_EMPTY: tuple[Any, ...] = (None, "", b"", [], {})
 _OTHERS = ("user:", "app:", "temp:")  # prefixes of state that does not belong to a session alone
+
+
+def compact_session(
+    ops: Ops,
+    session: Session | SessionKey,
+    upto: int,
+    summary: Any,
+    if_summary: int | None,
+    drop: bool,
+    if_version: int | None,
+    turn: Turn | None,
+    window: Window | None,
+) -> Flow[Summary]:
+    """Store a summary of the events up to a position."""
+    key = session_key(session)
+    rules = check_window(Window() if window is None else window)
+    if summary in _EMPTY or (isinstance(summary, str) and not summary.strip()):
+        raise InvalidArgument("summary must not be empty")
+    limit = ops.options.summary_size_limit
+    data, content = ops.options.codec.encode_value(summary, "summary", limit)
+    check_int("upto", upto, low=0)
+    if if_summary is not None and upto < check_int("if_summary", if_summary, low=0):
+        raise InvalidArgument("upto must not be before if_summary, the end of the last summary")
+    held = None if turn is None else check_turn(turn)
+    since = created_us_of(session)
+    call = ops_history.compact_session(
+        ops, key, upto, data, if_summary, drop, if_version, held, since
+    )
+    if upto != if_summary:
+        before, after, is_there = yield ops_history.read_around(ops, key, upto)
+        # Without an event at `upto` the call may still be a repeat. The script knows.
+        if is_there and not after and if_version is None and held is None:
+            raise InvalidArgument(
+                "upto is the newest event, whose turn may go on: this needs if_version or turn"
+            )
+        if is_there and after and not is_cut(rules, [*before, *after], len(before)):
+            raise InvalidArgument(f"no turn ends at position {upto}, so upto cannot be there")
+    found: ops_history.Compacted | None = yield call
+    if found is None:
+        raise InvalidArgument(f"no event stands at position {upto}")
+    stored = Summary(content, upto, from_us(found.summary_us), found.num_covered)
+    ops.summaries.put(key, upto)
+    if isinstance(session, Session):
+        if session.version == found.old_version < found.version:
+            num_after = found.count - found.num_covered
+            del session.events[: max(len(session.events) - num_after, 0)]
+            session.summary, session.event_count = stored, found.count
+            set_version(session, WriteResult(found.version, found.updated_us))
+        else:  # others have written since it was read, or this is a repeat
+            yield from reread(ops, session, 0, [])
+    return stored
 
 
 def rewind_session(
@@ -42,7 +97,9 @@ def rewind_session(
     )
     written, num_removed, old_version = yield call
     if isinstance(session, Session):
-        if session.version == old_version:
+        if (num_covered := _num_covered(session, to + 1)) is not None:
+            yield from reread(ops, session, num_covered, [])
+        elif session.version == old_version:
             del session.events[max(len(session.events) - num_removed, 0) :]
             session.event_count = max(session.event_count - num_removed, 0)
             if state is not None:
@@ -111,6 +168,8 @@ def replace_event(
         if (yield from _swap(ops, session, position, event, stored, data, if_version, turn)):
             break
     if isinstance(session, Session):
+        if (num_covered := _num_covered(session, position)) is not None:
+            yield from reread(ops, session, num_covered, [])
         session.events = [copy if other == event else other for other in session.events]
     return copy
 
@@ -132,9 +191,18 @@ def delete_event(
         if (yield from _swap(ops, session, position, event, stored, b"", if_version, turn)):
             break
     if isinstance(session, Session):
-        session.events = [other for other in session.events if other != event]
-        session.event_count = max(session.event_count - 1, 0)
+        if (num_covered := _num_covered(session, position)) is not None:
+            yield from reread(ops, session, num_covered, [])
+        else:
+            session.events = [other for other in session.events if other != event]
+            session.event_count = max(session.event_count - 1, 0)
     return True
+
+
+def _num_covered(session: Session, position: int) -> int | None:
+    """How many stored events the summary covers, if it covers this position; otherwise None."""
+    summary = session.summary
+    return None if summary is None or position > summary.upto else summary.num_events
 
 
 def _swap(

@@ -41,6 +41,7 @@ from .replies import (
     members_with_scores,
 )
 from .scripts import SCRIPTS
+from .summaries import Summaries
 from .tiers import NO_CHANGE, Change, Delta, decode_tier
 from .tiers_in_use import TiersInUse
 from .times import from_us, to_us
@@ -101,6 +102,7 @@ class Ops:
         self._apps_in_use = TiersInUse((alone,), clock)
         self._keeps_tiers = bool(self._tiers_in_use)
         self._keeps_app = with_user > 0
+        self.summaries = Summaries()
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -131,10 +133,11 @@ class Ops:
         change: Change,
         event_num: int | None,
         event_time: datetime | None,
+        after: int | None = None,
     ) -> Call[tuple[Session, list[bytes]]]:
         """Create a session unless it exists, and read it. Returns the same as `create_session`."""
         keys = self._keys.session(*ids_of(key))
-        log, newest_first = log_commands(keys.events, event_num, event_time)
+        log, newest_first = log_commands(keys.events, event_num, event_time, after)
         head = self._create_args(key, creation_id)
         ttls = (_flag(self.options.refresh_ttl_on_read), *self._ttls[1:])
 
@@ -179,11 +182,15 @@ class Ops:
         )
 
     def get_session(
-        self, key: SessionKey, event_num: int | None, event_time: datetime | None
+        self,
+        key: SessionKey,
+        event_num: int | None,
+        event_time: datetime | None,
+        after: int | None = None,
     ) -> Call[Session | None]:
-        """Read a session: header, merged state, events."""
+        """Read a session: header, merged state, events; only those after the position `after`."""
         keys = self._keys.session(*ids_of(key))
-        log, newest_first = log_commands(keys.events, event_num, event_time)
+        log, newest_first = log_commands(keys.events, event_num, event_time, after)
 
         def decode(replies: list[Any]) -> Session | None:
             if self._refreshes_on_read:
@@ -884,7 +891,7 @@ def ids_of(key: SessionKey) -> tuple[str, str, str]:
 
 
 def log_commands(
-    events: bytes, event_num: int | None, event_time: datetime | None
+    events: bytes, event_num: int | None, event_time: datetime | None, after: int | None = None
 ) -> tuple[tuple[Command, ...], bool]:
     """The commands that count the events, unless all are read, and read them.
 
@@ -894,6 +901,8 @@ def log_commands(
     if event_num is not None:
         check_int("event_num", event_num, low=0)
     since = None if event_time is None else to_us(check_instant("event_time", event_time))
+    if after is not None:
+        since = after + 1 if since is None else max(since, after + 1)
     count: Command = ("ZCARD", events)
     if event_num == 0:
         return (count,), False

@@ -2,18 +2,114 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from .calls import Call, Command, status
-from .model import Session, SessionKey, Turn
+from .model import Event, Session, SessionKey, Turn
 from .ops import Ops, condition_arg, ids_of
-from .options import check_int
-from .replies import WriteResult, decode_numbers, decode_session, decode_write_result
+from .options import check_bool, check_int
+from .replies import (
+    WriteResult,
+    decode_log,
+    decode_numbers,
+    decode_session,
+    decode_write_result,
+    members_with_scores,
+)
 from .scripts import SCRIPTS
 from .tiers import Delta
 
 EVENTS_PER_FORK_LIMIT = 20_000
 """Maximum number of events of a session that is copied."""
+
+EVENTS_AROUND = 32
+"""How many events are read on either side of the end of a summary, to check that a turn ends."""
+
+
+class Compacted(NamedTuple):
+    """The result of `compact_session`. Times in microseconds.
+
+    Attributes:
+        version: the session's version after the write.
+        updated_us: when it was written.
+        old_version: its version before.
+        summary_us: when the summary was first stored.
+        num_covered: how many of the covered events are stored.
+        count: how many events are stored.
+    """
+
+    version: int
+    updated_us: int
+    old_version: int
+    summary_us: int
+    num_covered: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
+
+
+def read_around(
+    ops: Ops, key: SessionKey, position: int
+) -> Call[tuple[list[Event], list[Event], bool]]:
+    """Read events up to a position and after it, and whether one stands there."""
+    keys = ops.options.keys.session(*ids_of(key))
+    check_int("upto", position, low=0)
+    limit = ("LIMIT", 0, EVENTS_AROUND)
+    commands: tuple[Command, ...] = (
+        ("HMGET", keys.session, "version"),
+        ("ZRANGE", keys.events, position, "-inf", "BYSCORE", "REV", *limit, "WITHSCORES"),
+        ("ZRANGE", keys.events, b"(%d" % position, "+inf", "BYSCORE", *limit),
+    )
+
+    def decode(replies: list[Any]) -> tuple[list[Event], list[Event], bool]:
+        [version], before, after = replies
+        if version is None:
+            status([b"NOT_FOUND"], key)  # raises SessionNotFound
+        entries = members_with_scores(before)
+        events = decode_log(keys.events, (member for member, _ in reversed(entries)))
+        is_there = bool(entries) and entries[0][1] == position
+        return events, decode_log(keys.events, after), is_there
+
+    return Call("compact_session", decode, commands=commands, writes=False, from_primary=True)
+
+
+def compact_session(
+    ops: Ops,
+    key: SessionKey,
+    upto: int,
+    summary: bytes,
+    base: int | None,
+    drop: bool,
+    if_version: int | None,
+    turn: Turn | None,
+    created_us: bytes,
+) -> Call[Compacted | None]:
+    """Store a summary of the events up to a position. None: no event stands there."""
+
+    def decode(replies: list[Any]) -> Compacted | None:
+        reply = replies[0]
+        if reply == [b"ABSENT"]:
+            return None
+        status(reply, key, if_version)
+        return Compacted(*decode_numbers(reply, 6))
+
+    condition = condition_arg(key, if_version, turn)
+    return Call(
+        "compact_session",
+        decode,
+        SCRIPTS["compact_session"],
+        ops.options.keys.session(*ids_of(key))[:3],
+        (
+            key.session_id.encode(),
+            b"%d" % ops.options.session_ttl_ms,
+            created_us,
+            condition,
+            b"",  # the age of a repeat
+            b"%d" % upto,
+            b"" if base is None else b"%d" % base,
+            b"1" if check_bool("drop", drop) else b"0",
+            summary,
+        ),
+        age_argument=4,
+    )
 
 
 def rewind_session(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .codec import CALL_SIZE_LIMIT, Codec, Format
+from .codec import CALL_SIZE_LIMIT, SUMMARY_SIZE_LIMIT, Codec, Format
 from .errors import InvalidArgument
 from .keys import Keys, PartitionBy
 
@@ -41,6 +41,7 @@ class Options(msgspec.Struct, frozen=True):
         app_state_ttl_ms: TTL of the app tier, likewise.
         user_state_ttl_ms: TTL of the user tier, likewise.
         refresh_ttl_on_read: reads refresh TTLs too.
+        summary_size_limit: maximum size of an encoded summary, in bytes.
     """
 
     keys: Keys
@@ -50,6 +51,7 @@ class Options(msgspec.Struct, frozen=True):
     app_state_ttl_ms: int
     user_state_ttl_ms: int
     refresh_ttl_on_read: bool
+    summary_size_limit: int = SUMMARY_SIZE_LIMIT
 
     @property
     def any_ttl(self) -> bool:
@@ -69,6 +71,7 @@ def check_options(
     partition_by: PartitionBy,
     event_size_limit: int,
     value_size_limit: int,
+    summary_size_limit: int,
 ) -> Options:
     """The options of a service, checked. InvalidArgument names the option that is not valid."""
     event_limit: int | None
@@ -90,6 +93,9 @@ def check_options(
         app_state_ttl_ms=_check_ttl("app_state_ttl", app_state_ttl),
         user_state_ttl_ms=_check_ttl("user_state_ttl", user_state_ttl),
         refresh_ttl_on_read=check_bool("refresh_ttl_on_read", refresh_ttl_on_read),
+        summary_size_limit=check_int(
+            "summary_size_limit", summary_size_limit, low=1, high=CALL_SIZE_LIMIT
+        ),
     )
 
 

@@ -87,6 +87,13 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
                 raise InvalidArgument(f"{name} must be a function, not {type(rule).__name__}")
 
 
+def check_window(window: object) -> Window:
+    """A window argument. InvalidArgument unless it is a Window."""
+    if not isinstance(window, Window):
+        raise InvalidArgument(f"window must be a Window, not {type(window).__name__}")
+    return window
+
+
 def first_page(window: Window) -> int:
     """How many of the newest events to read first."""
     if window.max_turns is None and window.max_tokens is None and window.max_events is not None:
@@ -95,8 +102,19 @@ def first_page(window: Window) -> int:
 
 
 def may_be_trimmed(session: Session) -> bool:
-    """Whether older events may have been trimmed: the log holds as many events as it may."""
+    """Whether older events may have been trimmed: the log holds as many events as it may.
+
+    With a summary, events that it does not cover: those that it covers go first.
+    """
+    if session.summary is not None and session.summary.num_events > 0:
+        return False
     return session.event_limit is not None and session.event_count >= session.event_limit
+
+
+def is_cut(window: Window, events: Sequence[Event], number: int) -> bool:
+    """Whether a turn ends before the event of this number. `events` is a part of a log."""
+    cuts, _ = _find_cuts(window, events, begins_turn=False)
+    return number in cuts
 
 
 def choose(

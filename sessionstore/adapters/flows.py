@@ -21,7 +21,7 @@ from ..calls import Flow
 from ..drive import drive, drive_async
 from ..errors import InvalidArgument, SessionNotFound
 from ..listing import read_whole
-from ..model import Event, EventPage, Session, SessionKey, SessionPage
+from ..model import Event, EventPage, Session, SessionKey, SessionPage, num_after_summary
 from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops
 from ..replies import hash_items
 from ..service import SessionService
@@ -295,7 +295,7 @@ def read_newest(ops: Ops, key: SessionKey, event_num: int | None = None) -> Flow
         header = dict(hash_items(replies[0 if call.script is None else 1]))
         return Newest(
             session,
-            len(session.events) < session.event_count,
+            len(session.events) < num_after_summary(session),
             may_be_trimmed(session),
             b"removed_us" in header,
         )

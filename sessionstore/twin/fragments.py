@@ -28,6 +28,16 @@ class Header(NamedTuple):
     deadline_ms: int
     count: int | None  # type: ignore[assignment]  # hides tuple.count
     event_limit: int | None
+    flags: bytes | None = None
+
+
+class Summary(NamedTuple):
+    """The numbers of a session's summary."""
+
+    compacted_us: int
+    covered: int
+    summary_events: int
+    summary_us: int
 
 
 class Refused(Exception):
@@ -48,14 +58,34 @@ def header_number(text: bytes | None) -> int | None:
 
 def read_header(keyspace: Keyspace, session: bytes, created_us: bytes) -> Header:
     """lua/lib/read_header.lua"""
-    created, *fields = keyspace.hmget(session, b"created_us", *map(str.encode, Header._fields))
+    names = Header._fields[:5]
+    created, flags, *fields = keyspace.hmget(
+        session, b"created_us", b"flags", *map(str.encode, names)
+    )
     if fields[0] is None or created_us not in (b"", created):
         raise Refused(b"NOT_FOUND")
     numbers = [header_number(field) for field in fields]
-    for name, field, number in zip(Header._fields, fields, numbers, strict=True):
+    for name, field, number in zip(names, fields, numbers, strict=True):
         if number is None and (field is not None or name in ("last_us", "deadline_ms")):
             raise Refused(b"CORRUPT", session, name.encode())
-    return Header(*numbers)  # type: ignore[arg-type]  # the first three are not None
+    version, last_us, deadline_ms, count, event_limit = numbers
+    assert version is not None
+    assert last_us is not None
+    assert deadline_ms is not None
+    return Header(version, last_us, deadline_ms, count, event_limit, flags)
+
+
+def read_summary(keyspace: Keyspace, session: bytes, flags: bytes | None) -> Summary | None:
+    """lua/lib/read_summary.lua"""
+    if b"c" not in (flags or b""):
+        return None
+    numbers = []
+    for name in Summary._fields:
+        number = header_number(keyspace.hget(session, name.encode()))
+        if number is None:
+            raise Refused(b"CORRUPT", session, name.encode())
+        numbers.append(number)
+    return Summary(*numbers)
 
 
 def read_checked_header(
@@ -385,6 +415,17 @@ def write_header(
     fields = (b"version", decimal(version), b"updated_us", decimal(now_us))
     keyspace.hset(keys[0], (*fields, b"last_us", decimal(last_us)))
     return version, keyspace.zadd(keys[2], now_us, session_id) == 1
+
+
+def remove_summary(keyspace: Keyspace, session: bytes, flags: bytes | None) -> None:
+    """lua/lib/remove_summary.lua"""
+    if flags is None or b"c" not in flags:
+        return
+    names = [name.encode() for name in Summary._fields]
+    keyspace.hdel(session, [*names, b"summary", b"flags"])
+    others = flags.replace(b"c", b"")
+    if others:
+        keyspace.hset(session, (b"flags", others))
 
 
 def ids_to_check(

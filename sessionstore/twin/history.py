@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .fragments import (
     Args,
     Keys,
@@ -10,13 +12,71 @@ from .fragments import (
     check_tiers,
     choose_limit,
     decimal,
+    header_number,
     note_change,
     read_checked_header,
+    read_summary,
     refresh_session,
+    remove_summary,
     replace_state,
     write_header,
 )
 from .keyspace import Keyspace
+
+
+def compact_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/compact_session.lua"""
+    session_id, ttl_ms, created_us, condition, age, upto, base, drop, summary = args
+    session, events = keys[:2]
+    header = read_checked_header(keyspace, keys, session_id, created_us)
+    old = read_summary(keyspace, session, header.flags)
+    now_us, num_events, position = keyspace.now_us, keyspace.zcard(events), int(upto)
+    stored = keyspace.hget(session, b"summary")
+    is_repeat = old is not None and old.compacted_us == position and stored == summary
+    if not is_repeat:
+        refusal = check_condition(keyspace, session, condition, header.version)
+        old_base = decimal(old.compacted_us) if old else b""
+        if not refusal and old_base != base:
+            refusal = [b"SUPERSEDED", int(base or 0), old.compacted_us if old else 0]
+        elif not refusal and (header.count or 0) > num_events:
+            refusal = [b"MISSING", events, header.count, num_events]
+        elif not refusal and upto != base and not keyspace.zcount(events, position, position):
+            refusal = [b"ABSENT"]
+        if int(age or 0):
+            removed = keyspace.hget(session, b"removed_us")
+            removed_us = header_number(b"0" if removed is None else removed)
+            if refusal or removed_us is None or removed_us >= now_us - int(age):
+                return [b"UNKNOWN"]
+        if refusal:
+            return refusal
+    num_covered = keyspace.zcount(events, -math.inf, position)
+    num_dropped = num_covered if drop == b"1" else 0
+    count = max(header.count or 0, num_events) - num_dropped
+    if old is not None and is_repeat and not num_dropped:
+        version = header.version
+        return [b"OK", version, now_us, version, old.summary_us, old.covered, count]
+    new_version, is_new_member = write_header(
+        keyspace, keys, session_id, header.version, header.last_us
+    )
+    summary_us = now_us
+    if old is not None and is_repeat:
+        num_covered, summary_us = old.covered, old.summary_us
+    else:
+        num_gone = old.summary_events - old.covered if old else 0
+        total = decimal(num_covered + num_gone)
+        fields = (b"summary", summary, b"compacted_us", upto, b"summary_us", decimal(now_us))
+        keyspace.hset(session, (*fields, b"summary_events", total))
+        flags = header.flags or b""
+        keyspace.hset(session, (b"flags", flags if b"c" in flags else flags + b"c"))
+    num_covered -= num_dropped
+    keyspace.hset(session, (b"covered", decimal(num_covered), b"count", decimal(count)))
+    if num_dropped:
+        if b"l" in (header.flags or b""):
+            keyspace.hset(session, (b"trimmed_us", upto))
+        keyspace.hset(session, (b"removed_us", decimal(now_us)))
+        keyspace.zremrangebyscore(events, -math.inf, position)
+    refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
+    return [b"OK", new_version, now_us, header.version, summary_us, num_covered, count]
 
 
 def rewind_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
@@ -27,8 +87,12 @@ def rewind_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     refusal = check_condition(keyspace, session, condition, header.version)
     if refusal:
         return refusal
+    summary = read_summary(keyspace, session, header.flags)
+    is_behind = summary is not None and int(first) <= summary.compacted_us
+    if summary and is_behind and summary.covered < summary.summary_events:
+        return [b"COVERED", summary.compacted_us]
     num_events = keyspace.zcard(events)
-    num_removed = keyspace.zremrangebyscore(events, int(first))
+    num_removed = keyspace.zremrangebyscore(events, int(first), math.inf)
     new_version, is_new_member = write_header(
         keyspace, keys, session_id, header.version, header.last_us
     )
@@ -38,6 +102,8 @@ def rewind_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace.hset(session, (b"count", decimal(count)))
     if num_removed:
         note_change(keyspace, session, new_version, int(first), header.last_us)
+    if is_behind:
+        remove_summary(keyspace, session, header.flags)
     replace_state(keyspace, session, args, 5)
     refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us, num_removed, header.version]
@@ -51,6 +117,7 @@ def replace_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     refusal = check_condition(keyspace, session, condition, header.version)
     if refusal:
         return refusal
+    summary = read_summary(keyspace, session, header.flags)
     if keyspace.zscore(events, event) != int(position):
         return [b"ABSENT"]
     if new_event != b"" and keyspace.zscore(events, new_event) is not None:
@@ -65,6 +132,8 @@ def replace_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     elif header.count is not None:
         keyspace.hset(session, (b"count", decimal(max(header.count, num_events) - 1)))
     note_change(keyspace, session, new_version, int(position), int(position))
+    if summary and int(position) <= summary.compacted_us:
+        remove_summary(keyspace, session, header.flags)
     keyspace.zrem(events, event)
     refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]
@@ -83,6 +152,7 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     refusal = check_condition(keyspace, session, condition, header.version)
     if refusal:
         return refusal
+    summary = read_summary(keyspace, session, header.flags)
     num_events = keyspace.zcard(events)
     if header.count is not None and header.count > num_events:
         return [b"MISSING", events, header.count, num_events]
@@ -93,7 +163,7 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     keyspace.copy(events, copy_events)
     last_us = header.last_us
     if first != b"":
-        keyspace.zremrangebyscore(copy_events, int(first))
+        keyspace.zremrangebyscore(copy_events, int(first), math.inf)
         newest = keyspace.zrange_by_rank(copy_events, -1, -1, rev=False)
         last_us = int(newest[0][0]) if newest else 0
     now_us = decimal(keyspace.now_us)
@@ -109,6 +179,10 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         b"generation": creation_id,
         b"forked_from": origin,
     }
+    if summary and (first == b"" or summary.compacted_us < int(first)):
+        numbers = zip(summary._fields, summary, strict=True)
+        fields |= {name.encode(): decimal(number) for name, number in numbers}
+        fields |= {b"flags": b"c", b"summary": keyspace.hget(session, b"summary") or b""}
     keyspace.hset(copy, [part for pair in fields.items() for part in pair])
     header_fields = [field for field in keyspace.hgetall(copy) if field[:1] != b"."]
     keyspace.hdel(copy, [field for field in header_fields if field not in fields])

@@ -202,6 +202,11 @@ class Keyspace:
         """ZCARD."""
         return len(self._zset(key).entries)
 
+    def zcount(self, key: bytes, low: float, high: float) -> int:
+        """ZCOUNT, both ends inclusive."""
+        entries = self._zset(key).entries
+        return bisect_right(entries, high, key=_score) - bisect_left(entries, low, key=_score)
+
     def zrem(self, key: bytes, member: bytes) -> int:
         """ZREM of one member."""
         stored = self._zset(key)
@@ -216,11 +221,11 @@ class Keyspace:
         self._drop_if_empty(key, stored)
         return count
 
-    def zremrangebyscore(self, key: bytes, low: Score) -> int:
-        """ZREMRANGEBYSCORE from a score, inclusive, to the end."""
+    def zremrangebyscore(self, key: bytes, low: float, high: float) -> int:
+        """ZREMRANGEBYSCORE, both ends inclusive."""
         stored = self._zset(key)
         first = bisect_left(stored.entries, low, key=_score)
-        count = stored.remove_range(first, len(stored.entries))
+        count = stored.remove_range(first, bisect_right(stored.entries, high, key=_score))
         self._drop_if_empty(key, stored)
         return count
 

@@ -34,10 +34,12 @@ from .fragments import (
     note_trimmed,
     read_checked_header,
     read_header,
+    read_summary,
     refresh_session,
     refresh_session_if_due,
     refresh_tier,
     refresh_tiers,
+    remove_summary,
     trim_events,
     wake_watchers,
     write_create,
@@ -45,7 +47,7 @@ from .fragments import (
     write_header,
     write_tiers,
 )
-from .history import fork_session, replace_event, rewind_session
+from .history import compact_session, fork_session, replace_event, rewind_session
 from .keyspace import Keyspace
 
 # -- sessions -----------------------------------------------------------------------------------
@@ -194,8 +196,15 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     condition, _, age = asked.partition(b" ")
     session, events = keys[:2]
     header = read_checked_header(keyspace, keys, session_id, created_us)
-    version, last_us, deadline_ms, count, _ = header
-    limit = choose_limit(event_limit, header.event_limit, keyspace.zcard(events))
+    version, last_us, deadline_ms, count, _, flags = header
+    num_before = keyspace.zcard(events)
+    limit = choose_limit(event_limit, header.event_limit, num_before)
+    covered = 0
+    if b"c" in (flags or b""):
+        number = header_number(keyspace.hget(session, b"covered"))
+        if number is None:
+            return [b"CORRUPT", session, b"covered"]
+        covered = number
     ttl_ms, age_us, timestamp_us = int(ttl), int(age or 0), int(timestamp)
     refusal = check_condition(keyspace, session, condition, version)
     if (age_us or refusal) and keyspace.zscore(events, event) is None:
@@ -220,8 +229,11 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     num_missing = 0 if count is None else count - num_events + 1
     note_trimmed(keyspace, session, events, limit)
     num_events = trim_events(keyspace, events, limit, num_events)
-    stored_count = decimal(new_count(num_events, num_missing, limit))
-    keyspace.hset(session, (b"count", stored_count, b"event_limit", decimal(limit)))
+    stored_count = new_count(num_events, num_missing, limit)
+    keyspace.hset(session, (b"count", decimal(stored_count), b"event_limit", decimal(limit)))
+    num_removed = max(count or 0, num_before) + 1 - stored_count
+    if covered > 0 and num_removed > 0:
+        keyspace.hset(session, (b"covered", decimal(max(covered - num_removed, 0))))
     new_version, is_new_member = write_header(keyspace, keys, session_id, version, position)
     if change:
         write_tiers(keyspace, keys, change, 0)
@@ -240,7 +252,8 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     ttl_ms, age_us = int(ttl), int(age or 0)
     session, events = keys[:2]
     header = read_checked_header(keyspace, keys, session_id, created_us)
-    version, last_us, deadline_ms, count, _ = header
+    version, last_us, deadline_ms, count, _, flags = header
+    summary = read_summary(keyspace, session, flags)
     check_tiers(keyspace, keys)
     num_events = keyspace.zcard(events)
     limit = choose_limit(event_limit, header.event_limit, num_events)
@@ -280,11 +293,15 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         change, _ = fold_changes(keyspace, [keys[0], *keys[3:]], args, changes)
     if change and changes:
         write_tiers(keyspace, keys, change, 0)
-    num_missing = max(count - num_events, 0)
+    num_missing, num_before = max(count - num_events, 0), max(count, num_events)
     note_trimmed(keyspace, session, events, limit)
     num_events = trim_events(keyspace, events, limit, keyspace.zcard(events))
-    stored_count = decimal(new_count(num_events, num_missing, limit))
-    keyspace.hset(session, (b"count", stored_count, b"event_limit", decimal(limit)))
+    count = new_count(num_events, num_missing, limit)
+    keyspace.hset(session, (b"count", decimal(count), b"event_limit", decimal(limit)))
+    if summary:
+        num_removed = num_before + num_stored - count
+        covered = max(summary.covered - num_removed, 0)
+        keyspace.hset(session, (b"covered", decimal(covered)))
     if is_first or num_missing > 0:
         deadline_ms = 0  # the key of the events is new and has no deadline
     new_version, is_new_member = write_header(keyspace, keys, session_id, version, last_us)
@@ -303,10 +320,11 @@ def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     refusal = check_condition(keyspace, session, condition, header.version)
     if refusal:
         return refusal
+    summary = read_summary(keyspace, session, header.flags)
     newest = keyspace.zrange_by_rank(events, -2, -1, rev=False)
     if not newest and header.count:
         return [b"MISSING", events, header.count, 0]
-    if not newest:
+    if not newest or (summary and newest[-1][0] <= summary.compacted_us):
         return [b"EMPTY"]
     position, event = newest[-1]
     # Lua removes the event last, because the slot may be migrating. The twin has no slots.
@@ -336,6 +354,7 @@ def clear_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     )
     keyspace.hset(session, (b"count", b"0", b"removed_us", decimal(keyspace.now_us)))
     note_change(keyspace, session, new_version, 0, header.last_us)
+    remove_summary(keyspace, session, header.flags)
     refresh_session(keyspace, keys, int(ttl), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]
 
@@ -348,6 +367,7 @@ def replace_newest(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     refusal = check_condition(keyspace, session, condition, header.version)
     if refusal:
         return refusal
+    summary = read_summary(keyspace, session, header.flags)
     num_events = keyspace.zcard(events)
     if (header.count or 0) > num_events:
         return [b"MISSING", events, header.count, num_events]
@@ -362,6 +382,7 @@ def replace_newest(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
             last_us = position
             num_left += 1
     num_left += end_kept - first_kept
+    num_before = num_left
     if num_left:
         if end_kept < num_events:
             keyspace.zremrangebyrank(events, end_kept, num_events - 1)
@@ -373,6 +394,11 @@ def replace_newest(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace.unlink(events)
     fields = (b"count", decimal(num_left), b"event_limit", decimal(limit))
     keyspace.hset(session, (*fields, b"removed_us", decimal(keyspace.now_us)))
+    if summary and (end_kept < summary.covered or first_kept == end_kept):
+        remove_summary(keyspace, session, header.flags)
+    elif summary:
+        covered = max(summary.covered - (first_kept + num_before - num_left), 0)
+        keyspace.hset(session, (b"covered", decimal(covered)))
     new_version, is_new_member = write_header(keyspace, keys, session_id, header.version, last_us)
     if first_kept or replaced:
         first_changed = 0 if first_kept else replaced[0][0]
@@ -395,6 +421,9 @@ def repair_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if is_lost and not num_events:
         return [b"NOT_FOUND"]
     stored = keyspace.hmget(session, b"version", b"created_us", b"last_us", b"event_limit")
+    flags, content = keyspace.hmget(session, b"flags", b"summary")
+    summary = keyspace.hmget(session, b"compacted_us", b"summary_us", b"summary_events")
+    upto, summary_us, total = map(header_number, summary)
     version, created_us, last_us, limit = map(header_number, stored)
     now_us = keyspace.now_us
     last_us = max(last_us or 0, newest[0][0] if newest else 0)
@@ -409,6 +438,13 @@ def repair_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     }
     for name, number in fields.items():
         keyspace.hset(session, (name, decimal(number)))
+    is_whole = b"c" in (flags or b"") and content is not None and summary_us is not None
+    if is_whole and upto is not None and total is not None:
+        covered = keyspace.zcount(events, -math.inf, upto)
+        pairs = (b"covered", decimal(covered), b"summary_events", decimal(max(total, covered)))
+        keyspace.hset(session, pairs)
+    else:
+        remove_summary(keyspace, session, flags)
     is_new_member = keyspace.zadd(index, now_us, session_id) == 1
     deadline_ms = keyspace.pexpiretime(events)
     if is_lost and deadline_ms > 0:
@@ -571,6 +607,7 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             change_fields,
             check_session,
             clear_events,
+            compact_session,
             create_session,
             delete_session,
             delete_sessions,

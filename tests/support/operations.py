@@ -308,6 +308,27 @@ OPERATIONS = (
     ),
     # -- history
     Operation(
+        "compact_session",
+        lambda s, at: s.compact_session(
+            at.session, upto=E2_POSITION, summary="all", if_version=at.session.version
+        ),
+        keys=LOG,
+        refreshes="session",
+        calls=2,
+        reads_first=True,
+    ),
+    Operation(
+        "compact_session",
+        lambda s, at: s.compact_session(
+            at.key, upto=E2_POSITION, summary={"a": 1}, drop=True, if_version=at.session.version
+        ),
+        keys=LOG,
+        case="drop",
+        refreshes="session",
+        calls=2,
+        reads_first=True,
+    ),
+    Operation(
         "rewind_session",
         lambda s, at: s.rewind_session(at.key, to=E0_POSITION),
         keys=LOG,

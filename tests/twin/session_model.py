@@ -5,8 +5,8 @@ Times are integer microseconds, deadlines integer milliseconds since 1970; None 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ from sessionstore import (
     SessionKey,
     SessionNotFound,
     StaleVersion,
+    Summary,
     Turn,
     TurnLost,
     TurnTaken,
@@ -68,6 +69,18 @@ class Lease:
 
 
 @dataclass
+class StoredSummary:
+    """`total`: how many events it covered, those included that are gone. Equal contents of
+    different formats are different summaries."""
+
+    codec: str
+    content: Any
+    upto: int
+    created_us: int
+    total: int
+
+
+@dataclass
 class StoredSession:
     created_us: int
     updated_us: int
@@ -79,6 +92,13 @@ class StoredSession:
     lease: Lease | None = None
     event_limit: int = 0
     forked_from: str | None = None
+    summary: StoredSummary | None = None
+
+    @property
+    def covered(self) -> int:
+        """How many events of the log the summary covers."""
+        summary = self.summary
+        return sum(entry.position <= summary.upto for entry in self.log) if summary else 0
 
 
 @dataclass(frozen=True)
@@ -146,9 +166,10 @@ class Model:
         self, key: SessionKey, event_num: int | None = None, event_time: datetime | None = None
     ) -> Session:
         stored = self.sessions[key]
+        summary = stored.summary
         events = [
             entry.event
-            for entry in stored.log
+            for entry in stored.log[stored.covered :]
             if event_time is None or entry.position >= microseconds(event_time)
         ]
         if event_num is not None:
@@ -169,6 +190,11 @@ class Model:
             len(stored.log),
             stored.event_limit or None,
             stored.forked_from,
+            None
+            if summary is None
+            else Summary(
+                summary.content, summary.upto, instant(summary.created_us), stored.covered
+            ),
         )
 
     def page(
@@ -259,7 +285,7 @@ class Model:
     def pop(self, settings: Settings, key: SessionKey, if_version: int | None) -> Event | None:
         stored = self._open(key)
         self._check_version(stored, if_version)
-        if not stored.log:
+        if len(stored.log) <= stored.covered:
             return None
         self._wrote(settings, key)
         return stored.log.pop().event
@@ -268,7 +294,52 @@ class Model:
         stored = self._open(key)
         self._check_version(stored, if_version)
         stored.log.clear()
+        stored.summary = None
         self._wrote(settings, key)
+
+    def compact(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        upto: int,
+        content: Any,
+        if_summary: int | None,
+        drop: bool,
+        if_version: int | None,
+        starts_turn: Callable[[Event], bool],
+    ) -> Summary:
+        stored = self._open(key)
+        old = stored.summary
+        places = [entry.position for entry in stored.log]
+        if if_summary is not None and upto < if_summary:
+            raise Refused(InvalidArgument)
+        if upto in places and upto != if_summary:
+            after = stored.log[places.index(upto) + 1 :]
+            if not after and if_version is None:
+                raise Refused(InvalidArgument)
+            if after and not starts_turn(after[0].event):
+                raise Refused(InvalidArgument)
+        is_repeat = old is not None and (old.upto, old.codec, old.content) == (
+            upto,
+            settings.codec,
+            content,
+        )
+        if old is None or not is_repeat:
+            self._check_version(stored, if_version)
+            if (old.upto if old else None) != if_summary:
+                raise Refused(StaleVersion, old.upto if old else 0)
+            if upto != if_summary and upto not in places:
+                raise Refused(InvalidArgument)
+            gone = old.total - stored.covered if old else 0
+            stored.summary = StoredSummary(settings.codec, content, upto, self.now_us, 0)
+            stored.summary.total = stored.covered + gone
+        if not is_repeat or (drop and stored.covered):
+            if drop:
+                del stored.log[: stored.covered]
+            self._wrote(settings, key)
+        summary = self.view(key).summary
+        assert summary is not None
+        return summary
 
     def rewind(
         self,
@@ -280,6 +351,11 @@ class Model:
     ) -> int:
         stored = self._open(key)
         self._check_version(stored, if_version)
+        summary = stored.summary
+        if summary is not None and position < summary.upto:
+            if stored.covered < summary.total:
+                raise Refused(InvalidArgument)
+            stored.summary = None
         kept = [entry for entry in stored.log if entry.position <= position]
         num_removed = len(stored.log) - len(kept)
         stored.log = kept
@@ -303,6 +379,8 @@ class Model:
         self._check_version(stored, if_version)
         if new is not None and new[0] in {other.identity for other in stored.log}:
             raise Refused(InvalidArgument)
+        if stored.summary is not None and entry.position <= stored.summary.upto:
+            stored.summary = None
         place = stored.log.index(entry)
         stored.log[place : place + 1] = [] if new is None else [Stored(entry.position, *new)]
         self._wrote(settings, key)
@@ -333,6 +411,8 @@ class Model:
             event_limit=stored.event_limit,
             forked_from=key.session_id,
         )
+        if stored.summary is not None and (upto is None or stored.summary.upto <= upto):
+            self.sessions[copy].summary = replace(stored.summary)
         self.refreshed[copy] = settings.session_ttl
         return self.view(copy, 0)
 
@@ -349,6 +429,8 @@ class Model:
         self._check_version(stored, version)
         known = {entry.identity for entry in stored.log}
         kept = stored.log[first_kept:end_kept]
+        if not kept or end_kept < stored.covered:
+            stored.summary = None
         for event in events:
             identity = (settings.codec, event.id)
             if identity in known:

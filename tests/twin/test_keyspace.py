@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -52,7 +53,10 @@ STEPS = (
     step("zcard", keys),
     step("zrem", keys, members),
     step("zremrangebyrank", keys, st.integers(0, 5), st.integers(0, 5)),
-    step("zremrangebyscore", keys, scores),
+    step("zremrangebyscore", keys, scores, st.just(math.inf)),
+    step("zremrangebyscore", keys, st.just(-math.inf), scores),
+    step("zcount", keys, st.just(-math.inf), scores),
+    step("zcount", keys, scores, scores),
     step("zrange_by_rank", keys, ranks, ranks, st.booleans()),
     step("zrange_by_score", keys, bounds, bounds, st.booleans(), st.none() | st.integers(1, 4)),
     step("hset", keys, pairs),
@@ -89,7 +93,7 @@ def as_command(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         options = [*(["REV"] if rev else []), *(["LIMIT", 0, limit] if limit else [])]
         return ("ZRANGE", key, *ends, "BYSCORE", *options, "WITHSCORES")
     if name == "zremrangebyscore":
-        return ("ZREMRANGEBYSCORE", key, *rest, "+inf")
+        return ("ZREMRANGEBYSCORE", key, *rest)
     if name == "pexpireat":
         deadline_ms, gt = rest
         return ("PEXPIREAT", key, deadline_ms, *(["GT"] if gt else []))

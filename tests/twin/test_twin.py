@@ -40,6 +40,7 @@ from sessionstore import (
     StaleVersion,
     Turn,
     TurnTaken,
+    Window,
     flows,
     history,
     ops_watch,
@@ -48,6 +49,7 @@ from sessionstore.calls import Call, Flow, Step
 from sessionstore.codec import decode_event, decode_value
 from sessionstore.keys import Keys
 from sessionstore.ops import Ops
+from sessionstore.ops_history import Compacted, compact_session, fork_session, rewind_session
 from sessionstore.options import check_options
 from sessionstore.replies import WriteResult
 from sessionstore.tiers import NO_CHANGE, Delta
@@ -107,6 +109,8 @@ CHANGES: tuple[tuple[dict[str, Any], list[str]], ...] = (
 )
 
 
+SUMMARY_FIELDS = (b"compacted_us", b"covered", b"summary_events", b"summary_us")
+RULES = Window(starts_turn=lambda event: "3" not in event.id)
 SESSION_STATES: tuple[dict[str, Any], ...] = ({}, {"k": 3, "version": "v"}, {"new": [None]})
 
 
@@ -162,6 +166,7 @@ def make_ops(chosen: Settings) -> Ops:
             partition_by="user",
             event_size_limit=1 << 20,
             value_size_limit=1 << 20,
+            summary_size_limit=1 << 20,
         ),
     )
 
@@ -413,6 +418,44 @@ class TwinMachine(RuleBasedStateMachine):
         self._check()
 
     # -- history -------------------------------------------------------------------------------
+
+    @rule(
+        service=services,
+        key=keys,
+        number=st.integers(-1, 5),
+        base=st.sampled_from((None, 0, 0, 0, 1)),
+        summary=st.sampled_from(("s", {"ü": [1]})),
+        drop=st.booleans(),
+        step=version_steps,
+    )
+    def compact_session(
+        self,
+        service: int,
+        key: SessionKey,
+        number: int,
+        base: int | None,
+        summary: Any,
+        drop: bool,
+        step: int | None,
+    ) -> None:
+        """`base`: None = no summary is expected; otherwise that of the session, moved by it."""
+        if_version = self._version(key, step)
+        stored = self.model.sessions.get(key)
+        old = stored.summary if stored else None
+        if_summary = None if base is None or old is None else old.upto + base
+        upto = self._cursor(key, number) or 0
+        flow = history.compact_session(
+            OPS[service], key, upto, summary, if_summary, drop, if_version, None, RULES
+        )
+        outcome = self._drive(flow)
+
+        def expected() -> Any:
+            assert RULES.starts_turn is not None
+            args = (key, upto, summary, if_summary, drop, if_version, RULES.starts_turn)
+            return self.model.compact(SERVICES[service], *args)
+
+        self._expect(outcome, expected)
+        self._check()
 
     @rule(
         service=services,
@@ -781,7 +824,7 @@ class TwinMachine(RuleBasedStateMachine):
             if key.startswith(b"sessions:")
             for _, score in content
         ]
-        if isinstance(real.result, WriteResult):
+        if isinstance(real.result, (WriteResult, Compacted)):
             stamps.append(real.result.updated_us)
         if isinstance(real.result, Turn):
             stamps.append(microseconds(real.result.expires_at) - lease_ms * 1000)
@@ -856,6 +899,18 @@ class TwinMachine(RuleBasedStateMachine):
             assert int(header[b"created_us"]) == stored.created_us
             state = {name[1:]: value for name, value in header.items() if name[:1] == b"."}
             assert _decoded(state) == stored.state
+            assert int(header.get(b"count", -1)) == len(stored.log)
+            summary = stored.summary
+            numbers = [header.get(name, b"") for name in SUMMARY_FIELDS]
+            assert (
+                numbers == [b""] * 4
+                if summary is None
+                else [
+                    b"%d" % number
+                    for number in (summary.upto, stored.covered, summary.total, summary.created_us)
+                ]
+            )
+            assert (b"c" in header.get(b"flags", b"")) == (summary is not None)
             positions = [(entry.position, entry.event) for entry in stored.log]
             log = real[names.events][2] if stored.log else []
             assert [(score, decode_event(member)) for member, score in log] == positions
@@ -931,12 +986,14 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
     key = KEYS[0]
     session, events, index = Keys().session(*_parts(key))[:3]
     garbage = (None, b"", b"x", b"nan", b"-1", b"1" * 30)
-    fields: tuple[bytes, ...] = (b"version", b"last_us", b"deadline_ms", b"count", b"event_limit")
-    fields += (b"removed_us", b"flags", b"listen_ms", b"changes")
+    fields = [b"version", b"last_us", b"deadline_ms", b"count", b"event_limit", b"removed_us"]
+    fields += [*SUMMARY_FIELDS, b"summary", b"flags", b"listen_ms", b"changes"]
+    garbage_flags = (None, b"", b"x", b"cx", b"xc", b"c", b"l", b"cl")
 
     def damage() -> None:
         lost = chance.choice((session, events, index, b""))
-        field, value = chance.choice(fields), chance.choice(garbage)
+        field = chance.choice(fields)
+        value = chance.choice(garbage_flags if field == b"flags" else garbage)
         keyspace = machine.twin.keyspace
         if lost:
             server.raw.delete(lost)
@@ -955,8 +1012,23 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
             found.append((data, copy.timestamp, NO_CHANGE))
         return found
 
+    def position() -> int:
+        found: Any = server.raw.zrange(events, 0, -1, withscores=True)
+        return int(chance.choice(found)[1]) if found else 5
+
+    def version() -> int:
+        found: Any = server.raw.hget(session, "version")
+        return int(found) if found and found.isdigit() and len(found) < 17 else 7
+
+    def compact(ops: Ops) -> Call[Any]:
+        upto: Any = server.raw.hget(session, "compacted_us")
+        base = int(upto) if upto and upto.isdigit() and len(upto) < 17 else None
+        base = chance.choice((base, base, base, None, 5))
+        summary, drop = chance.choice((b'"s"', b'"t"')), chance.random() < 0.3
+        return compact_session(ops, key, position(), summary, base, drop, None, None, b"")
+
     errors = Counter[str]()
-    for _ in range(150):
+    for _ in range(250):
         ops = OPS[chance.randrange(len(OPS))]
         rows = some_rows()
         data, at, _ = rows[0]
@@ -977,8 +1049,13 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
             ops.acquire_turn(key, "holder", 60_000, created_us),
             ops.delete_session(key),
             ops.change_fields(key, [], [(b".list", b"entry")], NO_CHANGE.session),
+            compact(ops),
+            rewind_session(ops, key, position(), None, None, None, created_us),
+            ops.replace_newest(key, version(), chance.randint(0, 2), chance.randint(0, 4), []),
+            fork_session(ops, key, KEYS[1], "copy", position(), None, None, None, created_us),
         ]
-        call = chance.choices(calls, [3, 3, 3, 3, 9, 1, 9, 1, 3, 1, 1, 1, 1, 3])[0]
+        weights = [3, 3, 3, 3, 9, 1, 9, 1, 3, 1, 1, 1, 1, 3, 9, 2, 2, 2]
+        call = chance.choices(calls, weights)[0]
         if call.age_argument is not None and chance.random() < 0.5:
             args = list(call.args)
             args[call.age_argument] += chance.choice((b" 1", b" 10000000"))

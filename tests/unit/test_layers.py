@@ -18,7 +18,7 @@ PACKAGE = Path(sessionstore.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors", "times", "scripts", "tiers_in_use"},
     {"model"},
-    {"keys", "codec", "calls", "instances"},
+    {"keys", "codec", "calls", "instances", "summaries"},
     {"drive"},
     {"tiers", "options"},
     {"replies", "windows"},
