@@ -5,6 +5,7 @@
     sessions:{app:user}        zset    index of the user's sessions
     session:{app:user}:sid     hash    header and session tier
     events:{app:user}:sid      zset    the log
+    stream:{app:user}:sid      zset    fragments of events that are being written
 
 Every byte of an id outside `A-Z a-z 0-9 . _ ~ @ + = , -` is percent-encoded. An id therefore never
 contains `:`, `{` or `}`: no two (app, user, session) triples share a key, and no id can move a key
@@ -97,6 +98,11 @@ class SessionKeys(NamedTuple):
     user: bytes
     app: bytes
 
+    @property
+    def stream(self) -> bytes:
+        """The fragments. Only scripts and reads about them use this key."""
+        return self.events.replace(b"events:{", b"stream:{", 1)
+
 
 class UserPattern(NamedTuple):
     """The keys of the indexes and of the state of all users of an application.
@@ -123,7 +129,8 @@ class UserPattern(NamedTuple):
 def type_check(key: bytes) -> tuple[str, bytes]:
     """A cheap command that the server refuses if the key has a wrong type."""
     role, _, _ = key.partition(b"{")  # with the prefix, which has no braces
-    return "ZCARD" if role.endswith((b"events:", b"sessions:")) else "HLEN", key
+    is_set = role.endswith((b"events:", b"sessions:", b"stream:"))
+    return "ZCARD" if is_set else "HLEN", key
 
 
 class Keys:

@@ -40,6 +40,7 @@ class Options(msgspec.Struct, frozen=True):
         session_ttl_ms: TTL of sessions in milliseconds; 0 = never.
         app_state_ttl_ms: TTL of the app tier, likewise.
         user_state_ttl_ms: TTL of the user tier, likewise.
+        stream_ttl_ms: how long fragments are kept; 0 = they are not kept.
         refresh_ttl_on_read: reads refresh TTLs too.
     """
 
@@ -50,6 +51,7 @@ class Options(msgspec.Struct, frozen=True):
     app_state_ttl_ms: int
     user_state_ttl_ms: int
     refresh_ttl_on_read: bool
+    stream_ttl_ms: int = 0
 
     @property
     def any_ttl(self) -> bool:
@@ -69,6 +71,7 @@ def check_options(
     partition_by: PartitionBy,
     event_size_limit: int,
     value_size_limit: int,
+    stream_ttl: Duration | None = None,
 ) -> Options:
     """The options of a service, checked. InvalidArgument names the option that is not valid."""
     event_limit: int | None
@@ -90,6 +93,7 @@ def check_options(
         app_state_ttl_ms=_check_ttl("app_state_ttl", app_state_ttl),
         user_state_ttl_ms=_check_ttl("user_state_ttl", user_state_ttl),
         refresh_ttl_on_read=check_bool("refresh_ttl_on_read", refresh_ttl_on_read),
+        stream_ttl_ms=_check_ttl("stream_ttl", stream_ttl),
     )
 
 

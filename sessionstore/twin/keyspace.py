@@ -6,6 +6,7 @@ integers. Time stands still during a Call, as it does during a script.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
@@ -210,11 +211,11 @@ class Keyspace:
         self._drop_if_empty(key, stored)
         return count
 
-    def zremrangebyscore(self, key: bytes, low: Score) -> int:
-        """ZREMRANGEBYSCORE from a score, inclusive, to the end."""
+    def zremrangebyscore(self, key: bytes, low: float, high: float = math.inf) -> int:
+        """ZREMRANGEBYSCORE from a score to another, both inclusive."""
         stored = self._zset(key)
         first = bisect_left(stored.entries, low, key=_score)
-        count = stored.remove_range(first, len(stored.entries))
+        count = stored.remove_range(first, bisect_right(stored.entries, high, key=_score))
         self._drop_if_empty(key, stored)
         return count
 

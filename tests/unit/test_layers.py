@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"tiers", "options"},
     {"replies", "windows"},
     {"ops"},
-    {"app_tier", "listing", "ops_history"},
+    {"app_tier", "listing", "ops_history", "stream"},
     {"flows"},
     {"history"},
     {"transport", "twin"},
