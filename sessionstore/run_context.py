@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 import threading
 import time
@@ -20,6 +21,9 @@ L = TypeVar("L")
 _FIRST_POLL_S = 0.02
 _LONGEST_POLL_S = 0.25
 _LONGEST_STREAK_S = 10.0  # how long a process may pass a turn from run to run without a pause
+
+BATCH_S = 0.04
+"""How long a fragment waits for others that are stored with it."""
 
 _REMOVED: Final[Any] = object()  # stands for the value of a removed state key
 
@@ -134,6 +138,13 @@ def interrupted_event(streamed: list[Event], invocation_id: str) -> Event:
         metadata={"interrupted": True},
         invocation_id=invocation_id,
         branch=streamed[-1].branch,
+    )
+
+
+def log_lost_fragments(error: BackendError) -> None:
+    """Log that fragments could not be stored. The run goes on: its events do not depend on them."""
+    logging.getLogger("sessionstore").warning(
+        "fragments of a run could not be stored: %s", type(error).__name__
     )
 
 
