@@ -26,6 +26,7 @@
 --@include header_number
 --@include server_time_us
 --@include to_ms
+--@include wake_watchers
 local session, stream = KEYS[1], KEYS[2]
 local created_us, condition, ttl_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local num_fragments, fragments = ARGV[4], ARGV[5]
@@ -34,7 +35,7 @@ local function bytes_before(entry)
   return tonumber(string.match(entry, '^%d+ %d+ (%d+) ') or '') or 0
 end
 
-local fields = redis.call('HMGET', session, 'version', 'created_us', 'last_us')
+local fields = redis.call('HMGET', session, 'version', 'created_us', 'last_us', 'flags')
 if not fields[1] or created_us ~= '' and created_us ~= fields[2] then
   return {'NOT_FOUND'}
 end
@@ -74,4 +75,5 @@ while num_entries > 1 do
   redis.call('ZREMRANGEBYRANK', stream, 0, 1)
   num_entries = num_entries - 1
 end
+wake_watchers(session, fields[4], to_ms(now_us))
 return {'OK', sequence}

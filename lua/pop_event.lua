@@ -19,6 +19,7 @@
 -- REPLY LOST                     the caller does not hold the turn
 -- COST O(log N)
 --@include check_condition
+--@include note_change
 --@include read_checked_header
 --@include refresh_session
 --@include server_time_us
@@ -43,6 +44,7 @@ if not event and header.count and header.count > 0 then
 elseif not event then
   return {'EMPTY'}
 end
+local position = tonumber(redis.call('ZSCORE', events, event))
 local now_us = server_time_us()
 
 -- Write.
@@ -52,6 +54,7 @@ redis.call('HSET', session, 'removed_us', now_us)
 if header.count then
   redis.call('HSET', session, 'count', math.max(header.count - 1, #newest - 1))
 end
+note_change(session, header.flags, new_version, position, position, to_ms(now_us))
 local remaining = #newest > 1 and events or nil
 refresh_session(session, remaining, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)
 -- Last, because it may remove the key: see write_delta.

@@ -22,6 +22,7 @@
 -- REPLY LOST                the caller does not hold the turn
 -- COST O(log N)
 --@include check_condition
+--@include note_change
 --@include read_checked_header
 --@include refresh_session
 --@include server_time_us
@@ -57,6 +58,8 @@ if new_event ~= '' then
 elseif header.count then
   redis.call('HSET', session, 'count', math.max(header.count, num_events) - 1)
 end
+position = tonumber(position)
+note_change(session, header.flags, new_version, position, position, to_ms(now_us))
 local remaining = (new_event ~= '' or num_events > 1) and events or nil
 refresh_session(session, remaining, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)
 -- Last, because it may remove the key: see write_delta.

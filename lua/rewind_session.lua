@@ -19,6 +19,7 @@
 -- REPLY LOST                the caller does not hold the turn
 -- COST O(log N + M) with M removed events, and O(S) with S state keys if state is replaced
 --@include check_condition
+--@include note_change
 --@include read_checked_header
 --@include refresh_session
 --@include replace_state
@@ -49,6 +50,11 @@ redis.call('HSET', session, 'removed_us', now_us)
 if header.count then
   -- What is missing stays missing.
   redis.call('HSET', session, 'count', math.max(header.count, num_events) - num_removed)
+end
+if num_removed > 0 then
+  note_change(
+    session, header.flags, new_version, tonumber(first), header.last_us, to_ms(now_us)
+  )
 end
 replace_state(session, ARGV, tail)
 local remaining = num_removed < num_events and events or nil

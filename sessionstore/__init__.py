@@ -21,7 +21,19 @@ from .errors import (
     TurnTaken,
 )
 from .instances import register_redis_instance
-from .model import DeletedUser, Event, EventPage, Ping, Session, SessionKey, SessionPage, Turn
+from .model import (
+    DeletedUser,
+    Event,
+    EventPage,
+    Ping,
+    Session,
+    SessionKey,
+    SessionPage,
+    Turn,
+    WatchChange,
+    WatchEnd,
+    WatchEntry,
+)
 from .run_context import RunContext
 from .runner import Agent, Run, Runner
 from .service import InMemorySessionService, RedisSessionService, SessionService
@@ -64,6 +76,9 @@ __all__ = [
     "Turn",
     "TurnLost",
     "TurnTaken",
+    "WatchChange",
+    "WatchEnd",
+    "WatchEntry",
     "Window",
     "__version__",
     "estimate_tokens",

@@ -90,6 +90,8 @@ class SessionKeys(NamedTuple):
     """The keys of one session, in the order in which scripts take them.
 
     All but `app` share a slot; with partition_by="app" all of them do.
+
+    The channel that wakes watchers of the session has the same name as the key `session`.
     """
 
     session: bytes
@@ -102,6 +104,11 @@ class SessionKeys(NamedTuple):
     def stream(self) -> bytes:
         """The fragments. Only scripts and reads about them use this key."""
         return self.events.replace(b"events:{", b"stream:{", 1)
+
+    @property
+    def channel(self) -> bytes:
+        """The sharded channel on which scripts publish when the log has changed."""
+        return self.session
 
 
 class UserPattern(NamedTuple):

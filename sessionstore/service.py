@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
 from msgspec import UNSET
 
-from . import flows, history
+from . import flows, history, live
 from .calls import AsyncExecutor, Flow, R
 from .codec import Format
 from .drive import drive_async
 from .instances import address_to_show
 from .keys import PartitionBy
-from .model import DeletedUser, Event, EventPage, Ping, Session, SessionKey, SessionPage, Turn
+from .model import (
+    DeletedUser,
+    Event,
+    EventPage,
+    Ping,
+    Session,
+    SessionKey,
+    SessionPage,
+    Turn,
+    Watched,
+)
 from .ops import Ops
 from .options import (
     Duration,
@@ -30,6 +40,7 @@ from .options import (
 )
 from .transport import connect_async
 from .twin import AsyncMemoryExecutor, MemoryExecutor
+from .watchers import Watchers
 from .windows import Window
 
 
@@ -44,6 +55,7 @@ class SessionService:
     def __init__(self, ops: Ops, executor: AsyncExecutor) -> None:
         self._ops = ops
         self._executor = executor
+        self._watchers = Watchers(ops, self._run, getattr(executor, "listen", None))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._address})"
@@ -469,6 +481,51 @@ class SessionService:
         Not sent again: a repeat would remove what was appended meanwhile.
         """
         await self._run(flows.clear_events(self._ops, session, if_version))
+
+    # -- live ----------------------------------------------------------------------------------
+
+    def watch_events(
+        self,
+        session: Session | SessionKey,
+        *,
+        after: str | int | None = None,
+        idle_timeout: Duration | None = None,
+    ) -> AsyncGenerator[Watched, None]:
+        """An iterator over a session's log: first what is there, then what is appended.
+
+        Any number of processes may append and watch. Every event comes once, in the order of
+        positions, also if connections break: the log is read, and messages of the server only say
+        when. Close the iterator (`contextlib.aclosing`) if you leave the loop early.
+
+        Args:
+            session: the session, or its key.
+            after: the cursor of an earlier entry, or a position (`EventPage.last`), to continue
+                after it; None = from the oldest event.
+            idle_timeout: end after this time without anything new; None = go on.
+
+        Yields:
+            WatchEntry for each event. WatchChange when events that came before were removed or
+            replaced. WatchEnd, last, when the session is deleted or expires, or after
+            `idle_timeout`. Watching does not refresh the session's TTL.
+
+        Raises:
+            InvalidArgument: an argument is not valid; names it.
+            SessionNotFound: the session does not exist. With a Session or a cursor, which belong to
+                a session that did exist, there is a WatchEnd instead.
+            CorruptData: stored bytes do not decode.
+            EventsMissing: events after the cursor were trimmed, or lost by the server.
+            BackendError: the store could not be read for `call_timeout`, or the service was closed.
+                Continue with the last cursor.
+
+        lua/listen_session.lua and plain reads of the primary. One read, shared by all watchers of
+        the session in an event loop, for every message of an append. Without messages: one look at
+        the header a second (with more than 1,000 sessions, 1,000 looks a second in all). A service
+        for threads gets no messages, except in memory: it looks at the header, soon after news,
+        then up to a second apart.
+        """
+        key, place = live.start(self._ops, session, after)
+        idle_s = None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout)
+        return self._watchers.watch(key, place, idle_s)
 
     # -- history -------------------------------------------------------------------------------
 
@@ -958,7 +1015,11 @@ class SessionService:
         return await self._run(flows.ping(self._ops))
 
     async def aclose(self) -> None:
-        """Release connections or memory. Later calls raise BackendUnavailable. Safe to repeat."""
+        """Release connections or memory. Later calls raise BackendUnavailable. Safe to repeat.
+
+        Watchers of sessions end with BackendUnavailable.
+        """
+        await self._watchers.aclose()
         await self._executor.aclose()
 
     async def __aenter__(self) -> Self:

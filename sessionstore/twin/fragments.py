@@ -94,6 +94,32 @@ def check_create(keyspace: Keyspace, keys: Keys, session_id: bytes) -> None:
     check_tiers(keyspace, keys)
 
 
+def wake_watchers(keyspace: Keyspace, session: bytes) -> None:
+    """lua/lib/wake_watchers.lua"""
+    flags, listen_ms = keyspace.hmget(session, b"flags", b"listen_ms")
+    if flags and b"l" in flags and (header_number(listen_ms) or 0) >= keyspace.now_us // 1000:
+        keyspace.spublish(session)
+
+
+def note_change(keyspace: Keyspace, session: bytes, version: int, first: int, last: int) -> None:
+    """lua/lib/note_change.lua"""
+    flags, stored = keyspace.hmget(session, b"flags", b"changes")
+    if b"l" not in (flags or b""):
+        return
+    changes = [*(stored or b"").split(), b"%d:%d:%d" % (version, first, last)]
+    keyspace.hset(session, (b"changes", b" ".join(changes[-9:])))
+    wake_watchers(keyspace, session)
+
+
+def note_trimmed(keyspace: Keyspace, session: bytes, events: bytes, event_limit: int) -> None:
+    """lua/lib/note_trimmed.lua"""
+    flags = keyspace.hget(session, b"flags")
+    rank = keyspace.zcard(events) - event_limit - 1
+    if event_limit > 0 and b"l" in (flags or b"") and rank >= 0:
+        [(position, _)] = keyspace.zrange_by_rank(events, rank, rank, rev=False)
+        keyspace.hset(session, (b"trimmed_us", decimal(position)))
+
+
 # -- deadlines ----------------------------------------------------------------------------------
 
 

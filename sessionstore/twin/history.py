@@ -10,6 +10,7 @@ from .fragments import (
     check_tiers,
     choose_limit,
     decimal,
+    note_change,
     read_checked_header,
     refresh_session,
     replace_state,
@@ -35,6 +36,8 @@ def rewind_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if header.count is not None:
         count = max(header.count, num_events) - num_removed
         keyspace.hset(session, (b"count", decimal(count)))
+    if num_removed:
+        note_change(keyspace, session, new_version, int(first), header.last_us)
     replace_state(keyspace, session, args, 5)
     refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us, num_removed, header.version]
@@ -61,6 +64,7 @@ def replace_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace.zadd(events, int(position), new_event)
     elif header.count is not None:
         keyspace.hset(session, (b"count", decimal(max(header.count, num_events) - 1)))
+    note_change(keyspace, session, new_version, int(position), int(position))
     keyspace.zrem(events, event)
     refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]

@@ -31,6 +31,8 @@ from .fragments import (
     new_changes,
     new_count,
     next_position,
+    note_change,
+    note_trimmed,
     read_checked_header,
     read_header,
     refresh_session,
@@ -38,6 +40,7 @@ from .fragments import (
     refresh_tier,
     refresh_tiers,
     trim_events,
+    wake_watchers,
     write_create,
     write_delta,
     write_header,
@@ -117,9 +120,26 @@ def delete_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     created_us = header_number(keyspace.hget(session, b"created_us"))
     if age_us > 0 and created_us is not None and created_us > keyspace.now_us - age_us:
         return [b"UNKNOWN"]
+    wake_watchers(keyspace, session)
     keyspace.unlink(session, events)
     keyspace.zrem(index, session_id)
     return [b"OK"]
+
+
+def listen_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/listen_session.lua"""
+    session, events = keys
+    keyspace.zcard(events)
+    names = (b"version", b"created_us", b"last_us", b"changes", b"flags", b"listen_ms")
+    *fields, flags, listen_ms = keyspace.hmget(session, *names)
+    if fields[0] is None:
+        return [b"NOT_FOUND"]
+    until_ms = keyspace.now_us // 1000 + int(args[0])
+    if args[0] != b"0" and (header_number(listen_ms) or 0) < until_ms:
+        keyspace.hset(session, (b"listen_ms", decimal(until_ms)))
+    if b"l" not in (flags or b""):
+        keyspace.hset(session, (b"flags", (flags or b"") + b"l"))
+    return [b"OK", *(field or b"" for field in fields)]
 
 
 def prune_index(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
@@ -199,6 +219,7 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         return [b"OK", version, keyspace.now_us, 1]
     num_events = keyspace.zcard(events)
     num_missing = 0 if count is None else count - num_events + 1
+    note_trimmed(keyspace, session, events, limit)
     num_events = trim_events(keyspace, events, limit, num_events)
     stored_count = decimal(new_count(num_events, num_missing, limit))
     keyspace.hset(session, (b"count", stored_count, b"event_limit", decimal(limit)))
@@ -208,6 +229,7 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if last_us == 0 or num_missing > 0:
         deadline_ms = 0  # the key of the events is new and has no deadline
     refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, position, is_new_member)
+    wake_watchers(keyspace, session)
     if sums:
         return [b"ADDED", new_version, keyspace.now_us, sums]
     return [b"OK", new_version, keyspace.now_us, 0]
@@ -260,6 +282,7 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if change and changes:
         write_tiers(keyspace, keys, change, 0)
     num_missing = max(count - num_events, 0)
+    note_trimmed(keyspace, session, events, limit)
     num_events = trim_events(keyspace, events, limit, keyspace.zcard(events))
     stored_count = decimal(new_count(num_events, num_missing, limit))
     keyspace.hset(session, (b"count", stored_count, b"event_limit", decimal(limit)))
@@ -267,6 +290,7 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         deadline_ms = 0  # the key of the events is new and has no deadline
     new_version, is_new_member = write_header(keyspace, keys, session_id, version, last_us)
     refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, last_us, is_new_member)
+    wake_watchers(keyspace, session)
     if sums and num_duplicates == 0:
         return [b"ADDED", new_version, keyspace.now_us, sums]
     return [b"OK", new_version, keyspace.now_us, num_duplicates]
@@ -315,6 +339,7 @@ def append_fragments(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
             break
         keyspace.zremrangebyrank(stream, 0, 1)
         num_entries -= 1
+    wake_watchers(keyspace, session)
     return [b"OK", sequence]
 
 
@@ -331,7 +356,7 @@ def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         return [b"MISSING", events, header.count, 0]
     if not newest:
         return [b"EMPTY"]
-    event = newest[-1][1]
+    position, event = newest[-1]
     # Lua removes the event last, because the slot may be migrating. The twin has no slots.
     keyspace.zrem(events, event)
     new_version, is_new_member = write_header(
@@ -340,6 +365,7 @@ def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     keyspace.hset(session, (b"removed_us", decimal(keyspace.now_us)))
     if header.count is not None:
         keyspace.hset(session, (b"count", decimal(max(header.count - 1, len(newest) - 1))))
+    note_change(keyspace, session, new_version, position, position)
     refresh_session(keyspace, keys, int(ttl), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us, event]
 
@@ -357,6 +383,7 @@ def clear_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace, keys, session_id, header.version, header.last_us
     )
     keyspace.hset(session, (b"count", b"0", b"removed_us", decimal(keyspace.now_us)))
+    note_change(keyspace, session, new_version, 0, header.last_us)
     refresh_session(keyspace, keys, int(ttl), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]
 
@@ -375,6 +402,7 @@ def replace_newest(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     end_kept = min(int(end), num_events)
     first_kept = min(int(first), end_kept)
     limit = choose_limit(event_limit, header.event_limit, num_events)
+    replaced = keyspace.zrange_by_rank(events, end_kept, end_kept, rev=False)
     last_us, num_left = header.last_us, 0
     for at in range(0, len(tail), 2):
         position = next_position(keyspace, int(tail[at + 1]), last_us)
@@ -387,12 +415,18 @@ def replace_newest(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
             keyspace.zremrangebyrank(events, end_kept, num_events - 1)
         if first_kept:
             keyspace.zremrangebyrank(events, 0, first_kept - 1)
+        note_trimmed(keyspace, session, events, limit)
         num_left = trim_events(keyspace, events, limit, num_left)
     else:
         keyspace.unlink(events)
     fields = (b"count", decimal(num_left), b"event_limit", decimal(limit))
     keyspace.hset(session, (*fields, b"removed_us", decimal(keyspace.now_us)))
     new_version, is_new_member = write_header(keyspace, keys, session_id, header.version, last_us)
+    if first_kept or replaced:
+        first_changed = 0 if first_kept else replaced[0][0]
+        note_change(keyspace, session, new_version, first_changed, header.last_us)
+    else:
+        wake_watchers(keyspace, session)
     refresh_session(keyspace, keys, int(ttl), last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]
 
@@ -593,6 +627,7 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             fork_session,
             free_turn,
             get_or_create_session,
+            listen_session,
             pop_event,
             prune_index,
             renew_turn,

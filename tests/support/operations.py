@@ -16,10 +16,22 @@ from typing import Any, Literal
 
 import pytest
 
-from sessionstore import Event, SessionExists, StaleVersion, TurnTaken, flows, stream
+from sessionstore import (
+    Event,
+    SessionExists,
+    SessionKey,
+    StaleVersion,
+    TurnTaken,
+    flows,
+    ops_watch,
+    stream,
+)
+from sessionstore.calls import Flow
+from sessionstore.ops import Ops
 
 from .events import LONG_AGO, make_event
 from .scene import E0_POSITION, E1, E2, E2_POSITION, Scene
+from .watching import brief, watch_first
 
 READ_COMMANDS = {"HGETALL", "HMGET", "ZCARD", "ZRANGE"}
 """The plain commands that operations send without a script."""
@@ -52,6 +64,7 @@ class Operation:
         repeat: what the operation gives if it is repeated after a lost reply: the "same" result, an
             exception, or None for another result.
         counts_twice: such a repeat adds 1 to `version` again.
+        marks: it reads the primary, and notes in the header that somebody reads.
         rights: commands that it needs beyond those of the ACL line of lua/README.md.
         is_internal: it is not a public method, but a flow that adapters or watchers use.
     """
@@ -70,6 +83,7 @@ class Operation:
     idempotent: bool = True
     repeat: Literal["same"] | type[Exception] | None = "same"
     counts_twice: bool = False
+    marks: bool = False
     rights: str = ""
     is_internal: bool = False
 
@@ -89,6 +103,16 @@ PAIR = [make_event("x", state_removed=["k", "user:k"]), make_event("y", state_de
 COUNTING = make_event("count", state_increments={"k": 1, "user:k": 2, "user:n": 3})
 FRAGMENTS = [Event("x", number, partial=True) for number in range(2)]
 MANY = [make_event(f"b{number}", state_delta={"b": number}) for number in range(8)]
+
+
+async def watch_contents(service: Any, key: SessionKey, count: int, **options: Any) -> list[Any]:
+    """The contents of the first events that a watcher gets."""
+    return brief(await watch_first(service, key, count, **options))
+
+
+def _listen(ops: Ops, key: SessionKey) -> Flow[None]:
+    yield ops_watch.listen_session(ops, key, lease_ms=1000)
+
 
 OPERATIONS = (
     # -- sessions
@@ -368,6 +392,23 @@ OPERATIONS = (
         refreshes="session",
         idempotent=False,
         repeat=StaleVersion,
+        is_internal=True,
+    ),
+    # -- live
+    Operation(
+        # What is there already is one Call.
+        "watch_events",
+        lambda s, at: watch_contents(s, at.key, 1),
+        keys="session events",
+        kind="read",
+        marks=True,
+    ),
+    Operation(
+        "listen_session",
+        lambda s, at: s._run(_listen(s._ops, at.key)),
+        keys="session events",
+        kind="read",
+        marks=True,
         is_internal=True,
     ),
     # -- turns

@@ -44,6 +44,7 @@ from sessionstore import (
     TurnTaken,
     flows,
     history,
+    ops_watch,
     stream,
 )
 from sessionstore.calls import Call, Flow, Step
@@ -617,6 +618,17 @@ class TwinMachine(RuleBasedStateMachine):
         self._expect(outcome, lambda: self.model.free_turn(chosen, key, token))
         self._check()
 
+    @rule(service=services, key=keys, lease_ms=st.sampled_from([0, 1, 1000, 100_000]))
+    def listen_session(self, service: int, key: SessionKey, lease_ms: int) -> None:
+        name = Keys().session(*_parts(key)).session
+        head = self._run(ops_watch.listen_session(OPS[service], key, lease_ms)).value()
+        assert (head is not None) == (name in self.stored)
+        if lease_ms and head is not None:
+            # The twin's clock differs a little.
+            listen_ms = self.stored[name][2][b"listen_ms"]
+            self.twin.keyspace.hset(name, (b"listen_ms", listen_ms))
+        self._check()
+
     @precondition(lambda self: self.turns)
     @rule(service=services, number=st.integers(0, 5), batch=st.lists(numbers, max_size=4))
     def append_with_turn(self, service: int, number: int, batch: list[int]) -> None:
@@ -976,8 +988,8 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
     session, events, index = Keys().session(*_parts(key))[:3]
     kept = Keys().session(*_parts(key)).stream
     garbage = (None, b"", b"x", b"nan", b"-1", b"1" * 30)
-    names = "version created_us last_us deadline_ms count event_limit removed_us"
-    fields = [name.encode() for name in names.split()]
+    names = "version created_us last_us deadline_ms count event_limit removed_us flags listen_ms"
+    fields = [name.encode() for name in [*names.split(), "changes"]]
 
     def damage() -> None:
         lost = chance.choice((session, events, index, kept, b""))
