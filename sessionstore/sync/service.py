@@ -336,8 +336,11 @@ class SessionService:
     ) -> Event:
         """Append an event and apply its state delta, in one atomic step, exactly once.
 
-        An event that is stored already changes nothing. An event with `partial=True` is returned
-        and not stored.
+        An event that is stored already changes nothing. An event with `partial=True` is a fragment
+        of one that is being written. It is never in the log, its state is not applied, and without
+        `stream_ttl` it is only returned. With it, fragments are kept for that time, the newest
+        5,000 calls and 8 MiB of a session. They become obsolete when a complete event of the same
+        invocation, author and branch follows. They change nothing else of the session.
 
         Args:
             session: the session, or its key. A Session is updated too.
@@ -357,7 +360,8 @@ class SessionService:
                 to append the same event again.
 
         lua/append_event.lua; one round trip, a second one to update a Session if the event was
-        stored already; O(log N + state keys) in a session of N events.
+        stored already; O(log N + state keys) in a session of N events. A fragment:
+        lua/append_fragments.lua, one round trip, O(log N).
         Sent again after a lost reply; a repeat finds the event. If it may have been stored and
         removed meanwhile, or the condition fails, the call ends with `maybe_applied`.
         """
@@ -375,7 +379,8 @@ class SessionService:
 
         Args:
             session: the session, or its key. A Session is updated too.
-            events: up to 500; partial events are returned and not stored.
+            events: up to 500. If all of them are partial, they are kept as `append_event` does;
+                among complete events, partial events are only returned.
             if_version: append only if the session has this version.
             turn: append only while no other run has acquired the turn.
 
@@ -392,7 +397,8 @@ class SessionService:
                 to append the same events again.
 
         lua/append_events.lua; one round trip, a second one to update a Session if an event was
-        stored already; O(log N + state keys) per event in a session of N events.
+        stored already; O(log N + state keys) per event in a session of N events. Fragments:
+        lua/append_fragments.lua, one round trip, O(log N).
         Sent again after a lost reply, like `append_event`.
         """
         return self._run(flows.append_events(self._ops, session, events, if_version, turn))
@@ -1174,6 +1180,8 @@ class RedisSessionService(SessionService):
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
             users whose sessions have expired.
+        stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
+            they are not kept.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
@@ -1207,6 +1215,7 @@ class RedisSessionService(SessionService):
         session_ttl: Duration | None = None,
         app_state_ttl: Duration | None = None,
         user_state_ttl: Duration | None = None,
+        stream_ttl: Duration | None = None,
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
         codec: Format = "json",
@@ -1225,6 +1234,7 @@ class RedisSessionService(SessionService):
             session_ttl=session_ttl,
             app_state_ttl=app_state_ttl,
             user_state_ttl=user_state_ttl,
+            stream_ttl=stream_ttl,
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,
             codec=codec,
@@ -1263,6 +1273,8 @@ class InMemorySessionService(SessionService):
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
             users whose sessions have expired.
+        stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
+            they are not kept.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
@@ -1286,6 +1298,7 @@ class InMemorySessionService(SessionService):
         session_ttl: Duration | None = None,
         app_state_ttl: Duration | None = None,
         user_state_ttl: Duration | None = None,
+        stream_ttl: Duration | None = None,
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
         codec: Format = "json",
@@ -1301,6 +1314,7 @@ class InMemorySessionService(SessionService):
             session_ttl=session_ttl,
             app_state_ttl=app_state_ttl,
             user_state_ttl=user_state_ttl,
+            stream_ttl=stream_ttl,
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,
             codec=codec,

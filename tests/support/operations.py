@@ -17,6 +17,7 @@ from typing import Any, Literal
 import pytest
 
 from sessionstore import (
+    Event,
     SessionExists,
     SessionKey,
     StaleVersion,
@@ -24,6 +25,7 @@ from sessionstore import (
     TurnTaken,
     flows,
     ops_watch,
+    stream,
 )
 from sessionstore.calls import Flow
 from sessionstore.ops import Ops
@@ -47,7 +49,8 @@ class Operation:
         method: its name.
         run: calls it on a service, given the scene.
         keys: roles of the scene's keys that it reads or writes: of the "session", its "events",
-            the "index" of the user's sessions, the state of "user" and "app". If one of them has a
+            the "index" of the user's sessions, the state of "user" and "app", and the "stream" of
+            fragments. If one of them has a
             wrong type, the call is refused; if any other key has, it succeeds.
         case: what is special about the arguments, if the method has several entries.
         kind: what it does to data. A server that is out of memory refuses only "write".
@@ -64,7 +67,7 @@ class Operation:
         counts_twice: such a repeat adds 1 to `version` again.
         marks: it reads the primary, and notes in the header that somebody reads.
         rights: commands that it needs beyond those of the ACL line of lua/README.md.
-        is_internal: it is not a public method, but a flow that adapters use.
+        is_internal: it is not a public method, but a flow that adapters or watchers use.
     """
 
     method: str
@@ -100,6 +103,7 @@ RICH = make_event("new", state_delta=NEW_STATE, state_removed=["k", "user:k", "a
 PAIR = [make_event("x", state_removed=["k", "user:k"]), make_event("y", state_delta=NEW_STATE)]
 COUNTING = make_event("count", state_increments={"k": 1, "user:k": 2, "user:n": 3})
 LONG = [make_event(number) for number in range(501)]
+FRAGMENTS = [Event("x", number, partial=True) for number in range(2)]
 MANY = [make_event(f"b{number}", state_delta={"b": number}) for number in range(8)]
 
 
@@ -263,6 +267,28 @@ OPERATIONS = (
         keys=LOG + " user",
         case="increments",
         refreshes="session user",
+    ),
+    Operation(
+        "append_event",
+        lambda s, at: s.append_event(at.session, FRAGMENTS[0]),
+        keys="session stream",
+        case="partial",
+        new_key=True,
+    ),
+    Operation(
+        "append_events",
+        lambda s, at: s.append_events(at.session, FRAGMENTS),
+        keys="session stream",
+        case="partial",
+        new_key=True,
+    ),
+    Operation(
+        "read_fragments",
+        lambda s, at: s._run(stream.read_fragments(s._ops, at.key)),
+        keys="session events stream",
+        kind="read",
+        new_key=True,
+        is_internal=True,
     ),
     Operation(
         "get_events",

@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"tiers", "options"},
     {"replies", "windows"},
     {"ops"},
-    {"app_tier", "listing", "ops_history", "ops_watch"},
+    {"app_tier", "listing", "ops_history", "ops_watch", "stream"},
     {"flows"},
     {"covering", "history", "live"},
     {"restore"},
