@@ -32,6 +32,9 @@ from .model import (
     SessionPage,
     Summary,
     Turn,
+    WatchChange,
+    WatchEnd,
+    WatchEntry,
 )
 from .run_context import RunContext
 from .runner import Agent, Run, Runner
@@ -77,6 +80,9 @@ __all__ = [
     "Turn",
     "TurnLost",
     "TurnTaken",
+    "WatchChange",
+    "WatchEnd",
+    "WatchEntry",
     "Window",
     "__version__",
     "estimate_tokens",

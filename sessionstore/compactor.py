@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import structs
 
 from .concurrency import HeldLease, check_service, summary_of
-from .covering import check_content, check_part, check_windows, find_part, is_due
+from .covering import check_content, check_part, check_windows, find_part, is_due, on_primary
 from .errors import InvalidArgument, TurnLost, TurnTaken
 from .flows import session_key
 from .history import compact_session
@@ -131,12 +131,13 @@ class Compactor:
             except TurnTaken:
                 return None
             # Another holder may have compacted the session meanwhile.
-            part = await self._service._run(find_part(ops, key, trigger, keep, self._events_limit))
+            finding = find_part(ops, key, trigger, keep, self._events_limit)
+            part = await self._service._run(on_primary(finding))
             if part is None:
                 return None
-            content = await summary_of(self._summarize(part.previous, part.events))
+            content = await summary_of(self._summarize(part.previous, part.events.copy()))
             check_content(content, part)
-            await self._service._run(check_part(ops, key, part, keep))
+            await self._service._run(on_primary(check_part(ops, key, part, keep)))
             base = None if part.previous is None else part.previous.upto
             storing = compact_session(
                 ops, session, part.upto, content, base, self._drop, None, held.turn, keep, held.name

@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
-from .calls import Flow, describe
+from .calls import Flow, R, describe
 from .errors import InvalidArgument, LimitExceeded, SessionNotFound
 from .flows import get_events, get_session
+from .listing import from_primary
 from .model import Event, EventPage, Session, SessionKey, Summary, num_after_summary
 from .ops import Ops
 from .windows import Window, find_end, find_start, json_size
@@ -73,6 +74,24 @@ def check_content(content: Any, part: Part) -> None:
             limit=covered,
             actual=size,
         )
+
+
+def on_primary(flow: Flow[R]) -> Flow[R]:
+    """The same flow, but no replica answers its reads: it may not have the last summary yet."""
+    try:
+        step = next(flow)
+        while True:
+            calls = step if isinstance(step, tuple) else (step,)
+            sent = tuple(map(from_primary, calls))
+            try:
+                result = yield sent if isinstance(step, tuple) else sent[0]
+            except Exception as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(result)
+    except StopIteration as end:
+        found: R = end.value
+        return found
 
 
 def is_due(ops: Ops, key: SessionKey, trigger: Window, keep: Window) -> Flow[bool]:

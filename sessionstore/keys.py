@@ -6,6 +6,7 @@
     session:{app:user}:sid     hash    header and session tier
     events:{app:user}:sid      zset    the log
     events:{app:user}:sid:id   zset    events of a session that is being restored
+    stream:{app:user}:sid      zset    fragments of events that are being written
 
 Every byte of an id outside `A-Z a-z 0-9 . _ ~ @ + = , -` is percent-encoded. An id therefore never
 contains `:`, `{` or `}`: no two (app, user, session) triples share a key, and no id can move a key
@@ -90,6 +91,8 @@ class SessionKeys(NamedTuple):
     """The keys of one session, in the order in which scripts take them.
 
     All but `app` share a slot; with partition_by="app" all of them do.
+
+    The channel that wakes watchers of the session has the same name as the key `session`.
     """
 
     session: bytes
@@ -97,6 +100,16 @@ class SessionKeys(NamedTuple):
     session_index: bytes
     user: bytes
     app: bytes
+
+    @property
+    def stream(self) -> bytes:
+        """The fragments. Only scripts and reads about them use this key."""
+        return self.events.replace(b"events:{", b"stream:{", 1)
+
+    @property
+    def channel(self) -> bytes:
+        """The sharded channel on which scripts publish when the log has changed."""
+        return self.session
 
 
 class UserPattern(NamedTuple):
@@ -131,13 +144,14 @@ class StoredKey(NamedTuple):
     key: bytes
 
 
-_ROLES = ("appdata", "userdata", "sessions", "session", "events")
+_ROLES = ("appdata", "userdata", "sessions", "session", "events", "stream")
 
 
 def type_check(key: bytes) -> tuple[str, bytes]:
     """A cheap command that the server refuses if the key has a wrong type."""
     role, _, _ = key.partition(b"{")  # with the prefix, which has no braces
-    return "ZCARD" if role.endswith((b"events:", b"sessions:")) else "HLEN", key
+    is_set = role.endswith((b"events:", b"sessions:", b"stream:"))
+    return "ZCARD" if is_set else "HLEN", key
 
 
 class Keys:

@@ -110,7 +110,7 @@ def compact_session(
     if_version: int | None,
     turn: Turn | None,
     created_us: bytes,
-    lease_name: LeaseName,
+    lease_name: LeaseName = "turn",
 ) -> Call[Compacted | None]:
     """Store a summary of the events up to a position. None: no event stands there."""
 

@@ -21,10 +21,9 @@ from ..calls import Flow
 from ..drive import drive, drive_async
 from ..errors import InvalidArgument, SessionNotFound
 from ..flows import created_us_of
-from ..listing import read_whole
 from ..model import Event, EventPage, Session, SessionKey, SessionPage, num_after_summary
 from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops
-from ..replies import WriteResult, hash_items
+from ..replies import WriteResult
 from ..service import SessionService
 from ..tiers import NO_CHANGE, check_call_size, encode_change
 from ..windows import Window, choose, may_be_trimmed
@@ -288,18 +287,36 @@ def clear_events(ops: Ops, key: SessionKey) -> Flow[None]:
 # -- reads -----------------------------------------------------------------------------------------
 
 
-def list_all(ops: Ops, app_name: str, user_id: str, event_num: int = 0) -> Flow[list[Session]]:
-    """All sessions of a user, each with its newest events."""
-    found: dict[str, Session] = {}
+def list_all(
+    ops: Ops,
+    app_name: str,
+    user_id: str,
+    event_num: int = 0,
+    limit: int | None = None,
+    convert: Callable[[Session], Any] = lambda session: session,
+) -> Flow[list[Any]]:
+    """The sessions of a user, the one updated last first, each with its newest events.
+
+    Args:
+        ops: builds the Calls.
+        app_name: the application.
+        user_id: the user.
+        event_num: newest events to read of each.
+        limit: where to stop, about; None = all.
+        convert: what to return of a session; None = leave it out.
+    """
+    found: dict[str, Any] = {}  # a session that is written meanwhile is read again
     cursor = None
-    while True:
+    while limit is None or len(found) < limit:
         page: SessionPage = yield from flows.list_sessions(
             ops, app_name, user_id, SESSIONS_PER_PAGE_LIMIT, 0, event_num, cursor
         )
-        found.update((session.id, session) for session in page)  # some may be repeated
+        converted = ((session.id, convert(session)) for session in page)
+        found.update((name, value) for name, value in converted if value is not None)
         cursor = page.cursor
         if cursor is None:
-            return list(found.values())
+            break
+    return list(found.values())
 
 
 def read_log(ops: Ops, key: SessionKey, page_limit: int) -> Flow[list[Event]]:
@@ -367,13 +384,13 @@ def read_turns(
     window = Window(max_events=limit, **rules)
     event_num = None if limit is None else limit + 1  # one more tells whether that is all
     while True:
-        session, has_removed = yield from _read_newest(ops, key, event_num)
+        session = yield from flows.get_session(ops, key, event_num, None)
         if session is None:
             return History(None, [], [])
         items = [read(event) for event in session.events]
         is_whole = len(items) >= num_after_summary(session)
         is_full = is_whole and may_be_trimmed(session)
-        is_trimmed = is_full or has_removed or any(map(turns.is_inside, items[:1]))
+        is_trimmed = is_full or any(map(turns.is_inside, items[:1]))
         if is_whole and not is_trimmed and (limit is None or len(items) <= limit):
             return History(session, items, items)
         is_rest = is_full and not any(map(turns.starts_turn, items))
@@ -382,20 +399,3 @@ def read_turns(
         if shown is not None:
             return History(session, items, shown)
         event_num = max(_PAGE, 2 * len(items))
-
-
-def _read_newest(
-    ops: Ops, key: SessionKey, event_num: int | None
-) -> Flow[tuple[Session | None, bool]]:
-    """A session with its newest events, and whether events were removed from it.
-
-    If they were, its log may have been full before.
-    """
-    call = ops.get_session(key, event_num, None)
-
-    def decode(replies: list[Any]) -> tuple[Session | None, bool]:
-        header = dict(hash_items(replies[0 if call.script is None else 1] or ()))
-        return call.decode(replies), b"removed_us" in header
-
-    found = yield from read_whole(msgspec.structs.replace(call, decode=decode))
-    return found  # type: ignore[no-any-return]  # any Call

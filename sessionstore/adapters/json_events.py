@@ -6,7 +6,7 @@ The bytes of an event depend on the event alone, so sets are sorted.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from copy import copy
 from dataclasses import fields, is_dataclass
@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from ..codec import DEPTH_LIMIT
 from ..errors import CorruptData, InvalidArgument
 from ..model import Event, JsonEvent, SessionKey
 
@@ -66,7 +67,7 @@ def json_event(
     return JsonEvent(author, msgspec.Raw(text), **others)
 
 
-def text_of(value: dict[str, Any], *names: str) -> str:
+def text_of(value: Mapping[str, object], *names: str) -> str:
     """The first of these fields that is a valid text and not empty; "" if none is."""
     for name in names:
         text = value.get(name)
@@ -108,23 +109,36 @@ def with_sorted_sets(value: Any) -> Any:
     if isinstance(value, dict):
         changed = _changed(value.items())
         return {**value, **changed} if changed else value
-    if hasattr(type(value), "model_copy"):  # a model of pydantic
-        changed = _changed({**value.__dict__, **(value.model_extra or {})}.items())
-        return value.model_copy(update=changed) if changed else value
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = [(field.name, getattr(value, field.name, None)) for field in fields(value)]
-        changed = _changed(parts)
-        if changed:
-            value = copy(value)
-            for name, item in changed.items():
-                object.__setattr__(value, name, item)  # it may be frozen
+    changed = _changed(_fields_of(value).items())
+    if changed and hasattr(value, "model_copy"):
+        return value.model_copy(update=changed)
+    if changed:
+        value = copy(value)
+        for name, item in changed.items():
+            object.__setattr__(value, name, item)  # it may be frozen
     return value
 
 
 def _changed(items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """The items that contain sets, with sorted lists in their place."""
-    new = ((name, item, with_sorted_sets(item)) for name, item in items)
-    return {name: changed for name, item, changed in new if changed is not item}
+    changed = {}
+    for name, item in items:
+        if type(item) not in _WITHOUT_PARTS:  # most are not
+            new = with_sorted_sets(item)
+            if new is not item:
+                changed[name] = new
+    return changed
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass or of a model of pydantic; of other values nothing."""
+    kind = type(value)
+    if hasattr(kind, "model_copy"):
+        return {**value.__dict__, **(value.model_extra or {})}
+    if not is_dataclass(value) or isinstance(value, type):
+        return {}
+    found: dict[str, Any] | None = getattr(value, "__dict__", None)  # None if it has slots
+    return found or {field.name: getattr(value, field.name, None) for field in fields(value)}
 
 
 def _sort_key(value: Any) -> str:
@@ -133,16 +147,21 @@ def _sort_key(value: Any) -> str:
 
 def find_fault(value: Any, path: str, encode: Callable[[Any], object]) -> tuple[str, Any]:
     """The innermost part of a value that cannot be encoded, and the path to it."""
-    parts: Iterable[tuple[str, Any]] = ()
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = [(f".{field.name}", getattr(value, field.name)) for field in fields(value)]
-    elif isinstance(value, dict):
-        parts = [(f"[{key!r}]", part) for key, part in value.items()]
-    elif isinstance(value, (list, tuple)):
-        parts = [(f"[{number}]", part) for number, part in enumerate(value)]
-    for step, part in parts:
-        try:
-            encode(part)
-        except REFUSALS:
-            return find_fault(part, path + step, encode)
+    for _ in range(DEPTH_LIMIT):
+        for step, part in _parts_of(value):
+            try:
+                encode(part)
+            except REFUSALS:
+                path, value = path + step, part
+                break
+        else:
+            break
     return path, value
+
+
+def _parts_of(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [(f"[{key!r}]", part) for key, part in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [(f"[{number}]", part) for number, part in enumerate(value)]
+    return [(f".{name}", part) for name, part in _fields_of(value).items()]

@@ -27,6 +27,7 @@ from .concurrency import (
     INTERRUPTIONS,
     AgentEvents,
     Compactions,
+    FragmentWriter,
     HeldTurn,
     check_service,
     start_agent,
@@ -165,7 +166,9 @@ class Runner:
         """A run in which the agent answers a message; iterate over it for its events.
 
         The run begins when iteration begins. Every complete event is stored before it is yielded;
-        partial events are yielded at once and not stored.
+        partial events are yielded at once, and are not in the log. If the service has a
+        `stream_ttl`, they are kept for that time: in the background, 40 ms together, and before the
+        next complete event is stored.
 
         Args:
             user_id: the user within the application, 1 to 256 bytes of UTF-8.
@@ -204,6 +207,8 @@ class Runner:
         with ExitStack() as stack:
             session, held = self._open_session(stack, key, state)
             self._append(session, held, with_invocation_id(user_event, invocation_id))
+            writer = FragmentWriter(self._service, session, held)
+            fragments = stack.enter_context(writer)
             context = RunContext(session, message, invocation_id, RunState(session))
             streamed: list[Event] = []
             storing: Event | None = None  # sent to the store, which has not answered yet
@@ -213,16 +218,21 @@ class Runner:
                 while event := _next_event(agent_events, context.state):
                     if event.partial:
                         streamed.append(event)
-                        yield with_invocation_id(event, invocation_id)
+                        fragment = with_invocation_id(event, invocation_id)
+                        fragments.add(fragment)
+                        yield fragment
                         continue
+                    fragments.flush()
                     storing = with_invocation_id(context.state.add_changes(event), invocation_id)
                     stored = self._append(session, held, storing)
                     storing = None
                     context.state.clear_stored_changes()
                     streamed.clear()
                     yield stored
+                fragments.flush()
             except INTERRUPTIONS as error:
                 if self._store_interrupted and (storing or streamed):
+                    fragments.stop()
                     # If the store has `storing` already, this changes nothing.
                     last = storing or interrupted_event(streamed, invocation_id)
                     self._append_last(session, held, last, error)

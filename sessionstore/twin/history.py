@@ -15,6 +15,7 @@ from .fragments import (
     decimal,
     header_number,
     lease_fields,
+    note_change,
     read_checked_header,
     read_summary,
     refresh_session,
@@ -68,12 +69,14 @@ def compact_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         total = decimal(num_covered + num_gone)
         fields = (b"summary", summary, b"compacted_us", upto, b"summary_us", decimal(now_us))
         keyspace.hset(session, (*fields, b"summary_events", total))
-        flags = header.flags or b""
-        keyspace.hset(session, (b"flags", flags if b"c" in flags else flags + b"c"))
+        if old is None:
+            keyspace.hset(session, (b"flags", (header.flags or b"") + b"c"))
     num_covered -= num_dropped
     keyspace.hset(session, (b"covered", decimal(num_covered), b"count", decimal(count)))
     if num_dropped:
         keyspace.hset(session, (b"removed_us", decimal(now_us)))
+        if b"l" in (header.flags or b""):
+            keyspace.hset(session, (b"trimmed_us", upto))  # as note_trimmed does
         keyspace.zremrangebyscore(events, -math.inf, position)
     refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
     return [b"OK", new_version, now_us, header.version, summary_us, num_covered, count]
@@ -102,6 +105,8 @@ def rewind_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace.hset(session, (b"count", decimal(count)))
     if is_behind:
         remove_summary(keyspace, session, header.flags)
+    if num_removed:
+        note_change(keyspace, session, new_version, int(first), header.last_us)
     replace_state(keyspace, session, args, 5)
     refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us, num_removed, header.version]
@@ -132,6 +137,7 @@ def replace_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if summary and int(position) <= summary.compacted_us:
         remove_summary(keyspace, session, header.flags)
     keyspace.hdel(session, lease_fields(b"compactor"))
+    note_change(keyspace, session, new_version, int(position), int(position))
     keyspace.zrem(events, event)
     refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]
@@ -176,6 +182,7 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         b"event_limit": decimal(limit),
         b"generation": creation_id,
         b"forked_from": origin,
+        b"flags": b"",
     }
     if summary and (first == b"" or summary.compacted_us < int(first)):
         numbers = zip(summary._fields, summary, strict=True)

@@ -185,7 +185,7 @@ async def test_entries_are_loaded_as_json_gives_them_back(
 
 @pytest.mark.parametrize("odd", ["text", None, {"type": "x", "raw": b"x"}, {"type": {1, 2}}])
 async def test_what_is_no_entry_is_refused(service: Any, odd: Any) -> None:
-    with pytest.raises(InvalidArgument, match=r"^entries\[1\] "):
+    with pytest.raises(InvalidArgument, match=r"^entries\[1\]"):
         await stored(service).append(MAIN, [entry(1), odd])
     assert await stored(service).load(MAIN) is None
     assert await stored(service).list_sessions(MAIN["project_key"]) == []

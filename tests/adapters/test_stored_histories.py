@@ -1,4 +1,4 @@
-"""What the adapters of the OpenAI Agents SDK and LangChain store, and what 0.1.0 stored."""
+"""What the adapters of OpenAI Agents, LangChain and Claude store, and what 0.1.0 stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from adapters_support import needs
 import sessionstore
 
 HERE = Path(__file__).parent
-MODULES = {"openai-agents": "agents", "langchain": "langchain_core"}
+MODULES = {
+    "openai-agents": "agents",
+    "langchain": "langchain_core",
+    "claude-agent": "claude_agent_sdk",
+}
 
 
 @pytest.mark.parametrize("framework", MODULES)

@@ -30,7 +30,6 @@ SIX: dict[str, Any] = {"trigger": Window(max_turns=6), "keep": Window(max_turns=
 # and how often the model was called.
 PROGRAM = """
 import asyncio, json, os, signal, sys
-from benchmarks.chaos import compaction
 from sessionstore import Compactor, RedisSessionService, SessionKey, Window
 from sessionstore.observe import wrap_executor
 

@@ -19,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sessionstore"
 MODULES = ("service", "compactor", "runner")
-SIBLINGS = "|".join((*MODULES, "concurrency"))  # modules that exist in sessionstore/sync/ too
+# Modules that exist in sessionstore/sync/ too.
+SIBLINGS = "|".join((*MODULES, "concurrency", "watchers"))
 
 # Regular expressions and what replaces them, in this order.
 SUBSTITUTIONS = (

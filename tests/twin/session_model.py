@@ -105,6 +105,14 @@ class StoredSession:
         return sum(entry.position <= summary.upto for entry in self.log) if summary else 0
 
 
+@dataclass
+class Stream:
+    """The fragments of a name of a session: what identifies a call, and its fragments."""
+
+    calls: dict[object, list[Event]] = field(default_factory=dict)
+    deadline: Deadline = None
+
+
 @dataclass(frozen=True)
 class Settings:
     """The options of a service that the model needs. TTLs in milliseconds; 0 = no TTL."""
@@ -147,6 +155,7 @@ class Model:
         self.users: dict[User, Tier] = {}
         self.apps: dict[str, Tier] = {}
         self.staged: dict[object, tuple[int, int]] = {}
+        self.streams: dict[SessionKey, Stream] = {}
         self.refreshed: dict[Any, int] = {}
         self.may_refresh: dict[Any, int] = {}
 
@@ -314,6 +323,7 @@ class Model:
         if_summary: int | None,
         drop: bool,
         if_version: int | None,
+        lease: Turn | None,
         starts_turn: Callable[[Event], bool],
     ) -> Summary:
         stored = self._open(key)
@@ -334,6 +344,9 @@ class Model:
         )
         if old is None or not is_repeat:
             self._check_version(stored, if_version)
+            held = stored.leases.get("compactor")
+            if lease is not None and (held is None or held.token != lease.token):
+                raise Refused(TurnLost)
             if (old.upto if old else None) != if_summary:
                 raise Refused(StaleVersion, old.upto if old else 0)
             if upto != if_summary and upto not in places:
@@ -389,6 +402,7 @@ class Model:
             raise Refused(InvalidArgument)
         if stored.summary is not None and entry.position <= stored.summary.upto:
             stored.summary = None
+        stored.leases.pop("compactor", None)
         place = stored.log.index(entry)
         stored.log[place : place + 1] = [] if new is None else [Stored(entry.position, *new)]
         self._wrote(settings, key)
@@ -612,6 +626,24 @@ class Model:
         stored.leases["turn"] = Lease(token, "", 0, old.lease_ms)
         self.refreshed[key] = settings.session_ttl
 
+    def append_fragments(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        fragments: list[Event],
+        if_version: int | None,
+        ttl_ms: int,
+    ) -> None:
+        stored = self._open(key)
+        stream = self.streams.get(key, Stream())
+        ids = tuple(event.id for event in fragments)
+        identity = (stored.created_us, settings.codec, ids)
+        if identity not in stream.calls:
+            self._check_version(stored, if_version)
+            stream.calls[identity] = fragments
+            stream.deadline = self.now_us // 1000 + ttl_ms
+            self.streams[key] = stream
+
     def delete(self, key: SessionKey) -> None:
         self.sessions.pop(key, None)
 
@@ -632,7 +664,7 @@ class Model:
             self.staged[restored] = num_parts, deadline - milliseconds
             if deadline - milliseconds <= now_ms:
                 del self.staged[restored]
-        holders: tuple[dict[Any, Any], ...] = (self.sessions, self.users, self.apps)
+        holders: list[dict[Any, Any]] = [self.sessions, self.users, self.apps, self.streams]
         for holder in holders:
             for name, item in list(holder.items()):
                 if item.deadline is not None:

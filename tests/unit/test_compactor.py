@@ -20,6 +20,7 @@ from sessionstore import (
     Summary,
     Window,
 )
+from sessionstore.calls import Call
 from sessionstore.covering import check_windows
 
 SIX: dict[str, Any] = {"trigger": Window(max_turns=6), "keep": Window(max_turns=2)}
@@ -63,6 +64,29 @@ class TestCalls:
             *["compact_session", "compact_session"],
             "renew_turn",  # with a lease of 0, which releases it
         ]
+
+    async def test_what_is_covered_is_read_from_the_primary(self) -> None:
+        """A replica may not have the last summary yet."""
+        service, store = await filled()
+        calls: list[Call[Any]] = []
+
+        async def hook(_: int, call: Call[Any], when: str) -> None:
+            calls.extend([call] if when == "before" else [])
+
+        store.hook = hook
+        assert await Compactor(service, Summarizer(), **SIX).compact(KEY)
+        names = [call.name for call in calls]
+        reads = [call for call in calls[names.index("acquire_turn") :] if call.name[:4] == "get_"]
+        assert len(reads) == 4
+        assert all(call.from_primary for call in reads)
+
+    async def test_summarize_may_change_the_list_that_it_gets(self) -> None:
+        async def summarize(_: Summary | None, events: list[Event]) -> Any:
+            events.clear()
+            return "summary"
+
+        service, _ = await filled()
+        assert await Compactor(service, summarize, **SIX).compact(KEY)
 
 
 class TestCancelled:

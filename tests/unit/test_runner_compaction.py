@@ -142,6 +142,17 @@ class TestRunner:
         )
         assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
+    async def test_a_session_that_was_deleted_is_no_failure(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        service, _ = make_service()
+        async with Runner(
+            APP, echo, service, compactor=Compactor(service, Summarizer(), **SIX)
+        ) as runner:
+            await all_of(runner.run(USER, "sid", "x"))
+            await service.delete_session(app_name=APP, user_id=USER, session_id="sid")
+        assert caplog.records == []
+
     async def test_a_run_that_fails_compacts_nothing(self) -> None:
         service, store = make_service()
 
