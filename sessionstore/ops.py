@@ -55,9 +55,11 @@ SESSIONS_PER_PAGE_LIMIT = 1000
 EVENTS_PER_PAGE_LIMIT = 10_000
 """Maximum number of events on one page of the log."""
 
+BULK_BYTES = 1 << 17
+"""A Call that writes more bytes than this is bulk."""
+
 _KEYS_PER_SCAN = 1000
 _BULK_EVENTS = 100  # reading more events than this is bulk
-_BULK_BYTES = 1 << 17  # writing more bytes than this is bulk
 
 _FIRST_ATTEMPT = b""  # has no age; see Call.age_argument
 
@@ -178,7 +180,7 @@ class Ops:
             self._keys.session(*ids_of(key))[:2],
             (created_us, condition_arg(key, if_version, turn), *events),
             writes=False,
-            is_bulk=sum(map(len, events)) > _BULK_BYTES,
+            is_bulk=sum(map(len, events)) > BULK_BYTES,
         )
 
     def get_session(
@@ -492,7 +494,7 @@ class Ops:
                 *tiers,
             ),
             age_argument=4,
-            is_bulk=len(data) > _BULK_BYTES,
+            is_bulk=len(data) > BULK_BYTES,
         )
 
     def append_events(
@@ -529,7 +531,7 @@ class Ops:
             keys,
             tuple(args),
             age_argument=5,
-            is_bulk=sum(len(data) for data, _, _ in events) > _BULK_BYTES,
+            is_bulk=sum(len(data) for data, _, _ in events) > BULK_BYTES,
         )
 
     def pop_event(
@@ -589,7 +591,7 @@ class Ops:
                 *tail,
             ),
             idempotent=False,  # a repeat would find another version
-            is_bulk=sum(len(data) for data, _ in events) > _BULK_BYTES,
+            is_bulk=sum(len(data) for data, _ in events) > BULK_BYTES,
         )
 
     # -- turns ---------------------------------------------------------------------------------
@@ -701,7 +703,7 @@ class Ops:
             SCRIPTS["change_fields"],
             self._keys.session(*ids_of(key))[:3],
             (*args, *delta.arguments()),
-            is_bulk=sum(len(part) for part in delta.pairs) > _BULK_BYTES,
+            is_bulk=sum(len(part) for part in delta.pairs) > BULK_BYTES,
         )
 
     def read_fields(
