@@ -57,8 +57,9 @@ local limit = event_limit ~= '' and event_limit or header[4]
 local version, last_us, deadline_ms = header[1] + 0, header[2] + 0, header[3] + 0
 local num_limit = limit + 0
 local count = header[5] == limit and num_limit or (header[5] or 0) + 0
-local covered, num_before = 0, count
-if header[6] and string.find(header[6], 'c', 1, true) then -- a summary covers the oldest events
+local flags, covered, num_before = header[6], 0, nil
+if flags and flags ~= '' and string.find(flags, 'c', 1, true) then
+  -- A summary covers the oldest events.
   covered = call('HGET', session, 'covered') + 0
   num_before = math.max(count, call('ZCARD', events))
 end

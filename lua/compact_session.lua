@@ -89,14 +89,12 @@ if is_repeat then
   num_covered = old.covered
 else
   local num_gone = old and old.summary_events - old.covered or 0
-  old = {summary_us = now_us}
   redis.call('HSET', session, 'summary', summary, 'compacted_us', upto, 'summary_us', now_us,
     'summary_events', num_covered + num_gone)
-  if not header.flags then
-    redis.call('HSET', session, 'flags', 'c')
-  elseif not string.find(header.flags, 'c', 1, true) then
-    redis.call('HSET', session, 'flags', string.format('%sc', header.flags))
+  if not old then
+    redis.call('HSET', session, 'flags', string.format('%sc', header.flags or ''))
   end
+  old = {summary_us = now_us}
 end
 num_covered = num_covered - num_dropped
 redis.call('HSET', session, 'covered', num_covered, 'count', count)

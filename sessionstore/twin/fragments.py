@@ -404,10 +404,8 @@ def remove_summary(keyspace: Keyspace, session: bytes, flags: bytes | None) -> N
     if flags is None or b"c" not in flags:
         return
     names = [name.encode() for name in Summary._fields]
-    keyspace.hdel(session, [*names, b"summary", b"flags"])
-    others = flags.replace(b"c", b"")
-    if others:
-        keyspace.hset(session, (b"flags", others))
+    keyspace.hdel(session, [*names, b"summary"])
+    keyspace.hset(session, (b"flags", flags.replace(b"c", b"")))
 
 
 def ids_to_check(
@@ -434,7 +432,7 @@ def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> list[
     keyspace.unlink(session, events)
     fields = (b"version", now_us, b"created_us", now_us, b"updated_us", now_us, b"last_us", b"0")
     deadline = (b"deadline_ms", decimal(deadline_ms))
-    log = (b"count", b"0", b"event_limit", event_limit or b"1000")
+    log = (b"count", b"0", b"event_limit", event_limit or b"1000", b"flags", b"")
     keyspace.hset(session, (*fields, *deadline, *log, b"generation", creation_id))
     is_new_member = keyspace.zadd(index, keyspace.now_us, session_id) == 1
     if ttl_ms > 0:

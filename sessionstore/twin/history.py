@@ -66,8 +66,8 @@ def compact_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         total = decimal(num_covered + num_gone)
         fields = (b"summary", summary, b"compacted_us", upto, b"summary_us", decimal(now_us))
         keyspace.hset(session, (*fields, b"summary_events", total))
-        flags = header.flags or b""
-        keyspace.hset(session, (b"flags", flags if b"c" in flags else flags + b"c"))
+        if old is None:
+            keyspace.hset(session, (b"flags", (header.flags or b"") + b"c"))
     num_covered -= num_dropped
     keyspace.hset(session, (b"covered", decimal(num_covered), b"count", decimal(count)))
     if num_dropped:
@@ -174,6 +174,7 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         b"event_limit": decimal(limit),
         b"generation": creation_id,
         b"forked_from": origin,
+        b"flags": b"",
     }
     if summary and (first == b"" or summary.compacted_us < int(first)):
         numbers = zip(summary._fields, summary, strict=True)

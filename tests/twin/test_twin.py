@@ -912,7 +912,7 @@ class TwinMachine(RuleBasedStateMachine):
                     for number in (summary.upto, stored.covered, summary.total, summary.created_us)
                 ]
             )
-            assert header.get(b"flags") == (None if summary is None else b"c")
+            assert header.get(b"flags") == (b"" if summary is None else b"c")
             positions = [(entry.position, entry.event) for entry in stored.log]
             log = real[names.events][2] if stored.log else []
             assert [(score, decode_event(member)) for member, score in log] == positions
