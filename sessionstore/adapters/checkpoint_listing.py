@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from ..calls import Flow
 from ..ops import Ops
@@ -24,7 +25,7 @@ class Pages:
         limit: how many to list; None = all.
     """
 
-    thread_id: str | None = None
+    thread_id: Any = None
     namespace: str | None = None
     checkpoint_id: str | None = None
     before: str | None = None
@@ -35,41 +36,42 @@ class Pages:
         self._threads = threads
         self._matches = matches
         self._left = 1 << 62 if limit is None else limit
-        self._thread_ids: list[str] | None = None  # that were not read yet
-        self._places: list[tuple[str, str, str]] = []  # id, namespace and thread, the next one last
+        self._waiting: list[Any] | None = None  # threads, the next one last
+        self._thread_id: Any = None
+        self._places: list[tuple[str, str]] = []  # ids and namespaces in it, the next one last
 
-    def next(self, ops: Ops) -> Flow[list[tuple[str, str, Found]]]:
+    def next(self, ops: Ops) -> Flow[list[tuple[Any, str, Found]]]:
         """The next checkpoints, each with its thread and namespace; empty at the end."""
         while self._left > 0 and (self._places or (yield from self._open_thread(ops))):
             size = min(self._left, _CHECKPOINTS_PER_READ)
             places, self._places = self._places[-size:], self._places[:-size]
-            found: dict[tuple[str, str, str], Found] = {}
-            for namespace, thread_id in {place[1:] for place in places}:
-                thread = self._threads.at(ops, thread_id)
-                ids = [each for each, name, _ in places if name == namespace]
+            thread = self._threads.at(ops, self._thread_id)
+            found: dict[tuple[str, str], Found] = {}
+            for namespace in {name for _, name in places}:
+                ids = [each for each, name in places if name == namespace]
                 records = yield from thread.records(namespace, ids)
                 matching = [each for each in records.values() if self._matches(each.record)]
                 for each in (yield from thread.complete(namespace, matching)):
-                    found[each.record.id, namespace, thread_id] = each
-            self._left -= len(found)
+                    found[each.record.id, namespace] = each
             if found:
+                self._left -= len(found)
                 listed = [place for place in reversed(places) if place in found]
-                return [(place[2], place[1], found[place]) for place in listed]
+                return [(self._thread_id, place[1], found[place]) for place in listed]
         return []
 
     def _open_thread(self, ops: Ops) -> Flow[bool]:
-        """Read which checkpoints the next thread has; False if there is no other thread."""
-        if self._thread_ids is None:
-            all_threads = self._threads.ids(ops)
-            self._thread_ids = [self.thread_id] if self.thread_id else (yield from all_threads)
-        if not self._thread_ids:
+        """Read the ids of the next thread; False if there is none."""
+        if self._waiting is None:
+            is_all = self.thread_id is None
+            self._waiting = (yield from self._threads.ids(ops)) if is_all else [self.thread_id]
+        if not self._waiting:
             return False
-        thread_id = self._thread_ids.pop(0)
-        thread = self._threads.at(ops, thread_id)
+        self._thread_id = self._waiting.pop()
+        thread = self._threads.at(ops, self._thread_id)
         names: Iterable[str] = yield from thread.namespaces()
         for name in names if self.namespace is None else [self.namespace]:
             ids = [self.checkpoint_id] if self.checkpoint_id else (yield from thread.ids(name))
-            self._places += [(each, name, thread_id) for each in ids]
+            self._places += [(each, name) for each in ids]
         if self.before is not None:
             self._places = [place for place in self._places if place[0] < self.before]
         self._places.sort()

@@ -505,7 +505,7 @@ class Threads:
         return Thread(ops, SessionKey(self._app_name, user_id, thread), self)
 
     def ids(self, ops: Ops) -> Flow[list[str]]:
-        """All threads, the one written last first. Some may be gone.
+        """All threads, the one written last at the end. Some may be gone.
 
         Raises:
             InvalidArgument: every thread may belong to another user.
@@ -514,14 +514,14 @@ class Threads:
             raise errors.InvalidArgument(
                 "config must name a thread: with a function as user_id, threads cannot be listed"
             )
-        found: dict[str, None] = {}  # a thread that is written meanwhile may be read twice
-        after: Place | None = None
+        places: list[Place] = []
         while True:
-            places = yield ops.list_places(self._app_name, self._user_id, _THREADS_PER_READ, after)
-            found.update((place.session_id, None) for place in places)
-            if len(places) < _THREADS_PER_READ:
-                return list(found)
-            after = places[-1]
+            after = places[-1] if places else None
+            page = yield ops.list_places(self._app_name, self._user_id, _THREADS_PER_READ, after)
+            places += page
+            if len(page) < _THREADS_PER_READ:
+                # A thread that is written meanwhile may be read twice.
+                return list(dict.fromkeys(place.session_id for place in reversed(places)))
 
     def note(self, key: SessionKey, namespace: str, known: _Known) -> None:
         """Remember a namespace."""
