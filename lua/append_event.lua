@@ -64,8 +64,9 @@ local limit = event_limit ~= '' and event_limit or header[4]
 local version, last_us, deadline_ms = header[1] + 0, header[2] + 0, header[3] + 0
 local num_limit = limit + 0
 local count = header[5] == limit and num_limit or (header[5] or 0) + 0
-local covered, num_before = 0, count
-if header[6] and string.find(header[6], 'c', 1, true) then -- a summary covers the oldest events
+local flags, covered, num_before = header[6], 0, nil
+if flags and flags ~= '' and string.find(flags, 'c', 1, true) then
+  -- A summary covers the oldest events.
   covered = call('HGET', session, 'covered') + 0
   num_before = math.max(count, call('ZCARD', events))
 end
@@ -137,6 +138,15 @@ if version < now_us then
 else
   new_version = version
 end
+-- Inlined: note_trimmed.
+local is_watched = header[6] and string.find(header[6], 'l', 1, true)
+if is_watched and num_limit > 0 then
+  local rank = -1 - num_limit
+  local trimmed_us = call('ZRANGE', events, rank, rank, 'WITHSCORES')[2]
+  if trimmed_us then
+    call('HSET', session, 'trimmed_us', trimmed_us)
+  end
+end
 if num_limit > 0 and limit == header[5] then
   num_trimmed = call('ZREMRANGEBYRANK', events, -2 - num_limit, -1 - num_limit)
 end
@@ -173,11 +183,16 @@ local reserve_ms = deadline_ms - now_ms - ttl_ms
 local must_refresh = deadline_ms == 0 or last_us == 0 or num_added == 1 or num_missing > 0
   or ttl_ms > 0 and (reserve_ms < 0 or reserve_ms > ttl_ms / 64)
 if not must_refresh and not num_increments then
+  -- Inlined: wake_watchers.
+  if is_watched and (tonumber(call('HGET', session, 'listen_ms') or '0') or 0) >= now_ms then
+    redis.pcall('SPUBLISH', session, '')
+  end
   return {'OK', version, now_us, 0}
 end
 
 -- Slow path.
 --@include refresh_session
+--@include wake_watchers
 --@include write_tiers
 if change then
   write_tiers(session, user, app, change, 1, now_ms)
@@ -187,6 +202,7 @@ end
 if must_refresh then
   refresh_session(session, events, index, now_ms, ttl_ms, tonumber(position), num_added == 1)
 end
+wake_watchers(session, header[6], now_ms)
 if sums then
   return {'ADDED', version, now_us, sums}
 end

@@ -15,8 +15,11 @@
 -- ARGV[5] created_us   int    "" = updated_us
 -- ARGV[6] updated_us   int    "" = now
 -- ARGV[7] forked_from  bytes  the session that it is a copy of; "" = it is no copy
--- ARGV[8] num_staged   int    how many events stage_events kept
--- ARGV[9...] tail      bytes  state: number of pairs, key, value, ..., 0; then up to 500 events,
+-- ARGV[8] upto         int    position up to which a summary covers the log; "" = no summary
+-- ARGV[9] summary_us   int    when the summary was stored; "" = no summary
+-- ARGV[10] summary     bytes  encoded
+-- ARGV[11] num_staged  int    how many events stage_events kept
+-- ARGV[12...] tail     bytes  state: number of pairs, key, value, ..., 0; then up to 500 events,
 --                             after the staged ones. Each is: position, encoded event
 --
 -- REPLY OK ids                 ids: up to 256 sessions that may have expired; for prune_index
@@ -32,8 +35,9 @@ local session, events, index = KEYS[1], KEYS[2], KEYS[3]
 local staged, user, app = KEYS[4], KEYS[5], KEYS[6]
 local session_id, ttl_ms, creation_id = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local event_limit, created_us, updated_us = tonumber(ARGV[4]), ARGV[5], ARGV[6]
-local forked_from, num_staged = ARGV[7], tonumber(ARGV[8])
-local tail = 9
+local forked_from, upto, summary_us, summary = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
+local num_staged = tonumber(ARGV[11])
+local tail = 12
 
 check_create(events, index, session_id, user, app)
 local num_found = redis.call('ZCARD', staged)
@@ -54,6 +58,7 @@ end
 local first = tail + 2 + 2 * ARGV[tail]
 local num_events = num_staged + (#ARGV + 1 - first) / 2
 local last_us = first < #ARGV and tonumber(ARGV[#ARGV - 1]) or 0
+last_us = math.max(last_us, tonumber(upto) or 0)
 event_limit = choose_limit(event_limit, nil, num_events)
 redis.call('UNLINK', session, events)
 if num_staged > 0 then
@@ -72,6 +77,12 @@ redis.call('HSET', session, 'last_us', last_us, 'count', num_events, 'created_us
   'updated_us', updated_us, 'restored_us', now_us)
 if forked_from ~= '' then
   redis.call('HSET', session, 'forked_from', forked_from)
+end
+if upto ~= '' then
+  local num_covered = redis.call('ZCOUNT', events, '-inf', upto)
+  -- Nobody knows whether events that it covers are gone. If one is, a rewind may not remove it.
+  redis.call('HSET', session, 'summary', summary, 'compacted_us', upto, 'summary_us', summary_us,
+    'covered', num_covered, 'summary_events', num_covered + 1, 'flags', 'c')
 end
 redis.call('ZADD', index, updated_us, session_id)
 refresh_session(session, events, index, to_ms(now_us), ttl_ms, last_us, false)

@@ -11,14 +11,20 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from inspect import isawaitable
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from .calls import Flow
-from .errors import BackendError, InvalidArgument, TurnTaken
+from .errors import BackendError, InvalidArgument, LimitExceeded, TurnTaken
 from .flows import acquire_turn, release_turn, renew_turn
-from .model import Event, SessionKey, Turn
+from .model import Event, Session, SessionKey, Turn
 from .ops import LeaseName
-from .run_context import TurnQueues, poll_delays
+from .run_context import (
+    BATCH_S,
+    TurnQueues,
+    log_failed_compaction,
+    log_lost_fragments,
+    poll_delays,
+)
 from .service import SessionService
 
 T = TypeVar("T")
@@ -61,6 +67,19 @@ def check_service(service: object) -> SessionService:
     raise InvalidArgument(message)
 
 
+async def summary_of(result: Awaitable[Any]) -> Any:
+    """What a Compactor's `summarize` returned.
+
+    Raises:
+        InvalidArgument: it is not an async function.
+    """
+    if not isawaitable(result):
+        raise InvalidArgument(
+            f"summarize must be an async function: it returned {type(result).__name__}"
+        )
+    return await result
+
+
 _queues = TurnQueues(asyncio.Lock)
 
 
@@ -85,7 +104,7 @@ class HeldLease:
         self._service = service
         self._key = key
         self._lease = lease
-        self._lease_name = name
+        self.name = name
 
     async def __aenter__(self) -> Self:
         self.turn = await self._acquire()
@@ -97,7 +116,7 @@ class HeldLease:
 
     async def _run(self, flow: Callable[..., Flow[T]], *args: object) -> T:
         service = self._service
-        return await service._run(flow(service._ops, *args, self._lease_name))
+        return await service._run(flow(service._ops, *args, self.name))
 
     async def _acquire(self) -> Turn:
         """The lease, if it is free. If the caller is cancelled, the lease is released."""
@@ -174,6 +193,141 @@ class HeldTurn(HeldLease):
             _queues.leave(self._service, self._name)
             if self._is_first:
                 self._queue.lock.release()
+
+
+class FragmentWriter:
+    """Stores the fragments of a run in a task, in batches, so that its caller does not wait.
+
+    Without `stream_ttl` it does nothing. A batch that the store does not take is left out, with a
+    warning in the log. Other errors are raised by the next call.
+
+    Args:
+        service: the service.
+        session: the session.
+        held: the turn of the run.
+    """
+
+    def __init__(self, service: SessionService, session: Session, held: HeldTurn | None) -> None:
+        self._service = service
+        self._session = session
+        self._held = held
+        self._is_on = service._ops.options.stream_ttl_ms > 0
+        self._pending: list[Event] = []
+        self._task: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        self._failure: Exception | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def add(self, fragment: Event) -> None:
+        """Store a fragment soon."""
+        self._raise_failure()
+        if self._is_on:
+            self._pending.append(fragment)
+            if self._task is None:
+                self._task = asyncio.create_task(self._store_batches())
+
+    async def flush(self) -> None:
+        """Return when all fragments are stored."""
+        if self._task is not None:
+            self._hurry.set()
+            await asyncio.wait([self._task])
+        self._raise_failure()
+
+    async def stop(self) -> None:
+        """Leave out the fragments that are not stored yet. Safe to repeat."""
+        self._pending = []
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    async def _store_batches(self) -> None:
+        try:
+            while self._pending:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(BATCH_S):
+                        await self._hurry.wait()
+                batch, self._pending = self._pending, []
+                await self._store(batch)
+        except Exception as error:
+            self._pending, self._failure = [], error
+        finally:
+            self._task = None
+            self._hurry.clear()
+
+    async def _store(self, batch: list[Event]) -> None:
+        turn = self._held.turn if self._held else None
+        try:
+            await self._service.append_events(self._session, batch, turn=turn)
+        except BackendError as error:
+            log_lost_fragments(error)
+        except LimitExceeded:
+            half = len(batch) // 2
+            if not half:
+                raise
+            await self._store(batch[:half])
+            await self._store(batch[half:])
+
+
+class Compactions:
+    """The compactions that runs have started, each in a task: one at a time for each session."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[SessionKey, asyncio.Task[None]] = {}
+        self._again: set[SessionKey] = set()
+        self._is_closed = False
+
+    def start(self, compact: Callable[[SessionKey], Awaitable[object]], key: SessionKey) -> None:
+        """Compact a session in the background. If that is going on already, do it again then."""
+        if self._is_closed:
+            return
+        if key in self._tasks:
+            self._again.add(key)
+            return
+        task = asyncio.create_task(self._compact(compact, key))
+        self._tasks[key] = task
+        task.add_done_callback(lambda task: self._forget(key, task))
+
+    async def _compact(
+        self, compact: Callable[[SessionKey], Awaitable[object]], key: SessionKey
+    ) -> None:
+        while True:
+            self._again.discard(key)
+            try:
+                await compact(key)
+            except Exception as error:
+                log_failed_compaction(error)
+            if key not in self._again:
+                del self._tasks[key]
+                return
+
+    def _forget(self, key: SessionKey, task: asyncio.Task[None]) -> None:
+        """Drop what a task that was cancelled has left."""
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+            self._again.discard(key)
+
+    async def aclose(self, grace_s: float) -> None:
+        """Start no more. Wait for those that go on, and cancel them after a time."""
+        self._is_closed = True
+        tasks = list(self._tasks.values())
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=grace_s)
+        finally:
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
 
 
 async def finish(task: asyncio.Task[T]) -> T:

@@ -44,6 +44,7 @@ from .model import Event, EventPage, Ping, Session, SessionKey, Turn, num_after_
 from .ops import EVENTS_PER_CALL_LIMIT, LeaseName, Ops
 from .options import Duration, check_bool, check_instant, check_milliseconds
 from .replies import WriteResult
+from .stream import append_fragments
 from .tiers import NO_CHANGE, Change, check_call_size, encode_change
 from .times import from_us, to_us
 from .windows import Window, check_window, choose, first_page, may_be_trimmed
@@ -232,14 +233,15 @@ def append_event(
     if_version: int | None,
     turn: Turn | None = None,
 ) -> Flow[Event]:
-    """Append an event. A partial event is only returned."""
+    """Append an event. A partial event is a fragment, which is kept apart from the log."""
     key = session_key(session)
     if turn is not None:
         check_turn(turn)
     prepared = _encode_event(ops, event, "event")
     created_us = created_us_of(session)
-    if prepared is None:
-        ops.check_session(key, if_version, turn, (), created_us)  # only checks the arguments
+    if prepared is None or event.partial:
+        fragments = [prepared[0]] if prepared else []
+        yield from append_fragments(ops, key, fragments, if_version, turn, created_us)
         return event
     data, copy, change = prepared
     timestamp = copy.timestamp
@@ -266,7 +268,7 @@ def append_events(
     if_version: int | None,
     turn: Turn | None = None,
 ) -> Flow[list[Event]]:
-    """Append events, all or nothing. Partial events are only returned."""
+    """Append events, all or nothing. Partial events are kept if all of them are partial."""
     key = session_key(session)
     if turn is not None:
         check_turn(turn)
@@ -276,11 +278,13 @@ def append_events(
     results: list[Event] = []
     rows: list[tuple[bytes, datetime, Change]] = []
     stored: list[Event] = []
+    fragments: list[bytes] = []
     size = 0
     for number, event in enumerate(_few_enough(events)):
         prepared = _encode_event(ops, event, f"events[{number}]")
-        if prepared is None:
+        if prepared is None or event.partial:
             results.append(event)
+            fragments += [prepared[0]] if prepared else []
             continue
         data, copy, change = prepared
         size += len(data) + change.size
@@ -305,7 +309,7 @@ def append_events(
             else:
                 _add_events(ops, session, stored, changes, written)
     else:
-        ops.check_session(key, if_version, turn, (), created_us)  # only checks the arguments
+        yield from append_fragments(ops, key, fragments, if_version, turn, created_us)
     return results
 
 
@@ -598,10 +602,10 @@ def _few_enough(events: Iterable[Event]) -> list[Event]:
 
 
 def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Change] | None:
-    """An event's bytes, its copy, and its change of state; None for a partial event."""
+    """An event's bytes, its copy, and its change of state; None for one that is not stored."""
     if not isinstance(event, Event):
         raise InvalidArgument(f"{path} must be an Event, not {type(event).__name__}")
-    if event.partial:
+    if event.partial and not ops.options.stream_ttl_ms:
         return None
     codec = ops.options.codec.for_event(event)
     delta, removed, increments = event.state_delta, event.state_removed, event.state_increments

@@ -925,14 +925,16 @@ def log_commands(
     return (("ZRANGE", events, 0, -1),), False
 
 
-def condition_arg(key: SessionKey, if_version: int | None, turn: Turn | None) -> bytes:
+def condition_arg(
+    key: SessionKey, if_version: int | None, turn: Turn | None, name: LeaseName = "turn"
+) -> bytes:
     if turn is None:
         return _version_arg(if_version)
     if if_version is not None:
         raise InvalidArgument("if_version and turn cannot be given together")
     if turn.key != key:
         raise InvalidArgument("turn belongs to another session")
-    return b"t%d" % turn.token
+    return b"%c%d" % (name[0].encode(), turn.token)
 
 
 def _version_arg(if_version: int | None) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .calls import Call, Command, status
 from .model import Event, Session, SessionKey, Turn
-from .ops import Ops, condition_arg, ids_of
+from .ops import LeaseName, Ops, condition_arg, ids_of
 from .options import check_bool, check_int
 from .replies import (
     WriteResult,
@@ -37,12 +37,18 @@ class RestoredHeader(NamedTuple):
         created_us: when the session was created.
         updated_us: when it was last written.
         forked_from: the id of the session that it is a copy of.
+        upto: the position up to which its summary covers the log.
+        summary_us: when the summary was stored.
+        summary: the summary, encoded.
     """
 
     event_limit: bytes
     created_us: bytes
     updated_us: bytes
     forked_from: bytes
+    upto: bytes
+    summary_us: bytes
+    summary: bytes
 
 
 EVENTS_AROUND = 32
@@ -104,6 +110,7 @@ def compact_session(
     if_version: int | None,
     turn: Turn | None,
     created_us: bytes,
+    lease_name: LeaseName = "turn",
 ) -> Call[Compacted | None]:
     """Store a summary of the events up to a position. None: no event stands there."""
 
@@ -114,7 +121,7 @@ def compact_session(
         status(reply, key, if_version)
         return Compacted(*decode_numbers(reply, 6))
 
-    condition = condition_arg(key, if_version, turn)
+    condition = condition_arg(key, if_version, turn, lease_name)
     return Call(
         "compact_session",
         decode,

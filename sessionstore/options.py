@@ -40,6 +40,7 @@ class Options(msgspec.Struct, frozen=True):
         session_ttl_ms: TTL of sessions in milliseconds; 0 = never.
         app_state_ttl_ms: TTL of the app tier, likewise.
         user_state_ttl_ms: TTL of the user tier, likewise.
+        stream_ttl_ms: how long fragments are kept; 0 = they are not kept.
         refresh_ttl_on_read: reads refresh TTLs too.
         summary_size_limit: maximum size of an encoded summary, in bytes.
     """
@@ -52,6 +53,7 @@ class Options(msgspec.Struct, frozen=True):
     user_state_ttl_ms: int
     refresh_ttl_on_read: bool
     summary_size_limit: int = SUMMARY_SIZE_LIMIT
+    stream_ttl_ms: int = 0
 
     @property
     def any_ttl(self) -> bool:
@@ -72,6 +74,7 @@ def check_options(
     event_size_limit: int,
     value_size_limit: int,
     summary_size_limit: int,
+    stream_ttl: Duration | None = None,
 ) -> Options:
     """The options of a service, checked. InvalidArgument names the option that is not valid."""
     return Options(
@@ -89,6 +92,7 @@ def check_options(
         summary_size_limit=check_int(
             "summary_size_limit", summary_size_limit, low=1, high=CALL_SIZE_LIMIT
         ),
+        stream_ttl_ms=_check_ttl("stream_ttl", stream_ttl),
     )
 
 

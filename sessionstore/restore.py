@@ -18,10 +18,10 @@ from .app_tier import add_app_state
 from .calls import Flow
 from .errors import InvalidArgument
 from .flows import without_temp
-from .history import session_tier
+from .history import encode_summary, session_tier
 from .keys import encode_id
 from .listing import prune_index
-from .model import Event, Session, SessionKey
+from .model import Event, Session, SessionKey, Summary
 from .ops import EVENTS_PER_CALL_LIMIT, Ops
 from .options import EventLimit, check_event_limit, check_instant, check_int
 from .times import to_us
@@ -42,9 +42,10 @@ def restore_session(
     updated_at: datetime | None,
     event_limit: EventLimit,
     forked_from: str | None,
+    summary: Summary | None = None,
 ) -> Flow[Session]:
     """Create a session. All is checked before anything is sent."""
-    header = _header(ops, created_at, updated_at, event_limit, forked_from)
+    header = _header(ops, created_at, updated_at, event_limit, forked_from, summary)
     change = session_tier(ops, state)
     rows = list(_rows(ops, events, positions))
     creation_id = _digest([*header, *_sorted_pairs(change.session.pairs)], rows)
@@ -60,6 +61,8 @@ def restore_session(
     session, to_check = yield ops_history.restore_session(
         ops, key, creation_id, header, change.session, len(rows) - len(last), last
     )
+    if session.summary is not None:
+        ops.summaries.put(key, session.summary.upto)
     if to_check:
         yield from prune_index(ops, key.app_name, key.user_id, to_check)
     if ops.app_in_own_slot:
@@ -74,6 +77,7 @@ def _header(
     updated_at: datetime | None,
     event_limit: EventLimit,
     forked_from: str | None,
+    summary: Summary | None,
 ) -> ops_history.RestoredHeader:
     limit = check_event_limit("event_limit", event_limit)
     if limit is None:
@@ -85,8 +89,23 @@ def _header(
     if forked_from is not None:
         encode_id("forked_from", forked_from)
     return ops_history.RestoredHeader(
-        _number(limit), _number(created_us), _number(updated_us), (forked_from or "").encode()
+        _number(limit),
+        _number(created_us),
+        _number(updated_us),
+        (forked_from or "").encode(),
+        *_summary_args(ops, summary),
     )
+
+
+def _summary_args(ops: Ops, summary: Summary | None) -> tuple[bytes, bytes, bytes]:
+    if summary is None:
+        return b"", b"", b""
+    if not isinstance(summary, Summary):
+        raise InvalidArgument(f"summary must be a Summary, not {type(summary).__name__}")
+    data, _ = encode_summary(ops, summary.content, "summary.content")
+    upto = check_int("summary.upto", summary.upto, low=1, high=_LATEST_US)
+    created_us = _microseconds("summary.created_at", summary.created_at)
+    return _number(upto), _number(created_us), data
 
 
 def _number(value: int | None) -> bytes:

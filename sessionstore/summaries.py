@@ -34,7 +34,7 @@ class Summaries:
             return True
         if summary is None:
             self._upto.pop(session.key, None)
-            return False
+            return session.event_count == 0
         self.put(session.key, summary.upto)
         return upto is None or upto <= summary.upto
 

@@ -13,10 +13,11 @@ local function write_create(
   local now_us = server_time_us()
   local now_ms = to_ms(now_us)
   local deadline_ms = ttl_ms > 0 and new_deadline(now_ms, ttl_ms) or -1
-  -- What every append reads comes first: the server finds it faster.
+  -- What every append reads comes first: the server finds it faster. So `flags` is there even if it
+  -- is empty: the server would look for a missing field behind all the state.
   redis.call('HSET', session, 'version', now_us, 'last_us', 0, 'deadline_ms', deadline_ms,
     'event_limit', event_limit ~= '' and event_limit or 1000, 'count', 0,
-    'updated_us', now_us, 'created_us', now_us, 'generation', creation_id)
+    'flags', '', 'updated_us', now_us, 'created_us', now_us, 'generation', creation_id)
   local is_new_member = redis.call('ZADD', index, now_us, session_id) == 1
   if ttl_ms > 0 then
     redis.call('PEXPIREAT', session, deadline_ms)

@@ -110,6 +110,8 @@ class SessionServiceAdapter:
         turn = self._check_turn(event)
         stored = self._format.store(event)
         handle, version = self._handle(session)
+        if turn is not None:  # no other run writes meanwhile
+            version = None
         shown = await self._service.append_event(handle, stored, if_version=version, turn=turn)
         if handle.events and handle.events[-1] is shown:
             framework: Any = super()

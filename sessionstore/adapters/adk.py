@@ -49,6 +49,7 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
         service: where sessions are stored.
         reject_stale: raise ADK's StaleSessionError on an append through a Session that does not
             show what others have written since it was read, as ADK's DatabaseSessionService does.
+            In a run that holds the turn the turn decides.
         serialize_turns: see `SessionServiceAdapter`, also for the others.
     """
 
@@ -197,10 +198,11 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
         for stored in found.events:
             if stored.invocation_id == target:
                 delta = later
-            delta.update(stored.state_delta)
+            if stored.id != event.id:  # if it is stored already, the delta has to be the same
+                delta.update(stored.state_delta)
         if delta is before:
             raise InvalidArgument(f"cannot rewind: the events of invocation {target!r} are gone")
-        names = [name for name in before | later if not name.startswith(_SHARED_STATE)]
+        names = [name for name in later if not name.startswith(_SHARED_STATE)]
         unknown = [repr(name) for name in names if name not in before]
         begins_inside_turn = found.events[0].author != "user"
         if unknown and (begins_inside_turn or may_be_trimmed(found)):
@@ -208,8 +210,8 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
                 f"cannot rewind session {session.id!r}: the events that may have set state "
                 f"{', '.join(unknown)} before were trimmed"
             )
-        changed = {name for name in names if before.get(name) != found.state.get(name)}
-        delta = {name: before.get(name) for name in changed}
+        names = [name for name in names if before.get(name) != later[name]]
+        delta = {name: before.get(name) for name in names}
         event.actions.state_delta = from_json_state(delta)
 
     def _session(self, found: StoredSession, events: list[Event]) -> Session:

@@ -35,7 +35,7 @@ from ..codec import corrupt
 T = TypeVar("T")
 
 LAYOUT = b".langgraph/layout"
-LAYOUT_VALUE = 2
+LAYOUT_VALUE = b"2"
 NAMESPACES = b".langgraph/namespaces"
 OURS = (LAYOUT, NAMESPACES, b".space/", b".ids/", b".point/", b".writes/", b".data/")
 """How the names of all fields of the saver begin."""

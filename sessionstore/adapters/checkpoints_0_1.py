@@ -7,7 +7,8 @@ its own. The namespace in a checkpoint tells which one it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -15,21 +16,16 @@ import msgspec
 from .. import flows
 from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument
-from ..model import SessionKey
+from ..model import Session, SessionKey
 from ..ops import Ops
-from .flows import clear_events, list_all, read_log
+from .flows import clear_events, list_all
 
-_CHECKPOINT = "checkpoint/"  # + checkpoint id
-_WRITE = "write/"  # + [checkpoint id, task id, index] as JSON
-
+# State `checkpoint/ID` is a checkpoint, `write/[CHECKPOINT_ID, TASK_ID, INDEX]` a write.
 _decode_json = msgspec.json.Decoder(tuple[str, str, int]).decode
 
 
-class Serialized(msgspec.Struct, array_like=True):
-    """A serialized value; as JSON a list of type and base64."""
-
-    type: str
-    data: bytes
+Serialized = tuple[str, bytes]
+"""A serialized value: type and bytes, which are base64 in JSON."""
 
 
 class StoredCheckpoint(msgspec.Struct):
@@ -50,19 +46,10 @@ class StoredWrite(msgspec.Struct):
 
 
 class History(msgspec.Struct):
-    """What a session holds.
-
-    Attributes:
-        checkpoints: by id.
-        writes: by checkpoint id, then by task id and index.
-        names: of the state in which they stand.
-        is_log_ours: no one else has appended events.
-    """
+    """Checkpoints and writes of one session, by checkpoint id."""
 
     checkpoints: dict[str, StoredCheckpoint] = {}
     writes: dict[str, dict[tuple[str, int], StoredWrite]] = {}
-    names: list[str] = []
-    is_log_ours: bool = True
 
     @property
     def namespace(self) -> str:
@@ -71,15 +58,15 @@ class History(msgspec.Struct):
 
     def add(self, state: Mapping[str, Any], key: SessionKey) -> None:
         """Add a state, or the change of one. CorruptData if the saver did not write it."""
-        for name, value in state.items():
+        for name in filter(is_ours, state):
+            kind, _, rest = name.partition("/")
             try:
-                if name.startswith(_CHECKPOINT):
-                    found = msgspec.convert(value, StoredCheckpoint)
-                    self.checkpoints[name.removeprefix(_CHECKPOINT)] = found
-                elif name.startswith(_WRITE):
-                    checkpoint_id, task_id, index = _decode_json(name.removeprefix(_WRITE))
-                    written = self.writes.setdefault(checkpoint_id, {})
-                    written[task_id, index] = msgspec.convert(value, StoredWrite)
+                if kind == "checkpoint":
+                    self.checkpoints[rest] = msgspec.convert(state[name], StoredCheckpoint)
+                else:
+                    checkpoint_id, task_id, index = _decode_json(rest)
+                    write = msgspec.convert(state[name], StoredWrite)
+                    self.writes.setdefault(checkpoint_id, {})[task_id, index] = write
             except (TypeError, ValueError) as error:
                 where = f"{name!r} of session {key.session_id!r}"
                 raise CorruptData(
@@ -88,36 +75,36 @@ class History(msgspec.Struct):
                 ) from None
 
 
-def read_thread(ops: Ops, key: SessionKey) -> Flow[dict[SessionKey, History]]:
-    """The session of a thread, and those of its subgraphs."""
-    thread = {key: (yield from _read(ops, key))}
-    try:
+def is_ours(name: str) -> bool:
+    """Whether state of this name is one of the saver."""
+    return name.startswith(("checkpoint/", "write/"))
+
+
+def read_thread(ops: Ops, key: SessionKey) -> Flow[list[tuple[Session, History]]]:
+    """The session of a thread, if it exists, and those of its subgraphs."""
+    keys = [key]
+    with suppress(InvalidArgument):  # if the name of the user is too long, there are none
         others = yield from list_all(ops, key.app_name, f"{key.user_id}/{key.session_id}")
-    except InvalidArgument:  # the name of the user is too long, so there are none
-        others = []
-    for session in others:
-        history = yield from _read(ops, session.key)
-        if history.namespace:
-            thread[session.key] = history
+        keys += [session.key for session in others]
+    thread = []
+    for each in keys:
+        session = yield from flows.get_session(ops, each, None, None)
+        if session is None:
+            continue
+        history = History()
+        # State is newer than the log.
+        for state in (*(event.state_delta for event in session.events), session.state):
+            history.add(state, each)
+        if history.namespace or each == key:
+            thread.append((session, history))
     return thread
 
 
-def remove_rest(ops: Ops, thread: Mapping[SessionKey, History]) -> Flow[None]:
+def remove_rest(ops: Ops, thread: Iterable[tuple[Session, History]]) -> Flow[None]:
     """Remove the log of a thread, and the sessions of its subgraphs."""
-    for key, history in thread.items():
+    for session, history in thread:
+        key = session.key
         if history.namespace:
             yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
-        elif history.is_log_ours:
+        elif all(event.author in ("checkpoint", "writes") for event in session.events):
             yield from clear_events(ops, key)
-
-
-def _read(ops: Ops, key: SessionKey) -> Flow[History]:
-    history = History()
-    for event in (yield from read_log(ops, key, 100)):
-        history.add(event.state_delta, key)
-        history.is_log_ours &= event.author in ("checkpoint", "writes")
-    session = yield from flows.get_session(ops, key, 0, None)
-    if session is not None:  # state is newer than the log
-        history.names = [each for each in session.state if each.startswith((_CHECKPOINT, _WRITE))]
-        history.add({name: session.state[name] for name in history.names}, key)
-    return history

@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from functools import partial
+from inspect import Signature, signature
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import sessionstore.sync
 
-from .. import flows
 from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument
-from ..model import SessionKey
 from ..ops import Ops
 from ..options import check_int
 from . import checkpoints_0_1, framework
-from .checkpoint_threads import CheckpointRemoved, Found, Listing, Threads
+from .checkpoint_threads import CheckpointRemoved, Found, Pages, Thread, Threads
 from .checkpoints import LAYOUT, Blob, Parts, Record, Write
 from .flows import AnyService, Services
 from .langgraph_store import StoredStore
@@ -46,6 +54,32 @@ __all__ = ["CheckpointRemoved", "StoredCheckpointSaver", "StoredStore"]
 
 KEEP_CHECKPOINTS = 200
 """How many of the newest checkpoints of a namespace are kept by default."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def both(
+    flow: Callable[Concatenate[Any, Ops, P], Flow[T]],
+) -> tuple[Callable[Concatenate[Any, P], T], Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]]:
+    """The methods without and with await that run a flow. They have its docstring."""
+
+    def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        found: T = self._services.run(partial(flow, self), *args, **kwargs)
+        return found
+
+    async def arun(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        found: T = await self._services.arun(partial(flow, self), *args, **kwargs)
+        return found
+
+    parameters = [each for name, each in signature(flow).parameters.items() if name != "ops"]
+    methods: tuple[Any, Any] = (run, arun)
+    for method, prefix in zip(methods, ("", "a"), strict=True):
+        method.__doc__ = flow.__doc__
+        method.__name__ = prefix + flow.__name__.removeprefix("_")
+        method.__qualname__ = flow.__qualname__.replace(flow.__name__, method.__name__)
+        method.__signature__ = Signature(parameters)
+    return methods
 
 
 class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
@@ -107,11 +141,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
     # -- one checkpoint ------------------------------------------------------------------------
 
-    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """A checkpoint with its pending writes. See `aget_tuple`."""
-        return self._services.run(self._get_tuple, config)
-
-    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+    def _get_tuple(self, ops: Ops, config: RunnableConfig) -> Flow[CheckpointTuple | None]:
         """A checkpoint with its pending writes; None if there is none.
 
         Args:
@@ -121,25 +151,21 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
             InvalidArgument: no thread is named.
             CheckpointRemoved: the checkpoint is at most as new as one that retention has removed.
         """
-        return await self._services.arun(self._get_tuple, config)
+        thread_id, namespace = _place(config)
+        thread = self._threads.at(ops, thread_id)
+        found = yield from thread.get(namespace, get_checkpoint_id(config))
+        return self._tuple(thread_id, namespace, found) if found else None
 
-    def put(
+    get_tuple, aget_tuple = both(_get_tuple)
+
+    def _put(
         self,
+        ops: Ops,
         config: RunnableConfig,
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
-    ) -> RunnableConfig:
-        """Store a checkpoint. See `aput`."""
-        return self._services.run(self._put, config, checkpoint, metadata, new_versions)
-
-    async def aput(
-        self,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
-    ) -> RunnableConfig:
+    ) -> Flow[RunnableConfig]:
         """Store a checkpoint, in one atomic step; storing it again changes nothing.
 
         Args:
@@ -154,25 +180,27 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidArgument: no thread is named, or a value cannot be serialized.
         """
-        return await self._services.arun(self._put, config, checkpoint, metadata, new_versions)
+        thread_id, namespace = _place(config)
+        full = get_checkpoint_metadata(config, metadata)
+        parent = get_checkpoint_id(config)
 
-    def put_writes(
+        def build(head: Record | None) -> tuple[Record, dict[str, bytes]]:
+            return self._record(parent, checkpoint, full, new_versions, head)
+
+        thread = self._threads.at(ops, thread_id)
+        yield from thread.put(namespace, _root(namespace, full), build)
+        return _config(thread_id, namespace, checkpoint["id"])
+
+    put, aput = both(_put)
+
+    def _put_writes(
         self,
+        ops: Ops,
         config: RunnableConfig,
         writes: Sequence[tuple[str, Any]],
         task_id: str,
         task_path: str = "",
-    ) -> None:
-        """Store what a task wrote. See `aput_writes`."""
-        self._services.run(self._put_writes, config, writes, task_id, task_path)
-
-    async def aput_writes(
-        self,
-        config: RunnableConfig,
-        writes: Sequence[tuple[str, Any]],
-        task_id: str,
-        task_path: str = "",
-    ) -> None:
+    ) -> Flow[None]:
         """Store what a task wrote, in one atomic step.
 
         What a task wrote before stays: only errors, interrupts and the like are replaced.
@@ -186,7 +214,61 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidArgument: no thread or no checkpoint is named, or a value cannot be serialized.
         """
-        await self._services.arun(self._put_writes, config, writes, task_id, task_path)
+        thread_id, namespace = _place(config)
+        checkpoint_id = get_checkpoint_id(config)
+        if checkpoint_id is None:
+            raise InvalidArgument("config must name a checkpoint: checkpoint_id is missing")
+        parts = Parts(f"{checkpoint_id}/{task_id}")
+        written = []
+        for number, (channel, value) in enumerate(writes):
+            blob = parts.blob(*self._dump(value, f"writes[{number}]"))
+            index = WRITES_IDX_MAP.get(channel, number)
+            written.append(Write(task_id, index, task_path, channel, blob))
+        if written:
+            thread = self._threads.at(ops, thread_id)
+            yield from thread.put_writes(namespace, checkpoint_id, written, parts.data)
+
+    put_writes, aput_writes = both(_put_writes)
+
+    def _get_delta_channel_history(
+        self, ops: Ops, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Flow[Mapping[str, Any]]:
+        """What delta channels are rebuilt from: their last snapshot, and the writes since.
+
+        Args:
+            config: names the checkpoint; without a `checkpoint_id` the thread's newest.
+            channels: the channels.
+
+        Returns:
+            A `DeltaChannelHistory` of every channel.
+
+        Raises:
+            CorruptData: a part of the history that is needed was removed, or does not decode.
+        """
+        thread_id, namespace = _place(config)
+        thread = self._threads.at(ops, thread_id)
+        bases, cut, parts = yield from thread.history(
+            namespace, get_checkpoint_id(config), channels
+        )
+        if cut is not None:
+            rebuilt = self.serde.loads_typed(cut.checkpoint)["channel_versions"].keys()
+            if lost := sorted(rebuilt & set(channels) - bases.keys()):
+                where = f"checkpoint {cut.id!r} of thread {thread_id!r}"
+                raise CorruptData(
+                    f"the history before {where} was removed, from which the channels {lost} are "
+                    "rebuilt: they were not known to be delta channels",
+                    key=where,
+                )
+        result: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
+        for channel, base in bases.items():
+            result[channel]["writes"] = [
+                (write.task_id, channel, self._load(parts, write.value)) for write in base.writes
+            ]
+            if base.seed is not None:
+                result[channel]["seed"] = self._load(parts, base.seed)
+        return result
+
+    get_delta_channel_history, aget_delta_channel_history = both(_get_delta_channel_history)
 
     # -- many ----------------------------------------------------------------------------------
 
@@ -199,8 +281,8 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """Checkpoints, newest first. See `alist`."""
-        listing = self._listing(config, _filter(filter), before, limit)
-        while found := self._services.run(listing.next):
+        pages = self._pages(config, filter, before, limit)
+        while found := self._services.run(pages.next):
             for each in found:
                 yield self._tuple(*each)
 
@@ -224,36 +306,33 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidArgument: `config` is None, and `user_id` a function.
         """
-        listing = self._listing(config, _filter(filter), before, limit)
-        while found := await self._services.arun(listing.next):
+        pages = self._pages(config, filter, before, limit)
+        while found := await self._services.arun(pages.next):
             for each in found:
                 yield self._tuple(*each)
 
-    def delete_thread(self, thread_id: str) -> None:
-        """Remove a thread with all its namespaces. See `adelete_thread`."""
-        self._services.run(self._delete_thread, thread_id)
-
-    async def adelete_thread(self, thread_id: str) -> None:
+    def _delete_thread(self, ops: Ops, thread_id: str) -> Flow[None]:
         """Remove a thread with all its namespaces; a missing one is fine."""
-        await self._services.arun(self._delete_thread, thread_id)
+        thread = self._threads.at(ops, thread_id)
+        if (yield ops.read_fields(thread.key, [LAYOUT])) == [None]:
+            old = yield from checkpoints_0_1.read_thread(ops, thread.key)
+            yield from checkpoints_0_1.remove_rest(ops, old)
+        yield from thread.delete()
 
-    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy a thread. See `acopy_thread`."""
-        self._services.run(self._copy_thread, source_thread_id, target_thread_id)
+    delete_thread, adelete_thread = both(_delete_thread)
 
-    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+    def _copy_thread(self, ops: Ops, source_thread_id: str, target_thread_id: str) -> Flow[None]:
         """Copy all that is stored of a thread in place of another one; a missing one is fine.
 
         O(size of the thread). Not atomic: the newest checkpoints appear last. To complete a copy
         that failed, copy again.
         """
-        await self._services.arun(self._copy_thread, source_thread_id, target_thread_id)
+        source = self._threads.at(ops, source_thread_id)
+        yield from source.copy_to(self._threads.at(ops, target_thread_id))
 
-    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """Remove the checkpoints of some runs. See `adelete_for_runs`."""
-        self._services.run(self._delete_for_runs, run_ids)
+    copy_thread, acopy_thread = both(_copy_thread)
 
-    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+    def _delete_for_runs(self, ops: Ops, run_ids: Sequence[str]) -> Flow[None]:
         """Remove the checkpoints of some runs, with their writes, from all threads.
 
         Later checkpoints keep what their delta channels need.
@@ -264,19 +343,28 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidArgument: `user_id` is a function, so threads cannot be listed.
 
-        Reads the index of every checkpoint of every thread.
+        Reads every thread.
         """
-        await self._services.arun(self._delete_for_runs, run_ids)
+        wanted = frozenset(run_ids)
+        pages = Pages(self._threads, lambda each: self._metadata(each).get("run_id") in wanted)
+        victims: dict[tuple[str, str], set[str]] = defaultdict(set)
+        while wanted and (page := (yield from pages.next(ops))):
+            for thread_id, namespace, found in page:
+                victims[thread_id, namespace].add(found.record.id)
+        for (thread_id, namespace), ids in victims.items():
+            thread = self._threads.at(ops, thread_id)
+            yield from thread.remove(namespace, ids.intersection, is_retention=False)
 
-    def prune(
-        self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep_last: int = 1
-    ) -> None:
-        """Remove history. See `aprune`."""
-        self._services.run(self._prune, thread_ids, strategy, keep_last)
+    delete_for_runs, adelete_for_runs = both(_delete_for_runs)
 
-    async def aprune(
-        self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep_last: int = 1
-    ) -> None:
+    def _prune(
+        self,
+        ops: Ops,
+        thread_ids: Sequence[str],
+        *,
+        strategy: str = "keep_latest",
+        keep_last: int = 1,
+    ) -> Flow[None]:
         """Remove history.
 
         Args:
@@ -288,110 +376,6 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidArgument: there is no such strategy, or `keep_last` is below 1.
         """
-        await self._services.arun(self._prune, thread_ids, strategy, keep_last)
-
-    def get_delta_channel_history(
-        self, *, config: RunnableConfig, channels: Sequence[str]
-    ) -> Mapping[str, Any]:
-        """What delta channels are rebuilt from. See `aget_delta_channel_history`."""
-        return self._services.run(self._delta_history, config, channels)
-
-    async def aget_delta_channel_history(
-        self, *, config: RunnableConfig, channels: Sequence[str]
-    ) -> Mapping[str, Any]:
-        """What delta channels are rebuilt from: their last snapshot, and the writes since.
-
-        Args:
-            config: names the checkpoint; without a `checkpoint_id` the thread's newest.
-            channels: the channels.
-
-        Returns:
-            A `DeltaChannelHistory` of every channel.
-
-        Raises:
-            CorruptData: a part of the history that is needed was removed, or does not decode.
-        """
-        return await self._services.arun(self._delta_history, config, channels)
-
-    # -- flows ---------------------------------------------------------------------------------
-
-    def _get_tuple(self, ops: Ops, config: RunnableConfig) -> Flow[CheckpointTuple | None]:
-        thread_id, namespace = _place(config)
-        key = self._threads.key(thread_id)
-        found = yield from self._threads.get(ops, key, namespace, get_checkpoint_id(config))
-        return self._tuple(thread_id, namespace, found) if found else None
-
-    def _put(
-        self,
-        ops: Ops,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
-    ) -> Flow[RunnableConfig]:
-        thread_id, namespace = _place(config)
-        full = get_checkpoint_metadata(config, metadata)
-        parent = get_checkpoint_id(config)
-
-        def build(head: Record | None) -> tuple[Record, dict[str, bytes]]:
-            return self._record(parent, checkpoint, full, new_versions, head)
-
-        key, root = self._threads.key(thread_id), _root(namespace, full)
-        yield from self._threads.put(ops, key, namespace, root, build)
-        return _config(thread_id, namespace, checkpoint["id"])
-
-    def _put_writes(
-        self,
-        ops: Ops,
-        config: RunnableConfig,
-        writes: Sequence[tuple[str, Any]],
-        task_id: str,
-        task_path: str,
-    ) -> Flow[None]:
-        thread_id, namespace = _place(config)
-        checkpoint_id = get_checkpoint_id(config)
-        if checkpoint_id is None:
-            raise InvalidArgument("config must name a checkpoint: checkpoint_id is missing")
-        parts = Parts(f"{checkpoint_id}/{task_id}")
-        written = []
-        for number, (channel, value) in enumerate(writes):
-            blob = parts.blob(*self._dump(value, f"writes[{number}]"))
-            index = WRITES_IDX_MAP.get(channel, number)
-            written.append(Write(task_id, index, task_path, channel, blob))
-        if written:
-            key = self._threads.key(thread_id)
-            yield from self._threads.put_writes(
-                ops, key, namespace, checkpoint_id, written, parts.data
-            )
-
-    def _delete_thread(self, ops: Ops, thread_id: str) -> Flow[None]:
-        key = self._threads.key(thread_id)
-        layout = yield ops.read_fields(key, [LAYOUT])
-        if layout == [None]:
-            old = yield from checkpoints_0_1.read_thread(ops, key)
-            yield from checkpoints_0_1.remove_rest(ops, old)
-        yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
-
-    def _copy_thread(self, ops: Ops, source_id: str, target_id: str) -> Flow[None]:
-        source, target = self._threads.key(source_id), self._threads.key(target_id)
-        yield from self._threads.copy(ops, source, target)
-
-    def _delete_for_runs(self, ops: Ops, run_ids: Sequence[str]) -> Flow[None]:
-        wanted = frozenset(run_ids)
-        listing = self._listing(None, lambda metadata: metadata.get("run_id") in wanted)
-        ids: dict[tuple[str, str], set[str]] = defaultdict(set)
-        while wanted and (page := (yield from listing.next(ops))):
-            for thread_id, namespace, found in page:
-                ids[thread_id, namespace].add(found.record.id)
-        for (thread_id, namespace), victims in ids.items():
-            key = self._threads.key(thread_id)
-            yield from self._threads.remove(
-                ops, key, namespace, victims.intersection, is_retention=False
-            )
-
-    def _prune(
-        self, ops: Ops, thread_ids: Sequence[str], strategy: str, keep_last: int
-    ) -> Flow[None]:
         if strategy not in ("keep_latest", "delete"):
             raise InvalidArgument(f'strategy must be "keep_latest" or "delete", not {strategy!r}')
         check_int("keep_last", keep_last, low=1)
@@ -399,86 +383,65 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
             if strategy == "delete":
                 yield from self._delete_thread(ops, thread_id)
                 continue
-            key = self._threads.key(thread_id)
-            for namespace in (yield from self._threads.namespaces(ops, key)):
-                yield from self._threads.remove(ops, key, namespace, lambda ids: ids[:-keep_last])
+            thread = self._threads.at(ops, thread_id)
+            for namespace in (yield from thread.namespaces()):
+                yield from thread.remove(namespace, lambda ids: ids[:-keep_last])
 
-    def _delta_history(
-        self, ops: Ops, config: RunnableConfig, channels: Sequence[str]
-    ) -> Flow[Mapping[str, Any]]:
-        thread_id, namespace = _place(config)
-        key = self._threads.key(thread_id)
-        result: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
-        if not result:
-            return result
-        bases, cut, parts = yield from self._threads.history(
-            ops, key, namespace, get_checkpoint_id(config), result
-        )
-        if cut is not None:
-            checkpoint = self.serde.loads_typed(cut.checkpoint)
-            rebuilt = checkpoint["channel_versions"].keys()
-            if lost := sorted(rebuilt & result.keys() - bases.keys()):
-                where = f"checkpoint {cut.id!r} of thread {thread_id!r}"
-                raise CorruptData(
-                    f"the history before {where} was removed, from which the channels {lost} are "
-                    "rebuilt: they were not known to be delta channels",
-                    key=where,
-                )
-        for channel, base in bases.items():
-            result[channel]["writes"] = [
-                (write.task_id, channel, self._load(parts, write.value)) for write in base.writes
-            ]
-            if base.seed is not None:
-                result[channel]["seed"] = self._load(parts, base.seed)
-        return result
+    prune, aprune = both(_prune)
 
-    def _import(self, ops: Ops, key: SessionKey) -> Flow[None]:
+    # -- release 0.1.0 -------------------------------------------------------------------------
+
+    def _import(self, thread: Thread) -> Flow[None]:
         """Store again what release 0.1.0 stored of a thread."""
-        thread = yield from checkpoints_0_1.read_thread(ops, key)
+        old = yield from checkpoints_0_1.read_thread(thread.ops, thread.key)
         roots: dict[str, str] = {}
-        checkpoints: dict[str, list[Found]] = {}
-        for history in thread.values():
-            last: Record | None = None
-            for checkpoint_id, old in sorted(history.checkpoints.items()):
-                checkpoint = self.serde.loads_typed((old.checkpoint.type, old.checkpoint.data))
-                metadata = self.serde.loads_typed((old.metadata.type, old.metadata.data))
-                last, data = self._record(old.parent, checkpoint, metadata, {}, last)
+        checkpoints: dict[str, list[Found]] = defaultdict(list)
+        for _, history in old:
+            record: Record | None = None
+            for checkpoint_id, stored in sorted(history.checkpoints.items()):
+                checkpoint = self.serde.loads_typed(stored.checkpoint)
+                metadata = self.serde.loads_typed(stored.metadata)
+                record, data = self._record(stored.parent, checkpoint, metadata, {}, record)
                 parts = Parts(checkpoint_id)
                 writes = [
-                    Write(
-                        task_id,
-                        index,
-                        write.path,
-                        write.channel,
-                        parts.blob(write.value.type, write.value.data),
-                    )
+                    Write(task_id, index, write.path, write.channel, parts.blob(*write.value))
                     for (task_id, index), write in history.writes.get(checkpoint_id, {}).items()
                 ]
-                roots.setdefault(old.namespace, _root(old.namespace, metadata))
-                found = Found(last, writes, data | parts.data)
-                checkpoints.setdefault(old.namespace, []).append(found)
+                roots.setdefault(stored.namespace, _root(stored.namespace, metadata))
+                found = Found(record, writes, data | parts.data)
+                checkpoints[stored.namespace].append(found)
         if checkpoints:
-            yield from self._threads.store(ops, key, roots, checkpoints, thread[key].names)
-            yield from checkpoints_0_1.remove_rest(ops, thread)
+            session, _ = old[0]
+            yield from thread.store(
+                roots, checkpoints, filter(checkpoints_0_1.is_ours, session.state)
+            )
+            yield from checkpoints_0_1.remove_rest(thread.ops, old)
 
     # -- parts ---------------------------------------------------------------------------------
 
-    def _listing(
+    def _pages(
         self,
         config: RunnableConfig | None,
-        matches: Callable[[Mapping[str, Any]], bool],
-        before: RunnableConfig | None = None,
-        limit: int | None = None,
-    ) -> Listing:
-        return Listing(
-            self._threads,
-            _place(config)[0] if config else None,
-            config["configurable"].get("checkpoint_ns") if config else None,
-            get_checkpoint_id(config) if config else None,
-            get_checkpoint_id(before) if before else None,
-            limit,
-            lambda record: matches(self.serde.loads_typed(record.metadata)),
-        )
+        wanted: Mapping[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> Pages:
+        def matches(record: Record) -> bool:
+            metadata = self._metadata(record) if wanted else {}
+            return all(metadata.get(name) == value for name, value in (wanted or {}).items())
+
+        pages = Pages(self._threads, matches, limit)
+        if config is not None:
+            pages.thread_id, _ = _place(config)
+            pages.namespace = config["configurable"].get("checkpoint_ns")
+            pages.checkpoint_id = get_checkpoint_id(config)
+        if before is not None:
+            pages.before = get_checkpoint_id(before)
+        return pages
+
+    def _metadata(self, record: Record) -> Mapping[str, Any]:
+        metadata: Mapping[str, Any] = self.serde.loads_typed(record.metadata)
+        return metadata
 
     def _record(
         self,
@@ -587,10 +550,3 @@ def _root(namespace: str, metadata: Mapping[str, Any]) -> str:
     if ":" in namespace and isinstance(parents, dict):  # it contains the id of a task
         return str(parents.get("", ""))
     return ""
-
-
-def _filter(wanted: Mapping[str, Any] | None) -> Callable[[Mapping[str, Any]], bool]:
-    """Whether metadata is as wanted."""
-    return lambda metadata: all(
-        metadata.get(name) == value for name, value in (wanted or {}).items()
-    )

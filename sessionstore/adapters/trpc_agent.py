@@ -282,7 +282,7 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
         view = _to_view(session, log, active, historical)
         active, historical = _merge(session, seen.shown, active, historical)
         if view != (new_view := _to_view(session, log, active, historical)):
-            values[_VIEW] = new_view
+            values |= to_json_state({_VIEW: new_view}, "session.events")
         return values, [key for key in seen.state if key not in state]
 
     def _events(self, found: StoredSession) -> tuple[list[Event], list[Event], list[Event]]:
@@ -299,12 +299,14 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
                 active = _apply_change(stored.content, active, historical)
         if _VIEW in found.state:
             with reading(found, "its view of the events", self._name):
-                active, historical = _apply_view(found.state[_VIEW], log)
+                view = from_json_state({_VIEW: found.state[_VIEW]})[_VIEW]
+                active, historical = _apply_view(view, log)
         return log, active, historical
 
 
-# A View says which events a Session shows. Its entries are [first id, last id] of events that
-# stand next to each other in the log, and events that the log does not have like that.
+# A View says where the events of the log are shown. Its entries are runs of events that stand next
+# to each other in the log, as [first id, last id, number], and events that the log does not have
+# like that. Every event that was in the log is in an entry; later ones are shown.
 
 
 def _to_view(
@@ -322,36 +324,51 @@ def _to_view(
                 found.append({"event": _write(event, session), "is_logged": place is not None})
                 place = None
             elif before is not None and place == before + 1:
-                found[-1][1] = event.id
+                found[-1] = [found[-1][0], event.id, found[-1][2] + 1]
             else:
-                found.append([event.id, event.id])
+                found.append([event.id, event.id, 1])
             before = place
         return found
 
-    upto = log[-1].id if log else None  # newer ones are shown, too
-    return {"upto": upto, "active": entries(active), "historical": entries(historical)}
+    shown = {event.id for event in active + historical}
+    dropped = [event for event in log if event.id not in shown]
+    kinds = {"active": active, "historical": historical, "dropped": dropped}
+    return {kind: entries(events) for kind, events in kinds.items()}
 
 
 def _apply_view(view: dict[str, Any], log: list[Event]) -> tuple[list[Event], list[Event]]:
-    """The events that a View shows, and the historical ones; without those that are trimmed."""
+    """The events that a View shows, and the historical ones; without those that were removed."""
     places = {event.id: place for place, event in enumerate(log)}
+    ends = {-1}  # places where an entry begins or ends
+    for entry in sum(view.values(), []):  # noqa: RUF017  # three lists
+        names = entry[:2] if isinstance(entry, list) else [entry["event"][0]["id"]]
+        ends |= {places[name] for name in names if name in places}
 
-    def events(entries: list[Any]) -> list[Event]:
-        found: list[Event] = []
+    def place_run(first_id: str, last_id: str, number: int) -> tuple[int, int]:
+        first, last = places.get(first_id), places.get(last_id)
+        if last is not None:  # without its first event the run begins after the one before
+            before = 1 + max(end for end in ends if end < last)
+            return before if first is None else first, last
+        if first is not None:  # without its last event the run ends before the next one
+            return first, min([first + number - 1, *(end for end in ends if end > first)]) - 1
+        return 0, -1
+
+    newest = max(ends)
+    found: dict[str, list[Event]] = {}
+    for kind, entries in view.items():
+        events = found[kind] = []
         for entry in entries:
             if isinstance(entry, list):
-                first, last = entry
-                found += log[places.get(first, 0) : places.get(last, -1) + 1]
+                first, last = place_run(*entry)
+                newest = max(newest, last)
+                events += log[first : last + 1]
             elif not entry["is_logged"] or entry["event"][0]["id"] in places:
-                found.append(_read(entry["event"]))
-        return found
-
-    newer = log[places.get(view["upto"], -1) + 1 :]
-    historical = events(view["historical"])
+                events.append(_read(entry["event"]))
+    historical = found["historical"]
     # Replaced summaries go with the events that they followed.
     while historical and historical[0].id not in places:
         del historical[0]
-    return events(view["active"]) + newer, historical
+    return found["active"] + log[newest + 1 :], historical
 
 
 def _merge(

@@ -21,7 +21,10 @@ _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
 def store_options(command: F) -> F:
-    """Give a command `service`, `as_json`, and the options that lead to them."""
+    """Give a command `service`, `as_json`, and the options that lead to them.
+
+    If the command has the options --ttl and --codec, the service gets them.
+    """
 
     @click.option(
         "--url",
@@ -41,25 +44,22 @@ def store_options(command: F) -> F:
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
     @wraps(command)
-    def with_service(
-        *, url: str, key_prefix: str, partition_by: Any, as_json: bool, **values: Any
-    ) -> Any:
-        with _open(url, key_prefix, partition_by) as service:
+    def with_service(*, url: str, as_json: bool, **values: Any) -> Any:
+        options = {name: values.pop(name) for name in ("key_prefix", "partition_by")}
+        for name, option in (("ttl", "session_ttl"), ("codec", "codec")):
+            if name in values:
+                options[option] = values.pop(name)
+        with opened_service(url, **options) as service:
             return command(service=service, as_json=as_json, **values)
 
     return with_service  # type: ignore[return-value]  # click adds the options
 
 
 @contextmanager
-def _open(url: str, key_prefix: str, partition_by: Any) -> Iterator[SessionService]:
+def opened_service(url: str, **options: Any) -> Iterator[SessionService]:
     """A service that changes no TTL by reading. Its errors become one sentence and status 2."""
     try:
-        service = RedisSessionService(
-            url,
-            key_prefix=key_prefix,
-            partition_by=partition_by,
-            refresh_ttl_on_read=False,
-        )
+        service = RedisSessionService(url, refresh_ttl_on_read=False, **options)
     except InvalidArgument as error:
         raise click.UsageError(f"{error}.") from error
     with service:

@@ -105,8 +105,9 @@ def check_condition(
     """lua/lib/check_condition.lua"""
     if condition == b"":
         return None
-    if condition.startswith(b"t"):
-        token = keyspace.hget(session, b"turn_token")
+    if condition[:1] in (b"t", b"c"):
+        field = b"turn_token" if condition.startswith(b"t") else b"compactor_token"
+        token = keyspace.hget(session, field)
         return None if condition[1:] == token else [b"LOST"]
     return None if int(condition) == version else [b"STALE", version]
 
@@ -129,6 +130,32 @@ def check_create(keyspace: Keyspace, keys: Keys, session_id: bytes) -> None:
     keyspace.zcard(keys[1])
     keyspace.zscore(keys[2], session_id)
     check_tiers(keyspace, keys)
+
+
+def wake_watchers(keyspace: Keyspace, session: bytes) -> None:
+    """lua/lib/wake_watchers.lua"""
+    flags, listen_ms = keyspace.hmget(session, b"flags", b"listen_ms")
+    if flags and b"l" in flags and (header_number(listen_ms) or 0) >= keyspace.now_us // 1000:
+        keyspace.spublish(session)
+
+
+def note_change(keyspace: Keyspace, session: bytes, version: int, first: int, last: int) -> None:
+    """lua/lib/note_change.lua"""
+    flags, stored = keyspace.hmget(session, b"flags", b"changes")
+    if b"l" not in (flags or b""):
+        return
+    changes = [*(stored or b"").split(), b"%d:%d:%d" % (version, first, last)]
+    keyspace.hset(session, (b"changes", b" ".join(changes[-9:])))
+    wake_watchers(keyspace, session)
+
+
+def note_trimmed(keyspace: Keyspace, session: bytes, events: bytes, event_limit: int) -> None:
+    """lua/lib/note_trimmed.lua"""
+    flags = keyspace.hget(session, b"flags")
+    rank = keyspace.zcard(events) - event_limit - 1
+    if event_limit > 0 and b"l" in (flags or b"") and rank >= 0:
+        [(position, _)] = keyspace.zrange_by_rank(events, rank, rank, rev=False)
+        keyspace.hset(session, (b"trimmed_us", decimal(position)))
 
 
 # -- deadlines ----------------------------------------------------------------------------------
@@ -403,10 +430,8 @@ def remove_summary(keyspace: Keyspace, session: bytes, flags: bytes | None) -> N
     if flags is None or b"c" not in flags:
         return
     names = [name.encode() for name in Summary._fields]
-    keyspace.hdel(session, [*names, b"summary", b"flags"])
-    others = flags.replace(b"c", b"")
-    if others:
-        keyspace.hset(session, (b"flags", others))
+    keyspace.hdel(session, [*names, b"summary"])
+    keyspace.hset(session, (b"flags", flags.replace(b"c", b"")))
 
 
 def ids_to_check(
@@ -432,7 +457,7 @@ def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> list[
     deadline_ms = new_deadline(keyspace, ttl_ms) if ttl_ms > 0 else -1
     fields = (b"version", now_us, b"created_us", now_us, b"updated_us", now_us, b"last_us", b"0")
     deadline = (b"deadline_ms", decimal(deadline_ms))
-    log = (b"count", b"0", b"event_limit", event_limit or b"1000")
+    log = (b"count", b"0", b"event_limit", event_limit or b"1000", b"flags", b"")
     keyspace.hset(session, (*fields, *deadline, *log, b"generation", creation_id))
     is_new_member = keyspace.zadd(index, keyspace.now_us, session_id) == 1
     if ttl_ms > 0:

@@ -74,12 +74,14 @@ class Keyspace:
 
     Attributes:
         now_us: the time of the current Call, in microseconds since 1970.
+        published: the channels of the messages that the current Call has published.
     """
 
     def __init__(self) -> None:
         self.now_us = 0
         self._values: dict[bytes, Hash | SortedSet] = {}
         self._deadlines: dict[bytes, int] = {}
+        self.published: list[bytes] = []
 
     # -- keys ----------------------------------------------------------------------------------
 
@@ -102,6 +104,10 @@ class Keyspace:
     def exists(self, key: bytes) -> int:
         """EXISTS of one key."""
         return int(self._is_live(key))
+
+    def spublish(self, channel: bytes) -> None:
+        """SPUBLISH of an empty message."""
+        self.published.append(channel)
 
     def unlink(self, *keys: bytes) -> int:
         """UNLINK."""

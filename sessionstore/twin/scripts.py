@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable
 from types import MappingProxyType
 
@@ -31,6 +32,8 @@ from .fragments import (
     new_changes,
     new_count,
     next_position,
+    note_change,
+    note_trimmed,
     read_checked_header,
     read_header,
     read_summary,
@@ -40,6 +43,7 @@ from .fragments import (
     refresh_tiers,
     remove_summary,
     trim_events,
+    wake_watchers,
     write_create,
     write_delta,
     write_header,
@@ -129,9 +133,26 @@ def delete_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     existed_us = header_number(created_us if restored_us is None else restored_us)
     if age_us > 0 and existed_us is not None and existed_us > keyspace.now_us - age_us:
         return [b"UNKNOWN"]
+    wake_watchers(keyspace, session)
     keyspace.unlink(session, events)
     keyspace.zrem(index, session_id)
     return [b"OK"]
+
+
+def listen_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/listen_session.lua"""
+    session, events = keys
+    keyspace.zcard(events)
+    names = (b"version", b"created_us", b"last_us", b"changes", b"flags", b"listen_ms")
+    *fields, flags, listen_ms = keyspace.hmget(session, *names)
+    if fields[0] is None:
+        return [b"NOT_FOUND"]
+    until_ms = keyspace.now_us // 1000 + int(args[0])
+    if args[0] != b"0" and (header_number(listen_ms) or 0) < until_ms:
+        keyspace.hset(session, (b"listen_ms", decimal(until_ms)))
+    if b"l" not in (flags or b""):
+        keyspace.hset(session, (b"flags", (flags or b"") + b"l"))
+    return [b"OK", *(field or b"" for field in fields)]
 
 
 def prune_index(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
@@ -220,6 +241,7 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         return [b"OK", version, keyspace.now_us, 1]
     num_events = keyspace.zcard(events)
     num_missing = 0 if count is None else count - num_events + 1
+    note_trimmed(keyspace, session, events, limit)
     num_events = trim_events(keyspace, events, limit, num_events)
     stored_count = new_count(num_events, num_missing, limit)
     keyspace.hset(session, (b"count", decimal(stored_count), b"event_limit", decimal(limit)))
@@ -232,6 +254,7 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if last_us == 0 or num_missing > 0:
         deadline_ms = 0  # the key of the events is new and has no deadline
     refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, position, is_new_member)
+    wake_watchers(keyspace, session)
     if sums:
         return [b"ADDED", new_version, keyspace.now_us, sums]
     return [b"OK", new_version, keyspace.now_us, 0]
@@ -285,6 +308,7 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if change and changes:
         write_tiers(keyspace, keys, change, 0)
     num_missing, num_before = max(count - num_events, 0), max(count, num_events)
+    note_trimmed(keyspace, session, events, limit)
     num_events = trim_events(keyspace, events, limit, keyspace.zcard(events))
     count = new_count(num_events, num_missing, limit)
     keyspace.hset(session, (b"count", decimal(count), b"event_limit", decimal(limit)))
@@ -296,9 +320,57 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         deadline_ms = 0  # the key of the events is new and has no deadline
     new_version, is_new_member = write_header(keyspace, keys, session_id, version, last_us)
     refresh_session_if_due(keyspace, keys, deadline_ms, ttl_ms, last_us, is_new_member)
+    wake_watchers(keyspace, session)
     if sums and num_duplicates == 0:
         return [b"ADDED", new_version, keyspace.now_us, sums]
     return [b"OK", new_version, keyspace.now_us, num_duplicates]
+
+
+def append_fragments(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/append_fragments.lua"""
+
+    def bytes_before(entry: bytes) -> int:
+        found = re.match(rb"\d+ \d+ (\d+) ", entry)
+        return int(found[1]) if found else 0
+
+    session, stream = keys
+    created_us, condition, ttl, num_fragments, fragments = args
+    ttl_ms = int(ttl)
+    names = (b"version", b"created_us", b"last_us")
+    version, created, last_us = keyspace.hmget(session, *names)
+    if version is None or created_us not in (b"", created):
+        return [b"NOT_FOUND"]
+    for name, field in zip(names, (version, created, last_us), strict=True):
+        if header_number(field) is None:
+            return [b"CORRUPT", session, name]
+    assert created is not None
+    assert last_us is not None
+    mark = b"\0%b %b" % (created, hashlib.sha1(fragments).hexdigest().encode())
+    stored = keyspace.zscore(stream, mark)
+    if stored is not None:
+        return [b"OK", int(stored)]
+    refusal = check_condition(keyspace, session, condition, int(version))
+    if refusal:
+        return refusal
+    before, last = 0, 0
+    for score, newest in keyspace.zrange_by_rank(stream, -1, -1, rev=False):
+        before, last = bytes_before(newest) + len(newest), int(score)
+    sequence = max(keyspace.now_us, last + 1) + int(num_fragments) - 1
+    entry = b" ".join((created, last_us, decimal(before), num_fragments, fragments))
+    keyspace.zadd(stream, sequence, mark)
+    keyspace.zadd(stream, sequence, entry)
+    keyspace.pexpireat(stream, keyspace.now_us // 1000 + ttl_ms)
+    keyspace.zremrangebyscore(stream, -math.inf, keyspace.now_us - ttl_ms * 1000)
+    num_entries = keyspace.zcard(stream) // 2
+    while num_entries > 1:
+        oldest = keyspace.zrange_by_rank(stream, 0, 1, rev=False)[1][1]
+        num_bytes = before + len(entry) - bytes_before(oldest)
+        if num_entries <= 5000 and num_bytes <= 8 << 20:
+            break
+        keyspace.zremrangebyrank(stream, 0, 1)
+        num_entries -= 1
+    wake_watchers(keyspace, session)
+    return [b"OK", sequence]
 
 
 def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
@@ -315,7 +387,7 @@ def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         return [b"MISSING", events, header.count, 0]
     if not newest or (summary and newest[-1][0] <= summary.compacted_us):
         return [b"EMPTY"]
-    event = newest[-1][1]
+    position, event = newest[-1]
     # Lua removes the event last, because the slot may be migrating. The twin has no slots.
     keyspace.zrem(events, event)
     new_version, is_new_member = write_header(
@@ -324,6 +396,7 @@ def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     keyspace.hset(session, (b"removed_us", decimal(keyspace.now_us)))
     if header.count is not None:
         keyspace.hset(session, (b"count", decimal(max(header.count - 1, len(newest) - 1))))
+    note_change(keyspace, session, new_version, position, position)
     refresh_session(keyspace, keys, int(ttl), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us, event]
 
@@ -342,6 +415,7 @@ def clear_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     )
     keyspace.hset(session, (b"count", b"0", b"removed_us", decimal(keyspace.now_us)))
     remove_summary(keyspace, session, header.flags)
+    note_change(keyspace, session, new_version, 0, header.last_us)
     refresh_session(keyspace, keys, int(ttl), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]
 
@@ -361,6 +435,7 @@ def replace_newest(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     end_kept = min(int(end), num_events)
     first_kept = min(int(first), end_kept)
     limit = choose_limit(event_limit, header.event_limit, num_events)
+    replaced = keyspace.zrange_by_rank(events, end_kept, end_kept, rev=False)
     last_us, num_left = header.last_us, 0
     for at in range(0, len(tail), 2):
         position = next_position(keyspace, int(tail[at + 1]), last_us)
@@ -374,6 +449,7 @@ def replace_newest(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
             keyspace.zremrangebyrank(events, end_kept, num_events - 1)
         if first_kept:
             keyspace.zremrangebyrank(events, 0, first_kept - 1)
+        note_trimmed(keyspace, session, events, limit)
         num_left = trim_events(keyspace, events, limit, num_left)
     else:
         keyspace.unlink(events)
@@ -385,6 +461,11 @@ def replace_newest(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         covered = max(summary.covered - (first_kept + num_before - num_left), 0)
         keyspace.hset(session, (b"covered", decimal(covered)))
     new_version, is_new_member = write_header(keyspace, keys, session_id, header.version, last_us)
+    if first_kept or replaced:
+        first_changed = 0 if first_kept else replaced[0][0]
+        note_change(keyspace, session, new_version, first_changed, header.last_us)
+    else:
+        wake_watchers(keyspace, session)
     refresh_session(keyspace, keys, int(ttl), last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]
 
@@ -583,6 +664,7 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             acquire_turn,
             append_event,
             append_events,
+            append_fragments,
             change_fields,
             check_session,
             clear_events,
@@ -594,6 +676,7 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             fork_session,
             free_turn,
             get_or_create_session,
+            listen_session,
             pop_event,
             prune_index,
             renew_turn,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from msgspec import UNSET
+from msgspec.structs import replace
 from support.events import LONG_AGO, NOON, make_event, numbered, numbers_of
 from support.services import ServiceFactory
 from support.sessions import IDS, KEY, OWNER, append_many, create, read
@@ -21,6 +22,7 @@ from sessionstore import (
     SessionExists,
     SessionKey,
     SessionNotFound,
+    Summary,
     flows,
     restore,
 )
@@ -41,6 +43,7 @@ async def exported(service: Any, key: SessionKey = KEY) -> dict[str, Any]:
         "updated_at": session.updated_at,
         "event_limit": session.event_limit,
         "forked_from": session.forked_from,
+        "summary": session.summary,
     }
 
 
@@ -76,6 +79,44 @@ async def test_a_restored_session_equals_the_one_that_was_exported(service: Any)
         after.version = before.version
         assert after == before
         assert await exported(service, key) == arguments
+
+
+async def test_a_summary_is_restored(service: Any) -> None:
+    session = await create(service)
+    turns = [Event("user", number, invocation_id=f"i{number}") for number in range(6)]
+    await service.append_events(session, turns)
+    positions = (await service.get_events(KEY)).positions
+    await service.compact_session(session, upto=positions[2], summary={"a": [1]})
+    arguments = await exported(service)
+    restored = await service.restore_session(**NEW_IDS, **arguments)
+    assert restored.summary == session.summary
+    assert restored.event_count == 6
+    after = await read(service, NEW)
+    assert (numbers_of(after), after.summary) == ([3, 4, 5], session.summary)
+    assert await exported(service, NEW) == arguments
+    assert await service.restore_session(**NEW_IDS, **arguments) == restored
+    # What the summary covers may have been whole, or not: it stays.
+    with pytest.raises(InvalidArgument):
+        await service.rewind_session(NEW, to=positions[1])
+    assert await service.rewind_session(NEW, to=positions[3]) == 2
+    await service.append_event(NEW, Event("user", 7, invocation_id="i7"))
+    upto = (await service.get_events(NEW)).positions[3]
+    again = await service.compact_session(
+        NEW, upto=upto, summary="more", if_summary=positions[2], drop=True
+    )
+    assert again.num_events == 0
+    assert numbers_of(await read(service, NEW)) == [7]
+
+
+async def test_a_summary_of_events_that_are_gone_is_restored(service: Any) -> None:
+    summary = Summary("all of it", 10**15, NOON, 7)
+    restored = await service.restore_session(**NEW_IDS, summary=summary)
+    assert restored.summary == replace(summary, num_events=0)
+    await service.append_event(restored, make_event("new"))  # of 2001
+    assert (await service.get_events(NEW)).positions == [10**15 + 1]
+    assert numbers_of(await read(service, NEW)) == ["new"]
+    with pytest.raises(SessionExists):
+        await service.restore_session(**NEW_IDS, summary=replace(summary, content="other"))
 
 
 async def test_the_session_goes_on_where_it_was(service: Any) -> None:
@@ -346,6 +387,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"event_limit": 0}, "event_limit must be at least 1"),
     ({"event_limit": "5"}, "event_limit must be an int"),
     ({"forked_from": ""}, "forked_from must not be empty"),
+    ({"summary": "text"}, "summary must be a Summary, not str"),
+    ({"summary": Summary(" ", 5, NOON, 0)}, "summary.content must not be empty"),
+    ({"summary": Summary({1}, 5, NOON, 0)}, "summary.content is a set"),
+    ({"summary": Summary("x" * 20_000, 5, NOON, 0)}, "summary.content is 20002 bytes"),
+    ({"summary": Summary("x", 0, NOON, 0)}, "summary.upto must be at least 1"),
+    ({"summary": Summary("x", 5, LONG_AGO.replace(year=1960), 0)}, "summary.created_at must be"),
 ]
 
 

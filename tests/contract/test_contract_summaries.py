@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from support.events import numbers_of
+from support.events import LONG_AGO, numbers_of
 from support.services import ServiceFactory
 from support.sessions import IDS, KEY, OWNER, append_many, create, read
 
@@ -27,9 +27,17 @@ from sessionstore.times import from_us
 
 
 def turns(first: int, end: int, size: int = 2) -> list[Event]:
-    """Events of turns of this size; the content of an event is its number."""
+    """Events of turns of this size; the content of an event is its number.
+
+    Their timestamps are the same, so their positions differ by a microsecond.
+    """
     return [
-        Event("agent" if number % size else "user", number, invocation_id=f"i{number // size}")
+        Event(
+            "agent" if number % size else "user",
+            number,
+            invocation_id=f"i{number // size}",
+            timestamp=LONG_AGO,
+        )
         for number in range(first, end)
     ]
 

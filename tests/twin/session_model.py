@@ -5,10 +5,12 @@ Times are integer microseconds, deadlines integer milliseconds since 1970; None 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from support.events import LONG_AGO
 
 from sessionstore import (
     BackendRejected,
@@ -20,6 +22,7 @@ from sessionstore import (
     SessionKey,
     SessionNotFound,
     StaleVersion,
+    Summary,
     Turn,
     TurnLost,
     TurnTaken,
@@ -69,6 +72,18 @@ class Lease:
 
 
 @dataclass
+class StoredSummary:
+    """`total`: how many events it covered, those included that are gone. Equal contents of
+    different formats are different summaries."""
+
+    codec: str
+    content: Any
+    upto: int
+    created_us: int
+    total: int
+
+
+@dataclass
 class StoredSession:
     created_us: int
     updated_us: int
@@ -81,6 +96,21 @@ class StoredSession:
     event_limit: int = 0
     forked_from: str | None = None
     restored_from: object = None
+    summary: StoredSummary | None = None
+
+    @property
+    def covered(self) -> int:
+        """How many events of the log the summary covers."""
+        summary = self.summary
+        return sum(entry.position <= summary.upto for entry in self.log) if summary else 0
+
+
+@dataclass
+class Stream:
+    """The fragments of a name of a session: what identifies a call, and its fragments."""
+
+    calls: dict[object, list[Event]] = field(default_factory=dict)
+    deadline: Deadline = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +155,7 @@ class Model:
         self.users: dict[User, Tier] = {}
         self.apps: dict[str, Tier] = {}
         self.staged: dict[object, tuple[int, int]] = {}
+        self.streams: dict[SessionKey, Stream] = {}
         self.refreshed: dict[Any, int] = {}
         self.may_refresh: dict[Any, int] = {}
 
@@ -151,9 +182,10 @@ class Model:
         self, key: SessionKey, event_num: int | None = None, event_time: datetime | None = None
     ) -> Session:
         stored = self.sessions[key]
+        summary = stored.summary
         events = [
             entry.event
-            for entry in stored.log
+            for entry in stored.log[stored.covered :]
             if event_time is None or entry.position >= microseconds(event_time)
         ]
         if event_num is not None:
@@ -174,6 +206,11 @@ class Model:
             len(stored.log),
             stored.event_limit or None,
             stored.forked_from,
+            None
+            if summary is None
+            else Summary(
+                summary.content, summary.upto, instant(summary.created_us), stored.covered
+            ),
         )
 
     def page(
@@ -265,7 +302,7 @@ class Model:
     def pop(self, settings: Settings, key: SessionKey, if_version: int | None) -> Event | None:
         stored = self._open(key)
         self._check_version(stored, if_version)
-        if not stored.log:
+        if len(stored.log) <= stored.covered:
             return None
         self._wrote(settings, key)
         return stored.log.pop().event
@@ -274,7 +311,56 @@ class Model:
         stored = self._open(key)
         self._check_version(stored, if_version)
         stored.log.clear()
+        stored.summary = None
         self._wrote(settings, key)
+
+    def compact(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        upto: int,
+        content: Any,
+        if_summary: int | None,
+        drop: bool,
+        if_version: int | None,
+        lease: Turn | None,
+        starts_turn: Callable[[Event], bool],
+    ) -> Summary:
+        stored = self._open(key)
+        old = stored.summary
+        places = [entry.position for entry in stored.log]
+        if if_summary is not None and upto < if_summary:
+            raise Refused(InvalidArgument)
+        if upto in places and upto != if_summary:
+            after = stored.log[places.index(upto) + 1 :]
+            if not after and if_version is None:
+                raise Refused(InvalidArgument)
+            if after and not starts_turn(after[0].event):
+                raise Refused(InvalidArgument)
+        is_repeat = old is not None and (old.upto, old.codec, old.content) == (
+            upto,
+            settings.codec,
+            content,
+        )
+        if old is None or not is_repeat:
+            self._check_version(stored, if_version)
+            held = stored.leases.get("compactor")
+            if lease is not None and (held is None or held.token != lease.token):
+                raise Refused(TurnLost)
+            if (old.upto if old else None) != if_summary:
+                raise Refused(StaleVersion, old.upto if old else 0)
+            if upto != if_summary and upto not in places:
+                raise Refused(InvalidArgument)
+            gone = old.total - stored.covered if old else 0
+            stored.summary = StoredSummary(settings.codec, content, upto, self.now_us, 0)
+            stored.summary.total = stored.covered + gone
+        if not is_repeat or (drop and stored.covered):
+            if drop:
+                del stored.log[: stored.covered]
+            self._wrote(settings, key)
+        summary = self.view(key).summary
+        assert summary is not None
+        return summary
 
     def rewind(
         self,
@@ -286,6 +372,11 @@ class Model:
     ) -> int:
         stored = self._open(key)
         self._check_version(stored, if_version)
+        summary = stored.summary
+        if summary is not None and position < summary.upto:
+            if stored.covered < summary.total:
+                raise Refused(InvalidArgument)
+            stored.summary = None
         kept = [entry for entry in stored.log if entry.position <= position]
         num_removed = len(stored.log) - len(kept)
         stored.log = kept
@@ -309,6 +400,9 @@ class Model:
         self._check_version(stored, if_version)
         if new is not None and new[0] in {other.identity for other in stored.log}:
             raise Refused(InvalidArgument)
+        if stored.summary is not None and entry.position <= stored.summary.upto:
+            stored.summary = None
+        stored.leases.pop("compactor", None)
         place = stored.log.index(entry)
         stored.log[place : place + 1] = [] if new is None else [Stored(entry.position, *new)]
         self._wrote(settings, key)
@@ -339,6 +433,8 @@ class Model:
             event_limit=stored.event_limit,
             forked_from=key.session_id,
         )
+        if stored.summary is not None and (upto is None or stored.summary.upto <= upto):
+            self.sessions[copy].summary = replace(stored.summary)
         self.refreshed[copy] = settings.session_ttl
         return self.view(copy, 0)
 
@@ -363,8 +459,9 @@ class Model:
         state: dict[str, Any],
         created_us: int | None,
         updated_us: int | None,
+        upto: int | None,
     ) -> Session:
-        """`restored` is all that distinguishes what is restored."""
+        """`restored` is all that distinguishes what is restored. `upto`: of the summary "s"."""
         if key in self.sessions and self.sessions[key].restored_from != restored:
             raise Refused(SessionExists)
         self.staged.pop(restored, None)
@@ -374,13 +471,17 @@ class Model:
                 created_us or updated_us,
                 updated_us,
                 self.now_us,
-                log[-1].position if log else 0,
+                max(log[-1].position if log else 0, upto or 0),
                 None,
                 dict(state),
                 log,
                 event_limit=settings.event_limit,
                 restored_from=restored,
             )
+            if upto is not None:
+                summary = StoredSummary(settings.codec, "s", upto, microseconds(LONG_AGO), 0)
+                self.sessions[key].summary = summary
+                summary.total = self.sessions[key].covered + 1
             self.refreshed[key] = settings.session_ttl
         return self.view(key, 0)
 
@@ -397,6 +498,8 @@ class Model:
         self._check_version(stored, version)
         known = {entry.identity for entry in stored.log}
         kept = stored.log[first_kept:end_kept]
+        if not kept or end_kept < stored.covered:
+            stored.summary = None
         for event in events:
             identity = (settings.codec, event.id)
             if identity in known:
@@ -523,6 +626,24 @@ class Model:
         stored.leases["turn"] = Lease(token, "", 0, old.lease_ms)
         self.refreshed[key] = settings.session_ttl
 
+    def append_fragments(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        fragments: list[Event],
+        if_version: int | None,
+        ttl_ms: int,
+    ) -> None:
+        stored = self._open(key)
+        stream = self.streams.get(key, Stream())
+        ids = tuple(event.id for event in fragments)
+        identity = (stored.created_us, settings.codec, ids)
+        if identity not in stream.calls:
+            self._check_version(stored, if_version)
+            stream.calls[identity] = fragments
+            stream.deadline = self.now_us // 1000 + ttl_ms
+            self.streams[key] = stream
+
     def delete(self, key: SessionKey) -> None:
         self.sessions.pop(key, None)
 
@@ -543,7 +664,7 @@ class Model:
             self.staged[restored] = num_parts, deadline - milliseconds
             if deadline - milliseconds <= now_ms:
                 del self.staged[restored]
-        holders: tuple[dict[Any, Any], ...] = (self.sessions, self.users, self.apps)
+        holders: list[dict[Any, Any]] = [self.sessions, self.users, self.apps, self.streams]
         for holder in holders:
             for name, item in list(holder.items()):
                 if item.deadline is not None:

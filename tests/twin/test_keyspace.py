@@ -150,7 +150,7 @@ def outcome(run: Callable[[], Any]) -> Any:
 def test_every_method_is_tried() -> None:
     public = {name for name, value in vars(Keyspace).items() if callable(value)}
     public = {name for name in public if not name.startswith("_")}
-    assert public - set(NAMES) == {"keys", "sweep"}
+    assert public - set(NAMES) == {"keys", "spublish", "sweep"}
 
 
 def test_keyspace_behaves_as_the_server(server: Server) -> None:

@@ -20,6 +20,7 @@ _spelled = Keys().session("app", "user", "sid")
 KEY_PATTERNS = {
     "session": _spelled.session.decode(),
     "events": _spelled.events.decode(),
+    "stream": _spelled.stream.decode(),
     "index": _spelled.session_index.decode(),
     "staged": Keys.staged(_spelled, "staged").decode(),
     "user": _spelled.user.decode(),
