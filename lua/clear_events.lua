@@ -43,8 +43,8 @@ local now_us = server_time_us()
 local new_version, is_new_member =
   write_header(session, index, session_id, header.version, header.last_us, now_us)
 redis.call('HSET', session, 'count', 0, 'removed_us', now_us)
-note_change(session, header.flags, new_version, 0, header.last_us, to_ms(now_us))
 remove_summary(session, header.flags)
+note_change(session, header.flags, new_version, 0, header.last_us, to_ms(now_us))
 refresh_session(session, nil, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)
 -- Last, because it removes the key: see write_delta.
 redis.call('UNLINK', events)

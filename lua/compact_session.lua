@@ -8,7 +8,8 @@
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
 -- ARGV[3] created_us  int    when the session was created; "" = whatever session is there
--- ARGV[4] condition   bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[4] condition   bytes  a version, or "t" and the token of a turn, or "c" and that of a
+--                            Compactor; "" = no condition
 -- ARGV[5] age_us      int    "" = first attempt; else the age of the call: no attempt is older
 -- ARGV[6] upto        int    position of the last event that the summary covers
 -- ARGV[7] base        int    `upto` of the summary that is replaced; "" = there is none
@@ -23,7 +24,7 @@
 -- REPLY NOT_FOUND
 -- REPLY CORRUPT key field
 -- REPLY STALE version
--- REPLY LOST                the caller does not hold the turn
+-- REPLY LOST                the caller does not hold the turn or the lease
 -- COST O(log N), and O(M) with M events that are removed
 --@include check_condition
 --@include header_number
@@ -88,21 +89,19 @@ if is_repeat then
   num_covered = old.covered
 else
   local num_gone = old and old.summary_events - old.covered or 0
-  old = {summary_us = now_us}
   redis.call('HSET', session, 'summary', summary, 'compacted_us', upto, 'summary_us', now_us,
     'summary_events', num_covered + num_gone)
-  if not header.flags then
-    redis.call('HSET', session, 'flags', 'c')
-  elseif not string.find(header.flags, 'c', 1, true) then
-    redis.call('HSET', session, 'flags', string.format('%sc', header.flags))
+  if not old then
+    redis.call('HSET', session, 'flags', string.format('%sc', header.flags or ''))
   end
+  old = {summary_us = now_us}
 end
 num_covered = num_covered - num_dropped
 redis.call('HSET', session, 'covered', num_covered, 'count', count)
 if num_dropped > 0 then
   redis.call('HSET', session, 'removed_us', now_us)
-  if header.flags and string.find(header.flags, 'l', 1, true) then -- see note_trimmed
-    redis.call('HSET', session, 'trimmed_us', upto)
+  if header.flags and string.find(header.flags, 'l', 1, true) then
+    redis.call('HSET', session, 'trimmed_us', upto) -- as note_trimmed does
   end
 end
 local remaining = num_dropped < num_events and events or nil

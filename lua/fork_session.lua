@@ -92,7 +92,7 @@ end
 local fields = {
   version = now_us, created_us = now_us, updated_us = now_us, last_us = last_us, deadline_ms = 0,
   count = count, event_limit = choose_limit(nil, header.event_limit, num_events),
-  generation = creation_id, forked_from = origin,
+  generation = creation_id, forked_from = origin, flags = '',
 }
 if summary and (first == '' or summary.compacted_us < tonumber(first)) then
   for field, value in pairs(summary) do

@@ -84,8 +84,8 @@ if num_left > 0 then
   if first_kept > 0 then
     redis.call('ZREMRANGEBYRANK', events, 0, first_kept - 1)
   end
-  note_trimmed(session, header.flags, events, event_limit)
   num_before = num_left
+  note_trimmed(session, header.flags, events, event_limit)
   num_left = trim_events(events, event_limit, num_left)
 end
 redis.call('HSET', session, 'count', num_left, 'event_limit', event_limit, 'removed_us', now_us)

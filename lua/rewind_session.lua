@@ -64,13 +64,13 @@ if header.count then
   -- What is missing stays missing.
   redis.call('HSET', session, 'count', math.max(header.count, num_events) - num_removed)
 end
+if is_behind then
+  remove_summary(session, header.flags)
+end
 if num_removed > 0 then
   note_change(
     session, header.flags, new_version, tonumber(first), header.last_us, to_ms(now_us)
   )
-end
-if is_behind then
-  remove_summary(session, header.flags)
 end
 replace_state(session, ARGV, tail)
 local remaining = num_removed < num_events and events or nil

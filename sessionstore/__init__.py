@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .compactor import Compactor
 from .errors import (
     BackendError,
     BackendRejected,
@@ -51,6 +52,7 @@ __all__ = [
     "BackendRejected",
     "BackendTimeout",
     "BackendUnavailable",
+    "Compactor",
     "CorruptData",
     "DeletedUser",
     "Event",

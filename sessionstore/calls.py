@@ -169,6 +169,11 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         actual, limit = reply[1:]
         message = f"{name} has {actual} events; at most {limit} can be copied"
         raise LimitExceeded(message, limit=limit, actual=actual)
+    if word == b"INCOMPLETE":
+        message = (
+            f"events of {name} that were sent before are gone; nothing was restored, try again"
+        )
+        raise BackendRejected(message)
     if word == b"COVERED":
         raise InvalidArgument(
             f"to must be at least {reply[1]}: the summary of {name} covers events up to there, and "

@@ -57,7 +57,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
             ordered by arrival, not by timestamp.
         invocation_id: the run that the event belongs to; any text.
         branch: the agent branch that the event belongs to; any text.
-        partial: True for a fragment of a stream; it is returned and never stored.
+        partial: True for a fragment of an event that is being written. It is never in the log; with
+            `stream_ttl` it is kept apart for that time.
         state_delta: state to set in the same atomic write: `key`, `user:key` or `app:key`;
             a `temp:key` is set only in the caller's Session.
         state_removed: state keys to remove in the same atomic write.

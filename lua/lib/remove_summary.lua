@@ -5,9 +5,7 @@ local function remove_summary(session, flags)
     return
   end
   redis.call('HDEL', session,
-    'compacted_us', 'covered', 'summary', 'summary_events', 'summary_us', 'flags')
+    'compacted_us', 'covered', 'summary', 'summary_events', 'summary_us')
   local others = string.gsub(flags, 'c', '')
-  if others ~= '' then
-    redis.call('HSET', session, 'flags', others)
-  end
+  redis.call('HSET', session, 'flags', others)
 end

@@ -52,7 +52,7 @@ class MemoryExecutor:
         Raises:
             InvalidArgument: `cleanup_interval` is out of range, or `clock` is not callable.
         """
-        cleanup_s = _DEFAULT_CLEANUP_S if options.any_ttl else None
+        cleanup_s = _DEFAULT_CLEANUP_S if options.any_ttl or options.stream_ttl_ms else None
         if cleanup_interval is not None:
             cleanup_s = check_seconds("cleanup_interval", cleanup_interval)
         return cls(cleanup_s, None if clock is None else check_clock(clock))

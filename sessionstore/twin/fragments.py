@@ -105,10 +105,18 @@ def check_condition(
     """lua/lib/check_condition.lua"""
     if condition == b"":
         return None
-    if condition.startswith(b"t"):
-        token = keyspace.hget(session, b"turn_token")
+    if condition[:1] in (b"t", b"c"):
+        field = b"turn_token" if condition.startswith(b"t") else b"compactor_token"
+        token = keyspace.hget(session, field)
         return None if condition[1:] == token else [b"LOST"]
     return None if int(condition) == version else [b"STALE", version]
+
+
+def lease_fields(lease: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """lua/lib/lease_fields.lua"""
+    if lease == b"turn":
+        return b"turn_token", b"turn_until_us", b"turn_holder", b"turn_ms"
+    return b"compactor_token", b"compactor_until_us", b"compactor_holder", b"compactor_ms"
 
 
 def check_tiers(keyspace: Keyspace, keys: Keys) -> None:
@@ -422,10 +430,8 @@ def remove_summary(keyspace: Keyspace, session: bytes, flags: bytes | None) -> N
     if flags is None or b"c" not in flags:
         return
     names = [name.encode() for name in Summary._fields]
-    keyspace.hdel(session, [*names, b"summary", b"flags"])
-    others = flags.replace(b"c", b"")
-    if others:
-        keyspace.hset(session, (b"flags", others))
+    keyspace.hdel(session, [*names, b"summary"])
+    keyspace.hset(session, (b"flags", flags.replace(b"c", b"")))
 
 
 def ids_to_check(
@@ -444,15 +450,14 @@ def ids_to_check(
 
 def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> list[bytes]:
     """lua/lib/write_create.lua"""
-    session, events, index = keys[:3]
+    session, _, index = keys[:3]
     session_id, ttl, creation_id, event_limit = args[:4]
     ttl_ms = int(ttl)
     now_us = decimal(keyspace.now_us)
     deadline_ms = new_deadline(keyspace, ttl_ms) if ttl_ms > 0 else -1
-    keyspace.unlink(session, events)
     fields = (b"version", now_us, b"created_us", now_us, b"updated_us", now_us, b"last_us", b"0")
     deadline = (b"deadline_ms", decimal(deadline_ms))
-    log = (b"count", b"0", b"event_limit", event_limit or b"1000")
+    log = (b"count", b"0", b"event_limit", event_limit or b"1000", b"flags", b"")
     keyspace.hset(session, (*fields, *deadline, *log, b"generation", creation_id))
     is_new_member = keyspace.zadd(index, keyspace.now_us, session_id) == 1
     if ttl_ms > 0:

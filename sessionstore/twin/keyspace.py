@@ -144,6 +144,15 @@ class Keyspace:
         if source in self._deadlines:
             self._deadlines[destination] = self._deadlines[source]
 
+    def rename(self, source: bytes, destination: bytes) -> None:
+        """RENAME of a key that exists."""
+        value, deadline_ms = self._values[source], self._deadlines.get(source)
+        self._drop(source)
+        self._drop(destination)
+        self._values[destination] = value
+        if deadline_ms is not None:
+            self._deadlines[destination] = deadline_ms
+
     # -- hashes --------------------------------------------------------------------------------
 
     def hget(self, key: bytes, field: bytes) -> bytes | None:
@@ -205,7 +214,8 @@ class Keyspace:
     def zcount(self, key: bytes, low: float, high: float) -> int:
         """ZCOUNT, both ends inclusive."""
         entries = self._zset(key).entries
-        return bisect_right(entries, high, key=_score) - bisect_left(entries, low, key=_score)
+        first = bisect_left(entries, low, key=_score)
+        return max(bisect_right(entries, high, key=_score) - first, 0)
 
     def zrem(self, key: bytes, member: bytes) -> int:
         """ZREM of one member."""

@@ -16,7 +16,17 @@ from typing import Any, Literal
 
 import pytest
 
-from sessionstore import SessionExists, SessionKey, StaleVersion, TurnTaken, flows, ops_watch
+from sessionstore import (
+    Event,
+    SessionExists,
+    SessionKey,
+    StaleVersion,
+    Summary,
+    TurnTaken,
+    flows,
+    ops_watch,
+    stream,
+)
 from sessionstore.calls import Flow
 from sessionstore.ops import Ops
 
@@ -39,7 +49,8 @@ class Operation:
         method: its name.
         run: calls it on a service, given the scene.
         keys: roles of the scene's keys that it reads or writes: of the "session", its "events",
-            the "index" of the user's sessions, the state of "user" and "app". If one of them has a
+            the "index" of the user's sessions, the state of "user" and "app", and the "stream" of
+            fragments. If one of them has a
             wrong type, the call is refused; if any other key has, it succeeds.
         case: what is special about the arguments, if the method has several entries.
         kind: what it does to data. A server that is out of memory refuses only "write".
@@ -56,7 +67,7 @@ class Operation:
         counts_twice: such a repeat adds 1 to `version` again.
         marks: it reads the primary, and notes in the header that somebody reads.
         rights: commands that it needs beyond those of the ACL line of lua/README.md.
-        is_internal: it is not a public method, but a flow that adapters use.
+        is_internal: it is not a public method, but a flow that adapters or watchers use.
     """
 
     method: str
@@ -91,6 +102,8 @@ PLAIN = make_event("new")
 RICH = make_event("new", state_delta=NEW_STATE, state_removed=["k", "user:k", "app:k"])
 PAIR = [make_event("x", state_removed=["k", "user:k"]), make_event("y", state_delta=NEW_STATE)]
 COUNTING = make_event("count", state_increments={"k": 1, "user:k": 2, "user:n": 3})
+LONG = [make_event(number) for number in range(501)]
+FRAGMENTS = [Event("x", number, partial=True) for number in range(2)]
 MANY = [make_event(f"b{number}", state_delta={"b": number}) for number in range(8)]
 
 
@@ -256,6 +269,28 @@ OPERATIONS = (
         refreshes="session user",
     ),
     Operation(
+        "append_event",
+        lambda s, at: s.append_event(at.session, FRAGMENTS[0]),
+        keys="session stream",
+        case="partial",
+        new_key=True,
+    ),
+    Operation(
+        "append_events",
+        lambda s, at: s.append_events(at.session, FRAGMENTS),
+        keys="session stream",
+        case="partial",
+        new_key=True,
+    ),
+    Operation(
+        "read_fragments",
+        lambda s, at: s._run(stream.read_fragments(s._ops, at.key)),
+        keys="session events stream",
+        kind="read",
+        new_key=True,
+        is_internal=True,
+    ),
+    Operation(
         "get_events",
         lambda s, at: s.get_events(at.session),
         keys="session events user app",
@@ -351,6 +386,30 @@ OPERATIONS = (
         keys=ALL,
         new_key=True,
         repeat=SessionExists,
+    ),
+    Operation(
+        "restore_session",
+        lambda s, at: s.restore_session(
+            **at.new_ids,
+            events=PAIR,
+            positions=[5, 9],
+            state={"k": 9},
+            updated_at=LONG_AGO,
+            forked_from="x",
+            summary=Summary("old", 5, LONG_AGO, 1),
+        ),
+        keys="index user app",
+        new_key=True,
+    ),
+    Operation(
+        # What is staged already; 500 events; the session with the last one.
+        "restore_session",
+        lambda s, at: s.restore_session(**at.new_ids, events=LONG, positions=range(1, 502)),
+        keys="index user app",
+        case="long",
+        calls=3,
+        reads_first=True,
+        new_key=True,
     ),
     Operation(
         "replace_event",
