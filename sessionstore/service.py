@@ -490,6 +490,7 @@ class SessionService:
         session: Session | SessionKey,
         *,
         after: str | int | None = None,
+        partial: bool = False,
         idle_timeout: Duration | None = None,
     ) -> AsyncGenerator[Watched, None]:
         """An iterator over a session's log: first what is there, then what is appended.
@@ -502,6 +503,9 @@ class SessionService:
             session: the session, or its key.
             after: the cursor of an earlier entry, or a position (`EventPage.last`), to continue
                 after it; None = from the oldest event.
+            partial: also give the fragments of events that are being written, which writers with
+                a `stream_ttl` keep: first those so far, then new ones. An entry is a fragment if
+                `entry.event.partial` is True; when its event is complete, that follows.
             idle_timeout: end after this time without anything new; None = go on.
 
         Yields:
@@ -524,7 +528,7 @@ class SessionService:
         for threads gets no messages, except in memory: it looks at the header, soon after news,
         then up to a second apart.
         """
-        key, place = live.start(self._ops, session, after)
+        key, place = live.start(self._ops, session, after, partial)
         idle_s = None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout)
         return self._watchers.watch(key, place, idle_s)
 
