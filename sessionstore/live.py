@@ -1,8 +1,8 @@
 """Watching a session: cursors, and what is new in a log. Flows; watchers.py waits between them.
 
-A watcher stands at a place: every event up to a position, and every change of older events up to a
-version, was shown to it. It reads what came after, in any process, so a cursor is this place as
-text.
+A watcher stands at a place: every event up to a position, every change of older events up to a
+version and, if it wants them, every fragment up to a sequence was shown to it. It reads what came
+after, in any process, so a cursor is this place as text.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from .flows import created_us_of, session_key
 from .model import Session, SessionKey, WatchChange, Watched, WatchEntry
 from .ops import Ops, ids_of
 from .ops_watch import EVENTS_PER_READ, Change, Head, LogRead, read_log, read_range
-from .options import check_int
+from .options import check_bool, check_int
+from .stream import Fragment, drop_obsolete
 
 CHANGES_LIMIT = 8
 """How many changes of older events the header of a session remembers."""
 
 _UNKNOWN = -1  # as `change`: the watcher was shown nothing yet, so earlier changes do not matter
 
-_is_cursor = re.compile(r"(\d{16})-(\d{16})-(\d{16})", re.ASCII).fullmatch
+_NO_FRAGMENTS = -1  # as `sequence`: the watcher wants none
+
+_is_cursor = re.compile(r"(\d{16})-(\d{16})-(\d{16})(?:-(\d{16}))?", re.ASCII).fullmatch
 
 
 class Place(NamedTuple):
@@ -35,11 +38,13 @@ class Place(NamedTuple):
         created_us: when its session was created; 0 = whatever session is there.
         position: it was shown every event up to here.
         change: it was shown every change up to this version.
+        sequence: it was shown every fragment up to here; negative = it wants none.
     """
 
     created_us: int
     position: int
     change: int
+    sequence: int = _NO_FRAGMENTS
 
     @classmethod
     def of(cls, head: Head) -> Place:
@@ -49,12 +54,24 @@ class Place(NamedTuple):
     @property
     def cursor(self) -> str:
         """The place as text. Cursors of a session sort like the entries."""
-        return "-".join(f"{number:016d}" for number in self)
+        numbers = self if self.has_fragments else self[:3]
+        return "-".join(f"{number:016d}" for number in numbers)
+
+    @property
+    def has_fragments(self) -> bool:
+        """Whether the watcher wants fragments."""
+        return self.sequence >= 0
 
     def has_seen(self, other: Place) -> bool:
         """Whether nothing up to another place is new here."""
         is_same = self.created_us == other.created_us
-        return is_same and self.position >= other.position and self.change >= other.change
+        has_all = not self.has_fragments or self.sequence >= other.sequence
+        is_behind = self.position < other.position or self.change < other.change
+        return is_same and has_all and not is_behind
+
+    def moved_to(self, place: Place) -> Place:
+        """The place of this watcher after it was shown everything up to another place."""
+        return place if self.has_fragments else place._replace(sequence=_NO_FRAGMENTS)
 
 
 class News(msgspec.Struct, frozen=True):
@@ -78,19 +95,20 @@ class News(msgspec.Struct, frozen=True):
 
     def seen_from(self, place: Place) -> list[Watched]:
         """The items that are new at a place."""
-        return [
-            item
-            for after, item in self.items
-            if (
-                after.position > place.position
-                if isinstance(item, WatchEntry)
-                else after.change > place.change
-            )
-        ]
+        return [item for after, item in self.items if _is_new(item, after, place)]
+
+
+def _is_new(item: Watched, after: Place, place: Place) -> bool:
+    """Whether an item is new at a place. `after` is the place after it."""
+    if not isinstance(item, WatchEntry):
+        return after.change > place.change
+    if item.event.partial:
+        return place.has_fragments and after.sequence > place.sequence
+    return after.position > place.position
 
 
 def start(
-    ops: Ops, session: Session | SessionKey, after: str | int | None
+    ops: Ops, session: Session | SessionKey, after: str | int | None, partial: bool
 ) -> tuple[SessionKey, Place]:
     """The session to watch, and the place where to begin.
 
@@ -100,19 +118,21 @@ def start(
     key = session_key(session)
     ops.options.keys.session(*ids_of(key))  # checks the ids
     created_us = int(created_us_of(session) or 0)
+    sequence = 0 if check_bool("partial", partial) else _NO_FRAGMENTS
     if after is None:
-        return key, Place(created_us, 0, _UNKNOWN)
+        return key, Place(created_us, 0, _UNKNOWN, sequence)
     if isinstance(after, int):
-        return key, Place(created_us, check_int("after", after, low=0), _UNKNOWN)
+        return key, Place(created_us, check_int("after", after, low=0), _UNKNOWN, sequence)
     found = _is_cursor(after) if isinstance(after, str) else None
     if found is None:
         kind = "this text" if isinstance(after, str) else type(after).__name__
         raise InvalidArgument(f"after must be a cursor or a position, not {kind}")
-    return key, Place(*map(int, found.groups()))
+    created_us, position, change, last = (int(number or 0) for number in found.groups())
+    return key, Place(created_us, position, change, last if partial else _NO_FRAGMENTS)
 
 
 def read_news(ops: Ops, key: SessionKey, place: Place) -> Flow[News]:
-    """Read what is new at a place: changes of events that were shown, then events.
+    """Read what is new at a place: changes of events that were shown, then events and fragments.
 
     Raises:
         SessionNotFound: there is no session, and the watcher does not know that there was one.
@@ -120,7 +140,9 @@ def read_news(ops: Ops, key: SessionKey, place: Place) -> Flow[News]:
     """
     began = place
     is_first = place.change == _UNKNOWN
-    read: LogRead | None = yield read_log(ops, key, place.position, is_first=is_first)
+    read: LogRead | None = yield read_log(
+        ops, key, place.position, is_first=is_first, sequence=place.sequence
+    )
     if read is None:
         if not place.created_us:
             raise SessionNotFound(f"{describe(key)} does not exist")
@@ -148,7 +170,26 @@ def read_news(ops: Ops, key: SessionKey, place: Place) -> Flow[News]:
     is_complete = len(read.entries) < EVENTS_PER_READ
     if is_complete and head.last_us > place.position:
         place = place._replace(position=head.last_us)
+    if is_complete and read.fragments:
+        for fragment in (yield from _not_obsolete(ops, key, began.position, read)):
+            place = place._replace(sequence=fragment.sequence)
+            items.append((place, WatchEntry(fragment.event, fragment.log_end, place.cursor)))
+        place = place._replace(sequence=read.fragments[-1].sequence)
     return News(items, began, place, head.version, is_complete)
+
+
+def _not_obsolete(ops: Ops, key: SessionKey, position: int, read: LogRead) -> Flow[list[Fragment]]:
+    """The fragments of a read that are not obsolete. It had the events after a position."""
+    fragments = read.fragments
+    if read.is_full and read.oldest is not None:  # older events may have been trimmed
+        fragments = [each for each in fragments if each.log_end >= read.oldest]
+    events = list(read.entries)
+    first = min((each.log_end for each in fragments), default=position) + 1
+    while first <= position:
+        older = yield read_range(ops, key, first, position)
+        events += older
+        first = older[-1][0] + 1 if len(older) == EVENTS_PER_READ else position + 1
+    return drop_obsolete(fragments, events)
 
 
 def _read_change(

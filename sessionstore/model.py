@@ -215,7 +215,8 @@ class WatchEntry(msgspec.Struct, frozen=True, tag=True):
 
     Attributes:
         event: the event.
-        position: where it stands in the log, in microseconds. Later entries have larger positions.
+        position: where it stands in the log, in microseconds. Later events have larger positions.
+            Of a fragment: where the log ended when it was stored.
         cursor: `watch_events(session, after=cursor)` continues after this entry. Letters, digits
             and hyphens; a later cursor of the same session compares as larger.
     """

@@ -14,6 +14,7 @@ from .model import Event, SessionKey
 from .ops import Ops, ids_of
 from .replies import check_count, decode_log, members_with_scores
 from .scripts import SCRIPTS
+from .stream import Fragment, decode_stream
 
 EVENTS_PER_READ = 100
 """How many events a watcher reads at once, at most."""
@@ -66,6 +67,7 @@ class LogRead(msgspec.Struct, frozen=True):
         trimmed_us: the position of the newest event that was trimmed since a process watches.
         oldest: the position of the oldest event of the log; None = it is empty.
         is_full: the log holds as many events as it may.
+        fragments: the fragments after a sequence, if they were asked for; obsolete ones, too.
     """
 
     head: Head
@@ -73,6 +75,7 @@ class LogRead(msgspec.Struct, frozen=True):
     trimmed_us: int
     oldest: int | None
     is_full: bool
+    fragments: list[Fragment]
 
 
 def listen_session(ops: Ops, key: SessionKey, lease_ms: int) -> Call[Head | None]:
@@ -102,25 +105,39 @@ def read_head(ops: Ops, key: SessionKey) -> Call[Head | None]:
 
 
 def read_log(
-    ops: Ops, key: SessionKey, after: int, *, is_first: bool = False
+    ops: Ops, key: SessionKey, after: int, *, is_first: bool = False, sequence: int = -1
 ) -> Call[LogRead | None]:
     """Read the header and the events after a position; None without a session.
 
-    `is_first`: also let the session remember changes of old events, before it is read.
+    Args:
+        ops: builds the Call.
+        key: the session.
+        after: the position.
+        is_first: also let the session remember changes of old events, before it is read.
+        sequence: also read the fragments after this sequence; negative = no fragments.
     """
     keys = ops.options.keys.session(*ids_of(key))
     commands: tuple[Command, ...] = (
-        ("HMGET", keys.session, *_HEADER, "count", "event_limit", "trimmed_us"),
+        ("HMGET", keys.session, *_HEADER, "removed_us", "count", "event_limit", "trimmed_us"),
         ("ZCARD", keys.events),
         ("ZRANGE", keys.events, 0, 0, "WITHSCORES"),
         _range(keys, b"(%d" % after, "+inf"),
     )
+    if sequence >= 0:
+        bounds = (b"(%d" % sequence, "+inf", "BYSCORE", "WITHSCORES")
+        commands = (*commands, ("ZRANGE", keys.stream, *bounds))
 
     def decode(replies: list[Any]) -> LogRead | None:
-        (*header, count, event_limit, trimmed_us), num_events, oldest, found = replies[-4:]
+        fields, num_events, oldest, found, *more = replies[-len(commands) :]
+        *header, removed_us, count, event_limit, trimmed_us = fields
         if header[0] is None:
             return None
         check_count(keys, count, num_events)
+        try:
+            first_sequence = max(sequence, int(removed_us or 0)) + 1
+            fragments = decode_stream(more[0], header[1], first_sequence) if more else []
+        except (ValueError, OverflowError) as error:
+            raise corrupt(keys.stream, error) from None
         try:
             first = members_with_scores(oldest)
             limit = _OLD_LIMIT if event_limit is None else int(event_limit)
@@ -133,6 +150,7 @@ def read_log(
             trimmed,
             first[0][1] if first else None,
             0 < limit <= num_events,
+            fragments,
         )
 
     return Call(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .calls import Call, Command, Flow, status
-from .codec import corrupt
+from .codec import corrupt, decode_events
 from .errors import LimitExceeded
 from .keys import SessionKeys
 from .model import Event, SessionKey, Turn
@@ -118,7 +118,7 @@ def read_stream(ops: Ops, key: SessionKey, after: int) -> Call[StreamRead]:
         try:
             first = max(after, int(removed_us or 0)) + 1
             limit = _OLD_EVENT_LIMIT if event_limit is None else int(event_limit)
-            fragments = list(_decode_stream(stored, created_us, first))
+            fragments = decode_stream(stored, created_us, first)
         except (ValueError, OverflowError) as error:
             raise corrupt(keys.stream, error) from None
         return StreamRead(fragments, _decode_newest(keys, found), limit)
@@ -148,19 +148,24 @@ def _decode_newest(keys: SessionKeys, found: list[Any]) -> list[tuple[int, Event
     return [(position, event) for (_, position), event in zip(entries, events, strict=True)]
 
 
-def _decode_stream(stored: list[Any], created_us: bytes, first: int) -> Iterable[Fragment]:
-    """The fragments from a sequence on. They are of the session that was created then: an earlier
-    one may have had the same name."""
+def decode_stream(stored: list[Any], created_us: bytes, first: int) -> list[Fragment]:
+    """The fragments from a sequence on, in the reply to a ZRANGE of a stream.
+
+    They are of the session that was created then: an earlier one may have had the same name.
+    ValueError if an entry is not valid.
+    """
+    fragments: list[Fragment] = []
     for member, last in members_with_scores(stored):
         if member[:1] == b"\0":
             continue
         created, log_end, _, num_fragments, batch = member.split(b" ", 4)
         if created != created_us:
             continue
-        events = decode_log(b"", _decode_batch(batch))
+        events = decode_events(_decode_batch(batch))
         for sequence, event in enumerate(events, last - int(num_fragments) + 1):
             if sequence >= first:
-                yield Fragment(sequence, int(log_end), event)
+                fragments.append(Fragment(sequence, int(log_end), event))
+    return fragments
 
 
 # -- flows ----------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class Watchers:
                 for item in news.seen_from(place):
                     yield item
                     idle_from = time.monotonic()
-                place = news.place
+                place = place.moved_to(news.place)
                 if news.end:
                     yield WatchEnd(news.end)
                     return
@@ -83,6 +83,8 @@ class Watchers:
                     shared = None
                 if shared is None:
                     shared = self._join(key)
+                    if place.has_fragments:
+                        shared.follow_fragments()
                 left_s = None if idle_s is None else idle_from + idle_s - time.monotonic()
                 try:
                     async with asyncio.timeout(left_s):
@@ -155,6 +157,7 @@ class _Shared:
         self._kept: deque[News] = deque()  # what it read last
         self._num_kept = 0
         self._has_ended = False
+        self._follows_fragments = False
         self._advanced = asyncio.Event()  # replaced each time that it is set
         self._reads: dict[Place, asyncio.Task[News]] = {}
         self._woken = asyncio.Event()
@@ -174,6 +177,8 @@ class _Shared:
     def news_at(self, place: Place) -> News | None:
         """What was read last and is new at a place; None if the log has to be read."""
         for news in self._kept:
+            if place.has_fragments and not news.place.has_fragments and not news.end:
+                return None
             if place.has_seen(news.place) and not news.end:
                 continue
             start = news.start
@@ -182,6 +187,20 @@ class _Shared:
                 return None
             return news
         return None
+
+    def follow_fragments(self) -> None:
+        """Read fragments, too: a watcher wants them."""
+        if not self._follows_fragments:
+            self._follows_fragments = True
+            self._kept.clear()
+            self._num_kept = 0
+            self._set_place(self._place)
+            self._woken.set()
+
+    def _set_place(self, place: Place | None) -> None:
+        if place is not None and self._follows_fragments and not place.has_fragments:
+            place = place._replace(sequence=0)
+        self._place = place
 
     async def read(self, place: Place) -> News:
         """Read what is new at a place. Watchers at the same place share the read."""
@@ -244,16 +263,20 @@ class _Shared:
             has_news = has_message and self._place is not None
             if not has_news or self._must_renew():
                 has_news = self._learn(await self._look()) or has_news
+            if has_news or self._follows_fragments:  # fragments do not change the header
+                has_news = await self._read_news() or has_news
             if has_news:
                 pause_s = _FIRST_POLL_S
-                await self._read_news()
                 continue
             pause_s = min(pause_s * 2, READ_S)
             rate = max(len(self._others) / _SESSIONS_PER_READ_S, 1.0)
             wait_s = READ_S * rate * random.uniform(0.8, 1.0) if self._can_listen else pause_s
-            with suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(wait_s):
                     await self._woken.wait()
+            except TimeoutError:
+                self._kept.clear()  # nobody has needed it for a while
+                self._num_kept = 0
 
     def _must_renew(self) -> bool:
         return self._is_listening and time.monotonic() >= self._renew_at
@@ -278,18 +301,19 @@ class _Shared:
             self._place = Place(0, 0, 0)  # the watchers, which know more, find out
             self._has_ended = True
         elif head is not None and self._place is None:
-            self._place = Place.of(head)
+            self._set_place(Place.of(head))
             self._version = head.version
         else:
             return head is None or head.version != self._version
         self._wake_watchers()
         return False
 
-    async def _read_news(self) -> None:
-        """Read what is new, and keep it for the watchers."""
+    async def _read_news(self) -> bool:
+        """Read what is new, and keep it for the watchers; False if there was nothing."""
         assert self._place is not None
         news: News = await self._read(self._place)
-        self._place, self._version = news.place, news.version
+        self._set_place(news.place)
+        self._version = news.version
         self._has_ended = news.end is not None
         if not news.is_complete:
             self._has_message = True
@@ -299,6 +323,7 @@ class _Shared:
             while self._num_kept > _KEPT_ITEMS and len(self._kept) > 1:
                 self._num_kept -= len(self._kept.popleft().items)
             self._wake_watchers()
+        return bool(news.items or news.end)
 
     def _wake_watchers(self) -> None:
         self._advanced.set()

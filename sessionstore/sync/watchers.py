@@ -48,6 +48,7 @@ class Watchers:
         stop: Callable[[], None] | None = None
         self._waiting.add(woken)
         idle_from = time.monotonic()
+        pause_s = _FIRST_POLL_S
         try:
             while True:
                 woken.clear()
@@ -55,7 +56,8 @@ class Watchers:
                 for item in news.seen_from(place):
                     yield item
                     idle_from = time.monotonic()
-                place = news.place
+                pause_s = _FIRST_POLL_S if news.items else min(pause_s * 2, _READ_S)
+                place = place.moved_to(news.place)
                 if news.end:
                     yield WatchEnd(news.end)
                     return
@@ -64,7 +66,11 @@ class Watchers:
                 if self._listen is not None and stop is None:
                     stop = self._start_listening(self._listen, key, woken)
                 idle_at = None if idle_s is None else idle_from + idle_s
-                if not self._wait(key, news.version, woken, idle_at, polls=stop is None):
+                if stop is not None:
+                    pause_s = _READ_S
+                fragments_s = pause_s if place.has_fragments else None
+                polls = stop is None
+                if not self._wait(key, news.version, woken, idle_at, fragments_s, polls=polls):
                     yield WatchEnd("idle")
                     return
         finally:
@@ -86,11 +92,15 @@ class Watchers:
         version: int,
         woken: threading.Event,
         idle_at: float | None,
+        fragments_s: float | None,
         *,
         polls: bool,
     ) -> bool:
-        """Wait until the session has another version; False if it has not at `idle_at`."""
-        pause_s = _FIRST_POLL_S if polls else _READ_S
+        """Wait until the session may have something new; False if it has not at `idle_at`.
+
+        Fragments do not change its version. `fragments_s`: when to look for them; None = never.
+        """
+        pause_s = fragments_s or (_FIRST_POLL_S if polls else _READ_S)
         while True:
             head: Head | None = self._look(key, polls=polls)
             if head is None or head.version != version:
@@ -101,6 +111,8 @@ class Watchers:
             woken.wait(min(pause_s, left_s))
             if self._is_closed:
                 raise BackendUnavailable(_CLOSED)
+            if fragments_s is not None:
+                return True
             woken.clear()
             pause_s = min(pause_s * 2, _READ_S)
 

@@ -451,6 +451,15 @@ OPERATIONS = (
         marks=True,
     ),
     Operation(
+        "watch_events",
+        lambda s, at: watch_contents(s, at.key, 1, partial=True),
+        keys="session events stream",
+        case="partial",
+        kind="read",
+        marks=True,
+        new_key=True,
+    ),
+    Operation(
         "listen_session",
         lambda s, at: s._run(_listen(s._ops, at.key)),
         keys="session events",
