@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 from unittest.mock import patch
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sessions import KEY
 
@@ -55,9 +55,10 @@ def expected_end(log: list[Event], trigger: Window, keep: Window, limit: int) ->
 STEPS = st.lists(
     st.tuples(st.sampled_from(["a", "b", "c", "d", ""]), st.sampled_from("u.+-")), max_size=40
 )
-SIZES = st.integers(1, 6)
+SIZES = st.integers(1, 3)
 
 
+@settings(max_examples=300)
 @given(
     STEPS,
     st.one_of(
