@@ -159,7 +159,8 @@ def find_start(window: Window, events: Sequence[Event], *, is_whole_log: bool) -
         is_whole_log: the log has no older events. They begin with a turn or with the rest of one.
     """
     start, _ = _find_start(window, events, is_whole_log, is_whole_log) if events else (0, set())
-    return start
+    # Only an older event can tell whether a turn starts with the first one.
+    return start if start or is_whole_log else None
 
 
 def find_end(window: Window, events: Sequence[Event], limit: int) -> int:
