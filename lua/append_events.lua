@@ -36,12 +36,14 @@
 --@include new_changes
 --@include new_count
 --@include next_position
+--@include note_trimmed
 --@include read_checked_header
 --@include read_summary
 --@include refresh_session_if_due
 --@include server_time_us
 --@include to_ms
 --@include trim_events
+--@include wake_watchers
 --@include write_header
 --@include write_tiers
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -108,6 +110,7 @@ elseif #changes > 0 then
   write_tiers(session, user, app, change or fold_changes(hashes, ARGV, changes), 1, now_ms)
 end
 local num_missing, num_before = math.max(count - num_events, 0), math.max(count, num_events)
+note_trimmed(session, header.flags, events, event_limit)
 num_events = trim_events(events, event_limit, redis.call('ZCARD', events))
 count = new_count(num_events, num_missing, event_limit)
 redis.call('HSET', session, 'count', count, 'event_limit', event_limit)
@@ -124,6 +127,7 @@ local new_version, is_new_member =
 refresh_session_if_due(
   session, events, index, deadline_ms, now_ms, ttl_ms, last_us, is_new_member
 )
+wake_watchers(session, header.flags, now_ms)
 if sums and num_duplicates == 0 then
   return {'ADDED', new_version, now_us, sums}
 end

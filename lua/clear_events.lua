@@ -18,6 +18,7 @@
 -- REPLY LOST                the caller does not hold the turn
 -- COST O(1), and O(N) in the background
 --@include check_condition
+--@include note_change
 --@include read_checked_header
 --@include refresh_session
 --@include remove_summary
@@ -43,6 +44,7 @@ local new_version, is_new_member =
   write_header(session, index, session_id, header.version, header.last_us, now_us)
 redis.call('HSET', session, 'count', 0, 'removed_us', now_us)
 remove_summary(session, header.flags)
+note_change(session, header.flags, new_version, 0, header.last_us, to_ms(now_us))
 refresh_session(session, nil, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)
 -- Last, because it removes the key: see write_delta.
 redis.call('UNLINK', events)

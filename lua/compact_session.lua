@@ -8,7 +8,8 @@
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
 -- ARGV[3] created_us  int    when the session was created; "" = whatever session is there
--- ARGV[4] condition   bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[4] condition   bytes  a version, or "t" and the token of a turn, or "c" and that of a
+--                            Compactor; "" = no condition
 -- ARGV[5] age_us      int    "" = first attempt; else the age of the call: no attempt is older
 -- ARGV[6] upto        int    position of the last event that the summary covers
 -- ARGV[7] base        int    `upto` of the summary that is replaced; "" = there is none
@@ -23,7 +24,7 @@
 -- REPLY NOT_FOUND
 -- REPLY CORRUPT key field
 -- REPLY STALE version
--- REPLY LOST                the caller does not hold the turn
+-- REPLY LOST                the caller does not hold the turn or the lease
 -- COST O(log N), and O(M) with M events that are removed
 --@include check_condition
 --@include header_number
@@ -99,6 +100,9 @@ num_covered = num_covered - num_dropped
 redis.call('HSET', session, 'covered', num_covered, 'count', count)
 if num_dropped > 0 then
   redis.call('HSET', session, 'removed_us', now_us)
+  if header.flags and string.find(header.flags, 'l', 1, true) then
+    redis.call('HSET', session, 'trimmed_us', upto) -- as note_trimmed does
+  end
 end
 local remaining = num_dropped < num_events and events or nil
 refresh_session(session, remaining, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)

@@ -19,6 +19,7 @@
 -- REPLY LOST                     the caller does not hold the turn
 -- COST O(log N)
 --@include check_condition
+--@include note_change
 --@include read_checked_header
 --@include read_summary
 --@include refresh_session
@@ -50,6 +51,7 @@ elseif not event
   or summary and tonumber(redis.call('ZSCORE', events, event)) <= summary.compacted_us then
   return {'EMPTY'}
 end
+local position = tonumber(redis.call('ZSCORE', events, event))
 local now_us = server_time_us()
 
 -- Write.
@@ -59,6 +61,7 @@ redis.call('HSET', session, 'removed_us', now_us)
 if header.count then
   redis.call('HSET', session, 'count', math.max(header.count - 1, #newest - 1))
 end
+note_change(session, header.flags, new_version, position, position, to_ms(now_us))
 local remaining = #newest > 1 and events or nil
 refresh_session(session, remaining, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)
 -- Last, because it may remove the key: see write_delta.

@@ -24,6 +24,8 @@
 --@include check_condition
 --@include choose_limit
 --@include next_position
+--@include note_change
+--@include note_trimmed
 --@include read_checked_header
 --@include read_summary
 --@include refresh_session
@@ -31,6 +33,7 @@
 --@include server_time_us
 --@include to_ms
 --@include trim_events
+--@include wake_watchers
 --@include write_header
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
 local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
@@ -58,6 +61,11 @@ end
 end_kept = math.min(end_kept, num_events)
 first_kept = math.min(first_kept, end_kept)
 event_limit = choose_limit(event_limit, header.event_limit, num_events)
+local first_changed = 0
+if first_kept == 0 then
+  local first_replaced = redis.call('ZRANGE', events, end_kept, end_kept, 'WITHSCORES')
+  first_changed = tonumber(first_replaced[2]) -- nil: no event is removed
+end
 local now_us = server_time_us()
 
 -- Write.
@@ -77,6 +85,7 @@ if num_left > 0 then
     redis.call('ZREMRANGEBYRANK', events, 0, first_kept - 1)
   end
   num_before = num_left
+  note_trimmed(session, header.flags, events, event_limit)
   num_left = trim_events(events, event_limit, num_left)
 end
 redis.call('HSET', session, 'count', num_left, 'event_limit', event_limit, 'removed_us', now_us)
@@ -88,6 +97,13 @@ elseif summary then
 end
 local new_version, is_new_member =
   write_header(session, index, session_id, header.version, last_us, now_us)
+if first_changed then
+  note_change(
+    session, header.flags, new_version, first_changed, header.last_us, to_ms(now_us)
+  )
+else
+  wake_watchers(session, header.flags, to_ms(now_us))
+end
 local remaining = num_left > 0 and events or nil
 refresh_session(session, remaining, index, to_ms(now_us), ttl_ms, last_us, is_new_member)
 if num_left == 0 then

@@ -21,6 +21,7 @@
 -- REPLY LOST                the caller does not hold the turn
 -- COST O(log N + M) with M removed events, and O(S) with S state keys if state is replaced
 --@include check_condition
+--@include note_change
 --@include read_checked_header
 --@include read_summary
 --@include refresh_session
@@ -65,6 +66,11 @@ if header.count then
 end
 if is_behind then
   remove_summary(session, header.flags)
+end
+if num_removed > 0 then
+  note_change(
+    session, header.flags, new_version, tonumber(first), header.last_us, to_ms(now_us)
+  )
 end
 replace_state(session, ARGV, tail)
 local remaining = num_removed < num_events and events or nil

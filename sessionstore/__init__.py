@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .compactor import Compactor
 from .errors import (
     BackendError,
     BackendRejected,
@@ -31,6 +32,9 @@ from .model import (
     SessionPage,
     Summary,
     Turn,
+    WatchChange,
+    WatchEnd,
+    WatchEntry,
 )
 from .run_context import RunContext
 from .runner import Agent, Run, Runner
@@ -48,6 +52,7 @@ __all__ = [
     "BackendRejected",
     "BackendTimeout",
     "BackendUnavailable",
+    "Compactor",
     "CorruptData",
     "DeletedUser",
     "Event",
@@ -75,6 +80,9 @@ __all__ = [
     "Turn",
     "TurnLost",
     "TurnTaken",
+    "WatchChange",
+    "WatchEnd",
+    "WatchEntry",
     "Window",
     "__version__",
     "estimate_tokens",

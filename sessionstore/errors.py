@@ -44,7 +44,7 @@ class SessionNotFound(SessionStoreError):
 
 
 class SessionExists(SessionStoreError):
-    """`create_session` was called with the id of a session that already exists."""
+    """A session with this id exists, so none was created, forked or restored under it."""
 
 
 class StaleVersion(SessionStoreError):

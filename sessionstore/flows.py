@@ -41,9 +41,10 @@ from .listing import from_primary, prune_index, read_whole
 from .listing import list_sessions as list_sessions
 from .listing import list_users as list_users
 from .model import Event, EventPage, Ping, Session, SessionKey, Turn, num_after_summary
-from .ops import EVENTS_PER_CALL_LIMIT, Ops
+from .ops import EVENTS_PER_CALL_LIMIT, LeaseName, Ops
 from .options import Duration, check_bool, check_instant, check_milliseconds
 from .replies import WriteResult
+from .stream import append_fragments
 from .tiers import NO_CHANGE, Change, check_call_size, encode_change
 from .times import from_us, to_us
 from .windows import Window, check_window, choose, first_page, may_be_trimmed
@@ -232,14 +233,15 @@ def append_event(
     if_version: int | None,
     turn: Turn | None = None,
 ) -> Flow[Event]:
-    """Append an event. A partial event is only returned."""
+    """Append an event. A partial event is a fragment, which is kept apart from the log."""
     key = session_key(session)
     if turn is not None:
         check_turn(turn)
     prepared = _encode_event(ops, event, "event")
     created_us = created_us_of(session)
-    if prepared is None:
-        ops.check_session(key, if_version, turn, (), created_us)  # only checks the arguments
+    if prepared is None or event.partial:
+        fragments = [prepared[0]] if prepared else []
+        yield from append_fragments(ops, key, fragments, if_version, turn, created_us)
         return event
     data, copy, change = prepared
     timestamp = copy.timestamp
@@ -266,7 +268,7 @@ def append_events(
     if_version: int | None,
     turn: Turn | None = None,
 ) -> Flow[list[Event]]:
-    """Append events, all or nothing. Partial events are only returned."""
+    """Append events, all or nothing. Partial events are kept if all of them are partial."""
     key = session_key(session)
     if turn is not None:
         check_turn(turn)
@@ -276,11 +278,13 @@ def append_events(
     results: list[Event] = []
     rows: list[tuple[bytes, datetime, Change]] = []
     stored: list[Event] = []
+    fragments: list[bytes] = []
     size = 0
     for number, event in enumerate(_few_enough(events)):
         prepared = _encode_event(ops, event, f"events[{number}]")
-        if prepared is None:
+        if prepared is None or event.partial:
             results.append(event)
+            fragments += [prepared[0]] if prepared else []
             continue
         data, copy, change = prepared
         size += len(data) + change.size
@@ -305,7 +309,7 @@ def append_events(
             else:
                 _add_events(ops, session, stored, changes, written)
     else:
-        ops.check_session(key, if_version, turn, (), created_us)  # only checks the arguments
+        yield from append_fragments(ops, key, fragments, if_version, turn, created_us)
     return results
 
 
@@ -372,25 +376,28 @@ def replace_newest(
 # -- turns ----------------------------------------------------------------------------------------
 
 
-def acquire_turn(ops: Ops, session: Session | SessionKey, lease: Duration) -> Flow[Turn]:
-    """Acquire the turn of a session."""
+def acquire_turn(
+    ops: Ops, session: Session | SessionKey, lease: Duration, name: LeaseName = "turn"
+) -> Flow[Turn]:
+    """Acquire the turn of a session, or another lease of it."""
     key = session_key(session)
     lease_ms = check_milliseconds("lease", lease)
-    turn: Turn = yield ops.acquire_turn(key, uuid4().hex, lease_ms, created_us_of(session))
+    created_us = created_us_of(session)
+    turn: Turn = yield ops.acquire_turn(key, uuid4().hex, lease_ms, created_us, name=name)
     return turn
 
 
-def renew_turn(ops: Ops, turn: Turn, lease: Duration) -> Flow[Turn]:
-    """Extend the lease of a turn."""
+def renew_turn(ops: Ops, turn: Turn, lease: Duration, name: LeaseName = "turn") -> Flow[Turn]:
+    """Extend a turn, or another lease."""
     lease_ms = check_milliseconds("lease", lease)
-    renewed: Turn = yield ops.renew_turn(check_turn(turn), lease_ms)
+    renewed: Turn = yield ops.renew_turn(check_turn(turn), lease_ms, name=name)
     return renewed
 
 
-def release_turn(ops: Ops, turn: Turn) -> Flow[None]:
-    """Release a turn. A lost turn or a deleted session is fine."""
+def release_turn(ops: Ops, turn: Turn, name: LeaseName = "turn") -> Flow[None]:
+    """Release a turn, or another lease. A lost lease or a deleted session is fine."""
     with suppress(TurnLost, SessionNotFound):
-        yield ops.renew_turn(check_turn(turn), 0)
+        yield ops.renew_turn(check_turn(turn), 0, name=name)
 
 
 def free_turn(ops: Ops, session: Session | SessionKey) -> Flow[None]:
@@ -595,10 +602,10 @@ def _few_enough(events: Iterable[Event]) -> list[Event]:
 
 
 def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Change] | None:
-    """An event's bytes, its copy, and its change of state; None for a partial event."""
+    """An event's bytes, its copy, and its change of state; None for one that is not stored."""
     if not isinstance(event, Event):
         raise InvalidArgument(f"{path} must be an Event, not {type(event).__name__}")
-    if event.partial:
+    if event.partial and not ops.options.stream_ttl_ms:
         return None
     codec = ops.options.codec.for_event(event)
     delta, removed, increments = event.state_delta, event.state_removed, event.state_increments
@@ -614,13 +621,19 @@ def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Chan
         increments_path=f"{path}.state_increments",
     )
     refuse_app_increments(ops, change, f"{path}.state_increments")
-    if any(key.startswith("temp:") for key in (*delta, *removed)):
-        event = msgspec.structs.replace(
-            event,
-            state_delta={key: delta[key] for key in delta if not key.startswith("temp:")},
-            state_removed=[key for key in removed if not key.startswith("temp:")],
-        )
-    return *codec.encode_event(event, path), change
+    return *codec.encode_event(without_temp(event), path), change
+
+
+def without_temp(event: Event) -> Event:
+    """The event without changes of `temp:` state, which is never stored."""
+    delta, removed = event.state_delta, event.state_removed
+    if not any(key.startswith("temp:") for key in (*delta, *removed)):
+        return event
+    return msgspec.structs.replace(
+        event,
+        state_delta={key: delta[key] for key in delta if not key.startswith("temp:")},
+        state_removed=[key for key in removed if not key.startswith("temp:")],
+    )
 
 
 def _add_events(

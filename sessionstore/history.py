@@ -13,7 +13,7 @@ from .codec import corrupt, decode_event
 from .errors import InvalidArgument
 from .flows import check_turn, created_us_of, id_or_new, reread, session_key, set_version
 from .model import Event, Session, SessionKey, Summary, Turn
-from .ops import Ops, ids_of
+from .ops import LeaseName, Ops, ids_of
 from .options import check_int
 from .replies import WriteResult
 from .tiers import Change, encode_change
@@ -34,26 +34,25 @@ def compact_session(
     if_version: int | None,
     turn: Turn | None,
     window: Window | None,
+    lease_name: LeaseName = "turn",
 ) -> Flow[Summary]:
-    """Store a summary of the events up to a position."""
+    """Store a summary of the events up to a position. `turn` may be another lease."""
     key = session_key(session)
     rules = check_window(Window() if window is None else window)
-    if summary in _EMPTY or (isinstance(summary, str) and not summary.strip()):
-        raise InvalidArgument("summary must not be empty")
-    limit = ops.options.summary_size_limit
-    data, content = ops.options.codec.encode_value(summary, "summary", limit)
+    data, content = encode_summary(ops, summary, "summary")
     check_int("upto", upto, low=0)
     if if_summary is not None and upto < check_int("if_summary", if_summary, low=0):
         raise InvalidArgument("upto must not be before if_summary, the end of the last summary")
     held = None if turn is None else check_turn(turn)
     since = created_us_of(session)
     call = ops_history.compact_session(
-        ops, key, upto, data, if_summary, drop, if_version, held, since
+        ops, key, upto, data, if_summary, drop, if_version, held, since, lease_name
     )
     if upto != if_summary:
         before, after, is_there = yield ops_history.read_around(ops, key, upto)
         # Without an event at `upto` the call may still be a repeat. The script knows.
-        if is_there and not after and if_version is None and held is None:
+        may_be_newest = if_version is not None or (held is not None and lease_name == "turn")
+        if is_there and not after and not may_be_newest:
             raise InvalidArgument(
                 "upto is the newest event, whose turn may go on: this needs if_version or turn"
             )
@@ -75,6 +74,13 @@ def compact_session(
     return stored
 
 
+def encode_summary(ops: Ops, summary: Any, path: str) -> tuple[bytes, Any]:
+    """The bytes of a summary, and a copy of it."""
+    if summary in _EMPTY or (isinstance(summary, str) and not summary.strip()):
+        raise InvalidArgument(f"{path} must not be empty")
+    return ops.options.codec.encode_value(summary, path, ops.options.summary_size_limit)
+
+
 def rewind_session(
     ops: Ops,
     session: Session | SessionKey,
@@ -85,7 +91,7 @@ def rewind_session(
 ) -> Flow[int]:
     """Remove all events after a position. Returns how many."""
     key = session_key(session)
-    change = _session_tier(ops, state)
+    change = session_tier(ops, state)
     call = ops_history.rewind_session(
         ops,
         key,
@@ -132,7 +138,7 @@ def fork_session(
         copy_key,
         uuid4().hex,
         upto,
-        None if state is None else _session_tier(ops, state).session,
+        None if state is None else session_tier(ops, state).session,
         if_version,
         None if turn is None else check_turn(turn),
         created_us_of(session),
@@ -247,13 +253,13 @@ def _check_event(name: str, event: object) -> None:
         raise InvalidArgument(f"{name} must be an Event, not {type(event).__name__}")
 
 
-def _session_tier(ops: Ops, state: Mapping[str, Any] | None) -> Change:
-    """New state of a session, encoded."""
+def session_tier(ops: Ops, state: Mapping[str, Any] | None) -> Change:
+    """State of a session alone, encoded."""
     change = encode_change(ops.options.codec, {} if state is None else state)
     for name in change.values:
         if name.startswith(_OTHERS):
             raise InvalidArgument(
-                f"state[{name!r}] does not belong to the session: only keys without a prefix can "
-                "be replaced"
+                f"state[{name!r}] does not belong to the session: only keys without a prefix are "
+                "allowed"
             )
     return change

@@ -1,5 +1,5 @@
-"""The public data types: Event, Session, SessionKey, Summary, Turn, SessionPage, EventPage, Ping,
-DeletedUser."""
+"""The public data types: Event, Session, SessionKey, Summary, Turn, SessionPage, EventPage,
+WatchEntry, WatchChange, WatchEnd, Ping, DeletedUser."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
             ordered by arrival, not by timestamp.
         invocation_id: the run that the event belongs to; any text.
         branch: the agent branch that the event belongs to; any text.
-        partial: True for a fragment of a stream; it is returned and never stored.
+        partial: True for a fragment of an event that is being written. It is never in the log; with
+            `stream_ttl` it is kept apart for that time.
         state_delta: state to set in the same atomic write: `key`, `user:key` or `app:key`;
             a `temp:key` is set only in the caller's Session.
         state_removed: state keys to remove in the same atomic write.
@@ -207,6 +208,59 @@ class EventPage(msgspec.Struct, frozen=True):
     first: int | None
     last: int | None
     positions: list[int] = msgspec.field(default_factory=list)
+
+
+class WatchEntry(msgspec.Struct, frozen=True, tag=True):
+    """An event of a session that is watched.
+
+    Attributes:
+        event: the event.
+        position: where it stands in the log, in microseconds. Later entries have larger positions.
+        cursor: `watch_events(session, after=cursor)` continues after this entry. Letters, digits
+            and hyphens; a later cursor of the same session compares as larger.
+    """
+
+    event: Event
+    position: int
+    cursor: str
+
+
+class WatchChange(msgspec.Struct, frozen=True, tag=True):
+    """A part of the log that has changed although the watcher was past it.
+
+    Events were removed (by `rewind_session`, `pop_event`, `clear_events` or `delete_event`) or
+    replaced (by `replace_event`). Whoever shows the log replaces what it shows from `first` to
+    `last` with `events`.
+
+    Attributes:
+        first: the position at which the changed part begins.
+        last: the position at which it ends; every later entry comes after it.
+        events: the events that stand there now, oldest first; usually none.
+        positions: their positions.
+        cursor: continues after this change, like the cursor of a WatchEntry. A change of a long
+            part comes as several items, and only the cursor of the last one does not repeat it.
+    """
+
+    first: int
+    last: int
+    events: list[Event]
+    positions: list[int]
+    cursor: str
+
+
+class WatchEnd(msgspec.Struct, frozen=True, tag=True):
+    """The last thing that a watcher gets.
+
+    Attributes:
+        reason: "deleted": the session was deleted or has expired. "recreated": it was deleted, and
+            another one has its id. "idle": `idle_timeout` has passed.
+    """
+
+    reason: Literal["deleted", "recreated", "idle"]
+
+
+Watched = WatchEntry | WatchChange | WatchEnd
+"""What `watch_events` gives."""
 
 
 class DeletedUser(msgspec.Struct, frozen=True):

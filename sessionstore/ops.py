@@ -58,6 +58,9 @@ EVENTS_PER_PAGE_LIMIT = 10_000
 BULK_BYTES = 1 << 17
 """A Call that writes more bytes than this is bulk."""
 
+LeaseName = Literal["turn", "compactor"]
+"""The leases of a session: who may append to it, and who summarizes it."""
+
 _KEYS_PER_SCAN = 1000
 _BULK_EVENTS = 100  # reading more events than this is bulk
 
@@ -470,6 +473,7 @@ class Ops:
         created_us: bytes = b"",
     ) -> Call[WriteResult]:
         """Append one encoded event with its state change."""
+        condition = condition_arg(key, if_version, turn)
         is_due = self._keeps_tiers and self._is_due(key)
         user = app = False
         tiers: tuple[bytes, ...] = ()
@@ -486,14 +490,13 @@ class Ops:
             (
                 key.session_id.encode(),
                 self._session_ttl,
-                created_us,
                 self._limit,
-                condition_arg(key, if_version, turn),
+                created_us + b"/" + condition if condition else created_us,
                 data,
                 b"%d" % to_us(timestamp),
                 *tiers,
             ),
-            age_argument=4,
+            age_argument=3,
             is_bulk=len(data) > BULK_BYTES,
         )
 
@@ -597,9 +600,15 @@ class Ops:
     # -- turns ---------------------------------------------------------------------------------
 
     def acquire_turn(
-        self, key: SessionKey, holder: str, lease_ms: int, created_us: bytes = b""
+        self,
+        key: SessionKey,
+        holder: str,
+        lease_ms: int,
+        created_us: bytes = b"",
+        *,
+        name: LeaseName = "turn",
     ) -> Call[Turn]:
-        """Acquire a session's turn."""
+        """Acquire a session's turn, or another lease of the session."""
         keys = self._keys.session(*ids_of(key))[:3]
 
         def decode(replies: list[Any]) -> Turn:
@@ -607,12 +616,12 @@ class Ops:
             token, until_us = decode_numbers(replies[0], 2)
             return Turn(key, token, from_us(until_us))
 
-        lease = (holder.encode(), b"%d" % lease_ms)
+        lease = (holder.encode(), b"%d" % lease_ms, name.encode())
         args = (key.session_id.encode(), self._session_ttl, created_us, *lease)
         return Call("acquire_turn", decode, SCRIPTS["acquire_turn"], keys, args)
 
-    def renew_turn(self, turn: Turn, lease_ms: int) -> Call[Turn]:
-        """Extend a turn's lease from now; 0 releases the turn."""
+    def renew_turn(self, turn: Turn, lease_ms: int, *, name: LeaseName = "turn") -> Call[Turn]:
+        """Extend a turn, or another lease, from now; 0 releases it."""
         keys = self._keys.session(*ids_of(turn.key))[:3]
 
         def decode(replies: list[Any]) -> Turn:
@@ -620,7 +629,7 @@ class Ops:
             [until_us] = decode_numbers(replies[0], 1)
             return Turn(turn.key, turn.token, from_us(until_us))
 
-        lease = (b"%d" % turn.token, b"%d" % lease_ms)
+        lease = (b"%d" % turn.token, b"%d" % lease_ms, name.encode())
         args = (turn.key.session_id.encode(), self._session_ttl, *lease)
         return Call("renew_turn", decode, SCRIPTS["renew_turn"], keys, args)
 
@@ -918,14 +927,16 @@ def log_commands(
     return (("ZRANGE", events, 0, -1),), False
 
 
-def condition_arg(key: SessionKey, if_version: int | None, turn: Turn | None) -> bytes:
+def condition_arg(
+    key: SessionKey, if_version: int | None, turn: Turn | None, name: LeaseName = "turn"
+) -> bytes:
     if turn is None:
         return _version_arg(if_version)
     if if_version is not None:
         raise InvalidArgument("if_version and turn cannot be given together")
     if turn.key != key:
         raise InvalidArgument("turn belongs to another session")
-    return b"t%d" % turn.token
+    return b"%c%d" % (name[0].encode(), turn.token)
 
 
 def _version_arg(if_version: int | None) -> bytes:

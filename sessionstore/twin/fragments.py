@@ -105,10 +105,18 @@ def check_condition(
     """lua/lib/check_condition.lua"""
     if condition == b"":
         return None
-    if condition.startswith(b"t"):
-        token = keyspace.hget(session, b"turn_token")
+    if condition[:1] in (b"t", b"c"):
+        field = b"turn_token" if condition.startswith(b"t") else b"compactor_token"
+        token = keyspace.hget(session, field)
         return None if condition[1:] == token else [b"LOST"]
     return None if int(condition) == version else [b"STALE", version]
+
+
+def lease_fields(lease: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """lua/lib/lease_fields.lua"""
+    if lease == b"turn":
+        return b"turn_token", b"turn_until_us", b"turn_holder", b"turn_ms"
+    return b"compactor_token", b"compactor_until_us", b"compactor_holder", b"compactor_ms"
 
 
 def check_tiers(keyspace: Keyspace, keys: Keys) -> None:
@@ -122,6 +130,32 @@ def check_create(keyspace: Keyspace, keys: Keys, session_id: bytes) -> None:
     keyspace.zcard(keys[1])
     keyspace.zscore(keys[2], session_id)
     check_tiers(keyspace, keys)
+
+
+def wake_watchers(keyspace: Keyspace, session: bytes) -> None:
+    """lua/lib/wake_watchers.lua"""
+    flags, listen_ms = keyspace.hmget(session, b"flags", b"listen_ms")
+    if flags and b"l" in flags and (header_number(listen_ms) or 0) >= keyspace.now_us // 1000:
+        keyspace.spublish(session)
+
+
+def note_change(keyspace: Keyspace, session: bytes, version: int, first: int, last: int) -> None:
+    """lua/lib/note_change.lua"""
+    flags, stored = keyspace.hmget(session, b"flags", b"changes")
+    if b"l" not in (flags or b""):
+        return
+    changes = [*(stored or b"").split(), b"%d:%d:%d" % (version, first, last)]
+    keyspace.hset(session, (b"changes", b" ".join(changes[-9:])))
+    wake_watchers(keyspace, session)
+
+
+def note_trimmed(keyspace: Keyspace, session: bytes, events: bytes, event_limit: int) -> None:
+    """lua/lib/note_trimmed.lua"""
+    flags = keyspace.hget(session, b"flags")
+    rank = keyspace.zcard(events) - event_limit - 1
+    if event_limit > 0 and b"l" in (flags or b"") and rank >= 0:
+        [(position, _)] = keyspace.zrange_by_rank(events, rank, rank, rev=False)
+        keyspace.hset(session, (b"trimmed_us", decimal(position)))
 
 
 # -- deadlines ----------------------------------------------------------------------------------
@@ -416,12 +450,11 @@ def ids_to_check(
 
 def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> list[bytes]:
     """lua/lib/write_create.lua"""
-    session, events, index = keys[:3]
+    session, _, index = keys[:3]
     session_id, ttl, creation_id, event_limit = args[:4]
     ttl_ms = int(ttl)
     now_us = decimal(keyspace.now_us)
     deadline_ms = new_deadline(keyspace, ttl_ms) if ttl_ms > 0 else -1
-    keyspace.unlink(session, events)
     fields = (b"version", now_us, b"created_us", now_us, b"updated_us", now_us, b"last_us", b"0")
     deadline = (b"deadline_ms", decimal(deadline_ms))
     log = (b"count", b"0", b"event_limit", event_limit or b"1000", b"flags", b"")

@@ -193,6 +193,20 @@ async def test_a_delete_spares_a_session_that_was_created_meanwhile(limited: Any
     assert (await read(limited)).state == {"n": 2}
 
 
+async def test_a_delete_spares_a_session_that_was_restored_meanwhile(limited: Any) -> None:
+    """Its creation time is that of long ago."""
+    await create(limited)
+    service = resending(
+        limited,
+        arrives=True,
+        between=lambda: limited.restore_session(**IDS, created_at=LONG_AGO, state={"n": 2}),
+    )
+    with pytest.raises(BackendUnavailable) as caught:
+        await service.delete_session(**IDS)
+    assert caught.value.maybe_applied
+    assert (await read(limited)).state == {"n": 2}
+
+
 async def test_a_repeated_delete_finds_nothing(limited: Any) -> None:
     await create(limited)
     await resending(limited, arrives=True).delete_session(**IDS)

@@ -24,6 +24,7 @@ WEIGHTS = {
     "append_event": 9,
     "append_events": 3,
     "compact_session": 9,
+    "acquire_turn": 2,
     "rewind_session": 2,
     "replace_event": 2,
     "delete_event": 2,
@@ -61,7 +62,9 @@ def some_arguments(chance: random.Random, name: str, key: SessionKey) -> dict[st
         "append_events": where | {"batch": batch, "step": None},
         "compact_session": where
         | {"number": number, "base": chance.choice((None, 0, 0, 0, 1)), "step": step}
-        | {"summary": chance.choice(("s", "ü")), "drop": chance.random() < 0.2},
+        | {"summary": chance.choice(("s", "ü")), "drop": chance.random() < 0.2}
+        | {"has_lease": chance.random() < 0.2},
+        "acquire_turn": where | {"holder": "h1", "lease_ms": 60_000, "name": "compactor"},
         "rewind_session": where | {"number": number, "state": None, "step": step},
         "replace_event": where | {"place": place, "number": place + 4, "step": step},
         "delete_event": where | {"place": place, "step": step},

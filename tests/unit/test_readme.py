@@ -162,6 +162,6 @@ def test_the_tail_in_the_readme_of_the_scripts_is_what_append_event_sends() -> N
     shown = [word for line in table.splitlines() for word in line[:18].split()]
     key = SessionKey("shop", "ann", "today")
     call: Any = next(flows.append_event(make_ops(), key, eval(event[1], {"Event": Event}), None))
-    sent = [part.decode() if isinstance(part, bytes) else str(part) for part in call.args[7:]]
+    sent = [part.decode() if isinstance(part, bytes) else str(part) for part in call.args[6:]]
     assert shown == sent
     assert f"ARGV[{len(call.args)}]" in text
