@@ -20,14 +20,13 @@ from .codec import corrupt, decode_events
 from .errors import LimitExceeded
 from .keys import SessionKeys
 from .model import Event, SessionKey, Turn
-from .ops import EVENTS_PER_CALL_LIMIT, Ops, condition_arg, ids_of
+from .ops import BULK_BYTES, EVENTS_PER_CALL_LIMIT, Ops, condition_arg, ids_of
 from .replies import decode_count, decode_log, members_with_scores
 from .scripts import SCRIPTS
 
 STREAM_SIZE_LIMIT = 8 << 20
 """Maximum size of the fragments that a session keeps, and that one call adds, in bytes."""
 
-_BULK_BYTES = 1 << 17
 _OLD_EVENT_LIMIT = 1000  # of a session of release 0.1.0, which did not store it
 _NEWEST_EVENTS = 100  # events that are read together with the fragments
 
@@ -98,7 +97,7 @@ def store_fragments(
         SCRIPTS["append_fragments"],
         (keys.session, keys.stream),
         (created_us, condition, ttl, b"%d" % len(fragments), batch),
-        is_bulk=len(batch) > _BULK_BYTES,
+        is_bulk=len(batch) > BULK_BYTES,
     )
 
 

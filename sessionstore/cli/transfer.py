@@ -165,10 +165,11 @@ def import_sessions(
 
 def _lines(path: str, stack: ExitStack) -> Iterator[Archived]:
     """The lines of a file. CannotStart names the file, the line and the problem."""
-    number = 0
+    number = 1
     try:
-        for number, line in enumerate(stack.enter_context(click.open_file(path, "rb")), start=1):
+        for line in stack.enter_context(click.open_file(path, "rb")):
             yield read_line(line)
+            number += 1
     except OSError as error:
         raise CannotStart(f"{path}: {error.strerror}") from error
     except ValueError as error:  # msgspec's errors are ValueErrors
