@@ -93,7 +93,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         if keep_checkpoints is not None:
             check_int("keep_checkpoints", keep_checkpoints, low=1)
         self._services = Services("StoredCheckpointSaver", service, sync_service)
-        self._threads = Threads(app_name, user_id, keep_checkpoints, self._import)
+        self._threads = Threads(app_name, user_id, keep_checkpoints, self._convert)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._services!r})"
@@ -355,35 +355,11 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
     prune, aprune = both(_prune)
 
-    # -- release 0.1.0 -------------------------------------------------------------------------
-
-    def _import(self, thread: Thread) -> Flow[None]:
-        """Store again what release 0.1.0 stored of a thread."""
-        old = yield from checkpoints_0_1.read_thread(thread.ops, thread.key)
-        roots: dict[str, str] = {}
-        checkpoints: dict[str, list[Found]] = defaultdict(list)
-        for _, history in old:
-            record: Record | None = None
-            for checkpoint_id, stored in sorted(history.checkpoints.items()):
-                checkpoint = self.serde.loads_typed(stored.checkpoint)
-                metadata = self.serde.loads_typed(stored.metadata)
-                record, data = self._record(stored.parent, checkpoint, metadata, {}, record)
-                parts = Parts(checkpoint_id)
-                writes = [
-                    Write(task_id, index, write.path, write.channel, parts.blob(*write.value))
-                    for (task_id, index), write in history.writes.get(checkpoint_id, {}).items()
-                ]
-                roots.setdefault(stored.namespace, _root(stored.namespace, metadata))
-                found = Found(record, writes, data | parts.data)
-                checkpoints[stored.namespace].append(found)
-        if checkpoints:
-            session, _ = old[0]
-            yield from thread.store(
-                roots, checkpoints, filter(checkpoints_0_1.is_ours, session.state)
-            )
-            yield from checkpoints_0_1.remove_rest(thread.ops, old)
-
     # -- parts ---------------------------------------------------------------------------------
+
+    def _convert(self, thread: Thread) -> Flow[None]:
+        """Store again what release 0.1.0 stored of a thread."""
+        return checkpoints_0_1.convert(thread, self.serde.loads_typed, self._record, _root)
 
     def _pages(
         self,
