@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 from uuid import uuid4
@@ -27,7 +27,6 @@ _ATTEMPTS = 1_000
 _THREADS_PER_READ = 1_000
 _HISTORY_PER_READ = 64  # checkpoints without the values of their channels
 _FIELDS_PER_READ = 500  # parts of values: up to 8 MiB
-_BYTES_PER_WRITE = 16 << 20
 _KNOWN_LIMIT = 2_000  # namespaces that a saver remembers
 
 Build = Callable[[Record | None], tuple[Record, Mapping[str, bytes]]]
@@ -371,7 +370,7 @@ class Thread:
         # What makes checkpoints visible comes last.
         ours = sorted(field for field in found if field.startswith(stored.OURS))
         ours.sort(key=lambda field: field.startswith((NAMESPACES, b".space/")))
-        for pairs in _batches({field: found[field] for field in ours}):
+        for pairs in stored.batches({field: found[field] for field in ours}):
             yield self.ops.change_fields(target.key, [], [], Delta(pairs))
 
     def delete(self) -> Flow[None]:
@@ -419,10 +418,10 @@ class Thread:
     def write(self, plan: Plan) -> Flow[None]:
         """Apply a plan. If it is large, parts of values are stored before what refers to them."""
         now = plan.set
-        if sum(map(len, now.values())) > _BYTES_PER_WRITE:
+        if sum(map(len, now.values())) > stored.BYTES_PER_WRITE:
             early = {field: now[field] for field in now if field.startswith(b".data/")}
             now = {field: now[field] for field in now.keys() - early.keys()}
-            for pairs in _batches(early):
+            for pairs in stored.batches(early):
                 yield self.ops.change_fields(self.key, [], [], Delta(pairs))
         delta = Delta(
             [part for pair in now.items() for part in pair], sorted(plan.removed - {*now})
@@ -498,16 +497,3 @@ class Threads:
         if len(self.known) >= _KNOWN_LIMIT:
             self.known.clear()
         self.known[key, namespace] = known
-
-
-def _batches(fields: Mapping[bytes, bytes]) -> Iterator[list[bytes]]:
-    """Fields and their values, in batches that are sent together."""
-    pairs: list[bytes] = []
-    size = 0
-    for field, value in fields.items():
-        pairs += (field, value)
-        size += len(value)
-        if size > _BYTES_PER_WRITE:
-            yield pairs
-            pairs, size = [], 0
-    yield pairs

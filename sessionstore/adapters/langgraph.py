@@ -260,7 +260,9 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        """Checkpoints with their pending writes, newest first, read in pages of up to 20.
+        """Checkpoints with their pending writes, newest first.
+
+        It reads the ids of the checkpoints in a thread, then the checkpoints in pages of up to 20.
 
         Args:
             config: names the thread, and if wanted namespace and checkpoint; None = all threads,
