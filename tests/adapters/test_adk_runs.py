@@ -11,12 +11,11 @@ import sys
 import urllib.request
 import warnings
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from adapters_support import WITH_TTL, needs
+from adapters_support import making, needs
 from support.servers import Server
 from support.waiting import wait_until
 
@@ -45,22 +44,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.EXPERIMENTAL:UserWarning")  # o
 @pytest.fixture
 async def make(place: Server | None) -> AsyncIterator[Make]:
     """Makes adapters with services of their own; in memory they share the first one's."""
-    shared: list[sessionstore.SessionService] = []
-    async with AsyncExitStack() as stack:
-
-        def make(adapter: dict[str, Any] | None = None, **options: Any) -> AdkSessionService:
-            options = {**WITH_TTL, **options}
-            service: sessionstore.SessionService
-            if place is not None:
-                service = sessionstore.RedisSessionService(place.url, **options)
-            elif shared:
-                service = shared[0]
-            else:
-                service = sessionstore.InMemorySessionService(**options)
-            shared.append(service)
-            stack.push_async_callback(service.aclose)
-            return AdkSessionService(service, **(adapter or {}))
-
+    async with making(AdkSessionService, place) as make:
         yield make
 
 
