@@ -9,13 +9,13 @@
 --
 -- ARGV[1] session_id    bytes  member of the index
 -- ARGV[2] ttl_ms        int    duration; "0" = leave expiry alone
--- ARGV[3] created_us    int    when the session was created; "" = whatever session is there
--- ARGV[4] event_limit   int    newest events to keep; "0" = all; "" = the session's own limit
--- ARGV[5] condition     bytes  a version, or "t" and a token; "" = none. A call that is sent again
---                              adds a space and its age in us: no attempt is older
--- ARGV[6] event         bytes  encoded
--- ARGV[7] timestamp_us  int    when the event happened
--- ARGV[8...] tail       bytes  its state change, as fold_changes reads it; nothing if it has none
+-- ARGV[3] event_limit   int    newest events to keep; "0" = all; "" = the session's own limit
+-- ARGV[4] condition     bytes  when the session was created, in us; "" = whatever session is there;
+--                              then "/" and a version, or "/t" and a token, if it has a condition;
+--                              then " " and the age in us, if it is sent again: no attempt is older
+-- ARGV[5] event         bytes  encoded
+-- ARGV[6] timestamp_us  int    when the event happened
+-- ARGV[7...] tail       bytes  its state change, as fold_changes reads it; nothing if it has none
 --
 -- REPLY OK version now_us num_duplicates   1 = it was stored before
 -- REPLY ADDED version now_us sums       it has increments; sums: new values, as text
@@ -33,20 +33,28 @@
 local call = redis.call
 local KEYS, ARGV = KEYS, ARGV
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local session_id, ttl_ms, created_us = ARGV[1], ARGV[2] + 0, ARGV[3]
-local event_limit, condition, event, position = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-local tail = 8
+local session_id, ttl_ms = ARGV[1], ARGV[2] + 0
+local event_limit, condition, event, position = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local tail = 7
 
 -- Inlined: read_header. ZADD below checks the types of the other keys.
 local header
-if created_us == '' then
-  header = call('HMGET', session, 'version', 'last_us', 'deadline_ms', 'event_limit', 'count')
+if condition == '' then
+  header = call('HMGET', session, 'version', 'last_us', 'deadline_ms', 'event_limit', 'count',
+    'flags')
 else
   header = call('HMGET', session, 'version', 'last_us', 'deadline_ms', 'event_limit', 'count',
-    'created_us')
+    'flags', 'created_us')
 end
-if not header[1] or created_us ~= '' and created_us ~= header[6] then
+if not header[1] then
   return {'NOT_FOUND'}
+end
+local created_us, asked, age_us
+if condition ~= '' and condition ~= header[7] then
+  created_us, asked, age_us = string.match(condition, '^(%d*)/?(%S*) ?(%d*)$')
+  if created_us ~= '' and created_us ~= header[7] then
+    return {'NOT_FOUND'}
+  end
 end
 -- Inlined: choose_limit.
 local limit = event_limit ~= '' and event_limit or header[4]
@@ -56,21 +64,28 @@ local limit = event_limit ~= '' and event_limit or header[4]
 local version, last_us, deadline_ms = header[1] + 0, header[2] + 0, header[3] + 0
 local num_limit = limit + 0
 local count = header[5] == limit and num_limit or (header[5] or 0) + 0
-local sum = version + last_us + deadline_ms + count + num_limit
-  + (header[4] ~= limit and header[4] or 0)
+local flags, covered, num_before = header[6], 0, nil
+if flags and flags ~= '' and string.find(flags, 'c', 1, true) then
+  -- A summary covers the oldest events.
+  covered = call('HGET', session, 'covered') + 0
+  num_before = math.max(count, call('ZCARD', events))
+end
+local sum = version + last_us + deadline_ms + count + num_limit + covered
+  + (limit ~= header[4] and header[4] or 0)
 if sum ~= sum or sum > 1e17 then
   return {'CORRUPT', session, ''}
 end
--- Inlined: server_time_us.
+-- Inlined: server_time_us. `now` is the same as text, because the server formats numbers slowly.
 local time = call('TIME')
-local now_us = time[1] * 1000000 + time[2]
-if condition ~= '' and condition ~= header[1] then
+local now = #time[2] == 6 and time[1] .. time[2]
+  or string.format('%.0f', time[1] * 1000000 + time[2])
+local now_us = now + 0
+if asked then
 --@include check_batch
 --@include check_condition
-  local asked, age_us = string.match(condition, '^(%S*) ?(%d*)$')
   age_us = tonumber(age_us) or 0
   local refusal = check_batch(
-    session, events, ARGV, {6}, check_condition(session, asked, version),
+    session, events, ARGV, {5}, check_condition(session, asked, version),
     age_us, now_us - age_us, {count = count, event_limit = num_limit}
   )
   if refusal then
@@ -84,8 +99,7 @@ end
 if app then
   call('HLEN', app)
 end
--- Inlined: next_position. The timestamp stays text, because the server formats numbers slowly.
-local now = #time[2] == 6 and time[1] .. time[2] or string.format('%.0f', now_us)
+-- Inlined: next_position. The position stays text.
 local position_us = position + 0
 if position_us > now_us then
   position, position_us = now, now_us
@@ -124,6 +138,15 @@ if version < now_us then
 else
   new_version = version
 end
+-- Inlined: note_trimmed.
+local is_watched = header[6] and string.find(header[6], 'l', 1, true)
+if is_watched and num_limit > 0 then
+  local rank = -1 - num_limit
+  local trimmed_us = call('ZRANGE', events, rank, rank, 'WITHSCORES')[2]
+  if trimmed_us then
+    call('HSET', session, 'trimmed_us', trimmed_us)
+  end
+end
 if num_limit > 0 and limit == header[5] then
   num_trimmed = call('ZREMRANGEBYRANK', events, -2 - num_limit, -1 - num_limit)
 end
@@ -147,6 +170,9 @@ else
   call('HSET', session,
     'version', new_version, 'updated_us', now, 'last_us', position, 'count', count)
 end
+if covered > 0 and num_before >= count then -- the oldest have left the log, or were lost
+  call('HSET', session, 'covered', math.max(covered - (num_before + 1 - count), 0))
+end
 if limit ~= header[4] then
   call('HSET', session, 'event_limit', limit)
 end
@@ -157,11 +183,16 @@ local reserve_ms = deadline_ms - now_ms - ttl_ms
 local must_refresh = deadline_ms == 0 or last_us == 0 or num_added == 1 or num_missing > 0
   or ttl_ms > 0 and (reserve_ms < 0 or reserve_ms > ttl_ms / 64)
 if not must_refresh and not num_increments then
+  -- Inlined: wake_watchers.
+  if is_watched and (tonumber(call('HGET', session, 'listen_ms') or '0') or 0) >= now_ms then
+    redis.pcall('SPUBLISH', session, '')
+  end
   return {'OK', version, now_us, 0}
 end
 
 -- Slow path.
 --@include refresh_session
+--@include wake_watchers
 --@include write_tiers
 if change then
   write_tiers(session, user, app, change, 1, now_ms)
@@ -171,6 +202,7 @@ end
 if must_refresh then
   refresh_session(session, events, index, now_ms, ttl_ms, tonumber(position), num_added == 1)
 end
+wake_watchers(session, header[6], now_ms)
 if sums then
   return {'ADDED', version, now_us, sums}
 end

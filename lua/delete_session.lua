@@ -14,20 +14,28 @@
 -- COST O(log N), and O(events) in the background
 --@include header_number
 --@include server_time_us
+--@include to_ms
+--@include wake_watchers
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
 local session_id, age_us = ARGV[1], tonumber(ARGV[2]) or 0
 
 redis.call('HLEN', session)
 redis.call('ZCARD', events)
 redis.call('ZSCORE', index, session_id)
+local flags = redis.call('HGET', session, 'flags')
 if age_us > 0 then
-  local created_us = header_number(redis.call('HGET', session, 'created_us') or nil)
-  if created_us and created_us > server_time_us() - age_us then
+  -- A session that was restored has the creation time that it had elsewhere.
+  local times = redis.call('HMGET', session, 'created_us', 'restored_us')
+  local existed_us = header_number(times[2] or times[1])
+  if existed_us and existed_us > server_time_us() - age_us then
     return {'UNKNOWN'}
   end
 end
 
 -- Write.
+if flags then
+  wake_watchers(session, flags, to_ms(server_time_us()))
+end
 redis.call('UNLINK', session, events)
 redis.call('ZREM', index, session_id)
 return {'OK'}

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- pop_event: remove the newest event and return it. State stays.
+-- pop_event: remove the newest event and return it, unless a summary covers it. State stays.
 --
 -- KEYS[1] session  session:{app:user}:sid  hash   must exist
 -- KEYS[2] events   events:{app:user}:sid   zset
@@ -11,7 +11,7 @@
 -- ARGV[4] condition   bytes  a version, or "t" and a token; "" = no condition
 --
 -- REPLY OK version now_us event
--- REPLY EMPTY
+-- REPLY EMPTY                    there is no event, or only covered ones
 -- REPLY MISSING key expected actual   the log should hold events and holds none
 -- REPLY NOT_FOUND
 -- REPLY CORRUPT key field
@@ -19,7 +19,9 @@
 -- REPLY LOST                     the caller does not hold the turn
 -- COST O(log N)
 --@include check_condition
+--@include note_change
 --@include read_checked_header
+--@include read_summary
 --@include refresh_session
 --@include server_time_us
 --@include to_ms
@@ -36,13 +38,20 @@ refusal = check_condition(session, condition, header.version)
 if refusal then
   return refusal
 end
+local summary
+summary, refusal = read_summary(session, header.flags)
+if refusal then
+  return refusal
+end
 local newest = redis.call('ZRANGE', events, -2, -1)
 local event = newest[#newest]
 if not event and header.count and header.count > 0 then
   return {'MISSING', events, header.count, 0}
-elseif not event then
+elseif not event
+  or summary and tonumber(redis.call('ZSCORE', events, event)) <= summary.compacted_us then
   return {'EMPTY'}
 end
+local position = tonumber(redis.call('ZSCORE', events, event))
 local now_us = server_time_us()
 
 -- Write.
@@ -52,6 +61,7 @@ redis.call('HSET', session, 'removed_us', now_us)
 if header.count then
   redis.call('HSET', session, 'count', math.max(header.count - 1, #newest - 1))
 end
+note_change(session, header.flags, new_version, position, position, to_ms(now_us))
 local remaining = #newest > 1 and events or nil
 refresh_session(session, remaining, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)
 -- Last, because it may remove the key: see write_delta.

@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .compactor import Compactor
 from .errors import (
     BackendError,
     BackendRejected,
@@ -21,7 +22,20 @@ from .errors import (
     TurnTaken,
 )
 from .instances import register_redis_instance
-from .model import DeletedUser, Event, EventPage, Ping, Session, SessionKey, SessionPage, Turn
+from .model import (
+    DeletedUser,
+    Event,
+    EventPage,
+    Ping,
+    Session,
+    SessionKey,
+    SessionPage,
+    Summary,
+    Turn,
+    WatchChange,
+    WatchEnd,
+    WatchEntry,
+)
 from .run_context import RunContext
 from .runner import Agent, Run, Runner
 from .service import InMemorySessionService, RedisSessionService, SessionService
@@ -38,6 +52,7 @@ __all__ = [
     "BackendRejected",
     "BackendTimeout",
     "BackendUnavailable",
+    "Compactor",
     "CorruptData",
     "DeletedUser",
     "Event",
@@ -61,9 +76,13 @@ __all__ = [
     "SessionService",
     "SessionStoreError",
     "StaleVersion",
+    "Summary",
     "Turn",
     "TurnLost",
     "TurnTaken",
+    "WatchChange",
+    "WatchEnd",
+    "WatchEntry",
     "Window",
     "__version__",
     "estimate_tokens",

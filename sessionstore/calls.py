@@ -8,7 +8,7 @@ replies into a result or an exception.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -116,6 +116,22 @@ class SyncExecutor(Protocol):
         """Release everything; later calls fail with BackendUnavailable."""
 
 
+Signal = Literal["listening", "message", "lost", "refused"]
+"""What a listener reports about a channel.
+
+"listening": messages are received from now on; those that were published before may be lost.
+"message": one was published. "lost": the connection is gone; "listening" will follow.
+"refused": the server does not allow it.
+"""
+
+Listen = Callable[[bytes, Callable[[Signal], None]], Callable[[], None]]
+"""Receives what scripts publish on a channel: `stop = listen(channel, notify)`.
+
+Executors that can do it have it as their method `listen`. A channel has one listener at a time;
+a new one replaces it. `notify` returns at once.
+"""
+
+
 def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
     """The status word of a script's reply, if it means success.
 
@@ -153,6 +169,16 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         actual, limit = reply[1:]
         message = f"{name} has {actual} events; at most {limit} can be copied"
         raise LimitExceeded(message, limit=limit, actual=actual)
+    if word == b"INCOMPLETE":
+        message = (
+            f"events of {name} that were sent before are gone; nothing was restored, try again"
+        )
+        raise BackendRejected(message)
+    if word == b"COVERED":
+        raise InvalidArgument(
+            f"to must be at least {reply[1]}: the summary of {name} covers events up to there, and "
+            "some of them are no longer stored"
+        )
     if word == b"LOST":
         raise TurnLost(f"the turn of {name} is lost: another run acquired it, or free_turn took it")
     if word == b"STALE":
@@ -161,6 +187,10 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         raise StaleVersion(
             f"{name} is at version {actual}, not {expected}", expected=expected, actual=actual
         )
+    if word == b"SUPERSEDED":
+        expected, actual = reply[1:]
+        message = f"the summary of {name} ends at {actual}, not at {expected} (0 = no summary)"
+        raise StaleVersion(message, expected=expected, actual=actual)
     check_increments(reply)
     raise ScriptContractError(f"a script replied {word!r}")
 

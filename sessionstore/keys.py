@@ -5,6 +5,8 @@
     sessions:{app:user}        zset    index of the user's sessions
     session:{app:user}:sid     hash    header and session tier
     events:{app:user}:sid      zset    the log
+    events:{app:user}:sid:id   zset    events of a session that is being restored
+    stream:{app:user}:sid      zset    fragments of events that are being written
 
 Every byte of an id outside `A-Z a-z 0-9 . _ ~ @ + = , -` is percent-encoded. An id therefore never
 contains `:`, `{` or `}`: no two (app, user, session) triples share a key, and no id can move a key
@@ -89,6 +91,8 @@ class SessionKeys(NamedTuple):
     """The keys of one session, in the order in which scripts take them.
 
     All but `app` share a slot; with partition_by="app" all of them do.
+
+    The channel that wakes watchers of the session has the same name as the key `session`.
     """
 
     session: bytes
@@ -96,6 +100,16 @@ class SessionKeys(NamedTuple):
     session_index: bytes
     user: bytes
     app: bytes
+
+    @property
+    def stream(self) -> bytes:
+        """The fragments. Only scripts and reads about them use this key."""
+        return self.events.replace(b"events:{", b"stream:{", 1)
+
+    @property
+    def channel(self) -> bytes:
+        """The sharded channel on which scripts publish when the log has changed."""
+        return self.session
 
 
 class UserPattern(NamedTuple):
@@ -120,10 +134,34 @@ class UserPattern(NamedTuple):
         return unquote(rest[: len(rest) - len(self.tail)])
 
 
+class StoredKey(NamedTuple):
+    """A key of a store, taken apart. What its role does not name is empty text.
+
+    Attributes:
+        role: what stands in front of the hash tag.
+        app_name: the application.
+        user_id: the user.
+        session_id: the session.
+        is_temporary: it expires by itself soon: fragments, or the events of a restore.
+        key: the whole key.
+    """
+
+    role: str
+    app_name: str
+    user_id: str
+    session_id: str
+    is_temporary: bool
+    key: bytes
+
+
+_ROLES = ("appdata", "userdata", "sessions", "session", "events", "stream")
+
+
 def type_check(key: bytes) -> tuple[str, bytes]:
     """A cheap command that the server refuses if the key has a wrong type."""
     role, _, _ = key.partition(b"{")  # with the prefix, which has no braces
-    return "ZCARD" if role.endswith((b"events:", b"sessions:")) else "HLEN", key
+    is_set = role.endswith((b"events:", b"sessions:", b"stream:"))
+    return "ZCARD" if is_set else "HLEN", key
 
 
 class Keys:
@@ -139,6 +177,9 @@ class Keys:
         if partition_by not in ("user", "app"):
             raise InvalidArgument(f'partition_by must be "user" or "app", not {partition_by!r}')
         self._by_user = partition_by == "user"
+        tag = r"\{([^:{}]+)(?::([^:{}]+))?\}" if self._by_user else r"\{([^:{}]+)\}(?::([^:{}]+))?"
+        role = rf"{re.escape(key_prefix)}({'|'.join(_ROLES)})"
+        self._is_key = re.compile(rf"{role}:{tag}(?::([^:{{}}]+))?(:[^{{}}]+)?").fullmatch
         # An agent uses the same session with every event.
         self._cached_session = lru_cache(maxsize=_CACHED_SESSIONS)(self._spell_session)
 
@@ -164,11 +205,35 @@ class Keys:
         except TypeError:  # not hashable, so not a str: encode_id names the argument
             return self._spell_session(app_name, user_id, session_id)
 
+    @staticmethod
+    def staged(keys: SessionKeys, creation_id: str) -> bytes:
+        """Where events of a session are collected that `restore_session` will create."""
+        return keys.events + b":" + creation_id.encode()
+
     def users(self, app_name: str) -> UserPattern:
         """The pattern of the indexes and of the state of an application's users."""
         tag = self._tag(encode_id("app_name", app_name), "*")
         head, _, tail = tag.partition("*")
         return UserPattern(self._prefix, head, tail)
+
+    def glob(self, app_name: str | None = None) -> str:
+        """The pattern for SCAN of all keys; those of an application, if it is given.
+
+        It may match other keys too: see `parse`.
+        """
+        head = "{" if app_name is None else f"{{{encode_id('app_name', app_name)}"
+        prefix, head = (re.sub(r"([*?\[\]\\])", r"\\\1", part) for part in (self._prefix, head))
+        return f"{prefix}*:{head}*"
+
+    def parse(self, key: bytes) -> StoredKey | None:
+        """What a key belongs to; None if this store has no such keys."""
+        found = self._is_key(key.decode("utf-8", "replace"))
+        if found is None:
+            return None
+        role, *ids, rest = found.groups()
+        app_name, user_id, session_id = (unquote(part or "") for part in ids)
+        is_temporary = role == "stream" or rest is not None
+        return StoredKey(role, app_name, user_id, session_id, is_temporary, key)
 
     def _spell_session(self, app_name: str, user_id: str, session_id: str) -> SessionKeys:
         app = encode_id("app_name", app_name)

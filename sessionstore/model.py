@@ -1,5 +1,5 @@
-"""The public data types: Event, Session, SessionKey, Turn, SessionPage, EventPage, Ping,
-DeletedUser."""
+"""The public data types: Event, Session, SessionKey, Summary, Turn, SessionPage, EventPage,
+WatchEntry, WatchChange, WatchEnd, Ping, DeletedUser."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
             ordered by arrival, not by timestamp.
         invocation_id: the run that the event belongs to; any text.
         branch: the agent branch that the event belongs to; any text.
-        partial: True for a fragment of a stream; it is returned and never stored.
+        partial: True for a fragment of an event that is being written. It is never in the log; with
+            `stream_ttl` it is kept apart for that time.
         state_delta: state to set in the same atomic write: `key`, `user:key` or `app:key`;
             a `temp:key` is set only in the caller's Session.
         state_removed: state keys to remove in the same atomic write.
@@ -91,6 +92,22 @@ class JsonEvent(Event, frozen=True, omit_defaults=True):
     """
 
 
+class Summary(msgspec.Struct, frozen=True):
+    """What stands for the oldest events of a session: see `compact_session`.
+
+    Attributes:
+        content: the summary, any value that the codec can store.
+        upto: the position of the last event that it covers, in microseconds.
+        created_at: when it was stored, UTC, by the store's clock.
+        num_events: how many of the covered events the log still holds. `get_events` reads them.
+    """
+
+    content: Any
+    upto: int
+    created_at: datetime
+    num_events: int
+
+
 class Session(msgspec.Struct):
     """A session as it was when it was read, or after the last write through this object.
 
@@ -101,15 +118,17 @@ class Session(msgspec.Struct):
         state: the three tiers merged: session keys without a prefix, the others as `app:key` and
             `user:key`. Changing it here stores nothing: use `update_session_state` or an Event's
             `state_delta`.
-        events: the events that were read, oldest first.
+        events: the events that were read, oldest first. If there is a summary, only those after it.
         version: grows with every write and never repeats, not even if the session is deleted and
             created again. For `if_version=`.
         created_at: when the session was created, UTC, by the store's clock.
         updated_at: when it was last written, UTC, by the store's clock.
-        event_count: how many events the store holds, of which `events` may be a part. Writes
-            through this object are counted, those of others from the next read on.
+        event_count: how many events the store holds, of which `events` may be a part. Those that
+            the summary covers are included. Writes through this object are counted, those of others
+            from the next read on.
         event_limit: how many of the newest events the store keeps; None = all.
         forked_from: the id of the session that `fork_session` copied; None = it is no copy.
+        summary: what stands for the oldest events; None = there is no summary.
     """
 
     app_name: str
@@ -123,6 +142,7 @@ class Session(msgspec.Struct):
     event_count: int = 0
     event_limit: int | None = None
     forked_from: str | None = None
+    summary: Summary | None = None
 
     def __repr__(self) -> str:
         return (
@@ -134,6 +154,12 @@ class Session(msgspec.Struct):
     def key(self) -> SessionKey:
         """The session's name. Every method that takes a session accepts it."""
         return SessionKey(self.app_name, self.user_id, self.id)
+
+
+def num_after_summary(session: Session) -> int:
+    """How many events the log of a session holds after its summary; without one, all."""
+    covered = session.summary.num_events if session.summary else 0
+    return max(session.event_count - covered, 0)
 
 
 class SessionPage(list[Session]):
@@ -182,6 +208,59 @@ class EventPage(msgspec.Struct, frozen=True):
     first: int | None
     last: int | None
     positions: list[int] = msgspec.field(default_factory=list)
+
+
+class WatchEntry(msgspec.Struct, frozen=True, tag=True):
+    """An event of a session that is watched.
+
+    Attributes:
+        event: the event.
+        position: where it stands in the log, in microseconds. Later entries have larger positions.
+        cursor: `watch_events(session, after=cursor)` continues after this entry. Letters, digits
+            and hyphens; a later cursor of the same session compares as larger.
+    """
+
+    event: Event
+    position: int
+    cursor: str
+
+
+class WatchChange(msgspec.Struct, frozen=True, tag=True):
+    """A part of the log that has changed although the watcher was past it.
+
+    Events were removed (by `rewind_session`, `pop_event`, `clear_events` or `delete_event`) or
+    replaced (by `replace_event`). Whoever shows the log replaces what it shows from `first` to
+    `last` with `events`.
+
+    Attributes:
+        first: the position at which the changed part begins.
+        last: the position at which it ends; every later entry comes after it.
+        events: the events that stand there now, oldest first; usually none.
+        positions: their positions.
+        cursor: continues after this change, like the cursor of a WatchEntry. A change of a long
+            part comes as several items, and only the cursor of the last one does not repeat it.
+    """
+
+    first: int
+    last: int
+    events: list[Event]
+    positions: list[int]
+    cursor: str
+
+
+class WatchEnd(msgspec.Struct, frozen=True, tag=True):
+    """The last thing that a watcher gets.
+
+    Attributes:
+        reason: "deleted": the session was deleted or has expired. "recreated": it was deleted, and
+            another one has its id. "idle": `idle_timeout` has passed.
+    """
+
+    reason: Literal["deleted", "recreated", "idle"]
+
+
+Watched = WatchEntry | WatchChange | WatchEnd
+"""What `watch_events` gives."""
 
 
 class DeletedUser(msgspec.Struct, frozen=True):

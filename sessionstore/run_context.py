@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 import threading
 import time
@@ -12,14 +13,19 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from .errors import BackendError, InvalidArgument
+from .errors import BackendError, InvalidArgument, SessionNotFound
 from .model import Event, Session
 
 L = TypeVar("L")
 
+_logger = logging.getLogger("sessionstore")
+
 _FIRST_POLL_S = 0.02
 _LONGEST_POLL_S = 0.25
 _LONGEST_STREAK_S = 10.0  # how long a process may pass a turn from run to run without a pause
+
+BATCH_S = 0.04
+"""How long a fragment waits for others that are stored with it."""
 
 _REMOVED: Final[Any] = object()  # stands for the value of a removed state key
 
@@ -135,6 +141,19 @@ def interrupted_event(streamed: list[Event], invocation_id: str) -> Event:
         invocation_id=invocation_id,
         branch=streamed[-1].branch,
     )
+
+
+def log_failed_compaction(error: Exception) -> None:
+    """Log why a compaction in the background failed: the type, as the text may have content."""
+    if isinstance(error, SessionNotFound):
+        return  # deleted or expired meanwhile
+    reason = f": {error}" if isinstance(error, InvalidArgument) else ""
+    _logger.warning("a compaction failed: %s%s", type(error).__name__, reason)
+
+
+def log_lost_fragments(error: BackendError) -> None:
+    """Log that fragments could not be stored. The run goes on: its events do not depend on them."""
+    _logger.warning("fragments of a run could not be stored: %s", type(error).__name__)
 
 
 def poll_delays() -> Iterator[float]:

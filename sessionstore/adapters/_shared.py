@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
-from types import NoneType
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -21,6 +19,7 @@ from pydantic_core import to_json, to_jsonable_python
 from ..errors import InvalidArgument
 from ..model import Event as StoredEvent
 from ..model import JsonEvent
+from .json_events import REFUSALS, find_fault, with_sorted_sets
 from .packing import unpack
 
 M = TypeVar("M", bound=BaseModel)
@@ -28,13 +27,9 @@ M = TypeVar("M", bound=BaseModel)
 _log = logging.getLogger("sessionstore")
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
-_encode_msgpack = msgspec.msgpack.Encoder().encode
 
 _STATE_DELTA = {"actions": {"state_delta"}}
-_IMMUTABLE = frozenset({str, bool, int, float, bytes, NoneType, datetime})
-
-# What pydantic raises for a value that it cannot serialize, or cannot read.
-_REFUSALS = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
+_EARLIEST, _LATEST = -62135596800, 253402300799  # seconds of the years 1 and 9999
 
 
 class EventFormat(Generic[M]):
@@ -54,7 +49,7 @@ class EventFormat(Generic[M]):
         """The event to store.
 
         Raises:
-            InvalidArgument: the framework cannot serialize a part of it; names the field.
+            InvalidArgument: the framework cannot serialize a part of it; names the part.
         """
         delta = to_json_state(event.actions.state_delta, "event.actions.state_delta")
         return JsonEvent(
@@ -81,29 +76,23 @@ class EventFormat(Generic[M]):
 
         Sets are sorted. A lone surrogate becomes U+FFFD.
 
-        Args:
-            event: the event.
-            path: what an error calls it.
-
         Raises:
-            InvalidArgument: the framework cannot serialize a part of it; names the field.
+            InvalidArgument: the framework cannot serialize a part of it; names the part.
         """
         options: dict[str, Any] = {"exclude_none": True, "warnings": False}
         if event.actions.state_delta:
             options["exclude"] = _STATE_DELTA
         try:
-            event = _with_sorted_sets(event)
+            event = with_sorted_sets(event)
             try:
-                data: bytes = self._serializer.to_json(event, **options)
+                return bytes(self._serializer.to_json(event, **options))
             except ValueError:  # a lone surrogate, perhaps
                 values = self._serializer.to_python(event, mode="json", **options)
-                data = _encode(_without_surrogates(values))
-        except _REFUSALS as error:
-            kind = type(error).__name__
-            where = path + self._field_at_fault(event)
-            message = f"{where} cannot be serialized by {self._framework} ({kind})"
+                return _encode(_without_surrogates(values))
+        except REFUSALS as error:
+            where, _ = find_fault(event, path, to_jsonable_python)
+            message = f"{where} cannot be serialized by {self._framework} ({type(error).__name__})"
             raise InvalidArgument(message) from None
-        return data
 
     def from_json(
         self, content: Any, state_delta: Mapping[str, Any], patches: Iterable[Any] = ()
@@ -118,78 +107,20 @@ class EventFormat(Generic[M]):
         Raises:
             ValueError, TypeError, LookupError, AttributeError: this is not an event.
         """
-        text = content if type(content) is str else _encode(content)
-        event: Any = self._event.model_validate_json(text)
-        for path, packed in patches:
-            _patch(event, path, unpack(packed))
+        text = content if isinstance(content, str) else _encode(content)
+        event = self._event.model_validate_json(text)
+        for (*steps, last), packed in patches:
+            holder: Any = event
+            for step in steps:
+                holder = _parts(holder)[step]
+            _parts(holder)[last] = unpack(packed)
         if state_delta:
-            event.actions.state_delta = from_json_state(state_delta)
-        restored: M = event
-        return restored
-
-    def _field_at_fault(self, event: Any) -> str:
-        """The first field that cannot be serialized, with a dot before it; "" if unclear."""
-        for name in self._event.model_fields:
-            try:
-                self._serializer.to_python(event, mode="json", include={name}, warnings=False)
-            except _REFUSALS:
-                return f".{name}"
-        return ""
+            event.actions.state_delta = from_json_state(state_delta)  # type: ignore[attr-defined]  # of both frameworks
+        return event
 
 
-def _patch(event: Any, path: list[Any], value: Any) -> None:
-    *steps, last = path
-    holder = event
-    for step in steps:
-        holder = getattr(holder, step) if isinstance(holder, BaseModel) else holder[step]
-    if isinstance(holder, BaseModel):
-        setattr(holder, last, value)
-    else:
-        holder[last] = value
-
-
-def _with_sorted_sets(value: Any) -> Any:
-    """The value, or a copy in which lists take the place of sets: their order is the same always.
-
-    Otherwise the bytes of an event would depend on the process that writes it.
-    """
-    if type(value) in _IMMUTABLE:
-        return value
-    if isinstance(value, BaseModel):
-        changed = _changed_items(value.__dict__)
-        return value.model_copy(update=changed) if changed else value
-    if isinstance(value, dict):
-        changed = _changed_items(value)
-        return {**value, **changed} if changed else value
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(_with_sorted_sets, value), key=_sort_key)
-    if isinstance(value, (list, tuple)):
-        items = [_with_sorted_sets(item) for item in value]
-        is_same = all(new is old for new, old in zip(items, value, strict=True))
-        return value if is_same else items
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = {field.name: getattr(value, field.name) for field in fields(value)}
-        changed = _changed_items(parts)
-        return {**parts, **changed} if changed else value
-    return value
-
-
-def _changed_items(values: dict[Any, Any]) -> dict[Any, Any]:
-    """The items that contain a set, with lists in its place."""
-    found = {}
-    for key, value in values.items():
-        if value is not None and type(value) not in _IMMUTABLE:
-            new = _with_sorted_sets(value)
-            if new is not value:
-                found[key] = new
-    return found
-
-
-def _sort_key(value: Any) -> bytes:
-    try:
-        return bytes(to_json(value, serialize_unknown=True))
-    except ValueError:
-        return repr(value).encode(errors="replace")
+def _parts(holder: Any) -> Any:
+    return holder.__dict__ if isinstance(holder, BaseModel) else holder
 
 
 def _without_surrogates(value: Any) -> Any:
@@ -223,11 +154,8 @@ def to_json_state(state: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def _to_json_value(value: Any, path: str) -> Any:
-    kind = type(value)
-    if kind is bool or value is None or (kind is str and value.isascii()):
-        return value
     try:
-        value = _with_sorted_sets(value)
+        value = with_sorted_sets(value)
         try:
             data = to_json(value, inf_nan_mode="null")
         except ValueError as error:
@@ -235,11 +163,10 @@ def _to_json_value(value: Any, path: str) -> Any:
             # What the framework could not serialize may be a secret, so it is not named.
             name = type(error).__name__
             _log.warning("a state value is not JSON (%s): stored as its text, or parts of it", name)
-        plain = _decode(data)
-    except _REFUSALS as error:
+        return _escape(_decode(data))
+    except REFUSALS as error:
         message = f"{path} cannot be serialized ({type(error).__name__})"
         raise InvalidArgument(message) from None
-    return _escape(plain) if b'"$"' in data or not _is_msgpack(plain) else plain
 
 
 def _to_plain(value: Any) -> Any:
@@ -247,14 +174,6 @@ def _to_plain(value: Any) -> Any:
         return to_jsonable_python(value, serialize_unknown=True)
     except UnicodeDecodeError:  # bytes that are not UTF-8
         return to_jsonable_python(value, serialize_unknown=True, bytes_mode="base64")
-
-
-def _is_msgpack(value: Any) -> bool:
-    try:
-        _encode_msgpack(value)
-    except OverflowError:
-        return False
-    return True
 
 
 def _escape(value: Any) -> Any:
@@ -289,12 +208,8 @@ def to_instant(timestamp: float, path: str) -> datetime:
         InvalidArgument: it is not a finite number; `path` is what the error calls it.
     """
     try:
-        return datetime.fromtimestamp(timestamp, UTC)
-    except (ValueError, OverflowError, OSError):
-        if not math.isfinite(timestamp):
-            raise InvalidArgument(f"{path} is {timestamp!r}, which is not a time") from None
-        edge = datetime.max if timestamp > 0 else datetime.min
-        return edge.replace(tzinfo=UTC)
+        if math.isfinite(timestamp):
+            return datetime.fromtimestamp(min(max(timestamp, _EARLIEST), _LATEST), UTC)
     except TypeError:
-        kind = type(timestamp).__name__
-        raise InvalidArgument(f"{path} must be a float, not {kind}") from None
+        pass
+    raise InvalidArgument(f"{path} is {timestamp!r}, which is not a time")

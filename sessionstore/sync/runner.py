@@ -22,8 +22,19 @@ from ..run_context import (
     with_invocation_id,
 )
 from ..windows import Window
-from .concurrency import INTERRUPTIONS, AgentEvents, HeldTurn, check_service, start_agent
+from .compactor import Compactor
+from .concurrency import (
+    INTERRUPTIONS,
+    AgentEvents,
+    Compactions,
+    FragmentWriter,
+    HeldTurn,
+    check_service,
+    start_agent,
+)
 from .service import InMemorySessionService, SessionService
+
+_GRACE_S = 5.0  # how long `close` waits for compactions
 
 
 class Agent(Protocol):
@@ -79,6 +90,8 @@ class Runner:
             a crash the turn is free when the lease ends.
         store_interrupted: when a run is interrupted, store what was streamed since its last
             complete event, as one event with `metadata={"interrupted": True}`.
+        compactor: summarizes the session in the background after each run that ends normally, if it
+            has grown enough. It uses the same `session_service`. A failure is logged, not raised.
 
     Raises:
         InvalidArgument: an argument is out of range or of the wrong type.
@@ -95,6 +108,7 @@ class Runner:
         serialize_turns: bool = False,
         turn_lease: Duration = 30.0,
         store_interrupted: bool = False,
+        compactor: Compactor | None = None,
     ) -> None:
         encode_id("app_name", app_name)
         run = getattr(agent, "run", agent)
@@ -108,6 +122,11 @@ class Runner:
             check_int("history_limit", history_limit, low=0)
         if history is not None and not isinstance(history, Window):
             raise InvalidArgument(f"history must be a Window, not {type(history).__name__}")
+        if compactor is not None:
+            if not isinstance(compactor, Compactor):
+                raise InvalidArgument(f"compactor must be a {Compactor}, not {type(compactor)}")
+            if compactor.session_service is not session_service:
+                raise InvalidArgument("compactor must have the Runner's session_service")
         self._app_name = app_name
         self._agent_name = getattr(agent, "__qualname__", type(agent).__qualname__)
         self._run_agent: Callable[[RunContext], AgentEvents] = run
@@ -121,6 +140,8 @@ class Runner:
         self._serialize_turns = check_bool("serialize_turns", serialize_turns)
         self._lease = timedelta(milliseconds=check_milliseconds("turn_lease", turn_lease))
         self._store_interrupted = check_bool("store_interrupted", store_interrupted)
+        self._compactor = compactor
+        self._compactions = Compactions()
 
     def __repr__(self) -> str:
         # The agent's own repr is not shown: it may contain credentials.
@@ -145,7 +166,9 @@ class Runner:
         """A run in which the agent answers a message; iterate over it for its events.
 
         The run begins when iteration begins. Every complete event is stored before it is yielded;
-        partial events are yielded at once and not stored.
+        partial events are yielded at once, and are not in the log. If the service has a
+        `stream_ttl`, they are kept for that time: in the background, 40 ms together, and before the
+        next complete event is stored.
 
         Args:
             user_id: the user within the application, 1 to 256 bytes of UTF-8.
@@ -184,6 +207,8 @@ class Runner:
         with ExitStack() as stack:
             session, held = self._open_session(stack, key, state)
             self._append(session, held, with_invocation_id(user_event, invocation_id))
+            writer = FragmentWriter(self._service, session, held)
+            fragments = stack.enter_context(writer)
             context = RunContext(session, message, invocation_id, RunState(session))
             streamed: list[Event] = []
             storing: Event | None = None  # sent to the store, which has not answered yet
@@ -193,16 +218,21 @@ class Runner:
                 while event := _next_event(agent_events, context.state):
                     if event.partial:
                         streamed.append(event)
-                        yield with_invocation_id(event, invocation_id)
+                        fragment = with_invocation_id(event, invocation_id)
+                        fragments.add(fragment)
+                        yield fragment
                         continue
+                    fragments.flush()
                     storing = with_invocation_id(context.state.add_changes(event), invocation_id)
                     stored = self._append(session, held, storing)
                     storing = None
                     context.state.clear_stored_changes()
                     streamed.clear()
                     yield stored
+                fragments.flush()
             except INTERRUPTIONS as error:
                 if self._store_interrupted and (storing or streamed):
+                    fragments.stop()
                     # If the store has `storing` already, this changes nothing.
                     last = storing or interrupted_event(streamed, invocation_id)
                     self._append_last(session, held, last, error)
@@ -216,6 +246,8 @@ class Runner:
                 close = getattr(agent_events, "close", None)
                 if close is not None:
                     close()
+        if self._compactor is not None:
+            self._compactions.start(self._compactor.compact, key)
 
     def _open_session(
         self, stack: ExitStack, key: SessionKey, state: Mapping[str, Any] | None
@@ -256,7 +288,8 @@ class Runner:
             error.add_note(f"the last event of the run could not be stored: {kind}: {second}")
 
     def close(self) -> None:
-        """Close the service if the Runner made it."""
+        """Give compactions 5 seconds to end. Close the service if the Runner made it."""
+        self._compactions.close(_GRACE_S)
         if self._owns_service:
             self._service.close()
 

@@ -15,7 +15,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from ..calls import Call
+from ..calls import Call, Signal
 from ..drive import drive_async
 from ..errors import BackendUnavailable
 from .address import Deployment
@@ -29,6 +29,7 @@ from .failures import (
     NotSentInTime,
 )
 from .lanes import ReplySizes
+from .listening import Listener
 from .retry import Attempts, Discover, Pause, Reconnect, Send, Step, run_async
 from .shared_connection import SharedConnection, consume_exception, wait_shared
 from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
@@ -60,6 +61,7 @@ class Router:
         self._by_node: dict[Node, dict[int, SharedConnection]] = {}
         self._retired: weakref.WeakSet[SharedConnection] = weakref.WeakSet()
         self._reply_sizes = ReplySizes()
+        self.listener = Listener(deployment, self._topology, self._discover, timeout_s)
         self._discovery: asyncio.Task[None] | None = None
         self._end_of_loop: AsyncGenerator[None] | None = None
         # Silence is checked while calls are made. True: the next call starts the checks.
@@ -279,7 +281,7 @@ class Router:
 
     def _connections(self) -> list[SharedConnection]:
         used = [connection for lanes in self._by_node.values() for connection in lanes.values()]
-        return [*used, *self._retired]
+        return [*used, *self._retired, *self.listener.connections()]
 
     def _close(self, reason: str) -> None:
         for connection in self._connections():
@@ -288,6 +290,7 @@ class Router:
     async def aclose(self) -> None:
         """Close; called on the router's own loop."""
         self.is_closed = True
+        await self.listener.aclose()
         if self._discovery is not None:
             self._discovery.cancel()
             await asyncio.wait([self._discovery])
@@ -327,6 +330,10 @@ class AsyncRedisExecutor:
         if router is None or router.loop is not asyncio.get_running_loop():
             router = self._router()
         return router.execute(call)
+
+    def listen(self, channel: bytes, notify: Callable[[Signal], None]) -> Callable[[], None]:
+        """Receive the messages of a channel on the running loop. See `calls.Listen`."""
+        return self._router().listener.listen(channel, notify)
 
     def _router(self) -> Router:
         loop = asyncio.get_running_loop()

@@ -35,7 +35,7 @@ BYTES_IN_FLIGHT_LIMIT = 16 << 20
 
 _CLOSE_TIMEOUT_S = 1.0  # for calls in flight when a service is closed
 
-_NOTHING = object()  # returned by the reader if it has no complete reply
+NOTHING = object()  # returned by the reader if it has no complete reply
 
 _Reply = asyncio.Future[list[Any]]
 # Count of replies, deadline, bytes of the request, the Call if its reply is to be measured.
@@ -68,7 +68,7 @@ class SharedConnection(asyncio.Protocol):
         self.find_bulk_connection: Callable[[Call[Any]], SharedConnection | None] | None = None
         self._loop = asyncio.get_running_loop()
         self._connection = address.new_connection()
-        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._reader = hiredis.Reader(notEnoughData=NOTHING)
         self._transport: Any = None
         self._out: list[bytes] = []
         self._pending: deque[_Pending] = deque()
@@ -232,7 +232,7 @@ class SharedConnection(asyncio.Protocol):
         try:
             self._reader.feed(data)
             next_reply = self._reader.gets
-            while (reply := next_reply()) is not _NOTHING:
+            while (reply := next_reply()) is not NOTHING:
                 if isinstance(reply, hiredis.PushNotification):
                     continue
                 waiter, count, _, size, read = pending[0]

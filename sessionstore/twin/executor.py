@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Self
 
-from ..calls import Call, Command, reply_error
+from ..calls import Call, Command, Signal, reply_error
 from ..errors import BackendUnavailable
 from ..options import Duration, Options, check_clock, check_seconds
 from .fragments import Refused
@@ -36,6 +38,7 @@ class MemoryExecutor:
         self._swept_at = self._clock()
         self._lock = threading.Lock()
         self._closed = False
+        self._listeners: dict[bytes, list[Callable[[Signal], None]]] = {}
 
     @classmethod
     def of(
@@ -49,13 +52,19 @@ class MemoryExecutor:
         Raises:
             InvalidArgument: `cleanup_interval` is out of range, or `clock` is not callable.
         """
-        cleanup_s = _DEFAULT_CLEANUP_S if options.any_ttl else None
+        cleanup_s = _DEFAULT_CLEANUP_S if options.any_ttl or options.stream_ttl_ms else None
         if cleanup_interval is not None:
             cleanup_s = check_seconds("cleanup_interval", cleanup_interval)
         return cls(cleanup_s, None if clock is None else check_clock(clock))
 
     def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command. The Call is atomic."""
+        replies = self._execute(call)
+        if self.keyspace.published:
+            self._deliver()
+        return replies
+
+    def _execute(self, call: Call[Any]) -> list[Any]:
         with self._lock:
             if self._closed:
                 raise BackendUnavailable("the session service is closed")
@@ -82,11 +91,39 @@ class MemoryExecutor:
                 raise reply_error(call, "WRONGTYPE", error.key) from None
             return replies
 
+    def listen(self, channel: bytes, notify: Callable[[Signal], None]) -> Callable[[], None]:
+        """Call `notify` after each Call that publishes on a channel, in the thread of that Call.
+
+        Unlike on a server, a channel may have several listeners: several loops share the data.
+        """
+        with self._lock:
+            self._listeners.setdefault(channel, []).append(notify)
+
+        def stop() -> None:
+            with self._lock:
+                listeners = self._listeners.get(channel, [])
+                if notify in listeners:
+                    listeners.remove(notify)
+                if not listeners:
+                    self._listeners.pop(channel, None)
+
+        notify("listening")
+        return stop
+
+    def _deliver(self) -> None:
+        """Tell listeners about the messages that were published."""
+        with self._lock:
+            published, self.keyspace.published = self.keyspace.published, []
+            called = [notify for each in published for notify in self._listeners.get(each, ())]
+        for notify in called:
+            notify("message")
+
     def close(self) -> None:
         """Drop all data; later calls fail with BackendUnavailable."""
         with self._lock:
             self._closed = True
             self.keyspace = Keyspace()
+            self._listeners = {}
 
     def _run_command(self, command: Command) -> Any:
         if command == ("HELLO",):
@@ -142,6 +179,16 @@ class AsyncMemoryExecutor:
     async def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command. The Call is atomic."""
         return self._memory.execute(call)
+
+    def listen(self, channel: bytes, notify: Callable[[Signal], None]) -> Callable[[], None]:
+        """Call `notify` on the running loop after each Call that publishes on a channel."""
+        loop = asyncio.get_running_loop()
+
+        def notify_on_loop(signal: Signal) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(notify, signal)
+
+        return self._memory.listen(channel, notify_on_loop)
 
     async def aclose(self) -> None:
         """Drop all data; later calls fail with BackendUnavailable."""

@@ -74,12 +74,14 @@ class Keyspace:
 
     Attributes:
         now_us: the time of the current Call, in microseconds since 1970.
+        published: the channels of the messages that the current Call has published.
     """
 
     def __init__(self) -> None:
         self.now_us = 0
         self._values: dict[bytes, Hash | SortedSet] = {}
         self._deadlines: dict[bytes, int] = {}
+        self.published: list[bytes] = []
 
     # -- keys ----------------------------------------------------------------------------------
 
@@ -102,6 +104,10 @@ class Keyspace:
     def exists(self, key: bytes) -> int:
         """EXISTS of one key."""
         return int(self._is_live(key))
+
+    def spublish(self, channel: bytes) -> None:
+        """SPUBLISH of an empty message."""
+        self.published.append(channel)
 
     def unlink(self, *keys: bytes) -> int:
         """UNLINK."""
@@ -137,6 +143,15 @@ class Keyspace:
         self._values[destination] = value.copy()
         if source in self._deadlines:
             self._deadlines[destination] = self._deadlines[source]
+
+    def rename(self, source: bytes, destination: bytes) -> None:
+        """RENAME of a key that exists."""
+        value, deadline_ms = self._values[source], self._deadlines.get(source)
+        self._drop(source)
+        self._drop(destination)
+        self._values[destination] = value
+        if deadline_ms is not None:
+            self._deadlines[destination] = deadline_ms
 
     # -- hashes --------------------------------------------------------------------------------
 
@@ -196,6 +211,12 @@ class Keyspace:
         """ZCARD."""
         return len(self._zset(key).entries)
 
+    def zcount(self, key: bytes, low: float, high: float) -> int:
+        """ZCOUNT, both ends inclusive."""
+        entries = self._zset(key).entries
+        first = bisect_left(entries, low, key=_score)
+        return max(bisect_right(entries, high, key=_score) - first, 0)
+
     def zrem(self, key: bytes, member: bytes) -> int:
         """ZREM of one member."""
         stored = self._zset(key)
@@ -210,11 +231,11 @@ class Keyspace:
         self._drop_if_empty(key, stored)
         return count
 
-    def zremrangebyscore(self, key: bytes, low: Score) -> int:
-        """ZREMRANGEBYSCORE from a score, inclusive, to the end."""
+    def zremrangebyscore(self, key: bytes, low: float, high: float) -> int:
+        """ZREMRANGEBYSCORE, both ends inclusive."""
         stored = self._zset(key)
         first = bisect_left(stored.entries, low, key=_score)
-        count = stored.remove_range(first, len(stored.entries))
+        count = stored.remove_range(first, bisect_right(stored.entries, high, key=_score))
         self._drop_if_empty(key, stored)
         return count
 

@@ -27,6 +27,7 @@ def test_every_adapter_has_a_block() -> None:
         "claude_agent",
         "langchain",
         "langgraph",
+        "mcp",
         "openai_agents",
         "pydantic_ai",
         "pydantic_conversations",

@@ -317,7 +317,10 @@ class Opaque:
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"custom_metadata": {"a": [Opaque()]}}, r"event\.custom_metadata cannot be serialized by"),
+        (
+            {"custom_metadata": {"a": [Opaque()]}},
+            r"event\.custom_metadata\['a'\]\[0\] cannot be serialized by",
+        ),
         (
             {"actions": EventActions(state_delta={"user:f": NESTED})},
             r"event\.actions\.state_delta\['user:f'\] cannot be serialized",

@@ -20,7 +20,7 @@ COMMANDS = ("hgetall", "zrange")
 READS = [
     each
     for each in OPERATIONS
-    if each.kind == "read" and each.method != "ping" and not each.needs_expired
+    if each.kind == "read" and each.method != "ping" and not each.needs_expired and not each.marks
 ]
 
 

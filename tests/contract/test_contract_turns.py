@@ -300,7 +300,10 @@ class TestAppend:
             await service.append_events(KEY, [*batch, Event("user", 5)], turn=lost)
         assert numbers_of(await read(service)) == [1, 2, 3, 4]
 
-    async def test_partial_events_need_no_turn(self, service: Any) -> None:
+    async def test_partial_events_that_are_not_kept_need_no_turn(
+        self, make_service: ServiceFactory
+    ) -> None:
+        service = make_service(stream_ttl=None)
         session = await create(service)
         lost, _ = await lose_turn(service)
         event = Event("user", "Hel", partial=True)

@@ -13,9 +13,11 @@ IDS: dict[str, Any] = {**USER, "session_id": KEY.session_id}
 STATE = {"k": 1, "user:k": 2, "app:k": 3}
 
 SESSION, EVENTS, INDEX, USER_TIER, APP_TIER = Keys().session(**IDS)
+STREAM = Keys().session(**IDS).stream
 SLOTS = {
     "session": (SESSION, b"hash"),
     "events": (EVENTS, b"zset"),
+    "stream": (STREAM, b"zset"),
     "index": (INDEX, b"zset"),
     "user": (USER_TIER, b"hash"),
     "app": (APP_TIER, b"hash"),

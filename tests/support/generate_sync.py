@@ -18,8 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sessionstore"
-MODULES = ("service", "runner")
-SIBLINGS = "|".join((*MODULES, "concurrency"))  # modules that exist in sessionstore/sync/ too
+MODULES = ("service", "compactor", "runner")
+# Modules that exist in sessionstore/sync/ too.
+SIBLINGS = "|".join((*MODULES, "concurrency", "watchers"))
 
 # Regular expressions and what replaces them, in this order.
 SUBSTITUTIONS = (
@@ -46,6 +47,7 @@ SUBSTITUTIONS = (
     # Prose.
     (r"\bredis\.asyncio\.Redis\b", "redis.Redis"),
     (r"\btasks\b", "threads"),
+    (r"\ban async function\b", "a function"),
     (r"\basyncio\b", "threads"),
 )
 

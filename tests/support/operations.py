@@ -16,10 +16,23 @@ from typing import Any, Literal
 
 import pytest
 
-from sessionstore import SessionExists, StaleVersion, TurnTaken, flows
+from sessionstore import (
+    Event,
+    SessionExists,
+    SessionKey,
+    StaleVersion,
+    Summary,
+    TurnTaken,
+    flows,
+    ops_watch,
+    stream,
+)
+from sessionstore.calls import Flow
+from sessionstore.ops import Ops
 
 from .events import LONG_AGO, make_event
 from .scene import E0_POSITION, E1, E2, E2_POSITION, Scene
+from .watching import brief, watch_first
 
 READ_COMMANDS = {"HGETALL", "HMGET", "ZCARD", "ZRANGE"}
 """The plain commands that operations send without a script."""
@@ -36,7 +49,8 @@ class Operation:
         method: its name.
         run: calls it on a service, given the scene.
         keys: roles of the scene's keys that it reads or writes: of the "session", its "events",
-            the "index" of the user's sessions, the state of "user" and "app". If one of them has a
+            the "index" of the user's sessions, the state of "user" and "app", and the "stream" of
+            fragments. If one of them has a
             wrong type, the call is refused; if any other key has, it succeeds.
         case: what is special about the arguments, if the method has several entries.
         kind: what it does to data. A server that is out of memory refuses only "write".
@@ -51,8 +65,9 @@ class Operation:
         repeat: what the operation gives if it is repeated after a lost reply: the "same" result, an
             exception, or None for another result.
         counts_twice: such a repeat adds 1 to `version` again.
+        marks: it reads the primary, and notes in the header that somebody reads.
         rights: commands that it needs beyond those of the ACL line of lua/README.md.
-        is_internal: it is not a public method, but a flow that adapters use.
+        is_internal: it is not a public method, but a flow that adapters or watchers use.
     """
 
     method: str
@@ -69,6 +84,7 @@ class Operation:
     idempotent: bool = True
     repeat: Literal["same"] | type[Exception] | None = "same"
     counts_twice: bool = False
+    marks: bool = False
     rights: str = ""
     is_internal: bool = False
 
@@ -86,7 +102,19 @@ PLAIN = make_event("new")
 RICH = make_event("new", state_delta=NEW_STATE, state_removed=["k", "user:k", "app:k"])
 PAIR = [make_event("x", state_removed=["k", "user:k"]), make_event("y", state_delta=NEW_STATE)]
 COUNTING = make_event("count", state_increments={"k": 1, "user:k": 2, "user:n": 3})
+LONG = [make_event(number) for number in range(501)]
+FRAGMENTS = [Event("x", number, partial=True) for number in range(2)]
 MANY = [make_event(f"b{number}", state_delta={"b": number}) for number in range(8)]
+
+
+async def watch_contents(service: Any, key: SessionKey, count: int, **options: Any) -> list[Any]:
+    """The contents of the first events that a watcher gets."""
+    return brief(await watch_first(service, key, count, **options))
+
+
+def _listen(ops: Ops, key: SessionKey) -> Flow[None]:
+    yield ops_watch.listen_session(ops, key, lease_ms=1000)
+
 
 OPERATIONS = (
     # -- sessions
@@ -241,6 +269,28 @@ OPERATIONS = (
         refreshes="session user",
     ),
     Operation(
+        "append_event",
+        lambda s, at: s.append_event(at.session, FRAGMENTS[0]),
+        keys="session stream",
+        case="partial",
+        new_key=True,
+    ),
+    Operation(
+        "append_events",
+        lambda s, at: s.append_events(at.session, FRAGMENTS),
+        keys="session stream",
+        case="partial",
+        new_key=True,
+    ),
+    Operation(
+        "read_fragments",
+        lambda s, at: s._run(stream.read_fragments(s._ops, at.key)),
+        keys="session events stream",
+        kind="read",
+        new_key=True,
+        is_internal=True,
+    ),
+    Operation(
         "get_events",
         lambda s, at: s.get_events(at.session),
         keys="session events user app",
@@ -293,6 +343,27 @@ OPERATIONS = (
     ),
     # -- history
     Operation(
+        "compact_session",
+        lambda s, at: s.compact_session(
+            at.session, upto=E2_POSITION, summary="all", if_version=at.session.version
+        ),
+        keys=LOG,
+        refreshes="session",
+        calls=2,
+        reads_first=True,
+    ),
+    Operation(
+        "compact_session",
+        lambda s, at: s.compact_session(
+            at.key, upto=E2_POSITION, summary={"a": 1}, drop=True, if_version=at.session.version
+        ),
+        keys=LOG,
+        case="drop",
+        refreshes="session",
+        calls=2,
+        reads_first=True,
+    ),
+    Operation(
         "rewind_session",
         lambda s, at: s.rewind_session(at.key, to=E0_POSITION),
         keys=LOG,
@@ -315,6 +386,30 @@ OPERATIONS = (
         keys=ALL,
         new_key=True,
         repeat=SessionExists,
+    ),
+    Operation(
+        "restore_session",
+        lambda s, at: s.restore_session(
+            **at.new_ids,
+            events=PAIR,
+            positions=[5, 9],
+            state={"k": 9},
+            updated_at=LONG_AGO,
+            forked_from="x",
+            summary=Summary("old", 5, LONG_AGO, 1),
+        ),
+        keys="index user app",
+        new_key=True,
+    ),
+    Operation(
+        # What is staged already; 500 events; the session with the last one.
+        "restore_session",
+        lambda s, at: s.restore_session(**at.new_ids, events=LONG, positions=range(1, 502)),
+        keys="index user app",
+        case="long",
+        calls=3,
+        reads_first=True,
+        new_key=True,
     ),
     Operation(
         "replace_event",
@@ -344,6 +439,23 @@ OPERATIONS = (
         refreshes="session",
         idempotent=False,
         repeat=StaleVersion,
+        is_internal=True,
+    ),
+    # -- live
+    Operation(
+        # What is there already is one Call.
+        "watch_events",
+        lambda s, at: watch_contents(s, at.key, 1),
+        keys="session events",
+        kind="read",
+        marks=True,
+    ),
+    Operation(
+        "listen_session",
+        lambda s, at: s._run(_listen(s._ops, at.key)),
+        keys="session events",
+        kind="read",
+        marks=True,
         is_internal=True,
     ),
     # -- turns

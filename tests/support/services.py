@@ -14,7 +14,12 @@ from sessionstore import RedisSessionService
 from sessionstore.ops import Ops
 from sessionstore.options import Options, check_options
 
-WITH_TTL: dict[str, Any] = {"session_ttl": 600, "user_state_ttl": 600, "app_state_ttl": 600}
+WITH_TTL: dict[str, Any] = {
+    "session_ttl": 600,
+    "user_state_ttl": 600,
+    "app_state_ttl": 600,
+    "stream_ttl": 60,
+}
 """A TTL in every tier. The check for leaked keys then finds a key without a deadline."""
 
 MODES = ["async", "sync"]
@@ -62,12 +67,14 @@ def make_options(**changes: Any) -> Options:
         "session_ttl": None,
         "app_state_ttl": None,
         "user_state_ttl": None,
+        "stream_ttl": 60,
         "refresh_ttl_on_read": True,
         "key_prefix": "",
         "codec": "json",
         "partition_by": "user",
         "event_size_limit": 1 << 20,
         "value_size_limit": 1 << 20,
+        "summary_size_limit": 16 << 10,
     }
     return check_options(**{**arguments, **changes})
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
+import msgspec
 import pytest
 from dumps import Dump, dump_server, dump_twin
 from hypothesis import HealthCheck, Phase, settings
@@ -26,7 +28,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from msgspec import structs
+from msgspec import UNSET, structs
 from session_model import TOLERANCE_MS, Model, Refused, Settings, Stored, microseconds
 from support.clock import pass_time
 from support.servers import Server
@@ -36,17 +38,24 @@ from sessionstore import (
     EventPage,
     Session,
     SessionKey,
+    SessionNotFound,
     SessionStoreError,
     StaleVersion,
+    Summary,
     Turn,
     TurnTaken,
+    Window,
     flows,
     history,
+    ops_watch,
+    restore,
+    stream,
 )
 from sessionstore.calls import Call, Flow, Step
 from sessionstore.codec import decode_event, decode_value
 from sessionstore.keys import Keys
-from sessionstore.ops import Ops
+from sessionstore.ops import LeaseName, Ops
+from sessionstore.ops_history import Compacted, compact_session, fork_session, rewind_session
 from sessionstore.options import check_options
 from sessionstore.replies import WriteResult
 from sessionstore.tiers import NO_CHANGE, Delta
@@ -106,6 +115,8 @@ CHANGES: tuple[tuple[dict[str, Any], list[str]], ...] = (
 )
 
 
+SUMMARY_FIELDS = (b"compacted_us", b"covered", b"summary_events", b"summary_us")
+RULES = Window(starts_turn=lambda event: "3" not in event.id)
 SESSION_STATES: tuple[dict[str, Any], ...] = ({}, {"k": 3, "version": "v"}, {"new": [None]})
 
 
@@ -129,6 +140,11 @@ def make_event(number: int) -> Event:
 
 
 EVENTS = [make_event(number) for number in range(NUM_EVENTS)]
+FRAGMENTS = [
+    Event("xy"[number % 2], "ü" * number, id=f"f{number}", timestamp=LONG_AGO, partial=True)
+    for number in range(NUM_EVENTS)
+]
+STREAM_TTL_MS = 2 * DAY_MS
 
 services = st.integers(0, len(SERVICES) - 1)
 keys = st.sampled_from(KEYS)
@@ -140,6 +156,7 @@ numbers = st.integers(0, NUM_EVENTS - 1)
 changes = st.sampled_from(CHANGES)
 holders = st.sampled_from(("h1", "h2"))
 leases = st.sampled_from((60_000, 5 * DAY_MS))
+lease_names = st.sampled_from(get_args(LeaseName))
 version_steps = st.sampled_from((None, None, None, 0, 0, -1, 1))
 
 
@@ -155,12 +172,14 @@ def make_ops(chosen: Settings) -> Ops:
             session_ttl=seconds(chosen.session_ttl),
             app_state_ttl=seconds(chosen.app_ttl),
             user_state_ttl=seconds(chosen.user_ttl),
+            stream_ttl=seconds(STREAM_TTL_MS),
             refresh_ttl_on_read=chosen.refresh_on_read,
             key_prefix="",
             codec="json" if chosen.codec == "json" else "msgpack",
             partition_by="user",
             event_size_limit=1 << 20,
             value_size_limit=1 << 20,
+            summary_size_limit=1 << 20,
         ),
     )
 
@@ -366,6 +385,38 @@ class TwinMachine(RuleBasedStateMachine):
     @rule(
         service=services,
         key=keys,
+        batch=st.lists(numbers, min_size=1, max_size=4),
+        step=version_steps,
+    )
+    def append_fragments(
+        self, service: int, key: SessionKey, batch: list[int], step: int | None
+    ) -> None:
+        if_version = self._version(key, step)
+        events = [FRAGMENTS[number] for number in batch]
+        outcome = self._drive(flows.append_events(OPS[service], key, events, if_version))
+        chosen = SERVICES[service]
+
+        def expected() -> list[Event]:
+            self.model.append_fragments(chosen, key, events, if_version, STREAM_TTL_MS)
+            return events
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(key=keys)
+    def read_fragments(self, key: SessionKey) -> None:
+        """Which fragments are obsolete is tested in tests/contract/test_contract_stream.py."""
+        outcome = self._drive(stream.read_fragments(READER, key))
+        if key not in self.model.sessions:
+            assert outcome.comparable() is SessionNotFound
+        else:
+            assert outcome.error is None
+        self.model.begin(self.clock_us)
+        self._check()
+
+    @rule(
+        service=services,
+        key=keys,
         after=st.none() | st.integers(-1, 5),
         before=st.none() | st.integers(-1, 5),
         limit=st.integers(1, 6),
@@ -412,6 +463,49 @@ class TwinMachine(RuleBasedStateMachine):
         self._check()
 
     # -- history -------------------------------------------------------------------------------
+
+    @rule(
+        service=services,
+        key=keys,
+        number=st.integers(-1, 5),
+        base=st.sampled_from((None, 0, 0, 0, 1)),
+        summary=st.sampled_from(("s", {"ü": [1]})),
+        drop=st.booleans(),
+        step=version_steps,
+        has_lease=st.booleans(),
+    )
+    def compact_session(
+        self,
+        service: int,
+        key: SessionKey,
+        number: int,
+        base: int | None,
+        summary: Any,
+        drop: bool,
+        step: int | None,
+        has_lease: bool,
+    ) -> None:
+        """`base`: None = no summary is expected; otherwise that of the session, moved by it."""
+        leases = [turn for turn in self.turns if turn.key == key]
+        lease = leases[-1] if leases and has_lease else None
+        if_version = None if lease else self._version(key, step)
+        stored = self.model.sessions.get(key)
+        old = stored.summary if stored else None
+        if_summary = None if base is None or old is None else old.upto + base
+        upto = self._cursor(key, number) or 0
+        flow = history.compact_session(
+            *(OPS[service], key, upto, summary, if_summary, drop, if_version, lease, RULES),
+            lease_name="compactor",
+        )
+        outcome = self._drive(flow)
+
+        def expected() -> Any:
+            assert RULES.starts_turn is not None
+            args = (key, upto, summary, if_summary, drop, if_version, lease, RULES.starts_turn)
+            return self.model.compact(SERVICES[service], *args)
+
+        self._expect(outcome, expected)
+        self._check()
 
     @rule(
         service=services,
@@ -504,6 +598,53 @@ class TwinMachine(RuleBasedStateMachine):
     @rule(
         service=services,
         key=keys,
+        chosen=st.lists(numbers, max_size=7, unique=True),
+        state=st.sampled_from(SESSION_STATES),
+        times=st.sampled_from([(None, None), (None, TIMES[1]), (TIMES[0], TIMES[3])]),
+        upto=st.none() | st.sampled_from((3, 7, 20, 10**15)),
+        interrupt=st.none() | st.integers(1, 3),
+    )
+    def restore_session(
+        self,
+        service: int,
+        key: SessionKey,
+        chosen: list[int],
+        state: dict[str, Any],
+        times: tuple[datetime | None, datetime | None],
+        upto: int | None,
+        interrupt: int | None,
+    ) -> None:
+        """Restore a session, or only stage some of its events. A call takes two events."""
+        settings, events = SERVICES[service], [EVENTS[number] for number in chosen]
+        positions = [10 * number + 7 for number in range(len(events))]
+        summary = None if upto is None else Summary("s", upto, LONG_AGO, 0)
+        flow = restore.restore_session(
+            OPS[service], key, events, positions, state, *times, UNSET, None, summary
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(restore, "EVENTS_PER_CALL_LIMIT", 2)
+            outcome = self._drive(flow if interrupt is None else staging_only(flow, interrupt))
+        created_us, updated_us = [None if each is None else microseconds(each) for each in times]
+        restored = repr((key, settings.codec, settings.event_limit, chosen, state, times, upto))
+        log = [
+            Stored(position, (settings.codec, event.id), event)
+            for position, event in zip(positions, events, strict=True)
+        ]
+
+        def expected() -> Session | None:
+            if interrupt is not None:
+                self.model.stage(key, restored, interrupt, math.ceil(len(events) / 2) - 1)
+                return None
+            return self.model.restore(
+                settings, key, restored, log, state, created_us, updated_us, upto
+            )
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(
+        service=services,
+        key=keys,
         step=version_steps,
         first_kept=st.integers(0, 3),
         end_kept=st.integers(0, 4),
@@ -529,37 +670,44 @@ class TwinMachine(RuleBasedStateMachine):
 
     @rule(days=st.sampled_from((1, 400)), key=keys)
     def jump_back(self, days: int, key: SessionKey) -> None:
-        """As if the turn had been taken while the clock was ahead."""
+        """As if the leases had been taken while the clock was ahead."""
         name = Keys().session(*_parts(key)).session
         stored = self.model.sessions.get(key)
-        if not stored or not stored.lease or not stored.lease.until_us:
-            return
-        stored.lease.until_us += days * DAY_MS * 1000
-        pair = (b"turn_until_us", b"%d" % stored.lease.until_us)
-        self.server.raw.hset(name, *pair)
-        self.twin.keyspace.hset(name, pair)
+        for lease_name, lease in stored.leases.items() if stored else ():
+            if lease.until_us:
+                lease.until_us += days * DAY_MS * 1000
+                pair = (b"%s_until_us" % lease_name.encode(), b"%d" % lease.until_us)
+                self.server.raw.hset(name, *pair)
+                self.twin.keyspace.hset(name, pair)
         self.dump()
         self.model.begin(self.clock_us)
         self._check()
 
-    @rule(service=services, key=keys, holder=holders, lease_ms=leases)
-    def acquire_turn(self, service: int, key: SessionKey, holder: str, lease_ms: int) -> None:
-        outcome = self._run(OPS[service].acquire_turn(key, holder, lease_ms), lease_ms)
+    @rule(service=services, key=keys, holder=holders, lease_ms=leases, name=lease_names)
+    def acquire_turn(
+        self, service: int, key: SessionKey, holder: str, lease_ms: int, name: LeaseName
+    ) -> None:
+        outcome = self._run(OPS[service].acquire_turn(key, holder, lease_ms, name=name), lease_ms)
         token = 0
         if isinstance(outcome.result, Turn):
             self.turns.append(outcome.result)
             token = outcome.result.token
-        chosen = SERVICES[service]
-        self._expect(outcome, lambda: self.model.acquire_turn(chosen, key, holder, lease_ms, token))
+        args = (SERVICES[service], key, holder, lease_ms, token, name)
+        self._expect(outcome, lambda: self.model.acquire_turn(*args))
         self._check()
 
     @precondition(lambda self: self.turns)
-    @rule(service=services, number=st.integers(0, 5), lease_ms=leases | st.just(0))
-    def renew_turn(self, service: int, number: int, lease_ms: int) -> None:
+    @rule(
+        service=services,
+        number=st.integers(0, 5),
+        lease_ms=leases | st.just(0),
+        name=lease_names,
+    )
+    def renew_turn(self, service: int, number: int, lease_ms: int, name: LeaseName) -> None:
         turn = self.turns[-1 - number % len(self.turns)]
-        outcome = self._run(OPS[service].renew_turn(turn, lease_ms), lease_ms)
+        outcome = self._run(OPS[service].renew_turn(turn, lease_ms, name=name), lease_ms)
         chosen = SERVICES[service]
-        self._expect(outcome, lambda: self.model.renew_turn(chosen, turn, lease_ms))
+        self._expect(outcome, lambda: self.model.renew_turn(chosen, turn, lease_ms, name))
         self._check()
 
     @rule(service=services, key=keys)
@@ -574,6 +722,17 @@ class TwinMachine(RuleBasedStateMachine):
                 self.twin.keyspace.hset(name, (b"turn_token", b"%d" % token))
         chosen = SERVICES[service]
         self._expect(outcome, lambda: self.model.free_turn(chosen, key, token))
+        self._check()
+
+    @rule(service=services, key=keys, lease_ms=st.sampled_from([0, 1, 1000, 100_000]))
+    def listen_session(self, service: int, key: SessionKey, lease_ms: int) -> None:
+        name = Keys().session(*_parts(key)).session
+        head = self._run(ops_watch.listen_session(OPS[service], key, lease_ms)).value()
+        assert (head is not None) == (name in self.stored)
+        if lease_ms and head is not None:
+            # The twin's clock differs a little.
+            listen_ms = self.stored[name][2][b"listen_ms"]
+            self.twin.keyspace.hset(name, (b"listen_ms", listen_ms))
         self._check()
 
     @precondition(lambda self: self.turns)
@@ -715,10 +874,11 @@ class TwinMachine(RuleBasedStateMachine):
                 noted = int(keyspace.hget(key, b"deadline_ms") or 0)
                 if noted > 0:
                     keyspace.hset(key, (b"deadline_ms", b"%d" % (noted - milliseconds)))
-                turn = int(keyspace.hget(key, b"turn_until_us") or 0)
-                if turn > 0:
-                    turn -= milliseconds * 1000
-                    keyspace.hset(key, (b"turn_until_us", b"%d" % turn))
+                for field in (b"turn_until_us", b"compactor_until_us"):
+                    until_us = int(keyspace.hget(key, field) or 0)
+                    if until_us > 0:
+                        until_us -= milliseconds * 1000
+                        keyspace.hset(key, (field, b"%d" % until_us))
             if deadline_ms > 0:
                 keyspace.pexpireat(key, deadline_ms - milliseconds)
         self.model.pass_time(milliseconds)
@@ -769,12 +929,16 @@ class TwinMachine(RuleBasedStateMachine):
             if key.startswith(b"sessions:")
             for _, score in content
         ]
-        if isinstance(real.result, WriteResult):
+        if isinstance(real.result, (WriteResult, Compacted)):
             stamps.append(real.result.updated_us)
         if isinstance(real.result, Turn):
             stamps.append(microseconds(real.result.expires_at) - lease_ms * 1000)
         if call.script and call.script.name == "delete_sessions" and real.result:
             stamps.append(real.result[0])
+        if call.script and call.script.name == "restore_session" and real.result:
+            stamps.append(real.result[0].version)
+        if call.name == "append_fragments" and real.result:
+            stamps.append(real.result - int(call.args[3]) + 1)
         exact = [stamp for stamp in stamps if before_us <= stamp <= after_us]
         self.clock_us = exact[0] if exact else after_us
         twin = Outcome(lambda: call.decode(self.twin.execute(call)))
@@ -844,6 +1008,18 @@ class TwinMachine(RuleBasedStateMachine):
             assert int(header[b"created_us"]) == stored.created_us
             state = {name[1:]: value for name, value in header.items() if name[:1] == b"."}
             assert _decoded(state) == stored.state
+            assert int(header.get(b"count", -1)) == len(stored.log)
+            summary = stored.summary
+            numbers = [header.get(name, b"") for name in SUMMARY_FIELDS]
+            assert (
+                numbers == [b""] * 4
+                if summary is None
+                else [
+                    b"%d" % number
+                    for number in (summary.upto, stored.covered, summary.total, summary.created_us)
+                ]
+            )
+            assert (b"c" in header.get(b"flags", b"")) == (summary is not None)
             positions = [(entry.position, entry.event) for entry in stored.log]
             log = real[names.events][2] if stored.log else []
             assert [(score, decode_event(member)) for member, score in log] == positions
@@ -857,8 +1033,36 @@ class TwinMachine(RuleBasedStateMachine):
             expected_keys.add(name)
             assert _decoded(real[name][2]) == tier.state
             self.model.check_deadline(app, _deadline(real, name))
+        for key, kept in self.model.streams.items():
+            name = spelled.session(*_parts(key)).stream
+            expected_keys.add(name)
+            _, deadline_ms, members = real[name]
+            assert kept.deadline is not None
+            assert _is_near(deadline_ms, kept.deadline)
+            found = [
+                [decode_event(data) for data in msgspec.msgpack.decode(member.split(b" ", 4)[4])]
+                for member, _ in members
+                if member[:1] != b"\0"
+            ]
+            assert found == list(kept.calls.values())
+            assert len(members) == 2 * len(found)
         indexes = {name for name in real if name.startswith(b"sessions:")}
-        assert set(real) - indexes == expected_keys
+        staged = {name for name in real if re.fullmatch(rb"events:.+}:[^:]+:[0-9a-f]{32}", name)}
+        assert set(real) - indexes - staged == expected_keys
+        parts = [math.ceil(len(real[name][2]) / 2) for name in staged]
+        assert sorted(parts) == sorted(parts for parts, _ in self.model.staged.values())
+
+
+def staging_only(flow: Flow[Any], num_calls: int) -> Flow[None]:
+    """The first steps of restore_session, up to a number of calls of stage_events."""
+    step = next(flow)
+    while num_calls:
+        assert isinstance(step, Call)
+        name = step.script and step.script.name
+        if name == "restore_session":
+            return
+        num_calls -= name == "stage_events"
+        step = flow.send((yield step))
 
 
 def _parts(key: SessionKey) -> tuple[str, str, str]:
@@ -918,16 +1122,24 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
     machine = kind()
     key = KEYS[0]
     session, events, index = Keys().session(*_parts(key))[:3]
+    kept = Keys().session(*_parts(key)).stream
     garbage = (None, b"", b"x", b"nan", b"-1", b"1" * 30)
-    fields = (b"version", b"last_us", b"deadline_ms", b"count", b"event_limit", b"removed_us")
+    fields = [b"version", b"last_us", b"deadline_ms", b"count", b"event_limit", b"removed_us"]
+    fields += [*SUMMARY_FIELDS, b"summary", b"flags", b"listen_ms", b"changes", b"created_us"]
+    garbage_flags = (None, b"", b"x", b"cx", b"xc", b"c")
 
     def damage() -> None:
-        lost = chance.choice((session, events, index, b""))
-        field, value = chance.choice(fields), chance.choice(garbage)
+        lost = chance.choice((session, events, index, kept, b""))
+        field = chance.choice(fields)
+        value = chance.choice(garbage_flags if field == b"flags" else garbage)
         keyspace = machine.twin.keyspace
         if lost:
             server.raw.delete(lost)
             keyspace.unlink(lost)
+        elif chance.random() < 0.1:
+            member = chance.choice((b"", b"x", b"\0", b"1 2 x 1 ", b"1 2 5 1"))
+            server.raw.zadd(kept, {member: 5})
+            keyspace.zadd(kept, 5, member)
         elif value is None:
             server.raw.hdel(session, field)
             keyspace.hdel(session, [field])
@@ -942,8 +1154,23 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
             found.append((data, copy.timestamp, NO_CHANGE))
         return found
 
+    def position() -> int:
+        found: Any = server.raw.zrange(events, 0, -1, withscores=True)
+        return int(chance.choice(found)[1]) if found else 5
+
+    def version() -> int:
+        found: Any = server.raw.hget(session, "version")
+        return int(found) if found and found.isdigit() and len(found) < 17 else 7
+
+    def compact(ops: Ops) -> Call[Any]:
+        upto: Any = server.raw.hget(session, "compacted_us")
+        base = int(upto) if upto and upto.isdigit() and len(upto) < 17 else None
+        base = chance.choice((base, base, base, None, 5))
+        summary, drop = chance.choice((b'"s"', b'"t"')), chance.random() < 0.3
+        return compact_session(ops, key, position(), summary, base, drop, None, None, b"", "turn")
+
     errors = Counter[str]()
-    for _ in range(150):
+    for _ in range(250):
         ops = OPS[chance.randrange(len(OPS))]
         rows = some_rows()
         data, at, _ = rows[0]
@@ -958,14 +1185,22 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
             ops.append_event(key, data, at, NO_CHANGE, 7, None, created_us),
             ops.append_events(key, rows, None, None, created_us),
             ops.append_events(key, rows, 7, None, created_us),
+            stream.store_fragments(ops, key, [data], None, None, created_us),
+            stream.store_fragments(ops, key, [data, data], 7, None, created_us),
+            stream.read_stream(ops, key, 0),
             ops.pop_event(key, None, created_us),
             ops.clear_events(key, None, created_us),
             ops.update_session_state(key, NO_CHANGE, None, created_us),
             ops.acquire_turn(key, "holder", 60_000, created_us),
             ops.delete_session(key),
             ops.change_fields(key, [], [(b".list", b"entry")], NO_CHANGE.session),
+            compact(ops),
+            rewind_session(ops, key, position(), None, None, None, created_us),
+            ops.replace_newest(key, version(), chance.randint(0, 2), chance.randint(0, 4), []),
+            fork_session(ops, key, KEYS[1], "copy", position(), None, None, None, created_us),
         ]
-        call = chance.choices(calls, [3, 3, 3, 3, 9, 1, 9, 1, 3, 1, 1, 1, 1, 3])[0]
+        weights = [3, 3, 3, 3, 9, 1, 9, 1, 6, 3, 1, 3, 1, 1, 1, 1, 3, 9, 2, 2, 2]
+        call = chance.choices(calls, weights)[0]
         if call.age_argument is not None and chance.random() < 0.5:
             args = list(call.args)
             args[call.age_argument] += chance.choice((b" 1", b" 10000000"))
@@ -1010,6 +1245,39 @@ def test_both_look_at_the_same_ids_of_an_index(
         assert pruned == len(set(some) - {key.session_id})
         machine.check_twin()
     assert {0, 3, 11, 64, 256} <= set(num_checked)
+
+
+@pytest.mark.parametrize(
+    ("num_calls", "size", "num_left"), [(5000, 10, 5000), (20, 1 << 19, 16), (3, 1, 4)]
+)
+def test_both_remove_the_oldest_fragments(
+    server: Server,
+    executors: tuple[RedisExecutor, ...],
+    num_calls: int,
+    size: int,
+    num_left: int,
+) -> None:
+    """At most 5,000 calls and 8 MiB are kept."""
+    machine = type("Machine", (TwinMachine,), {"server": server, "executors": executors})()
+    key, ops = KEYS[0], OPS[0]
+    machine._drive(flows.create_session(ops, *_parts(key), None))
+    name = Keys().session(*_parts(key)).stream
+    now_us, num_bytes = machine._server_us(), 0
+    members: dict[bytes, int] = {}
+    for number in range(num_calls):
+        entry = b"1 0 %d 1 %b" % (num_bytes, b"x" * size)
+        num_bytes += len(entry)
+        members |= dict.fromkeys((b"\0 %d" % number, entry), now_us - num_calls + number)
+    server.raw.zadd(name, members)
+    for member, score in members.items():
+        machine.twin.keyspace.zadd(name, score, member)
+    machine._run(stream.store_fragments(ops, key, [b"{}"], None, None, b""))
+    machine.check_twin()
+    assert server.raw.zcard(name) == 2 * num_left
+    machine._run(stream.store_fragments(ops, key, [b"x" * (8_000_000)], None, None, b""))
+    machine.check_twin()
+    entries: Any = server.raw.zrange(name, 0, -1)
+    assert sum(map(len, entries[1::2])) <= 8 << 20
 
 
 @pytest.mark.without_ttl

@@ -20,7 +20,9 @@ _spelled = Keys().session("app", "user", "sid")
 KEY_PATTERNS = {
     "session": _spelled.session.decode(),
     "events": _spelled.events.decode(),
+    "stream": _spelled.stream.decode(),
     "index": _spelled.session_index.decode(),
+    "staged": Keys.staged(_spelled, "staged").decode(),
     "user": _spelled.user.decode(),
     "app": _spelled.app.decode(),
 }
@@ -69,7 +71,7 @@ def _key_regex(pattern: str) -> re.Pattern[str]:
     regex = re.escape(pattern)
     regex = regex.replace(re.escape("{app:user}"), rf"(\{{{some}:{some}\}}|\{{{some}\}}:{some})")
     regex = regex.replace(re.escape("{app}"), rf"\{{{some}\}}")
-    return re.compile(re.sub(":sid$", f":{some}", regex))
+    return re.compile(re.sub(":(sid|staged)(?=:|$)", f":{some}", regex))
 
 
 @dataclass

@@ -99,7 +99,7 @@ async def test_no_plain_command_writes(operation: Operation, options: dict[str, 
         assert names <= READ_COMMANDS | set(operation.rights.split())
 
 
-@each_operation(tuple(each for each in OPERATIONS if each.kind == "read"))
+@each_operation(tuple(each for each in OPERATIONS if each.kind == "read" and not each.marks))
 async def test_a_read_that_refreshes_nothing_needs_no_script(operation: Operation) -> None:
     several: list[dict[str, Any]] = [{}, {"session_ttl": 60, "refresh_ttl_on_read": False}]
     for options in several:

@@ -405,7 +405,7 @@ class TestInterrupted:
     @pytest.mark.parametrize("when", ["before", "after"])
     async def test_a_complete_event_that_is_being_stored_is_stored_once(self, when: str) -> None:
         service, store = make_service()
-        gate = store.hook = Gate(when, name="append_event", number=3)
+        gate = store.hook = Gate(when, name="append_event", number=4)
         agent = ScriptedAgent(
             *self.fragments("Hel", "lo"), Event("agent", "Hello", state_delta={"n": 1})
         )

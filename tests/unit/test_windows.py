@@ -89,6 +89,25 @@ def test_a_run_is_never_cut_by_another() -> None:
     assert numbers(Window(max_turns=1), late) == [0, 1, 2, 3]
 
 
+def test_a_run_that_began_before_the_page_is_looked_for() -> None:
+    window = Window(max_turns=1)
+    overlapping = log(*"axbabab")
+    assert numbers(window, overlapping) == [0, 1, 2, 3, 4, 5, 6]
+    assert numbers(window, overlapping[2:], is_whole_log=False) is None
+    # No user began it, and few events are before it.
+    late = log(*"axyza")
+    assert numbers(window, late[3:], is_whole_log=False) is None
+    assert numbers(window, late) == [0, 1, 2, 3, 4]
+    assert numbers(window, log(*"axyzwuva")[2:], is_whole_log=False) == [7]
+    # Runs one after the other need no larger page.
+    assert numbers(Window(max_turns=3), log(*"abcd")[1:], is_whole_log=False) == [1, 2, 3]
+
+
+def test_a_result_without_its_call_starts_no_turn() -> None:
+    events = [Event("agent", "a", invocation_id="1"), Event("tool", "-x", invocation_id="2")]
+    assert numbers(Window(calls=calls), events, is_trimmed=True) == ["a"]
+
+
 def test_a_call_is_never_cut_from_its_result() -> None:
     window = Window(max_turns=1, calls=calls)
     assert numbers(window, calling("u", "+x", "-x", "u", "+y")) == ["u", "+y"]

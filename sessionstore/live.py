@@ -1,0 +1,198 @@
+"""Watching a session: cursors, and what is new in a log. Flows; watchers.py waits between them.
+
+A watcher stands at a place: every event up to a position, and every change of older events up to a
+version, was shown to it. It reads what came after, in any process, so a cursor is this place as
+text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from .calls import Flow, describe
+from .errors import EventsMissing, InvalidArgument, SessionNotFound
+from .flows import created_us_of, session_key
+from .model import Session, SessionKey, WatchChange, Watched, WatchEntry
+from .ops import Ops, ids_of
+from .ops_watch import EVENTS_PER_READ, Change, Head, LogRead, read_log, read_range
+from .options import check_int
+
+CHANGES_LIMIT = 8
+"""How many changes of older events the header of a session remembers."""
+
+_UNKNOWN = -1  # as `change`: the watcher was shown nothing yet, so earlier changes do not matter
+
+_is_cursor = re.compile(r"(\d{16})-(\d{16})-(\d{16})", re.ASCII).fullmatch
+
+
+class Place(NamedTuple):
+    """Where a watcher stands.
+
+    Attributes:
+        created_us: when its session was created; 0 = whatever session is there.
+        position: it was shown every event up to here.
+        change: it was shown every change up to this version.
+    """
+
+    created_us: int
+    position: int
+    change: int
+
+    @classmethod
+    def of(cls, head: Head) -> Place:
+        """The end of a log."""
+        return cls(head.created_us, head.last_us, head.change)
+
+    @property
+    def cursor(self) -> str:
+        """The place as text. Cursors of a session sort like the entries."""
+        return "-".join(f"{number:016d}" for number in self)
+
+    def has_seen(self, other: Place) -> bool:
+        """Whether nothing up to another place is new here."""
+        is_same = self.created_us == other.created_us
+        return is_same and self.position >= other.position and self.change >= other.change
+
+
+class News(msgspec.Struct, frozen=True):
+    """What a watcher reads at once.
+
+    Attributes:
+        items: what is new, and the place after each item.
+        start: the place before.
+        place: the place after all of it.
+        version: the session's version.
+        is_complete: there was no more.
+        end: the session is gone.
+    """
+
+    items: list[tuple[Place, Watched]]
+    start: Place
+    place: Place
+    version: int
+    is_complete: bool
+    end: Literal["deleted", "recreated"] | None = None
+
+    def seen_from(self, place: Place) -> list[Watched]:
+        """The items that are new at a place."""
+        return [
+            item
+            for after, item in self.items
+            if (
+                after.position > place.position
+                if isinstance(item, WatchEntry)
+                else after.change > place.change
+            )
+        ]
+
+
+def start(
+    ops: Ops, session: Session | SessionKey, after: str | int | None
+) -> tuple[SessionKey, Place]:
+    """The session to watch, and the place where to begin.
+
+    Raises:
+        InvalidArgument: an argument is not valid.
+    """
+    key = session_key(session)
+    ops.options.keys.session(*ids_of(key))  # checks the ids
+    created_us = int(created_us_of(session) or 0)
+    if after is None:
+        return key, Place(created_us, 0, _UNKNOWN)
+    if isinstance(after, int):
+        return key, Place(created_us, check_int("after", after, low=0), _UNKNOWN)
+    found = _is_cursor(after) if isinstance(after, str) else None
+    if found is None:
+        kind = "this text" if isinstance(after, str) else type(after).__name__
+        raise InvalidArgument(f"after must be a cursor or a position, not {kind}")
+    return key, Place(*map(int, found.groups()))
+
+
+def read_news(ops: Ops, key: SessionKey, place: Place) -> Flow[News]:
+    """Read what is new at a place: changes of events that were shown, then events.
+
+    Raises:
+        SessionNotFound: there is no session, and the watcher does not know that there was one.
+        EventsMissing: events after the place were trimmed, or the server lost events.
+    """
+    began = place
+    is_first = place.change == _UNKNOWN
+    read: LogRead | None = yield read_log(ops, key, place.position, is_first=is_first)
+    if read is None:
+        if not place.created_us:
+            raise SessionNotFound(f"{describe(key)} does not exist")
+        return News([], began, place, 0, True, "deleted")
+    head = read.head
+    if place.created_us not in (0, head.created_us):
+        return News([], began, place, 0, True, "recreated")
+    if is_first:
+        place = place._replace(change=head.change)
+    place = place._replace(created_us=head.created_us)
+    changes = _changes_since(head, place)
+    if place.position or not is_first:  # otherwise the watcher asked for the oldest event
+        _check_trimmed(ops, key, place, read, is_first)
+    items: list[tuple[Place, Watched]] = []
+    if len(changes) > CHANGES_LIMIT:  # there may be more, which the header no longer has
+        changes = [Change(head.change, 0, place.position)]
+    for change in changes:
+        last = min(change.last, place.position)
+        if change.first <= last:
+            items += yield from _read_change(ops, key, place, change._replace(last=last))
+        place = place._replace(change=change.version)
+    for position, event in read.entries:
+        place = place._replace(position=position)
+        items.append((place, WatchEntry(event, position, place.cursor)))
+    is_complete = len(read.entries) < EVENTS_PER_READ
+    if is_complete and head.last_us > place.position:
+        place = place._replace(position=head.last_us)
+    return News(items, began, place, head.version, is_complete)
+
+
+def _read_change(
+    ops: Ops, key: SessionKey, place: Place, change: Change
+) -> Flow[list[tuple[Place, Watched]]]:
+    """What stands in a part of the log that was changed. A large part is several items."""
+    items: list[tuple[Place, Watched]] = []
+    first = change.first
+    while True:
+        entries = yield read_range(ops, key, first, change.last)
+        is_last = len(entries) < EVENTS_PER_READ
+        last = change.last if is_last else entries[-1][0]
+        # Before the last item the change is not complete, so its cursor repeats it.
+        after = place._replace(change=change.version) if is_last else place
+        events, positions = [event for _, event in entries], [position for position, _ in entries]
+        items.append(
+            (
+                place._replace(change=change.version),
+                WatchChange(first, last, events, positions, after.cursor),
+            )
+        )
+        if is_last:
+            return items
+        first = last + 1
+
+
+def _changes_since(head: Head, place: Place) -> list[Change]:
+    """The changes that a watcher was not shown."""
+    return [change for change in head.changes if change.version > place.change]
+
+
+def _check_trimmed(ops: Ops, key: SessionKey, place: Place, read: LogRead, is_first: bool) -> None:
+    """EventsMissing if events after the place were trimmed.
+
+    If no process has watched the session before, they may have been trimmed if the log is full and
+    begins after the place.
+    """
+    begins_later = read.oldest is not None and read.oldest > place.position
+    if read.trimmed_us <= place.position and not (is_first and begins_later and read.is_full):
+        return
+    where = ops.options.keys.session(*ids_of(key)).events.decode("utf-8", "replace")
+    raise EventsMissing(
+        f"{where}: events after the cursor have been trimmed; read the session again",
+        expected=len(read.entries) + 1,
+        actual=len(read.entries),
+        key=where,
+    )
