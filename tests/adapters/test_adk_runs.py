@@ -182,6 +182,19 @@ async def test_rewinding_never_erases_what_was_trimmed(make: Make) -> None:
     assert await read(sessions) == before
 
 
+async def test_rewinding_never_erases_what_a_summary_covers(make: Make) -> None:
+    sessions, key = make(), SessionKey(**IDS)
+    session = await sessions.create_session(**IDS)
+    for event in (setting("one", a=1, b=1), setting("two", a=2), setting("three", b=3)):
+        await sessions.append_event(session, event)
+    positions = (await sessions._service.get_events(key)).positions
+    await sessions._service.compact_session(key, upto=positions[0], summary="so far")
+    assert texts(await read(sessions)) == ["two", "three"]
+    with pytest.raises(InvalidArgument, match=r"cannot rewind session 'sid': .*'b'"):
+        await rewind(sessions, "three")
+    assert (await read(sessions)).state == {"a": 2, "b": 3}
+
+
 async def test_rewinding_with_whole_turns_sees_the_whole_log(make: Make) -> None:
     sessions = make({"whole_turns": True}, session_event_limit=20)
     session = await sessions.create_session(**IDS)
