@@ -197,10 +197,11 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
         later: dict[str, Any] = {}
         delta = before
         for stored in found.events:
+            if stored.id == event.id:  # it is repeated, so its delta has to be the same
+                break
             if stored.invocation_id == target:
                 delta = later
-            if stored.id != event.id:  # if it is stored already, the delta has to be the same
-                delta.update(stored.state_delta)
+            delta.update(stored.state_delta)
         if delta is before:
             raise InvalidArgument(f"cannot rewind: the events of invocation {target!r} are gone")
         names = [name for name in later if not name.startswith(_SHARED_STATE)]

@@ -156,11 +156,12 @@ async def test_a_rewind_that_is_repeated_is_stored_once(make: Make) -> None:
     actions = EventActions(rewind_before_invocation_id="two", state_delta={"a": 1, "c": None})
     event = Event(author="user", invocation_id="three", actions=actions)
     await sessions.append_event(session, event.model_copy(deep=True))
+    await sessions.append_event(session, setting("four", b=4))
     await sessions.append_event(lost, event)
     found = await read(sessions)
-    assert len(found.events) == 3
+    assert len(found.events) == 4
     assert found == lost == session
-    assert found.state == {"a": 1, "b": 1, "c": None, "d": None}
+    assert found.state == {"a": 1, "b": 4, "c": None, "d": None}
 
 
 async def test_rewinding_never_erases_what_was_trimmed(make: Make) -> None:
