@@ -41,6 +41,7 @@ RAW = "plain commands, bare hiredis"
 
 _AGENTS = 64
 _BATCH = 10
+_FRAGMENTS = 4
 _TTL_MS = TTL_SECONDS * 1000
 _DELTA = {"turns": 4, "topic": "travel", "user:mood": "curious"}
 _NOW_US = 1_700_000_000_000_000
@@ -113,6 +114,19 @@ async def _append_batch(service: SessionService, key: SessionKey) -> None:
     await service.append_events(key, [new_event() for _ in range(_BATCH)])
 
 
+def _fragments() -> list[Event]:
+    return [Event("agent", " word", invocation_id="run", partial=True) for _ in range(_FRAGMENTS)]
+
+
+def _raw_fragments(key: SessionKey) -> list[Command]:
+    stream = keys_of(key).stream
+    return [
+        ("ZADD", stream, _NOW_US, msgspec.json.encode(_fragments())),
+        ("ZREMRANGEBYSCORE", stream, "-inf", 0),
+        ("PEXPIRE", stream, _TTL_MS),
+    ]
+
+
 def _raw_append(key: SessionKey) -> list[Command]:
     return raw_append(key, new_event(), version=7)
 
@@ -129,6 +143,11 @@ CASES = [
         _raw_delta,
     ),
     Case(f"{_BATCH} events", _append_batch, _raw_batch),
+    Case(
+        f"{_FRAGMENTS} fragments",
+        lambda service, key: service.append_events(key, _fragments()),
+        _raw_fragments,
+    ),
     Case(
         "get_session of 20 events",
         lambda service, key: read(service, key, 20),

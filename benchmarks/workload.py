@@ -44,6 +44,7 @@ def options(event_limit: int | None = EVENT_LIMIT) -> dict[str, Any]:
     return {
         "session_event_limit": event_limit,
         "session_ttl": TTL_SECONDS,
+        "stream_ttl": TTL_SECONDS,
         "user_state_ttl": TTL_SECONDS,
         "app_state_ttl": TTL_SECONDS,
     }
