@@ -30,6 +30,7 @@ BENCHES = (
     "bench_in_memory",
     "bench_many_agents",
     "bench_routing",
+    "bench_watching",
     "bench_adapters",
     "bench_peers",
 )

@@ -316,7 +316,7 @@ def run(harness: Harness) -> Result:
         ("append through the adapter, time / engine", costs, True),
         ("append to the framework's own storage, time / our adapter", storages, False),
     )
-    missing = [kind for kind in FRAMEWORKS if not any(isinstance(one, kind) for one in found)]
+    missing = [kind for kind in FRAMEWORKS if not any(type(one) is kind for one in found)]
     return harness.result(
         "bench_adapters",
         "What do the adapters cost, compared with the engine?",

@@ -185,6 +185,48 @@ class PydanticAI(Framework):
         return lambda message: history.store([message])
 
 
+class PydanticConversations(PydanticAI):
+    """Pydantic AI: a conversation to which a model's response is added, with its record."""
+
+    name = "pydantic-ai, conversations"
+    adapter = "StoredConversationStore.write_record"
+    gives_ids = True
+    stores_events = False  # an entry and a record
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._adapter = import_module(
+            "sessionstore.adapters.pydantic_conversations"
+        ).StoredConversationStore
+        self._kinds: Any = import_module("pydantic_ai.conversation_store")
+
+    async def appender(self, service: Any, key: SessionKey) -> Append:
+        """A function that appends through the adapter."""
+        store = self._adapter(service, app_name=key.app_name, user_id=key.user_id)
+        return self._appender(store, key.session_id)
+
+    def _appender(self, store: Any, conversation_id: str) -> Append:
+        revision = head_id = None
+
+        async def append(message: Any) -> None:
+            nonlocal revision, head_id
+            entry = self._kinds.ConversationEntry(parent_id=head_id, message=message)
+            record = self._kinds.ConversationRecord(
+                conversation_id=conversation_id, head_id=entry.id
+            )
+            await store.write_record(record, new_entries=[entry], expected_revision=revision)
+            revision, head_id = record.revision, entry.id
+
+        return append
+
+    def own(self, harness: Harness, directory: Path) -> Makers:
+        """Dicts in memory."""
+        del harness, directory
+        store = self._kinds.InMemoryConversationStore()
+        name = "pydantic-ai InMemoryConversationStore"
+        return {name: lambda number: self._appender(store, f"conversation{number}")}
+
+
 class ClaudeAgent(Framework):
     """Claude Agent SDK: an entry of a subagent's transcript, which has no summary."""
 
@@ -382,6 +424,7 @@ FRAMEWORKS: list[type[Any]] = [
     OpenAIAgents,
     LangChain,
     PydanticAI,
+    PydanticConversations,
     ClaudeAgent,
     LangGraph,
     GoogleADK,

@@ -9,13 +9,13 @@
 --
 -- ARGV[1] session_id    bytes  member of the index
 -- ARGV[2] ttl_ms        int    duration; "0" = leave expiry alone
--- ARGV[3] created_us    int    when the session was created; "" = whatever session is there
--- ARGV[4] event_limit   int    newest events to keep; "0" = all; "" = the session's own limit
--- ARGV[5] condition     bytes  a version, or "t" and a token; "" = none. A call that is sent again
---                              adds a space and its age in us: no attempt is older
--- ARGV[6] event         bytes  encoded
--- ARGV[7] timestamp_us  int    when the event happened
--- ARGV[8...] tail       bytes  its state change, as fold_changes reads it; nothing if it has none
+-- ARGV[3] event_limit   int    newest events to keep; "0" = all; "" = the session's own limit
+-- ARGV[4] condition     bytes  when the session was created, in us; "" = whatever session is there;
+--                              then "/" and a version, or "/t" and a token, if it has a condition;
+--                              then " " and the age in us, if it is sent again: no attempt is older
+-- ARGV[5] event         bytes  encoded
+-- ARGV[6] timestamp_us  int    when the event happened
+-- ARGV[7...] tail       bytes  its state change, as fold_changes reads it; nothing if it has none
 --
 -- REPLY OK version now_us num_duplicates   1 = it was stored before
 -- REPLY ADDED version now_us sums       it has increments; sums: new values, as text
@@ -33,21 +33,28 @@
 local call = redis.call
 local KEYS, ARGV = KEYS, ARGV
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local session_id, ttl_ms, created_us = ARGV[1], ARGV[2] + 0, ARGV[3]
-local event_limit, condition, event, position = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-local tail = 8
+local session_id, ttl_ms = ARGV[1], ARGV[2] + 0
+local event_limit, condition, event, position = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local tail = 7
 
 -- Inlined: read_header. ZADD below checks the types of the other keys.
 local header
-if created_us == '' then
+if condition == '' then
   header = call('HMGET', session, 'version', 'last_us', 'deadline_ms', 'event_limit', 'count',
     'flags')
 else
   header = call('HMGET', session, 'version', 'last_us', 'deadline_ms', 'event_limit', 'count',
     'flags', 'created_us')
 end
-if not header[1] or created_us ~= '' and created_us ~= header[7] then
+if not header[1] then
   return {'NOT_FOUND'}
+end
+local created_us, asked, age_us
+if condition ~= '' and condition ~= header[7] then
+  created_us, asked, age_us = string.match(condition, '^(%d*)/?(%S*) ?(%d*)$')
+  if created_us ~= '' and created_us ~= header[7] then
+    return {'NOT_FOUND'}
+  end
 end
 -- Inlined: choose_limit.
 local limit = event_limit ~= '' and event_limit or header[4]
@@ -57,21 +64,28 @@ local limit = event_limit ~= '' and event_limit or header[4]
 local version, last_us, deadline_ms = header[1] + 0, header[2] + 0, header[3] + 0
 local num_limit = limit + 0
 local count = header[5] == limit and num_limit or (header[5] or 0) + 0
-local sum = version + last_us + deadline_ms + count + num_limit
-  + (header[4] ~= limit and header[4] or 0)
+local flags, covered, num_before = header[6], 0, nil
+if flags and flags ~= '' and string.find(flags, 'c', 1, true) then
+  -- A summary covers the oldest events.
+  covered = call('HGET', session, 'covered') + 0
+  num_before = math.max(count, call('ZCARD', events))
+end
+local sum = version + last_us + deadline_ms + count + num_limit + covered
+  + (limit ~= header[4] and header[4] or 0)
 if sum ~= sum or sum > 1e17 then
   return {'CORRUPT', session, ''}
 end
--- Inlined: server_time_us.
+-- Inlined: server_time_us. `now` is the same as text, because the server formats numbers slowly.
 local time = call('TIME')
-local now_us = time[1] * 1000000 + time[2]
-if condition ~= '' and condition ~= header[1] then
+local now = #time[2] == 6 and time[1] .. time[2]
+  or string.format('%.0f', time[1] * 1000000 + time[2])
+local now_us = now + 0
+if asked then
 --@include check_batch
 --@include check_condition
-  local asked, age_us = string.match(condition, '^(%S*) ?(%d*)$')
   age_us = tonumber(age_us) or 0
   local refusal = check_batch(
-    session, events, ARGV, {6}, check_condition(session, asked, version),
+    session, events, ARGV, {5}, check_condition(session, asked, version),
     age_us, now_us - age_us, {count = count, event_limit = num_limit}
   )
   if refusal then
@@ -85,8 +99,7 @@ end
 if app then
   call('HLEN', app)
 end
--- Inlined: next_position. The timestamp stays text, because the server formats numbers slowly.
-local now = #time[2] == 6 and time[1] .. time[2] or string.format('%.0f', now_us)
+-- Inlined: next_position. The position stays text.
 local position_us = position + 0
 if position_us > now_us then
   position, position_us = now, now_us
@@ -156,6 +169,9 @@ else
   end
   call('HSET', session,
     'version', new_version, 'updated_us', now, 'last_us', position, 'count', count)
+end
+if covered > 0 and num_before >= count then -- the oldest have left the log, or were lost
+  call('HSET', session, 'covered', math.max(covered - (num_before + 1 - count), 0))
 end
 if limit ~= header[4] then
   call('HSET', session, 'event_limit', limit)

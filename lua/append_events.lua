@@ -38,6 +38,7 @@
 --@include next_position
 --@include note_trimmed
 --@include read_checked_header
+--@include read_summary
 --@include refresh_session_if_due
 --@include server_time_us
 --@include to_ms
@@ -53,6 +54,11 @@ local tail = 7
 local header, refusal = read_checked_header(session, events, index, session_id, created_us)
 if not header then
   return refusal or {'NOT_FOUND'}
+end
+local summary
+summary, refusal = read_summary(session, header.flags)
+if refusal then
+  return refusal
 end
 check_tiers(user, app)
 local now_us = server_time_us()
@@ -103,11 +109,15 @@ if #changes == 1 and not change then
 elseif #changes > 0 then
   write_tiers(session, user, app, change or fold_changes(hashes, ARGV, changes), 1, now_ms)
 end
-local num_missing = math.max(count - num_events, 0)
+local num_missing, num_before = math.max(count - num_events, 0), math.max(count, num_events)
 note_trimmed(session, header.flags, events, event_limit)
 num_events = trim_events(events, event_limit, redis.call('ZCARD', events))
-redis.call('HSET', session,
-  'count', new_count(num_events, num_missing, event_limit), 'event_limit', event_limit)
+count = new_count(num_events, num_missing, event_limit)
+redis.call('HSET', session, 'count', count, 'event_limit', event_limit)
+if summary then
+  local num_removed = num_before + num_stored - count
+  redis.call('HSET', session, 'covered', math.max(summary.covered - num_removed, 0))
+end
 local deadline_ms = header.deadline_ms
 if is_first or num_missing > 0 then
   deadline_ms = 0 -- the key of the events is new and has no deadline

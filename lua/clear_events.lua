@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- clear_events: remove all events. State stays, and later events get later positions.
+-- clear_events: remove all events and their summary. State stays, and later events get later
+-- positions.
 --
 -- KEYS[1] session  session:{app:user}:sid  hash   must exist
 -- KEYS[2] events   events:{app:user}:sid   zset
@@ -20,6 +21,7 @@
 --@include note_change
 --@include read_checked_header
 --@include refresh_session
+--@include remove_summary
 --@include server_time_us
 --@include to_ms
 --@include write_header
@@ -41,6 +43,7 @@ local now_us = server_time_us()
 local new_version, is_new_member =
   write_header(session, index, session_id, header.version, header.last_us, now_us)
 redis.call('HSET', session, 'count', 0, 'removed_us', now_us)
+remove_summary(session, header.flags)
 note_change(session, header.flags, new_version, 0, header.last_us, to_ms(now_us))
 refresh_session(session, nil, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)
 -- Last, because it removes the key: see write_delta.

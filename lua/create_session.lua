@@ -35,7 +35,8 @@ if version then
   redis.call('HSET', session, 'version', version) -- WAIT needs a write to wait for
   return {'OK', {}}
 end
+redis.call('UNLINK', session, events)
 local ids = write_create(
-  session, events, index, user, app, session_id, ttl_ms, creation_id, event_limit, ARGV, tail
+  session, index, user, app, session_id, ttl_ms, creation_id, event_limit, ARGV, tail
 )
 return {'OK', ids}

@@ -24,8 +24,10 @@ redis.call('ZCARD', events)
 redis.call('ZSCORE', index, session_id)
 local flags = redis.call('HGET', session, 'flags')
 if age_us > 0 then
-  local created_us = header_number(redis.call('HGET', session, 'created_us') or nil)
-  if created_us and created_us > server_time_us() - age_us then
+  -- A session that was restored has the creation time that it had elsewhere.
+  local times = redis.call('HMGET', session, 'created_us', 'restored_us')
+  local existed_us = header_number(times[2] or times[1])
+  if existed_us and existed_us > server_time_us() - age_us then
     return {'UNKNOWN'}
   end
 end

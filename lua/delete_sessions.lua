@@ -24,9 +24,10 @@ end
 local found, ids, num_deleted = {}, {}, 0
 for at = 3, #KEYS, 2 do
   local events_at = at + 1
-  local created_us = redis.call('HGET', KEYS[at], 'created_us')
+  local times = redis.call('HMGET', KEYS[at], 'created_us', 'restored_us')
+  local since_us = times[2] or times[1]
   redis.call('ZCARD', KEYS[events_at])
-  if not created_us or (tonumber(created_us) or 0) <= existed_us then
+  if not since_us or (tonumber(since_us) or 0) <= existed_us then
     found[#found + 1] = at
     ids[#ids + 1] = ARGV[(at - 3) / 2 + tail]
     num_deleted = num_deleted + redis.call('EXISTS', KEYS[at])

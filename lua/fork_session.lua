@@ -1,5 +1,6 @@
 #!lua
--- fork_session: copy a session of a user, without its newest events, to a new one.
+-- fork_session: copy a session of a user, without its newest events, to a new one. Its summary is
+-- copied if all events up to there are.
 --
 -- KEYS[1] session      session:{app:user}:sid  hash   must exist
 -- KEYS[2] events       events:{app:user}:sid   zset
@@ -32,6 +33,7 @@
 --@include check_tiers
 --@include choose_limit
 --@include read_checked_header
+--@include read_summary
 --@include refresh_session
 --@include replace_state
 --@include server_time_us
@@ -50,7 +52,7 @@ local version = stored[1]
 if version and stored[2] ~= creation_id then
   return {'EXISTS'}
 end
-local header, num_events
+local header, num_events, summary
 if not version then
   local refusal
   header, refusal = read_checked_header(session, events, index, copy_id, created_us)
@@ -58,6 +60,10 @@ if not version then
     return refusal or {'NOT_FOUND'}
   end
   refusal = check_condition(session, condition, header.version)
+  if refusal then
+    return refusal
+  end
+  summary, refusal = read_summary(session, header.flags)
   if refusal then
     return refusal
   end
@@ -86,8 +92,14 @@ end
 local fields = {
   version = now_us, created_us = now_us, updated_us = now_us, last_us = last_us, deadline_ms = 0,
   count = count, event_limit = choose_limit(nil, header.event_limit, num_events),
-  generation = creation_id, forked_from = origin,
+  generation = creation_id, forked_from = origin, flags = '',
 }
+if summary and (first == '' or summary.compacted_us < tonumber(first)) then
+  for field, value in pairs(summary) do
+    fields[field] = value
+  end
+  fields.flags, fields.summary = 'c', redis.call('HGET', copy, 'summary') or ''
+end
 for field, value in pairs(fields) do
   redis.call('HSET', copy, field, value)
 end

@@ -43,8 +43,9 @@ end
 
 -- Write.
 if not header then
+  redis.call('UNLINK', session, events)
   local ids = write_create(
-    session, events, index, user, app, session_id, ttl_ms, creation_id, event_limit, ARGV, tail
+    session, index, user, app, session_id, ttl_ms, creation_id, event_limit, ARGV, tail
   )
   return {'CREATED', ids}
 end

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- pop_event: remove the newest event and return it. State stays.
+-- pop_event: remove the newest event and return it, unless a summary covers it. State stays.
 --
 -- KEYS[1] session  session:{app:user}:sid  hash   must exist
 -- KEYS[2] events   events:{app:user}:sid   zset
@@ -11,7 +11,7 @@
 -- ARGV[4] condition   bytes  a version, or "t" and a token; "" = no condition
 --
 -- REPLY OK version now_us event
--- REPLY EMPTY
+-- REPLY EMPTY                    there is no event, or only covered ones
 -- REPLY MISSING key expected actual   the log should hold events and holds none
 -- REPLY NOT_FOUND
 -- REPLY CORRUPT key field
@@ -21,6 +21,7 @@
 --@include check_condition
 --@include note_change
 --@include read_checked_header
+--@include read_summary
 --@include refresh_session
 --@include server_time_us
 --@include to_ms
@@ -37,11 +38,17 @@ refusal = check_condition(session, condition, header.version)
 if refusal then
   return refusal
 end
+local summary
+summary, refusal = read_summary(session, header.flags)
+if refusal then
+  return refusal
+end
 local newest = redis.call('ZRANGE', events, -2, -1)
 local event = newest[#newest]
 if not event and header.count and header.count > 0 then
   return {'MISSING', events, header.count, 0}
-elseif not event then
+elseif not event
+  or summary and tonumber(redis.call('ZSCORE', events, event)) <= summary.compacted_us then
   return {'EMPTY'}
 end
 local position = tonumber(redis.call('ZSCORE', events, event))

@@ -1,5 +1,7 @@
 #!lua
--- replace_event: put another event in the place of one, or remove it.
+-- replace_event: put another event in the place of one, or remove it. A summary that covers it is
+-- removed too, because it may repeat what the event said. A Compactor that is making one loses its
+-- lease, and so cannot store it.
 --
 -- KEYS[1] session  session:{app:user}:sid  hash   must exist
 -- KEYS[2] events   events:{app:user}:sid   zset
@@ -22,9 +24,12 @@
 -- REPLY LOST                the caller does not hold the turn
 -- COST O(log N)
 --@include check_condition
+--@include lease_fields
 --@include note_change
 --@include read_checked_header
+--@include read_summary
 --@include refresh_session
+--@include remove_summary
 --@include server_time_us
 --@include to_ms
 --@include write_header
@@ -38,6 +43,11 @@ if not header then
   return refusal or {'NOT_FOUND'}
 end
 refusal = check_condition(session, condition, header.version)
+if refusal then
+  return refusal
+end
+local summary
+summary, refusal = read_summary(session, header.flags)
 if refusal then
   return refusal
 end
@@ -59,6 +69,10 @@ elseif header.count then
   redis.call('HSET', session, 'count', math.max(header.count, num_events) - 1)
 end
 position = tonumber(position)
+if summary and position <= summary.compacted_us then
+  remove_summary(session, header.flags)
+end
+redis.call('HDEL', session, lease_fields('compactor'))
 note_change(session, header.flags, new_version, position, position, to_ms(now_us))
 local remaining = (new_event ~= '' or num_events > 1) and events or nil
 refresh_session(session, remaining, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)

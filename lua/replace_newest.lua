@@ -1,5 +1,6 @@
 #!lua
--- replace_newest: remove the newest events, and oldest ones, and append others in their place.
+-- replace_newest: remove the newest events, and oldest ones, and append others in their place. A
+-- summary goes too if the newest ones include covered events, or if no event stays.
 --
 -- KEYS[1] session  session:{app:user}:sid  hash   must exist
 -- KEYS[2] events   events:{app:user}:sid   zset
@@ -26,7 +27,9 @@
 --@include note_change
 --@include note_trimmed
 --@include read_checked_header
+--@include read_summary
 --@include refresh_session
+--@include remove_summary
 --@include server_time_us
 --@include to_ms
 --@include trim_events
@@ -46,6 +49,11 @@ refusal = check_condition(session, condition, header.version)
 if refusal then
   return refusal
 end
+local summary
+summary, refusal = read_summary(session, header.flags)
+if refusal then
+  return refusal
+end
 local num_events = redis.call('ZCARD', events)
 if header.count and header.count > num_events then
   return {'MISSING', events, header.count, num_events}
@@ -61,7 +69,7 @@ end
 local now_us = server_time_us()
 
 -- Write.
-local last_us, num_left = header.last_us, 0
+local last_us, num_left, num_before = header.last_us, 0, 0
 for number = tail, #ARGV, 2 do
   local position = next_position(tonumber(ARGV[number + 1]), last_us, now_us)
   if redis.call('ZADD', events, 'NX', position, ARGV[number]) == 1 then
@@ -76,10 +84,17 @@ if num_left > 0 then
   if first_kept > 0 then
     redis.call('ZREMRANGEBYRANK', events, 0, first_kept - 1)
   end
+  num_before = num_left
   note_trimmed(session, header.flags, events, event_limit)
   num_left = trim_events(events, event_limit, num_left)
 end
 redis.call('HSET', session, 'count', num_left, 'event_limit', event_limit, 'removed_us', now_us)
+if summary and (end_kept < summary.covered or first_kept == end_kept) then
+  remove_summary(session, header.flags)
+elseif summary then
+  local num_removed = first_kept + num_before - num_left
+  redis.call('HSET', session, 'covered', math.max(summary.covered - num_removed, 0))
+end
 local new_version, is_new_member =
   write_header(session, index, session_id, header.version, last_us, now_us)
 if first_changed then

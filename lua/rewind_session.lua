@@ -1,5 +1,6 @@
 #!lua
--- rewind_session: remove the newest events of a session, and replace its state.
+-- rewind_session: remove the newest events of a session, and replace its state. A summary of events
+-- that are removed goes too.
 --
 -- KEYS[1] session  session:{app:user}:sid  hash   must exist
 -- KEYS[2] events   events:{app:user}:sid   zset
@@ -13,6 +14,7 @@
 -- ARGV[6...] tail     bytes  the new state: number of pairs, key, value, ...; nothing = it stays
 --
 -- REPLY OK version now_us num_removed old_version
+-- REPLY COVERED compacted_us   a summary covers events that are removed and others that are gone
 -- REPLY NOT_FOUND
 -- REPLY CORRUPT key field
 -- REPLY STALE version
@@ -21,7 +23,9 @@
 --@include check_condition
 --@include note_change
 --@include read_checked_header
+--@include read_summary
 --@include refresh_session
+--@include remove_summary
 --@include replace_state
 --@include server_time_us
 --@include to_ms
@@ -39,6 +43,15 @@ refusal = check_condition(session, condition, header.version)
 if refusal then
   return refusal
 end
+local summary
+summary, refusal = read_summary(session, header.flags)
+if refusal then
+  return refusal
+end
+local is_behind = summary and tonumber(first) <= summary.compacted_us
+if is_behind and summary.covered < summary.summary_events then
+  return {'COVERED', summary.compacted_us}
+end
 local num_events = redis.call('ZCARD', events)
 local num_removed = redis.call('ZCOUNT', events, first, '+inf')
 local now_us = server_time_us()
@@ -50,6 +63,9 @@ redis.call('HSET', session, 'removed_us', now_us)
 if header.count then
   -- What is missing stays missing.
   redis.call('HSET', session, 'count', math.max(header.count, num_events) - num_removed)
+end
+if is_behind then
+  remove_summary(session, header.flags)
 end
 if num_removed > 0 then
   note_change(

@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .compactor import Compactor
 from .errors import (
     BackendError,
     BackendRejected,
@@ -29,6 +30,7 @@ from .model import (
     Session,
     SessionKey,
     SessionPage,
+    Summary,
     Turn,
     WatchChange,
     WatchEnd,
@@ -50,6 +52,7 @@ __all__ = [
     "BackendRejected",
     "BackendTimeout",
     "BackendUnavailable",
+    "Compactor",
     "CorruptData",
     "DeletedUser",
     "Event",
@@ -73,6 +76,7 @@ __all__ = [
     "SessionService",
     "SessionStoreError",
     "StaleVersion",
+    "Summary",
     "Turn",
     "TurnLost",
     "TurnTaken",

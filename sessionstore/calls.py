@@ -169,6 +169,16 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         actual, limit = reply[1:]
         message = f"{name} has {actual} events; at most {limit} can be copied"
         raise LimitExceeded(message, limit=limit, actual=actual)
+    if word == b"INCOMPLETE":
+        message = (
+            f"events of {name} that were sent before are gone; nothing was restored, try again"
+        )
+        raise BackendRejected(message)
+    if word == b"COVERED":
+        raise InvalidArgument(
+            f"to must be at least {reply[1]}: the summary of {name} covers events up to there, and "
+            "some of them are no longer stored"
+        )
     if word == b"LOST":
         raise TurnLost(f"the turn of {name} is lost: another run acquired it, or free_turn took it")
     if word == b"STALE":
@@ -177,6 +187,10 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         raise StaleVersion(
             f"{name} is at version {actual}, not {expected}", expected=expected, actual=actual
         )
+    if word == b"SUPERSEDED":
+        expected, actual = reply[1:]
+        message = f"the summary of {name} ends at {actual}, not at {expected} (0 = no summary)"
+        raise StaleVersion(message, expected=expected, actual=actual)
     check_increments(reply)
     raise ScriptContractError(f"a script replied {word!r}")
 

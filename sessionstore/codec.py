@@ -57,6 +57,9 @@ _ENCODE_ERRORS = (TypeError, ValueError, OverflowError, RecursionError)
 SIZE_LIMIT = 8 << 20
 """Maximum size of an encoded event or state value by default, in bytes. An image fits."""
 
+SUMMARY_SIZE_LIMIT = 16 << 10
+"""Maximum size of an encoded summary by default, in bytes. Every read and list carries it."""
+
 CALL_SIZE_LIMIT = 64 << 20
 """Maximum size of the state or the events that one call writes, in bytes, encoded."""
 
@@ -100,20 +103,23 @@ class Codec:
         """The codec for an event and its state: JSON for a JsonEvent."""
         return self._as_json if type(event) is JsonEvent else self
 
-    def encode_value(self, value: Any, path: str) -> tuple[bytes, Any]:
+    def encode_value(
+        self, value: Any, path: str, size_limit: int | None = None
+    ) -> tuple[bytes, Any]:
         """The bytes of a state value, and a copy that shares nothing with it.
 
         Raises:
             InvalidArgument: the value would change in a round trip; names the path.
-            LimitExceeded: it is larger than `value_size_limit`.
+            LimitExceeded: it is larger than `size_limit`, by default `value_size_limit`.
         """
         try:
             data = self._encode_value(value)
         except _ENCODE_ERRORS:
             raise self._value_error(value, path) from None
         # Checked first: in a large value, looking for a part that is not valid takes long.
-        if len(data) > self._value_size_limit:
-            raise _too_large(path, self._value_size_limit, len(data))
+        limit = self._value_size_limit if size_limit is None else size_limit
+        if len(data) > limit:
+            raise _too_large(path, limit, len(data))
         if isinstance(value, bytes):
             return data, value
         try:

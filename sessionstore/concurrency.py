@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from inspect import isawaitable
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
+from .calls import Flow
 from .errors import BackendError, InvalidArgument, LimitExceeded, TurnTaken
+from .flows import acquire_turn, release_turn, renew_turn
 from .model import Event, Session, SessionKey, Turn
-from .run_context import BATCH_S, TurnQueues, log_lost_fragments, poll_delays
+from .ops import LeaseName
+from .run_context import (
+    BATCH_S,
+    TurnQueues,
+    log_failed_compaction,
+    log_lost_fragments,
+    poll_delays,
+)
 from .service import SessionService
 
 T = TypeVar("T")
@@ -58,28 +67,96 @@ def check_service(service: object) -> SessionService:
     raise InvalidArgument(message)
 
 
+async def summary_of(result: Awaitable[Any]) -> Any:
+    """What a Compactor's `summarize` returned.
+
+    Raises:
+        InvalidArgument: it is not an async function.
+    """
+    if not isawaitable(result):
+        raise InvalidArgument(
+            f"summarize must be an async function: it returned {type(result).__name__}"
+        )
+    return await result
+
+
 _queues = TurnQueues(asyncio.Lock)
 
 
-class HeldTurn:
-    """A session's turn: waits for it, renews it in a task, and releases it at the end.
-
-    One run of the event loop asks the store at a time. The others wait in a queue.
+class HeldLease:
+    """A lease of a session: acquired once, renewed in a task, and released at the end.
 
     Args:
         service: the service.
         key: the session.
-        lease: time after which the turn is free again unless it is renewed.
+        lease: time after which the lease is free again unless it is renewed.
+        name: which lease.
+
+    Raises:
+        TurnTaken: on entry; another holder has it.
     """
 
     turn: Turn
 
-    def __init__(self, service: SessionService, key: SessionKey, lease: timedelta) -> None:
+    def __init__(
+        self, service: SessionService, key: SessionKey, lease: timedelta, name: LeaseName = "turn"
+    ) -> None:
         self._service = service
         self._key = key
         self._lease = lease
+        self.name = name
 
     async def __aenter__(self) -> Self:
+        self.turn = await self._acquire()
+        self._renewing = asyncio.create_task(self._renew())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await finish(asyncio.create_task(self._stop()))
+
+    async def _run(self, flow: Callable[..., Flow[T]], *args: object) -> T:
+        service = self._service
+        return await service._run(flow(service._ops, *args, self.name))
+
+    async def _acquire(self) -> Turn:
+        """The lease, if it is free. If the caller is cancelled, the lease is released."""
+        acquiring = asyncio.create_task(self._run(acquire_turn, self._key, self._lease))
+        try:
+            return await finish(acquiring)
+        except asyncio.CancelledError:
+            if not acquiring.cancelled() and acquiring.exception() is None:
+                await finish(asyncio.create_task(self._release(acquiring.result())))
+            raise
+
+    async def _stop(self) -> None:
+        self._renewing.cancel()
+        await asyncio.wait([self._renewing])
+        await self._release(self.turn)
+
+    async def _release(self, turn: Turn) -> None:
+        with suppress(BackendError):  # otherwise the lease is free when it ends
+            await self._run(release_turn, turn)
+
+    async def _renew(self) -> None:
+        """Renew until cancelled, or until the lease is lost."""
+        while True:
+            await asyncio.sleep(self._lease.total_seconds() / 3)
+            try:
+                self.turn = await self._run(renew_turn, self.turn, self._lease)
+            except BackendError:
+                continue
+            except Exception:  # the lease is lost, or the session was deleted
+                return
+
+
+class HeldTurn(HeldLease):
+    """A session's turn: waits for it, renews it in a task, and releases it at the end.
+
+    One run of the event loop asks the store at a time. The others wait in a queue. If the turn is
+    lost, the next append raises.
+    """
+
+    async def _acquire(self) -> Turn:
         self._name = (asyncio.get_running_loop(), self._key)
         self._queue = _queues.join(self._service, self._name)
         self._is_in_queue, self._is_first = True, False
@@ -88,25 +165,26 @@ class HeldTurn:
             self._is_first = await self._queue.lock.acquire()
             self._queue.raise_failure(joined_at)
             await asyncio.sleep(self._queue.pause_s())
-            await self._wait()
+            delays_s = poll_delays()
+            while True:  # a run of another process may have the turn
+                with suppress(TurnTaken):
+                    return await super()._acquire()
+                await asyncio.sleep(next(delays_s))
         except BaseException as error:
             if isinstance(error, BackendError):
                 self._queue.fail(error)
             self._leave_queue()
             raise
-        self._renewing = asyncio.create_task(self._renew())
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await _finish(asyncio.create_task(self._stop()))
+    async def _stop(self) -> None:
+        try:
+            await super()._stop()
+        finally:
+            self._leave_queue()
 
-    async def _wait(self) -> None:
-        """Ask for the turn until it is free: a run of another process may have it."""
-        for delay_s in poll_delays():
-            with suppress(TurnTaken):
-                self.turn = await self._acquire()
-                return
-            await asyncio.sleep(delay_s)
+    async def _renew(self) -> None:
+        await super()._renew()
+        self._leave_queue()  # the turn is lost
 
     def _leave_queue(self) -> None:
         """Let the next run ask for the turn. Safe to repeat."""
@@ -115,40 +193,6 @@ class HeldTurn:
             _queues.leave(self._service, self._name)
             if self._is_first:
                 self._queue.lock.release()
-
-    async def _acquire(self) -> Turn:
-        """The turn, if it is free. If the caller is cancelled, the turn is released."""
-        acquiring = asyncio.create_task(self._service.acquire_turn(self._key, lease=self._lease))
-        try:
-            return await _finish(acquiring)
-        except asyncio.CancelledError:
-            if not acquiring.cancelled() and acquiring.exception() is None:
-                await _finish(asyncio.create_task(self._release(acquiring.result())))
-            raise
-
-    async def _stop(self) -> None:
-        self._renewing.cancel()
-        await asyncio.wait([self._renewing])
-        try:
-            await self._release(self.turn)
-        finally:
-            self._leave_queue()
-
-    async def _release(self, turn: Turn) -> None:
-        with suppress(BackendError):  # otherwise the turn is free when its lease ends
-            await self._service.release_turn(turn)
-
-    async def _renew(self) -> None:
-        """Renew until cancelled, or until the turn is lost; the next append then raises."""
-        while True:
-            await asyncio.sleep(self._lease.total_seconds() / 3)
-            try:
-                self.turn = await self._service.renew_turn(self.turn, lease=self._lease)
-            except BackendError:
-                continue
-            except Exception:  # the turn is lost, or the session was deleted
-                self._leave_queue()
-                return
 
 
 class FragmentWriter:
@@ -234,7 +278,59 @@ class FragmentWriter:
             await self._store(batch[half:])
 
 
-async def _finish(task: asyncio.Task[T]) -> T:
+class Compactions:
+    """The compactions that runs have started, each in a task: one at a time for each session."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[SessionKey, asyncio.Task[None]] = {}
+        self._again: set[SessionKey] = set()
+        self._is_closed = False
+
+    def start(self, compact: Callable[[SessionKey], Awaitable[object]], key: SessionKey) -> None:
+        """Compact a session in the background. If that is going on already, do it again then."""
+        if self._is_closed:
+            return
+        if key in self._tasks:
+            self._again.add(key)
+            return
+        task = asyncio.create_task(self._compact(compact, key))
+        self._tasks[key] = task
+        task.add_done_callback(lambda task: self._forget(key, task))
+
+    async def _compact(
+        self, compact: Callable[[SessionKey], Awaitable[object]], key: SessionKey
+    ) -> None:
+        while True:
+            self._again.discard(key)
+            try:
+                await compact(key)
+            except Exception as error:
+                log_failed_compaction(error)
+            if key not in self._again:
+                del self._tasks[key]
+                return
+
+    def _forget(self, key: SessionKey, task: asyncio.Task[None]) -> None:
+        """Drop what a task that was cancelled has left."""
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+            self._again.discard(key)
+
+    async def aclose(self, grace_s: float) -> None:
+        """Start no more. Wait for those that go on, and cancel them after a time."""
+        self._is_closed = True
+        tasks = list(self._tasks.values())
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=grace_s)
+        finally:
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+
+
+async def finish(task: asyncio.Task[T]) -> T:
     """The task's result. If the caller is cancelled, the task still ends before this raises."""
     try:
         return await asyncio.shield(task)

@@ -44,15 +44,15 @@ class SessionNotFound(SessionStoreError):
 
 
 class SessionExists(SessionStoreError):
-    """`create_session` was called with the id of a session that already exists."""
+    """A session with this id exists, so none was created, forked or restored under it."""
 
 
 class StaleVersion(SessionStoreError):
-    """`if_version` did not match: the session has changed. Nothing was written.
+    """`if_version` or `if_summary` did not match: the session has changed. Nothing was written.
 
     Attributes:
-        expected: the caller's `if_version`.
-        actual: the version that the store has.
+        expected: the caller's `if_version` or `if_summary`; 0 = no summary.
+        actual: the version that the store has, or where its summary ends.
     """
 
     def __init__(self, message: str, *, expected: int, actual: int) -> None:

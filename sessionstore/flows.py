@@ -40,14 +40,14 @@ from .listing import delete_user as delete_user
 from .listing import from_primary, prune_index, read_whole
 from .listing import list_sessions as list_sessions
 from .listing import list_users as list_users
-from .model import Event, EventPage, Ping, Session, SessionKey, Turn
-from .ops import EVENTS_PER_CALL_LIMIT, Ops
+from .model import Event, EventPage, Ping, Session, SessionKey, Turn, num_after_summary
+from .ops import EVENTS_PER_CALL_LIMIT, LeaseName, Ops
 from .options import Duration, check_bool, check_instant, check_milliseconds
 from .replies import WriteResult
 from .stream import append_fragments
 from .tiers import NO_CHANGE, Change, check_call_size, encode_change
 from .times import from_us, to_us
-from .windows import Window, choose, first_page, may_be_trimmed
+from .windows import Window, check_window, choose, first_page, may_be_trimmed
 
 # -- sessions -------------------------------------------------------------------------------------
 
@@ -83,19 +83,24 @@ def get_or_create_session(
     if window is not None:
         event_num = _first_page(window, event_num, event_time)
     change = encode_change(ops.options.codec, {} if state is None else state)
-    call = ops.get_or_create_session(key, uuid4().hex, change, event_num, event_time)
+    upto = ops.summaries.upto(key)
+    call = ops.get_or_create_session(key, uuid4().hex, change, event_num, event_time, upto)
     session: Session | None = None
     if is_apart(ops, [change]):
         session = yield from get_session(ops, key, event_num, event_time)
+        upto = None
     if session is None and ops.app_in_own_slot:
         session = yield from _create_apart(ops, key, change, call)
     elif session is None:
         session = yield from _create(ops, key, call)
-    if window is not None and not _cut_to_window(session, window):
+    found: Session | None = session
+    if not ops.summaries.note(session, upto):
+        found = yield from get_session(ops, key, event_num, event_time, window)
+    elif window is not None and not _cut_to_window(session, window):
         found = yield from _read_window(ops, key, window, 2 * len(session.events))
-        if found is None:
-            raise SessionNotFound(f"{describe(key)} was deleted while it was read")
-        session = found
+    if found is None:
+        raise SessionNotFound(f"{describe(key)} was deleted while it was read")
+    session = found
     change.apply_to(session.state, only_temp=True)
     return session
 
@@ -137,7 +142,18 @@ def get_session(
     if window is not None:
         event_num = _first_page(window, event_num, event_time)
         return (yield from _read_window(ops, key, window, event_num))
-    call = ops.get_session(key, event_num, event_time)
+    upto = ops.summaries.upto(key)
+    session = yield from _read_session(ops, key, event_num, event_time, upto)
+    if session is not None and not ops.summaries.note(session, upto):
+        session = yield from _read_session(ops, key, event_num, event_time, None)
+    return session
+
+
+def _read_session(
+    ops: Ops, key: SessionKey, event_num: int | None, event_time: datetime | None, after: int | None
+) -> Flow[Session | None]:
+    """Read a session, and of its events only those after a position."""
+    call = ops.get_session(key, event_num, event_time, after)
     session: Session | None
     if not ops.app_in_own_slot:
         session = yield from read_whole(call)
@@ -153,8 +169,7 @@ def get_session(
 
 
 def _first_page(window: Window, event_num: int | None, event_time: datetime | None) -> int:
-    if not isinstance(window, Window):
-        raise InvalidArgument(f"window must be a Window, not {type(window).__name__}")
+    check_window(window)
     if event_num is not None or event_time is not None:
         raise InvalidArgument("window cannot be combined with event_num or event_time")
     return first_page(window)
@@ -178,7 +193,7 @@ def _cut_to_window(session: Session, window: Window) -> bool:
     events = choose(
         window,
         session.events,
-        is_whole_log=len(session.events) >= session.event_count,
+        is_whole_log=len(session.events) >= num_after_summary(session),
         is_trimmed=may_be_trimmed(session),
     )
     if events is not None:
@@ -334,6 +349,7 @@ def clear_events(ops: Ops, session: Session | SessionKey, if_version: int | None
     if isinstance(session, Session):
         session.events.clear()
         session.event_count = 0
+        session.summary = None
         set_version(session, written)
 
 
@@ -360,25 +376,28 @@ def replace_newest(
 # -- turns ----------------------------------------------------------------------------------------
 
 
-def acquire_turn(ops: Ops, session: Session | SessionKey, lease: Duration) -> Flow[Turn]:
-    """Acquire the turn of a session."""
+def acquire_turn(
+    ops: Ops, session: Session | SessionKey, lease: Duration, name: LeaseName = "turn"
+) -> Flow[Turn]:
+    """Acquire the turn of a session, or another lease of it."""
     key = session_key(session)
     lease_ms = check_milliseconds("lease", lease)
-    turn: Turn = yield ops.acquire_turn(key, uuid4().hex, lease_ms, created_us_of(session))
+    created_us = created_us_of(session)
+    turn: Turn = yield ops.acquire_turn(key, uuid4().hex, lease_ms, created_us, name=name)
     return turn
 
 
-def renew_turn(ops: Ops, turn: Turn, lease: Duration) -> Flow[Turn]:
-    """Extend the lease of a turn."""
+def renew_turn(ops: Ops, turn: Turn, lease: Duration, name: LeaseName = "turn") -> Flow[Turn]:
+    """Extend a turn, or another lease."""
     lease_ms = check_milliseconds("lease", lease)
-    renewed: Turn = yield ops.renew_turn(check_turn(turn), lease_ms)
+    renewed: Turn = yield ops.renew_turn(check_turn(turn), lease_ms, name=name)
     return renewed
 
 
-def release_turn(ops: Ops, turn: Turn) -> Flow[None]:
-    """Release a turn. A lost turn or a deleted session is fine."""
+def release_turn(ops: Ops, turn: Turn, name: LeaseName = "turn") -> Flow[None]:
+    """Release a turn, or another lease. A lost lease or a deleted session is fine."""
     with suppress(TurnLost, SessionNotFound):
-        yield ops.renew_turn(check_turn(turn), 0)
+        yield ops.renew_turn(check_turn(turn), 0, name=name)
 
 
 def free_turn(ops: Ops, session: Session | SessionKey) -> Flow[None]:
@@ -602,13 +621,19 @@ def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Chan
         increments_path=f"{path}.state_increments",
     )
     refuse_app_increments(ops, change, f"{path}.state_increments")
-    if any(key.startswith("temp:") for key in (*delta, *removed)):
-        event = msgspec.structs.replace(
-            event,
-            state_delta={key: delta[key] for key in delta if not key.startswith("temp:")},
-            state_removed=[key for key in removed if not key.startswith("temp:")],
-        )
-    return *codec.encode_event(event, path), change
+    return *codec.encode_event(without_temp(event), path), change
+
+
+def without_temp(event: Event) -> Event:
+    """The event without changes of `temp:` state, which is never stored."""
+    delta, removed = event.state_delta, event.state_removed
+    if not any(key.startswith("temp:") for key in (*delta, *removed)):
+        return event
+    return msgspec.structs.replace(
+        event,
+        state_delta={key: delta[key] for key in delta if not key.startswith("temp:")},
+        state_removed=[key for key in removed if not key.startswith("temp:")],
+    )
 
 
 def _add_events(
@@ -632,7 +657,17 @@ def _add_events(
         session.event_limit = limit or None
     if session.event_limit is not None:
         del session.events[: -session.event_limit]
-        session.event_count = min(session.event_count, session.event_limit)
+        _trim(session, session.event_count - session.event_limit)
+
+
+def _trim(session: Session, num_trimmed: int) -> None:
+    """Note that the oldest events have left the log of the caller's Session."""
+    if num_trimmed > 0:
+        session.event_count -= num_trimmed
+        summary = session.summary
+        if summary is not None:
+            left = max(summary.num_events - num_trimmed, 0)
+            session.summary = msgspec.structs.replace(summary, num_events=left)
 
 
 def reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) -> Flow[None]:
@@ -646,7 +681,7 @@ def reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) -
         temp = {key: value for key, value in session.state.items() if key.startswith("temp:")}
         session.state, session.events = fresh.state | temp, fresh.events
         session.version, session.updated_at = fresh.version, fresh.updated_at
-        session.event_count = fresh.event_count
+        session.event_count, session.summary = fresh.event_count, fresh.summary
     for change in changes:
         change.apply_to(session.state, only_temp=True)
 

@@ -1,4 +1,4 @@
-"""Flows that change what a session's log holds: rewind, fork, replace and delete."""
+"""Flows that change what a session's log holds or shows: compact, rewind, fork, replace, delete."""
 
 from __future__ import annotations
 
@@ -12,12 +12,73 @@ from .calls import Flow
 from .codec import corrupt, decode_event
 from .errors import InvalidArgument
 from .flows import check_turn, created_us_of, id_or_new, reread, session_key, set_version
-from .model import Event, Session, SessionKey, Turn
-from .ops import Ops, ids_of
+from .model import Event, Session, SessionKey, Summary, Turn
+from .ops import LeaseName, Ops, ids_of
 from .options import check_int
+from .replies import WriteResult
 from .tiers import Change, encode_change
+from .times import from_us
+from .windows import Window, check_window, is_cut
 
+_EMPTY: tuple[Any, ...] = (None, "", b"", [], {})
 _OTHERS = ("user:", "app:", "temp:")  # prefixes of state that does not belong to a session alone
+
+
+def compact_session(
+    ops: Ops,
+    session: Session | SessionKey,
+    upto: int,
+    summary: Any,
+    if_summary: int | None,
+    drop: bool,
+    if_version: int | None,
+    turn: Turn | None,
+    window: Window | None,
+    lease_name: LeaseName = "turn",
+) -> Flow[Summary]:
+    """Store a summary of the events up to a position. `turn` may be another lease."""
+    key = session_key(session)
+    rules = check_window(Window() if window is None else window)
+    data, content = encode_summary(ops, summary, "summary")
+    check_int("upto", upto, low=0)
+    if if_summary is not None and upto < check_int("if_summary", if_summary, low=0):
+        raise InvalidArgument("upto must not be before if_summary, the end of the last summary")
+    held = None if turn is None else check_turn(turn)
+    since = created_us_of(session)
+    call = ops_history.compact_session(
+        ops, key, upto, data, if_summary, drop, if_version, held, since, lease_name
+    )
+    if upto != if_summary:
+        before, after, is_there = yield ops_history.read_around(ops, key, upto)
+        # Without an event at `upto` the call may still be a repeat. The script knows.
+        may_be_newest = if_version is not None or (held is not None and lease_name == "turn")
+        if is_there and not after and not may_be_newest:
+            raise InvalidArgument(
+                "upto is the newest event, whose turn may go on: this needs if_version or turn"
+            )
+        if is_there and after and not is_cut(rules, [*before, *after], len(before)):
+            raise InvalidArgument(f"no turn ends at position {upto}, so upto cannot be there")
+    found: ops_history.Compacted | None = yield call
+    if found is None:
+        raise InvalidArgument(f"no event stands at position {upto}")
+    stored = Summary(content, upto, from_us(found.summary_us), found.num_covered)
+    ops.summaries.put(key, upto)
+    if isinstance(session, Session):
+        if session.version == found.old_version < found.version:
+            num_after = found.count - found.num_covered
+            del session.events[: max(len(session.events) - num_after, 0)]
+            session.summary, session.event_count = stored, found.count
+            set_version(session, WriteResult(found.version, found.updated_us))
+        else:  # others have written since it was read, or this is a repeat
+            yield from reread(ops, session, 0, [])
+    return stored
+
+
+def encode_summary(ops: Ops, summary: Any, path: str) -> tuple[bytes, Any]:
+    """The bytes of a summary, and a copy of it."""
+    if summary in _EMPTY or (isinstance(summary, str) and not summary.strip()):
+        raise InvalidArgument(f"{path} must not be empty")
+    return ops.options.codec.encode_value(summary, path, ops.options.summary_size_limit)
 
 
 def rewind_session(
@@ -30,7 +91,7 @@ def rewind_session(
 ) -> Flow[int]:
     """Remove all events after a position. Returns how many."""
     key = session_key(session)
-    change = _session_tier(ops, state)
+    change = session_tier(ops, state)
     call = ops_history.rewind_session(
         ops,
         key,
@@ -42,7 +103,9 @@ def rewind_session(
     )
     written, num_removed, old_version = yield call
     if isinstance(session, Session):
-        if session.version == old_version:
+        if (num_covered := _num_covered(session, to + 1)) is not None:
+            yield from reread(ops, session, num_covered, [])
+        elif session.version == old_version:
             del session.events[max(len(session.events) - num_removed, 0) :]
             session.event_count = max(session.event_count - num_removed, 0)
             if state is not None:
@@ -75,7 +138,7 @@ def fork_session(
         copy_key,
         uuid4().hex,
         upto,
-        None if state is None else _session_tier(ops, state).session,
+        None if state is None else session_tier(ops, state).session,
         if_version,
         None if turn is None else check_turn(turn),
         created_us_of(session),
@@ -111,6 +174,8 @@ def replace_event(
         if (yield from _swap(ops, session, position, event, stored, data, if_version, turn)):
             break
     if isinstance(session, Session):
+        if (num_covered := _num_covered(session, position)) is not None:
+            yield from reread(ops, session, num_covered, [])
         session.events = [copy if other == event else other for other in session.events]
     return copy
 
@@ -132,9 +197,18 @@ def delete_event(
         if (yield from _swap(ops, session, position, event, stored, b"", if_version, turn)):
             break
     if isinstance(session, Session):
-        session.events = [other for other in session.events if other != event]
-        session.event_count = max(session.event_count - 1, 0)
+        if (num_covered := _num_covered(session, position)) is not None:
+            yield from reread(ops, session, num_covered, [])
+        else:
+            session.events = [other for other in session.events if other != event]
+            session.event_count = max(session.event_count - 1, 0)
     return True
+
+
+def _num_covered(session: Session, position: int) -> int | None:
+    """How many stored events the summary covers, if it covers this position; otherwise None."""
+    summary = session.summary
+    return None if summary is None or position > summary.upto else summary.num_events
 
 
 def _swap(
@@ -179,13 +253,13 @@ def _check_event(name: str, event: object) -> None:
         raise InvalidArgument(f"{name} must be an Event, not {type(event).__name__}")
 
 
-def _session_tier(ops: Ops, state: Mapping[str, Any] | None) -> Change:
-    """New state of a session, encoded."""
+def session_tier(ops: Ops, state: Mapping[str, Any] | None) -> Change:
+    """State of a session alone, encoded."""
     change = encode_change(ops.options.codec, {} if state is None else state)
     for name in change.values:
         if name.startswith(_OTHERS):
             raise InvalidArgument(
-                f"state[{name!r}] does not belong to the session: only keys without a prefix can "
-                "be replaced"
+                f"state[{name!r}] does not belong to the session: only keys without a prefix are "
+                "allowed"
             )
     return change

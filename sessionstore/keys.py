@@ -5,6 +5,7 @@
     sessions:{app:user}        zset    index of the user's sessions
     session:{app:user}:sid     hash    header and session tier
     events:{app:user}:sid      zset    the log
+    events:{app:user}:sid:id   zset    events of a session that is being restored
     stream:{app:user}:sid      zset    fragments of events that are being written
 
 Every byte of an id outside `A-Z a-z 0-9 . _ ~ @ + = , -` is percent-encoded. An id therefore never
@@ -133,6 +134,19 @@ class UserPattern(NamedTuple):
         return unquote(rest[: len(rest) - len(self.tail)])
 
 
+class StoredKey(NamedTuple):
+    """A key of a store, taken apart. What its role does not name is empty text."""
+
+    role: str
+    app_name: str
+    user_id: str
+    session_id: str
+    key: bytes
+
+
+_ROLES = ("appdata", "userdata", "sessions", "session", "events", "stream")
+
+
 def type_check(key: bytes) -> tuple[str, bytes]:
     """A cheap command that the server refuses if the key has a wrong type."""
     role, _, _ = key.partition(b"{")  # with the prefix, which has no braces
@@ -153,6 +167,11 @@ class Keys:
         if partition_by not in ("user", "app"):
             raise InvalidArgument(f'partition_by must be "user" or "app", not {partition_by!r}')
         self._by_user = partition_by == "user"
+        tag = r"\{([^:{}]+)(?::([^:{}]+))?\}" if self._by_user else r"\{([^:{}]+)\}(?::([^:{}]+))?"
+        pattern = (
+            rf"{re.escape(key_prefix)}({'|'.join(_ROLES)}):{tag}(?::([^:{{}}]+))?(?::[^{{}}]+)?"
+        )
+        self._is_key = re.compile(pattern).fullmatch
         # An agent uses the same session with every event.
         self._cached_session = lru_cache(maxsize=_CACHED_SESSIONS)(self._spell_session)
 
@@ -178,11 +197,33 @@ class Keys:
         except TypeError:  # not hashable, so not a str: encode_id names the argument
             return self._spell_session(app_name, user_id, session_id)
 
+    @staticmethod
+    def staged(keys: SessionKeys, creation_id: str) -> bytes:
+        """Where events of a session are collected that `restore_session` will create."""
+        return keys.events + b":" + creation_id.encode()
+
     def users(self, app_name: str) -> UserPattern:
         """The pattern of the indexes and of the state of an application's users."""
         tag = self._tag(encode_id("app_name", app_name), "*")
         head, _, tail = tag.partition("*")
         return UserPattern(self._prefix, head, tail)
+
+    def glob(self, app_name: str | None = None) -> str:
+        """The pattern for SCAN of all keys; those of an application, if it is given.
+
+        It may match other keys too: see `parse`.
+        """
+        head = "{" if app_name is None else f"{{{encode_id('app_name', app_name)}"
+        prefix, head = (re.sub(r"([*?\[\]\\])", r"\\\1", part) for part in (self._prefix, head))
+        return f"{prefix}*:{head}*"
+
+    def parse(self, key: bytes) -> StoredKey | None:
+        """What a key belongs to; None if this store has no such keys."""
+        found = self._is_key(key.decode("utf-8", "replace"))
+        if found is None:
+            return None
+        ids = [unquote(part or "") for part in found.groups()[1:]]
+        return StoredKey(found[1], ids[0], ids[1], ids[2], key)
 
     def _spell_session(self, app_name: str, user_id: str, session_id: str) -> SessionKeys:
         app = encode_id("app_name", app_name)

@@ -1,5 +1,5 @@
-"""The public data types: Event, Session, SessionKey, Turn, SessionPage, EventPage, WatchEntry,
-WatchChange, WatchEnd, Ping, DeletedUser."""
+"""The public data types: Event, Session, SessionKey, Summary, Turn, SessionPage, EventPage,
+WatchEntry, WatchChange, WatchEnd, Ping, DeletedUser."""
 
 from __future__ import annotations
 
@@ -92,6 +92,22 @@ class JsonEvent(Event, frozen=True, omit_defaults=True):
     """
 
 
+class Summary(msgspec.Struct, frozen=True):
+    """What stands for the oldest events of a session: see `compact_session`.
+
+    Attributes:
+        content: the summary, any value that the codec can store.
+        upto: the position of the last event that it covers, in microseconds.
+        created_at: when it was stored, UTC, by the store's clock.
+        num_events: how many of the covered events the log still holds. `get_events` reads them.
+    """
+
+    content: Any
+    upto: int
+    created_at: datetime
+    num_events: int
+
+
 class Session(msgspec.Struct):
     """A session as it was when it was read, or after the last write through this object.
 
@@ -102,15 +118,17 @@ class Session(msgspec.Struct):
         state: the three tiers merged: session keys without a prefix, the others as `app:key` and
             `user:key`. Changing it here stores nothing: use `update_session_state` or an Event's
             `state_delta`.
-        events: the events that were read, oldest first.
+        events: the events that were read, oldest first. If there is a summary, only those after it.
         version: grows with every write and never repeats, not even if the session is deleted and
             created again. For `if_version=`.
         created_at: when the session was created, UTC, by the store's clock.
         updated_at: when it was last written, UTC, by the store's clock.
-        event_count: how many events the store holds, of which `events` may be a part. Writes
-            through this object are counted, those of others from the next read on.
+        event_count: how many events the store holds, of which `events` may be a part. Those that
+            the summary covers are included. Writes through this object are counted, those of others
+            from the next read on.
         event_limit: how many of the newest events the store keeps; None = all.
         forked_from: the id of the session that `fork_session` copied; None = it is no copy.
+        summary: what stands for the oldest events; None = there is no summary.
     """
 
     app_name: str
@@ -124,6 +142,7 @@ class Session(msgspec.Struct):
     event_count: int = 0
     event_limit: int | None = None
     forked_from: str | None = None
+    summary: Summary | None = None
 
     def __repr__(self) -> str:
         return (
@@ -135,6 +154,12 @@ class Session(msgspec.Struct):
     def key(self) -> SessionKey:
         """The session's name. Every method that takes a session accepts it."""
         return SessionKey(self.app_name, self.user_id, self.id)
+
+
+def num_after_summary(session: Session) -> int:
+    """How many events the log of a session holds after its summary; without one, all."""
+    covered = session.summary.num_events if session.summary else 0
+    return max(session.event_count - covered, 0)
 
 
 class SessionPage(list[Session]):

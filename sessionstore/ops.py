@@ -41,6 +41,7 @@ from .replies import (
     members_with_scores,
 )
 from .scripts import SCRIPTS
+from .summaries import Summaries
 from .tiers import NO_CHANGE, Change, Delta, decode_tier
 from .tiers_in_use import TiersInUse
 from .times import from_us, to_us
@@ -53,6 +54,9 @@ SESSIONS_PER_PAGE_LIMIT = 1000
 
 EVENTS_PER_PAGE_LIMIT = 10_000
 """Maximum number of events on one page of the log."""
+
+LeaseName = Literal["turn", "compactor"]
+"""The leases of a session: who may append to it, and who summarizes it."""
 
 _KEYS_PER_SCAN = 1000
 _BULK_EVENTS = 100  # reading more events than this is bulk
@@ -101,6 +105,7 @@ class Ops:
         self._apps_in_use = TiersInUse((alone,), clock)
         self._keeps_tiers = bool(self._tiers_in_use)
         self._keeps_app = with_user > 0
+        self.summaries = Summaries()
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -131,10 +136,11 @@ class Ops:
         change: Change,
         event_num: int | None,
         event_time: datetime | None,
+        after: int | None = None,
     ) -> Call[tuple[Session, list[bytes]]]:
         """Create a session unless it exists, and read it. Returns the same as `create_session`."""
         keys = self._keys.session(*ids_of(key))
-        log, newest_first = log_commands(keys.events, event_num, event_time)
+        log, newest_first = log_commands(keys.events, event_num, event_time, after)
         head = self._create_args(key, creation_id)
         ttls = (_flag(self.options.refresh_ttl_on_read), *self._ttls[1:])
 
@@ -179,11 +185,15 @@ class Ops:
         )
 
     def get_session(
-        self, key: SessionKey, event_num: int | None, event_time: datetime | None
+        self,
+        key: SessionKey,
+        event_num: int | None,
+        event_time: datetime | None,
+        after: int | None = None,
     ) -> Call[Session | None]:
-        """Read a session: header, merged state, events."""
+        """Read a session: header, merged state, events; only those after the position `after`."""
         keys = self._keys.session(*ids_of(key))
-        log, newest_first = log_commands(keys.events, event_num, event_time)
+        log, newest_first = log_commands(keys.events, event_num, event_time, after)
 
         def decode(replies: list[Any]) -> Session | None:
             if self._refreshes_on_read:
@@ -461,6 +471,7 @@ class Ops:
         created_us: bytes = b"",
     ) -> Call[WriteResult]:
         """Append one encoded event with its state change."""
+        condition = condition_arg(key, if_version, turn)
         is_due = self._keeps_tiers and self._is_due(key)
         user = app = False
         tiers: tuple[bytes, ...] = ()
@@ -477,14 +488,13 @@ class Ops:
             (
                 key.session_id.encode(),
                 self._session_ttl,
-                created_us,
                 self._limit,
-                condition_arg(key, if_version, turn),
+                created_us + b"/" + condition if condition else created_us,
                 data,
                 b"%d" % to_us(timestamp),
                 *tiers,
             ),
-            age_argument=4,
+            age_argument=3,
             is_bulk=len(data) > _BULK_BYTES,
         )
 
@@ -588,9 +598,15 @@ class Ops:
     # -- turns ---------------------------------------------------------------------------------
 
     def acquire_turn(
-        self, key: SessionKey, holder: str, lease_ms: int, created_us: bytes = b""
+        self,
+        key: SessionKey,
+        holder: str,
+        lease_ms: int,
+        created_us: bytes = b"",
+        *,
+        name: LeaseName = "turn",
     ) -> Call[Turn]:
-        """Acquire a session's turn."""
+        """Acquire a session's turn, or another lease of the session."""
         keys = self._keys.session(*ids_of(key))[:3]
 
         def decode(replies: list[Any]) -> Turn:
@@ -598,12 +614,12 @@ class Ops:
             token, until_us = decode_numbers(replies[0], 2)
             return Turn(key, token, from_us(until_us))
 
-        lease = (holder.encode(), b"%d" % lease_ms)
+        lease = (holder.encode(), b"%d" % lease_ms, name.encode())
         args = (key.session_id.encode(), self._session_ttl, created_us, *lease)
         return Call("acquire_turn", decode, SCRIPTS["acquire_turn"], keys, args)
 
-    def renew_turn(self, turn: Turn, lease_ms: int) -> Call[Turn]:
-        """Extend a turn's lease from now; 0 releases the turn."""
+    def renew_turn(self, turn: Turn, lease_ms: int, *, name: LeaseName = "turn") -> Call[Turn]:
+        """Extend a turn, or another lease, from now; 0 releases it."""
         keys = self._keys.session(*ids_of(turn.key))[:3]
 
         def decode(replies: list[Any]) -> Turn:
@@ -611,7 +627,7 @@ class Ops:
             [until_us] = decode_numbers(replies[0], 1)
             return Turn(turn.key, turn.token, from_us(until_us))
 
-        lease = (b"%d" % turn.token, b"%d" % lease_ms)
+        lease = (b"%d" % turn.token, b"%d" % lease_ms, name.encode())
         args = (turn.key.session_id.encode(), self._session_ttl, *lease)
         return Call("renew_turn", decode, SCRIPTS["renew_turn"], keys, args)
 
@@ -884,7 +900,7 @@ def ids_of(key: SessionKey) -> tuple[str, str, str]:
 
 
 def log_commands(
-    events: bytes, event_num: int | None, event_time: datetime | None
+    events: bytes, event_num: int | None, event_time: datetime | None, after: int | None = None
 ) -> tuple[tuple[Command, ...], bool]:
     """The commands that count the events, unless all are read, and read them.
 
@@ -894,6 +910,8 @@ def log_commands(
     if event_num is not None:
         check_int("event_num", event_num, low=0)
     since = None if event_time is None else to_us(check_instant("event_time", event_time))
+    if after is not None:
+        since = after + 1 if since is None else max(since, after + 1)
     count: Command = ("ZCARD", events)
     if event_num == 0:
         return (count,), False
@@ -907,14 +925,16 @@ def log_commands(
     return (("ZRANGE", events, 0, -1),), False
 
 
-def condition_arg(key: SessionKey, if_version: int | None, turn: Turn | None) -> bytes:
+def condition_arg(
+    key: SessionKey, if_version: int | None, turn: Turn | None, name: LeaseName = "turn"
+) -> bytes:
     if turn is None:
         return _version_arg(if_version)
     if if_version is not None:
         raise InvalidArgument("if_version and turn cannot be given together")
     if turn.key != key:
         raise InvalidArgument("turn belongs to another session")
-    return b"t%d" % turn.token
+    return b"%c%d" % (name[0].encode(), turn.token)
 
 
 def _version_arg(if_version: int | None) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .codec import CALL_SIZE_LIMIT, Codec, Format
+from .codec import CALL_SIZE_LIMIT, SUMMARY_SIZE_LIMIT, Codec, Format
 from .errors import InvalidArgument
 from .keys import Keys, PartitionBy
 
@@ -42,6 +42,7 @@ class Options(msgspec.Struct, frozen=True):
         user_state_ttl_ms: TTL of the user tier, likewise.
         stream_ttl_ms: how long fragments are kept; 0 = they are not kept.
         refresh_ttl_on_read: reads refresh TTLs too.
+        summary_size_limit: maximum size of an encoded summary, in bytes.
     """
 
     keys: Keys
@@ -51,6 +52,7 @@ class Options(msgspec.Struct, frozen=True):
     app_state_ttl_ms: int
     user_state_ttl_ms: int
     refresh_ttl_on_read: bool
+    summary_size_limit: int = SUMMARY_SIZE_LIMIT
     stream_ttl_ms: int = 0
 
     @property
@@ -71,16 +73,10 @@ def check_options(
     partition_by: PartitionBy,
     event_size_limit: int,
     value_size_limit: int,
+    summary_size_limit: int,
     stream_ttl: Duration | None = None,
 ) -> Options:
     """The options of a service, checked. InvalidArgument names the option that is not valid."""
-    event_limit: int | None
-    if session_event_limit is UNSET:
-        event_limit = None
-    elif session_event_limit is None:
-        event_limit = 0
-    else:
-        event_limit = check_int("session_event_limit", session_event_limit, low=1)
     return Options(
         keys=Keys(key_prefix, partition_by),
         codec=Codec(
@@ -88,11 +84,14 @@ def check_options(
             check_int("event_size_limit", event_size_limit, low=1, high=CALL_SIZE_LIMIT),
             check_int("value_size_limit", value_size_limit, low=1, high=CALL_SIZE_LIMIT),
         ),
-        session_event_limit=event_limit,
+        session_event_limit=check_event_limit("session_event_limit", session_event_limit),
         session_ttl_ms=_check_ttl("session_ttl", session_ttl),
         app_state_ttl_ms=_check_ttl("app_state_ttl", app_state_ttl),
         user_state_ttl_ms=_check_ttl("user_state_ttl", user_state_ttl),
         refresh_ttl_on_read=check_bool("refresh_ttl_on_read", refresh_ttl_on_read),
+        summary_size_limit=check_int(
+            "summary_size_limit", summary_size_limit, low=1, high=CALL_SIZE_LIMIT
+        ),
         stream_ttl_ms=_check_ttl("stream_ttl", stream_ttl),
     )
 
@@ -117,6 +116,13 @@ def check_int(name: str, value: object, *, low: int, high: int = _HIGHEST) -> in
         shown = f", not {value}" if value.bit_length() <= 64 else ""  # str() refuses huge integers
         raise InvalidArgument(f"{name} must be {bounds}{shown}")
     return value
+
+
+def check_event_limit(name: str, value: EventLimit) -> int | None:
+    """How many events a session keeps; 0 = all, None = not given."""
+    if value is UNSET:
+        return None
+    return 0 if value is None else check_int(name, value, low=1)
 
 
 def check_instant(name: str, value: object) -> datetime:

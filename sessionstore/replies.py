@@ -12,7 +12,7 @@ from .calls import check_increments, events_missing, header_damage, status
 from .codec import corrupt, decode_events, decode_value
 from .errors import ScriptContractError
 from .keys import SessionKeys, encode_id
-from .model import Event, Session, SessionKey
+from .model import Event, Session, SessionKey, Summary, num_after_summary
 from .tiers import decode_tier
 from .times import from_us
 
@@ -175,9 +175,6 @@ def decode_session(
         check_count(keys, header.get(b"count"), count)
     elif count == NOT_COUNTED:
         count = _stored_count(keys, header.get(b"count"))
-    events = decode_log(keys.events, log or ())
-    if newest_first:
-        events.reverse()
     origin = header.get(b"forked_from")
     if event_limit < 0:  # 0.1.0 did not store it
         event_limit = max(1000, count)
@@ -185,19 +182,37 @@ def decode_session(
     decode_tier(state, fields, keys.session, skip=1)
     decode_tier(state, hash_items(parts[1]), keys.user, prefix="user:")
     decode_tier(state, hash_items(parts[2]), keys.app, prefix="app:")
-    return Session(
+    session = Session(
         key.app_name,
         key.user_id,
         key.session_id,
         state,
-        events,
+        [],
         version,
         created,
         updated,
         count,
         event_limit or None,
         None if origin is None else origin.decode("utf-8", "replace"),
+        _decode_summary(keys, header) if b"c" in header.get(b"flags", b"") else None,
     )
+    if log:
+        if newest_first:
+            log.reverse()
+        if session.summary is not None:
+            log = log[max(len(log) - num_after_summary(session), 0) :]
+        session.events = decode_log(keys.events, log)
+    return session
+
+
+def _decode_summary(keys: SessionKeys, header: dict[bytes, bytes]) -> Summary:
+    """The summary in a header. CorruptData if a field is missing or not valid."""
+    try:
+        content = decode_value(header[b"summary"])
+        upto, covered = int(header[b"compacted_us"]), int(header[b"covered"])
+        return Summary(content, upto, from_us(int(header[b"summary_us"])), covered)
+    except (KeyError, ValueError, OverflowError) as error:
+        raise corrupt(keys.session, error, b"summary") from None
 
 
 def _log_and_count(parts: list[Any]) -> tuple[list[bytes] | None, int]:

@@ -13,10 +13,12 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from .errors import BackendError, InvalidArgument
+from .errors import BackendError, InvalidArgument, SessionNotFound
 from .model import Event, Session
 
 L = TypeVar("L")
+
+_logger = logging.getLogger("sessionstore")
 
 _FIRST_POLL_S = 0.02
 _LONGEST_POLL_S = 0.25
@@ -141,11 +143,17 @@ def interrupted_event(streamed: list[Event], invocation_id: str) -> Event:
     )
 
 
+def log_failed_compaction(error: Exception) -> None:
+    """Log why a compaction in the background failed: the type, as the text may have content."""
+    if isinstance(error, SessionNotFound):
+        return  # deleted or expired meanwhile
+    reason = f": {error}" if isinstance(error, InvalidArgument) else ""
+    _logger.warning("a compaction failed: %s%s", type(error).__name__, reason)
+
+
 def log_lost_fragments(error: BackendError) -> None:
     """Log that fragments could not be stored. The run goes on: its events do not depend on them."""
-    logging.getLogger("sessionstore").warning(
-        "fragments of a run could not be stored: %s", type(error).__name__
-    )
+    _logger.warning("fragments of a run could not be stored: %s", type(error).__name__)
 
 
 def poll_delays() -> Iterator[float]:

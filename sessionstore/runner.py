@@ -9,9 +9,11 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 from uuid import uuid4
 
+from .compactor import Compactor
 from .concurrency import (
     INTERRUPTIONS,
     AgentEvents,
+    Compactions,
     FragmentWriter,
     HeldTurn,
     check_service,
@@ -30,6 +32,8 @@ from .run_context import (
 )
 from .service import InMemorySessionService, SessionService
 from .windows import Window
+
+_GRACE_S = 5.0  # how long `aclose` waits for compactions
 
 
 class Agent(Protocol):
@@ -85,6 +89,8 @@ class Runner:
             a crash the turn is free when the lease ends.
         store_interrupted: when a run is interrupted, store what was streamed since its last
             complete event, as one event with `metadata={"interrupted": True}`.
+        compactor: summarizes the session in the background after each run that ends normally, if it
+            has grown enough. It uses the same `session_service`. A failure is logged, not raised.
 
     Raises:
         InvalidArgument: an argument is out of range or of the wrong type.
@@ -101,6 +107,7 @@ class Runner:
         serialize_turns: bool = False,
         turn_lease: Duration = 30.0,
         store_interrupted: bool = False,
+        compactor: Compactor | None = None,
     ) -> None:
         encode_id("app_name", app_name)
         run = getattr(agent, "run", agent)
@@ -114,6 +121,11 @@ class Runner:
             check_int("history_limit", history_limit, low=0)
         if history is not None and not isinstance(history, Window):
             raise InvalidArgument(f"history must be a Window, not {type(history).__name__}")
+        if compactor is not None:
+            if not isinstance(compactor, Compactor):
+                raise InvalidArgument(f"compactor must be a {Compactor}, not {type(compactor)}")
+            if compactor.session_service is not session_service:
+                raise InvalidArgument("compactor must have the Runner's session_service")
         self._app_name = app_name
         self._agent_name = getattr(agent, "__qualname__", type(agent).__qualname__)
         self._run_agent: Callable[[RunContext], AgentEvents] = run
@@ -127,6 +139,8 @@ class Runner:
         self._serialize_turns = check_bool("serialize_turns", serialize_turns)
         self._lease = timedelta(milliseconds=check_milliseconds("turn_lease", turn_lease))
         self._store_interrupted = check_bool("store_interrupted", store_interrupted)
+        self._compactor = compactor
+        self._compactions = Compactions()
 
     def __repr__(self) -> str:
         # The agent's own repr is not shown: it may contain credentials.
@@ -231,6 +245,8 @@ class Runner:
                 close = getattr(agent_events, "aclose", None)
                 if close is not None:
                     await close()
+        if self._compactor is not None:
+            self._compactions.start(self._compactor.compact, key)
 
     async def _open_session(
         self, stack: AsyncExitStack, key: SessionKey, state: Mapping[str, Any] | None
@@ -271,7 +287,8 @@ class Runner:
             error.add_note(f"the last event of the run could not be stored: {kind}: {second}")
 
     async def aclose(self) -> None:
-        """Close the service if the Runner made it."""
+        """Give compactions 5 seconds to end. Close the service if the Runner made it."""
+        await self._compactions.aclose(_GRACE_S)
         if self._owns_service:
             await self._service.aclose()
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from msgspec import UNSET
 
-from . import flows, history, live
+from . import flows, history, live, restore
 from .calls import AsyncExecutor, Flow, R
 from .codec import Format
 from .drive import drive_async
@@ -24,6 +24,7 @@ from .model import (
     Session,
     SessionKey,
     SessionPage,
+    Summary,
     Turn,
     Watched,
 )
@@ -533,6 +534,65 @@ class SessionService:
 
     # -- history -------------------------------------------------------------------------------
 
+    async def compact_session(
+        self,
+        session: Session | SessionKey,
+        *,
+        upto: int,
+        summary: Any,
+        if_summary: int | None = None,
+        drop: bool = False,
+        if_version: int | None = None,
+        turn: Turn | None = None,
+        window: Window | None = None,
+    ) -> Summary:
+        """Let a summary stand for the oldest events of a session, in one atomic step.
+
+        From then on `session.summary` is the summary, and reads of the session return only the
+        events after it. `get_events` still reads the whole log. Covered events count towards the
+        limit of events and are trimmed first. Popping stops at the summary. Clearing the events
+        removes it, and so does rewinding behind it, or replacing or deleting a covered event.
+
+        The summary must end where a turn ends, by the rules of a window: no invocation and no tool
+        call may go on after it. The 32 events before and after that place are looked at.
+
+        Args:
+            session: the session, or its key. A Session is updated too.
+            upto: the position of the last event that it covers, as `EventPage.positions` has it.
+                For the newest event, `if_version` or `turn` must be given.
+            summary: any value that the codec can store, not empty, up to `summary_size_limit` bytes
+                when encoded.
+            if_summary: the `upto` of the summary that this one replaces, so that of two callers who
+                compact at once one wins; None = there is none. `upto` may be the same.
+            drop: remove the covered events from the store.
+            if_version: compact only if the session has this version.
+            turn: compact only if the caller holds this turn. Not together with `if_version`.
+            window: its `starts_turn` and `calls` are the rules for turns; None = the default ones.
+
+        Returns:
+            The summary as stored.
+
+        Raises:
+            InvalidArgument: an argument is not valid, no event stands at `upto`, or no turn ends
+                there. LimitExceeded if the summary is too large.
+            SessionNotFound: the session does not exist.
+            StaleVersion: the session has another summary than `if_summary`, or another version than
+                `if_version`. For a summary, `expected` and `actual` are positions; 0 = no summary.
+            TurnLost: the caller does not hold `turn`.
+            EventsMissing: the server lost events of the session.
+            BackendError: the store refused the call or did not answer (`maybe_applied`).
+
+        A plain read and lua/compact_session.lua; two round trips, O(log N) in a session of N
+        events; with `drop` O(M) for M covered events: 10,000 take the server a few milliseconds.
+        Sent again after a lost reply; a repeat finds the summary. If that may have been replaced or
+        removed meanwhile, the call ends with `maybe_applied`.
+        """
+        return await self._run(
+            history.compact_session(
+                self._ops, session, upto, summary, if_summary, drop, if_version, turn, window
+            )
+        )
+
     async def rewind_session(
         self,
         session: Session | SessionKey,
@@ -688,6 +748,80 @@ class SessionService:
         """
         return await self._run(
             history.delete_event(self._ops, session, position, event, if_version, turn)
+        )
+
+    async def restore_session(
+        self,
+        *,
+        app_name: str,
+        user_id: str,
+        session_id: str,
+        events: Iterable[Event] = (),
+        positions: Iterable[int] | None = None,
+        state: Mapping[str, Any] | None = None,
+        created_at: datetime | None = None,
+        updated_at: datetime | None = None,
+        event_limit: EventLimit = UNSET,
+        forked_from: str | None = None,
+        summary: Summary | None = None,
+    ) -> Session:
+        """A session with the events, positions and times that it had elsewhere, for imports.
+
+        It exists when all of it is stored, and not before. So calling it again with the same
+        arguments is safe at any time: it continues where a call was interrupted, and if the session
+        exists already, it changes nothing, not even after others have written to the session.
+
+        State of the user and of the application is not part of a session: see `update_user_state`
+        and `update_app_state`. Turns are not restored. The session's TTL begins anew.
+
+        Args:
+            app_name: 1 to 256 bytes of UTF-8.
+            user_id: likewise.
+            session_id: likewise.
+            events: any number, oldest first. Changes of state are stored with an event, and not
+                applied. Partial events are not allowed.
+            positions: the position of each event, as `EventPage.positions` has them: integers from
+                1 that grow. None = the timestamp of each event in microseconds, or the microsecond
+                after the position before if that is later.
+            state: the session's own state, keys without a prefix.
+            created_at: when it was created, timezone-aware; None = `updated_at`.
+            updated_at: when it was last written, which is its place in lists; None = now.
+            event_limit: how many of the newest events the session keeps; None = all. Not given =
+                `session_event_limit` of the service if it has one, or else 1,000, or as many as
+                there are if that is more. Nothing is removed before the next append.
+            forked_from: the id of the session that it is a copy of.
+            summary: what stands for the events up to `summary.upto`. How many of these the log
+                holds is counted anew. Rewinding behind it is refused later, because events that it
+                covers may be gone.
+
+        Returns:
+            The session as it is now, with merged state and without its events.
+
+        Raises:
+            InvalidArgument: an argument is not valid, or two events are the same; names it.
+                Nothing was sent. LimitExceeded if an event or the state is too large.
+            SessionExists: another session has this id.
+            BackendError: the store refused the call or did not answer. Nothing is visible unless
+                `maybe_applied`; events that were sent are kept for an hour, for a repeat.
+
+        lua/stage_events.lua for every 500 events or 1 MiB but the last ones, and
+        lua/restore_session.lua with plain reads. Up to 500 events and 1 MiB take one round trip,
+        a longer log one more and one for each further part. O(log N) per event.
+        Sent again after a lost reply; a repeat finds its own session.
+        """
+        return await self._run(
+            restore.restore_session(
+                self._ops,
+                SessionKey(app_name, user_id, session_id),
+                events,
+                positions,
+                state,
+                created_at,
+                updated_at,
+                event_limit,
+                forked_from,
+                summary,
+            )
         )
 
     # -- turns ---------------------------------------------------------------------------------
@@ -1070,6 +1204,8 @@ class RedisSessionService(SessionService):
             more.
         event_size_limit: maximum size of an encoded event, in bytes; at most 64 MiB.
         value_size_limit: maximum size of an encoded state value, in bytes, likewise.
+        summary_size_limit: maximum size of an encoded summary, in bytes, likewise. Every read and
+            list of a session carries its summary.
         call_timeout: maximum time of a call, including retries; then BackendTimeout is raised.
         wait_replicas: (n, timeout): a write waits until n replicas have it, or raises NotReplicated
             after the timeout, which is at most `call_timeout`.
@@ -1099,6 +1235,7 @@ class RedisSessionService(SessionService):
         partition_by: PartitionBy = "user",
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
+        summary_size_limit: int = 16 << 10,
         call_timeout: Duration = 10.0,
         wait_replicas: WaitReplicas | None = None,
         read_from: ReadFrom = "primary",
@@ -1117,6 +1254,7 @@ class RedisSessionService(SessionService):
             partition_by=partition_by,
             event_size_limit=event_size_limit,
             value_size_limit=value_size_limit,
+            summary_size_limit=summary_size_limit,
         )
         timeout = check_seconds("call_timeout", call_timeout)
         executor = connect_async(
@@ -1156,6 +1294,8 @@ class InMemorySessionService(SessionService):
         partition_by: "user" or "app"; only affects the names of keys.
         event_size_limit: maximum size of an encoded event, in bytes; at most 64 MiB.
         value_size_limit: maximum size of an encoded state value, in bytes, likewise.
+        summary_size_limit: maximum size of an encoded summary, in bytes, likewise. Every read and
+            list of a session carries its summary.
         cleanup_interval: time between sweeps that free expired data; a sweep is part of the next
             call. None = 5 minutes if any TTL is set, otherwise never.
         clock: a function that returns seconds since 1970, for tests; None = the system's clock.
@@ -1178,6 +1318,7 @@ class InMemorySessionService(SessionService):
         partition_by: PartitionBy = "user",
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
+        summary_size_limit: int = 16 << 10,
         cleanup_interval: Duration | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
@@ -1193,6 +1334,7 @@ class InMemorySessionService(SessionService):
             partition_by=partition_by,
             event_size_limit=event_size_limit,
             value_size_limit=value_size_limit,
+            summary_size_limit=summary_size_limit,
         )
         memory = MemoryExecutor.of(options, cleanup_interval, clock)
         super().__init__(Ops(options, clock=clock or time.monotonic), AsyncMemoryExecutor(memory))

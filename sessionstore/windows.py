@@ -6,7 +6,8 @@ A window is chosen by the client, from a page of the newest events. Nothing is s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -14,13 +15,20 @@ from .errors import InvalidArgument
 from .model import Event, Session
 from .options import check_int
 
+T = TypeVar("T")
+
 _PAGE = 64  # newest events to read first
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
+def json_size(value: Any) -> int:
+    """How many bytes a value has as JSON."""
+    return len(_encode(value))
+
+
 def estimate_tokens(event: Event) -> int:
     """About how many tokens an event has: a quarter of its bytes as JSON, at least 1."""
-    return len(_encode(event)) // 4 or 1
+    return json_size(event) // 4 or 1
 
 
 def tokens_in_metadata(*path: str) -> Callable[[Event], int]:
@@ -50,7 +58,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """The newest whole turns of a session that fit, for `get_session(window=)` and Runner.
 
     A turn is one run of an agent: the user's message and all that the agent adds in reply. The
-    newest turn is always whole, even if it does not fit. Runs that overlap count as one turn.
+    newest turn is always whole, even if it does not fit. Runs that overlap count as one turn. Such
+    a run may be cut only where it paused for more events than all that follow.
 
     Attributes:
         max_turns: at most this many turns, from 1; None = any number.
@@ -87,6 +96,13 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
                 raise InvalidArgument(f"{name} must be a function, not {type(rule).__name__}")
 
 
+def check_window(window: object) -> Window:
+    """A window argument. InvalidArgument unless it is a Window."""
+    if not isinstance(window, Window):
+        raise InvalidArgument(f"window must be a Window, not {type(window).__name__}")
+    return window
+
+
 def first_page(window: Window) -> int:
     """How many of the newest events to read first."""
     if window.max_turns is None and window.max_tokens is None and window.max_events is not None:
@@ -95,48 +111,115 @@ def first_page(window: Window) -> int:
 
 
 def may_be_trimmed(session: Session) -> bool:
-    """Whether older events may have been trimmed: the log holds as many events as it may."""
+    """Whether older events may have been trimmed: the log holds as many events as it may.
+
+    With a summary, events that it does not cover: those that it covers go first.
+    """
+    if session.summary is not None and session.summary.num_events > 0:
+        return False
     return session.event_limit is not None and session.event_count >= session.event_limit
 
 
+def is_cut(window: Window, events: Sequence[Event], number: int) -> bool:
+    """Whether a turn ends before the event of this number. `events` is a part of a log."""
+    cuts, _ = _find_cuts(window, events, begins_turn=False)
+    return number in cuts
+
+
 def choose(
-    window: Window, events: Sequence[Event], *, is_whole_log: bool, is_trimmed: bool
-) -> list[Event] | None:
+    window: Window, events: Sequence[T], *, is_whole_log: bool, is_trimmed: bool
+) -> list[T] | None:
     """The events of a window, oldest first; None if it may need older ones than the page has.
 
     Args:
         window: what to choose.
-        events: the newest events of a log, oldest first.
+        events: the newest events of a log, oldest first. Or what an adapter made of them, if the
+            window has a `starts_turn` for it; what is not an Event belongs to no invocation.
         is_whole_log: the log has no older events.
         is_trimmed: older events may have been trimmed, so the log may begin inside a turn.
     """
     if not events:
         return []
-    cuts, orphans = _find_cuts(window, events, begins_turn=is_whole_log and not is_trimmed)
-    start = _choose_cut(window, events, cuts, is_whole_log=is_whole_log)
-    if start is None or (not is_whole_log and any(number >= start for number in orphans)):
+    begins_turn = is_whole_log and not is_trimmed
+    start, orphans = _find_start(window, events, begins_turn, is_whole_log)
+    if start is None:
         return None
     return [events[number] for number in range(start, len(events)) if number not in orphans]
 
 
+def find_start(window: Window, events: Sequence[Event], *, is_whole_log: bool) -> int | None:
+    """The index of the first event of a window; None if that may be an older event.
+
+    Before it only whole turns are left out, so 0 means that all events fit.
+
+    Args:
+        window: what to find.
+        events: the newest events of a log, oldest first.
+        is_whole_log: the log has no older events. They begin with a turn or with the rest of one.
+    """
+    start, _ = _find_start(window, events, is_whole_log, is_whole_log) if events else (0, set())
+    return start
+
+
+def find_end(window: Window, events: Sequence[Event], limit: int) -> int:
+    """How many events the oldest whole turns have: at most `limit`, or one turn if it is longer.
+
+    0 = no turn ends before the last of the events.
+    """
+    cuts, _ = _find_cuts(window, events, begins_turn=True)
+    ends = [cut for cut in cuts if cut > 0]
+    return max((end for end in ends if end <= limit), default=min(ends, default=0))
+
+
+def _find_start(
+    window: Window, events: Sequence[Any], begins_turn: bool, is_whole_log: bool
+) -> tuple[int | None, set[int]]:
+    """Where the window starts, None if before the events, and the results without a call."""
+    cuts, orphans = _find_cuts(window, events, begins_turn=begins_turn)
+    start = _choose_cut(window, events, cuts, is_whole_log=is_whole_log)
+    if start is not None and not is_whole_log:
+        shown = [cut for cut in cuts if cut >= start]
+        if any(number >= start for number in orphans) or _may_begin_earlier(window, events, shown):
+            return None, orphans
+    return start, orphans
+
+
 def _find_cuts(
-    window: Window, events: Sequence[Event], *, begins_turn: bool
+    window: Window, events: Sequence[Any], *, begins_turn: bool
 ) -> tuple[list[int], set[int]]:
     """Where turns start, and the events that close a call which is not among the events."""
-    last_of: dict[str, int] = {}  # the last event of each invocation
-    for number, event in enumerate(events):
-        if event.invocation_id:
-            last_of[event.invocation_id] = number
+    invocations = _invocations(events)
+    last_of = {name: number for number, name in enumerate(invocations) if name}  # its last event
     ends, orphans = _last_results(window, events) if window.calls else ({}, set())
     cuts = []
     joined = -1  # everything up to here belongs to a turn that started before
     before: Event | None = None
     for number, event in enumerate(events):
-        if number > joined and _starts_turn(window, event, before, begins_turn=begins_turn):
+        is_start = number > joined and number not in orphans
+        if is_start and _starts_turn(window, event, before, begins_turn=begins_turn):
             cuts.append(number)
-        joined = max(joined, last_of.get(event.invocation_id, -1), ends.get(number, -1))
+        joined = max(joined, last_of.get(invocations[number], -1), ends.get(number, -1))
         before = event
     return cuts, orphans
+
+
+def _invocations(events: Sequence[Any]) -> list[str]:
+    return [event.invocation_id if isinstance(event, Event) else "" for event in events]
+
+
+def _may_begin_earlier(window: Window, events: Sequence[Any], cuts: Sequence[int]) -> bool:
+    """Whether a run may have begun before the page: it overlaps others, or no user began it.
+
+    It is not looked for once the page has as many events before the turn as from there on.
+    """
+    invocations = _invocations(events)
+    for first, end in pairwise([*cuts, len(events)]):
+        if first > len(events) // 2:
+            return False
+        is_begun = not invocations[first] or window.starts_turn or events[first].author == "user"
+        if not is_begun or len({*invocations[first:end]} - {""}) > 1:
+            return True
+    return False
 
 
 def _starts_turn(window: Window, event: Event, before: Event | None, *, begins_turn: bool) -> bool:
@@ -149,25 +232,25 @@ def _starts_turn(window: Window, event: Event, before: Event | None, *, begins_t
     return event.invocation_id != before.invocation_id
 
 
-def _last_results(window: Window, events: Sequence[Event]) -> tuple[dict[int, int], set[int]]:
+def _last_results(window: Window, events: Sequence[Any]) -> tuple[dict[int, int], set[int]]:
     """For events that open calls the last event that closes one, and the events without a call."""
     assert window.calls is not None
     opened_at: dict[str, int] = {}
     ends: dict[int, int] = {}
     orphans = set()
     for number, event in enumerate(events):
-        opened, closed = window.calls(event)
-        opened_at.update(dict.fromkeys(opened, number))
-        for call_id in closed:
-            if call_id in opened_at:
-                ends[opened_at[call_id]] = number
-            else:
-                orphans.add(number)
+        opened, closed = map(set, window.calls(event))
+        closed -= opened
+        if closed <= opened_at.keys():
+            ends.update((opened_at[call_id], number) for call_id in closed)
+            opened_at.update(dict.fromkeys(opened, number))
+        else:
+            orphans.add(number)  # it is left out, so it opens no call
     return ends, orphans
 
 
 def _choose_cut(
-    window: Window, events: Sequence[Event], cuts: Sequence[int], *, is_whole_log: bool
+    window: Window, events: Sequence[Any], cuts: Sequence[int], *, is_whole_log: bool
 ) -> int | None:
     """Where the window starts; None if that may be before the first event."""
     chosen: int | None = None

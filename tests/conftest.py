@@ -85,7 +85,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduler(LoadGroupScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            is_here = "/cluster/" in nodeid
+            is_here = "/cluster/" in nodeid or "/test_cluster_" in nodeid
             if "[sentinel-" in nodeid or (is_here and "sentinel" in nodeid):
                 return "sentinel"
             if "[cluster" in nodeid or is_here:

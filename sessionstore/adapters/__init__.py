@@ -26,8 +26,7 @@ def framework(package: str, extra: str, tested: str) -> Iterator[None]:
     Args:
         package: the distribution's name on PyPI.
         extra: the extra of sessionstore that installs it.
-        tested: the versions that the adapter is tested with, `>=LOW,<HIGH`, as the extra in
-            pyproject.toml says it.
+        tested: the versions that the adapter is tested with, `>=LOW,<HIGH`, as in pyproject.toml.
 
     Raises:
         ImportError: the framework is not installed, or the installed version lacks what the
@@ -36,45 +35,36 @@ def framework(package: str, extra: str, tested: str) -> Iterator[None]:
     Warns:
         UserWarning: everything could be imported, but from a version that was not tested.
     """
-    command = f"pip install 'sessionstore[{extra}]'"
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        found = ""
+    low, high = (_numbers(limit) for limit in tested.split(","))
+    is_tested = low <= _numbers(found) < high
     try:
         yield
     except ImportError as error:
-        found = _version(package)
-        if found is None:
-            message = f"{package} is not installed: {command}"
-        elif _is_tested(found, tested):
-            message = f"{package} {found} does not import ({error}): {command}"
-        else:
-            message = (
-                f"{package} {found} is installed, which this adapter does not know "
-                f"({error}); it is tested with {tested}: {command}"
+        reason = f"{package} {found} does not import ({error})"
+        if not found:
+            reason = f"{package} is not installed"
+        elif not is_tested:
+            reason = (
+                f"{package} {found} is installed, which this adapter does not know ({error}); "
+                f"it is tested with {tested}"
             )
+        message = f"{reason}: pip install 'sessionstore[{extra}]'"
         raise ImportError(message, name=error.name, path=error.path) from error
-    found = _version(package)
-    if found is not None and not _is_tested(found, tested):
+    if found and not is_tested:
         warnings.warn(
             f"{package} {found} is installed; its sessionstore adapter is tested with {tested}",
             stacklevel=3,
         )
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _is_tested(found: str, tested: str) -> bool:
-    low, high = re.fullmatch(r">=([\d.]+),<([\d.]+)", tested).groups()  # type: ignore[union-attr]  # our own literals
-    return _numbers(low) <= _numbers(found) < _numbers(high)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """The release part of a version: "1.10.0rc1" -> (1, 10)."""
-    release = re.match(r"\d+(\.\d+)*", text)
-    numbers = [int(part) for part in release[0].split(".")] if release else []
+def _numbers(text: str) -> list[int]:
+    """The release part of a version: ">=1.10.0rc1" -> [1, 10]."""
+    release = re.match(r"\D{0,2}(\d+(?:\.\d+)*)", text)
+    numbers = [int(part) for part in release[1].split(".")] if release else []
     while numbers and numbers[-1] == 0:
         numbers.pop()
-    return tuple(numbers)
+    return numbers

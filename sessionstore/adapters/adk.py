@@ -1,29 +1,23 @@
 """Google's Agent Development Kit: its session service, on sessionstore.
 
-    from sessionstore.adapters.adk import AdkSessionService        # [adk]
+from sessionstore.adapters.adk import AdkSessionService        # [adk]
 
-    runner = Runner(..., session_service=AdkSessionService(RedisSessionService(url)))
-
-An event is stored as ADK's own JSON, its state delta beside it where the store applies it. State
-goes by ADK's prefixes, which are the store's: `app:`, `user:`, `temp:` and none.
+runner = Runner(..., session_service=AdkSessionService(RedisSessionService(url)))
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlencode
 
 from ..errors import InvalidArgument, SessionExists, SessionNotFound, StaleVersion
-from ..model import Event as StoredEvent
 from ..model import Session as StoredSession
-from ..model import SessionKey
 from ..options import Duration, check_bool
 from ..service import RedisSessionService, SessionService
 from ..times import from_us, to_us
+from ..windows import may_be_trimmed
 from . import framework
-from .flows import whole_turns as cut_to_whole_turns
 
 with framework("google-adk", extra="adk", tested=">=2.8,<3"):
     from google.adk.errors import StaleSessionError
@@ -37,59 +31,30 @@ with framework("google-adk", extra="adk", tested=">=2.8,<3"):
     )
     from google.adk.sessions.session import Session
 
-    from ._shared import (
-        EventFormat,
-        RunsInTurn,
-        all_sessions,
-        check_service,
-        from_json_state,
-        function_calls,
-        handle_of,
-        is_maybe_trimmed,
-        reading,
-        timestamp_of,
-        to_instant,
-        to_json_state,
-    )
+    from ._session_service import SessionServiceAdapter, ids_of
+    from ._shared import EventFormat, from_json_state, to_instant, to_json_state
 
 __all__ = ["AdkSessionService", "register"]
 
 _EVENTS: EventFormat[Event] = EventFormat(Event, "google-adk")
-
 _CLOCK_AHEAD = timedelta(days=1)  # at most, of a host that stamps events
 _LATE = 1e11  # in the year 5138
 _SHARED_STATE = ("app:", "user:", "temp:")  # a rewind leaves it alone
 
-_SCHEMES = [
-    f"sessionstore+{scheme}{kind}"
-    for scheme in ("redis", "rediss")
-    for kind in ("", "+cluster", "+sentinel")
-] + ["sessionstore+unix"]
 
-
-class AdkSessionService(RunsInTurn, BaseSessionService):
-    """ADK's session service on a service of sessionstore.
-
-    TTLs, the limit of events and all else are options of the given service. Appends through any
-    number of Session objects of one session are all stored, in the order of their arrival. Ids are
-    1 to 256 bytes of UTF-8; white space around session ids is ignored. `session_id=None` makes a
-    UUID.
+class AdkSessionService(SessionServiceAdapter, BaseSessionService):
+    """ADK's session service on a service of sessionstore. See `SessionServiceAdapter`.
 
     Args:
-        service: where sessions are stored: `RedisSessionService` or `InMemorySessionService`. You
-            close it yourself.
+        service: where sessions are stored.
         reject_stale: raise ADK's StaleSessionError on an append through a Session that does not
             show what others have written since it was read, as ADK's DatabaseSessionService does.
-        serialize_turns: True = one run at a time works on a session, in any process; others wait.
-            Start each run with `sessions.run(runner, ...)`.
-        turn_lease: a timedelta or seconds, from 1 ms. After a crash the session is free again when
-            the lease ends.
-        whole_turns: True = the events of `get_session` never begin inside a turn: they begin with a
-            user's message, and every function response follows its call.
-
-    Raises:
-        InvalidArgument: an argument is not valid, or `service` is not a service for asyncio.
+            In a run that holds the turn the turn decides.
+        serialize_turns: see `SessionServiceAdapter`, also for the others.
     """
+
+    _name = "AdkSessionService"
+    _format = _EVENTS
 
     def __init__(
         self,
@@ -100,14 +65,8 @@ class AdkSessionService(RunsInTurn, BaseSessionService):
         turn_lease: Duration = 30.0,
         whole_turns: bool = False,
     ) -> None:
-        self._service = check_service("AdkSessionService", service)
         self._reject_stale = check_bool("reject_stale", reject_stale)
-        self._whole_turns = check_bool("whole_turns", whole_turns)
-        self._set_turns(serialize_turns, turn_lease)
-        self._owns_service = False
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._service!r})"
+        super().__init__(service, serialize_turns, turn_lease, whole_turns)
 
     async def create_session(
         self,
@@ -117,17 +76,13 @@ class AdkSessionService(RunsInTurn, BaseSessionService):
         state: dict[str, Any] | None = None,
         session_id: str | None = None,
     ) -> Session:
-        """A new session.
+        """A new session. One round trip.
 
         Args:
             state: initial state; `app:` and `user:` keys go to their tier, `temp:` nowhere.
 
         Raises:
             AlreadyExistsError: there is a session of this id.
-            InvalidArgument: an id or a value cannot be stored; names it.
-            BackendError: the store did not carry it out, or did not say so.
-
-        One round trip.
         """
         try:
             found = await self._service.create_session(
@@ -153,247 +108,138 @@ class AdkSessionService(RunsInTurn, BaseSessionService):
         Args:
             config: `num_recent_events` and `after_timestamp` (inclusive); both may be given.
 
-        Raises:
-            InvalidArgument: an argument is out of range.
-            CorruptData: the session holds something that this adapter did not write.
-            BackendError: the store could not be read. Never reported as None.
-
         One round trip; a second one if `after_timestamp` leaves no events.
         """
-        key = SessionKey(app_name, user_id, session_id.strip())
-        limit = config.num_recent_events if config else None
-        after = config.after_timestamp if config else None
+        config = config or GetSessionConfig()
+        limit, after = config.num_recent_events, config.after_timestamp
+        ids: dict[str, Any] = {
+            "app_name": app_name,
+            "user_id": user_id,
+            "session_id": session_id.strip(),
+        }
         # The newest event is always read: the time of the last update is its timestamp.
-        found = await self._read(
-            key, None if limit is None else max(limit, 1), _first_position(after)
-        )
+        event_num = None if limit is None else max(limit, 1)
+        event_time = None
+        if after is not None and after > 0:
+            # An event stands at its timestamp, or where it arrived if its clock was ahead.
+            event_time = to_instant(min(after, _LATE), "config.after_timestamp") - _CLOCK_AHEAD
+        found = await self._service.get_session(**ids, event_num=event_num, event_time=event_time)
+        if found is not None and not found.events and event_time is not None:
+            found = await self._service.get_session(**ids, event_num=1)
         if found is None:
             return None
-        events = [] if limit == 0 else [_event(found, stored) for stored in found.events]
-        if after is not None:
-            events = [event for event in events if event.timestamp >= after]
-            if not found.events:
-                found = await self._read(key, 1, None)
-                if found is None:
-                    return None
-        if self._whole_turns:
-            events = cut_to_whole_turns(events, _starts_turn, function_calls, is_cut=True)
-        return self._session(found, events)
+        events = [] if limit == 0 else [self._event(found, stored) for stored in found.events]
+        events = [event for event in events if after is None or event.timestamp >= after]
+        return self._session(found, self._cut(events))
 
     async def list_sessions(
         self, *, app_name: str, user_id: str | None = None
     ) -> ListSessionsResponse:
-        """All sessions of a user, with state and without events, the last updated last.
-
-        Args:
-            user_id: None = all users, found by a walk over all keys of the store.
-
-        Raises:
-            InvalidArgument: an argument is out of range.
-            CorruptData: a session holds something that this adapter did not write.
-            BackendError: the store could not be read.
-
-        Two round trips for up to 1,000 sessions each of a user; for all users one more for every
-        thousand keys of the store.
-        """
-        found = await all_sessions(self._service, app_name, user_id)
-        sessions = [self._session(session, []) for session in found]
+        """All sessions of a user, the last updated last. See `SessionServiceAdapter._list`."""
+        sessions = await self._list(app_name, user_id)
         sessions.sort(key=lambda session: (session.last_update_time, session.user_id, session.id))
         return ListSessionsResponse(sessions=sessions)
 
-    async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
-        """Remove a session with its events and its state; a missing one is fine.
-
-        Raises:
-            InvalidArgument: an id is not valid.
-            BackendError: the store did not carry it out, or did not say so.
-
-        One round trip.
-        """
-        await self._service.delete_session(
-            app_name=app_name, user_id=user_id, session_id=session_id.strip()
-        )
-
     async def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:
-        """The state of the user tier, keys without prefix; empty if there is none.
-
-        Raises:
-            InvalidArgument: an id is not valid.
-            CorruptData: stored bytes do not decode.
-            BackendError: the store could not be read.
-
-        One round trip.
-        """
+        """The state of the user tier, keys without prefix; {} if there is none. One round trip."""
         return from_json_state(
             await self._service.get_user_state(app_name=app_name, user_id=user_id)
         )
 
     async def append_event(self, session: Session, event: Event) -> Event:
-        """Append an event and apply its state delta, in one atomic step, exactly once.
-
-        A partial event is handed back and not stored. `session` and `event` change once the store
-        has accepted the event: `session` has it, with its state, and `temp:` keys leave its delta.
-        If the event was stored already, `session` gets what others have written since, too.
-
-        ADK rewinds by an event whose state delta it computes from the events that it sees. State
-        of which no event is left keeps its value.
-
-        Args:
-            session: as this service gave it; it need not show what others have written since.
-            event: what to append.
-
-        Returns:
-            The event.
+        """Append an event, exactly once. See `SessionServiceAdapter.append_event`.
 
         Raises:
             SessionNotFoundError: there is no such session.
             StaleSessionError: the session was deleted and created again; or, with `reject_stale`,
                 somebody else wrote to it.
-            TurnLost: in `run`, another run took the turn over.
-            InvalidArgument: ADK cannot serialize a part of the event, or the store not take it;
-                names it. Or a rewind needs events that were trimmed.
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so;
-                appending the same event again is safe.
+            InvalidArgument: a rewind needs events that were trimmed.
 
-        One round trip; two more for a rewind, and one or two for a repeated event.
+        One round trip more for a rewind.
         """
-        if event.partial:
-            return event
-        turn = self._check_turn(event)
-        key = SessionKey(session.app_name, session.user_id, session.id)
         if event.actions.rewind_before_invocation_id:
-            await self._correct_rewind(key, event)
-        stored = _EVENTS.store(event)
-        created_at, version = _read_marker(session)
-        handle = handle_of(key, created_at)
+            await self._correct_rewind(session, event)
         try:
-            shown = await self._service.append_event(
-                handle, stored, if_version=version if self._reject_stale else None, turn=turn
-            )
-        except SessionNotFound:
-            if created_at is not None and await self._read(key, 0, None) is not None:
-                raise _stale(session) from None
-            raise SessionNotFoundError(f"Session {session.id} not found.") from None
-        except StaleVersion:
-            raise _stale(session) from None
-        if handle.events and handle.events[-1] is shown:
-            await super().append_event(session, event)
-            session.last_update_time = event.timestamp
-            _set_marker(session, handle)
-        else:
-            await self._refresh(session, event)
-        return event
+            appended: Event = await super().append_event(session, event)
+        except (SessionNotFound, StaleVersion) as error:
+            found = await self._service.get_session(**ids_of(session), event_num=0)
+            if found is None:
+                raise SessionNotFoundError(f"Session {session.id} not found.") from None
+            raise StaleSessionError(
+                f"Session {session.id} has been modified in storage since it was read."
+            ) from error
+        return appended
 
     async def close(self) -> None:
         """Nothing to close: the service that was given stays open."""
-        if self._owns_service:
-            await self._service.aclose()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _read(
-        self, key: SessionKey, event_num: int | None, event_time: datetime | None
-    ) -> StoredSession | None:
-        return await self._service.get_session(
-            app_name=key.app_name,
-            user_id=key.user_id,
-            session_id=key.session_id,
-            event_num=event_num,
-            event_time=event_time,
-        )
-
-    async def _refresh(self, session: Session, event: Event) -> None:
-        """Bring a Session up to date after an append of an event that was stored already.
-
-        Others may have written after it.
-        """
-        self._apply_temp_state(session, event)
-        self._trim_temp_delta_state(event)
-        own = {other.id: other for other in [*session.events, event]}
-        key = SessionKey(session.app_name, session.user_id, session.id)
-        found = await self._read(key, None, None)
-        if found is None:  # deleted meanwhile
-            return
-        temp = {name: session.state[name] for name in session.state if name.startswith("temp:")}
-        names = [stored.id for stored in found.events]
-        first = next((place for place, name in enumerate(names) if name in own), 0)
-        fresh = self._session(found, [])
-        session.events[:] = [
-            own.get(stored.id) or _event(found, stored) for stored in found.events[first:]
-        ]
-        session.state.clear()
-        session.state.update(fresh.state | temp)
-        session.last_update_time = fresh.last_update_time
-        _set_marker(session, found)
-
-    async def _correct_rewind(self, key: SessionKey, event: Event) -> None:
-        """Correct the state delta of a rewind, which ADK computed from the events that it saw.
+    async def _correct_rewind(self, session: Session, event: Event) -> None:
+        """Replace the state delta of a rewind, which ADK computed from the events that it saw.
 
         ADK sets to None what no earlier event set. But an event that set it may be trimmed, or the
-        session may have been created with it.
+        session may have been created with it. State of which no event is left keeps its value.
 
         Raises:
             InvalidArgument: only trimmed events know the value; names the keys.
         """
-        delta = event.actions.state_delta
-        unset = [name for name, value in delta.items() if value is None]
-        unset = [name for name in unset if not name.startswith(_SHARED_STATE)]
-        found = await self._read(key, None, None) if unset else None
+        found = await self._service.get_session(**ids_of(session))
         if found is None:
             return
         target = event.actions.rewind_before_invocation_id
-        earlier: dict[str, Any] = {}
-        later: set[str] = set()
-        is_later = False
+        before: dict[str, Any] = {}
+        later: dict[str, Any] = {}
+        delta = before
         for stored in found.events:
-            is_later = is_later or stored.invocation_id == target
-            if is_later:
-                later |= stored.state_delta.keys()
-            else:
-                earlier |= stored.state_delta
-        if not is_later:
+            if stored.invocation_id == target:
+                delta = later
+            if stored.id != event.id:  # if it is stored already, the delta has to be the same
+                delta.update(stored.state_delta)
+        if delta is before:
             raise InvalidArgument(f"cannot rewind: the events of invocation {target!r} are gone")
-        unknown = []
-        for name in unset:
-            if name in earlier:
-                delta[name] = from_json_state({name: earlier[name]})[name]
-            elif name not in later:
-                del delta[name]  # it has the value that it had before
-            else:
-                unknown.append(name)
-        if unknown and is_maybe_trimmed(found, _starts_turn_when_stored):
+        names = [name for name in later if not name.startswith(_SHARED_STATE)]
+        unknown = [repr(name) for name in names if name not in before]
+        begins_inside_turn = found.events[0].author != "user"
+        if unknown and (begins_inside_turn or may_be_trimmed(found)):
             raise InvalidArgument(
-                f"cannot rewind session {key.session_id!r}: the events that may have set state "
-                f"{', '.join(map(repr, unknown))} before were trimmed"
+                f"cannot rewind session {session.id!r}: the events that may have set state "
+                f"{', '.join(unknown)} before were trimmed"
             )
+        names = [name for name in names if before.get(name) != later[name]]
+        delta = {name: before.get(name) for name in names}
+        event.actions.state_delta = from_json_state(delta)
 
     def _session(self, found: StoredSession, events: list[Event]) -> Session:
-        """An ADK Session of a stored one that has, if any, its newest event."""
-        with reading(found, "its state", "AdkSessionService"):
-            state = from_json_state(found.state)
-        updated = found.updated_at.timestamp()
-        if found.events:
-            with reading(found, "its newest event", "AdkSessionService"):
-                updated = timestamp_of(found.events[-1].content)
-        session = Session(
-            id=found.id,
-            app_name=found.app_name,
-            user_id=found.user_id,
-            state=state,
-            events=events,
-            last_update_time=updated,
-        )
-        _set_marker(session, found)
+        session = Session(**self._fields(found), events=events)
+        self._mark(session, events, found)
         return session
+
+    def _show(self, found: StoredSession) -> Session:
+        events = [self._event(found, stored) for stored in found.events]
+        return self._session(found, self._cut(events))
+
+    def _mark(self, session: Session, _: object, shown: StoredSession) -> None:
+        """Note in ADK's own field what a Session shows: which session, and its version."""
+        session._storage_update_marker = f"{to_us(shown.created_at)}/{shown.version}"
+
+    def _marked(self, session: Session) -> tuple[datetime | None, int | None]:
+        created_us, _, version = (session._storage_update_marker or "").partition("/")
+        if not (created_us.isdecimal() and version.isdecimal()):  # not by this adapter
+            return None, None
+        return from_us(int(created_us)), int(version) if self._reject_stale else None
+
+
+class _OwningSessions(AdkSessionService):
+    """An adapter that made its service itself."""
+
+    async def close(self) -> None:
+        """Close the service."""
+        await self._service.aclose()
 
 
 def register() -> None:
@@ -405,33 +251,10 @@ def register() -> None:
     """
     from google.adk.cli.service_registry import get_service_registry
 
-    for scheme in _SCHEMES:
-        get_service_registry().register_session_service(scheme, _from_uri)
-
-
-def _from_uri(uri: str, **options: Any) -> AdkSessionService:
-    """The service of a URI, as ADK's registry makes it. It owns its connections.
-
-    Raises:
-        InvalidArgument: the URI or an option is not valid.
-    """
-    options.pop("agents_dir", None)
-    url, _, query = uri.removeprefix("sessionstore+").partition("?")
-    rest = []
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        read = _URI_OPTIONS.get(name)
-        if read is None:
-            rest.append((name, value))  # redis-py's
-            continue
-        try:
-            options[name] = read(value)
-        except ValueError:
-            raise InvalidArgument(f"{name} in the URI must be a number, not {value!r}") from None
-    if rest:
-        url += "?" + urlencode(rest)
-    sessions = AdkSessionService(RedisSessionService(url, **options))
-    sessions._owns_service = True
-    return sessions
+    kinds = ("", "+cluster", "+sentinel")
+    schemes = [scheme + kind for scheme in ("redis", "rediss") for kind in kinds]
+    for scheme in (*schemes, "unix"):
+        get_service_registry().register_session_service(f"sessionstore+{scheme}", _from_uri)
 
 
 _URI_OPTIONS: dict[str, Any] = {
@@ -443,44 +266,21 @@ _URI_OPTIONS: dict[str, Any] = {
 }
 
 
-def _event(found: StoredSession, stored: StoredEvent) -> Event:
-    with reading(found, f"event {stored.id!r}", "AdkSessionService"):
-        return _EVENTS.restore(stored)
+def _from_uri(uri: str, **options: Any) -> AdkSessionService:
+    """The service of a URI, as ADK's registry makes it. It owns its connections.
 
-
-def _starts_turn(event: Event) -> bool:
-    """Whether an event is a user's message that does not answer a function call."""
-    return event.author == "user" and event.content is not None and not function_calls(event)[1]
-
-
-def _starts_turn_when_stored(stored: StoredEvent) -> bool:
-    return stored.author == "user"
-
-
-def _set_marker(session: Session, found: StoredSession) -> None:
-    """Note in ADK's own field what a Session shows: which session, and its version."""
-    session._storage_update_marker = f"{to_us(found.created_at)}/{found.version}"
-
-
-def _read_marker(session: Session) -> tuple[datetime | None, int | None]:
-    """When the session was created that a Session shows, and its version; None = not known."""
-    created_us, _, version = (session._storage_update_marker or "").partition("/")
-    if not (created_us.isdecimal() and version.isdecimal()):
-        return None, None
-    return from_us(int(created_us)), int(version)
-
-
-def _stale(session: Session) -> StaleSessionError:
-    return StaleSessionError(
-        f"Session {session.id} has been modified in storage since it was read."
-    )
-
-
-def _first_position(after: float | None) -> datetime | None:
-    """An instant before every event that is not older than `after`.
-
-    An event stands at its timestamp, or where it arrived if the clock that stamped it was ahead.
+    Raises:
+        InvalidArgument: the URI or an option is not valid.
     """
-    if after is None or not after > 0:  # NaN is neither
-        return None
-    return to_instant(min(after, _LATE), "config.after_timestamp") - _CLOCK_AHEAD
+    options.pop("agents_dir", None)
+    url, _, query = uri.removeprefix("sessionstore+").partition("?")
+    rest = []  # redis-py's options
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in _URI_OPTIONS:
+            rest.append((name, value))
+            continue
+        try:
+            options[name] = _URI_OPTIONS[name](value)
+        except ValueError:
+            raise InvalidArgument(f"{name} in the URI must be a number, not {value!r}") from None
+    return _OwningSessions(RedisSessionService(f"{url}?{urlencode(rest)}", **options))

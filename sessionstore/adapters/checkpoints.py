@@ -3,9 +3,9 @@
 A thread is one session. All of this is in its state, so it has one deadline and one deletion:
 
     langgraph/layout         the layout: 2
-    langgraph/namespaces     entries: the names of the namespaces
-    space/NS                 Space: the index of a namespace, with the ids of its checkpoints
-    page/NS/NUMBER           a list: earlier ids, of a namespace with many
+    langgraph/namespaces     entries: each namespace, and the root checkpoint that it belongs to
+    space/NS                 Space: a summary of a namespace
+    ids/NS/NUMBER            entries: the ids of up to 256 checkpoints
     point/NS/ID              Record: a checkpoint
     writes/NS/ID             entries: the pending writes of a checkpoint, one per call of put_writes
     data/NS/NAME             raw bytes: up to 16 KiB of a serialized value
@@ -14,9 +14,10 @@ NS is a digest of the namespace. A serialized value is cut every 16 KiB, and eac
 once per namespace under a digest of its bytes. So checkpoints share the values that did not change,
 and the versions of a list that grows share all but the first and the last part.
 
-Every change of a namespace compares its Space with the one that the change was computed from. So no
-part is removed that a checkpoint needs. Storing writes compares nothing: the digests that name
-their parts include the id of the checkpoint, so no two checkpoints share such a part.
+Every change of a namespace compares its Space with the one that the change was computed from, and
+replaces it. So no part is removed that a checkpoint needs. Storing writes compares nothing: the
+digests that name their parts include the ids of checkpoint and task, so nothing else has such
+parts.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from __future__ import annotations
 import hashlib
 import os
 from base64 import urlsafe_b64encode
-from bisect import insort
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,25 +35,33 @@ from ..codec import corrupt
 T = TypeVar("T")
 
 LAYOUT = b".langgraph/layout"
-LAYOUT_VALUE = 2
+LAYOUT_VALUE = b"2"
 NAMESPACES = b".langgraph/namespaces"
+OURS = (LAYOUT, NAMESPACES, b".space/", b".ids/", b".point/", b".writes/", b".data/")
+"""How the names of all fields of the saver begin."""
 
 PART_BYTES = 16 << 10
-_INLINE_BYTES = (
-    200  # smaller values stand in the record; a field of their own costs about 100 bytes
-)
-_PAGE_IDS = 64
-_PLAIN_ID_BYTES = 256
+_INLINE_BYTES = 200  # smaller values stand in the record: a field of their own costs 100 bytes
+_IDS_PER_FIELD = 256
 
 _encode_msgpack = msgspec.msgpack.Encoder().encode
 
 
 class Blob(msgspec.Struct, array_like=True, frozen=True):
-    """A serialized value: its bytes, or the names of the fields that hold their parts."""
+    """A serialized value: its bytes, or the names of the fields that hold their parts.
+
+    Attributes:
+        version: of the value of a channel, its version.
+    """
 
     type: str
     data: bytes = b""
     parts: tuple[str, ...] = ()
+    version: int | float | str | None = None
+
+    def join(self, parts: Mapping[str, bytes]) -> bytes:
+        """The bytes of the value."""
+        return b"".join([parts[name] for name in self.parts]) if self.parts else self.data
 
 
 class Write(msgspec.Struct, array_like=True, frozen=True):
@@ -66,11 +74,15 @@ class Write(msgspec.Struct, array_like=True, frozen=True):
     value: Blob
 
 
-class Base(msgspec.Struct, array_like=True):
-    """What a delta channel was when its history was removed: a value, and writes after it."""
+class Base(msgspec.Struct, array_like=True, frozen=True):
+    """What a delta channel is rebuilt from: its last snapshot, and the writes since, in order."""
 
     seed: Blob | None = None
-    writes: list[Write] = []
+    writes: Sequence[Write] = ()
+
+    def blobs(self) -> list[Blob]:
+        """All values."""
+        return [*([self.seed] if self.seed else []), *(write.value for write in self.writes)]
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True):
@@ -82,105 +94,79 @@ class Record(msgspec.Struct, array_like=True, frozen=True):
         checkpoint: what was put, without the values of the channels.
         metadata: what was put.
         values: the values of the channels.
-        run_id: the run that made it.
         deltas: channels whose values are rebuilt from the writes of earlier checkpoints.
-        base: how earlier checkpoints that were removed left the delta channels; None = none was
-            removed.
+        base: what delta channels were when earlier checkpoints were removed; None = none was.
+        replaced: parts of values that this checkpoint had, before it was put again.
     """
 
     id: str
     parent: str | None
-    checkpoint: Blob
-    metadata: Blob
+    checkpoint: tuple[str, bytes]
+    metadata: tuple[str, bytes]
     values: dict[str, Blob]
-    run_id: str | None = None
     deltas: tuple[str, ...] = ()
     base: dict[str, Base] | None = None
+    replaced: tuple[str, ...] = ()
 
-    def content(self) -> list[Blob]:
-        """What was put, serialized."""
-        return [self.checkpoint, self.metadata, *self.values.values()]
-
-    def blobs(self) -> Iterator[Blob]:
-        """Everything serialized that it refers to."""
-        yield from self.content()
+    def parts(self) -> set[str]:
+        """The names of all parts that it needs."""
+        names = part_names(self.values.values()).union(self.replaced)
         for base in (self.base or {}).values():
-            if base.seed is not None:
-                yield base.seed
-            yield from (write.value for write in base.writes)
+            names |= part_names(base.blobs())
+        return names
+
+    def put_over(self, old: Record) -> Record:
+        """This checkpoint, in place of an earlier form of it."""
+        replaced = tuple(sorted((part_names(old.values.values()) - self.parts()) | {*old.replaced}))
+        new = msgspec.structs.replace(self, replaced=replaced)
+        if old.base is not None:
+            new = msgspec.structs.replace(new, parent=None, base=old.base)
+        return new
 
 
-class Space(msgspec.Struct, array_like=True):
-    """The index of a namespace.
+class Space(msgspec.Struct, array_like=True, frozen=True):
+    """A summary of a namespace.
 
     Attributes:
-        name: the namespace.
-        ids: its newest checkpoints, in the order of their ids.
-        num_pages: earlier ids stand on pages 0 to `num_pages` - 1, 64 on each.
+        head: the highest id of its checkpoints.
+        count: how many checkpoints it has.
         removed: the highest id that retention has removed.
-        change: random, new with every change: so equal bytes mean that nothing has changed, not
+        change: random, new with every change. So equal bytes mean that nothing has changed, not
             even if the thread was deleted and stored again.
     """
 
-    name: str
-    ids: list[str] = []
-    num_pages: int = 0
+    head: str = ""
+    count: int = 0
     removed: str = ""
     change: str = ""
 
-    @property
-    def num_ids(self) -> int:
-        """How many checkpoints the namespace has."""
-        return self.num_pages * _PAGE_IDS + len(self.ids)
-
-    def add(self, checkpoint_id: str) -> list[str] | None:
-        """Add an id above the lowest of `ids`. Returns the ids of page `num_pages` - 1, if new."""
-        if checkpoint_id not in self.ids:
-            insort(self.ids, checkpoint_id)
-        if len(self.ids) < 2 * _PAGE_IDS:
-            return None
-        page, self.ids = self.ids[:_PAGE_IDS], self.ids[_PAGE_IDS:]
-        self.num_pages += 1
-        return page
-
-    def replace(self, ids: list[str]) -> list[list[str]]:
-        """Set all ids. Returns all pages."""
-        self.num_pages = max(len(ids) // _PAGE_IDS - 1, 0)
-        end = self.num_pages * _PAGE_IDS
-        self.ids = ids[end:]
-        return [ids[first : first + _PAGE_IDS] for first in range(0, end, _PAGE_IDS)]
-
 
 class Fields:
-    """The names of the fields of a namespace.
-
-    Args:
-        namespace: its name.
-    """
+    """The names of the fields of a namespace."""
 
     def __init__(self, namespace: str) -> None:
         self._token = _digest(namespace.encode(), 12) if namespace else "-"
         self.space = f".space/{self._token}".encode()
 
-    def page(self, number: int) -> bytes:
-        """The field of a page of ids."""
-        return f".page/{self._token}/{number}".encode()
+    def ids(self, number: int) -> bytes:
+        """The field of the id of the checkpoint with this number, counted from 0."""
+        return f".ids/{self._token}/{number // _IDS_PER_FIELD}".encode()
 
-    def checkpoint(self, checkpoint_id: str) -> bytes:
+    def all_ids(self, count: int) -> list[bytes]:
+        """The fields of the first ids."""
+        return [self.ids(number) for number in range(0, count, _IDS_PER_FIELD)]
+
+    def point(self, checkpoint_id: str) -> bytes:
         """The field of a checkpoint."""
-        return f".point/{self._token}/{_short(checkpoint_id)}".encode()
+        return f".point/{self._token}/{checkpoint_id}".encode()
 
     def writes(self, checkpoint_id: str) -> bytes:
         """The field of the writes of a checkpoint."""
-        return f".writes/{self._token}/{_short(checkpoint_id)}".encode()
+        return f".writes/{self._token}/{checkpoint_id}".encode()
 
     def part(self, name: str) -> bytes:
         """The field of a part of a value."""
         return f".data/{self._token}/{name}".encode()
-
-
-OURS = (LAYOUT, NAMESPACES, b".space/", b".page/", b".point/", b".writes/", b".data/")
-"""How the names of all fields of the saver begin."""
 
 
 class Parts:
@@ -194,16 +180,17 @@ class Parts:
         self._key = hashlib.blake2b(owner.encode()).digest() if owner else b""
         self.data: dict[str, bytes] = {}
 
-    def blob(self, kind: str, data: bytes) -> Blob:
+    def blob(self, kind: str, data: bytes, version: Any = None) -> Blob:
         """A serialized value as a Blob."""
+        version = version if isinstance(version, (int, float, str)) else None
         if len(data) <= _INLINE_BYTES:
-            return Blob(kind, bytes(data))
+            return Blob(kind, bytes(data), (), version)
         names = []
         for first in range(0, len(data), PART_BYTES):
             part = bytes(data[first : first + PART_BYTES])
             names.append(_digest(part, 16, self._key))
             self.data[names[-1]] = part
-        return Blob(kind, b"", tuple(names))
+        return Blob(kind, b"", tuple(names), version)
 
 
 def part_names(blobs: Iterable[Blob]) -> set[str]:
@@ -212,14 +199,13 @@ def part_names(blobs: Iterable[Blob]) -> set[str]:
 
 
 def encode(value: object) -> bytes:
-    """A Struct or a list as a stored value."""
+    """A Struct as a stored value."""
     return b"\x01" + _encode_msgpack(value)
 
 
 def encode_changed(space: Space) -> bytes:
-    """A Space that is changed, as a stored value."""
-    space.change = os.urandom(6).hex()
-    return encode(space)
+    """A Space that was changed, as a stored value."""
+    return encode(msgspec.structs.replace(space, change=os.urandom(6).hex()))
 
 
 def encode_raw(data: bytes) -> bytes:
@@ -228,16 +214,29 @@ def encode_raw(data: bytes) -> bytes:
 
 
 def encode_entry(value: object) -> bytes:
-    """An entry of a field that is extended."""
+    """An entry of a field that consists of entries."""
     data = _encode_msgpack(value)
     return len(data).to_bytes(4, "big") + data
+
+
+def encode_entries(values: Iterable[object]) -> bytes:
+    """Entries as a stored value."""
+    return encode_raw(b"".join(map(encode_entry, values)))
+
+
+def encode_ids(fields: Fields, ids: Sequence[str]) -> dict[bytes, bytes]:
+    """All ids of a namespace, as stored values by field."""
+    return {
+        fields.ids(first): encode_entries(ids[first : first + _IDS_PER_FIELD])
+        for first in range(0, len(ids), _IDS_PER_FIELD)
+    }
 
 
 def _decoder(kind: type[T]) -> Callable[[bytes, bytes], T]:
     decode = msgspec.msgpack.Decoder(kind).decode
 
     def decode_field(field: bytes, stored: bytes) -> T:
-        """A stored value. CorruptData names the field."""
+        """A stored value or an entry. CorruptData names the field."""
         try:
             return decode(stored.removeprefix(b"\x01"))
         except ValueError as error:
@@ -248,31 +247,29 @@ def _decoder(kind: type[T]) -> Callable[[bytes, bytes], T]:
 
 decode_space = _decoder(Space)
 decode_record = _decoder(Record)
-decode_page = _decoder(list[str])
+_decode_writes = _decoder(tuple[str, list[Write]])
+_decode_namespace = _decoder(tuple[str, str])
+_decode_id = _decoder(str)
 
-_decode_writes = msgspec.msgpack.Decoder(tuple[str, list[Write]]).decode
-_decode_name = msgspec.msgpack.Decoder(tuple[str, str]).decode
 
-
-def _entries(field: bytes, stored: bytes | None, decode: Callable[[bytes], T]) -> Iterator[T]:
+def _entries(
+    field: bytes, stored: bytes | None, decode: Callable[[bytes, bytes], T]
+) -> Iterator[T]:
     at = 1
     while stored and at < len(stored):
         end = at + 4 + int.from_bytes(stored[at : at + 4], "big")
-        try:
-            yield decode(stored[at + 4 : end])
-        except ValueError as error:
-            raise corrupt(field, error) from None
+        yield decode(field, stored[at + 4 : end])
         at = end
 
 
 def decode_namespaces(stored: bytes | None) -> dict[str, str]:
     """The names of namespaces, each with the checkpoint of the root graph that it belongs to."""
-    return dict(_entries(NAMESPACES, stored, _decode_name))
+    return dict(_entries(NAMESPACES, stored, _decode_namespace))
 
 
-def encode_namespaces(names: Mapping[str, str]) -> bytes:
-    """What `decode_namespaces` reads."""
-    return b"\0" + b"".join(encode_entry(pair) for pair in names.items())
+def decode_ids(field: bytes, stored: bytes | None) -> list[str]:
+    """Ids of checkpoints, in the order in which they were stored."""
+    return list(_entries(field, stored, _decode_id))
 
 
 def decode_writes(field: bytes, stored: bytes | None) -> list[Write]:
@@ -295,85 +292,6 @@ def all_parts(field: bytes, stored: bytes | None) -> set[str]:
     return part_names(write.value for _, writes in entries for write in writes)
 
 
-class History:
-    """The history of delta channels, read from a checkpoint towards the first one.
-
-    Args:
-        channels: their names.
-
-    Attributes:
-        found: the value that each channel begins with, and its writes since, newest first.
-        missing: channels whose beginning was not found yet.
-        cut: the checkpoint whose history was removed, if the walk has reached one, and channels
-            are missing.
-    """
-
-    def __init__(self, channels: Iterable[str]) -> None:
-        self.found = {channel: Base(None, []) for channel in channels}
-        self.missing = set(self.found)
-        self.cut: Record | None = None
-
-    def walk(
-        self, start: Record, records: Mapping[str, Record], writes: Mapping[str, list[Write]]
-    ) -> str | None:
-        """Walk from a checkpoint to its parents. The id of one that `records` lacks, or None.
-
-        Call it again, from the last checkpoint that it reached, to go on.
-        """
-        self.last = start
-        while self.missing:
-            if self.last.base is not None:
-                self._end(self.last, self.last.base)
-                return None
-            parent = self.last.parent
-            if parent is None or parent not in records:
-                return parent
-            self.last = records[parent]
-            for write in reversed(writes.get(parent, [])):
-                if write.channel in self.missing:
-                    self.found[write.channel].writes.append(write)
-            for channel in self.missing & self.last.values.keys():
-                self.found[channel].seed = self.last.values[channel]
-                self.missing.discard(channel)
-        return None
-
-    def _end(self, record: Record, base: dict[str, Base]) -> None:
-        for channel in self.missing & base.keys():
-            self.found[channel].seed = base[channel].seed
-            self.found[channel].writes += reversed(base[channel].writes)
-            self.missing.discard(channel)
-        if self.missing:
-            self.cut = record
-
-    def bases(self) -> dict[str, Base]:
-        """What was found, with the oldest write first."""
-        return {
-            channel: Base(base.seed, base.writes[::-1])
-            for channel, base in self.found.items()
-            if channel not in self.missing or self.cut is None
-        }
-
-
-def _short(checkpoint_id: str) -> str:
-    """An id, or a digest of a long one. None that is short begins like a digest."""
-    data = checkpoint_id.encode()
-    if len(data) > _PLAIN_ID_BYTES or data[:1] == b"~":
-        return f"~{_digest(data, 24)}"
-    return checkpoint_id
-
-
 def _digest(data: bytes, size: int, key: bytes = b"") -> str:
     digest = hashlib.blake2b(data, digest_size=size, key=key).digest()
     return urlsafe_b64encode(digest).decode().rstrip("=")
-
-
-def is_call(namespace: str) -> bool:
-    """Whether a namespace belongs to one call of a subgraph: it then contains the id of a task."""
-    return ":" in namespace
-
-
-def root_of(metadata: Mapping[str, Any]) -> str:
-    """The checkpoint of the root graph that a subgraph was called from; "" = not known."""
-    parents = metadata.get("parents")
-    root = parents.get("") if isinstance(parents, dict) else None
-    return root if isinstance(root, str) else ""

@@ -7,7 +7,8 @@ its own. The namespace in a checkpoint tells which one it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -15,24 +16,16 @@ import msgspec
 from .. import flows
 from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument
-from ..model import SessionKey
+from ..model import Session, SessionKey
 from ..ops import Ops
-from .checkpoints import LAYOUT
-from .flows import clear_events, read_log
+from .flows import clear_events, list_all
 
-_CHECKPOINT = "checkpoint/"  # + checkpoint id
-_WRITE = "write/"  # + [checkpoint id, task id, index] as JSON
-_AUTHORS = ("checkpoint", "writes")
-_PAGE_LIMIT = 100
-
-_decode_json = msgspec.json.Decoder().decode
+# State `checkpoint/ID` is a checkpoint, `write/[CHECKPOINT_ID, TASK_ID, INDEX]` a write.
+_decode_json = msgspec.json.Decoder(tuple[str, str, int]).decode
 
 
-class Serialized(msgspec.Struct, array_like=True):
-    """A serialized value; as JSON a list of type and base64."""
-
-    type: str
-    data: bytes
+Serialized = tuple[str, bytes]
+"""A serialized value: type and bytes, which are base64 in JSON."""
 
 
 class StoredCheckpoint(msgspec.Struct):
@@ -51,29 +44,29 @@ class StoredWrite(msgspec.Struct):
     path: str
     value: Serialized
 
-    @property
-    def value_parts(self) -> tuple[str, bytes]:
-        """The type and the bytes of its value."""
-        return self.value.type, self.value.data
-
 
 class History(msgspec.Struct):
-    """Checkpoints and writes of one namespace, by checkpoint id."""
+    """Checkpoints and writes of one session, by checkpoint id."""
 
     checkpoints: dict[str, StoredCheckpoint] = {}
     writes: dict[str, dict[tuple[str, int], StoredWrite]] = {}
 
+    @property
+    def namespace(self) -> str:
+        """The namespace; "" if there are no checkpoints."""
+        return max((each.namespace for each in self.checkpoints.values()), default="")
+
     def add(self, state: Mapping[str, Any], key: SessionKey) -> None:
         """Add a state, or the change of one. CorruptData if the saver did not write it."""
-        for name, value in state.items():
+        for name in filter(is_ours, state):
+            kind, _, rest = name.partition("/")
             try:
-                if name.startswith(_CHECKPOINT):
-                    found = msgspec.convert(value, StoredCheckpoint)
-                    self.checkpoints[name.removeprefix(_CHECKPOINT)] = found
-                elif name.startswith(_WRITE):
-                    checkpoint_id, task_id, index = _decode_json(name.removeprefix(_WRITE))
-                    written = self.writes.setdefault(checkpoint_id, {})
-                    written[task_id, index] = msgspec.convert(value, StoredWrite)
+                if kind == "checkpoint":
+                    self.checkpoints[rest] = msgspec.convert(state[name], StoredCheckpoint)
+                else:
+                    checkpoint_id, task_id, index = _decode_json(rest)
+                    write = msgspec.convert(state[name], StoredWrite)
+                    self.writes.setdefault(checkpoint_id, {})[task_id, index] = write
             except (TypeError, ValueError) as error:
                 where = f"{name!r} of session {key.session_id!r}"
                 raise CorruptData(
@@ -82,68 +75,36 @@ class History(msgspec.Struct):
                 ) from None
 
 
-class Thread(msgspec.Struct):
-    """What was stored of a thread: its namespaces, and keys of state to remove."""
-
-    namespaces: dict[str, History] = {}
-    state_keys: list[str] = []
+def is_ours(name: str) -> bool:
+    """Whether state of this name is one of the saver."""
+    return name.startswith(("checkpoint/", "write/"))
 
 
-def read_thread(ops: Ops, key: SessionKey) -> Flow[Thread]:
-    """A thread with its namespaces."""
-    history, names = yield from _read_history(ops, key)
-    thread = Thread({"": history}, names)
-    for each in (yield from _subgraphs(ops, key)):
-        history, _ = yield from _read_history(ops, each)
-        for stored in history.checkpoints.values():
-            if stored.namespace:
-                thread.namespaces[stored.namespace] = history
+def read_thread(ops: Ops, key: SessionKey) -> Flow[list[tuple[Session, History]]]:
+    """The session of a thread, if it exists, and those of its subgraphs."""
+    keys = [key]
+    with suppress(InvalidArgument):  # if the name of the user is too long, there are none
+        others = yield from list_all(ops, key.app_name, f"{key.user_id}/{key.session_id}")
+        keys += [session.key for session in others]
+    thread = []
+    for each in keys:
+        session = yield from flows.get_session(ops, each, None, None)
+        if session is None:
+            continue
+        history = History()
+        # State is newer than the log.
+        for state in (*(event.state_delta for event in session.events), session.state):
+            history.add(state, each)
+        if history.namespace or each == key:
+            thread.append((session, history))
     return thread
 
 
-def remove_rest(ops: Ops, key: SessionKey) -> Flow[None]:
+def remove_rest(ops: Ops, thread: Iterable[tuple[Session, History]]) -> Flow[None]:
     """Remove the log of a thread, and the sessions of its subgraphs."""
-    for each in (yield from _subgraphs(ops, key)):
-        history, _ = yield from _read_history(ops, each)
-        if history.checkpoints and all(one.namespace for one in history.checkpoints.values()):
-            yield from flows.delete_session(ops, each.app_name, each.user_id, each.session_id)
-    if all(event.author in _AUTHORS for event in (yield from read_log(ops, key, _PAGE_LIMIT))):
-        yield from clear_events(ops, key)
-
-
-def delete_subgraphs(ops: Ops, key: SessionKey) -> Flow[None]:
-    """Remove the sessions of the subgraphs of a thread, if it has the layout of release 0.1.0."""
-    found = yield ops.read_fields(key, [LAYOUT])
-    if found is not None and found[0] is None:
-        yield from remove_rest(ops, key)
-
-
-def _read_history(ops: Ops, key: SessionKey) -> Flow[tuple[History, list[str]]]:
-    """What a session holds, and the names of its state. What state has is newer than the log."""
-    history = History()
-    for event in (yield from read_log(ops, key, _PAGE_LIMIT)):
-        history.add(event.state_delta, key)
-    session = yield from flows.get_session(ops, key, 0, None)
-    if session is None:
-        return history, []
-    names = [name for name in session.state if name.startswith((_CHECKPOINT, _WRITE))]
-    history.add({name: session.state[name] for name in names}, key)
-    return history, names
-
-
-def _subgraphs(ops: Ops, key: SessionKey) -> Flow[list[SessionKey]]:
-    """Sessions that may be those of a thread's subgraphs."""
-    user_id = f"{key.user_id}/{key.session_id}"
-    found: list[SessionKey] = []
-    cursor = None
-    while True:
-        try:
-            page = yield from flows.list_sessions(
-                ops, key.app_name, user_id, _PAGE_LIMIT, 0, 0, cursor
-            )
-        except InvalidArgument:  # the name is too long, so there were none
-            return found
-        found += [session.key for session in page]
-        cursor = page.cursor
-        if cursor is None:
-            return found
+    for session, history in thread:
+        key = session.key
+        if history.namespace:
+            yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
+        elif all(event.author in ("checkpoint", "writes") for event in session.events):
+            yield from clear_events(ops, key)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -14,12 +13,13 @@ import msgspec
 
 from .. import flows
 from ..calls import Flow
-from ..errors import CorruptData, InvalidArgument, SessionNotFound, StaleVersion
-from ..model import Event, JsonEvent, Session, SessionKey
+from ..errors import InvalidArgument, SessionNotFound, StaleVersion
+from ..model import Event, Session, SessionKey
 from ..ops import EVENTS_PER_CALL_LIMIT, Ops
+from ..windows import Window, choose
 from . import framework
-from .flows import AnyService, Services, append, create_if_missing, list_all, whole_turns
-from .with_state import append_with_state
+from .flows import AnyService, Services, append, append_with_state, create_if_missing, list_all
+from .json_events import dict_of, json_event, text_of
 
 with framework("claude-agent-sdk", extra="claude-agent", tested=">=0.2,<1"):
     from claude_agent_sdk import SessionStore, fold_session_summary
@@ -82,32 +82,25 @@ class ClaudeSessionStore(SessionStore):
         if not events:
             return
         if key.get("subpath") is None:
-            await self._services.arun(self._append, where, key, entries, events)
+            await self._services.arun(_append, where, key, entries, events)
         else:
             await self._services.arun(append, where, events)
 
     async def load(self, key: TranscriptKey) -> list[SessionStoreEntry] | None:
         """The entries of a transcript, oldest first; None if it is not stored. One round trip."""
-        return await self._services.arun(self._load, self._key(key))
+        return await self._services.arun(_load, self._key(key))
 
     async def list_sessions(self, project_key: str) -> list[SessionStoreListEntry]:
         """Ids and times of the main transcripts. Two round trips for every 1,000."""
-        sessions = await self._services.arun(
-            list_all, self._app_name, _escaped(project_key, "project_key")
-        )
         return [
-            {"session_id": session.id, "mtime": _mtime(session)}
-            for session in sessions
-            if _SUMMARY in session.state
+            {"session_id": found["session_id"], "mtime": found["mtime"]}
+            for found in await self.list_session_summaries(project_key)
         ]
 
     async def list_session_summaries(self, project_key: str) -> list[SessionSummaryEntry]:
         """The SDK's summaries of the main transcripts. Two round trips for every 1,000."""
-        sessions = await self._services.arun(
-            list_all, self._app_name, _escaped(project_key, "project_key")
-        )
-        found = (_summary(session) for session in sessions)
-        return [summary for summary in found if summary is not None]
+        user_id = _user_id(project_key)
+        return await self._services.arun(list_all, self._app_name, user_id, convert=_summary)
 
     async def delete(self, key: TranscriptKey) -> None:
         """Delete a transcript; a main transcript with those of its subagents, which go first.
@@ -116,88 +109,80 @@ class ClaudeSessionStore(SessionStore):
         """
         where = self._key(key)
         if key.get("subpath") is None:
-            await self._services.arun(flows.delete_user, self._app_name, _subagents(key))
+            subagents = _user_id(key["project_key"], key["session_id"])
+            await self._services.arun(flows.delete_user, self._app_name, subagents)
         await self._services.arun(
             flows.delete_session, where.app_name, where.user_id, where.session_id
         )
 
     async def list_subkeys(self, key: SessionListSubkeysKey) -> list[str]:
         """The subpaths of a session's subagents. Two round trips for every 1,000."""
-        sessions = await self._services.arun(list_all, self._app_name, _subagents(key))
+        user_id = _user_id(key["project_key"], key["session_id"])
+        sessions = await self._services.arun(list_all, self._app_name, user_id)
         return [session.id for session in sessions]
-
-    # -- flows -----------------------------------------------------------------------------------
 
     def _key(self, key: Any) -> SessionKey:
         subpath = key.get("subpath")
         if subpath is None:
-            user_id = _escaped(key["project_key"], "project_key")
-            return SessionKey(self._app_name, user_id, key["session_id"])
-        return SessionKey(self._app_name, _subagents(key), subpath)
-
-    def _append(
-        self,
-        ops: Ops,
-        where: SessionKey,
-        key: TranscriptKey,
-        entries: list[SessionStoreEntry],
-        events: list[Event],
-    ) -> Flow[None]:
-        """Append to a main transcript and its summary in one step."""
-        for first in range(0, len(events), EVENTS_PER_CALL_LIMIT):
-            last = first + EVENTS_PER_CALL_LIMIT
-            for attempts_left in range(_ATTEMPTS, -1, -1):
-                session = yield from flows.get_session(ops, where, 0, None)
-                if session is None:
-                    yield from create_if_missing(ops, where)
-                    continue
-                before = _summary(session)
-                summary = fold_session_summary(before, key, entries[first:last])
-                state = {_SUMMARY: _json_values(summary["data"])}
-                try:
-                    written = yield from append_with_state(ops, session, events[first:last], state)
-                    if written.num_duplicates and before != summary:
-                        # The summary came with the last entry, which may have been stored before.
-                        yield from flows.update_session_state(
-                            ops, session, state, (), session.version
-                        )
-                    break
-                except (SessionNotFound, StaleVersion):
-                    if not attempts_left:
-                        raise
-
-    def _load(self, ops: Ops, where: SessionKey) -> Flow[list[SessionStoreEntry] | None]:
-        session = yield from flows.get_session(ops, where, None, None)
-        if session is None or not session.events:
-            return None
-        entries: dict[str, Any] = {}
-        for event in session.events:
-            entry = _entry(event, where)
-            entries.setdefault(_text(entry, "uuid") or event.id, entry)
-        found = list(entries.values())
-        return whole_turns(found, _starts_turn, _calls, is_cut=_is_cut(found))
+            return SessionKey(self._app_name, _user_id(key["project_key"]), key["session_id"])
+        user_id = _user_id(key["project_key"], key["session_id"])
+        return SessionKey(self._app_name, user_id, subpath)
 
 
-# -- keys ----------------------------------------------------------------------------------------
+def _user_id(project_key: str, *session_id: str) -> str:
+    """The user of main transcripts; with a session id that of its subagents."""
+    parts = (project_key, *session_id)
+    for part in parts:
+        if not isinstance(part, str):
+            raise InvalidArgument(f"part of a key must be a str, not {type(part).__name__}")
+    return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
 
 
-def _escaped(part: str, name: str) -> str:
-    if not isinstance(part, str):
-        raise InvalidArgument(f"{name} must be a str, not {type(part).__name__}")
-    return part.replace("%", "%25").replace("/", "%2F")
+# -- flows -----------------------------------------------------------------------------------------
 
 
-def _subagents(key: Any) -> str:
-    """The user id of a session's subagents."""
-    parts = [_escaped(key[name], name) for name in ("project_key", "session_id")]
-    return "/".join(parts)
+def _append(
+    ops: Ops,
+    where: SessionKey,
+    key: TranscriptKey,
+    entries: list[SessionStoreEntry],
+    events: list[Event],
+) -> Flow[None]:
+    """Append to a main transcript and its summary in one step."""
+    for first in range(0, len(events), EVENTS_PER_CALL_LIMIT):
+        last = first + EVENTS_PER_CALL_LIMIT
+        for attempts_left in range(_ATTEMPTS, -1, -1):
+            session = yield from flows.get_session(ops, where, 0, None)
+            if session is None:
+                yield from create_if_missing(ops, where)
+                continue
+            before = _summary(session)
+            summary = fold_session_summary(before, key, entries[first:last])
+            content = json_event("summary", summary["data"], "summary").content
+            state = {_SUMMARY: msgspec.json.decode(content)}
+            try:
+                written = yield from append_with_state(ops, session, events[first:last], state)
+                if written.num_duplicates and before != summary:
+                    # The summary came with the last entry, which may have been stored before.
+                    yield from flows.update_session_state(ops, session, state, (), session.version)
+                break
+            except (SessionNotFound, StaleVersion):
+                if not attempts_left:
+                    raise
 
 
-# -- summaries -----------------------------------------------------------------------------------
-
-
-def _mtime(session: Session) -> int:
-    return int(session.updated_at.timestamp() * 1000)
+def _load(ops: Ops, where: SessionKey) -> Flow[list[SessionStoreEntry] | None]:
+    session = yield from flows.get_session(ops, where, None, None)
+    if session is None or not session.events:
+        return None
+    entries: dict[str, Any] = {}
+    for event in session.events:
+        entry = dict_of(event, where, "an entry of a transcript")
+        entries.setdefault(text_of(entry, "uuid") or event.id, entry)
+    found = list(entries.values())
+    if not _is_cut(found):
+        return found
+    return choose(_WINDOW, found, is_whole_log=True, is_trimmed=True)
 
 
 def _summary(session: Session) -> SessionSummaryEntry | None:
@@ -207,21 +192,11 @@ def _summary(session: Session) -> SessionSummaryEntry | None:
         return None
     if isinstance(data, str):
         data = json.loads(data)
-    return {"session_id": session.id, "mtime": _mtime(session), "data": data}
+    mtime = int(session.updated_at.timestamp() * 1000)
+    return {"session_id": session.id, "mtime": mtime, "data": data}
 
 
 # -- entries -------------------------------------------------------------------------------------
-
-
-def _json_values(value: Any) -> Any:
-    """A value that is stored as JSON; what strict JSON cannot carry, as JSON text of Python.
-
-    Transcripts may hold halves of surrogate pairs, where a tool's output was cut.
-    """
-    with suppress(ValueError, TypeError, OverflowError):
-        if msgspec.json.decode(msgspec.json.encode(value)) == value:
-            return value
-    return json.dumps(value)
 
 
 def _events(entries: Sequence[SessionStoreEntry]) -> list[Event]:
@@ -230,33 +205,23 @@ def _events(entries: Sequence[SessionStoreEntry]) -> list[Event]:
     The id is the entry's `uuid`. Without one it is made from the batch, if a `uuid` in there tells
     this batch from others, and is random otherwise.
     """
-    contents = []
+    events: list[Event] = []
+    has_uuid = any(isinstance(entry, dict) and text_of(entry, "uuid") for entry in entries)
+    stamps = (_timestamp(entry) for entry in entries)
+    at = next((stamp for stamp in stamps if stamp), _EPOCH if has_uuid else datetime.now(UTC))
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
             kind = type(entry).__name__
             raise InvalidArgument(f"entries[{number}] must be a dict, not {kind}")
-        try:
-            contents.append(_json_values(entry))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise InvalidArgument(f"entries[{number}] is not JSON ({error})") from None
-    is_known = any(_text(entry, "uuid") for entry in entries)
-    batch = hashlib.blake2b(msgspec.json.encode(contents), digest_size=16).hexdigest()
-    name = batch if is_known else uuid4().hex
-    stamps = [_timestamp(entry) for entry in entries]
-    at = next((stamp for stamp in stamps if stamp), _EPOCH if is_known else datetime.now(UTC))
-    events: list[Event] = []
-    for number, (entry, content, stamp) in enumerate(zip(entries, contents, stamps, strict=True)):
-        at = stamp or at
-        event_id = _text(entry, "uuid") or f"{name}-{number}"
-        author = _text(entry, "type") or "entry"
-        events.append(JsonEvent(author, content, id=event_id, timestamp=at))
-    return events
-
-
-def _text(entry: Any, name: str) -> str | None:
-    """A field of an entry that is a valid text and not empty."""
-    value = entry.get(name)
-    return value if isinstance(value, str) and value and value.isprintable() else None
+        at = _timestamp(entry) or at
+        author = text_of(entry, "type") or "entry"
+        events.append(json_event(author, entry, f"entries[{number}]", timestamp=at))
+    contents = msgspec.json.encode([event.content for event in events])
+    batch = hashlib.blake2b(contents, digest_size=16).hexdigest() if has_uuid else uuid4().hex
+    return [
+        msgspec.structs.replace(event, id=text_of(entry, "uuid") or f"{batch}-{number}")
+        for number, (event, entry) in enumerate(zip(events, entries, strict=True))
+    ]
 
 
 def _timestamp(entry: Any) -> datetime | None:
@@ -265,17 +230,6 @@ def _timestamp(entry: Any) -> datetime | None:
     except (LookupError, TypeError, ValueError):
         return None
     return stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
-
-
-def _entry(event: Event, where: SessionKey) -> dict[str, Any]:
-    entry = event.content
-    if isinstance(entry, str):
-        with suppress(ValueError):
-            entry = json.loads(entry)
-    if not isinstance(entry, dict):
-        name = f"event {event.id!r} of session {where.session_id!r}"
-        raise CorruptData(f"{name} is not an entry of a transcript", key=name)
-    return entry
 
 
 # -- turns ---------------------------------------------------------------------------------------
@@ -296,15 +250,15 @@ def _blocks(entry: Any, kind: str) -> Iterable[dict[str, Any]]:
             yield block
 
 
+def _calls(entry: Any) -> tuple[list[str], list[str]]:
+    """The ids of the tool calls that an entry makes, and of those whose results it holds."""
+    opened = [str(block.get("id")) for block in _blocks(entry, "tool_use")]
+    return opened, [str(block.get("tool_use_id")) for block in _blocks(entry, "tool_result")]
+
+
 def _starts_turn(entry: Any) -> bool:
     """Whether an entry is a message of the user, and not the result of a tool."""
-    if entry.get("type") != "user" or entry.get("isMeta") is True:
-        return False
-    return not any(True for _ in _blocks(entry, "tool_result"))
+    return entry.get("type") == "user" and entry.get("isMeta") is not True and not _calls(entry)[1]
 
 
-def _calls(entry: Any) -> tuple[Iterable[str], Iterable[str]]:
-    """The ids of the tool calls that an entry makes, and of those whose results it holds."""
-    opened = [block.get("id", "") for block in _blocks(entry, "tool_use")]
-    closed = [block.get("tool_use_id", "") for block in _blocks(entry, "tool_result")]
-    return opened, closed
+_WINDOW = Window(starts_turn=_starts_turn, calls=_calls)

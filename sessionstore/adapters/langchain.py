@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-
-import msgspec
+from typing import Any
 
 import sessionstore.sync
 
 from ..calls import Flow
-from ..errors import CorruptData, InvalidArgument
-from ..model import Event, JsonEvent, SessionKey
+from ..errors import InvalidArgument
+from ..model import Event, SessionKey
 from ..ops import Ops
 from . import framework
-from .flows import AnyService, Services, Turns, clear_events, read_turns
-from .packing import is_carried, pack, unpack
+from .flows import AnyService, Appender, Services, Turns, clear_events, read_turns
+from .json_events import REFUSALS, dict_of, json_event, not_read, with_sorted_sets
+from .packing import unpack
 
 with framework("langchain-core", extra="langchain", tested=">=0.3,<2"):
     from langchain_core.chat_history import BaseChatMessageHistory
     from langchain_core.messages import BaseMessage, message_to_dict, messages_from_dict
-
-_PACKED = {"packed": True}  # metadata of an event whose content went through `pack`
-_TEXT = {"packed": True, "json": True}  # and is JSON, as a text
+    from pydantic_core import to_jsonable_python
 
 
 class StoredChatMessageHistory(BaseChatMessageHistory):
     """The messages of one conversation, of every type that LangChain can read back.
 
-    Every message is one event, the JSON of LangChain's `message_to_dict`. The session is created by
-    the first. TTL and event limit are the service's. Bytes, datetimes and tuples inside a message
-    keep their type; a pydantic model inside one is read back as a dict, as LangChain does it.
+    Every message is one event, the JSON of LangChain's `message_to_dict`. What JSON lacks is stored
+    as pydantic writes it: bytes as Base64 text, a datetime as ISO text, a tuple or a set as a list.
+    The session is created by the first message. TTL and event limit are the service's.
 
     Args:
         session_id: the conversation, 1 to 256 bytes of UTF-8.
@@ -43,6 +40,8 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
 
     Raises:
         InvalidArgument: a service is not valid, or both are of one kind.
+        NotImplementedError: methods without await: there is only a service for asyncio.
+        BackendError: methods: the store did not carry it out, or (maybe_applied) did not say so.
     """
 
     def __init__(
@@ -58,17 +57,14 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
         self.session_id = session_id
         self._key = SessionKey(app_name, user_id, session_id)
         self._services = Services("StoredChatMessageHistory", service, sync_service)
+        self._appender = Appender(self._services, self._key)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._key!r})"
 
     @property
     def messages(self) -> list[BaseMessage]:
-        """All messages, oldest first. See `aget_messages`.
-
-        Raises:
-            NotImplementedError: there is only a service for asyncio.
-        """
+        """All messages, oldest first. See `aget_messages`."""
         return self._services.run(self._read)
 
     @messages.setter
@@ -83,19 +79,14 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
 
         Raises:
             CorruptData: what is stored is not a message.
-            BackendError: the store could not be read.
 
         One round trip, O(messages).
         """
         return await self._services.arun(self._read)
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
-        """Append messages. See `aadd_messages`.
-
-        Raises:
-            NotImplementedError: there is only a service for asyncio.
-        """
-        self._services.append(self._key, _events(messages), have_ids=_have_ids(messages))
+        """Append messages. See `aadd_messages`."""
+        self._appender.append(_events(messages), have_ids=_have_ids(messages))
 
     async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
         """Append messages; up to 500 in one atomic step. A repeat stores nothing twice.
@@ -103,102 +94,61 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
         Raises:
             InvalidArgument: a message holds what cannot be stored; names the path. Or it is of a
                 class that LangChain would read back as another. LimitExceeded if too large.
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so. The
-                same call may be repeated.
 
         One round trip, O(log N) a message; the first message of a session takes three. One more if
         it is the first call of this object and all messages have ids: it looks for a repeat.
         """
-        events = _events(messages)
-        await self._services.aappend(self._key, events, have_ids=_have_ids(messages))
+        await self._appender.aappend(_events(messages), have_ids=_have_ids(messages))
 
     def clear(self) -> None:
-        """Remove all messages. See `aclear`.
-
-        Raises:
-            NotImplementedError: there is only a service for asyncio.
-        """
+        """Remove all messages. See `aclear`."""
         self._services.run(clear_events, self._key)
 
     async def aclear(self) -> None:
-        """Remove all messages. State that was stored with the session stays.
-
-        Raises:
-            BackendError: the store did not carry it out, or did not say so.
-
-        One round trip, O(1).
-        """
+        """Remove all messages; state that was stored with the session stays. One round trip."""
         await self._services.arun(clear_events, self._key)
 
     def _read(self, ops: Ops) -> Flow[list[BaseMessage]]:
-        def read(event: Event) -> BaseMessage:
-            return _message(event, self._key)
+        return (yield from read_turns(ops, self._key, None, self._message, _TURNS)).shown
 
-        return (yield from read_turns(ops, self._key, None, read, _TURNS))
-
-
-_proven: set[type[BaseMessage]] = set()  # classes that LangChain reads back as themselves
+    def _message(self, event: Event) -> BaseMessage:
+        content = dict_of(event, self._key, "a LangChain message")
+        try:
+            if event.metadata.get("packed"):  # by release 0.1.0
+                content = unpack(content)
+            return messages_from_dict([content])[0]
+        except REFUSALS:
+            raise not_read(event, self._key, "a LangChain message") from None
 
 
 def _events(messages: Sequence[BaseMessage]) -> list[Event]:
-    for number, message in enumerate(messages):
-        if type(message) not in _proven:
-            _prove(message, number)
-    return [_event(message) for message in messages]
+    return [_event(message, f"messages[{number}]") for number, message in enumerate(messages)]
+
+
+def _event(message: BaseMessage, path: str) -> Event:
+    kind = type(message)
+    if not isinstance(message, BaseMessage):
+        raise InvalidArgument(f"{path} must be a BaseMessage, not {kind.__name__}")
+    content = message_to_dict(message)
+    try:
+        [back] = messages_from_dict([content])
+    except ValueError:
+        raise InvalidArgument(
+            f"{path} is a {kind.__name__}, which LangChain cannot read back"
+        ) from None
+    if type(back) is not kind:
+        raise InvalidArgument(
+            f"{path} is a {kind.__name__}, which LangChain would read back as {type(back).__name__}"
+        )
+    return json_event(message.type, content, path, _to_json_values)
+
+
+def _to_json_values(value: Any) -> Any:
+    return to_jsonable_python(with_sorted_sets(value), bytes_mode="base64")
 
 
 def _have_ids(messages: Sequence[BaseMessage]) -> bool:
     return all(message.id for message in messages)
-
-
-def _prove(message: BaseMessage, number: int) -> None:
-    kind = type(message)
-    if not isinstance(message, BaseMessage):
-        raise InvalidArgument(f"messages[{number}] must be a BaseMessage, not {kind.__name__}")
-    try:
-        [back] = messages_from_dict([message_to_dict(message)])
-    except ValueError:
-        raise InvalidArgument(
-            f"messages[{number}] is a {kind.__name__}, which LangChain cannot read back"
-        ) from None
-    if type(back) is not kind:
-        raise InvalidArgument(
-            f"messages[{number}] is a {kind.__name__}, which LangChain would read back as "
-            f"{type(back).__name__}"
-        )
-    _proven.add(kind)
-
-
-def _event(message: BaseMessage) -> Event:
-    """A message as an event, packed if JSON would not give it back."""
-    content = message_to_dict(message)
-    if is_carried(content):
-        return JsonEvent(message.type, msgspec.Raw(msgspec.json.encode(content)))
-    try:
-        content = pack(content)
-        text = json.dumps(content)
-    except (TypeError, ValueError, RecursionError):
-        return JsonEvent(message.type, content)  # to be refused with the path
-    try:
-        return JsonEvent(message.type, msgspec.Raw(msgspec.json.encode(content)), metadata=_PACKED)
-    except UnicodeEncodeError:  # a part of a surrogate pair
-        return JsonEvent(message.type, msgspec.Raw(msgspec.json.encode(text)), metadata=_TEXT)
-
-
-def _message(event: Event, key: SessionKey) -> BaseMessage:
-    try:
-        content = event.content
-        if event.metadata.get("json"):
-            content = json.loads(content)
-        if event.metadata.get("packed"):
-            content = unpack(content)
-        [message] = messages_from_dict([content])
-    except (KeyError, TypeError, ValueError) as error:
-        where = f"event {event.id!r} of session {key.session_id!r}"
-        raise CorruptData(
-            f"{where} is not a LangChain message ({type(error).__name__})", key=where
-        ) from None
-    return message
 
 
 # -- where a model may begin to read ---------------------------------------------------------------

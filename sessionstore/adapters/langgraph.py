@@ -6,22 +6,29 @@ A thread is a session. checkpoints.py says how it is stored.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from functools import partial
+from inspect import Signature, signature
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import sessionstore.sync
 
 from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument
-from ..model import SessionKey
 from ..ops import Ops
 from ..options import check_int
-from ..replies import Place
 from . import checkpoints_0_1, framework
-from .checkpoint_flows import New, Threads
-from .checkpoint_listing import Listing
-from .checkpoint_reads import PAGE_LIMIT, CheckpointRemoved, Found
-from .checkpoints import Blob, Parts, Record, Write, root_of
+from .checkpoint_threads import CheckpointRemoved, Found, Pages, Thread, Threads
+from .checkpoints import LAYOUT, Blob, Parts, Record, Write
 from .flows import AnyService, Services
 from .langgraph_store import StoredStore
 
@@ -47,6 +54,32 @@ __all__ = ["CheckpointRemoved", "StoredCheckpointSaver", "StoredStore"]
 
 KEEP_CHECKPOINTS = 200
 """How many of the newest checkpoints of a namespace are kept by default."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def both(
+    flow: Callable[Concatenate[Any, Ops, P], Flow[T]],
+) -> tuple[Callable[Concatenate[Any, P], T], Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]]:
+    """The methods without and with await that run a flow. They have its docstring."""
+
+    def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        found: T = self._services.run(partial(flow, self), *args, **kwargs)
+        return found
+
+    async def arun(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        found: T = await self._services.arun(partial(flow, self), *args, **kwargs)
+        return found
+
+    parameters = [each for name, each in signature(flow).parameters.items() if name != "ops"]
+    methods: tuple[Any, Any] = (run, arun)
+    for method, prefix in zip(methods, ("", "a"), strict=True):
+        method.__doc__ = flow.__doc__
+        method.__name__ = prefix + flow.__name__.removeprefix("_")
+        method.__qualname__ = flow.__qualname__.replace(flow.__name__, method.__name__)
+        method.__signature__ = Signature(parameters)
+    return methods
 
 
 class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
@@ -95,7 +128,6 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
             check_int("keep_checkpoints", keep_checkpoints, low=1)
         self._services = Services("StoredCheckpointSaver", service, sync_service)
         self._threads = Threads(app_name, user_id, keep_checkpoints, self._import)
-        self._importer = Threads(app_name, user_id, keep_checkpoints, _import_nothing)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._services!r})"
@@ -109,11 +141,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
     # -- one checkpoint ------------------------------------------------------------------------
 
-    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """A checkpoint with its pending writes. See `aget_tuple`."""
-        return self._services.run(self._get_tuple, config)
-
-    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+    def _get_tuple(self, ops: Ops, config: RunnableConfig) -> Flow[CheckpointTuple | None]:
         """A checkpoint with its pending writes; None if there is none.
 
         Args:
@@ -123,27 +151,21 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
             InvalidArgument: no thread is named.
             CheckpointRemoved: the checkpoint is at most as new as one that retention has removed.
         """
-        return await self._services.arun(self._get_tuple, config)
+        thread_id, namespace = _place(config)
+        thread = self._threads.at(ops, thread_id)
+        found = yield from thread.get(namespace, get_checkpoint_id(config))
+        return self._tuple(thread_id, namespace, found) if found else None
 
-    def put(
+    get_tuple, aget_tuple = both(_get_tuple)
+
+    def _put(
         self,
+        ops: Ops,
         config: RunnableConfig,
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
-    ) -> RunnableConfig:
-        """Store a checkpoint. See `aput`."""
-        new = self._new(config, checkpoint, metadata, new_versions)
-        self._services.run(self._threads.put, self._threads.key(_place(config)[0]), new)
-        return _config(*_place(config), checkpoint["id"])
-
-    async def aput(
-        self,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
-    ) -> RunnableConfig:
+    ) -> Flow[RunnableConfig]:
         """Store a checkpoint, in one atomic step; storing it again changes nothing.
 
         Args:
@@ -158,28 +180,27 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidArgument: no thread is named, or a value cannot be serialized.
         """
-        new = self._new(config, checkpoint, metadata, new_versions)
-        await self._services.arun(self._threads.put, self._threads.key(_place(config)[0]), new)
-        return _config(*_place(config), checkpoint["id"])
+        thread_id, namespace = _place(config)
+        full = get_checkpoint_metadata(config, metadata)
+        parent = get_checkpoint_id(config)
 
-    def put_writes(
+        def build(head: Record | None) -> tuple[Record, dict[str, bytes]]:
+            return self._record(parent, checkpoint, full, new_versions, head)
+
+        thread = self._threads.at(ops, thread_id)
+        yield from thread.put(namespace, _root(namespace, full), build)
+        return _config(thread_id, namespace, checkpoint["id"])
+
+    put, aput = both(_put)
+
+    def _put_writes(
         self,
+        ops: Ops,
         config: RunnableConfig,
         writes: Sequence[tuple[str, Any]],
         task_id: str,
         task_path: str = "",
-    ) -> None:
-        """Store what a task wrote. See `aput_writes`."""
-        if writes:
-            self._services.run(self._put_writes, config, writes, task_id, task_path)
-
-    async def aput_writes(
-        self,
-        config: RunnableConfig,
-        writes: Sequence[tuple[str, Any]],
-        task_id: str,
-        task_path: str = "",
-    ) -> None:
+    ) -> Flow[None]:
         """Store what a task wrote, in one atomic step.
 
         What a task wrote before stays: only errors, interrupts and the like are replaced.
@@ -193,8 +214,61 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidArgument: no thread or no checkpoint is named, or a value cannot be serialized.
         """
-        if writes:
-            await self._services.arun(self._put_writes, config, writes, task_id, task_path)
+        thread_id, namespace = _place(config)
+        checkpoint_id = get_checkpoint_id(config)
+        if checkpoint_id is None:
+            raise InvalidArgument("config must name a checkpoint: checkpoint_id is missing")
+        parts = Parts(f"{checkpoint_id}/{task_id}")
+        written = []
+        for number, (channel, value) in enumerate(writes):
+            blob = parts.blob(*self._dump(value, f"writes[{number}]"))
+            index = WRITES_IDX_MAP.get(channel, number)
+            written.append(Write(task_id, index, task_path, channel, blob))
+        if written:
+            thread = self._threads.at(ops, thread_id)
+            yield from thread.put_writes(namespace, checkpoint_id, written, parts.data)
+
+    put_writes, aput_writes = both(_put_writes)
+
+    def _get_delta_channel_history(
+        self, ops: Ops, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Flow[Mapping[str, Any]]:
+        """What delta channels are rebuilt from: their last snapshot, and the writes since.
+
+        Args:
+            config: names the checkpoint; without a `checkpoint_id` the thread's newest.
+            channels: the channels.
+
+        Returns:
+            A `DeltaChannelHistory` of every channel.
+
+        Raises:
+            CorruptData: a part of the history that is needed was removed, or does not decode.
+        """
+        thread_id, namespace = _place(config)
+        thread = self._threads.at(ops, thread_id)
+        bases, cut, parts = yield from thread.history(
+            namespace, get_checkpoint_id(config), channels
+        )
+        if cut is not None:
+            rebuilt = self.serde.loads_typed(cut.checkpoint)["channel_versions"].keys()
+            if lost := sorted(rebuilt & set(channels) - bases.keys()):
+                where = f"checkpoint {cut.id!r} of thread {thread_id!r}"
+                raise CorruptData(
+                    f"the history before {where} was removed, from which the channels {lost} are "
+                    "rebuilt: they were not known to be delta channels",
+                    key=where,
+                )
+        result: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
+        for channel, base in bases.items():
+            result[channel]["writes"] = [
+                (write.task_id, channel, self._load(parts, write.value)) for write in base.writes
+            ]
+            if base.seed is not None:
+                result[channel]["seed"] = self._load(parts, base.seed)
+        return result
+
+    get_delta_channel_history, aget_delta_channel_history = both(_get_delta_channel_history)
 
     # -- many ----------------------------------------------------------------------------------
 
@@ -207,8 +281,8 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """Checkpoints, newest first. See `alist`."""
-        listing = self._listing(config, filter, before, limit)
-        while found := self._services.run(listing.next):
+        pages = self._pages(config, filter, before, limit)
+        while found := self._services.run(pages.next):
             for each in found:
                 yield self._tuple(*each)
 
@@ -232,36 +306,33 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidArgument: `config` is None, and `user_id` a function.
         """
-        listing = self._listing(config, filter, before, limit)
-        while found := await self._services.arun(listing.next):
+        pages = self._pages(config, filter, before, limit)
+        while found := await self._services.arun(pages.next):
             for each in found:
                 yield self._tuple(*each)
 
-    def delete_thread(self, thread_id: str) -> None:
-        """Remove a thread with all its namespaces. See `adelete_thread`."""
-        self._services.run(self._delete_thread, thread_id)
-
-    async def adelete_thread(self, thread_id: str) -> None:
+    def _delete_thread(self, ops: Ops, thread_id: str) -> Flow[None]:
         """Remove a thread with all its namespaces; a missing one is fine."""
-        await self._services.arun(self._delete_thread, thread_id)
+        thread = self._threads.at(ops, thread_id)
+        if (yield ops.read_fields(thread.key, [LAYOUT])) == [None]:
+            old = yield from checkpoints_0_1.read_thread(ops, thread.key)
+            yield from checkpoints_0_1.remove_rest(ops, old)
+        yield from thread.delete()
 
-    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy a thread. See `acopy_thread`."""
-        self._services.run(self._copy_thread, source_thread_id, target_thread_id)
+    delete_thread, adelete_thread = both(_delete_thread)
 
-    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+    def _copy_thread(self, ops: Ops, source_thread_id: str, target_thread_id: str) -> Flow[None]:
         """Copy all that is stored of a thread in place of another one; a missing one is fine.
 
         O(size of the thread). Not atomic: the newest checkpoints appear last. To complete a copy
         that failed, copy again.
         """
-        await self._services.arun(self._copy_thread, source_thread_id, target_thread_id)
+        source = self._threads.at(ops, source_thread_id)
+        yield from source.copy_to(self._threads.at(ops, target_thread_id))
 
-    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """Remove the checkpoints of some runs. See `adelete_for_runs`."""
-        self._services.run(self._delete_for_runs, run_ids)
+    copy_thread, acopy_thread = both(_copy_thread)
 
-    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+    def _delete_for_runs(self, ops: Ops, run_ids: Sequence[str]) -> Flow[None]:
         """Remove the checkpoints of some runs, with their writes, from all threads.
 
         Later checkpoints keep what their delta channels need.
@@ -272,19 +343,28 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidArgument: `user_id` is a function, so threads cannot be listed.
 
-        Reads the index of every checkpoint of every thread.
+        Reads every thread.
         """
-        await self._services.arun(self._delete_for_runs, run_ids)
+        wanted = frozenset(run_ids)
+        pages = Pages(self._threads, lambda each: self._metadata(each).get("run_id") in wanted)
+        victims: dict[tuple[str, str], set[str]] = defaultdict(set)
+        while wanted and (page := (yield from pages.next(ops))):
+            for thread_id, namespace, found in page:
+                victims[thread_id, namespace].add(found.record.id)
+        for (thread_id, namespace), ids in victims.items():
+            thread = self._threads.at(ops, thread_id)
+            yield from thread.remove(namespace, ids.intersection, is_retention=False)
 
-    def prune(
-        self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep_last: int = 1
-    ) -> None:
-        """Remove history. See `aprune`."""
-        self._services.run(self._prune, thread_ids, strategy, keep_last)
+    delete_for_runs, adelete_for_runs = both(_delete_for_runs)
 
-    async def aprune(
-        self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep_last: int = 1
-    ) -> None:
+    def _prune(
+        self,
+        ops: Ops,
+        thread_ids: Sequence[str],
+        *,
+        strategy: str = "keep_latest",
+        keep_last: int = 1,
+    ) -> Flow[None]:
         """Remove history.
 
         Args:
@@ -296,93 +376,6 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         Raises:
             InvalidArgument: there is no such strategy, or `keep_last` is below 1.
         """
-        await self._services.arun(self._prune, thread_ids, strategy, keep_last)
-
-    def get_delta_channel_history(
-        self, *, config: RunnableConfig, channels: Sequence[str]
-    ) -> Mapping[str, Any]:
-        """What delta channels are rebuilt from. See `aget_delta_channel_history`."""
-        return self._services.run(self._delta_history, config, channels)
-
-    async def aget_delta_channel_history(
-        self, *, config: RunnableConfig, channels: Sequence[str]
-    ) -> Mapping[str, Any]:
-        """What delta channels are rebuilt from: their last snapshot, and the writes since.
-
-        Args:
-            config: names the checkpoint; without a `checkpoint_id` the thread's newest.
-            channels: the channels.
-
-        Returns:
-            A `DeltaChannelHistory` of every channel.
-
-        Raises:
-            CorruptData: a part of the history that is needed was removed, or does not decode.
-        """
-        return await self._services.arun(self._delta_history, config, channels)
-
-    # -- flows ---------------------------------------------------------------------------------
-
-    def _get_tuple(self, ops: Ops, config: RunnableConfig) -> Flow[CheckpointTuple | None]:
-        thread_id, namespace = _place(config)
-        key = self._threads.key(thread_id)
-        found = yield from self._threads.get(ops, key, namespace, get_checkpoint_id(config))
-        if found is None:
-            return None
-        result = self._tuple(thread_id, namespace, found)
-        versions = result.checkpoint.get("channel_versions", {})
-        self._threads.note_versions(key, namespace, found.record.id, versions)
-        return result
-
-    def _put_writes(
-        self,
-        ops: Ops,
-        config: RunnableConfig,
-        writes: Sequence[tuple[str, Any]],
-        task_id: str,
-        task_path: str,
-    ) -> Flow[None]:
-        thread_id, namespace = _place(config)
-        checkpoint_id = get_checkpoint_id(config)
-        if checkpoint_id is None:
-            raise InvalidArgument("config must name a checkpoint: checkpoint_id is missing")
-        parts = Parts(f"{checkpoint_id}/{task_id}")
-        written = []
-        for number, (channel, value) in enumerate(writes):
-            blob = parts.blob(*self._dump(value, f"writes[{number}]"))
-            index = WRITES_IDX_MAP.get(channel, number)
-            written.append(Write(task_id, index, task_path, channel, blob))
-        key = self._threads.key(thread_id)
-        yield from self._threads.put_writes(ops, key, namespace, checkpoint_id, written, parts)
-
-    def _delete_thread(self, ops: Ops, thread_id: str) -> Flow[None]:
-        key = self._threads.key(thread_id)
-        yield from checkpoints_0_1.delete_subgraphs(ops, key)
-        yield from self._threads.delete(ops, key)
-
-    def _copy_thread(self, ops: Ops, source_id: str, target_id: str) -> Flow[None]:
-        source, target = self._threads.key(source_id), self._threads.key(target_id)
-        yield from self._threads.copy(ops, source, target)
-
-    def _delete_for_runs(self, ops: Ops, run_ids: Sequence[str]) -> Flow[None]:
-        wanted = frozenset(run_ids)
-
-        def choose(records: Mapping[str, Record]) -> Iterable[str]:
-            return [each.id for each in records.values() if each.run_id in wanted]
-
-        place: Place | None = None
-        while wanted:
-            page = yield from self._threads.page(ops, place)
-            for place in page:
-                key = self._threads.key(place.session_id)
-                for namespace in (yield from self._threads.namespaces(ops, key)):
-                    yield from self._threads.remove(ops, key, namespace, choose, is_retention=False)
-            if len(page) < PAGE_LIMIT:
-                return
-
-    def _prune(
-        self, ops: Ops, thread_ids: Sequence[str], strategy: str, keep_last: int
-    ) -> Flow[None]:
         if strategy not in ("keep_latest", "delete"):
             raise InvalidArgument(f'strategy must be "keep_latest" or "delete", not {strategy!r}')
         check_int("keep_last", keep_last, low=1)
@@ -390,156 +383,113 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
             if strategy == "delete":
                 yield from self._delete_thread(ops, thread_id)
                 continue
-            key = self._threads.key(thread_id)
-            for namespace in (yield from self._threads.namespaces(ops, key)):
-                yield from self._threads.remove(
-                    ops, key, namespace, lambda records: [*records][:-keep_last], is_retention=True
-                )
+            thread = self._threads.at(ops, thread_id)
+            for namespace in (yield from thread.namespaces()):
+                yield from thread.remove(namespace, lambda ids: ids[:-keep_last])
 
-    def _delta_history(
-        self, ops: Ops, config: RunnableConfig, channels: Sequence[str]
-    ) -> Flow[Mapping[str, Any]]:
-        thread_id, namespace = _place(config)
-        result: dict[str, dict[str, Any]] = {channel: {"writes": []} for channel in channels}
-        if not result:
-            return result
-        found = yield from self._threads.history(
-            ops,
-            self._threads.key(thread_id),
-            namespace,
-            get_checkpoint_id(config),
-            set(result),
-        )
-        if found is None:
-            return result
-        history, stored = found
-        if history.cut is not None:
-            checkpoint = self._load(stored, history.cut.checkpoint)
-            if lost := sorted(history.missing & checkpoint["channel_versions"].keys()):
-                where = f"checkpoint {history.cut.id!r} of thread {thread_id!r}"
-                raise CorruptData(
-                    f"the history before {where} was removed, from which the channels {lost} are "
-                    "rebuilt: they were not known to be delta channels",
-                    key=where,
-                )
-        for channel, base in history.found.items():
-            result[channel]["writes"] = [
-                (write.task_id, channel, self._load(stored, write.value))
-                for write in reversed(base.writes)
-            ]
-            if base.seed is not None:
-                result[channel]["seed"] = self._load(stored, base.seed)
-        return result
+    prune, aprune = both(_prune)
 
-    def _import(self, ops: Ops, key: SessionKey) -> Flow[None]:
+    # -- release 0.1.0 -------------------------------------------------------------------------
+
+    def _import(self, thread: Thread) -> Flow[None]:
         """Store again what release 0.1.0 stored of a thread."""
-        old = yield from checkpoints_0_1.read_thread(ops, key)
-        if not any(each.checkpoints or each.writes for each in old.namespaces.values()):
-            return  # a session of something else
-        for namespace, history in old.namespaces.items():
-            for _, stored in sorted(history.checkpoints.items()):
-                checkpoint = self.serde.loads_typed(
-                    (stored.checkpoint.type, stored.checkpoint.data)
-                )
-                metadata = self.serde.loads_typed((stored.metadata.type, stored.metadata.data))
-                config = _config(key.session_id, namespace, stored.parent or "")
-                new = self._new(config, checkpoint, metadata, checkpoint.get("channel_versions"))
-                yield from self._importer.put(ops, key, new)
-            for checkpoint_id, writes in history.writes.items():
+        old = yield from checkpoints_0_1.read_thread(thread.ops, thread.key)
+        roots: dict[str, str] = {}
+        checkpoints: dict[str, list[Found]] = defaultdict(list)
+        for _, history in old:
+            record: Record | None = None
+            for checkpoint_id, stored in sorted(history.checkpoints.items()):
+                checkpoint = self.serde.loads_typed(stored.checkpoint)
+                metadata = self.serde.loads_typed(stored.metadata)
+                record, data = self._record(stored.parent, checkpoint, metadata, {}, record)
                 parts = Parts(checkpoint_id)
-                written = [
-                    Write(task_id, index, write.path, write.channel, parts.blob(*write.value_parts))
-                    for (task_id, index), write in writes.items()
+                writes = [
+                    Write(task_id, index, write.path, write.channel, parts.blob(*write.value))
+                    for (task_id, index), write in history.writes.get(checkpoint_id, {}).items()
                 ]
-                yield from self._importer.put_writes(
-                    ops, key, namespace, checkpoint_id, written, parts
-                )
-        yield from self._importer.mark(ops, key, old.state_keys)
-        yield from checkpoints_0_1.remove_rest(ops, key)
-
-    def _listing(
-        self,
-        config: RunnableConfig | None,
-        metadata: dict[str, Any] | None,
-        before: RunnableConfig | None,
-        limit: int | None,
-    ) -> Listing:
-        def matches(found: Found) -> bool:
-            stored = self._load(found, found.record.metadata)
-            return all(stored.get(name) == value for name, value in (metadata or {}).items())
-
-        return Listing(
-            self._threads,
-            _place(config)[0] if config else None,
-            config["configurable"].get("checkpoint_ns") if config else None,
-            get_checkpoint_id(config) if config else None,
-            get_checkpoint_id(before) if before else None,
-            limit,
-            matches if metadata else None,
-        )
+                roots.setdefault(stored.namespace, _root(stored.namespace, metadata))
+                found = Found(record, writes, data | parts.data)
+                checkpoints[stored.namespace].append(found)
+        if checkpoints:
+            session, _ = old[0]
+            yield from thread.store(
+                roots, checkpoints, filter(checkpoints_0_1.is_ours, session.state)
+            )
+            yield from checkpoints_0_1.remove_rest(thread.ops, old)
 
     # -- parts ---------------------------------------------------------------------------------
 
-    def _new(
+    def _pages(
         self,
-        config: RunnableConfig,
+        config: RunnableConfig | None,
+        wanted: Mapping[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> Pages:
+        def matches(record: Record) -> bool:
+            metadata = self._metadata(record) if wanted else {}
+            return all(metadata.get(name) == value for name, value in (wanted or {}).items())
+
+        pages = Pages(self._threads, matches, limit)
+        if config is not None:
+            pages.thread_id, _ = _place(config)
+            pages.namespace = config["configurable"].get("checkpoint_ns")
+            pages.checkpoint_id = get_checkpoint_id(config)
+        if before is not None:
+            pages.before = get_checkpoint_id(before)
+        return pages
+
+    def _metadata(self, record: Record) -> Mapping[str, Any]:
+        metadata: Mapping[str, Any] = self.serde.loads_typed(record.metadata)
+        return metadata
+
+    def _record(
+        self,
+        parent: str | None,
         checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions | None,
-    ) -> New:
-        """A checkpoint to put. What does not change between attempts is serialized once."""
-        _, namespace = _place(config)
-        parent = get_checkpoint_id(config) or None
-        values = checkpoint["channel_values"]
+        metadata: Mapping[str, Any],
+        new_versions: ChannelVersions,
+        head: Record | None,
+    ) -> tuple[Record, dict[str, bytes]]:
+        """A checkpoint to store, and the parts of its values. It shares values with its parent."""
+        known = head.values if head is not None and head.id == parent else {}
         versions = checkpoint.get("channel_versions") or {}
-        head = {name: part for name, part in checkpoint.items() if name != "channel_values"}
-        full = get_checkpoint_metadata(config, metadata)
-        counters = full.get("counters_since_delta_snapshot") or {}
-        run_id = full.get("run_id")
-        of_head = self._dump(head, "checkpoint")
-        of_metadata = self._dump(full, "metadata")
-        of_values: dict[str, tuple[str, bytes]] = {}
-
-        def build(last: Record | None, last_versions: Mapping[str, object], parts: Parts) -> Record:
-            unchanged = last.values if last is not None and last.id == parent else {}
-            blobs: dict[str, Blob] = {}
-            for channel, value in values.items():
-                version = versions.get(channel)
-                if (
-                    channel in unchanged
-                    and version is not None
-                    and channel not in (new_versions or ())
-                    and last_versions.get(channel) == version
-                ):
-                    blobs[channel] = unchanged[channel]
-                    continue
-                if channel not in of_values:
-                    path = f"checkpoint['channel_values'][{channel!r}]"
-                    of_values[channel] = self._dump(value, path)
-                blobs[channel] = parts.blob(*of_values[channel])
-            return Record(
-                checkpoint["id"],
-                parent,
-                parts.blob(*of_head),
-                parts.blob(*of_metadata),
-                blobs,
-                run_id if isinstance(run_id, str) else None,
-                tuple(name for name in counters if name in versions and name not in values),
-            )
-
-        return New(namespace, root_of(full), versions, build)
+        parts = Parts()
+        values: dict[str, Blob] = {}
+        for channel, value in checkpoint["channel_values"].items():
+            version = versions.get(channel)
+            blob = known.get(channel)
+            if (
+                blob is None
+                or version is None
+                or blob.version != version
+                or channel in new_versions
+            ):
+                path = f"checkpoint['channel_values'][{channel!r}]"
+                blob = parts.blob(*self._dump(value, path), version)
+            values[channel] = blob
+        rest = {name: part for name, part in checkpoint.items() if name != "channel_values"}
+        counters = metadata.get("counters_since_delta_snapshot") or {}
+        record = Record(
+            checkpoint["id"],
+            parent or None,
+            self._dump(rest, "checkpoint"),
+            self._dump(metadata, "metadata"),
+            values,
+            tuple(name for name in counters if name in versions and name not in values),
+        )
+        return record, parts.data
 
     def _tuple(self, thread_id: str, namespace: str, found: Found) -> CheckpointTuple:
         record = found.record
-        checkpoint = self._load(found, record.checkpoint)
-        values = {name: self._load(found, blob) for name, blob in record.values.items()}
+        values = {name: self._load(found.parts, blob) for name, blob in record.values.items()}
         return CheckpointTuple(
             config=_config(thread_id, namespace, record.id),
-            checkpoint=checkpoint | {"channel_values": values},
-            metadata=self._load(found, record.metadata),
+            checkpoint=self.serde.loads_typed(record.checkpoint) | {"channel_values": values},
+            metadata=self.serde.loads_typed(record.metadata),
             parent_config=_config(thread_id, namespace, record.parent) if record.parent else None,
             pending_writes=[
-                (write.task_id, write.channel, self._load(found, write.value))
+                (write.task_id, write.channel, self._load(found.parts, write.value))
                 for write in found.writes
             ],
         )
@@ -568,13 +518,8 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
                 return self._search(part, f"{path}[{key!r}]")
         return path, value
 
-    def _load(self, found: Found, blob: Blob) -> Any:
-        return self.serde.loads_typed((blob.type, found.data(blob)))
-
-
-def _import_nothing(_: Ops, __: SessionKey) -> Flow[None]:
-    """The importer itself imports nothing."""
-    yield from ()
+    def _load(self, parts: Mapping[str, bytes], blob: Blob) -> Any:
+        return self.serde.loads_typed((blob.type, blob.join(parts)))
 
 
 def _place(config: RunnableConfig) -> tuple[str, str]:
@@ -597,3 +542,11 @@ def _config(thread_id: str, namespace: str, checkpoint_id: str) -> RunnableConfi
             "checkpoint_id": checkpoint_id,
         }
     }
+
+
+def _root(namespace: str, metadata: Mapping[str, Any]) -> str:
+    """The root checkpoint from which a subgraph was called; "" = it does not belong to one call."""
+    parents = metadata.get("parents")
+    if ":" in namespace and isinstance(parents, dict):  # it contains the id of a task
+        return str(parents.get("", ""))
+    return ""

@@ -1,17 +1,16 @@
 """LangGraph: a `BaseStore` for long-term memory that is kept in sessionstore, on plain Redis.
 
 An item is a session of its own, so it expires by itself: its namespace is the user, its key the
-session id. The user `.PREFIX` has a session that names the labels that follow a prefix, so that
-namespaces are found without a scan of the keyspace. A label whose items have expired is forgotten
-when a search or a listing comes by it.
+session id. The labels that follow a prefix are state of the user `.PREFIX`, so namespaces are found
+without a scan of the keyspace. A search or a listing forgets a label whose items have expired.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import uuid4
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,8 +23,7 @@ from ..keys import ID_LIMIT, encode_id
 from ..model import Session, SessionKey
 from ..ops import Ops
 from ..options import check_int
-from ..tiers import Change, Delta
-from ..times import from_us
+from ..tiers import encode_change
 from . import framework
 from .flows import AnyService, Services
 
@@ -51,25 +49,12 @@ __all__ = ["StoredStore"]
 
 Namespace = tuple[str, ...]
 
-_VALUE, _TTL, _VECTORS = b".value", b".ttl", b".vectors"
-_TIMES = (b"created_us", b"updated_us")
-_CHILDREN = "children"  # the session that names the labels that follow a prefix
 _PAGE_LIMIT = 100
 _ATTEMPTS = 20
 _MS_PER_MINUTE = 60_000
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
-
-
-class _Put(NamedTuple):
-    """A PutOp, encoded."""
-
-    namespace: Namespace
-    key: str
-    value: bytes | None
-    ttl_ms: int
-    vectors: list[list[float]]
 
 
 class StoredStore(BaseStore):
@@ -116,9 +101,8 @@ class StoredStore(BaseStore):
             "default_ttl": ttl_ms / _MS_PER_MINUTE if ttl_ms else None,
             "refresh_on_read": options.refresh_ttl_on_read,
         }
-        self._embeddings = ensure_embeddings(index.get("embed")) if index else None
-        paths = (index.get("fields") or ["$"]) if index else []
-        self._paths = [tokenize_path(path) for path in paths]
+        self._embeddings: Any = ensure_embeddings(index.get("embed")) if index else None
+        self._paths = [tokenize_path(path) for path in (index or {}).get("fields") or ["$"]]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._services!r})"
@@ -126,11 +110,11 @@ class StoredStore(BaseStore):
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Results of several operations. See `abatch`."""
         wanted = list(ops)
-        texts = self._texts(wanted)
-        vectors = self._embeddings.embed_documents(texts) if self._embeddings and texts else []
-        of_queries = {query: self._embed(query) for query in self._queries(wanted)}
-        found = dict(zip(texts, vectors, strict=True))
-        return self._services.run(self._batch, wanted, found, of_queries)
+        texts, queries = self._texts(wanted), self._queries(wanted)
+        vectors = self._embeddings.embed_documents(texts) if texts else []
+        of_queries = {query: self._embeddings.embed_query(query) for query in queries}
+        of_texts = dict(zip(texts, vectors, strict=True))
+        return self._services.run(self._batch, wanted, of_texts, of_queries)
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """Results of several operations: all reads, then of two writes of an item the last.
@@ -142,15 +126,11 @@ class StoredStore(BaseStore):
             BackendError: the store did not carry it out, or (maybe_applied) did not say so.
         """
         wanted = list(ops)
-        texts = self._texts(wanted)
-        vectors: list[list[float]] = []
-        of_queries: dict[str, list[float]] = {}
-        if self._embeddings is not None:
-            vectors = await self._embeddings.aembed_documents(texts) if texts else []
-            for query in self._queries(wanted):
-                of_queries[query] = await self._embeddings.aembed_query(query)
-        found = dict(zip(texts, vectors, strict=True))
-        return await self._services.arun(self._batch, wanted, found, of_queries)
+        texts, queries = self._texts(wanted), self._queries(wanted)
+        vectors = await self._embeddings.aembed_documents(texts) if texts else []
+        of_queries = {query: await self._embeddings.aembed_query(query) for query in queries}
+        of_texts = dict(zip(texts, vectors, strict=True))
+        return await self._services.arun(self._batch, wanted, of_texts, of_queries)
 
     # -- flows ---------------------------------------------------------------------------------
 
@@ -158,11 +138,11 @@ class StoredStore(BaseStore):
         self,
         ops: Ops,
         wanted: Sequence[Op],
-        vectors: Mapping[str, list[float]],
+        of_texts: Mapping[str, list[float]],
         of_queries: Mapping[str, list[float]],
     ) -> Flow[list[Result]]:
         puts = {
-            (op.namespace, op.key): self._encoded(op, vectors)
+            self._key(op.namespace, op.key): (op.namespace, self._state(op, of_texts))
             for op in wanted
             if isinstance(op, PutOp)
         }
@@ -171,119 +151,89 @@ class StoredStore(BaseStore):
             if isinstance(op, GetOp):
                 results.append((yield from self._get(ops, op)))
             elif isinstance(op, SearchOp):
-                vector = of_queries.get(op.query) if op.query else None
-                results.append((yield from self._search(ops, op, vector)))
+                results.append((yield from self._search(ops, op, of_queries.get(op.query or ""))))
             elif isinstance(op, ListNamespacesOp):
                 results.append((yield from self._list_namespaces(ops, op)))
             elif isinstance(op, PutOp):
                 results.append(None)
             else:
                 raise InvalidArgument(f"{type(op).__name__} is not an operation of a store")
-        for put in puts.values():
-            if put.value is None:
-                key = self._key(put.namespace, put.key)
+        for key, (namespace, state) in puts.items():
+            if state is None:
                 yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
             else:
-                yield from self._put(ops, put)
+                yield from self._put(ops, key, state)
+                yield from self._register(ops, namespace)
         return results
 
     def _get(self, ops: Ops, op: GetOp) -> Flow[Item | None]:
         key = self._key(op.namespace, op.key)
-        found = yield _with_ttl(ops, 0).read_fields(key, [_VALUE, _TTL, *_TIMES])
-        if found is None or found[0] is None:
+        session = yield from flows.get_session(_with_ttl(ops, 0), key, 0, None)
+        if session is None or "value" not in session.state:
             return None
-        value, ttl, created_us, updated_us = found
-        if ttl is not None and op.refresh_ttl:
-            yield _with_ttl(ops, int(ttl)).read_fields(key, [_TTL])
+        if op.refresh_ttl:
+            yield from self._refresh(ops, [session])
         return Item(
-            value=_decode(value),
+            value=session.state["value"],
             key=op.key,
             namespace=op.namespace,
-            created_at=from_us(int(created_us)),
-            updated_at=from_us(int(updated_us)),
+            created_at=session.created_at,
+            updated_at=session.updated_at,
         )
 
-    def _put(self, ops: Ops, put: _Put) -> Flow[None]:
-        key = self._key(put.namespace, put.key)
-        timed = _with_ttl(ops, put.ttl_ms)
-        pairs = [_VALUE, put.value or b"null"]
-        removed = []
-        if put.ttl_ms:
-            pairs += [_TTL, b"%d" % put.ttl_ms]
-        if put.vectors:
-            pairs += [_VECTORS, _encode(put.vectors)]
-        else:
-            removed.append(_VECTORS)
+    def _refresh(self, ops: Ops, sessions: Iterable[Session]) -> Flow[None]:
+        """Refresh the TTL of items that have one."""
+        timed = [session for session in sessions if "ttl" in session.state]
+        if timed:
+            yield tuple(
+                _with_ttl(ops, each.state["ttl"]).read_fields(each.key, []) for each in timed
+            )
+
+    def _put(self, ops: Ops, key: SessionKey, state: Mapping[str, Any]) -> Flow[None]:
+        ids = (key.app_name, key.user_id, key.session_id)
+        timed = _with_ttl(ops, state.get("ttl", 0))
         for _ in range(_ATTEMPTS):
-            found = yield _with_ttl(ops, 0).read_fields(key, [_TTL])
-            if found is not None and found[0] is not None and not put.ttl_ms:
-                # Only a new session has no deadline again.
-                yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
+            found = yield _with_ttl(ops, 0).read_fields(key, [b".ttl"])
+            if found not in (None, [None]) and "ttl" not in state:
+                # A session keeps the deadline that it has.
+                yield from flows.delete_session(ops, *ids)
                 found = None
             try:
                 if found is None:
-                    change = Change(Delta(pairs), Delta(), Delta(), {}, [])
-                    yield timed.create_session(key, uuid4().hex, change)
+                    yield from flows.create_session(timed, *ids, state)
                 else:
-                    yield timed.change_fields(key, [], [], Delta(pairs, removed))
+                    yield from flows.update_session_state(timed, key, state, (), None)
             except (SessionExists, SessionNotFound):
                 continue
-            yield from self._register(ops, put.namespace)
             return
-        raise InvalidArgument(f"others create and delete item {put.key!r} all the time")
-
-    def _register(self, ops: Ops, namespace: Namespace) -> Flow[None]:
-        """Name every label of a namespace under the prefix before it."""
-        plain = _with_ttl(ops, 0)
-        for depth, label in enumerate(namespace):
-            key = self._children(namespace[:depth])
-            field = b"." + label.encode()
-            found = yield plain.read_fields(key, [field])
-            if found is not None and found[0] is not None:
-                continue
-            delta = Delta([field, b"1"])
-            try:
-                if found is None:
-                    change = Change(delta, Delta(), Delta(), {}, [])
-                    yield plain.create_session(key, uuid4().hex, change)
-                    continue
-            except SessionExists:
-                pass
-            yield plain.change_fields(key, [], [], delta)
+        raise InvalidArgument(f"others create and delete item {key.session_id!r} all the time")
 
     def _search(self, ops: Ops, op: SearchOp, vector: list[float] | None) -> Flow[list[SearchItem]]:
         if op.query and vector is None:
             raise InvalidArgument("query needs an embedding function: StoredStore(index=...)")
-        found: list[tuple[float | None, Namespace, Session]] = []
         wanted = op.offset + op.limit
+        found: list[tuple[float | None, Namespace, Session]] = []
         scanned = 0
         for namespace in (yield from self._below(ops, op.namespace_prefix)):
-            cursor: str | None = None
-            while vector is not None or len(found) < wanted:
-                page = yield from self._page(ops, namespace, _PAGE_LIMIT, cursor)
+            cursor: str | None = ""
+            while cursor is not None and (vector is not None or len(found) < wanted):
+                page = yield from self._page(ops, namespace, _PAGE_LIMIT, cursor or None)
+                cursor = page.cursor
                 for session in page:
                     if vector is None and len(found) == wanted:
                         break
                     scanned += 1
                     if scanned > self._scan_limit:
                         raise self._too_many("items", op.namespace_prefix)
-                    if _matches(session.state.get("value"), op.filter):
-                        score = _similarity(vector, session.state.get("vectors"))
+                    if _is_like(session.state.get("value"), op.filter or {}):
+                        vectors = session.state.get("vectors", ())
+                        score = _similarity(vector, vectors) if vector is not None else None
                         found.append((score, namespace, session))
-                cursor = page.cursor
-                if cursor is None:
-                    break
         if vector is not None:
             found.sort(key=lambda each: -math.inf if each[0] is None else each[0], reverse=True)
         found = found[op.offset : wanted]
         if op.refresh_ttl:
-            refreshes = [
-                _with_ttl(ops, session.state["ttl"]).read_fields(session.key, [_TTL])
-                for _, _, session in found
-                if "ttl" in session.state
-            ]
-            if refreshes:
-                yield tuple(refreshes)
+            yield from self._refresh(ops, [session for _, _, session in found])
         return [
             SearchItem(
                 namespace=namespace,
@@ -298,18 +248,38 @@ class StoredStore(BaseStore):
 
     def _list_namespaces(self, ops: Ops, op: ListNamespacesOp) -> Flow[list[Namespace]]:
         conditions = op.match_conditions or ()
-        start: Namespace = ()
+        start: Namespace = ()  # the longest prefix without a wildcard
         for condition in conditions:
             if condition.match_type == "prefix":
-                path = tuple(condition.path)
-                plain = path[: path.index("*")] if "*" in path else path
-                start = max(start, plain, key=len)
+                path = (*condition.path, "*")
+                start = max(start, path[: path.index("*")], key=len)
         found: set[Namespace] = set()
         for namespace in (yield from self._below(ops, start)):
             is_wanted = all(_meets(condition, namespace) for condition in conditions)
-            if is_wanted and (yield from self._page(ops, namespace, 1, None)):
+            if is_wanted and (yield from self._page(ops, namespace, 1)):
                 found.add(namespace[: op.max_depth])
         return sorted(found)[op.offset : op.offset + op.limit]
+
+    def _page(
+        self, ops: Ops, namespace: Namespace, limit: int, cursor: str | None = None
+    ) -> Flow[Any]:
+        """A page of the items of a namespace."""
+        user_id = _user_id(namespace)
+        return flows.list_sessions(ops, self._app_name, user_id, limit, 0, 0, cursor)
+
+    # -- namespaces ----------------------------------------------------------------------------
+
+    def _register(self, ops: Ops, namespace: Namespace) -> Flow[None]:
+        """Name every label of a namespace under the prefix before it."""
+        yield tuple(
+            _with_ttl(ops, 0).update_user_state(
+                self._app_name,
+                _children(namespace[:depth]),
+                encode_change(ops.options.codec, {f"user:{label}": True}, tier="user"),
+                if_absent=True,
+            )
+            for depth, label in enumerate(namespace)
+        )
 
     def _below(self, ops: Ops, prefix: Namespace) -> Flow[list[Namespace]]:
         """A namespace and those below it, in order. Forgets those that are empty."""
@@ -320,36 +290,25 @@ class StoredStore(BaseStore):
             if len(found) >= self._scan_limit:
                 raise self._too_many("namespaces", prefix)
             found.append(namespace)
-            children: dict[bytes, bytes] = yield _with_ttl(ops, 0).read_all_fields(
-                self._children(namespace)
-            )
-            labels = sorted((field[1:].decode() for field in children), reverse=True)
-            waiting += [(*namespace, label) for label in labels]
-            if not labels and namespace != prefix:
+            labels = yield from self._labels(ops, namespace)
+            waiting += [(*namespace, label) for label in sorted(labels, reverse=True)]
+            if namespace != prefix and not labels:
                 yield from self._forget_if_empty(ops, namespace)
         return [namespace for namespace in found if namespace]
 
-    def _forget_if_empty(self, ops: Ops, namespace: Namespace) -> Flow[None]:
-        if (yield from self._page(ops, namespace, 1, None)):
-            return
-        field = b"." + namespace[-1].encode()
-        key = self._children(namespace[:-1])
-        try:
-            yield _with_ttl(ops, 0).change_fields(key, [], [], Delta([], [field]))
-        except SessionNotFound:
-            return
-        # An item that was stored in between may have found the label still there.
-        below = yield _with_ttl(ops, 0).read_all_fields(self._children(namespace))
-        if below or (yield from self._page(ops, namespace, 1, None)):
-            yield from self._register(ops, namespace)
+    def _labels(self, ops: Ops, namespace: Namespace) -> Flow[Iterable[str]]:
+        """The labels that follow a namespace."""
+        return flows.get_user_state(_with_ttl(ops, 0), self._app_name, _children(namespace))
 
-    def _page(self, ops: Ops, namespace: Namespace, limit: int, cursor: str | None) -> Flow[Any]:
-        """A page of the items of a namespace."""
-        return (
-            yield from flows.list_sessions(
-                ops, self._app_name, _user_id(namespace), limit, 0, 0, cursor
-            )
-        )
+    def _forget_if_empty(self, ops: Ops, namespace: Namespace) -> Flow[None]:
+        if (yield from self._page(ops, namespace, 1)):
+            return
+        removed = [f"user:{namespace[-1]}"]
+        parent = _children(namespace[:-1])
+        yield from flows.update_user_state(_with_ttl(ops, 0), self._app_name, parent, {}, removed)
+        # An item that was stored in between may have found the label still there.
+        if (yield from self._labels(ops, namespace)) or (yield from self._page(ops, namespace, 1)):
+            yield from self._register(ops, namespace)
 
     # -- parts ---------------------------------------------------------------------------------
 
@@ -357,47 +316,31 @@ class StoredStore(BaseStore):
         encode_id("key", key)
         return SessionKey(self._app_name, _user_id(namespace), key)
 
-    def _children(self, prefix: Namespace) -> SessionKey:
-        return SessionKey(self._app_name, f".{'.'.join(prefix)}", _CHILDREN)
-
-    def _encoded(self, op: PutOp, vectors: Mapping[str, list[float]]) -> _Put:
-        """A PutOp, checked and encoded."""
-        self._key(op.namespace, op.key)
-        ttl_ms = 0
+    def _state(self, op: PutOp, of_texts: Mapping[str, list[float]]) -> dict[str, Any] | None:
+        """The state of an item, checked; None = delete the item."""
+        ttl = {}
         if op.ttl is not None:
-            ttl_ms = round(op.ttl * _MS_PER_MINUTE)
-            check_int("ttl in milliseconds", ttl_ms, low=1)
+            ttl["ttl"] = check_int("ttl in milliseconds", round(op.ttl * _MS_PER_MINUTE), low=1)
         if op.value is None:
-            return _Put(op.namespace, op.key, None, ttl_ms, [])
+            return None
         try:
-            value = _encode(dict(op.value))
-            _decode(value)
+            value = _decode(_encode(dict(op.value)))
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidArgument(f"value of item {op.key!r} is not JSON: {error}") from error
-        found = [vectors[text] for text in self._texts_of(op) if text in vectors]
-        return _Put(op.namespace, op.key, value, ttl_ms, found)
+        return {"value": value, "vectors": [of_texts[text] for text in self._texts([op])], **ttl}
 
-    def _texts(self, ops: Sequence[Op]) -> list[str]:
+    def _texts(self, ops: Iterable[Op]) -> list[str]:
         """The texts of values to embed, each once."""
-        texts = (text for op in ops if isinstance(op, PutOp) for text in self._texts_of(op))
-        return list(dict.fromkeys(texts))
+        found: dict[str, None] = {}
+        for op in ops if self._embeddings else ():
+            if isinstance(op, PutOp) and op.value is not None and op.index is not False:
+                for path in self._paths if op.index is None else map(tokenize_path, op.index):
+                    found.update(dict.fromkeys(get_text_at_path(op.value, path)))
+        return list(found)
 
-    def _texts_of(self, op: PutOp) -> Iterator[str]:
-        if self._embeddings is None or op.value is None or op.index is False:
-            return
-        paths = self._paths if op.index is None else [tokenize_path(path) for path in op.index]
-        for path in paths:
-            yield from get_text_at_path(op.value, path)
-
-    def _queries(self, ops: Sequence[Op]) -> list[str]:
-        if self._embeddings is None:
-            return []
+    def _queries(self, ops: Iterable[Op]) -> list[str]:
+        ops = ops if self._embeddings else ()
         return [op.query for op in ops if isinstance(op, SearchOp) and op.query]
-
-    def _embed(self, query: str) -> list[float]:
-        assert self._embeddings is not None
-        found: list[float] = self._embeddings.embed_query(query)
-        return found
 
     def _too_many(self, what: str, prefix: Namespace) -> LimitExceeded:
         limit = self._scan_limit
@@ -424,6 +367,11 @@ def _user_id(namespace: Namespace) -> str:
     return name
 
 
+def _children(prefix: Namespace) -> str:
+    """The user whose state is the labels that follow a prefix."""
+    return f".{'.'.join(prefix)}"
+
+
 def _with_ttl(ops: Ops, ttl_ms: int) -> Ops:
     """Builds Calls for items with this TTL; 0 = none, and no TTL is refreshed."""
     options = msgspec.structs.replace(
@@ -436,56 +384,40 @@ def _with_ttl(ops: Ops, ttl_ms: int) -> Ops:
     return Ops(options, app_in_own_slot=ops.app_in_own_slot)
 
 
-def _similarity(vector: list[float] | None, vectors: list[list[float]] | None) -> float | None:
+def _similarity(vector: list[float], vectors: Iterable[list[float]]) -> float | None:
     """The highest cosine similarity of a vector with others; None without others."""
-    if vector is None or not vectors:
-        return None
-    return max(_cosine(vector, other) for other in vectors)
 
+    def cosine(other: list[float]) -> float:
+        length = math.hypot(*vector) * math.hypot(*other)
+        return sum(map(operator.mul, vector, other)) / length if length else 0.0
 
-def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    length = math.hypot(*one) * math.hypot(*other)
-    return sum(map(float.__mul__, map(float, one), map(float, other))) / length if length else 0.0
-
-
-def _matches(value: Any, wanted: Mapping[str, Any] | None) -> bool:
-    """Whether a value has what a filter names."""
-    if not isinstance(value, dict):
-        return False
-    return all(_is_like(value.get(name), part) for name, part in (wanted or {}).items())
+    return max(map(cosine, vectors), default=None)
 
 
 def _is_like(value: Any, wanted: Any) -> bool:
+    """Whether a value has what a filter names."""
     if isinstance(wanted, dict):
         if any(name.startswith("$") for name in wanted):
             return all(_compare(value, name, operand) for name, operand in wanted.items())
-        return isinstance(value, dict) and _matches(value, wanted)
-    if isinstance(wanted, (list, tuple)):
-        return (
-            isinstance(value, list)
-            and len(value) == len(wanted)
-            and all(map(_is_like, value, wanted))
+        return isinstance(value, dict) and all(
+            _is_like(value.get(name), part) for name, part in wanted.items()
         )
+    if isinstance(wanted, (list, tuple)):
+        is_list = isinstance(value, list) and len(value) == len(wanted)
+        return is_list and all(map(_is_like, value, wanted))
     return bool(value == wanted)
 
 
-_ORDERED: dict[str, Callable[[float, float], bool]] = {
-    "$gt": float.__gt__,
-    "$gte": float.__ge__,
-    "$lt": float.__lt__,
-    "$lte": float.__le__,
-}
+_ORDERED = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": operator.le}
 
 
-def _compare(value: Any, operator: str, operand: Any) -> bool:
-    if operator == "$eq":
-        return bool(value == operand)
-    if operator == "$ne":
-        return bool(value != operand)
-    if operator not in _ORDERED:
-        raise InvalidArgument(f"filter: there is no operator {operator!r}")
+def _compare(value: Any, name: str, operand: Any) -> bool:
+    if name in ("$eq", "$ne"):
+        return bool(value == operand) is (name == "$eq")
+    if name not in _ORDERED:
+        raise InvalidArgument(f"filter: there is no operator {name!r}")
     try:
-        return _ORDERED[operator](float(value), float(operand))
+        return bool(_ORDERED[name](float(value), float(operand)))
     except (TypeError, ValueError):
         return False  # it is not a number
 

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from .. import flows
 from ..calls import Flow
-from ..errors import CorruptData, InvalidArgument, SessionNotFound, StaleVersion
-from ..model import Event, JsonEvent, SessionKey
+from ..errors import InvalidArgument, SessionNotFound, StaleVersion
+from ..model import Event, SessionKey
 from ..ops import Ops
 from . import framework
 from .flows import (
     AnyService,
+    Appender,
     Services,
     Turns,
     append,
     clear_events,
     pop_event,
-    read_newest,
     read_turns,
 )
+from .json_events import dict_of, json_event, text_of
 
 with framework("openai-agents", extra="openai-agents", tested=">=0.8,<0.25"):
     from agents.memory import SessionSettings
@@ -36,11 +34,7 @@ with suppress(ImportError):  # earlier versions compact in two steps
 if TYPE_CHECKING:
     from agents import TResponseInputItem
 
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-
 _SEEN_LIMIT = 1000  # events of which a compaction checks that nobody else wrote between them
-
-_TEXT = {"json": True}  # metadata of an event whose content is the JSON of its item, as a text
 
 
 class StoredSession:
@@ -59,6 +53,7 @@ class StoredSession:
 
     Raises:
         InvalidArgument: `service` or `session_settings` is not valid.
+        BackendError: methods: the store did not carry it out, or (maybe_applied) did not say so.
     """
 
     def __init__(
@@ -74,6 +69,7 @@ class StoredSession:
         self.session_settings: SessionSettings | None = _settings(session_settings)
         self._key = SessionKey(app_name, user_id, session_id)
         self._services = Services("StoredSession", service)
+        self._appender = Appender(self._services, self._key)
         # The newest event at the last read of all items, and those that were added since.
         self._seen: list[str] | None = None
 
@@ -92,26 +88,19 @@ class StoredSession:
 
         Raises:
             CorruptData: what is stored is not an item.
-            BackendError: the store could not be read.
 
         One round trip, O(items read). More if the newest turn has more items than `limit`.
         """
-        sees_all = False
+        sees_all = limit is None
         if limit is None:
             limit = _settings(self.session_settings).limit
-            sees_all = True
         if limit is not None and limit <= 0:
             return []
-        newest: list[str] = []
-
-        def read(event: Event) -> Any:
-            newest[:] = [event.id]
-            return self._item(event)
-
-        items = await self._services.arun(read_turns, self._key, limit, read, _TURNS)
+        found = await self._services.arun(read_turns, self._key, limit, self._item, _TURNS)
         if sees_all:
-            self._seen = newest
-        return items
+            newest = found.session.events[-1:] if found.session else []
+            self._seen = [event.id for event in newest]
+        return found.shown
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
         """Append items; up to 500 in one atomic step. A repeat stores nothing twice.
@@ -122,39 +111,25 @@ class StoredSession:
         Raises:
             InvalidArgument: an item cannot be stored; names the path within it. LimitExceeded if
                 too large.
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so. The
-                same call may be repeated.
 
         One round trip, O(log N) an item; the first item of a session takes three. One more if it
         is the first call of this object and all items have ids: it looks for a repeat.
         """
-        events = [_event(item, f"items[{number}]") for number, item in enumerate(items)]
+        events = _events(items)
         if not events:
             return
-        stored = await self._services.aappend(self._key, events, have_ids=all(map(_has_id, items)))
+        stored = await self._appender.aappend(events, have_ids=all(map(_has_id, items)))
         if self._seen is not None:
             self._seen = [*self._seen, *(event.id for event in stored)][-_SEEN_LIMIT:]
 
     async def pop_item(self) -> TResponseInputItem | None:
-        """Remove the newest item and return it; None if there is none.
-
-        Raises:
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so.
-
-        One round trip, O(log N).
-        """
+        """Remove the newest item and return it; None if there is none. One round trip."""
         self._seen = None
         event = await self._services.arun(pop_event, self._key)
         return self._item(event) if event else None
 
     async def clear_session(self) -> None:
-        """Remove all items. State that was stored with the session stays.
-
-        Raises:
-            BackendError: the store did not carry it out, or did not say so.
-
-        One round trip, O(1).
-        """
+        """Remove all items; state that was stored with the session stays. One round trip."""
         self._seen = None
         await self._services.arun(clear_events, self._key)
 
@@ -169,22 +144,20 @@ class StoredSession:
         """
         if type(self) is not StoredSession or prune_prefix is not None:
             return None  # what a subclass does besides would be left out
-        newest = await self._services.arun(read_newest, self._key, limit)
-        if newest is None:
+        found = await self._services.arun(read_turns, self._key, limit, self._item, _TURNS)
+        session, shown = found.session, found.shown
+        if session is None:
             return None
-        session, is_complete = newest.session, not newest.is_partial
-        items = [self._item(event) for event in session.events]
-        shown = _TURNS.cut(items, newest)
-        num_unread = session.event_count - len(items)
-        places = {id(item): num_unread + place for place, item in enumerate(items)}
+        num_unread = session.event_count - len(found.items)
+        is_complete = not num_unread and len(found.items) <= limit
+        places = {id(item): place for place, item in enumerate(found.items, num_unread)}
 
         async def replace_suffix(start: int, output: list[TResponseInputItem]) -> bool:
             if start >= len(shown):
                 return False
             # Items that are not shown, because the start of their turn was trimmed, go, too.
             first_kept = places[id(shown[0])] if is_complete else 0
-            end_kept = places[id(shown[start])]
-            events = [_event(item, f"items[{number}]") for number, item in enumerate(output)]
+            end_kept, events = places[id(shown[start])], _events(output)
             self._seen = None
             try:
                 await self._services.arun(
@@ -204,30 +177,19 @@ class StoredSession:
         """
         if type(self) is not StoredSession:
             return False  # what a subclass does besides would be left out
-        events = [_event(item, f"items[{number}]") for number, item in enumerate(items)]
+        events = _events(items)
         seen, self._seen = self._seen, None
         await self._services.arun(_replace_all, self._key, events, seen)
         self._seen = [event.id for event in events[-1:]]
         return True
 
     def _item(self, event: Event) -> Any:
-        item = event.content
-        try:
-            if event.metadata == _TEXT:
-                item = json.loads(item)
-        except (TypeError, ValueError):
-            item = None
-        if not isinstance(item, dict):
-            where = f"event {event.id!r} of session {self.session_id!r}"
-            raise CorruptData(f"{where} is not an item of the SDK", key=where)
-        return item
+        return dict_of(event, self._key, "an item of the SDK")
 
 
 def _settings(settings: SessionSettings | dict[str, Any] | None) -> SessionSettings:
-    if settings is None:
-        return SessionSettings()
-    if not isinstance(settings, dict):
-        return settings
+    if settings is None or not isinstance(settings, dict):
+        return settings or SessionSettings()
     unknown = settings.keys() - {field.name for field in fields(SessionSettings)}
     if unknown:
         raise InvalidArgument(f"session_settings has unknown keys: {', '.join(sorted(unknown))}")
@@ -237,35 +199,25 @@ def _settings(settings: SessionSettings | dict[str, Any] | None) -> SessionSetti
         raise InvalidArgument(f"session_settings {settings!r} are not valid") from None
 
 
-def _event(item: TResponseInputItem, path: str) -> Event:
-    """An item as an event. Its author is the item's role, or else its type.
+def _events(items: list[TResponseInputItem]) -> list[Event]:
+    return [_event(item, f"items[{number}]") for number, item in enumerate(items)]
 
-    The SDK's own sessions keep an item as `json.dumps` writes it. Numbers that are not finite and
-    parts of surrogate pairs are not JSON for others, so an item with these is kept as a text.
-    """
+
+def _event(item: Any, path: str) -> Event:
+    """An item as an event. Its author is the item's role, or else its type."""
     if not isinstance(item, dict):
         raise InvalidArgument(f"{path} must be a dict, not {type(item).__name__}")
-    author = item.get("role") or item.get("type")
-    author = author if isinstance(author, str) else "item"
-    try:
-        try:
-            return JsonEvent(author, msgspec.Raw(_encode(item).encode()))
-        except ValueError:
-            text = msgspec.json.encode(json.dumps(item))
-            return JsonEvent(author, msgspec.Raw(text), metadata=_TEXT)
-    except (TypeError, ValueError, RecursionError):
-        return JsonEvent(author, item)  # to be refused with the path
+    return json_event(text_of(item, "role", "type") or "item", item, path)
 
 
 def _replace_all(
     ops: Ops, key: SessionKey, events: list[Event], seen: list[str] | None
 ) -> Flow[None]:
     """Replace all events, if those that were seen are still the newest ones; None = any."""
-    newest = yield from read_newest(ops, key)
-    if newest is None:
+    session = yield from flows.get_session(ops, key, None, None)
+    if session is None:
         yield from append(ops, key, events)
         return
-    session = newest.session
     found = [event.id for event in session.events]
     if seen is not None and found[len(found) - len(seen) if seen else 0 :] != seen[-len(found) :]:
         raise StaleVersion(
@@ -288,9 +240,7 @@ def _starts_turn(item: Any) -> bool:
 
 def _calls(item: Any) -> tuple[list[str], list[str]]:
     """The ids of the call that an item is, and of the call whose result it is."""
-    kind, call_id = item.get("type"), item.get("call_id")
-    if not isinstance(kind, str):
-        return [], []
+    kind, call_id = str(item.get("type")), item.get("call_id")
     if kind == "mcp_approval_response":
         return [], [f"approval {item.get('approval_request_id')}"]
     if kind == "mcp_approval_request":
@@ -302,7 +252,7 @@ def _calls(item: Any) -> tuple[list[str], list[str]]:
     return ([str(call_id)], []) if kind.endswith("_call") or kind == "program" else ([], [])
 
 
-def _whole_answers(items: list[Any]) -> list[Any]:
+def _rest(items: list[Any]) -> list[Any]:
     """The answers of a turn that are whole, if its start is missing.
 
     A call needs the reasoning before it. So the first answer that is whole begins with reasoning or
@@ -323,7 +273,7 @@ def _is_inside(item: Any) -> bool:
     return made or any(_calls(item))
 
 
-_TURNS: Turns[Any] = Turns(_starts_turn, _calls, _is_inside, _whole_answers)
+_TURNS: Turns[Any] = Turns(_starts_turn, _calls, _is_inside, _rest)
 
 
 def _has_id(item: Any) -> bool:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
 import sessionstore.sync
 
 from ..calls import Flow
-from ..errors import CorruptData, InvalidArgument
+from ..errors import InvalidArgument
 from ..model import Event, JsonEvent, SessionKey
 from ..ops import Ops
 from . import framework
 from .flows import AnyService, Services, Turns, append, clear_events, read_turns
+from .json_events import REFUSALS, find_fault, not_read, with_sorted_sets
 from .packing import unpack
 
 with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
-    from pydantic import BaseModel
     from pydantic_ai import messages as m
     from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequest, ModelResponse
     from pydantic_core import to_json
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_WITHOUT_PARTS = frozenset({str, int, float, bool, type(None), bytes, datetime})
 
 
 class StoredMessageHistory:
@@ -57,6 +55,9 @@ class StoredMessageHistory:
 
     Raises:
         InvalidArgument: a service is not valid, or both are of one kind.
+        NotImplementedError: methods without await: there is only a service for asyncio.
+        BackendError: methods: the store refused the call, or its outcome is unknown
+            (maybe_applied).
     """
 
     def __init__(
@@ -87,18 +88,13 @@ class StoredMessageHistory:
         Raises:
             InvalidArgument: `limit` is negative.
             CorruptData: what is stored is not a message.
-            BackendError: the store could not be read.
 
         One round trip, a few more if the newest turn is longer than `limit`; O(messages read).
         """
         return await self._services.arun(self._load, limit)
 
     def load_sync(self, limit: int | None = None) -> list[ModelMessage]:
-        """The newest messages. See `load`.
-
-        Raises:
-            NotImplementedError: there is only a service for asyncio.
-        """
+        """The newest messages. See `load`."""
         return self._services.run(self._load, limit)
 
     async def store(self, messages: Sequence[ModelMessage]) -> None:
@@ -114,47 +110,28 @@ class StoredMessageHistory:
         Raises:
             InvalidArgument: Pydantic AI cannot serialize a message, or could not read it back;
                 names the part. LimitExceeded if it is too large.
-            BackendError: the store refused the call, or its outcome is unknown (maybe_applied).
 
         One round trip, O(log N) a message; the first message of a session takes three.
         """
         await self._services.arun(append, self._key, _events(messages))
 
     def store_sync(self, messages: Sequence[ModelMessage]) -> None:
-        """Append messages. See `store`.
-
-        Raises:
-            NotImplementedError: there is only a service for asyncio.
-        """
+        """Append messages. See `store`."""
         self._services.run(append, self._key, _events(messages))
 
     async def clear(self) -> None:
-        """Remove all messages. State that was stored with the session stays.
-
-        Raises:
-            BackendError: the store refused the call, or its outcome is unknown.
-
-        One round trip, O(1).
-        """
+        """Remove all messages; state that was stored with the session stays. One round trip."""
         await self._services.arun(clear_events, self._key)
 
     def clear_sync(self) -> None:
-        """Remove all messages. See `clear`.
-
-        Raises:
-            NotImplementedError: there is only a service for asyncio.
-        """
+        """Remove all messages. See `clear`."""
         self._services.run(clear_events, self._key)
 
     def _load(self, ops: Ops, limit: int | None) -> Flow[list[ModelMessage]]:
         if limit == 0:
             return []
-
-        def read(event: Event) -> ModelMessage:
-            [message] = read_messages([event], self._key)
-            return message
-
-        return (yield from read_turns(ops, self._key, limit, read, _TURNS))
+        read = partial(read_message, key=self._key)
+        return (yield from read_turns(ops, self._key, limit, read, _TURNS)).shown
 
 
 # -- turns ---------------------------------------------------------------------------------------
@@ -163,33 +140,21 @@ class StoredMessageHistory:
 def _starts_turn(message: ModelMessage) -> bool:
     """Whether a message is a prompt, and not the result of a tool."""
     kinds = (m.UserPromptPart, m.SystemPromptPart)
-    return (
-        isinstance(message, ModelRequest)
-        and any(isinstance(part, kinds) for part in message.parts)
-        and not _has_results(message)
-    )
+    is_prompt = any(isinstance(part, kinds) for part in message.parts)
+    return is_prompt and not _calls(message)[1]
 
 
-def _calls(message: ModelMessage) -> tuple[Iterable[str], Iterable[str]]:
+def _calls(message: ModelMessage) -> tuple[list[str], list[str]]:
     """The ids of the tool calls that a message makes, and of those whose results it holds."""
-    if isinstance(message, ModelResponse):
-        calls = (part for part in message.parts if isinstance(part, m.ToolCallPart))
-        return [part.tool_call_id for part in calls], ()
-    return (), [part.tool_call_id for part in _results(message)]
-
-
-def _results(message: ModelRequest) -> Iterable[Any]:
-    """The parts that answer a tool call."""
+    opened, closed = [], []
     for part in message.parts:
-        if isinstance(part, m.ToolReturnPart) or (
+        if isinstance(part, m.ToolCallPart):
+            opened.append(part.tool_call_id)
+        elif isinstance(part, m.ToolReturnPart) or (
             isinstance(part, m.RetryPromptPart) and part.tool_name is not None
         ):
-            yield part
-
-
-def _has_results(message: ModelMessage) -> bool:
-    """Whether a message holds results of calls, which must be before it."""
-    return isinstance(message, ModelRequest) and any(True for _ in _results(message))
+            closed.append(part.tool_call_id)
+    return opened, closed
 
 
 def _is_inside(message: ModelMessage) -> bool:
@@ -197,9 +162,8 @@ def _is_inside(message: ModelMessage) -> bool:
 
     A response that belongs to no run and calls no tool may be a greeting of the application.
     """
-    if isinstance(message, ModelResponse):
-        return getattr(message, "run_id", None) is not None or bool(_calls(message)[0])
-    return _has_results(message)
+    is_of_run = message.kind == "response" and getattr(message, "run_id", None) is not None
+    return is_of_run or any(_calls(message))
 
 
 _TURNS = Turns(_starts_turn, _calls, _is_inside)
@@ -211,15 +175,14 @@ _TURNS = Turns(_starts_turn, _calls, _is_inside)
 def _events(messages: Iterable[ModelMessage]) -> list[Event]:
     """Messages as events, whose ids are hashes of their JSON."""
     events: list[Event] = []
-    seen: Counter[bytes] = Counter()
+    seen: Counter[str] = Counter()
     at = EPOCH
     for number, message in enumerate(messages):
         data = dump_message(message, f"messages[{number}]")
         at = timestamp_of(message, at)
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-        copies = seen[digest]
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        event_id = f"{digest}-{seen[digest]}" if seen[digest] else digest
         seen[digest] += 1
-        event_id = digest.hex() + (f"-{copies}" if copies else "")
         events.append(JsonEvent(message.kind, msgspec.Raw(data), id=event_id, timestamp=at))
     return events
 
@@ -234,8 +197,8 @@ def dump_message(message: ModelMessage, path: str) -> bytes:
         raise InvalidArgument(f"{path} must be a ModelMessage, not {type(message).__name__}")
     try:
         data = ModelMessagesTypeAdapter.dump_json([with_sorted_sets(message)], warnings=False)
-    except (ValueError, TypeError, RecursionError) as error:
-        where, part = _search(message, path)
+    except REFUSALS as error:
+        where, part = find_fault(message, path, partial(to_json, bytes_mode="base64"))
         raise InvalidArgument(
             f"{where} is a {type(part).__name__} that Pydantic AI cannot serialize "
             f"({type(error).__name__})"
@@ -259,81 +222,15 @@ def timestamp_of(message: ModelMessage, default: datetime) -> datetime:
     return default
 
 
-def read_messages(events: Sequence[Event], key: SessionKey) -> list[ModelMessage]:
-    """The messages of events, by Pydantic AI's own reader.
+def read_message(event: Event, key: SessionKey) -> ModelMessage:
+    """The message of an event, by Pydantic AI's own reader.
 
     Raises:
-        CorruptData: an event is not a message.
+        CorruptData: the event is not a message.
     """
     try:
-        plain = [event.content for event in events if not event.metadata.get("packed")]
-        found = iter(ModelMessagesTypeAdapter.validate_json(msgspec.json.encode(plain)))
-        # Release 0.1.0 stored some messages in a form of its own.
-        packed = [unpack(event.content) for event in events if event.metadata.get("packed")]
-        revived = iter(ModelMessagesTypeAdapter.validate_python(packed))
-        return [next(revived if event.metadata.get("packed") else found) for event in events]
-    except (LookupError, TypeError, ValueError) as error:
-        where = f"session {key.session_id!r}"
-        raise CorruptData(
-            f"{where} holds an event that is not a message of Pydantic AI ({type(error).__name__})",
-            key=where,
-        ) from None
-
-
-def with_sorted_sets(value: Any) -> Any:
-    """A value in which sets are sorted lists: their own order depends on the process.
-
-    What contains no set is returned itself, not copied.
-    """
-    changed: dict[Any, Any]
-    if type(value) in _WITHOUT_PARTS:
-        return value
-    if isinstance(value, (set, frozenset)):
-        try:
-            return sorted(map(with_sorted_sets, value), key=to_json)
-        except (ValueError, TypeError):
-            return value  # not serializable
-    if isinstance(value, dict):
-        changed = _changed(value)
-        return {**value, **changed} if changed else value
-    if isinstance(value, (list, tuple)):
-        changed = _changed(dict(enumerate(value)))
-        return [changed.get(place, item) for place, item in enumerate(value)] if changed else value
-    if isinstance(value, BaseModel):
-        changed = _changed(value.__dict__)
-        return value.model_copy(update=changed) if changed else value
-    if dataclasses.is_dataclass(value) and hasattr(value, "__dict__"):
-        changed = _changed(value.__dict__)
-        if changed:
-            value = copy(value)
-            value.__dict__.update(changed)
-    return value
-
-
-def _changed(items: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The items that contain sets, with sorted lists in their place."""
-    changed = {}
-    for name, item in items.items():
-        if type(item) not in _WITHOUT_PARTS:
-            new = with_sorted_sets(item)
-            if new is not item:
-                changed[name] = new
-    return changed
-
-
-def _search(value: Any, path: str) -> tuple[str, Any]:
-    """The innermost part that cannot be serialized."""
-    parts: Iterable[tuple[str, Any]] = ()
-    if dataclasses.is_dataclass(value):
-        fields = dataclasses.fields(value)
-        parts = [(f".{field.name}", getattr(value, field.name)) for field in fields]
-    elif isinstance(value, dict):
-        parts = [(f"[{key!r}]", part) for key, part in value.items()]
-    elif isinstance(value, (list, tuple)):
-        parts = [(f"[{number}]", part) for number, part in enumerate(value)]
-    for step, part in parts:
-        try:
-            to_json(part, bytes_mode="base64")
-        except (ValueError, TypeError):
-            return _search(part, path + step)
-    return path, value
+        if event.metadata.get("packed"):  # by release 0.1.0
+            return ModelMessagesTypeAdapter.validate_python([unpack(event.content)])[0]
+        return ModelMessagesTypeAdapter.validate_json(msgspec.json.encode([event.content]))[0]
+    except REFUSALS:
+        raise not_read(event, key, "a message of Pydantic AI") from None

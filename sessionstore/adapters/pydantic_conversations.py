@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -11,12 +11,12 @@ from .. import flows
 from ..calls import Flow
 from ..errors import CorruptData, SessionExists, SessionNotFound, StaleVersion
 from ..model import Event, EventPage, JsonEvent, Session, SessionKey
-from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops, ids_of
+from ..ops import EVENTS_PER_CALL_LIMIT, Ops, ids_of
 from ..times import to_us
 from . import framework
-from .flows import AnyService, Services
-from .pydantic_ai import EPOCH, dump_message, read_messages, timestamp_of, with_sorted_sets
-from .with_state import append_with_state
+from .flows import AnyService, Services, append_with_state, list_all
+from .json_events import with_sorted_sets
+from .pydantic_ai import EPOCH, dump_message, read_message, timestamp_of
 
 with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
     from pydantic import ConfigDict, TypeAdapter
@@ -81,8 +81,8 @@ class StoredConversationStore(ConversationStore):
 
     async def read_record(self, conversation_id: str) -> ConversationRecord | None:
         """The record of a conversation; None if it is not stored. One round trip."""
-        session = await self._services.arun(self._read_session, self._key(conversation_id))
-        return None if session is None else self._record(session)
+        _, record = await self._services.arun(self._read_stored, self._key(conversation_id))
+        return record
 
     async def read_records(
         self, *, scope: str | None = None, limit: int | None = None
@@ -147,29 +147,24 @@ class StoredConversationStore(ConversationStore):
     def _key(self, conversation_id: str) -> SessionKey:
         return SessionKey(self._app_name, self._user_id, conversation_id)
 
-    def _read_session(self, ops: Ops, key: SessionKey) -> Flow[Session | None]:
-        """The session of a conversation, without events. A deletion that was begun is completed."""
+    def _read_stored(
+        self, ops: Ops, key: SessionKey
+    ) -> Flow[tuple[Session | None, ConversationRecord | None]]:
+        """The session of a conversation, without events, and its record."""
         session = yield from flows.get_session(ops, key, 0, None)
         if session is not None and session.state.get(_RECORD, _RECORD) is None:
-            yield from _drop(ops, session)
-            return None
-        return session
+            yield from _drop(ops, session)  # a deletion was begun
+            session = None
+        return session, None if session is None else self._record(session)
 
-    def _list(self, ops: Ops, scope: str | None, limit: int | None) -> Flow[list[Any]]:
-        found: dict[str, ConversationRecord] = {}
-        cursor = None
-        while limit is None or len(found) < limit:
-            page = yield from flows.list_sessions(
-                ops, self._app_name, self._user_id, SESSIONS_PER_PAGE_LIMIT, 0, 0, cursor
-            )
-            for session in page:
-                record = self._record(session)
-                if record is not None and (scope is None or record.scope == scope):
-                    found.setdefault(session.id, record)  # some are repeated
-            cursor = page.cursor
-            if cursor is None:
-                break
-        return list(found.values())
+    def _list(
+        self, ops: Ops, scope: str | None, limit: int | None
+    ) -> Flow[list[ConversationRecord]]:
+        def convert(session: Session) -> ConversationRecord | None:
+            record = self._record(session)
+            return record if record and scope in (None, record.scope) else None
+
+        return (yield from list_all(ops, self._app_name, self._user_id, 0, limit, convert))
 
     def _write(
         self,
@@ -181,8 +176,7 @@ class StoredConversationStore(ConversationStore):
         key = self._key(record.conversation_id)
         is_sent = False
         for _ in range(_ATTEMPTS):
-            session = yield from self._read_session(ops, key)
-            stored = None if session is None else self._record(session)
+            session, stored = yield from self._read_stored(ops, key)
             revision = None if stored is None else stored.revision
             if is_sent and revision == record.revision:
                 return
@@ -209,15 +203,13 @@ class StoredConversationStore(ConversationStore):
         if (yield from self._read_history(ops, key, head_id, 1)):
             return []
         try:
-            found: list[ConversationEntry] = yield from self._find_history(ops, head_id, None)
+            return (yield from self._find_history(ops, head_id, None))
         except LookupError:
             raise ConversationConflict(key.session_id) from None
-        return found
 
     def _delete(self, ops: Ops, conversation_id: str, expected: str) -> Flow[None]:
         for _ in range(_ATTEMPTS):
-            session = yield from self._read_session(ops, self._key(conversation_id))
-            stored = None if session is None else self._record(session)
+            session, stored = yield from self._read_stored(ops, self._key(conversation_id))
             if session is None or stored is None or stored.revision != expected:
                 break
             try:
@@ -234,17 +226,15 @@ class StoredConversationStore(ConversationStore):
         self, ops: Ops, head_id: str, limit: int | None
     ) -> Flow[list[ConversationEntry]]:
         """The history of an entry, in whichever conversation it is."""
-        home = self._homes.get(head_id)
-        if home is not None:
-            found = yield from self._read_history(ops, self._key(home), head_id, limit)
-            if found:
-                return found
-        records: list[ConversationRecord] = yield from self._list(ops, None, None)
-        for record in records:
-            key = self._key(record.conversation_id)
-            found = yield from self._read_history(ops, key, head_id, limit)
-            if found:
-                return found
+        homes = [self._homes[head_id]] if head_id in self._homes else []
+        for is_searched in (False, True):
+            if is_searched:
+                records: list[ConversationRecord] = yield from self._list(ops, None, None)
+                homes = [record.conversation_id for record in records]
+            for home in homes:
+                found = yield from self._read_history(ops, self._key(home), head_id, limit)
+                if found:
+                    return found
         raise LookupError(f"entry {head_id!r} is not stored: it was deleted or trimmed")
 
     def _read_history(
@@ -254,7 +244,7 @@ class StoredConversationStore(ConversationStore):
 
         A parent is stored before its children, so one walk backwards meets all of them.
         """
-        found: list[Event] = []
+        found: list[ConversationEntry] = []
         wanted: str | None = head_id
         before: int | None = None
         size = _PAGES[0]
@@ -267,18 +257,14 @@ class StoredConversationStore(ConversationStore):
                 break
             for event in reversed(page.events):
                 if event.id == wanted and (limit is None or len(found) < limit):
-                    found.append(event)
                     wanted = event.metadata.get("parent")
+                    message = read_message(event, key)
+                    found.append(ConversationEntry(id=event.id, parent_id=wanted, message=message))
             if len(page.events) < size:
                 break
             before, size = page.first, _PAGES[1]
-        found.reverse()
-        messages = read_messages(found, key)
-        self._remember(key.session_id, [event.id for event in found])
-        return [
-            ConversationEntry(id=event.id, parent_id=event.metadata.get("parent"), message=message)
-            for event, message in zip(found, messages, strict=True)
-        ]
+        self._remember(key.session_id, (entry.id for entry in found))
+        return found[::-1]
 
     def _record(self, session: Session) -> ConversationRecord | None:
         """The record in a session; None without one."""
@@ -296,7 +282,7 @@ class StoredConversationStore(ConversationStore):
         self._remember(session.id, (record.head_id, *record.branches))
         return record
 
-    def _remember(self, home: str, entry_ids: Sequence[str | None]) -> None:
+    def _remember(self, home: str, entry_ids: Iterable[str | None]) -> None:
         if len(self._homes) > _HOMES_LIMIT:
             self._homes.clear()
         self._homes.update((each, home) for each in entry_ids if each is not None)
@@ -321,12 +307,10 @@ def _write_to(
     if not events:
         yield from flows.update_session_state(ops, session, state, (), session.version)
         return True
-    first = 0
-    while len(events) - first > EVENTS_PER_CALL_LIMIT:
-        batch = events[first : first + EVENTS_PER_CALL_LIMIT]
+    while len(events) > EVENTS_PER_CALL_LIMIT:
+        batch, events = events[:EVENTS_PER_CALL_LIMIT], events[EVENTS_PER_CALL_LIMIT:]
         yield from flows.append_events(ops, session, batch, session.version)
-        first += EVENTS_PER_CALL_LIMIT
-    written = yield from append_with_state(ops, session, events[first:], state)
+    written = yield from append_with_state(ops, session, events, state)
     return not written.num_duplicates
 
 

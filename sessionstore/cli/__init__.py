@@ -1,7 +1,7 @@
 """The command line. It needs the extra `cli`; the library works without it.
 
 Each command is a module or package here with one click command, which `command_line` collects.
-store.py has what they share: the option --url and what it opens.
+`store` opens the store of a fleet, `opened` that of the commands that look at existing data.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ def command_line() -> click.Group:
     """The command `sessionstore` with all its subcommands."""
     import click
 
+    from .doctor import doctor
+    from .erase import erase
     from .fleet import fleet
+    from .ls import ls
+    from .show import search, show, tail
 
     group = click.Group(
         "sessionstore",
-        commands=[fleet],
+        commands=[ls, show, tail, search, erase, doctor, fleet],
         help="Session storage for AI agents on Redis and Valkey.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -7,17 +7,29 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
-from typing import Self
+from inspect import isawaitable
+from typing import Any, Self, TypeVar
 
 import sessionstore.service
 
+from ..calls import Flow
 from ..errors import BackendError, InvalidArgument, LimitExceeded, TurnTaken
+from ..flows import acquire_turn, release_turn, renew_turn
 from ..model import Event, Session, SessionKey, Turn
-from ..run_context import BATCH_S, TurnQueues, log_lost_fragments, poll_delays
+from ..ops import LeaseName
+from ..run_context import (
+    BATCH_S,
+    TurnQueues,
+    log_failed_compaction,
+    log_lost_fragments,
+    poll_delays,
+)
 from .service import SessionService
+
+T = TypeVar("T")
 
 AgentEvents = Iterable[Event]
 """What an agent's `run` returns: a generator or another iterable."""
@@ -55,46 +67,53 @@ def check_service(service: object) -> SessionService:
     raise InvalidArgument(message)
 
 
+def summary_of(result: Any) -> Any:
+    """What a Compactor's `summarize` returned.
+
+    Raises:
+        InvalidArgument: it is an async function.
+    """
+    if isawaitable(result):
+        if isinstance(result, Coroutine):
+            result.close()
+        raise InvalidArgument(
+            f"summarize must be a plain function: it returned {type(result).__name__}"
+        )
+    return result
+
+
 _queues = TurnQueues(threading.Lock)
 
 
-class HeldTurn:
-    """A session's turn: waits for it, renews it in a thread, and releases it at the end.
-
-    One run of this process asks the store at a time. The others wait in a queue.
+class HeldLease:
+    """A lease of a session: acquired once, renewed in a thread, and released at the end.
 
     Args:
         service: the service.
         key: the session.
-        lease: time after which the turn is free again unless it is renewed.
+        lease: time after which the lease is free again unless it is renewed.
+        name: which lease.
+
+    Raises:
+        TurnTaken: on entry; another holder has it.
     """
 
     turn: Turn
 
-    def __init__(self, service: SessionService, key: SessionKey, lease: timedelta) -> None:
+    def __init__(
+        self, service: SessionService, key: SessionKey, lease: timedelta, name: LeaseName = "turn"
+    ) -> None:
         self._service = service
         self._key = key
         self._lease = lease
+        self.name = name
         self._ended = threading.Event()
-        self._leaving = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._queue = _queues.join(self._service, self._key)
-        self._is_in_queue, self._is_first = True, False
-        joined_at = time.monotonic()
-        try:
-            self._is_first = self._queue.lock.acquire()
-            self._queue.raise_failure(joined_at)
-            time.sleep(self._queue.pause_s())
-            self._wait()
-        except BaseException as error:
-            if isinstance(error, BackendError):
-                self._queue.fail(error)
-            self._leave_queue()
-            raise
+        self.turn = self._acquire()
         # A daemon: a run that was left open must not keep the process alive.
         self._renewing = threading.Thread(
-            target=self._renew, name="sessionstore-renew-turn", daemon=True
+            target=self._renew, name=f"sessionstore-renew-{self.name}", daemon=True
         )
         self._renewing.start()
         return self
@@ -104,19 +123,64 @@ class HeldTurn:
         # The garbage collector may close a run in any thread.
         if self._renewing is not threading.current_thread():
             self._renewing.join()
+        with suppress(BackendError):  # otherwise the lease is free when it ends
+            self._run(release_turn, self.turn)
+
+    def _acquire(self) -> Turn:
+        return self._run(acquire_turn, self._key, self._lease)
+
+    def _run(self, flow: Callable[..., Flow[T]], *args: object) -> T:
+        service = self._service
+        return service._run(flow(service._ops, *args, self.name))
+
+    def _renew(self) -> None:
+        """Renew until the end, or until the lease is lost."""
+        while not self._ended.wait(self._lease.total_seconds() / 3):
+            try:
+                self.turn = self._run(renew_turn, self.turn, self._lease)
+            except BackendError:
+                continue
+            except Exception:  # the lease is lost, or the session was deleted
+                return
+
+
+class HeldTurn(HeldLease):
+    """A session's turn: waits for it, renews it in a thread, and releases it at the end.
+
+    One run of this process asks the store at a time. The others wait in a queue. If the turn is
+    lost, the next append raises.
+    """
+
+    def _acquire(self) -> Turn:
+        self._leaving = threading.Lock()
+        self._queue = _queues.join(self._service, self._key)
+        self._is_in_queue, self._is_first = True, False
+        joined_at = time.monotonic()
         try:
-            with suppress(BackendError):  # the turn is free when its lease ends
-                self._service.release_turn(self.turn)
+            self._is_first = self._queue.lock.acquire()
+            self._queue.raise_failure(joined_at)
+            time.sleep(self._queue.pause_s())
+            delays_s = poll_delays()
+            while True:  # a run of another process may have the turn
+                with suppress(TurnTaken):
+                    return super()._acquire()
+                time.sleep(next(delays_s))
+        except BaseException as error:
+            if isinstance(error, BackendError):
+                self._queue.fail(error)
+            self._leave_queue()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            super().__exit__()
         finally:
             self._leave_queue()
 
-    def _wait(self) -> None:
-        """Ask for the turn until it is free: a run of another process may have it."""
-        for delay_s in poll_delays():
-            with suppress(TurnTaken):
-                self.turn = self._service.acquire_turn(self._key, lease=self._lease)
-                return
-            time.sleep(delay_s)
+    def _renew(self) -> None:
+        super()._renew()
+        if not self._ended.is_set():  # the turn is lost
+            self._leave_queue()
 
     def _leave_queue(self) -> None:
         """Let the next run ask for the turn. Safe to repeat, in any thread."""
@@ -126,17 +190,6 @@ class HeldTurn:
             _queues.leave(self._service, self._key)
             if self._is_first:
                 self._queue.lock.release()
-
-    def _renew(self) -> None:
-        """Renew until the end, or until the turn is lost; the next append then raises."""
-        while not self._ended.wait(self._lease.total_seconds() / 3):
-            try:
-                self.turn = self._service.renew_turn(self.turn, lease=self._lease)
-            except BackendError:
-                continue
-            except Exception:  # the turn is lost, or the session was deleted
-                self._leave_queue()
-                return
 
 
 class FragmentWriter:
@@ -229,3 +282,52 @@ class FragmentWriter:
                 raise
             self._store(batch[:half])
             self._store(batch[half:])
+
+
+class Compactions:
+    """The compactions that runs have started, each in a thread: one at a time for each session.
+
+    A thread, because the run that has ended must not wait for a model. A daemon, because neither
+    must the end of the process: the lease of the compaction ends by itself.
+    """
+
+    def __init__(self) -> None:
+        self._threads: dict[SessionKey, threading.Thread] = {}
+        self._again: set[SessionKey] = set()
+        self._guard = threading.Lock()
+        self._is_closed = False
+
+    def start(self, compact: Callable[[SessionKey], object], key: SessionKey) -> None:
+        """Compact a session in the background. If that is going on already, do it again then."""
+        with self._guard:
+            if self._is_closed:
+                return
+            if key in self._threads:
+                self._again.add(key)
+                return
+            thread = threading.Thread(
+                target=self._compact, args=(compact, key), name="sessionstore-compact", daemon=True
+            )
+            thread.start()
+            self._threads[key] = thread
+
+    def _compact(self, compact: Callable[[SessionKey], object], key: SessionKey) -> None:
+        while True:
+            try:
+                compact(key)
+            except Exception as error:
+                log_failed_compaction(error)
+            with self._guard:
+                if key not in self._again:
+                    del self._threads[key]
+                    return
+                self._again.discard(key)
+
+    def close(self, grace_s: float) -> None:
+        """Start no more. Wait for those that go on, up to a time."""
+        with self._guard:
+            self._is_closed = True
+            threads = list(self._threads.values())
+        end = time.monotonic() + grace_s
+        for thread in threads:
+            thread.join(max(end - time.monotonic(), 0))

@@ -22,15 +22,19 @@ from ..run_context import (
     with_invocation_id,
 )
 from ..windows import Window
+from .compactor import Compactor
 from .concurrency import (
     INTERRUPTIONS,
     AgentEvents,
+    Compactions,
     FragmentWriter,
     HeldTurn,
     check_service,
     start_agent,
 )
 from .service import InMemorySessionService, SessionService
+
+_GRACE_S = 5.0  # how long `close` waits for compactions
 
 
 class Agent(Protocol):
@@ -86,6 +90,8 @@ class Runner:
             a crash the turn is free when the lease ends.
         store_interrupted: when a run is interrupted, store what was streamed since its last
             complete event, as one event with `metadata={"interrupted": True}`.
+        compactor: summarizes the session in the background after each run that ends normally, if it
+            has grown enough. It uses the same `session_service`. A failure is logged, not raised.
 
     Raises:
         InvalidArgument: an argument is out of range or of the wrong type.
@@ -102,6 +108,7 @@ class Runner:
         serialize_turns: bool = False,
         turn_lease: Duration = 30.0,
         store_interrupted: bool = False,
+        compactor: Compactor | None = None,
     ) -> None:
         encode_id("app_name", app_name)
         run = getattr(agent, "run", agent)
@@ -115,6 +122,11 @@ class Runner:
             check_int("history_limit", history_limit, low=0)
         if history is not None and not isinstance(history, Window):
             raise InvalidArgument(f"history must be a Window, not {type(history).__name__}")
+        if compactor is not None:
+            if not isinstance(compactor, Compactor):
+                raise InvalidArgument(f"compactor must be a {Compactor}, not {type(compactor)}")
+            if compactor.session_service is not session_service:
+                raise InvalidArgument("compactor must have the Runner's session_service")
         self._app_name = app_name
         self._agent_name = getattr(agent, "__qualname__", type(agent).__qualname__)
         self._run_agent: Callable[[RunContext], AgentEvents] = run
@@ -128,6 +140,8 @@ class Runner:
         self._serialize_turns = check_bool("serialize_turns", serialize_turns)
         self._lease = timedelta(milliseconds=check_milliseconds("turn_lease", turn_lease))
         self._store_interrupted = check_bool("store_interrupted", store_interrupted)
+        self._compactor = compactor
+        self._compactions = Compactions()
 
     def __repr__(self) -> str:
         # The agent's own repr is not shown: it may contain credentials.
@@ -232,6 +246,8 @@ class Runner:
                 close = getattr(agent_events, "close", None)
                 if close is not None:
                     close()
+        if self._compactor is not None:
+            self._compactions.start(self._compactor.compact, key)
 
     def _open_session(
         self, stack: ExitStack, key: SessionKey, state: Mapping[str, Any] | None
@@ -272,7 +288,8 @@ class Runner:
             error.add_note(f"the last event of the run could not be stored: {kind}: {second}")
 
     def close(self) -> None:
-        """Close the service if the Runner made it."""
+        """Give compactions 5 seconds to end. Close the service if the Runner made it."""
+        self._compactions.close(_GRACE_S)
         if self._owns_service:
             self._service.close()
 

@@ -28,6 +28,16 @@ class Header(NamedTuple):
     deadline_ms: int
     count: int | None  # type: ignore[assignment]  # hides tuple.count
     event_limit: int | None
+    flags: bytes | None = None
+
+
+class Summary(NamedTuple):
+    """The numbers of a session's summary."""
+
+    compacted_us: int
+    covered: int
+    summary_events: int
+    summary_us: int
 
 
 class Refused(Exception):
@@ -48,14 +58,34 @@ def header_number(text: bytes | None) -> int | None:
 
 def read_header(keyspace: Keyspace, session: bytes, created_us: bytes) -> Header:
     """lua/lib/read_header.lua"""
-    created, *fields = keyspace.hmget(session, b"created_us", *map(str.encode, Header._fields))
+    names = Header._fields[:5]
+    created, flags, *fields = keyspace.hmget(
+        session, b"created_us", b"flags", *map(str.encode, names)
+    )
     if fields[0] is None or created_us not in (b"", created):
         raise Refused(b"NOT_FOUND")
     numbers = [header_number(field) for field in fields]
-    for name, field, number in zip(Header._fields, fields, numbers, strict=True):
+    for name, field, number in zip(names, fields, numbers, strict=True):
         if number is None and (field is not None or name in ("last_us", "deadline_ms")):
             raise Refused(b"CORRUPT", session, name.encode())
-    return Header(*numbers)  # type: ignore[arg-type]  # the first three are not None
+    version, last_us, deadline_ms, count, event_limit = numbers
+    assert version is not None
+    assert last_us is not None
+    assert deadline_ms is not None
+    return Header(version, last_us, deadline_ms, count, event_limit, flags)
+
+
+def read_summary(keyspace: Keyspace, session: bytes, flags: bytes | None) -> Summary | None:
+    """lua/lib/read_summary.lua"""
+    if b"c" not in (flags or b""):
+        return None
+    numbers = []
+    for name in Summary._fields:
+        number = header_number(keyspace.hget(session, name.encode()))
+        if number is None:
+            raise Refused(b"CORRUPT", session, name.encode())
+        numbers.append(number)
+    return Summary(*numbers)
 
 
 def read_checked_header(
@@ -75,10 +105,18 @@ def check_condition(
     """lua/lib/check_condition.lua"""
     if condition == b"":
         return None
-    if condition.startswith(b"t"):
-        token = keyspace.hget(session, b"turn_token")
+    if condition[:1] in (b"t", b"c"):
+        field = b"turn_token" if condition.startswith(b"t") else b"compactor_token"
+        token = keyspace.hget(session, field)
         return None if condition[1:] == token else [b"LOST"]
     return None if int(condition) == version else [b"STALE", version]
+
+
+def lease_fields(lease: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """lua/lib/lease_fields.lua"""
+    if lease == b"turn":
+        return b"turn_token", b"turn_until_us", b"turn_holder", b"turn_ms"
+    return b"compactor_token", b"compactor_until_us", b"compactor_holder", b"compactor_ms"
 
 
 def check_tiers(keyspace: Keyspace, keys: Keys) -> None:
@@ -387,6 +425,15 @@ def write_header(
     return version, keyspace.zadd(keys[2], now_us, session_id) == 1
 
 
+def remove_summary(keyspace: Keyspace, session: bytes, flags: bytes | None) -> None:
+    """lua/lib/remove_summary.lua"""
+    if flags is None or b"c" not in flags:
+        return
+    names = [name.encode() for name in Summary._fields]
+    keyspace.hdel(session, [*names, b"summary"])
+    keyspace.hset(session, (b"flags", flags.replace(b"c", b"")))
+
+
 def ids_to_check(
     keyspace: Keyspace, index: bytes, creation_id: bytes, is_extended: bool
 ) -> list[bytes]:
@@ -403,15 +450,14 @@ def ids_to_check(
 
 def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> list[bytes]:
     """lua/lib/write_create.lua"""
-    session, events, index = keys[:3]
+    session, _, index = keys[:3]
     session_id, ttl, creation_id, event_limit = args[:4]
     ttl_ms = int(ttl)
     now_us = decimal(keyspace.now_us)
     deadline_ms = new_deadline(keyspace, ttl_ms) if ttl_ms > 0 else -1
-    keyspace.unlink(session, events)
     fields = (b"version", now_us, b"created_us", now_us, b"updated_us", now_us, b"last_us", b"0")
     deadline = (b"deadline_ms", decimal(deadline_ms))
-    log = (b"count", b"0", b"event_limit", event_limit or b"1000")
+    log = (b"count", b"0", b"event_limit", event_limit or b"1000", b"flags", b"")
     keyspace.hset(session, (*fields, *deadline, *log, b"generation", creation_id))
     is_new_member = keyspace.zadd(index, keyspace.now_us, session_id) == 1
     if ttl_ms > 0:

@@ -2,21 +2,84 @@
 
 from __future__ import annotations
 
+import math
+
 from .fragments import (
     Args,
     Keys,
     Reply,
     check_condition,
+    check_create,
     check_tiers,
     choose_limit,
     decimal,
+    header_number,
+    lease_fields,
     note_change,
     read_checked_header,
+    read_summary,
     refresh_session,
+    remove_summary,
     replace_state,
+    write_create,
     write_header,
 )
 from .keyspace import Keyspace
+
+
+def compact_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/compact_session.lua"""
+    session_id, ttl_ms, created_us, condition, age, upto, base, drop, summary = args
+    session, events = keys[:2]
+    header = read_checked_header(keyspace, keys, session_id, created_us)
+    old = read_summary(keyspace, session, header.flags)
+    now_us, num_events, position = keyspace.now_us, keyspace.zcard(events), int(upto)
+    stored = keyspace.hget(session, b"summary")
+    is_repeat = old is not None and old.compacted_us == position and stored == summary
+    if not is_repeat:
+        refusal = check_condition(keyspace, session, condition, header.version)
+        old_base = decimal(old.compacted_us) if old else b""
+        if not refusal and old_base != base:
+            refusal = [b"SUPERSEDED", int(base or 0), old.compacted_us if old else 0]
+        elif not refusal and (header.count or 0) > num_events:
+            refusal = [b"MISSING", events, header.count, num_events]
+        elif not refusal and upto != base and not keyspace.zcount(events, position, position):
+            refusal = [b"ABSENT"]
+        if int(age or 0):
+            removed = keyspace.hget(session, b"removed_us")
+            removed_us = header_number(b"0" if removed is None else removed)
+            if refusal or removed_us is None or removed_us >= now_us - int(age):
+                return [b"UNKNOWN"]
+        if refusal:
+            return refusal
+    num_covered = keyspace.zcount(events, -math.inf, position)
+    num_dropped = num_covered if drop == b"1" else 0
+    count = max(header.count or 0, num_events) - num_dropped
+    if old is not None and is_repeat and not num_dropped:
+        version = header.version
+        return [b"OK", version, now_us, version, old.summary_us, old.covered, count]
+    new_version, is_new_member = write_header(
+        keyspace, keys, session_id, header.version, header.last_us
+    )
+    summary_us = now_us
+    if old is not None and is_repeat:
+        num_covered, summary_us = old.covered, old.summary_us
+    else:
+        num_gone = old.summary_events - old.covered if old else 0
+        total = decimal(num_covered + num_gone)
+        fields = (b"summary", summary, b"compacted_us", upto, b"summary_us", decimal(now_us))
+        keyspace.hset(session, (*fields, b"summary_events", total))
+        if old is None:
+            keyspace.hset(session, (b"flags", (header.flags or b"") + b"c"))
+    num_covered -= num_dropped
+    keyspace.hset(session, (b"covered", decimal(num_covered), b"count", decimal(count)))
+    if num_dropped:
+        keyspace.hset(session, (b"removed_us", decimal(now_us)))
+        if b"l" in (header.flags or b""):
+            keyspace.hset(session, (b"trimmed_us", upto))  # as note_trimmed does
+        keyspace.zremrangebyscore(events, -math.inf, position)
+    refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
+    return [b"OK", new_version, now_us, header.version, summary_us, num_covered, count]
 
 
 def rewind_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
@@ -27,8 +90,12 @@ def rewind_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     refusal = check_condition(keyspace, session, condition, header.version)
     if refusal:
         return refusal
+    summary = read_summary(keyspace, session, header.flags)
+    is_behind = summary is not None and int(first) <= summary.compacted_us
+    if summary and is_behind and summary.covered < summary.summary_events:
+        return [b"COVERED", summary.compacted_us]
     num_events = keyspace.zcard(events)
-    num_removed = keyspace.zremrangebyscore(events, int(first))
+    num_removed = keyspace.zremrangebyscore(events, int(first), math.inf)
     new_version, is_new_member = write_header(
         keyspace, keys, session_id, header.version, header.last_us
     )
@@ -36,6 +103,8 @@ def rewind_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if header.count is not None:
         count = max(header.count, num_events) - num_removed
         keyspace.hset(session, (b"count", decimal(count)))
+    if is_behind:
+        remove_summary(keyspace, session, header.flags)
     if num_removed:
         note_change(keyspace, session, new_version, int(first), header.last_us)
     replace_state(keyspace, session, args, 5)
@@ -51,6 +120,7 @@ def replace_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     refusal = check_condition(keyspace, session, condition, header.version)
     if refusal:
         return refusal
+    summary = read_summary(keyspace, session, header.flags)
     if keyspace.zscore(events, event) != int(position):
         return [b"ABSENT"]
     if new_event != b"" and keyspace.zscore(events, new_event) is not None:
@@ -64,6 +134,9 @@ def replace_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace.zadd(events, int(position), new_event)
     elif header.count is not None:
         keyspace.hset(session, (b"count", decimal(max(header.count, num_events) - 1)))
+    if summary and int(position) <= summary.compacted_us:
+        remove_summary(keyspace, session, header.flags)
+    keyspace.hdel(session, lease_fields(b"compactor"))
     note_change(keyspace, session, new_version, int(position), int(position))
     keyspace.zrem(events, event)
     refresh_session(keyspace, keys, int(ttl_ms), header.last_us, is_new_member)
@@ -83,6 +156,7 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     refusal = check_condition(keyspace, session, condition, header.version)
     if refusal:
         return refusal
+    summary = read_summary(keyspace, session, header.flags)
     num_events = keyspace.zcard(events)
     if header.count is not None and header.count > num_events:
         return [b"MISSING", events, header.count, num_events]
@@ -93,7 +167,7 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     keyspace.copy(events, copy_events)
     last_us = header.last_us
     if first != b"":
-        keyspace.zremrangebyscore(copy_events, int(first))
+        keyspace.zremrangebyscore(copy_events, int(first), math.inf)
         newest = keyspace.zrange_by_rank(copy_events, -1, -1, rev=False)
         last_us = int(newest[0][0]) if newest else 0
     now_us = decimal(keyspace.now_us)
@@ -108,7 +182,12 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         b"event_limit": decimal(limit),
         b"generation": creation_id,
         b"forked_from": origin,
+        b"flags": b"",
     }
+    if summary and (first == b"" or summary.compacted_us < int(first)):
+        numbers = zip(summary._fields, summary, strict=True)
+        fields |= {name.encode(): decimal(number) for name, number in numbers}
+        fields |= {b"flags": b"c", b"summary": keyspace.hget(session, b"summary") or b""}
     keyspace.hset(copy, [part for pair in fields.items() for part in pair])
     header_fields = [field for field in keyspace.hgetall(copy) if field[:1] != b"."]
     keyspace.hdel(copy, [field for field in header_fields if field not in fields])
@@ -116,3 +195,66 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     is_new_member = keyspace.zadd(index, keyspace.now_us, copy_id) == 1
     refresh_session(keyspace, (copy, copy_events, index), int(ttl_ms), last_us, is_new_member)
     return [b"OK"]
+
+
+def stage_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/stage_events.lua"""
+    [staged] = keys
+    keyspace.zcard(staged)
+    for at in range(1, len(args), 2):
+        keyspace.zadd(staged, int(args[at]), args[at + 1])
+    keyspace.pexpireat(staged, keyspace.now_us // 1000 + int(args[0]))
+    return [b"OK"]
+
+
+def restore_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
+    """lua/restore_session.lua"""
+    session_id, ttl, creation_id, limit, created_us, updated_us, origin = args[:7]
+    upto, summary_us, summary, num_staged, *tail = args[7:]
+    session, events, index, staged = keys[:4]
+    check_create(keyspace, [*keys[:3], *keys[4:]], session_id)
+    num_found = keyspace.zcard(staged)
+    version, stored_creation_id = keyspace.hmget(session, b"version", b"generation")
+    if version is not None:
+        if stored_creation_id != creation_id:
+            return [b"EXISTS"]
+        keyspace.unlink(staged)
+        return [b"OK", []]
+    if num_found != int(num_staged):
+        return [b"INCOMPLETE", num_found]
+    first = 2 + 2 * int(tail[0])
+    num_events = num_found + (len(tail) - first) // 2
+    last_us = max(int(tail[-2]) if first < len(tail) else 0, int(upto or 0))
+    updated_us = updated_us or decimal(keyspace.now_us)
+    event_limit = decimal(choose_limit(limit, None, num_events))
+    keyspace.unlink(session, events)
+    if num_found:
+        keyspace.rename(staged, events)
+        keyspace.persist(events)
+    head = (session_id, ttl, creation_id, event_limit)
+    ids = write_create(keyspace, keys[:3], (*head, *tail), 4)
+    for at in range(first, len(tail), 2):
+        keyspace.zadd(events, int(tail[at]), tail[at + 1])
+    fields = {
+        b"last_us": decimal(last_us),
+        b"count": decimal(num_events),
+        b"created_us": created_us or updated_us,
+        b"updated_us": updated_us,
+        b"restored_us": decimal(keyspace.now_us),
+    }
+    if origin:
+        fields[b"forked_from"] = origin
+    if upto:
+        num_covered = keyspace.zcount(events, -math.inf, int(upto))
+        fields |= {
+            b"summary": summary,
+            b"compacted_us": upto,
+            b"summary_us": summary_us,
+            b"covered": decimal(num_covered),
+            b"summary_events": decimal(num_covered + 1),
+            b"flags": b"c",
+        }
+    keyspace.hset(session, [part for pair in fields.items() for part in pair])
+    keyspace.zadd(index, int(updated_us), session_id)
+    refresh_session(keyspace, keys, int(ttl), last_us, False)
+    return [b"OK", ids]

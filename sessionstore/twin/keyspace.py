@@ -6,7 +6,6 @@ integers. Time stands still during a Call, as it does during a script.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
@@ -145,6 +144,15 @@ class Keyspace:
         if source in self._deadlines:
             self._deadlines[destination] = self._deadlines[source]
 
+    def rename(self, source: bytes, destination: bytes) -> None:
+        """RENAME of a key that exists."""
+        value, deadline_ms = self._values[source], self._deadlines.get(source)
+        self._drop(source)
+        self._drop(destination)
+        self._values[destination] = value
+        if deadline_ms is not None:
+            self._deadlines[destination] = deadline_ms
+
     # -- hashes --------------------------------------------------------------------------------
 
     def hget(self, key: bytes, field: bytes) -> bytes | None:
@@ -203,6 +211,12 @@ class Keyspace:
         """ZCARD."""
         return len(self._zset(key).entries)
 
+    def zcount(self, key: bytes, low: float, high: float) -> int:
+        """ZCOUNT, both ends inclusive."""
+        entries = self._zset(key).entries
+        first = bisect_left(entries, low, key=_score)
+        return max(bisect_right(entries, high, key=_score) - first, 0)
+
     def zrem(self, key: bytes, member: bytes) -> int:
         """ZREM of one member."""
         stored = self._zset(key)
@@ -217,8 +231,8 @@ class Keyspace:
         self._drop_if_empty(key, stored)
         return count
 
-    def zremrangebyscore(self, key: bytes, low: float, high: float = math.inf) -> int:
-        """ZREMRANGEBYSCORE from a score to another, both inclusive."""
+    def zremrangebyscore(self, key: bytes, low: float, high: float) -> int:
+        """ZREMRANGEBYSCORE, both ends inclusive."""
         stored = self._zset(key)
         first = bisect_left(stored.entries, low, key=_score)
         count = stored.remove_range(first, bisect_right(stored.entries, high, key=_score))

@@ -28,6 +28,7 @@ from .fragments import (
     header_number,
     is_due,
     is_maybe_removed,
+    lease_fields,
     new_changes,
     new_count,
     next_position,
@@ -35,10 +36,12 @@ from .fragments import (
     note_trimmed,
     read_checked_header,
     read_header,
+    read_summary,
     refresh_session,
     refresh_session_if_due,
     refresh_tier,
     refresh_tiers,
+    remove_summary,
     trim_events,
     wake_watchers,
     write_create,
@@ -46,7 +49,14 @@ from .fragments import (
     write_header,
     write_tiers,
 )
-from .history import fork_session, replace_event, rewind_session
+from .history import (
+    compact_session,
+    fork_session,
+    replace_event,
+    restore_session,
+    rewind_session,
+    stage_events,
+)
 from .keyspace import Keyspace
 
 # -- sessions -----------------------------------------------------------------------------------
@@ -59,6 +69,7 @@ def create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     version, stored_creation_id = keyspace.hmget(keys[0], b"version", b"generation")
     if version is not None:
         return [b"OK", []] if stored_creation_id == creation_id else [b"EXISTS"]
+    keyspace.unlink(*keys[:2])
     return [b"OK", write_create(keyspace, keys, args, 4)]
 
 
@@ -73,6 +84,7 @@ def get_or_create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
             raise
         if keyspace.zcard(keys[1]):
             raise Refused(b"CORRUPT", keys[0], b"version") from None
+        keyspace.unlink(*keys[:2])
         return [b"CREATED", write_create(keyspace, keys, args, 7)]
     if refresh == b"1":
         ttl_ms = int(ttl)
@@ -117,8 +129,9 @@ def delete_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     keyspace.hlen(session)
     keyspace.zcard(events)
     keyspace.zscore(index, session_id)
-    created_us = header_number(keyspace.hget(session, b"created_us"))
-    if age_us > 0 and created_us is not None and created_us > keyspace.now_us - age_us:
+    created_us, restored_us = keyspace.hmget(session, b"created_us", b"restored_us")
+    existed_us = header_number(created_us if restored_us is None else restored_us)
+    if age_us > 0 and existed_us is not None and existed_us > keyspace.now_us - age_us:
         return [b"UNKNOWN"]
     wake_watchers(keyspace, session)
     keyspace.unlink(session, events)
@@ -165,9 +178,10 @@ def delete_sessions(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     existed_us = int(existed) or keyspace.now_us
     found = []
     for session, events, session_id in zip(rest[::2], rest[1::2], ids, strict=True):
-        created_us = keyspace.hget(session, b"created_us")
+        created_us, restored_us = keyspace.hmget(session, b"created_us", b"restored_us")
+        since_us = created_us if restored_us is None else restored_us
         keyspace.zcard(events)
-        if created_us is None or int(created_us) <= existed_us:
+        if since_us is None or int(since_us) <= existed_us:
             found.append((session, events, session_id))
     num_deleted = sum(keyspace.exists(session) for session, _, _ in found)
     for session, events, session_id in found:
@@ -191,12 +205,20 @@ def delete_user(keyspace: Keyspace, keys: Keys, _: Args) -> Reply:
 
 def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/append_event.lua"""
-    session_id, ttl, created_us, event_limit, asked, event, timestamp = args[:7]
-    condition, _, age = asked.partition(b" ")
+    session_id, ttl, event_limit, asked, event, timestamp = args[:6]
+    asked, _, age = asked.partition(b" ")
+    created_us, _, condition = asked.partition(b"/")
     session, events = keys[:2]
     header = read_checked_header(keyspace, keys, session_id, created_us)
-    version, last_us, deadline_ms, count, _ = header
-    limit = choose_limit(event_limit, header.event_limit, keyspace.zcard(events))
+    version, last_us, deadline_ms, count, _, flags = header
+    num_before = keyspace.zcard(events)
+    limit = choose_limit(event_limit, header.event_limit, num_before)
+    covered = 0
+    if b"c" in (flags or b""):
+        number = header_number(keyspace.hget(session, b"covered"))
+        if number is None:
+            return [b"CORRUPT", session, b"covered"]
+        covered = number
     ttl_ms, age_us, timestamp_us = int(ttl), int(age or 0), int(timestamp)
     refusal = check_condition(keyspace, session, condition, version)
     if (age_us or refusal) and keyspace.zscore(events, event) is None:
@@ -208,10 +230,10 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         if refusal:
             return refusal
     check_tiers(keyspace, keys)
-    change: Args | None = args[8:]
+    change: Args | None = args[7:]
     sums: Reply = []
-    if len(args) > 7 and args[7] != b"0":
-        change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, [7])
+    if len(args) > 6 and args[6] != b"0":
+        change, sums = fold_changes(keyspace, [keys[0], *keys[3:]], args, [6])
         if change is None and keyspace.zscore(events, event) is None:
             return sums  # a refusal
     position = next_position(keyspace, timestamp_us, last_us)
@@ -221,8 +243,11 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     num_missing = 0 if count is None else count - num_events + 1
     note_trimmed(keyspace, session, events, limit)
     num_events = trim_events(keyspace, events, limit, num_events)
-    stored_count = decimal(new_count(num_events, num_missing, limit))
-    keyspace.hset(session, (b"count", stored_count, b"event_limit", decimal(limit)))
+    stored_count = new_count(num_events, num_missing, limit)
+    keyspace.hset(session, (b"count", decimal(stored_count), b"event_limit", decimal(limit)))
+    num_removed = max(count or 0, num_before) + 1 - stored_count
+    if covered > 0 and num_removed > 0:
+        keyspace.hset(session, (b"covered", decimal(max(covered - num_removed, 0))))
     new_version, is_new_member = write_header(keyspace, keys, session_id, version, position)
     if change:
         write_tiers(keyspace, keys, change, 0)
@@ -241,7 +266,8 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     ttl_ms, age_us = int(ttl), int(age or 0)
     session, events = keys[:2]
     header = read_checked_header(keyspace, keys, session_id, created_us)
-    version, last_us, deadline_ms, count, _ = header
+    version, last_us, deadline_ms, count, _, flags = header
+    summary = read_summary(keyspace, session, flags)
     check_tiers(keyspace, keys)
     num_events = keyspace.zcard(events)
     limit = choose_limit(event_limit, header.event_limit, num_events)
@@ -281,11 +307,15 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         change, _ = fold_changes(keyspace, [keys[0], *keys[3:]], args, changes)
     if change and changes:
         write_tiers(keyspace, keys, change, 0)
-    num_missing = max(count - num_events, 0)
+    num_missing, num_before = max(count - num_events, 0), max(count, num_events)
     note_trimmed(keyspace, session, events, limit)
     num_events = trim_events(keyspace, events, limit, keyspace.zcard(events))
-    stored_count = decimal(new_count(num_events, num_missing, limit))
-    keyspace.hset(session, (b"count", stored_count, b"event_limit", decimal(limit)))
+    count = new_count(num_events, num_missing, limit)
+    keyspace.hset(session, (b"count", decimal(count), b"event_limit", decimal(limit)))
+    if summary:
+        num_removed = num_before + num_stored - count
+        covered = max(summary.covered - num_removed, 0)
+        keyspace.hset(session, (b"covered", decimal(covered)))
     if is_first or num_missing > 0:
         deadline_ms = 0  # the key of the events is new and has no deadline
     new_version, is_new_member = write_header(keyspace, keys, session_id, version, last_us)
@@ -351,10 +381,11 @@ def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     refusal = check_condition(keyspace, session, condition, header.version)
     if refusal:
         return refusal
+    summary = read_summary(keyspace, session, header.flags)
     newest = keyspace.zrange_by_rank(events, -2, -1, rev=False)
     if not newest and header.count:
         return [b"MISSING", events, header.count, 0]
-    if not newest:
+    if not newest or (summary and newest[-1][0] <= summary.compacted_us):
         return [b"EMPTY"]
     position, event = newest[-1]
     # Lua removes the event last, because the slot may be migrating. The twin has no slots.
@@ -383,6 +414,7 @@ def clear_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace, keys, session_id, header.version, header.last_us
     )
     keyspace.hset(session, (b"count", b"0", b"removed_us", decimal(keyspace.now_us)))
+    remove_summary(keyspace, session, header.flags)
     note_change(keyspace, session, new_version, 0, header.last_us)
     refresh_session(keyspace, keys, int(ttl), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]
@@ -396,6 +428,7 @@ def replace_newest(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     refusal = check_condition(keyspace, session, condition, header.version)
     if refusal:
         return refusal
+    summary = read_summary(keyspace, session, header.flags)
     num_events = keyspace.zcard(events)
     if (header.count or 0) > num_events:
         return [b"MISSING", events, header.count, num_events]
@@ -410,6 +443,7 @@ def replace_newest(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
             last_us = position
             num_left += 1
     num_left += end_kept - first_kept
+    num_before = num_left
     if num_left:
         if end_kept < num_events:
             keyspace.zremrangebyrank(events, end_kept, num_events - 1)
@@ -421,6 +455,11 @@ def replace_newest(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace.unlink(events)
     fields = (b"count", decimal(num_left), b"event_limit", decimal(limit))
     keyspace.hset(session, (*fields, b"removed_us", decimal(keyspace.now_us)))
+    if summary and (end_kept < summary.covered or first_kept == end_kept):
+        remove_summary(keyspace, session, header.flags)
+    elif summary:
+        covered = max(summary.covered - (first_kept + num_before - num_left), 0)
+        keyspace.hset(session, (b"covered", decimal(covered)))
     new_version, is_new_member = write_header(keyspace, keys, session_id, header.version, last_us)
     if first_kept or replaced:
         first_changed = 0 if first_kept else replaced[0][0]
@@ -443,6 +482,9 @@ def repair_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if is_lost and not num_events:
         return [b"NOT_FOUND"]
     stored = keyspace.hmget(session, b"version", b"created_us", b"last_us", b"event_limit")
+    flags, content = keyspace.hmget(session, b"flags", b"summary")
+    summary = keyspace.hmget(session, b"compacted_us", b"summary_us", b"summary_events")
+    upto, summary_us, total = map(header_number, summary)
     version, created_us, last_us, limit = map(header_number, stored)
     now_us = keyspace.now_us
     last_us = max(last_us or 0, newest[0][0] if newest else 0)
@@ -457,6 +499,13 @@ def repair_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     }
     for name, number in fields.items():
         keyspace.hset(session, (name, decimal(number)))
+    is_whole = b"c" in (flags or b"") and content is not None and summary_us is not None
+    if is_whole and upto is not None and total is not None:
+        covered = keyspace.zcount(events, -math.inf, upto)
+        pairs = (b"covered", decimal(covered), b"summary_events", decimal(max(total, covered)))
+        keyspace.hset(session, pairs)
+    else:
+        remove_summary(keyspace, session, flags)
     is_new_member = keyspace.zadd(index, now_us, session_id) == 1
     deadline_ms = keyspace.pexpiretime(events)
     if is_lost and deadline_ms > 0:
@@ -470,48 +519,47 @@ def repair_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
 def acquire_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/acquire_turn.lua"""
-    session_id, ttl, created_us, holder, lease = args
-    ttl_ms, lease_ms = int(ttl), int(lease)
+    session_id, ttl, created_us, holder, lease_ms, lease = args
     header = read_checked_header(keyspace, keys, session_id, created_us)
-    turn = keyspace.hmget(keys[0], b"turn_token", b"turn_until_us", b"turn_holder", b"turn_ms")
-    token, until_us, turn_ms = (
-        header_number(b"0" if text is None else text) for text in (turn[0], turn[1], turn[3])
+    fields = token_field, until_field, holder_field, length_field = lease_fields(lease)
+    found = keyspace.hmget(keys[0], *fields)
+    token, until_us, length_ms = (
+        header_number(b"0" if text is None else text) for text in (found[0], found[1], found[3])
     )
     if token is None:
-        return [b"CORRUPT", keys[0], b"turn_token"]
+        return [b"CORRUPT", keys[0], token_field]
     if until_us is None:
-        return [b"CORRUPT", keys[0], b"turn_until_us"]
-    if turn_ms is None:
-        return [b"CORRUPT", keys[0], b"turn_ms"]
+        return [b"CORRUPT", keys[0], until_field]
+    if length_ms is None:
+        return [b"CORRUPT", keys[0], length_field]
     now_us = keyspace.now_us
-    longest_us = math.inf if turn[3] is None else (turn_ms + 1000) * 1000
+    longest_us = math.inf if found[3] is None else (length_ms + 1000) * 1000
     is_taken = 0 < until_us - now_us <= longest_us
-    if is_taken and turn[2] != holder:
+    if is_taken and found[2] != holder:
         return [b"TAKEN", until_us]
-    if turn[2] != holder:
+    if found[2] != holder:
         token = max(token + 1, now_us)
-    until_us = now_us + lease_ms * 1000
-    fields = (b"turn_until_us", decimal(until_us), b"turn_ms", decimal(lease_ms))
-    keyspace.hset(keys[0], (b"turn_token", decimal(token), *fields, b"turn_holder", holder))
-    refresh_session_if_due(keyspace, keys, header.deadline_ms, ttl_ms, header.last_us, False)
+    until_us = now_us + int(lease_ms) * 1000
+    pairs = (token_field, decimal(token), until_field, decimal(until_us))
+    keyspace.hset(keys[0], (*pairs, length_field, lease_ms, holder_field, holder))
+    refresh_session_if_due(keyspace, keys, header.deadline_ms, int(ttl), header.last_us, False)
     return [b"OK", token, until_us]
 
 
 def renew_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/renew_turn.lua"""
-    session_id, ttl, token, lease = args
-    ttl_ms, lease_ms = int(ttl), int(lease)
+    session_id, ttl, token, lease_ms, lease = args
     header = read_checked_header(keyspace, keys, session_id, b"")
-    stored_token, holder = keyspace.hmget(keys[0], b"turn_token", b"turn_holder")
-    if stored_token != token or (lease_ms > 0 and holder == b""):
+    token_field, until_field, holder_field, length_field = lease_fields(lease)
+    stored_token, holder = keyspace.hmget(keys[0], token_field, holder_field)
+    if stored_token != token or (int(lease_ms) > 0 and holder == b""):
         return [b"LOST"]
-    until_us = keyspace.now_us + lease_ms * 1000
-    if lease_ms > 0:
-        fields = (b"turn_until_us", decimal(until_us), b"turn_ms", decimal(lease_ms))
-        keyspace.hset(keys[0], fields)
+    until_us = keyspace.now_us + int(lease_ms) * 1000
+    if int(lease_ms) > 0:
+        keyspace.hset(keys[0], (until_field, decimal(until_us), length_field, lease_ms))
     else:
-        keyspace.hset(keys[0], (b"turn_until_us", b"0", b"turn_holder", b""))
-    refresh_session_if_due(keyspace, keys, header.deadline_ms, ttl_ms, header.last_us, False)
+        keyspace.hset(keys[0], (until_field, b"0", holder_field, b""))
+    refresh_session_if_due(keyspace, keys, header.deadline_ms, int(ttl), header.last_us, False)
     return [b"OK", until_us]
 
 
@@ -620,6 +668,7 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             change_fields,
             check_session,
             clear_events,
+            compact_session,
             create_session,
             delete_session,
             delete_sessions,
@@ -634,7 +683,9 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             repair_session,
             replace_event,
             replace_newest,
+            restore_session,
             rewind_session,
+            stage_events,
             touch_session,
             touch_tier,
             update_session_state,

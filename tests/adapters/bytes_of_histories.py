@@ -11,6 +11,7 @@ import random
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -59,19 +60,38 @@ def langchain() -> Samples:
             "at": datetime(2024, 5, 15, tzinfo=UTC),
             "keys": {2: b"b", 1: b"a"},
         }
-        return _event(ToolMessage("\ud800", tool_call_id="call_1", artifact=artifact))
+        return _event(ToolMessage("\ud800", tool_call_id="call_1", artifact=artifact), "message")
 
     call = {"name": "add", "args": {"item": "mug"}, "id": "call_1"}
     return {
-        "human": lambda: _event(HumanMessage("plain \u2615")),
-        "ai": lambda: _event(AIMessage("", tool_calls=[call], id="run-1")),
+        "human": lambda: _event(HumanMessage("plain \u2615"), "message"),
+        "ai": lambda: _event(AIMessage("", tool_calls=[call], id="run-1"), "message"),
         "tool": result,
     }
 
 
+def claude_agent() -> Samples:
+    """Entries: plain ones, and those that are kept as a text."""
+    from sessionstore.adapters.claude_agent import _events
+
+    def make(value: Any, place: int) -> Event:
+        entry: Any = {"type": "user", "uuid": "1", "message": {"role": "user", "content": value}}
+        return _events([entry, {"type": "mode"}])[place]
+
+    samples: Samples = {}
+    for number, value in enumerate(["plain \u2615", "\ud800", float("nan"), {"b": 1, "a": [2]}]):
+        for place in (0, 1):
+            samples[f"entry {number} {place}"] = partial(make, value, place)
+    return samples
+
+
 def main(framework: str) -> None:
     """Encode all samples in many orders, through both codecs, and print a digest of each."""
-    samples = {"openai-agents": openai_agents, "langchain": langchain}[framework]()
+    samples = {
+        "openai-agents": openai_agents,
+        "langchain": langchain,
+        "claude-agent": claude_agent,
+    }[framework]()
     codecs = [
         InMemorySessionService()._ops.options.codec,
         InMemorySessionService(codec="msgpack")._ops.options.codec,
@@ -79,8 +99,10 @@ def main(framework: str) -> None:
     found: dict[str, bytes] = {}
     for _ in range(NUM_ORDERS):
         for name in _chosen.sample(list(samples), len(samples)):
-            at = datetime(2024, 5, 15, tzinfo=UTC)
-            event = msgspec.structs.replace(samples[name](), id="1", timestamp=at)
+            event = samples[name]()
+            if framework != "claude-agent":  # which makes ids and timestamps from the entries
+                at = datetime(2024, 5, 15, tzinfo=UTC)
+                event = msgspec.structs.replace(event, id="1", timestamp=at)
             for codec in codecs:
                 data, _ = codec.for_event(event).encode_event(event, "event")
                 assert data.startswith(b"{"), "an event of an adapter is JSON"

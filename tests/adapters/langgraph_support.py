@@ -122,17 +122,19 @@ async def check_no_orphans(service: Any, **where: Any) -> None:
         fields = stored.Fields(name)
         prefix = fields.part("").decode()[1:]
         found = {field for field in state if field.startswith(prefix)}
-        ids = state[fields.space.decode()[1:]][1]
-        for number in range(state[fields.space.decode()[1:]][2]):
-            ids = ids + state[fields.page(number).decode()[1:]]
+        space = msgspec.convert(state[fields.space.decode()[1:]], stored.Space)
+        ids: set[str] = set()
+        for field in fields.all_ids(space.count):
+            ids.update(stored.decode_ids(field, b"\0" + state[field.decode()[1:]]))
+        assert (len(ids), max(ids)) == (space.count, space.head)
         needed: set[str] = set()
         for each in ids:
-            record = msgspec.convert(state[fields.checkpoint(each).decode()[1:]], stored.Record)
+            record = msgspec.convert(state[fields.point(each).decode()[1:]], stored.Record)
             field = fields.writes(each)
-            needed |= stored.part_names(record.blobs())
+            needed |= record.parts()
             needed |= stored.all_parts(field, b"\0" + state.get(field.decode()[1:], b""))
         assert found == {prefix + part for part in needed}
-        points = fields.checkpoint("").decode()[1:]
+        points = fields.point("").decode()[1:]
         assert len([field for field in state if field.startswith(points)]) == len(ids)
 
 

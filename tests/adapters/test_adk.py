@@ -537,7 +537,10 @@ async def test_what_is_odd_is_stored_as_adk_writes_it(
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"custom_metadata": {"a": [Opaque()]}}, r"event\.custom_metadata cannot be serialized by"),
+        (
+            {"custom_metadata": {"a": [Opaque()]}},
+            r"event\.custom_metadata\['a'\]\[0\] cannot be serialized by",
+        ),
         ({"output": print}, r"event\.output cannot be serialized by google-adk \(Pydantic"),
         ({"timestamp": math.nan}, r"event\.timestamp"),
         ({"timestamp": math.inf}, r"event\.timestamp"),

@@ -163,6 +163,22 @@ async def test_rewinding_a_whole_log_is_adks(make: Make) -> None:
     assert states[0][1] == {"a": 1, "b": 1, "c": None, "d": None}
 
 
+async def test_a_rewind_that_is_repeated_is_stored_once(make: Make) -> None:
+    sessions = make()
+    session = await sessions.create_session(**IDS)
+    for event in (setting("one", a=1, b=1), setting("two", a=2, c=2, d=None)):
+        await sessions.append_event(session, event)
+    lost = await read(sessions)
+    actions = EventActions(rewind_before_invocation_id="two", state_delta={"a": 1, "c": None})
+    event = Event(author="user", invocation_id="three", actions=actions)
+    await sessions.append_event(session, event.model_copy(deep=True))
+    await sessions.append_event(lost, event)
+    found = await read(sessions)
+    assert len(found.events) == 3
+    assert found == lost == session
+    assert found.state == {"a": 1, "b": 1, "c": None, "d": None}
+
+
 async def test_rewinding_never_erases_what_was_trimmed(make: Make) -> None:
     sessions = make(session_event_limit=4)
     session = await sessions.create_session(**IDS, state={"initial": 1, "user:u": 1})
@@ -232,6 +248,16 @@ async def test_one_run_at_a_time_works_on_a_session(make: Make) -> None:
     assert texts(found)[1::4] == ["call"] * 6
     assert texts(found)[3::4] == [f"noted {number}" for number in range(1, 7)]
     assert found.state["count"] == 6
+
+
+async def test_turns_and_stale_sessions_go_together(make: Make) -> None:
+    sessions = make({"serialize_turns": True, "reject_stale": True})
+    await sessions.create_session(**IDS)
+    old = await read(sessions)
+    await say(new_runner(sessions), "x", sessions.run)
+    assert texts(await read(sessions)) == ["x", "call", "result", "noted 1"]
+    with pytest.raises(StaleSessionError):
+        await sessions.append_event(old, Event(author="agent"))
 
 
 async def test_a_run_begins_in_run_only(make: Make) -> None:

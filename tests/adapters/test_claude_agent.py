@@ -185,7 +185,7 @@ async def test_entries_are_loaded_as_json_gives_them_back(
 
 @pytest.mark.parametrize("odd", ["text", None, {"type": "x", "raw": b"x"}, {"type": {1, 2}}])
 async def test_what_is_no_entry_is_refused(service: Any, odd: Any) -> None:
-    with pytest.raises(InvalidArgument, match=r"^entries\[1\] "):
+    with pytest.raises(InvalidArgument, match=r"^entries\[1\]"):
         await stored(service).append(MAIN, [entry(1), odd])
     assert await stored(service).load(MAIN) is None
     assert await stored(service).list_sessions(MAIN["project_key"]) == []
@@ -292,21 +292,16 @@ async def test_a_repeated_batch_stores_its_entries_without_a_uuid_once(service: 
 
 
 @pytest.mark.parametrize("is_applied", [False, True])
-@pytest.mark.parametrize("name", ["append_events", "append_event", "get_or_create_session"])
+@pytest.mark.parametrize("name", ["append_events", "get_or_create_session"])
 @pytest.mark.parametrize("key", [MAIN, SUB], ids=["main", "sub"])
 async def test_a_batch_whose_append_failed_can_be_appended_again(
     key: Any, name: str, is_applied: bool
 ) -> None:
     batch = [entry(1), {"type": "custom-title", "customTitle": "Mugs"}, {"type": "mode"}]
-    batch = batch[:1] if name == "append_event" else batch
     async with sessionstore.InMemorySessionService() as service:
         wrap_executor(service, lambda inner: Failing(inner, name, is_applied))
-        failed = False
-        try:
+        with pytest.raises(BackendUnavailable):
             await stored(service).append(key, batch)
-        except BackendUnavailable:
-            failed = True
-        assert failed or (name, key) == ("append_event", MAIN)
         await stored(service).append(key, batch)
         assert await stored(service).load(key) == batch
         if key is MAIN:

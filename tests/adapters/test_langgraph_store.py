@@ -18,7 +18,7 @@ from sessionstore import InvalidArgument, LimitExceeded
 memory: Any = needs("langgraph.store.memory", "langgraph")
 stores: Any = needs("langgraph.store.base", "langgraph")
 
-# The sessions that name the labels of namespaces have no deadline.
+# The labels of namespaces have no deadline.
 pytestmark = pytest.mark.without_ttl
 
 NAMESPACES = [("a",), ("a", "b"), ("a", "c"), ("d",), ("d", "b"), ("d", "b", "e")]
@@ -126,10 +126,8 @@ async def test_deletion_leaves_nothing_of_the_namespace(service: Any, store: Any
     for _ in range(3):
         assert await store.asearch(()) == []
         assert await store.alist_namespaces() == []
-    children = await call(
-        service, "get_session", app_name="langgraph-store", user_id=".", session_id="children"
-    )
-    assert children.state == {}
+    ids = {"app_name": "langgraph-store", "user_id": "."}
+    assert await call(service, "get_user_state", **ids) == {}
 
 
 def test_items_expire_by_themselves() -> None:

@@ -103,6 +103,15 @@ async def test_threads_of_0_1_0_are_read_and_continued(service: Any, stored_by_0
     await check_no_orphans(service)
 
 
+async def test_a_thread_of_0_1_0_is_converted_once(service: Any, stored_by_0_1: Any) -> None:
+    savers = [adapter.StoredCheckpointSaver(service) for _ in range(4)]
+    found = await asyncio.gather(*(saver.aget_tuple(THREAD) for saver in savers))
+    assert found[1:] == found[:-1]
+    assert found[0].checkpoint["channel_values"]["log"] == stored_by_0_1["values"]["log"]
+    assert len(await listed(savers[0], place())) == len(stored_by_0_1["history"])
+    await check_no_orphans(service)
+
+
 async def test_threads_of_0_1_0_are_deleted_and_copied(service: Any, stored_by_0_1: Any) -> None:
     saver = adapter.StoredCheckpointSaver(service)
     await saver.acopy_thread("t1", "t2")
@@ -292,7 +301,9 @@ async def test_writers_in_parallel_lose_nothing(service: Any) -> None:
     await check_no_orphans(service)
 
 
-async def test_listing_reads_no_more_than_it_returns(backend: Backend) -> None:
+async def test_listing_reads_no_more_than_it_returns(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with opened(backend) as service:
         saver = adapter.StoredCheckpointSaver(service, keep_checkpoints=None)
         parent = None
@@ -301,14 +312,15 @@ async def test_listing_reads_no_more_than_it_returns(backend: Backend) -> None:
             await put(saver, made, parent)
             parent = made
         read: list[int] = []
-        records = saver._threads.records
+        thread: Any = needs("sessionstore.adapters.checkpoint_threads", "langgraph").Thread
+        records = thread.records
 
-        def counting(ops: Any, key: Any, fields: Any, wanted: Any) -> Any:
+        def counting(self: Any, namespace: str, wanted: Any) -> Any:
             wanted = list(wanted)
             read.append(len(wanted))
-            return records(ops, key, fields, wanted)
+            return records(self, namespace, wanted)
 
-        saver._threads.records = counting
+        monkeypatch.setattr(thread, "records", counting)
         found = await listed(saver, place(), limit=7)
         assert found[0].checkpoint["id"] == made["id"]
         assert read == [7]

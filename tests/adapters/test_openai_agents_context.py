@@ -175,6 +175,16 @@ async def test_the_limit_of_the_session_counts_not_that_of_the_reader(backend: B
     assert len(await stored(service).get_items()) == 3
 
 
+async def test_a_greeting_is_shown_although_items_were_removed_before(service: Any) -> None:
+    session = stored(service)
+    greeting = {"role": "assistant", "content": "How can I help?"}
+    await session.add_items([user("before"), answer(1)])
+    await session.clear_session()
+    await session.add_items([greeting, user(), answer(2)])
+    await session.pop_item()
+    assert await session.get_items() == [greeting, user()]
+
+
 @pytest.mark.parametrize("removed", range(1, 9))
 async def test_items_that_were_popped_do_not_show_the_rest_of_a_turn(
     backend: Backend, removed: int

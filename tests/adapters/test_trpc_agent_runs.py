@@ -173,6 +173,71 @@ async def test_an_event_that_is_gone_is_not_historical(make: Make) -> None:
     assert [event.get_text() for event in found.historical_events] == ["0", "2"]
 
 
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+async def test_a_changed_event_may_have_whatever_an_event_may_have(make: Make, codec: str) -> None:
+    sessions = make(codec=codec)
+    session = await sessions.create_session(**IDS)
+    odd = {"big": 1 << 90, "$": {"$": "bytes", "value": "no"}}
+    actions = EventActions(state_delta={"odd": odd})
+    await sessions.append_event(session, said("x", custom_metadata=odd, actions=actions))
+    session.events[0].visible = False
+    await sessions.update_session(session)
+    found = await read(sessions)
+    assert found == session
+    assert found.events[0].visible is False
+    assert found.events[0].custom_metadata == found.state["odd"] == odd
+
+
+@pytest.mark.parametrize("number", range(9))
+async def test_an_event_that_is_deleted_leaves_the_others(make: Make, number: int) -> None:
+    # As a redaction does, also of the last event that `update_session` saw.
+    sessions, key = make(), SessionKey(**IDS)
+    session = await sessions.create_session(**IDS)
+    for text in range(7):
+        await sessions.append_event(session, said(str(text)))
+    session.compact_events(summary("sum"), session.events[2].id, compaction_id="c")
+    del session.events[2]
+    await sessions.update_session(session)
+    for text in (7, 8):
+        await sessions.append_event(session, said(str(text)))
+    page = await sessions._service.get_events(key)
+    assert await sessions._service.delete_event(key, page.positions[number], page.events[number])
+    found = await read(sessions)
+    shown = [text for text in ("sum", "3", "5", "6", "7", "8") if text != str(number)]
+    assert texts(found) == shown
+    historical = [event.get_text() for event in found.historical_events]
+    assert historical == [text for text in "012" if text != str(number)]
+
+
+async def test_events_that_are_rewound_are_not_shown(make: Make) -> None:
+    sessions, key = make(), SessionKey(**IDS)
+    session = await sessions.create_session(**IDS)
+    for text in range(7):
+        await sessions.append_event(session, said(str(text)))
+    session.compact_events(summary("sum"), session.events[2].id, compaction_id="c")
+    await sessions.update_session(session)
+    positions = (await sessions._service.get_events(key)).positions
+    await sessions._service.rewind_session(key, to=positions[4])
+    assert texts(await read(sessions)) == ["sum", "3", "4"]
+    await sessions.append_event(await read(sessions), said("next"))
+    assert texts(await read(sessions)) == ["sum", "3", "4", "next"]
+
+
+async def test_what_a_summary_replaced_stays_away_if_its_end_is_deleted(make: Make) -> None:
+    sessions, key = make(), SessionKey(**IDS)
+    session = await sessions.create_session(**IDS)
+    for text in range(4):
+        await sessions.append_event(session, said(str(text)))
+    session.compact_events(summary("sum"), session.events[3].id, compaction_id="c")
+    await sessions.update_session(session)
+    await sessions.append_event(session, said("next"))
+    page = await sessions._service.get_events(key)
+    await sessions._service.delete_event(key, page.positions[3], page.events[3])
+    found = await read(sessions)
+    assert texts(found) == ["sum", "next"]
+    assert [event.get_text() for event in found.historical_events] == ["0", "1", "2"]
+
+
 # -- whole turns -------------------------------------------------------------------------------
 
 

@@ -124,7 +124,18 @@ REMOVALS: dict[str, Callable[[Any], Any]] = {
     "pop_event": lambda service: service.pop_event(KEY),
     "clear_events": lambda service: service.clear_events(KEY),
     "trim": lambda service: service.append_events(KEY, numbered(1, 2, 3)),
+    "drop": lambda service: compact(service, "s", drop=True),
 }
+
+
+async def compact(service: Any, summary: str, **options: Any) -> Any:
+    """Compact all events."""
+    session = await read(service)
+    upto = (await service.get_events(KEY)).last
+    base = session.summary.upto if session.summary else None
+    return await service.compact_session(
+        KEY, upto=upto, summary=summary, if_summary=base, if_version=session.version, **options
+    )
 
 
 @pytest.mark.parametrize("name", REMOVALS)
@@ -182,10 +193,67 @@ async def test_a_delete_spares_a_session_that_was_created_meanwhile(limited: Any
     assert (await read(limited)).state == {"n": 2}
 
 
+async def test_a_delete_spares_a_session_that_was_restored_meanwhile(limited: Any) -> None:
+    """Its creation time is that of long ago."""
+    await create(limited)
+    service = resending(
+        limited,
+        arrives=True,
+        between=lambda: limited.restore_session(**IDS, created_at=LONG_AGO, state={"n": 2}),
+    )
+    with pytest.raises(BackendUnavailable) as caught:
+        await service.delete_session(**IDS)
+    assert caught.value.maybe_applied
+    assert (await read(limited)).state == {"n": 2}
+
+
 async def test_a_repeated_delete_finds_nothing(limited: Any) -> None:
     await create(limited)
     await resending(limited, arrives=True).delete_session(**IDS)
     assert await limited.get_session(**IDS) is None
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+@pytest.mark.parametrize("drop", [True, False])
+async def test_a_repeated_compaction_is_done_once(limited: Any, arrives: bool, drop: bool) -> None:
+    session = await create(limited)
+    await limited.append_events(session, numbered(1, 2, 3))
+    upto = (await limited.get_events(KEY)).last
+    summary = await resending(limited, arrives=arrives).compact_session(
+        session, upto=upto, summary="s", if_version=session.version, drop=drop
+    )
+    assert (summary.content, summary.num_events) == ("s", 0 if drop else 3)
+    assert session == await read(limited)
+    assert session.summary == summary
+
+
+async def others_compact(service: Any) -> None:
+    await service.append_events(KEY, numbered(4))
+    await compact(service, "of others")
+
+
+async def others_redact(service: Any) -> None:
+    page = await service.get_events(KEY, limit=1)
+    await service.delete_event(KEY, page.first, page.events[0])
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+@pytest.mark.parametrize("meanwhile", [others_compact, others_redact])
+async def test_a_repeated_compaction_does_not_undo_what_others_did(
+    limited: Any, meanwhile: Callable[[Any], Any], arrives: bool
+) -> None:
+    """If its first attempt arrived, its summary was replaced, or removed with a covered event."""
+    session = await create(limited)
+    await limited.append_events(session, numbered(1, 2, 3))
+    upto = (await limited.get_events(KEY)).last
+    service = resending(limited, arrives=arrives, between=lambda: meanwhile(limited))
+    turn = await limited.acquire_turn(session)
+    with pytest.raises(BackendUnavailable) as caught:
+        await service.compact_session(KEY, upto=upto, summary="s", turn=turn)
+    assert caught.value.maybe_applied
+    found = await read(limited)
+    expected = "of others" if meanwhile is others_compact else None
+    assert (found.summary.content if found.summary else None) == expected
 
 
 # -- handles ------------------------------------------------------------------------------------

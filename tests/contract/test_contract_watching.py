@@ -320,6 +320,20 @@ async def test_a_cursor_whose_next_events_were_trimmed_raises(make_service: Serv
     assert brief(await watch_all(service, KEY)) == [4, 5, 6, "idle"]
 
 
+async def test_events_that_a_summary_replaces_count_as_trimmed(service: Any) -> None:
+    session, positions = await filled(service)
+    entries = await watch_first(service, KEY, 5)
+    await service.compact_session(session, upto=positions[2], summary="short", drop=True)
+    for number, entry in enumerate(entries):
+        assert isinstance(entry, WatchEntry)
+        if number < 2:
+            with pytest.raises(EventsMissing, match="trimmed"):
+                await watch_all(service, KEY, after=entry.cursor)
+        else:
+            expected = [*range(number + 1, 5), "idle"]
+            assert brief(await watch_all(service, KEY, after=entry.cursor)) == expected
+
+
 async def test_a_log_that_was_emptied_is_not_a_trimmed_one(make_service: ServiceFactory) -> None:
     service = make_service(session_event_limit=3)
     await filled(service, 3)

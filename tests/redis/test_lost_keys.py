@@ -11,8 +11,18 @@ from support.services import make_service
 from support.sessions import IDS, KEY, OWNER, create, read
 
 from benchmarks.chaos import eviction
-from sessionstore import CorruptData, Event, EventsMissing, SessionKey, SessionNotFound
+from sessionstore import (
+    CorruptData,
+    Event,
+    EventsMissing,
+    InvalidArgument,
+    Session,
+    SessionKey,
+    SessionNotFound,
+    Window,
+)
 
+EACH_EVENT = Window(starts_turn=lambda _: True)
 SESSION, EVENTS = "session:{app:user}:sid", "events:{app:user}:sid"
 
 
@@ -70,6 +80,107 @@ async def test_appends_go_on_and_the_events_stay_missing_until_the_limit_is_reac
     # The limit would have removed the lost ones by now.
     assert numbers_of(await read(service)) == [5, 6, 7, 8, 9]
     await service.aclose()
+
+
+async def compacted(service: Any, count: int, num_covered: int) -> Session:
+    """A session with events, of which a summary covers some."""
+    session = await create(service)
+    await service.append_events(session, numbered(*range(count)))
+    positions = (await service.get_events(KEY)).positions
+    await service.compact_session(
+        session, upto=positions[num_covered - 1], summary="s", window=EACH_EVENT
+    )
+    return session
+
+
+async def test_events_that_are_missing_may_be_those_after_the_summary(
+    server: Server, service: Any
+) -> None:
+    await compacted(service, 6, 4)
+    server.raw.delete(EVENTS)
+    for name, call in READS.items():
+        if name != "get_session event_num=0":
+            with pytest.raises(EventsMissing, match="0 of 6 events"):
+                await call(service)
+    await service.append_event(KEY, Event("user", "new"))
+    upto = (await service.get_session(**IDS, event_num=0)).summary.upto
+    with pytest.raises(EventsMissing, match="1 of 7 events"):
+        await service.compact_session(KEY, upto=upto, summary="t", if_summary=upto)
+    repaired = await service.repair_session(KEY)
+    assert numbers_of(repaired) == ["new"]
+    assert (repaired.summary.content, repaired.summary.num_events) == ("s", 0)
+    with pytest.raises(InvalidArgument, match="to must be at least"):
+        await service.rewind_session(KEY, to=0)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+async def test_lost_events_that_a_summary_covers_leave_the_log_first(
+    server: Server, size: int
+) -> None:
+    service = make_service("async", server.url, session_event_limit=6)
+    await compacted(service, 6, 4)
+    server.raw.delete(EVENTS)
+    for number in range(0, 6, size):
+        await service.append_events(KEY, numbered(*range(number, number + size)))
+        found = await service.get_session(**IDS, event_num=0)
+        assert found.summary.num_events == max(4 - number - size, 0)
+        assert server.raw.hget(SESSION, "count") == b"6"
+    assert numbers_of(await read(service)) == list(range(6))
+    await service.aclose()
+
+
+FIELDS = ("compacted_us", "covered", "summary_events", "summary_us", "summary")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+async def test_a_damaged_summary_is_an_error_until_it_is_repaired(
+    server: Server, service: Any, field: str
+) -> None:
+    for damage in ("lost", "x"):
+        await compacted(service, 6, 4)
+        server.raw.hset(SESSION, field, "x") if damage == "x" else server.raw.hdel(SESSION, field)
+        if field == "summary_events":
+            assert numbers_of(await read(service)) == [4, 5]
+        else:
+            with pytest.raises(CorruptData, match=r"session:\{app:user\}:sid"):
+                await read(service)
+        is_number = field != "summary"
+        calls = [service.rewind_session(KEY, to=2**52), service.pop_event(KEY)] if is_number else []
+        for call in calls:
+            with pytest.raises(CorruptData, match=field):
+                await call
+        if (damage, field) == ("x", "summary"):
+            await service.clear_events(KEY)
+        elif field == "covered":
+            assert numbers_of(await service.repair_session(KEY)) == [4, 5]
+        else:
+            repaired = await service.repair_session(KEY)
+            assert (numbers_of(repaired), repaired.summary) == (list(range(6)), None)
+        await service.append_event(KEY, Event("user", 6))
+        await read(service)
+        await service.delete_session(**IDS)
+
+
+async def test_an_append_does_not_go_on_with_a_damaged_summary(
+    server: Server, service: Any
+) -> None:
+    for value in ("x", "", "nan", "1" * 30, None):
+        await compacted(service, 6, 4)
+        if value is None:
+            server.raw.hdel(SESSION, "covered")
+        else:
+            server.raw.hset(SESSION, "covered", value)
+        for call in (
+            service.append_event(KEY, Event("user", 1)),
+            service.append_events(KEY, numbered(1, 2)),
+        ):
+            with pytest.raises(CorruptData):
+                await call
+        assert server.raw.zcard(EVENTS) == 6
+        await service.repair_session(KEY)
+        await service.append_event(KEY, Event("user", 6))
+        assert numbers_of(await read(service)) == [4, 5, 6]
+        await service.delete_session(**IDS)
 
 
 async def test_a_lost_header_is_an_error_until_the_session_is_repaired_or_created(

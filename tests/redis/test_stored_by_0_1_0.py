@@ -22,6 +22,7 @@ from sessionstore import (
     SessionNotFound,
     StaleVersion,
     TurnTaken,
+    Window,
 )
 from sessionstore.keys import Keys
 
@@ -222,6 +223,22 @@ async def test_versions_and_state(old: Old) -> None:
     again = await old.service.get_session(**IDS)
     assert again
     assert again.state == STATE | {"n": 7, "user:n": 3, "user:lang": "de"}
+
+
+@pytest.mark.parametrize("drop", [False, True])
+async def test_a_session_is_compacted(old: Old, drop: bool) -> None:
+    log = await old.service.get_events(KEY)
+    window = Window(starts_turn=lambda _: True)
+    summary = await old.service.compact_session(
+        KEY, upto=log.positions[1], summary="s", window=window, drop=drop
+    )
+    assert summary.num_events == (0 if drop else 2)
+    await old.service.append_event(KEY, make_event("new"))
+    found = await old.service.get_session(**IDS)
+    assert found
+    assert ids_of(found) == [event.id for event in log.events[2:]] + ["new"]
+    assert found.summary == summary
+    assert found.event_count == len(found.events) + summary.num_events
 
 
 async def test_an_integer_of_the_msgpack_codec_is_not_incremented(server: Server, old: Old) -> None:

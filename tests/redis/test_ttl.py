@@ -45,6 +45,8 @@ READS = tuple(
     if each.kind == "read" or each.name == "get_or_create_session existing"
 )
 
+NEW_SESSIONS = ("create_session", "get_or_create_session new", "restore_session")
+
 Make = Callable[..., RedisSessionService]
 
 
@@ -113,7 +115,7 @@ async def test_every_operation_keeps_deadlines_within_the_promise(
                 check_fresh(server, key, started_ms)
     for key in server.all_keys():
         assert deadline(server, key) > 0
-    if operation.name.startswith(("create_session", "get_or_create_session new")):
+    if operation.name.startswith(NEW_SESSIONS):
         check_session(server, SessionKey("a", "u", "new"))
         check_fresh(server, b"session:{a:u}:new", started_ms)
 
@@ -126,7 +128,7 @@ async def test_a_service_without_ttl_leaves_deadlines_alone(
     before = {name: deadline(server, key) for name, (key, _) in SLOTS.items()}
     await operation.run(make(**NO_TTL), scene)
     for slot, (key, _) in SLOTS.items():
-        if slot == "index" and operation.name in ("create_session", "get_or_create_session new"):
+        if slot == "index" and operation.name.startswith(NEW_SESSIONS):
             assert deadline(server, key) == -1  # it holds a session that never expires
         else:
             assert deadline(server, key) in (before[slot], -2)

@@ -27,6 +27,7 @@ for _, key in ipairs(#KEYS > 0 and KEYS or redis.call('KEYS', '*')) do
   if redis.call('TYPE', key).ok == 'hash' then
     earlier(key, 'deadline_ms', shift_ms)
     earlier(key, 'turn_until_us', shift_ms * 1000)
+    earlier(key, 'compactor_until_us', shift_ms * 1000)
   end
   if deadline > 0 then
     redis.call('PEXPIREAT', key, string.format('%.0f', deadline - shift_ms))

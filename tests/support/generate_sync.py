@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sessionstore"
-MODULES = ("service", "runner")
+MODULES = ("service", "compactor", "runner")
 # Modules that exist in sessionstore/sync/ too.
 SIBLINGS = "|".join((*MODULES, "concurrency", "watchers"))
 
@@ -47,6 +47,7 @@ SUBSTITUTIONS = (
     # Prose.
     (r"\bredis\.asyncio\.Redis\b", "redis.Redis"),
     (r"\btasks\b", "threads"),
+    (r"\ban async function\b", "a function"),
     (r"\basyncio\b", "threads"),
 )
 

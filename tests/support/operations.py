@@ -21,6 +21,7 @@ from sessionstore import (
     SessionExists,
     SessionKey,
     StaleVersion,
+    Summary,
     TurnTaken,
     flows,
     ops_watch,
@@ -101,6 +102,7 @@ PLAIN = make_event("new")
 RICH = make_event("new", state_delta=NEW_STATE, state_removed=["k", "user:k", "app:k"])
 PAIR = [make_event("x", state_removed=["k", "user:k"]), make_event("y", state_delta=NEW_STATE)]
 COUNTING = make_event("count", state_increments={"k": 1, "user:k": 2, "user:n": 3})
+LONG = [make_event(number) for number in range(501)]
 FRAGMENTS = [Event("x", number, partial=True) for number in range(2)]
 MANY = [make_event(f"b{number}", state_delta={"b": number}) for number in range(8)]
 
@@ -341,6 +343,27 @@ OPERATIONS = (
     ),
     # -- history
     Operation(
+        "compact_session",
+        lambda s, at: s.compact_session(
+            at.session, upto=E2_POSITION, summary="all", if_version=at.session.version
+        ),
+        keys=LOG,
+        refreshes="session",
+        calls=2,
+        reads_first=True,
+    ),
+    Operation(
+        "compact_session",
+        lambda s, at: s.compact_session(
+            at.key, upto=E2_POSITION, summary={"a": 1}, drop=True, if_version=at.session.version
+        ),
+        keys=LOG,
+        case="drop",
+        refreshes="session",
+        calls=2,
+        reads_first=True,
+    ),
+    Operation(
         "rewind_session",
         lambda s, at: s.rewind_session(at.key, to=E0_POSITION),
         keys=LOG,
@@ -363,6 +386,30 @@ OPERATIONS = (
         keys=ALL,
         new_key=True,
         repeat=SessionExists,
+    ),
+    Operation(
+        "restore_session",
+        lambda s, at: s.restore_session(
+            **at.new_ids,
+            events=PAIR,
+            positions=[5, 9],
+            state={"k": 9},
+            updated_at=LONG_AGO,
+            forked_from="x",
+            summary=Summary("old", 5, LONG_AGO, 1),
+        ),
+        keys="index user app",
+        new_key=True,
+    ),
+    Operation(
+        # What is staged already; 500 events; the session with the last one.
+        "restore_session",
+        lambda s, at: s.restore_session(**at.new_ids, events=LONG, positions=range(1, 502)),
+        keys="index user app",
+        case="long",
+        calls=3,
+        reads_first=True,
+        new_key=True,
     ),
     Operation(
         "replace_event",

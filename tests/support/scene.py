@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sessionstore import DeletedUser, Event, EventPage, Ping, Session, SessionKey, Turn
+from sessionstore import DeletedUser, Event, EventPage, Ping, Session, SessionKey, Summary, Turn
 from sessionstore.keys import Keys
 from sessionstore.times import to_us
 
@@ -111,6 +111,8 @@ def shown(result: Any) -> Any:
         return result.id, result.content, result.state_delta
     if isinstance(result, EventPage):
         return shown(result.events)
+    if isinstance(result, Summary):
+        return result.content, result.upto, result.num_events
     if isinstance(result, Turn):
         return result.key
     if isinstance(result, DeletedUser):

@@ -74,6 +74,7 @@ def make_options(**changes: Any) -> Options:
         "partition_by": "user",
         "event_size_limit": 1 << 20,
         "value_size_limit": 1 << 20,
+        "summary_size_limit": 16 << 10,
     }
     return check_options(**{**arguments, **changes})
 

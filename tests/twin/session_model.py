@@ -5,10 +5,12 @@ Times are integer microseconds, deadlines integer milliseconds since 1970; None 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from support.events import LONG_AGO
 
 from sessionstore import (
     BackendRejected,
@@ -20,10 +22,12 @@ from sessionstore import (
     SessionKey,
     SessionNotFound,
     StaleVersion,
+    Summary,
     Turn,
     TurnLost,
     TurnTaken,
 )
+from sessionstore.ops import LeaseName
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TOLERANCE_MS = 2000  # the time of a call that stores no time is not known exactly
@@ -59,12 +63,24 @@ class Tier:
 
 @dataclass
 class Lease:
-    """The holder of the turn, and until when. holder = "" after it was released."""
+    """The holder of the turn or another lease, and until when. holder = "" after a release."""
 
     token: int
     holder: str
     until_us: int
     lease_ms: int
+
+
+@dataclass
+class StoredSummary:
+    """`total`: how many events it covered, those included that are gone. Equal contents of
+    different formats are different summaries."""
+
+    codec: str
+    content: Any
+    upto: int
+    created_us: int
+    total: int
 
 
 @dataclass
@@ -76,9 +92,17 @@ class StoredSession:
     deadline: Deadline = None
     state: dict[str, Any] = field(default_factory=dict)
     log: list[Stored] = field(default_factory=list)
-    lease: Lease | None = None
+    leases: dict[str, Lease] = field(default_factory=dict)  # "turn", "compactor"
     event_limit: int = 0
     forked_from: str | None = None
+    restored_from: object = None
+    summary: StoredSummary | None = None
+
+    @property
+    def covered(self) -> int:
+        """How many events of the log the summary covers."""
+        summary = self.summary
+        return sum(entry.position <= summary.upto for entry in self.log) if summary else 0
 
 
 @dataclass
@@ -121,6 +145,8 @@ class Model:
         refreshed: what the current call must refresh, with the TTL: sessions by SessionKey, user
             tiers by (app, user), app tiers by name.
         may_refresh: the same for what it may refresh or not.
+        staged: for restores that are not complete, by what is restored: number of parts that are
+            there, and their deadline.
     """
 
     def __init__(self) -> None:
@@ -128,6 +154,7 @@ class Model:
         self.sessions: dict[SessionKey, StoredSession] = {}
         self.users: dict[User, Tier] = {}
         self.apps: dict[str, Tier] = {}
+        self.staged: dict[object, tuple[int, int]] = {}
         self.streams: dict[SessionKey, Stream] = {}
         self.refreshed: dict[Any, int] = {}
         self.may_refresh: dict[Any, int] = {}
@@ -155,9 +182,10 @@ class Model:
         self, key: SessionKey, event_num: int | None = None, event_time: datetime | None = None
     ) -> Session:
         stored = self.sessions[key]
+        summary = stored.summary
         events = [
             entry.event
-            for entry in stored.log
+            for entry in stored.log[stored.covered :]
             if event_time is None or entry.position >= microseconds(event_time)
         ]
         if event_num is not None:
@@ -178,6 +206,11 @@ class Model:
             len(stored.log),
             stored.event_limit or None,
             stored.forked_from,
+            None
+            if summary is None
+            else Summary(
+                summary.content, summary.upto, instant(summary.created_us), stored.covered
+            ),
         )
 
     def page(
@@ -233,7 +266,8 @@ class Model:
         is_repeat = all(identity in known for identity, _ in batch)
         if not is_repeat:
             self._check_version(stored, if_version)
-            if turn is not None and (not stored.lease or stored.lease.token != turn.token):
+            lease = stored.leases.get("turn")
+            if turn is not None and (not lease or lease.token != turn.token):
                 raise Refused(TurnLost)
         names = [name for event in events for name in _names_in(event)]
         planned = self._plan(key, batch, known)
@@ -268,7 +302,7 @@ class Model:
     def pop(self, settings: Settings, key: SessionKey, if_version: int | None) -> Event | None:
         stored = self._open(key)
         self._check_version(stored, if_version)
-        if not stored.log:
+        if len(stored.log) <= stored.covered:
             return None
         self._wrote(settings, key)
         return stored.log.pop().event
@@ -277,7 +311,56 @@ class Model:
         stored = self._open(key)
         self._check_version(stored, if_version)
         stored.log.clear()
+        stored.summary = None
         self._wrote(settings, key)
+
+    def compact(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        upto: int,
+        content: Any,
+        if_summary: int | None,
+        drop: bool,
+        if_version: int | None,
+        lease: Turn | None,
+        starts_turn: Callable[[Event], bool],
+    ) -> Summary:
+        stored = self._open(key)
+        old = stored.summary
+        places = [entry.position for entry in stored.log]
+        if if_summary is not None and upto < if_summary:
+            raise Refused(InvalidArgument)
+        if upto in places and upto != if_summary:
+            after = stored.log[places.index(upto) + 1 :]
+            if not after and if_version is None:
+                raise Refused(InvalidArgument)
+            if after and not starts_turn(after[0].event):
+                raise Refused(InvalidArgument)
+        is_repeat = old is not None and (old.upto, old.codec, old.content) == (
+            upto,
+            settings.codec,
+            content,
+        )
+        if old is None or not is_repeat:
+            self._check_version(stored, if_version)
+            held = stored.leases.get("compactor")
+            if lease is not None and (held is None or held.token != lease.token):
+                raise Refused(TurnLost)
+            if (old.upto if old else None) != if_summary:
+                raise Refused(StaleVersion, old.upto if old else 0)
+            if upto != if_summary and upto not in places:
+                raise Refused(InvalidArgument)
+            gone = old.total - stored.covered if old else 0
+            stored.summary = StoredSummary(settings.codec, content, upto, self.now_us, 0)
+            stored.summary.total = stored.covered + gone
+        if not is_repeat or (drop and stored.covered):
+            if drop:
+                del stored.log[: stored.covered]
+            self._wrote(settings, key)
+        summary = self.view(key).summary
+        assert summary is not None
+        return summary
 
     def rewind(
         self,
@@ -289,6 +372,11 @@ class Model:
     ) -> int:
         stored = self._open(key)
         self._check_version(stored, if_version)
+        summary = stored.summary
+        if summary is not None and position < summary.upto:
+            if stored.covered < summary.total:
+                raise Refused(InvalidArgument)
+            stored.summary = None
         kept = [entry for entry in stored.log if entry.position <= position]
         num_removed = len(stored.log) - len(kept)
         stored.log = kept
@@ -312,6 +400,9 @@ class Model:
         self._check_version(stored, if_version)
         if new is not None and new[0] in {other.identity for other in stored.log}:
             raise Refused(InvalidArgument)
+        if stored.summary is not None and entry.position <= stored.summary.upto:
+            stored.summary = None
+        stored.leases.pop("compactor", None)
         place = stored.log.index(entry)
         stored.log[place : place + 1] = [] if new is None else [Stored(entry.position, *new)]
         self._wrote(settings, key)
@@ -342,8 +433,57 @@ class Model:
             event_limit=stored.event_limit,
             forked_from=key.session_id,
         )
+        if stored.summary is not None and (upto is None or stored.summary.upto <= upto):
+            self.sessions[copy].summary = replace(stored.summary)
         self.refreshed[copy] = settings.session_ttl
         return self.view(copy, 0)
+
+    def stage(self, key: SessionKey, restored: object, num_parts: int, most: int) -> None:
+        """Stage the next parts of what is restored, `most` in all."""
+        if most < 1:
+            return
+        if key in self.sessions:
+            if self.sessions[key].restored_from != restored:
+                raise Refused(SessionExists)
+            return
+        old, _ = self.staged.get(restored, (0, 0))
+        if old < most:
+            self.staged[restored] = min(old + num_parts, most), self.now_us // 1000 + 3_600_000
+
+    def restore(
+        self,
+        settings: Settings,
+        key: SessionKey,
+        restored: object,
+        log: list[Stored],
+        state: dict[str, Any],
+        created_us: int | None,
+        updated_us: int | None,
+        upto: int | None,
+    ) -> Session:
+        """`restored` is all that distinguishes what is restored. `upto`: of the summary "s"."""
+        if key in self.sessions and self.sessions[key].restored_from != restored:
+            raise Refused(SessionExists)
+        self.staged.pop(restored, None)
+        if key not in self.sessions:
+            updated_us = updated_us or self.now_us
+            self.sessions[key] = StoredSession(
+                created_us or updated_us,
+                updated_us,
+                self.now_us,
+                max(log[-1].position if log else 0, upto or 0),
+                None,
+                dict(state),
+                log,
+                event_limit=settings.event_limit,
+                restored_from=restored,
+            )
+            if upto is not None:
+                summary = StoredSummary(settings.codec, "s", upto, microseconds(LONG_AGO), 0)
+                self.sessions[key].summary = summary
+                summary.total = self.sessions[key].covered + 1
+            self.refreshed[key] = settings.session_ttl
+        return self.view(key, 0)
 
     def replace_newest(
         self,
@@ -358,6 +498,8 @@ class Model:
         self._check_version(stored, version)
         known = {entry.identity for entry in stored.log}
         kept = stored.log[first_kept:end_kept]
+        if not kept or end_kept < stored.covered:
+            stored.summary = None
         for event in events:
             identity = (settings.codec, event.id)
             if identity in known:
@@ -439,11 +581,17 @@ class Model:
         return sums
 
     def acquire_turn(
-        self, settings: Settings, key: SessionKey, holder: str, lease_ms: int, token: int
+        self,
+        settings: Settings,
+        key: SessionKey,
+        holder: str,
+        lease_ms: int,
+        token: int,
+        name: LeaseName = "turn",
     ) -> Turn:
         """`token` is the store's answer. A new holder's must be larger than the last."""
         stored = self._open(key)
-        old = stored.lease
+        old = stored.leases.get(name)
         is_mine = old is not None and old.holder == holder
         # A second more than its length: see lua/acquire_turn.lua.
         left_us = 0 if old is None else old.until_us - self.now_us
@@ -453,12 +601,14 @@ class Model:
         until_us = self.now_us + lease_ms * 1000
         if old is not None:
             assert token == old.token if is_mine else token > old.token
-        stored.lease = Lease(token, holder, until_us, lease_ms)
+        stored.leases[name] = Lease(token, holder, until_us, lease_ms)
         self.refreshed[key] = settings.session_ttl
         return Turn(key, token, instant(until_us))
 
-    def renew_turn(self, settings: Settings, turn: Turn, lease_ms: int) -> Turn:
-        lease = self._open(turn.key).lease
+    def renew_turn(
+        self, settings: Settings, turn: Turn, lease_ms: int, name: LeaseName = "turn"
+    ) -> Turn:
+        lease = self._open(turn.key).leases.get(name)
         if lease is None or lease.token != turn.token or (lease_ms and not lease.holder):
             raise Refused(TurnLost)
         until_us = self.now_us + lease_ms * 1000
@@ -471,9 +621,9 @@ class Model:
     def free_turn(self, settings: Settings, key: SessionKey, token: int) -> None:
         """`token` is what the store has now."""
         stored = self._open(key)
-        assert token > (stored.lease.token if stored.lease else 0)
-        lease_ms = stored.lease.lease_ms if stored.lease else 0
-        stored.lease = Lease(token, "", 0, lease_ms)
+        old = stored.leases.get("turn", Lease(0, "", 0, 0))
+        assert token > old.token
+        stored.leases["turn"] = Lease(token, "", 0, old.lease_ms)
         self.refreshed[key] = settings.session_ttl
 
     def append_fragments(
@@ -508,8 +658,12 @@ class Model:
         """Move all deadlines closer, and delete what has expired."""
         now_ms = self.now_us // 1000
         for stored in self.sessions.values():
-            if stored.lease and stored.lease.until_us:
-                stored.lease.until_us -= milliseconds * 1000
+            for lease in stored.leases.values():
+                lease.until_us -= milliseconds * 1000 if lease.until_us else 0
+        for restored, (num_parts, deadline) in list(self.staged.items()):
+            self.staged[restored] = num_parts, deadline - milliseconds
+            if deadline - milliseconds <= now_ms:
+                del self.staged[restored]
         holders: list[dict[Any, Any]] = [self.sessions, self.users, self.apps, self.streams]
         for holder in holders:
             for name, item in list(holder.items()):

@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import msgspec
 import pytest
@@ -27,7 +28,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from msgspec import structs
+from msgspec import UNSET, structs
 from session_model import TOLERANCE_MS, Model, Refused, Settings, Stored, microseconds
 from support.clock import pass_time
 from support.servers import Server
@@ -40,17 +41,21 @@ from sessionstore import (
     SessionNotFound,
     SessionStoreError,
     StaleVersion,
+    Summary,
     Turn,
     TurnTaken,
+    Window,
     flows,
     history,
     ops_watch,
+    restore,
     stream,
 )
 from sessionstore.calls import Call, Flow, Step
 from sessionstore.codec import decode_event, decode_value
 from sessionstore.keys import Keys
-from sessionstore.ops import Ops
+from sessionstore.ops import LeaseName, Ops
+from sessionstore.ops_history import Compacted, compact_session, fork_session, rewind_session
 from sessionstore.options import check_options
 from sessionstore.replies import WriteResult
 from sessionstore.tiers import NO_CHANGE, Delta
@@ -110,6 +115,8 @@ CHANGES: tuple[tuple[dict[str, Any], list[str]], ...] = (
 )
 
 
+SUMMARY_FIELDS = (b"compacted_us", b"covered", b"summary_events", b"summary_us")
+RULES = Window(starts_turn=lambda event: "3" not in event.id)
 SESSION_STATES: tuple[dict[str, Any], ...] = ({}, {"k": 3, "version": "v"}, {"new": [None]})
 
 
@@ -149,6 +156,7 @@ numbers = st.integers(0, NUM_EVENTS - 1)
 changes = st.sampled_from(CHANGES)
 holders = st.sampled_from(("h1", "h2"))
 leases = st.sampled_from((60_000, 5 * DAY_MS))
+lease_names = st.sampled_from(get_args(LeaseName))
 version_steps = st.sampled_from((None, None, None, 0, 0, -1, 1))
 
 
@@ -171,6 +179,7 @@ def make_ops(chosen: Settings) -> Ops:
             partition_by="user",
             event_size_limit=1 << 20,
             value_size_limit=1 << 20,
+            summary_size_limit=1 << 20,
         ),
     )
 
@@ -459,6 +468,49 @@ class TwinMachine(RuleBasedStateMachine):
         service=services,
         key=keys,
         number=st.integers(-1, 5),
+        base=st.sampled_from((None, 0, 0, 0, 1)),
+        summary=st.sampled_from(("s", {"ü": [1]})),
+        drop=st.booleans(),
+        step=version_steps,
+        has_lease=st.booleans(),
+    )
+    def compact_session(
+        self,
+        service: int,
+        key: SessionKey,
+        number: int,
+        base: int | None,
+        summary: Any,
+        drop: bool,
+        step: int | None,
+        has_lease: bool,
+    ) -> None:
+        """`base`: None = no summary is expected; otherwise that of the session, moved by it."""
+        leases = [turn for turn in self.turns if turn.key == key]
+        lease = leases[-1] if leases and has_lease else None
+        if_version = None if lease else self._version(key, step)
+        stored = self.model.sessions.get(key)
+        old = stored.summary if stored else None
+        if_summary = None if base is None or old is None else old.upto + base
+        upto = self._cursor(key, number) or 0
+        flow = history.compact_session(
+            *(OPS[service], key, upto, summary, if_summary, drop, if_version, lease, RULES),
+            lease_name="compactor",
+        )
+        outcome = self._drive(flow)
+
+        def expected() -> Any:
+            assert RULES.starts_turn is not None
+            args = (key, upto, summary, if_summary, drop, if_version, lease, RULES.starts_turn)
+            return self.model.compact(SERVICES[service], *args)
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(
+        service=services,
+        key=keys,
+        number=st.integers(-1, 5),
         state=st.none() | st.sampled_from(SESSION_STATES),
         step=version_steps,
     )
@@ -546,6 +598,53 @@ class TwinMachine(RuleBasedStateMachine):
     @rule(
         service=services,
         key=keys,
+        chosen=st.lists(numbers, max_size=7, unique=True),
+        state=st.sampled_from(SESSION_STATES),
+        times=st.sampled_from([(None, None), (None, TIMES[1]), (TIMES[0], TIMES[3])]),
+        upto=st.none() | st.sampled_from((3, 7, 20, 10**15)),
+        interrupt=st.none() | st.integers(1, 3),
+    )
+    def restore_session(
+        self,
+        service: int,
+        key: SessionKey,
+        chosen: list[int],
+        state: dict[str, Any],
+        times: tuple[datetime | None, datetime | None],
+        upto: int | None,
+        interrupt: int | None,
+    ) -> None:
+        """Restore a session, or only stage some of its events. A call takes two events."""
+        settings, events = SERVICES[service], [EVENTS[number] for number in chosen]
+        positions = [10 * number + 7 for number in range(len(events))]
+        summary = None if upto is None else Summary("s", upto, LONG_AGO, 0)
+        flow = restore.restore_session(
+            OPS[service], key, events, positions, state, *times, UNSET, None, summary
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(restore, "EVENTS_PER_CALL_LIMIT", 2)
+            outcome = self._drive(flow if interrupt is None else staging_only(flow, interrupt))
+        created_us, updated_us = [None if each is None else microseconds(each) for each in times]
+        restored = repr((key, settings.codec, settings.event_limit, chosen, state, times, upto))
+        log = [
+            Stored(position, (settings.codec, event.id), event)
+            for position, event in zip(positions, events, strict=True)
+        ]
+
+        def expected() -> Session | None:
+            if interrupt is not None:
+                self.model.stage(key, restored, interrupt, math.ceil(len(events) / 2) - 1)
+                return None
+            return self.model.restore(
+                settings, key, restored, log, state, created_us, updated_us, upto
+            )
+
+        self._expect(outcome, expected)
+        self._check()
+
+    @rule(
+        service=services,
+        key=keys,
         step=version_steps,
         first_kept=st.integers(0, 3),
         end_kept=st.integers(0, 4),
@@ -571,37 +670,44 @@ class TwinMachine(RuleBasedStateMachine):
 
     @rule(days=st.sampled_from((1, 400)), key=keys)
     def jump_back(self, days: int, key: SessionKey) -> None:
-        """As if the turn had been taken while the clock was ahead."""
+        """As if the leases had been taken while the clock was ahead."""
         name = Keys().session(*_parts(key)).session
         stored = self.model.sessions.get(key)
-        if not stored or not stored.lease or not stored.lease.until_us:
-            return
-        stored.lease.until_us += days * DAY_MS * 1000
-        pair = (b"turn_until_us", b"%d" % stored.lease.until_us)
-        self.server.raw.hset(name, *pair)
-        self.twin.keyspace.hset(name, pair)
+        for lease_name, lease in stored.leases.items() if stored else ():
+            if lease.until_us:
+                lease.until_us += days * DAY_MS * 1000
+                pair = (b"%s_until_us" % lease_name.encode(), b"%d" % lease.until_us)
+                self.server.raw.hset(name, *pair)
+                self.twin.keyspace.hset(name, pair)
         self.dump()
         self.model.begin(self.clock_us)
         self._check()
 
-    @rule(service=services, key=keys, holder=holders, lease_ms=leases)
-    def acquire_turn(self, service: int, key: SessionKey, holder: str, lease_ms: int) -> None:
-        outcome = self._run(OPS[service].acquire_turn(key, holder, lease_ms), lease_ms)
+    @rule(service=services, key=keys, holder=holders, lease_ms=leases, name=lease_names)
+    def acquire_turn(
+        self, service: int, key: SessionKey, holder: str, lease_ms: int, name: LeaseName
+    ) -> None:
+        outcome = self._run(OPS[service].acquire_turn(key, holder, lease_ms, name=name), lease_ms)
         token = 0
         if isinstance(outcome.result, Turn):
             self.turns.append(outcome.result)
             token = outcome.result.token
-        chosen = SERVICES[service]
-        self._expect(outcome, lambda: self.model.acquire_turn(chosen, key, holder, lease_ms, token))
+        args = (SERVICES[service], key, holder, lease_ms, token, name)
+        self._expect(outcome, lambda: self.model.acquire_turn(*args))
         self._check()
 
     @precondition(lambda self: self.turns)
-    @rule(service=services, number=st.integers(0, 5), lease_ms=leases | st.just(0))
-    def renew_turn(self, service: int, number: int, lease_ms: int) -> None:
+    @rule(
+        service=services,
+        number=st.integers(0, 5),
+        lease_ms=leases | st.just(0),
+        name=lease_names,
+    )
+    def renew_turn(self, service: int, number: int, lease_ms: int, name: LeaseName) -> None:
         turn = self.turns[-1 - number % len(self.turns)]
-        outcome = self._run(OPS[service].renew_turn(turn, lease_ms), lease_ms)
+        outcome = self._run(OPS[service].renew_turn(turn, lease_ms, name=name), lease_ms)
         chosen = SERVICES[service]
-        self._expect(outcome, lambda: self.model.renew_turn(chosen, turn, lease_ms))
+        self._expect(outcome, lambda: self.model.renew_turn(chosen, turn, lease_ms, name))
         self._check()
 
     @rule(service=services, key=keys)
@@ -768,10 +874,11 @@ class TwinMachine(RuleBasedStateMachine):
                 noted = int(keyspace.hget(key, b"deadline_ms") or 0)
                 if noted > 0:
                     keyspace.hset(key, (b"deadline_ms", b"%d" % (noted - milliseconds)))
-                turn = int(keyspace.hget(key, b"turn_until_us") or 0)
-                if turn > 0:
-                    turn -= milliseconds * 1000
-                    keyspace.hset(key, (b"turn_until_us", b"%d" % turn))
+                for field in (b"turn_until_us", b"compactor_until_us"):
+                    until_us = int(keyspace.hget(key, field) or 0)
+                    if until_us > 0:
+                        until_us -= milliseconds * 1000
+                        keyspace.hset(key, (field, b"%d" % until_us))
             if deadline_ms > 0:
                 keyspace.pexpireat(key, deadline_ms - milliseconds)
         self.model.pass_time(milliseconds)
@@ -822,12 +929,14 @@ class TwinMachine(RuleBasedStateMachine):
             if key.startswith(b"sessions:")
             for _, score in content
         ]
-        if isinstance(real.result, WriteResult):
+        if isinstance(real.result, (WriteResult, Compacted)):
             stamps.append(real.result.updated_us)
         if isinstance(real.result, Turn):
             stamps.append(microseconds(real.result.expires_at) - lease_ms * 1000)
         if call.script and call.script.name == "delete_sessions" and real.result:
             stamps.append(real.result[0])
+        if call.script and call.script.name == "restore_session" and real.result:
+            stamps.append(real.result[0].version)
         if call.name == "append_fragments" and real.result:
             stamps.append(real.result - int(call.args[3]) + 1)
         exact = [stamp for stamp in stamps if before_us <= stamp <= after_us]
@@ -899,6 +1008,18 @@ class TwinMachine(RuleBasedStateMachine):
             assert int(header[b"created_us"]) == stored.created_us
             state = {name[1:]: value for name, value in header.items() if name[:1] == b"."}
             assert _decoded(state) == stored.state
+            assert int(header.get(b"count", -1)) == len(stored.log)
+            summary = stored.summary
+            numbers = [header.get(name, b"") for name in SUMMARY_FIELDS]
+            assert (
+                numbers == [b""] * 4
+                if summary is None
+                else [
+                    b"%d" % number
+                    for number in (summary.upto, stored.covered, summary.total, summary.created_us)
+                ]
+            )
+            assert (b"c" in header.get(b"flags", b"")) == (summary is not None)
             positions = [(entry.position, entry.event) for entry in stored.log]
             log = real[names.events][2] if stored.log else []
             assert [(score, decode_event(member)) for member, score in log] == positions
@@ -926,7 +1047,22 @@ class TwinMachine(RuleBasedStateMachine):
             assert found == list(kept.calls.values())
             assert len(members) == 2 * len(found)
         indexes = {name for name in real if name.startswith(b"sessions:")}
-        assert set(real) - indexes == expected_keys
+        staged = {name for name in real if re.fullmatch(rb"events:.+}:[^:]+:[0-9a-f]{32}", name)}
+        assert set(real) - indexes - staged == expected_keys
+        parts = [math.ceil(len(real[name][2]) / 2) for name in staged]
+        assert sorted(parts) == sorted(parts for parts, _ in self.model.staged.values())
+
+
+def staging_only(flow: Flow[Any], num_calls: int) -> Flow[None]:
+    """The first steps of restore_session, up to a number of calls of stage_events."""
+    step = next(flow)
+    while num_calls:
+        assert isinstance(step, Call)
+        name = step.script and step.script.name
+        if name == "restore_session":
+            return
+        num_calls -= name == "stage_events"
+        step = flow.send((yield step))
 
 
 def _parts(key: SessionKey) -> tuple[str, str, str]:
@@ -988,12 +1124,14 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
     session, events, index = Keys().session(*_parts(key))[:3]
     kept = Keys().session(*_parts(key)).stream
     garbage = (None, b"", b"x", b"nan", b"-1", b"1" * 30)
-    names = "version created_us last_us deadline_ms count event_limit removed_us flags listen_ms"
-    fields = [name.encode() for name in [*names.split(), "changes"]]
+    fields = [b"version", b"last_us", b"deadline_ms", b"count", b"event_limit", b"removed_us"]
+    fields += [*SUMMARY_FIELDS, b"summary", b"flags", b"listen_ms", b"changes", b"created_us"]
+    garbage_flags = (None, b"", b"x", b"cx", b"xc", b"c")
 
     def damage() -> None:
         lost = chance.choice((session, events, index, kept, b""))
-        field, value = chance.choice(fields), chance.choice(garbage)
+        field = chance.choice(fields)
+        value = chance.choice(garbage_flags if field == b"flags" else garbage)
         keyspace = machine.twin.keyspace
         if lost:
             server.raw.delete(lost)
@@ -1016,8 +1154,23 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
             found.append((data, copy.timestamp, NO_CHANGE))
         return found
 
+    def position() -> int:
+        found: Any = server.raw.zrange(events, 0, -1, withscores=True)
+        return int(chance.choice(found)[1]) if found else 5
+
+    def version() -> int:
+        found: Any = server.raw.hget(session, "version")
+        return int(found) if found and found.isdigit() and len(found) < 17 else 7
+
+    def compact(ops: Ops) -> Call[Any]:
+        upto: Any = server.raw.hget(session, "compacted_us")
+        base = int(upto) if upto and upto.isdigit() and len(upto) < 17 else None
+        base = chance.choice((base, base, base, None, 5))
+        summary, drop = chance.choice((b'"s"', b'"t"')), chance.random() < 0.3
+        return compact_session(ops, key, position(), summary, base, drop, None, None, b"", "turn")
+
     errors = Counter[str]()
-    for _ in range(150):
+    for _ in range(250):
         ops = OPS[chance.randrange(len(OPS))]
         rows = some_rows()
         data, at, _ = rows[0]
@@ -1041,8 +1194,13 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
             ops.acquire_turn(key, "holder", 60_000, created_us),
             ops.delete_session(key),
             ops.change_fields(key, [], [(b".list", b"entry")], NO_CHANGE.session),
+            compact(ops),
+            rewind_session(ops, key, position(), None, None, None, created_us),
+            ops.replace_newest(key, version(), chance.randint(0, 2), chance.randint(0, 4), []),
+            fork_session(ops, key, KEYS[1], "copy", position(), None, None, None, created_us),
         ]
-        call = chance.choices(calls, [3, 3, 3, 3, 9, 1, 9, 1, 6, 3, 1, 3, 1, 1, 1, 1, 3])[0]
+        weights = [3, 3, 3, 3, 9, 1, 9, 1, 6, 3, 1, 3, 1, 1, 1, 1, 3, 9, 2, 2, 2]
+        call = chance.choices(calls, weights)[0]
         if call.age_argument is not None and chance.random() < 0.5:
             args = list(call.args)
             args[call.age_argument] += chance.choice((b" 1", b" 10000000"))

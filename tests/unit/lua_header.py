@@ -22,6 +22,7 @@ KEY_PATTERNS = {
     "events": _spelled.events.decode(),
     "stream": _spelled.stream.decode(),
     "index": _spelled.session_index.decode(),
+    "staged": Keys.staged(_spelled, "staged").decode(),
     "user": _spelled.user.decode(),
     "app": _spelled.app.decode(),
 }
@@ -70,7 +71,7 @@ def _key_regex(pattern: str) -> re.Pattern[str]:
     regex = re.escape(pattern)
     regex = regex.replace(re.escape("{app:user}"), rf"(\{{{some}:{some}\}}|\{{{some}\}}:{some})")
     regex = regex.replace(re.escape("{app}"), rf"\{{{some}\}}")
-    return re.compile(re.sub(":sid$", f":{some}", regex))
+    return re.compile(re.sub(":(sid|staged)(?=:|$)", f":{some}", regex))
 
 
 @dataclass

@@ -215,3 +215,23 @@ def test_users_spread_over_slots() -> None:
     keys = Keys()
     slots = {key_slot(keys.user("app", f"user-{number}").session_index) for number in range(1000)}
     assert len(slots) > 900
+
+
+@pytest.mark.parametrize("partition_by", ["user", "app"])
+@pytest.mark.parametrize("prefix", ["", "p:[x]*"])
+def test_a_key_is_taken_apart(partition_by: Any, prefix: str) -> None:
+    keys = Keys(prefix, partition_by)
+    ids = ("a b", "u:{1}/é", "s*")
+    found = keys.session(*ids)
+    expected = {
+        found.session: ("session", *ids),
+        found.events: ("events", *ids),
+        keys.staged(found, "0" * 32): ("events", *ids),
+        found.session_index: ("sessions", *ids[:2], ""),
+        found.user: ("userdata", *ids[:2], ""),
+        found.app: ("appdata", ids[0], "", ""),
+    }
+    for key, parts in expected.items():
+        assert keys.parse(key) == (*parts, key)
+        assert keys.parse(b"x" + key) is None
+    assert keys.parse(b"other") is None

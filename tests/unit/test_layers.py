@@ -18,7 +18,7 @@ PACKAGE = Path(sessionstore.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors", "times", "scripts", "tiers_in_use"},
     {"model"},
-    {"keys", "codec", "calls", "instances"},
+    {"keys", "codec", "calls", "instances", "summaries"},
     {"drive"},
     {"tiers", "options"},
     {"replies", "windows"},
@@ -26,10 +26,12 @@ LAYERS: list[set[str]] = [
     {"stream"},
     {"app_tier", "listing", "ops_history", "ops_watch"},
     {"flows"},
-    {"history", "live"},
+    {"covering", "history", "live"},
+    {"restore"},
     {"transport", "twin", "watchers"},
     {"run_context", "service"},
     {"concurrency"},
+    {"compactor"},
     {"runner", "sync"},
     {"embedded", "observe"},
     {"sessionstore"},  # the package's own __init__

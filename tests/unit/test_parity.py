@@ -56,7 +56,7 @@ def test_every_public_name_has_a_docstring(kind: type) -> None:
 def test_every_public_method_is_named_after_what_it_does() -> None:
     verbs = {"append", "clear", "count", "create", "delete", "get", "list", "pop", "update"}
     verbs |= {"acquire", "free", "increment", "release", "renew", "repair"}
-    verbs |= {"fork", "replace", "rewind", "watch"}
+    verbs |= {"compact", "fork", "replace", "restore", "rewind", "watch"}
     methods = public_methods(sessionstore.SessionService)
     assert len(methods) > 15
     for name in methods:

@@ -94,6 +94,7 @@ def test_the_table_of_options_is_complete() -> None:
         "session_event_limit": "1000 for new sessions",
         "event_size_limit": "8 MiB",
         "value_size_limit": "8 MiB",
+        "summary_size_limit": "16 KiB",
     }
     for name, default in defaults.items():
         shown = f'`"{default}"`' if isinstance(default, str) else str(default)
@@ -102,7 +103,7 @@ def test_the_table_of_options_is_complete() -> None:
 
 def test_the_options_in_memory_are_those_that_it_names() -> None:
     names = list(options(RedisSessionService))
-    shared = names[names.index("session_event_limit") : names.index("value_size_limit") + 1]
+    shared = names[names.index("session_event_limit") : names.index("summary_size_limit") + 1]
     assert set(options(InMemorySessionService)) == {*shared, "clock", "cleanup_interval"}
 
 
@@ -161,6 +162,6 @@ def test_the_tail_in_the_readme_of_the_scripts_is_what_append_event_sends() -> N
     shown = [word for line in table.splitlines() for word in line[:18].split()]
     key = SessionKey("shop", "ann", "today")
     call: Any = next(flows.append_event(make_ops(), key, eval(event[1], {"Event": Event}), None))
-    sent = [part.decode() if isinstance(part, bytes) else str(part) for part in call.args[7:]]
+    sent = [part.decode() if isinstance(part, bytes) else str(part) for part in call.args[6:]]
     assert shown == sent
     assert f"ARGV[{len(call.args)}]" in text

@@ -89,6 +89,25 @@ def test_a_run_is_never_cut_by_another() -> None:
     assert numbers(Window(max_turns=1), late) == [0, 1, 2, 3]
 
 
+def test_a_run_that_began_before_the_page_is_looked_for() -> None:
+    window = Window(max_turns=1)
+    overlapping = log(*"axbabab")
+    assert numbers(window, overlapping) == [0, 1, 2, 3, 4, 5, 6]
+    assert numbers(window, overlapping[2:], is_whole_log=False) is None
+    # No user began it, and few events are before it.
+    late = log(*"axyza")
+    assert numbers(window, late[3:], is_whole_log=False) is None
+    assert numbers(window, late) == [0, 1, 2, 3, 4]
+    assert numbers(window, log(*"axyzwuva")[2:], is_whole_log=False) == [7]
+    # Runs one after the other need no larger page.
+    assert numbers(Window(max_turns=3), log(*"abcd")[1:], is_whole_log=False) == [1, 2, 3]
+
+
+def test_a_result_without_its_call_starts_no_turn() -> None:
+    events = [Event("agent", "a", invocation_id="1"), Event("tool", "-x", invocation_id="2")]
+    assert numbers(Window(calls=calls), events, is_trimmed=True) == ["a"]
+
+
 def test_a_call_is_never_cut_from_its_result() -> None:
     window = Window(max_turns=1, calls=calls)
     assert numbers(window, calling("u", "+x", "-x", "u", "+y")) == ["u", "+y"]
@@ -105,6 +124,8 @@ def test_a_result_without_its_call_is_left_out() -> None:
     trimmed = calling("-x", "a", "u", "-y", "done")
     assert numbers(window, trimmed, is_trimmed=True) == ["u", "done"]
     assert numbers(window, calling("-x", "a"), is_trimmed=True) == ["a"]
+    # What is left out opens no call.
+    assert numbers(window, calling("-x +y", "u", "-y", "done"), is_trimmed=True) == ["u", "done"]
     # The call may be before the page.
     assert numbers(window, trimmed[1:], is_whole_log=False) is None
 
@@ -128,6 +149,19 @@ def test_a_rule_of_the_caller() -> None:
     assert numbers(window, events) == [3, 4, 5, 6]
     joined = [Event("x", number, invocation_id="a") for number in range(7)]
     assert numbers(window, joined) == list(range(7))
+
+
+def test_items_of_a_framework_are_chosen_by_its_rules() -> None:
+    items = ["-x", "a", "u", "+y", "-y", "u", "+z", "u", "-z", "u"]
+    rules: Any = {
+        "starts_turn": lambda item: item == "u",
+        "calls": lambda item: ({"+": item[1:]}.get(item[0], ""), {"-": item[1:]}.get(item[0], "")),
+    }
+    found = [
+        choose(Window(max_events=limit, **rules), items, is_whole_log=True, is_trimmed=True)
+        for limit in (1, 2, 4, 5, 8, 10)
+    ]
+    assert found == [items[-1:]] * 2 + [items[-1:], items[5:], items[2:], items[2:]]
 
 
 def test_a_page_that_is_too_small_gives_nothing() -> None:
@@ -173,7 +207,10 @@ def test_a_window_is_a_suffix_of_whole_turns(
         assert size >= len(found)
 
 
-@given(st.lists(st.sampled_from(["u", "+x", "-x", "+y", "-y", "+x +y", "a"]), max_size=12), LIMITS)
+STEPS = ["u", "+x", "-x", "+y", "-y", "+x +y", "-x -y", "-x +y", "-y +x", "a"]
+
+
+@given(st.lists(st.sampled_from(STEPS), max_size=12), LIMITS)
 def test_no_window_has_a_result_without_its_call(steps: list[str], turns: int | None) -> None:
     found = numbers(Window(max_turns=turns, calls=calls), calling(*steps), is_trimmed=True)
     assert found is not None

@@ -1,0 +1,608 @@
+"""What a LangGraph saver reads and changes of threads, as flows. checkpoints.py has the layout."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+from uuid import uuid4
+
+from msgspec.structs import replace
+
+from .. import errors, flows
+from ..calls import Flow
+from ..listing import from_primary
+from ..model import SessionKey
+from ..ops import Ops
+from ..replies import Place
+from ..tiers import Delta
+from . import checkpoints as stored
+from .checkpoints import NAMESPACES, Base, Blob, Fields, Record, Space, Write, part_names
+from .flows import create_if_missing
+
+_ATTEMPTS = 1_000
+"""Others may change a namespace between a read and what builds on it. Then it is read again."""
+
+_THREADS_PER_READ = 1_000
+_CHECKPOINTS_PER_READ = 20  # of a listing
+_HISTORY_PER_READ = 64  # checkpoints without the values of their channels
+_FIELDS_PER_READ = 500  # parts of values: up to 8 MiB
+_BYTES_PER_WRITE = 16 << 20
+_KNOWN_LIMIT = 2_000  # namespaces that a saver remembers
+
+Build = Callable[[Record | None], tuple[Record, Mapping[str, bytes]]]
+"""Makes a record and the parts of its values, given an earlier record that may share values."""
+
+
+class CheckpointRemoved(errors.SessionStoreError):
+    """The checkpoint existed. Retention (`keep_checkpoints`) or `prune` has removed it."""
+
+
+class Found(NamedTuple):
+    """A checkpoint with its pending writes, and the parts of their values, once they are read."""
+
+    record: Record
+    writes: list[Write]
+    parts: Mapping[str, bytes] = {}
+
+    def blobs(self) -> list[Blob]:
+        """The values of channels and writes."""
+        return [*self.record.values.values(), *(write.value for write in self.writes)]
+
+
+class _Known(NamedTuple):
+    """A namespace as this saver has last seen it, which may be outdated: changes compare it."""
+
+    stored: bytes | None  # its Space; None = there is no such namespace
+    space: Space
+    head: Record | None = None  # the checkpoint with the highest id, if it is known
+
+
+class _Plan:
+    """A change of a thread, which is applied in one atomic step."""
+
+    def __init__(self) -> None:
+        self.compared: list[tuple[bytes, bytes | None]] = []
+        self.extended: list[tuple[bytes, bytes]] = []
+        self.set: dict[bytes, bytes] = {}
+        self.removed: set[bytes] = set()
+
+    def set_parts(self, fields: Fields, parts: Mapping[str, bytes]) -> None:
+        """Store parts of values."""
+        self.set.update((fields.part(name), stored.encode_raw(parts[name])) for name in parts)
+
+
+class Thread:
+    """A thread: one session.
+
+    Args:
+        ops: builds the Calls.
+        key: the session.
+        threads: the options of the saver, and what it knows.
+    """
+
+    def __init__(self, ops: Ops, key: SessionKey, threads: Threads) -> None:
+        self.ops = ops
+        self.key = key
+        self.threads = threads
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def get(self, namespace: str, checkpoint_id: str | None) -> Flow[Found | None]:
+        """A checkpoint, without an id the newest one; None if there is no such checkpoint.
+
+        Raises:
+            CheckpointRemoved: retention has removed it.
+        """
+        fields = Fields(namespace)
+        known = self.threads.known.get((self.key, namespace))
+        wanted = checkpoint_id or (known.space.head if known else "")
+        for _ in range(_ATTEMPTS):
+            point, writes = fields.point(wanted), fields.writes(wanted)
+            found = yield from self._read([fields.space, point, writes])
+            if fields.space not in found:
+                return None
+            space = stored.decode_space(fields.space, found[fields.space])
+            if checkpoint_id is None and wanted != space.head:
+                wanted = space.head
+                continue
+            if point not in found:
+                if wanted > space.removed:
+                    return None
+                raise CheckpointRemoved(
+                    f"checkpoint {wanted!r} of namespace {namespace!r} is not stored: retention "
+                    f"({self.threads.retention}) has removed checkpoints up to {space.removed!r}"
+                )
+            record = stored.decode_record(point, found[point])
+            if wanted == space.head:
+                self.threads.note(self.key, namespace, _Known(found[fields.space], space, record))
+            pending = stored.decode_writes(writes, found.get(writes))
+            complete = yield from self.complete(namespace, [Found(record, pending)])
+            if complete:
+                return complete[0]
+        raise self._broken(namespace)
+
+    def namespaces(self) -> Flow[dict[str, str]]:
+        """The namespaces of a thread, each with the root checkpoint that it belongs to."""
+        found = yield from self._read([NAMESPACES])
+        return stored.decode_namespaces(found.get(NAMESPACES))
+
+    def ids(self, namespace: str) -> Flow[list[str]]:
+        """The ids of all checkpoints of a namespace, in ascending order."""
+        fields = Fields(namespace)
+        known = yield from self._load(namespace)
+        found = yield from self._read(fields.all_ids(known.space.count))
+        return sorted({each for field in found for each in stored.decode_ids(field, found[field])})
+
+    def records(self, namespace: str, ids: Iterable[str]) -> Flow[dict[str, Found]]:
+        """Checkpoints by id with their writes and no values, without those that do not exist."""
+        fields = Fields(namespace)
+        names = {each: (fields.point(each), fields.writes(each)) for each in ids}
+        found = yield from self._read([field for pair in names.values() for field in pair])
+        return {
+            each: Found(
+                stored.decode_record(point, found[point]),
+                stored.decode_writes(writes, found.get(writes)),
+            )
+            for each, (point, writes) in names.items()
+            if point in found
+        }
+
+    def history(
+        self,
+        namespace: str,
+        checkpoint_id: str | None,
+        channels: Iterable[str],
+    ) -> Flow[tuple[dict[str, Base], Record | None, dict[str, bytes]]]:
+        """What `_walk` returns from a checkpoint on, and the parts of its values."""
+        found = yield from self.get(namespace, checkpoint_id)
+        if found is None:
+            return {}, None, {}
+        bases, cut = yield from self._walk(namespace, found.record, channels, {})
+        blobs = [blob for base in bases.values() for blob in base.blobs()]
+        parts = yield from self._parts(namespace, blobs)
+        if not part_names(blobs) <= parts.keys():
+            raise self._broken(namespace)
+        return bases, cut, parts
+
+    def _walk(
+        self,
+        namespace: str,
+        record: Record,
+        channels: Iterable[str],
+        known: Mapping[str, Found],
+    ) -> Flow[tuple[dict[str, Base], Record | None]]:
+        """What delta channels are rebuilt from: a walk from a checkpoint to its parents.
+
+        If the walk comes to a checkpoint whose history is missing, it returns that one, too. Then
+        it leaves out the channels whose beginning is missing. `known` were read before.
+        """
+        seeds: dict[str, Blob] = {}
+        writes: dict[str, list[Write]] = {channel: [] for channel in channels}  # newest first
+        missing = set(writes)
+        cut = None
+        ids: list[str] = []
+        while missing and record.base is None and record.parent is not None:
+            if record.parent not in known:
+                ids = ids or (yield from self.ids(namespace))
+                end = bisect_right(ids, record.parent)
+                wanted = ids[max(end - _HISTORY_PER_READ, 0) : end]
+                known = yield from self.records(namespace, wanted)
+            if record.parent not in known:
+                cut = record
+                break
+            record, pending, _ = known[record.parent]
+            for write in reversed(pending):
+                if write.channel in missing:
+                    writes[write.channel].append(write)
+            seeds.update(
+                (channel, record.values[channel]) for channel in missing & {*record.values}
+            )
+            missing -= seeds.keys()
+        if missing and record.base is not None:
+            for channel in missing & record.base.keys():
+                base = record.base[channel]
+                writes[channel] += reversed(base.writes)
+                if base.seed is not None:
+                    seeds[channel] = base.seed
+            missing -= record.base.keys()
+            cut = record if missing else None
+        return {
+            channel: Base(seeds.get(channel), found[::-1])
+            for channel, found in writes.items()
+            if cut is None or channel not in missing
+        }, cut
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def put(self, namespace: str, root: str, build: Build) -> Flow[None]:
+        """Store a checkpoint, then remove those that are too many.
+
+        `root` is the root checkpoint to which the namespace belongs if it is new.
+        """
+        fields = Fields(namespace)
+        known = self.threads.known.get((self.key, namespace))
+        for _ in range(_ATTEMPTS):
+            known = known or (yield from self._load(namespace))
+            record, parts = build(known.head)
+            space, plan, old = known.space, _Plan(), None
+            if record.id <= space.head:  # it is put again, or late
+                found = yield from self.records(namespace, [record.id])
+                old = found[record.id].record if found else None
+            if old is None:
+                plan.extended.append((fields.ids(space.count), stored.encode_entry(record.id)))
+                space = replace(space, head=max(space.head, record.id), count=space.count + 1)
+            else:
+                record = record.put_over(old)
+            if record == old:
+                break
+            if known.stored is None:
+                plan.set[stored.LAYOUT] = stored.LAYOUT_VALUE
+                plan.extended.append((NAMESPACES, stored.encode_entry((namespace, root))))
+            there = known.head.parts() if known.head else set()
+            plan.set_parts(fields, {name: parts[name] for name in parts.keys() - there})
+            plan.set[fields.point(record.id)] = stored.encode(record)
+            plan.set[fields.space] = changed = stored.encode_changed(space)
+            plan.compared.append((fields.space, known.stored))
+            head = record if record.id == space.head else known.head
+            known = None
+            try:
+                yield from self._write(plan)
+            except errors.StaleVersion:
+                continue
+            except errors.SessionNotFound:
+                yield from self._create()
+                continue
+            self.threads.note(self.key, namespace, _Known(changed, space, head))
+            break
+        else:
+            raise self._contended()
+        # Removing several at once makes it cheap: it reads all records of the namespace.
+        keep = self.threads.keep
+        if keep is not None and space.count > keep + keep // 4:
+            yield from self.remove(namespace, lambda ids: ids[:-keep])
+
+    def put_writes(
+        self,
+        namespace: str,
+        checkpoint_id: str,
+        writes: Sequence[Write],
+        parts: Mapping[str, bytes],
+    ) -> Flow[None]:
+        """Store what a task wrote. A repeat changes nothing, unless a write is a special one."""
+        fields, plan = Fields(namespace), _Plan()
+        is_special = any(write.index < 0 for write in writes)
+        entry = stored.encode_entry((uuid4().hex if is_special else "", writes))
+        plan.extended.append((fields.writes(checkpoint_id), entry))
+        plan.set_parts(fields, parts)
+        for _ in range(_ATTEMPTS):
+            try:
+                return (yield from self._write(plan))
+            except errors.SessionNotFound:
+                yield from self._create()
+        raise self._contended()
+
+    def remove(
+        self,
+        namespace: str,
+        choose: Callable[[list[str]], Iterable[str]],
+        *,
+        is_retention: bool = True,
+    ) -> Flow[None]:
+        """Remove checkpoints of a namespace.
+
+        `choose` gets all ids in ascending order, and returns those to remove. With `is_retention`
+        reading one of them will raise CheckpointRemoved.
+        """
+        for _ in range(_ATTEMPTS):
+            plan = _Plan()
+            there = (yield from self._read([NAMESPACES])).get(NAMESPACES)
+            names = stored.decode_namespaces(there)
+            victims, kept = yield from self._plan_removal(namespace, choose, is_retention, plan)
+            if not victims:
+                return
+            gone = set() if kept else {namespace}
+            if not namespace:  # calls of subgraphs go with the checkpoint that they started from
+                highest = max(victims)
+                for name, root in names.items():
+                    if root and root <= highest and root not in kept:
+                        gone.add(name)
+                        yield from self._plan_removal(name, list, is_retention, plan)
+            if gone:
+                plan.compared.append((NAMESPACES, there))
+                left = [(name, root) for name, root in names.items() if name not in gone]
+                if left:
+                    plan.set[NAMESPACES] = stored.encode_entries(left)
+                else:
+                    plan.removed.add(NAMESPACES)
+            for name in {namespace, *gone}:
+                self.threads.known.pop((self.key, name), None)
+            try:
+                return (yield from self._write(plan))
+            except (errors.StaleVersion, errors.SessionNotFound):
+                continue
+        raise self._contended()
+
+    def _plan_removal(
+        self,
+        namespace: str,
+        choose: Callable[[list[str]], Iterable[str]],
+        is_retention: bool,
+        plan: _Plan,
+    ) -> Flow[tuple[set[str], set[str]]]:
+        """Plan the removal of checkpoints, and of what no other one needs. Returns both ids."""
+        fields = Fields(namespace)
+        known = yield from self._load(namespace)
+        ids = yield from self.ids(namespace)
+        victims = set(choose(ids)).intersection(ids)
+        kept = set(ids) - victims
+        if not victims:
+            return victims, kept
+        found = yield from self.records(namespace, ids)
+        records = {each: found[each].record for each in kept & found.keys()}
+        deltas = {channel for record in records.values() for channel in record.deltas}
+        for record in [each for each in records.values() if each.parent in victims]:
+            channels = deltas - record.values.keys()
+            base, _ = yield from self._walk(namespace, record, channels, found)
+            records[record.id] = replace(record, parent=None, base=base)
+            plan.set[fields.point(record.id)] = stored.encode(records[record.id])
+        of_writes = [fields.writes(victim) for victim in victims]
+        writes = yield from self._read(of_writes)
+        parts = {part for field in writes for part in stored.all_parts(field, writes[field])}
+        parts.update(*(found[victim].record.parts() for victim in victims & found.keys()))
+        parts.difference_update(*(record.parts() for record in records.values()))
+        plan.removed.update(map(fields.part, parts), of_writes, map(fields.point, victims))
+        plan.removed.update(fields.all_ids(known.space.count))
+        plan.compared.append((fields.space, known.stored))
+        if kept:
+            removed = max(victims) if is_retention else ""
+            space = Space(max(kept), len(kept), max(removed, known.space.removed))
+            plan.set.update(stored.encode_ids(fields, sorted(kept)))
+            plan.set[fields.space] = stored.encode_changed(space)
+        else:
+            plan.removed.add(fields.space)
+        return victims, kept
+
+    def store(
+        self,
+        roots: Mapping[str, str],
+        checkpoints: Mapping[str, Sequence[Found]],
+        replaced: Iterable[str],
+    ) -> Flow[None]:
+        """Store a whole thread in place of other state. Nothing is changed if it is stored already.
+
+        `roots` are its namespaces, each with the root checkpoint to which it belongs.
+        """
+        plan = _Plan()
+        for namespace, found in checkpoints.items():
+            fields = Fields(namespace)
+            ids = [each.record.id for each in found]
+            for each, (record, writes, parts) in zip(ids, found, strict=True):
+                plan.set[fields.point(each)] = stored.encode(record)
+                if writes:
+                    plan.set[fields.writes(each)] = stored.encode_entries([("", writes)])
+                plan.set_parts(fields, parts)
+            plan.set.update(stored.encode_ids(fields, ids))
+            plan.set[fields.space] = stored.encode_changed(Space(max(ids), len(ids)))
+        plan.set[NAMESPACES] = stored.encode_entries(roots.items())
+        plan.set[stored.LAYOUT] = stored.LAYOUT_VALUE
+        plan.compared.append((stored.LAYOUT, None))
+        plan.removed.update(b"." + name.encode() for name in replaced)
+        with suppress(errors.StaleVersion):
+            yield from self._write(plan)
+
+    def copy_to(self, target: Thread) -> Flow[None]:
+        """Store a copy in place of another thread."""
+        if target.key == self.key or not (yield from self._read([stored.LAYOUT])):
+            return
+        found: dict[bytes, bytes] = yield from_primary(self.ops.read_all_fields(self.key))
+        yield from target.delete()
+        yield from target._create()
+        # What makes checkpoints visible comes last.
+        ours = sorted(field for field in found if field.startswith(stored.OURS))
+        ours.sort(key=lambda field: field.startswith((NAMESPACES, b".space/")))
+        for pairs in _batches({field: found[field] for field in ours}):
+            yield self.ops.change_fields(target.key, [], [], Delta(pairs))
+
+    def delete(self) -> Flow[None]:
+        """Remove the thread."""
+        key = self.key
+        yield from flows.delete_session(self.ops, key.app_name, key.user_id, key.session_id)
+
+    # -- fields --------------------------------------------------------------------------------
+
+    def _read(self, fields: Sequence[bytes]) -> Flow[dict[bytes, bytes]]:
+        """Fields that exist, by name. Imports what release 0.1.0 stored.
+
+        Runs go on from what they read, so a replica that lags behind is not asked.
+        """
+        found: dict[bytes, bytes] = {}
+        for first in range(0, len(fields), _FIELDS_PER_READ):
+            names = [stored.LAYOUT, *fields[first : first + _FIELDS_PER_READ]]
+            values = yield from_primary(self.ops.read_fields(self.key, names))
+            if values is not None and values[0] is None:
+                yield from self.threads.import_thread(self)
+                values = yield from_primary(self.ops.read_fields(self.key, names))
+            pairs = zip(names, values or (), strict=False)
+            found.update((name, value) for name, value in pairs if value is not None)
+        return found
+
+    def _load(self, namespace: str) -> Flow[_Known]:
+        fields = Fields(namespace)
+        found = (yield from self._read([fields.space])).get(fields.space)
+        return _Known(found, stored.decode_space(fields.space, found) if found else Space())
+
+    def complete(self, namespace: str, found: Sequence[Found]) -> Flow[list[Found]]:
+        """Checkpoints with their values, without those that were removed in between."""
+        blobs = [blob for each in found for blob in each.blobs()]
+        parts = yield from self._parts(namespace, blobs)
+        there = [each for each in found if part_names(each.blobs()) <= parts.keys()]
+        return [each._replace(parts=parts) for each in there]
+
+    def _parts(self, namespace: str, blobs: Iterable[Blob]) -> Flow[dict[str, bytes]]:
+        """The parts of values, by name."""
+        fields = Fields(namespace)
+        names = {fields.part(name): name for name in part_names(blobs)}
+        found = yield from self._read(list(names))
+        return {name: found[field][1:] for field, name in names.items() if field in found}
+
+    def _write(self, plan: _Plan) -> Flow[None]:
+        """Apply a plan. If it is large, parts of values are stored before what refers to them."""
+        now = plan.set
+        if sum(map(len, now.values())) > _BYTES_PER_WRITE:
+            early = {field: now[field] for field in now if field.startswith(b".data/")}
+            now = {field: now[field] for field in now.keys() - early.keys()}
+            for pairs in _batches(early):
+                yield self.ops.change_fields(self.key, [], [], Delta(pairs))
+        delta = Delta(
+            [part for pair in now.items() for part in pair], sorted(plan.removed - {*now})
+        )
+        yield self.ops.change_fields(self.key, plan.compared, plan.extended, delta)
+
+    def _create(self) -> Flow[None]:
+        layout = {stored.LAYOUT[1:].decode(): int(stored.LAYOUT_VALUE)}
+        yield from create_if_missing(self.ops, self.key, layout)
+
+    def _contended(self) -> errors.BackendUnavailable:
+        return errors.BackendUnavailable(
+            f"others change thread {self.key.session_id!r} all the time; nothing was written",
+            maybe_applied=False,
+        )
+
+    def _broken(self, namespace: str) -> errors.CorruptData:
+        where = f"namespace {namespace!r} of thread {self.key.session_id!r}"
+        return errors.CorruptData(f"{where} lacks values of its checkpoints", key=where)
+
+
+class Threads:
+    """The threads of a saver.
+
+    Args:
+        app_name: the application.
+        user_id: the user whose sessions the threads are, or a function that tells it.
+        keep: how many of the newest checkpoints of a namespace are kept; None = all.
+        import_thread: imports what release 0.1.0 stored of a thread.
+    """
+
+    def __init__(
+        self,
+        app_name: str,
+        user_id: str | Callable[[str], str],
+        keep: int | None,
+        import_thread: Callable[[Thread], Flow[None]],
+    ) -> None:
+        self._app_name = app_name
+        self._user_id = user_id
+        self.keep = keep
+        self.retention = f"keep_checkpoints={keep}, or prune" if keep else "prune"
+        self.import_thread = import_thread
+        self.known: dict[tuple[SessionKey, str], _Known] = {}
+
+    def at(self, ops: Ops, thread_id: object) -> Thread:
+        """A thread."""
+        thread = str(thread_id)
+        user_id = self._user_id if isinstance(self._user_id, str) else self._user_id(thread)
+        return Thread(ops, SessionKey(self._app_name, user_id, thread), self)
+
+    def ids(self, ops: Ops) -> Flow[list[str]]:
+        """All threads, the one written last first. Some may be gone.
+
+        Raises:
+            InvalidArgument: every thread may belong to another user.
+        """
+        if not isinstance(self._user_id, str):
+            raise errors.InvalidArgument(
+                "config must name a thread: with a function as user_id, threads cannot be listed"
+            )
+        found: dict[str, None] = {}  # a thread that is written meanwhile may be read twice
+        after: Place | None = None
+        while True:
+            places = yield ops.list_places(self._app_name, self._user_id, _THREADS_PER_READ, after)
+            found.update((place.session_id, None) for place in places)
+            if len(places) < _THREADS_PER_READ:
+                return list(found)
+            after = places[-1]
+
+    def note(self, key: SessionKey, namespace: str, known: _Known) -> None:
+        """Remember a namespace."""
+        if len(self.known) >= _KNOWN_LIMIT:
+            self.known.clear()
+        self.known[key, namespace] = known
+
+
+class Pages:
+    """A listing of checkpoints, newest first, page by page.
+
+    Without a thread it lists all threads, the one written last first, and without a namespace all
+    namespaces. A checkpoint id lists that one, `before` only those with lower ids.
+
+    Args:
+        threads: reads them.
+        matches: whether to list a checkpoint. Values of others are not read.
+        limit: how many to list; None = all.
+    """
+
+    thread_id: str | None = None
+    namespace: str | None = None
+    checkpoint_id: str | None = None
+    before: str | None = None
+
+    def __init__(
+        self, threads: Threads, matches: Callable[[Record], bool], limit: int | None = None
+    ) -> None:
+        self._threads = threads
+        self._matches = matches
+        self._left = 1 << 62 if limit is None else limit
+        self._thread_ids: list[str] | None = None  # that were not read yet
+        self._places: list[tuple[str, str, str]] = []  # id, namespace and thread, the next one last
+
+    def next(self, ops: Ops) -> Flow[list[tuple[str, str, Found]]]:
+        """The next checkpoints, each with its thread and namespace; empty at the end."""
+        while self._left > 0 and (self._places or (yield from self._open_thread(ops))):
+            size = min(self._left, _CHECKPOINTS_PER_READ)
+            places, self._places = self._places[-size:], self._places[:-size]
+            found: dict[tuple[str, str, str], Found] = {}
+            for namespace, thread_id in {place[1:] for place in places}:
+                thread = self._threads.at(ops, thread_id)
+                ids = [each for each, name, _ in places if name == namespace]
+                records = yield from thread.records(namespace, ids)
+                matching = [each for each in records.values() if self._matches(each.record)]
+                for each in (yield from thread.complete(namespace, matching)):
+                    found[each.record.id, namespace, thread_id] = each
+            self._left -= len(found)
+            if found:
+                listed = [place for place in reversed(places) if place in found]
+                return [(place[2], place[1], found[place]) for place in listed]
+        return []
+
+    def _open_thread(self, ops: Ops) -> Flow[bool]:
+        """Read which checkpoints the next thread has; False if there is no other thread."""
+        if self._thread_ids is None:
+            all_threads = self._threads.ids(ops)
+            self._thread_ids = [self.thread_id] if self.thread_id else (yield from all_threads)
+        if not self._thread_ids:
+            return False
+        thread_id = self._thread_ids.pop(0)
+        thread = self._threads.at(ops, thread_id)
+        names: Iterable[str] = yield from thread.namespaces()
+        for name in names if self.namespace is None else [self.namespace]:
+            ids = [self.checkpoint_id] if self.checkpoint_id else (yield from thread.ids(name))
+            self._places += [(each, name, thread_id) for each in ids]
+        if self.before is not None:
+            self._places = [place for place in self._places if place[0] < self.before]
+        self._places.sort()
+        return True
+
+
+def _batches(fields: Mapping[bytes, bytes]) -> Iterator[list[bytes]]:
+    """Fields and their values, in batches that are sent together."""
+    pairs: list[bytes] = []
+    size = 0
+    for field, value in fields.items():
+        pairs += (field, value)
+        size += len(value)
+        if size > _BYTES_PER_WRITE:
+            yield pairs
+            pairs, size = [], 0
+    yield pairs

@@ -1,0 +1,92 @@
+"""The store of commands that look at existing data: --url, --key-prefix, --partition-by, --json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import wraps
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from ..errors import InvalidArgument, SessionStoreError
+from ..sync import RedisSessionService, SessionService
+from .store import CannotStart, redact_url
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+
+def store_options(command: F) -> F:
+    """Give a command `service`, `as_json`, and the options that lead to them.
+
+    If the command has the options --ttl and --codec, the service gets them.
+    """
+
+    @click.option(
+        "--url",
+        envvar="SESSIONSTORE_URL",
+        required=True,
+        metavar="URL",
+        help="A running server: redis://, rediss://, unix://, redis+cluster://host:port,... or"
+        " redis+sentinel://host:port,.../master.  [env: SESSIONSTORE_URL]",
+    )
+    @click.option("--key-prefix", default="", metavar="TEXT", help="The prefix of all keys.")
+    @click.option(
+        "--partition-by",
+        type=click.Choice(["user", "app"]),
+        default="user",
+        show_default=True,
+        help="The option of the services that wrote the data.",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
+    @wraps(command)
+    def with_service(*, url: str, as_json: bool, **values: Any) -> Any:
+        options = {name: values.pop(name) for name in ("key_prefix", "partition_by")}
+        with opened_service(url, **options) as service:
+            return command(service=service, as_json=as_json, **values)
+
+    return with_service  # type: ignore[return-value]  # click adds the options
+
+
+@contextmanager
+def opened_service(url: str, **options: Any) -> Iterator[SessionService]:
+    """A service that changes no TTL by reading. Its errors become one sentence and status 2."""
+    try:
+        service = RedisSessionService(url, refresh_ttl_on_read=False, **options)
+    except InvalidArgument as error:
+        raise click.UsageError(f"{error}.") from error
+    with service:
+        try:
+            yield service
+        except InvalidArgument as error:
+            raise click.UsageError(f"{error}.") from error
+        except SessionStoreError as error:
+            raise CannotStart(f"{redact_url(url)}: {error}") from error
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    click.echo(_encode(value))
+
+
+def show_time(moment: datetime | None) -> str:
+    """A time of the local zone, to the second; "never" for None."""
+    if moment is None:
+        return "never"
+    return moment.astimezone().isoformat(" ", "seconds")
+
+
+def show_bytes(size: int | None) -> str:
+    """A size with a unit; "?" for None."""
+    if size is None:
+        return "?"
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024 or unit == "GiB":
+            break
+        amount /= 1024
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

@@ -1,0 +1,91 @@
+"""Shows events as a conversation. It knows the messages of the frameworks in adapters/."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+_TEXT = ("text", "content", "thinking", "output_text", "refusal")
+_NESTED = ("parts", "content", "message", "data", "tool_calls")
+_CALLS = {"function_call", "tool_use", "tool-call", "functionCall", "tool_call"}
+_RESULTS = {
+    *("function_call_output", "tool_result", "tool-return"),
+    *("functionResponse", "function_response", "tool"),
+}
+
+
+class Piece(NamedTuple):
+    """A part of an event. kind: "text", "call", "result" or "data"."""
+
+    kind: str
+    text: str
+
+
+def pieces_of(content: Any) -> list[Piece]:
+    """The parts of an event's content, in order. What has no known form is "data", as JSON."""
+    if content is None:
+        return []
+    return list(_pieces(content)) or [Piece("data", as_json(content))]
+
+
+def as_json(value: Any) -> str:
+    """A value as compact JSON; what JSON cannot hold as its repr."""
+    return _encode(value).decode()
+
+
+def _pieces(content: Any) -> Iterator[Piece]:
+    if isinstance(content, str):
+        if content:
+            yield Piece("text", content)
+    elif isinstance(content, list):
+        for part in content:
+            yield from _pieces(part)
+    elif isinstance(content, Mapping):
+        yield from _pieces_of_mapping(content)
+    else:
+        yield Piece("data", as_json(content))
+
+
+def _pieces_of_mapping(content: Mapping[str, Any]) -> Iterator[Piece]:
+    kind = content.get("type") or content.get("part_kind") or content.get("role")
+    inner = next((content[key] for key in ("functionCall", "function_call") if content.get(key)), 0)
+    if isinstance(inner, Mapping) or kind in _CALLS or isinstance(content.get("function"), Mapping):
+        yield Piece("call", _call(inner or content.get("function") or content))
+        return
+    inner = content.get("functionResponse") or content.get("function_response")
+    if isinstance(inner, Mapping) or kind in _RESULTS:
+        yield Piece("result", _result(inner or content))
+        return
+    is_known = False
+    for key in _TEXT:
+        if isinstance(content.get(key), str):
+            is_known = True
+            yield from _pieces(content[key])
+            break
+    for key in _NESTED:
+        if isinstance(content.get(key), list | Mapping):
+            is_known = True
+            yield from _pieces(content[key])
+    if not is_known:
+        yield Piece("data", as_json(content))
+
+
+def _call(call: Any) -> str:
+    name = call.get("name") or call.get("tool_name") or "tool"
+    for key in ("arguments", "args", "input"):
+        if key in call:
+            given = call[key]
+            return f"{name}({given if isinstance(given, str) else as_json(given)})"
+    return f"{name}()"
+
+
+def _result(result: Any) -> str:
+    for key in ("output", "response", "content", "result"):
+        if key in result:
+            given = result[key]
+            return given if isinstance(given, str) else as_json(given)
+    return as_json(result)

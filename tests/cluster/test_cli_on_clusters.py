@@ -1,0 +1,48 @@
+"""The command line on clusters and behind Sentinels."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.rigs.clusters import Cluster, SentinelGroup
+from sessionstore import Event
+from sessionstore.cli import command_line
+from sessionstore.sync import RedisSessionService
+
+NUM_USERS = 30
+
+
+def run(url: str, command: str, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
+    options = [command, "--url", url, "--json", *arguments]
+    result = CliRunner().invoke(command_line(), options)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["cluster", "sentinel_group"])
+def test_commands_see_the_data_of_all_primaries(request: pytest.FixtureRequest, kind: str) -> None:
+    group: Cluster | SentinelGroup = request.getfixturevalue(kind)
+    ttls: Any = dict.fromkeys(("session_ttl", "app_state_ttl", "user_state_ttl"), 3600)
+    with RedisSessionService(group.url, **ttls) as service:
+        for number in range(NUM_USERS):
+            session = service.create_session(
+                app_name="shop", user_id=f"u{number}", session_id="1", state={"app:x": 1}
+            )
+            service.append_event(session, Event("user", f"mug {number}"))
+    assert run(group.url, "ls") == (0, [{"app": "shop", "users": NUM_USERS, "sessions": NUM_USERS}])
+    assert len(run(group.url, "ls", "shop")[1]) == NUM_USERS
+    [shown] = run(group.url, "show", "shop", "u7", "1")[1]
+    assert shown["events"][0]["event"]["content"] == "mug 7"
+    [found] = run(group.url, "search", "mug 29", "shop")[1]
+    assert found["user_id"] == "u29"
+    _, findings = run(group.url, "doctor", "--full")
+    assert not [each for each in findings if each["status"] == "error"]
+    assert f"{NUM_USERS} sessions" in next(e["saw"] for e in findings if e["check"] == "sessions")
+    exit_code, [erased] = run(group.url, "erase", "shop", "u7", "--yes")
+    assert (exit_code, erased["left"], erased["sessions"]) == (0, [], 1)
+    assert len(run(group.url, "ls", "shop")[1]) == NUM_USERS - 1

@@ -1,0 +1,222 @@
+"""The commands that look at existing data: ls, show, tail, search and erase."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from support.servers import Server
+
+from sessionstore import Event, SessionKey
+from sessionstore.cli import command_line
+from sessionstore.cli.transcript import Piece, pieces_of
+from sessionstore.sync import RedisSessionService
+
+HOSTILE = "a b/é:{x}*"  # an id that needs escaping in keys and in patterns
+TTL_S = 3600
+PREFIX = "p:"
+
+
+@pytest.fixture
+def service(server: Server) -> Iterator[RedisSessionService]:
+    server.raw.flushall()
+    ttls: Any = dict.fromkeys(("session_ttl", "app_state_ttl", "user_state_ttl"), TTL_S)
+    with RedisSessionService(server.url, key_prefix=PREFIX, **ttls) as found:
+        yield found
+
+
+def run(server: Server, *arguments: str, exit_code: int = 0) -> Result:
+    command, *rest = arguments
+    options = ["--url", server.url, "--key-prefix", PREFIX]
+    result = CliRunner().invoke(command_line(), [command, *options, *rest])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def rows(server: Server, *arguments: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run(server, *arguments, "--json").stdout.splitlines()]
+
+
+def fill(service: RedisSessionService) -> None:
+    for app_name in ("shop", HOSTILE):
+        for user_id in ("ann", HOSTILE):
+            for session_id in ("1", HOSTILE):
+                session = service.create_session(
+                    app_name=app_name,
+                    user_id=user_id,
+                    session_id=session_id,
+                    state={"n": 1, "user:lang": "en", "app:plan": "pro"},
+                )
+                service.append_events(
+                    session, [Event("user", f"mug {number}") for number in range(3)]
+                )
+
+
+def deadlines(server: Server) -> dict[Any, Any]:
+    return {key: server.raw.expiretime(os.fsdecode(key)) for key in server.raw.keys("*")}
+
+
+def test_ls_lists_applications_users_and_sessions(
+    server: Server, service: RedisSessionService
+) -> None:
+    fill(service)
+    before = deadlines(server)
+    assert rows(server, "ls") == [
+        {"app": app_name, "users": 2, "sessions": 4} for app_name in sorted(("shop", HOSTILE))
+    ]
+    for app_name in ("shop", HOSTILE):
+        users = rows(server, "ls", app_name)
+        assert [(row["user"], row["sessions"]) for row in users] == [
+            (user_id, 2) for user_id in sorted(("ann", HOSTILE))
+        ]
+        for user_id in ("ann", HOSTILE):
+            sessions = rows(server, "ls", app_name, user_id)
+            assert {row["session"] for row in sessions} == {"1", HOSTILE}
+            assert all(row["events"] == 3 and row["bytes"] > 100 for row in sessions)
+            assert all(row["expires"] is not None for row in sessions)
+    assert deadlines(server) == before
+
+
+def test_ls_pages(server: Server, service: RedisSessionService) -> None:
+    fill(service)
+    first = run(server, "ls", "shop", "--limit", "1")
+    assert "More: --after 'a b/é:{x}*'" in first.stderr
+    assert "ann" not in first.stdout
+    assert [row["user"] for row in rows(server, "ls", "shop", "--after", HOSTILE)] == ["ann"]
+    page = run(server, "ls", "shop", "ann", "--limit", "1")
+    cursor = page.stderr.partition("--after '")[2].partition("'")[0]
+    assert len(rows(server, "ls", "shop", "ann", "--after", cursor)) == 1
+
+
+def test_ls_says_that_nothing_is_stored(server: Server, service: RedisSessionService) -> None:
+    fill(service)
+    result = run(server, "ls", "nobody")
+    assert result.stdout == ""
+    assert result.stderr == "Nothing is stored.\n"
+
+
+def test_show_prints_header_state_and_events(server: Server, service: RedisSessionService) -> None:
+    fill(service)
+    before = deadlines(server)
+    text = run(server, "show", "shop", "ann", "1", "--events", "2").stdout
+    assert "shop / ann / 1" in text
+    assert 'app      plan = "pro"' in text
+    assert 'user     lang = "en"' in text
+    assert "state    n = 1" in text
+    assert "mug 0" not in text
+    assert text.index("mug 1") < text.index("mug 2")
+    position = text.partition("older: --before ")[2].split()[0]
+    older = run(server, "show", "shop", "ann", "1", "--before", position, "--raw").stdout
+    assert [json.loads(line)["content"] for line in older.splitlines()] == ["mug 0"]
+    [row] = rows(server, "show", "shop", "ann", "1")
+    assert [each["event"]["content"] for each in row["events"]] == ["mug 0", "mug 1", "mug 2"]
+    assert deadlines(server) == before
+
+
+def test_show_names_a_session_that_does_not_exist(
+    server: Server, service: RedisSessionService
+) -> None:
+    fill(service)
+    error = run(server, "show", "shop", "ann", "none", exit_code=2).stderr
+    assert "there is no session 'none' of user 'ann'" in error
+
+
+def test_tail_prints_what_is_appended(server: Server, service: RedisSessionService) -> None:
+    fill(service)
+    key = SessionKey("shop", "ann", "1")
+
+    def append() -> None:
+        service.append_event(key, Event("assistant", "one more"))
+
+    timer = threading.Timer(0.2, append)
+    timer.start()
+    text = run(server, "tail", "shop", "ann", "1", "--events", "1", "--idle", "2").stdout
+    timer.join()
+    assert text.splitlines()[0].endswith("mug 2")
+    assert text.splitlines()[1].endswith("one more")
+
+
+@pytest.mark.parametrize("where", [(), ("ann",), ("ann", "1")])
+def test_search_finds_text(
+    server: Server, service: RedisSessionService, where: tuple[str, ...]
+) -> None:
+    fill(service)
+    found = rows(server, "search", "MUG 1", "shop", *where)
+    assert len(found) == 2 ** (2 - len(where))
+    assert all(row["event"]["content"] == "mug 1" for row in found)
+    assert f"{len(found)} events in" in run(server, "search", "mug 1", "shop", *where).stderr
+
+
+def test_search_says_what_it_did_not_look_at(server: Server, service: RedisSessionService) -> None:
+    fill(service)
+    text = run(server, "search", "mug", "shop", "--sessions", "1", "--events", "2").stderr
+    assert "Not searched: 3 older sessions" in text
+    assert "Not searched: older events of 1 sessions" in text
+
+
+def test_erase_leaves_nothing_of_a_user(server: Server, service: RedisSessionService) -> None:
+    fill(service)
+    listed = run(server, "erase", HOSTILE, HOSTILE, "--dry-run").stdout.splitlines()
+    assert len(listed) == len(set(listed)) == 6
+    others = set(server.raw.keys("*")) - {line.encode() for line in listed}
+    assert (
+        CliRunner().invoke(command_line(), ["erase", "--url", server.url, "a", "b"]).exit_code == 1
+    )
+    text = run(server, "erase", HOSTILE, HOSTILE, "--yes").stdout
+    assert text == "Deleted 2 sessions and 1 keys of state. Keys that are left: 0\n"
+    assert set(server.raw.keys("*")) == others
+
+
+def test_a_missing_server_is_one_sentence() -> None:
+    url = "redis://localhost:1"
+    result = CliRunner().invoke(command_line(), ["ls", "--url", url])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: {url}: ")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "pieces"),
+    [
+        (None, []),
+        ("hello", [Piece("text", "hello")]),
+        ({"n": 1}, [Piece("data", '{"n":1}')]),
+        ({"role": "user", "content": "hello"}, [Piece("text", "hello")]),
+        (
+            {
+                "role": "model",
+                "parts": [{"text": "a"}, {"functionCall": {"name": "f", "args": {}}}],
+            },
+            [Piece("text", "a"), Piece("call", "f({})")],
+        ),
+        (
+            {"type": "function_call", "name": "f", "arguments": '{"x":1}'},
+            [Piece("call", 'f({"x":1})')],
+        ),
+        ({"type": "function_call_output", "output": "42"}, [Piece("result", "42")]),
+        (
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}],
+            },
+            [Piece("call", "f({})")],
+        ),
+        (
+            [{"type": "tool_use", "name": "f", "input": {"x": 1}}, {"type": "text", "text": "b"}],
+            [Piece("call", 'f({"x":1})'), Piece("text", "b")],
+        ),
+        ({"role": "tool", "content": "done"}, [Piece("result", "done")]),
+    ],
+)
+def test_content_of_frameworks_is_shown_as_text_and_tool_calls(
+    content: Any, pieces: list[Piece]
+) -> None:
+    assert pieces_of(content) == pieces
