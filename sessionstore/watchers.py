@@ -271,9 +271,12 @@ class _Shared:
             pause_s = min(pause_s * 2, READ_S)
             rate = max(len(self._others) / _SESSIONS_PER_READ_S, 1.0)
             wait_s = READ_S * rate * random.uniform(0.8, 1.0) if self._can_listen else pause_s
-            with suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(wait_s):
                     await self._woken.wait()
+            except TimeoutError:
+                self._kept.clear()  # nobody has needed it for a while
+                self._num_kept = 0
 
     def _must_renew(self) -> bool:
         return self._is_listening and time.monotonic() >= self._renew_at

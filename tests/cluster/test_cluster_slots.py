@@ -64,7 +64,8 @@ def _waits(operation: Operation, stage: str) -> bool:
     keys_in_slot = set(operation.keys.split()) - {"app"}
     if stage == "done" or not keys_in_slot:
         return False
-    return operation.new_key or (stage == "half moved" and len(keys_in_slot) > 1)
+    is_split = len(keys_in_slot) > 1 and not keys_in_slot <= {"session", "events"}
+    return operation.new_key or (stage == "half moved" and is_split)
 
 
 class Move:
