@@ -19,6 +19,7 @@
 --@include refresh_session_if_due
 --@include server_time_us
 --@include to_ms
+--@include wake_watchers
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
 local session_id, ttl_ms, created_us = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
@@ -38,4 +39,5 @@ redis.call('HSET', session, 'turn_token', token, 'turn_until_us', 0, 'turn_holde
 refresh_session_if_due(
   session, events, index, header.deadline_ms, to_ms(now_us), ttl_ms, header.last_us, false
 )
+wake_watchers(session, header.flags, to_ms(now_us), 'turn')
 return {'OK'}

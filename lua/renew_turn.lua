@@ -22,6 +22,7 @@
 --@include refresh_session_if_due
 --@include server_time_us
 --@include to_ms
+--@include wake_watchers
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
 local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
 local token, lease_ms, lease = ARGV[3], tonumber(ARGV[4]), ARGV[5]
@@ -47,4 +48,7 @@ end
 refresh_session_if_due(
   session, events, index, header.deadline_ms, to_ms(now_us), ttl_ms, header.last_us, false
 )
+if lease_ms == 0 and lease == 'turn' then
+  wake_watchers(session, header.flags, to_ms(now_us), 'turn')
+end
 return {'OK', until_us}

@@ -116,20 +116,24 @@ class SyncExecutor(Protocol):
         """Release everything; later calls fail with BackendUnavailable."""
 
 
-Signal = Literal["listening", "message", "lost", "refused"]
+Signal = Literal["listening", "message", "released", "lost", "refused"]
 """What a listener reports about a channel.
 
 "listening": messages are received from now on; those that were published before may be lost.
-"message": one was published. "lost": the connection is gone; "listening" will follow.
-"refused": the server does not allow it.
+"message": the log of the session has changed. "released": its turn is free. "lost": the connection
+is gone; "listening" will follow. "refused": the server does not allow it.
 """
 
 Listen = Callable[[bytes, Callable[[Signal], None]], Callable[[], None]]
 """Receives what scripts publish on a channel: `stop = listen(channel, notify)`.
 
-Executors that can do it have it as their method `listen`. A channel has one listener at a time;
-a new one replaces it. `notify` returns at once.
+Executors that can do it have it as their method `listen`. `notify` returns at once.
 """
+
+
+def signal_of(message: bytes) -> Signal:
+    """What a message means."""
+    return "released" if message == b"turn" else "message"
 
 
 def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:

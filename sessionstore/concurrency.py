@@ -26,6 +26,7 @@ from .run_context import (
     poll_delays,
 )
 from .service import SessionService
+from .watchers import Releases
 
 T = TypeVar("T")
 
@@ -165,16 +166,28 @@ class HeldTurn(HeldLease):
             self._is_first = await self._queue.lock.acquire()
             self._queue.raise_failure(joined_at)
             await asyncio.sleep(self._queue.pause_s())
-            delays_s = poll_delays()
-            while True:  # a run of another process may have the turn
-                with suppress(TurnTaken):
-                    return await super()._acquire()
-                await asyncio.sleep(next(delays_s))
+            return await self._wait()
         except BaseException as error:
             if isinstance(error, BackendError):
                 self._queue.fail(error)
             self._leave_queue()
             raise
+
+    async def _wait(self) -> Turn:
+        """Ask for the turn until it is free: a run of another process may have it."""
+        releases: Releases | None = None
+        try:
+            delays_s = poll_delays()
+            while True:
+                try:
+                    return await super()._acquire()
+                except TurnTaken as taken:
+                    if releases is None:
+                        releases = self._service._watchers.releases(self._key)
+                    await releases.wait(next(delays_s), taken.expires_at)
+        finally:
+            if releases is not None:
+                releases.close()
 
     async def _stop(self) -> None:
         try:

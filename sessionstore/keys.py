@@ -135,12 +135,22 @@ class UserPattern(NamedTuple):
 
 
 class StoredKey(NamedTuple):
-    """A key of a store, taken apart. What its role does not name is empty text."""
+    """A key of a store, taken apart. What its role does not name is empty text.
+
+    Attributes:
+        role: what stands in front of the hash tag.
+        app_name: the application.
+        user_id: the user.
+        session_id: the session.
+        is_temporary: it expires by itself soon: fragments, or the events of a restore.
+        key: the whole key.
+    """
 
     role: str
     app_name: str
     user_id: str
     session_id: str
+    is_temporary: bool
     key: bytes
 
 
@@ -168,10 +178,8 @@ class Keys:
             raise InvalidArgument(f'partition_by must be "user" or "app", not {partition_by!r}')
         self._by_user = partition_by == "user"
         tag = r"\{([^:{}]+)(?::([^:{}]+))?\}" if self._by_user else r"\{([^:{}]+)\}(?::([^:{}]+))?"
-        pattern = (
-            rf"{re.escape(key_prefix)}({'|'.join(_ROLES)}):{tag}(?::([^:{{}}]+))?(?::[^{{}}]+)?"
-        )
-        self._is_key = re.compile(pattern).fullmatch
+        role = rf"{re.escape(key_prefix)}({'|'.join(_ROLES)})"
+        self._is_key = re.compile(rf"{role}:{tag}(?::([^:{{}}]+))?(:[^{{}}]+)?").fullmatch
         # An agent uses the same session with every event.
         self._cached_session = lru_cache(maxsize=_CACHED_SESSIONS)(self._spell_session)
 
@@ -222,8 +230,10 @@ class Keys:
         found = self._is_key(key.decode("utf-8", "replace"))
         if found is None:
             return None
-        ids = [unquote(part or "") for part in found.groups()[1:]]
-        return StoredKey(found[1], ids[0], ids[1], ids[2], key)
+        role, *ids, rest = found.groups()
+        app_name, user_id, session_id = (unquote(part or "") for part in ids)
+        is_temporary = role == "stream" or rest is not None
+        return StoredKey(role, app_name, user_id, session_id, is_temporary, key)
 
     def _spell_session(self, app_name: str, user_id: str, session_id: str) -> SessionKeys:
         app = encode_id("app_name", app_name)

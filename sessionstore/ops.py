@@ -58,9 +58,11 @@ EVENTS_PER_PAGE_LIMIT = 10_000
 LeaseName = Literal["turn", "compactor"]
 """The leases of a session: who may append to it, and who summarizes it."""
 
+BULK_BYTES = 1 << 17
+"""A Call that writes more bytes than this is bulk."""
+
 _KEYS_PER_SCAN = 1000
 _BULK_EVENTS = 100  # reading more events than this is bulk
-_BULK_BYTES = 1 << 17  # writing more bytes than this is bulk
 
 _FIRST_ATTEMPT = b""  # has no age; see Call.age_argument
 
@@ -181,7 +183,7 @@ class Ops:
             self._keys.session(*ids_of(key))[:2],
             (created_us, condition_arg(key, if_version, turn), *events),
             writes=False,
-            is_bulk=sum(map(len, events)) > _BULK_BYTES,
+            is_bulk=sum(map(len, events)) > BULK_BYTES,
         )
 
     def get_session(
@@ -495,7 +497,7 @@ class Ops:
                 *tiers,
             ),
             age_argument=3,
-            is_bulk=len(data) > _BULK_BYTES,
+            is_bulk=len(data) > BULK_BYTES,
         )
 
     def append_events(
@@ -532,7 +534,7 @@ class Ops:
             keys,
             tuple(args),
             age_argument=5,
-            is_bulk=sum(len(data) for data, _, _ in events) > _BULK_BYTES,
+            is_bulk=sum(len(data) for data, _, _ in events) > BULK_BYTES,
         )
 
     def pop_event(
@@ -592,7 +594,7 @@ class Ops:
                 *tail,
             ),
             idempotent=False,  # a repeat would find another version
-            is_bulk=sum(len(data) for data, _ in events) > _BULK_BYTES,
+            is_bulk=sum(len(data) for data, _ in events) > BULK_BYTES,
         )
 
     # -- turns ---------------------------------------------------------------------------------
@@ -710,7 +712,7 @@ class Ops:
             SCRIPTS["change_fields"],
             self._keys.session(*ids_of(key))[:3],
             (*args, *delta.arguments()),
-            is_bulk=sum(len(part) for part in delta.pairs) > _BULK_BYTES,
+            is_bulk=sum(len(part) for part in delta.pairs) > BULK_BYTES,
         )
 
     def read_fields(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .calls import Call, Command, status
 from .model import Event, Session, SessionKey, Turn
-from .ops import LeaseName, Ops, condition_arg, ids_of
+from .ops import BULK_BYTES, LeaseName, Ops, condition_arg, ids_of
 from .options import check_bool, check_int
 from .replies import (
     WriteResult,
@@ -138,6 +138,7 @@ def compact_session(
             b"1" if check_bool("drop", drop) else b"0",
             summary,
         ),
+        is_bulk=len(summary) > BULK_BYTES,
         age_argument=4,
     )
 

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 from .calls import Call, Flow, Listen, R, Signal
@@ -117,6 +118,10 @@ class Watchers:
             sessions = self._by_loop.get(shared.loop, {})
             if sessions.get(key) is shared:
                 del sessions[key]
+
+    def releases(self, key: SessionKey) -> Releases:
+        """What tells a run that waits for the turn of a session when to ask for it."""
+        return Releases(self._ops, self._run, self._listen, key)
 
     async def aclose(self) -> None:
         """End all watchers with BackendUnavailable."""
@@ -331,6 +336,8 @@ class _Shared:
 
     def _notify(self, signal: Signal) -> None:
         """Receive a signal of the listener."""
+        if signal == "released":
+            return
         if signal == "message":
             self._has_message = True
         elif signal == "listening":
@@ -339,6 +346,62 @@ class _Shared:
             self._is_listening = False
             self._can_listen = signal == "lost"
         self._woken.set()
+
+
+class Releases:
+    """Tells a run that waits for the turn of a session when to ask for it. To be closed.
+
+    Args:
+        ops: builds the Calls.
+        run: runs a flow.
+        listen: receives messages; None = the run polls.
+        key: the session.
+    """
+
+    def __init__(self, ops: Ops, run: Run, listen: Listen | None, key: SessionKey) -> None:
+        self._ops = ops
+        self._run = run
+        self._key = key
+        self._may_be_free = asyncio.Event()
+        self._is_listening = False
+        self._renew_at = 0.0
+        channel = ops.options.keys.session(*ids_of(key)).channel
+        self._stop = None if listen is None else listen(channel, self._notify)
+
+    async def wait(self, poll_s: float, expires_at: datetime) -> None:
+        """Return when the turn may be free: it was released, its lease ends, or some time passed.
+
+        Args:
+            poll_s: how long to wait at most if no message can come.
+            expires_at: when the lease ends.
+        """
+        if self._is_listening and time.monotonic() >= self._renew_at:
+            self._renew_at = time.monotonic() + LEASE_S / 3
+            try:
+                await self._run(_one(listen_session(self._ops, self._key, _LEASE_MS)))
+            except BackendRejected:
+                self._is_listening = False
+            else:
+                return  # a release before this was not published
+        if self._is_listening:
+            left_s = (expires_at - datetime.now(UTC)).total_seconds()
+            poll_s = max(min(left_s, READ_S), poll_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(poll_s):
+                await self._may_be_free.wait()
+        self._may_be_free.clear()
+
+    def close(self) -> None:
+        """Listen no longer."""
+        if self._stop is not None:
+            self._stop()
+
+    def _notify(self, signal: Signal) -> None:
+        if signal == "message":
+            return
+        if signal != "released":
+            self._is_listening, self._renew_at = signal == "listening", 0.0
+        self._may_be_free.set()
 
 
 _LEASE_MS = round(LEASE_S * 1000)

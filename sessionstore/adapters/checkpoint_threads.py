@@ -25,7 +25,6 @@ _ATTEMPTS = 1_000
 """Others may change a namespace between a read and what builds on it. Then it is read again."""
 
 _THREADS_PER_READ = 1_000
-_CHECKPOINTS_PER_READ = 20  # of a listing
 _HISTORY_PER_READ = 64  # checkpoints without the values of their channels
 _FIELDS_PER_READ = 500  # parts of values: up to 8 MiB
 _BYTES_PER_WRITE = 16 << 20
@@ -126,7 +125,7 @@ class Thread:
     def namespaces(self) -> Flow[dict[str, str]]:
         """The namespaces of a thread, each with the root checkpoint that it belongs to."""
         found = yield from self._read([NAMESPACES])
-        return stored.decode_namespaces(found.get(NAMESPACES))
+        return dict(stored.decode_namespaces(NAMESPACES, found.get(NAMESPACES)))
 
     def ids(self, namespace: str) -> Flow[list[str]]:
         """The ids of all checkpoints of a namespace, in ascending order."""
@@ -156,13 +155,17 @@ class Thread:
         channels: Iterable[str],
     ) -> Flow[tuple[dict[str, Base], Record | None, dict[str, bytes]]]:
         """What `_walk` returns from a checkpoint on, and the parts of its values."""
-        found = yield from self.get(namespace, checkpoint_id)
-        if found is None:
-            return {}, None, {}
-        bases, cut = yield from self._walk(namespace, found.record, channels, {})
-        blobs = [blob for base in bases.values() for blob in base.blobs()]
-        parts = yield from self._parts(namespace, blobs)
-        if not part_names(blobs) <= parts.keys():
+        for _ in range(2):  # a removal in between may cut the history
+            found = yield from self.get(namespace, checkpoint_id)
+            if found is None:
+                return {}, None, {}
+            bases, cut = yield from self._walk(namespace, found.record, channels, {})
+            blobs = [blob for base in bases.values() for blob in base.blobs()]
+            parts = yield from self._parts(namespace, blobs)
+            is_complete = part_names(blobs) <= parts.keys()
+            if is_complete and cut is None:
+                break
+        if not is_complete:
             raise self._broken(namespace)
         return bases, cut, parts
 
@@ -261,7 +264,8 @@ class Thread:
         # Removing several at once makes it cheap: it reads all records of the namespace.
         keep = self.threads.keep
         if keep is not None and space.count > keep + keep // 4:
-            yield from self.remove(namespace, lambda ids: ids[:-keep])
+            with suppress(errors.BackendError):  # this one is stored; the next put removes them
+                yield from self.remove(namespace, lambda ids: ids[:-keep])
 
     def put_writes(
         self,
@@ -298,7 +302,7 @@ class Thread:
         for _ in range(_ATTEMPTS):
             plan = _Plan()
             there = (yield from self._read([NAMESPACES])).get(NAMESPACES)
-            names = stored.decode_namespaces(there)
+            names = dict(stored.decode_namespaces(NAMESPACES, there))
             victims, kept = yield from self._plan_removal(namespace, choose, is_retention, plan)
             if not victims:
                 return
@@ -506,7 +510,7 @@ class Threads:
         return Thread(ops, SessionKey(self._app_name, user_id, thread), self)
 
     def ids(self, ops: Ops) -> Flow[list[str]]:
-        """All threads, the one written last first. Some may be gone.
+        """All threads, the one written last at the end. Some may be gone.
 
         Raises:
             InvalidArgument: every thread may belong to another user.
@@ -515,84 +519,20 @@ class Threads:
             raise errors.InvalidArgument(
                 "config must name a thread: with a function as user_id, threads cannot be listed"
             )
-        found: dict[str, None] = {}  # a thread that is written meanwhile may be read twice
-        after: Place | None = None
+        places: list[Place] = []
         while True:
-            places = yield ops.list_places(self._app_name, self._user_id, _THREADS_PER_READ, after)
-            found.update((place.session_id, None) for place in places)
-            if len(places) < _THREADS_PER_READ:
-                return list(found)
-            after = places[-1]
+            after = places[-1] if places else None
+            page = yield ops.list_places(self._app_name, self._user_id, _THREADS_PER_READ, after)
+            places += page
+            if len(page) < _THREADS_PER_READ:
+                # A thread that is written meanwhile may be read twice.
+                return list(dict.fromkeys(place.session_id for place in reversed(places)))
 
     def note(self, key: SessionKey, namespace: str, known: _Known) -> None:
         """Remember a namespace."""
         if len(self.known) >= _KNOWN_LIMIT:
             self.known.clear()
         self.known[key, namespace] = known
-
-
-class Pages:
-    """A listing of checkpoints, newest first, page by page.
-
-    Without a thread it lists all threads, the one written last first, and without a namespace all
-    namespaces. A checkpoint id lists that one, `before` only those with lower ids.
-
-    Args:
-        threads: reads them.
-        matches: whether to list a checkpoint. Values of others are not read.
-        limit: how many to list; None = all.
-    """
-
-    thread_id: str | None = None
-    namespace: str | None = None
-    checkpoint_id: str | None = None
-    before: str | None = None
-
-    def __init__(
-        self, threads: Threads, matches: Callable[[Record], bool], limit: int | None = None
-    ) -> None:
-        self._threads = threads
-        self._matches = matches
-        self._left = 1 << 62 if limit is None else limit
-        self._thread_ids: list[str] | None = None  # that were not read yet
-        self._places: list[tuple[str, str, str]] = []  # id, namespace and thread, the next one last
-
-    def next(self, ops: Ops) -> Flow[list[tuple[str, str, Found]]]:
-        """The next checkpoints, each with its thread and namespace; empty at the end."""
-        while self._left > 0 and (self._places or (yield from self._open_thread(ops))):
-            size = min(self._left, _CHECKPOINTS_PER_READ)
-            places, self._places = self._places[-size:], self._places[:-size]
-            found: dict[tuple[str, str, str], Found] = {}
-            for namespace, thread_id in {place[1:] for place in places}:
-                thread = self._threads.at(ops, thread_id)
-                ids = [each for each, name, _ in places if name == namespace]
-                records = yield from thread.records(namespace, ids)
-                matching = [each for each in records.values() if self._matches(each.record)]
-                for each in (yield from thread.complete(namespace, matching)):
-                    found[each.record.id, namespace, thread_id] = each
-            self._left -= len(found)
-            if found:
-                listed = [place for place in reversed(places) if place in found]
-                return [(place[2], place[1], found[place]) for place in listed]
-        return []
-
-    def _open_thread(self, ops: Ops) -> Flow[bool]:
-        """Read which checkpoints the next thread has; False if there is no other thread."""
-        if self._thread_ids is None:
-            all_threads = self._threads.ids(ops)
-            self._thread_ids = [self.thread_id] if self.thread_id else (yield from all_threads)
-        if not self._thread_ids:
-            return False
-        thread_id = self._thread_ids.pop(0)
-        thread = self._threads.at(ops, thread_id)
-        names: Iterable[str] = yield from thread.namespaces()
-        for name in names if self.namespace is None else [self.namespace]:
-            ids = [self.checkpoint_id] if self.checkpoint_id else (yield from thread.ids(name))
-            self._places += [(each, name, thread_id) for each in ids]
-        if self.before is not None:
-            self._places = [place for place in self._places if place[0] < self.before]
-        self._places.sort()
-        return True
 
 
 def _batches(fields: Mapping[bytes, bytes]) -> Iterator[list[bytes]]:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import os
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -149,7 +149,7 @@ class Fields:
         self.space = f".space/{self._token}".encode()
 
     def ids(self, number: int) -> bytes:
-        """The field of the id of the checkpoint with this number, counted from 0."""
+        """The field of the id with this number, counted from 0."""
         return f".ids/{self._token}/{number // _IDS_PER_FIELD}".encode()
 
     def all_ids(self, count: int) -> list[bytes]:
@@ -245,31 +245,26 @@ def _decoder(kind: type[T]) -> Callable[[bytes, bytes], T]:
     return decode_field
 
 
+def _decoder_of_entries(kind: type[T]) -> Callable[[bytes, bytes | None], list[T]]:
+    decode = _decoder(kind)
+
+    def decode_field(field: bytes, stored: bytes | None) -> list[T]:
+        """The entries of a stored value. CorruptData names the field."""
+        found, at = [], 1
+        while stored and at < len(stored):
+            end = at + 4 + int.from_bytes(stored[at : at + 4], "big")
+            found.append(decode(field, stored[at + 4 : end]))
+            at = end
+        return found
+
+    return decode_field
+
+
 decode_space = _decoder(Space)
 decode_record = _decoder(Record)
-_decode_writes = _decoder(tuple[str, list[Write]])
-_decode_namespace = _decoder(tuple[str, str])
-_decode_id = _decoder(str)
-
-
-def _entries(
-    field: bytes, stored: bytes | None, decode: Callable[[bytes, bytes], T]
-) -> Iterator[T]:
-    at = 1
-    while stored and at < len(stored):
-        end = at + 4 + int.from_bytes(stored[at : at + 4], "big")
-        yield decode(field, stored[at + 4 : end])
-        at = end
-
-
-def decode_namespaces(stored: bytes | None) -> dict[str, str]:
-    """The names of namespaces, each with the checkpoint of the root graph that it belongs to."""
-    return dict(_entries(NAMESPACES, stored, _decode_namespace))
-
-
-def decode_ids(field: bytes, stored: bytes | None) -> list[str]:
-    """Ids of checkpoints, in the order in which they were stored."""
-    return list(_entries(field, stored, _decode_id))
+decode_ids = _decoder_of_entries(str)
+decode_namespaces = _decoder_of_entries(tuple[str, str])
+_decode_writes = _decoder_of_entries(tuple[str, list[Write]])
 
 
 def decode_writes(field: bytes, stored: bytes | None) -> list[Write]:
@@ -278,7 +273,7 @@ def decode_writes(field: bytes, stored: bytes | None) -> list[Write]:
     Of a regular write that was stored twice the first one counts, of a special one the last.
     """
     found: dict[tuple[str, int], Write] = {}
-    for _, writes in _entries(field, stored, _decode_writes):
+    for _, writes in _decode_writes(field, stored):
         for write in writes:
             place = (write.task_id, write.index)
             if write.index < 0 or place not in found:
@@ -288,7 +283,7 @@ def decode_writes(field: bytes, stored: bytes | None) -> list[Write]:
 
 def all_parts(field: bytes, stored: bytes | None) -> set[str]:
     """The names of all parts of stored writes, of those that do not count too."""
-    entries = _entries(field, stored, _decode_writes)
+    entries = _decode_writes(field, stored)
     return part_names(write.value for _, writes in entries for write in writes)
 
 

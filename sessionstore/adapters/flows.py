@@ -178,7 +178,7 @@ class Appender:
             identities = [(event.id, event.timestamp) for event in events]
             unknown[self._key] = _Unknown(_digest(events), identities)
             if len(unknown) > _UNKNOWN_LIMIT:
-                del unknown[next(iter(unknown))]
+                unknown.pop(next(iter(unknown)), None)
             raise
         if unknown.get(self._key) is earlier:
             unknown.pop(self._key, None)

@@ -27,7 +27,8 @@ from ..errors import CorruptData, InvalidArgument
 from ..ops import Ops
 from ..options import check_int
 from . import checkpoints_0_1, framework
-from .checkpoint_threads import CheckpointRemoved, Found, Pages, Thread, Threads
+from .checkpoint_listing import Pages
+from .checkpoint_threads import CheckpointRemoved, Found, Thread, Threads
 from .checkpoints import LAYOUT, Blob, Parts, Record, Write
 from .flows import AnyService, Services
 from .langgraph_store import StoredStore

@@ -146,6 +146,7 @@ class StoredStore(BaseStore):
             for op in wanted
             if isinstance(op, PutOp)
         }
+        ops = _with_ttl(ops, 0)
         results: list[Result] = []
         for op in wanted:
             if isinstance(op, GetOp):
@@ -168,18 +169,12 @@ class StoredStore(BaseStore):
 
     def _get(self, ops: Ops, op: GetOp) -> Flow[Item | None]:
         key = self._key(op.namespace, op.key)
-        session = yield from flows.get_session(_with_ttl(ops, 0), key, 0, None)
+        session = yield from flows.get_session(ops, key, 0, None)
         if session is None or "value" not in session.state:
             return None
         if op.refresh_ttl:
             yield from self._refresh(ops, [session])
-        return Item(
-            value=session.state["value"],
-            key=op.key,
-            namespace=op.namespace,
-            created_at=session.created_at,
-            updated_at=session.updated_at,
-        )
+        return Item(namespace=op.namespace, **_shown(session))
 
     def _refresh(self, ops: Ops, sessions: Iterable[Session]) -> Flow[None]:
         """Refresh the TTL of items that have one."""
@@ -193,7 +188,7 @@ class StoredStore(BaseStore):
         ids = (key.app_name, key.user_id, key.session_id)
         timed = _with_ttl(ops, state.get("ttl", 0))
         for _ in range(_ATTEMPTS):
-            found = yield _with_ttl(ops, 0).read_fields(key, [b".ttl"])
+            found = yield ops.read_fields(key, [b".ttl"])
             if found not in (None, [None]) and "ttl" not in state:
                 # A session keeps the deadline that it has.
                 yield from flows.delete_session(ops, *ids)
@@ -235,14 +230,7 @@ class StoredStore(BaseStore):
         if op.refresh_ttl:
             yield from self._refresh(ops, [session for _, _, session in found])
         return [
-            SearchItem(
-                namespace=namespace,
-                key=session.id,
-                value=session.state["value"],
-                created_at=session.created_at,
-                updated_at=session.updated_at,
-                score=score,
-            )
+            SearchItem(namespace=namespace, score=score, **_shown(session))
             for score, namespace, session in found
         ]
 
@@ -272,7 +260,7 @@ class StoredStore(BaseStore):
     def _register(self, ops: Ops, namespace: Namespace) -> Flow[None]:
         """Name every label of a namespace under the prefix before it."""
         yield tuple(
-            _with_ttl(ops, 0).update_user_state(
+            ops.update_user_state(
                 self._app_name,
                 _children(namespace[:depth]),
                 encode_change(ops.options.codec, {f"user:{label}": True}, tier="user"),
@@ -296,16 +284,16 @@ class StoredStore(BaseStore):
                 yield from self._forget_if_empty(ops, namespace)
         return [namespace for namespace in found if namespace]
 
-    def _labels(self, ops: Ops, namespace: Namespace) -> Flow[Iterable[str]]:
-        """The labels that follow a namespace."""
-        return flows.get_user_state(_with_ttl(ops, 0), self._app_name, _children(namespace))
+    def _labels(self, ops: Ops, prefix: Namespace) -> Flow[Iterable[str]]:
+        """The labels that follow a prefix."""
+        return flows.get_user_state(ops, self._app_name, _children(prefix))
 
     def _forget_if_empty(self, ops: Ops, namespace: Namespace) -> Flow[None]:
         if (yield from self._page(ops, namespace, 1)):
             return
         removed = [f"user:{namespace[-1]}"]
         parent = _children(namespace[:-1])
-        yield from flows.update_user_state(_with_ttl(ops, 0), self._app_name, parent, {}, removed)
+        yield from flows.update_user_state(ops, self._app_name, parent, {}, removed)
         # An item that was stored in between may have found the label still there.
         if (yield from self._labels(ops, namespace)) or (yield from self._page(ops, namespace, 1)):
             yield from self._register(ops, namespace)
@@ -365,6 +353,16 @@ def _user_id(namespace: Namespace) -> str:
             f"namespace has {size} bytes with '.' between labels; 1 to {ID_LIMIT - 1} are allowed"
         )
     return name
+
+
+def _shown(session: Session) -> dict[str, Any]:
+    """What an item shows of its session."""
+    return {
+        "key": session.id,
+        "value": session.state["value"],
+        "created_at": session.created_at,
+        "updated_at": session.updated_at,
+    }
 
 
 def _children(prefix: Namespace) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
+from ..calls import Call
 from ..keys import StoredKey
 from ..sync import SessionService
 from .keyspace import scan
@@ -45,6 +47,9 @@ def erase(
     if not yes:
         click.confirm(f"Delete all data of user {user_id!r} of {app_name!r}?", abort=True, err=True)
     deleted = service.delete_user(app_name=app_name, user_id=user_id)
+    for key in _keys_of(service, app_name, user_id):
+        if key.is_temporary:
+            _remove(service, key)
     left = list(_keys_of(service, app_name, user_id))
     if as_json:
         print_json(
@@ -70,6 +75,12 @@ def _keys_of(service: SessionService, app_name: str, user_id: str) -> Iterator[S
         if key.user_id == user_id and key.key not in seen:
             seen.add(key.key)
             yield key
+
+
+def _remove(service: SessionService, key: StoredKey) -> None:
+    """Remove a key that would expire by itself within an hour: fragments, a restore's events."""
+    call: Call[Any] = Call("erase", list, commands=(("UNLINK", key.key),))
+    service._executor.execute(call)
 
 
 def _print_key(key: StoredKey, as_json: bool) -> None:

@@ -46,6 +46,9 @@ def store_options(command: F) -> F:
     @wraps(command)
     def with_service(*, url: str, as_json: bool, **values: Any) -> Any:
         options = {name: values.pop(name) for name in ("key_prefix", "partition_by")}
+        for name, option in (("ttl", "session_ttl"), ("codec", "codec")):
+            if name in values:
+                options[option] = values.pop(name)
         with opened_service(url, **options) as service:
             return command(service=service, as_json=as_json, **values)
 

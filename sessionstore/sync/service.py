@@ -117,7 +117,8 @@ class SessionService:
             window: read the newest whole turns that fit, in place of the two above.
 
         Returns:
-            The session with merged state and the requested events, oldest first.
+            The session with merged state and the requested events, oldest first. If it has a
+            summary, these are events after it.
 
         Raises:
             InvalidArgument: an argument is not valid; names it.
@@ -125,7 +126,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/get_or_create_session.lua and plain reads; one round trip, O(events and state keys).
-        Like `create_session`, a new session may cost one more.
+        Like `create_session`, a new session may cost one more. Summaries: like `get_session`.
         Sent again after a lost reply; a repeat finds the session.
         """
         return self._run(
@@ -161,7 +162,8 @@ class SessionService:
                 has 64 events. If a turn starts before them, another reads twice as many.
 
         Returns:
-            The session with merged state and the requested events, oldest first.
+            The session with merged state and the requested events, oldest first. If it has a
+            summary, these are events after it.
 
         Raises:
             InvalidArgument: an argument is not valid; names it.
@@ -170,6 +172,9 @@ class SessionService:
 
         lua/touch_session.lua and plain reads; one round trip, O(events and state keys). Counting
         the events for `event_count` is one O(1) command more, unless all events are read.
+        A service remembers where the summaries of sessions end. Until it has read a session once,
+        a read without `event_num` and `window` transfers covered events too. A summary that was
+        removed meanwhile costs a second round trip.
         """
         key = SessionKey(app_name, user_id, session_id)
         return self._run(flows.get_session(self._ops, key, event_num, event_time, window))
@@ -202,8 +207,8 @@ class SessionService:
             after: the `cursor` of the page before; None = the first page.
 
         Returns:
-            Sessions with merged state, as a list with the attribute `cursor`. It has fewer than
-            `limit` sessions only if there are no more.
+            Sessions with merged state and their summaries, as a list with the attribute `cursor`.
+            It has fewer than `limit` sessions only if there are no more.
 
         Raises:
             InvalidArgument: an argument is not valid; names it.
@@ -412,7 +417,7 @@ class SessionService:
         limit: int = 100,
         newest: bool = False,
     ) -> EventPage:
-        """A page of a session's log, oldest first.
+        """A page of a session's log, oldest first. Events that a summary covers are read too.
 
         Without a cursor the page starts at the oldest event: `limit=3` returns the first three
         events, whereas `get_session(event_num=3)` returns the last three. To page backwards from
@@ -443,7 +448,9 @@ class SessionService:
     def pop_event(
         self, session: Session | SessionKey, *, if_version: int | None = None
     ) -> Event | None:
-        """Remove the newest event and return it; None if the log is empty. State is not changed.
+        """Remove the newest event and return it; None if there is none. State is not changed.
+
+        Events that a summary covers are not removed.
 
         Args:
             session: the session, or its key. A Session is updated too.
@@ -463,7 +470,7 @@ class SessionService:
         return self._run(flows.pop_event(self._ops, session, if_version))
 
     def clear_events(self, session: Session | SessionKey, *, if_version: int | None = None) -> None:
-        """Remove all events of a session. State is not changed.
+        """Remove all events of a session, and its summary. State is not changed.
 
         Args:
             session: the session, or its key. A Session is updated too.
@@ -601,6 +608,9 @@ class SessionService:
     ) -> int:
         """Remove all events after a position, in one atomic step. Later events get later positions.
 
+        If that removes events that the summary covers, the summary is removed too. This is refused
+        if other covered events have been trimmed or dropped: only the summary knows of them.
+
         Args:
             session: the session, or its key. A Session is updated too.
             to: the position of the last event that stays, as `EventPage.positions` has it; 0 =
@@ -614,7 +624,7 @@ class SessionService:
             How many events were removed.
 
         Raises:
-            InvalidArgument: an argument is not valid; names it.
+            InvalidArgument: an argument is not valid; names it. Or covered events are gone.
             SessionNotFound: the session does not exist.
             StaleVersion: the session has another version than `if_version`.
             TurnLost: the caller does not hold `turn`.
@@ -637,7 +647,8 @@ class SessionService:
     ) -> Session:
         """A copy of a session under another id of the same user, made in one atomic step.
 
-        Events keep their positions, so cursors are valid in the copy. Turns are not copied.
+        Events keep their positions, so cursors are valid in the copy. Turns are not copied. The
+        summary is, if it covers nothing beyond `upto`.
 
         Args:
             session: the session, or its key. It does not change.
@@ -680,7 +691,7 @@ class SessionService:
         """Put another event in the place of one, for example to redact it. State is not changed.
 
         The new event may keep the id of the old one. Its state changes are stored with it and are
-        not applied.
+        not applied. A summary that covers the event is removed: it may repeat what the event said.
 
         Args:
             session: the session, or its key. A Session is updated too.
@@ -719,6 +730,8 @@ class SessionService:
         turn: Turn | None = None,
     ) -> bool:
         """Remove one event from the log. State is not changed.
+
+        A summary that covers the event is removed: it may repeat what the event said.
 
         Args:
             session: the session, or its key. A Session is updated too.

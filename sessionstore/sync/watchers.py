@@ -81,8 +81,9 @@ class Watchers:
     def _start_listening(
         self, listen: Listen, key: SessionKey, woken: threading.Event
     ) -> Callable[[], None]:
-        def notify(_: Signal) -> None:
-            woken.set()
+        def notify(signal: Signal) -> None:
+            if signal == "message":
+                woken.set()
 
         return listen(self._ops.options.keys.session(*ids_of(key)).channel, notify)
 

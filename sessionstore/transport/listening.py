@@ -17,7 +17,7 @@ from typing import Any
 
 import hiredis
 
-from ..calls import Call, Signal
+from ..calls import Call, Signal, signal_of
 from ..errors import SessionStoreError
 from .address import Deployment
 from .failures import AttemptFailed, ConnectionLost, ErrorReply, NotSentInTime
@@ -79,7 +79,7 @@ class ChannelConnection(SharedConnection):
             return
         kind, channel = reply[0], reply[1]
         if kind == b"smessage":
-            self._owner.received(channel)
+            self._owner.received(channel, reply[2])
         elif kind == b"ssubscribe":
             self._asked.popleft()
             self._owner.confirmed(self, channel)
@@ -95,11 +95,16 @@ class ChannelConnection(SharedConnection):
 
 
 class _Channel:
-    """A channel that somebody listens to."""
+    """A channel, and those who listen to it."""
 
-    def __init__(self, notify: Callable[[Signal], None]) -> None:
-        self.notify = notify
+    def __init__(self) -> None:
+        self.listeners: list[Callable[[Signal], None]] = []
         self.connection: ChannelConnection | None = None  # None: it has to be subscribed to
+
+    def notify(self, signal: Signal) -> None:
+        """Tell all of them."""
+        for notify in list(self.listeners):
+            notify(signal)
 
 
 class Listener:
@@ -134,13 +139,19 @@ class Listener:
 
     def listen(self, channel: bytes, notify: Callable[[Signal], None]) -> Callable[[], None]:
         """Receive messages of a channel until the returned function is called."""
-        entry = self._channels[channel] = _Channel(notify)
-        self._want(channel)
+        entry = self._channels.setdefault(channel, _Channel())
+        entry.listeners.append(notify)
+        if entry.connection is None:
+            self._want(channel)
+        else:  # once more, for the reply
+            entry.connection.ask(_SUBSCRIBE, channel)
         if self._task is None or self._task.done():
             self._task = self._loop.create_task(self._run())
 
         def stop() -> None:
-            if self._channels.get(channel) is entry:
+            if notify in entry.listeners:
+                entry.listeners.remove(notify)
+            if not entry.listeners and self._channels.get(channel) is entry:
                 del self._channels[channel]
                 self._waiting.discard(channel)
                 if entry.connection is not None and entry.connection.is_open:
@@ -229,11 +240,11 @@ class Listener:
 
     # -- what connections report ---------------------------------------------------------------
 
-    def received(self, channel: bytes) -> None:
+    def received(self, channel: bytes, message: bytes) -> None:
         """A message has come."""
         entry = self._channels.get(channel)
         if entry is not None:
-            entry.notify("message")
+            entry.notify(signal_of(message))
 
     def confirmed(self, connection: ChannelConnection, channel: bytes) -> None:
         """Messages of a channel are received from now on."""

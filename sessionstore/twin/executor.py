@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
 
-from ..calls import Call, Command, Signal, reply_error
+from ..calls import Call, Command, Signal, reply_error, signal_of
 from ..errors import BackendUnavailable
 from ..options import Duration, Options, check_clock, check_seconds
 from .fragments import Refused
@@ -92,10 +92,7 @@ class MemoryExecutor:
             return replies
 
     def listen(self, channel: bytes, notify: Callable[[Signal], None]) -> Callable[[], None]:
-        """Call `notify` after each Call that publishes on a channel, in the thread of that Call.
-
-        Unlike on a server, a channel may have several listeners: several loops share the data.
-        """
+        """Call `notify` after each Call that publishes on a channel, in the thread of that Call."""
         with self._lock:
             self._listeners.setdefault(channel, []).append(notify)
 
@@ -114,9 +111,13 @@ class MemoryExecutor:
         """Tell listeners about the messages that were published."""
         with self._lock:
             published, self.keyspace.published = self.keyspace.published, []
-            called = [notify for each in published for notify in self._listeners.get(each, ())]
-        for notify in called:
-            notify("message")
+            called = [
+                (notify, signal_of(message))
+                for channel, message in published
+                for notify in self._listeners.get(channel, ())
+            ]
+        for notify, signal in called:
+            notify(signal)
 
     def close(self) -> None:
         """Drop all data; later calls fail with BackendUnavailable."""

@@ -132,11 +132,11 @@ def check_create(keyspace: Keyspace, keys: Keys, session_id: bytes) -> None:
     check_tiers(keyspace, keys)
 
 
-def wake_watchers(keyspace: Keyspace, session: bytes) -> None:
+def wake_watchers(keyspace: Keyspace, session: bytes, message: bytes = b"") -> None:
     """lua/lib/wake_watchers.lua"""
     flags, listen_ms = keyspace.hmget(session, b"flags", b"listen_ms")
     if flags and b"l" in flags and (header_number(listen_ms) or 0) >= keyspace.now_us // 1000:
-        keyspace.spublish(session)
+        keyspace.spublish(session, message)
 
 
 def note_change(keyspace: Keyspace, session: bytes, version: int, first: int, last: int) -> None:

@@ -74,14 +74,14 @@ class Keyspace:
 
     Attributes:
         now_us: the time of the current Call, in microseconds since 1970.
-        published: the channels of the messages that the current Call has published.
+        published: channels and messages that the current Call has published.
     """
 
     def __init__(self) -> None:
         self.now_us = 0
         self._values: dict[bytes, Hash | SortedSet] = {}
         self._deadlines: dict[bytes, int] = {}
-        self.published: list[bytes] = []
+        self.published: list[tuple[bytes, bytes]] = []
 
     # -- keys ----------------------------------------------------------------------------------
 
@@ -105,9 +105,9 @@ class Keyspace:
         """EXISTS of one key."""
         return int(self._is_live(key))
 
-    def spublish(self, channel: bytes) -> None:
-        """SPUBLISH of an empty message."""
-        self.published.append(channel)
+    def spublish(self, channel: bytes, message: bytes) -> None:
+        """SPUBLISH."""
+        self.published.append((channel, message))
 
     def unlink(self, *keys: bytes) -> int:
         """UNLINK."""

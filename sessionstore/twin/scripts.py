@@ -560,6 +560,8 @@ def renew_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     else:
         keyspace.hset(keys[0], (until_field, b"0", holder_field, b""))
     refresh_session_if_due(keyspace, keys, header.deadline_ms, int(ttl), header.last_us, False)
+    if lease_ms == b"0" and lease == b"turn":
+        wake_watchers(keyspace, keys[0], b"turn")
     return [b"OK", until_us]
 
 
@@ -575,6 +577,7 @@ def free_turn(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     lease = (b"turn_token", decimal(token), b"turn_until_us", b"0")
     keyspace.hset(keys[0], (*lease, b"turn_holder", b""))
     refresh_session_if_due(keyspace, keys, header.deadline_ms, int(ttl), header.last_us, False)
+    wake_watchers(keyspace, keys[0], b"turn")
     return [b"OK"]
 
 

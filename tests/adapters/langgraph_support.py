@@ -118,7 +118,8 @@ async def fields_of(service: Any, kind: str = "", **where: Any) -> set[str]:
 async def check_no_orphans(service: Any, **where: Any) -> None:
     """Every part of a value that is stored belongs to a checkpoint or a write, and is there."""
     state = (await session_of(service, **where)).state
-    for name in stored.decode_namespaces(b"\0" + state.get("langgraph/namespaces", b"")):
+    names = b"\0" + state.get("langgraph/namespaces", b"")
+    for name, _ in stored.decode_namespaces(stored.NAMESPACES, names):
         fields = stored.Fields(name)
         prefix = fields.part("").decode()[1:]
         found = {field for field in state if field.startswith(prefix)}

@@ -411,12 +411,15 @@ async def test_metadata_is_what_langgraph_makes_of_it(saver: Any) -> None:
     assert await listed(saver, None, filter={"locale": "de"}) == []
 
 
-@pytest.mark.parametrize("thread_id", [7, uuid.UUID(int=7), "a/b:{c}*"])
+@pytest.mark.parametrize("thread_id", [0, 7, uuid.UUID(int=7), "a/b:{c}*"])
 async def test_thread_ids_of_any_kind(saver: Any, thread_id: Any) -> None:
+    await put(saver, checkpoint(2), thread_id="another")
     made = checkpoint(1)
     config = await put(saver, made, thread_id=thread_id)
     assert config == place(made["id"], thread_id=thread_id)
-    assert (await saver.aget_tuple(config)).checkpoint == made
+    found = await saver.aget_tuple(config)
+    assert found.checkpoint == made
+    assert await listed(saver, place(thread_id=thread_id)) == [found]
     await saver.adelete_thread(thread_id)
     assert await saver.aget_tuple(config) is None
 

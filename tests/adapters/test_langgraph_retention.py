@@ -26,7 +26,8 @@ from langgraph_support import (
 )
 
 import sessionstore.sync
-from sessionstore import CorruptData, InvalidArgument
+from sessionstore import BackendUnavailable, CorruptData, InvalidArgument
+from sessionstore.observe import wrap_executor
 
 memory: Any = needs("langgraph.checkpoint.memory", "langgraph")
 types: Any = needs("langgraph.types", "langgraph")
@@ -62,6 +63,39 @@ async def test_the_newest_checkpoints_are_kept(service: Any, keep: int) -> None:
     assert (await adapter.StoredCheckpointSaver(service).aget_tuple(THREAD)) == found[0]
     assert len(await fields_of(service, "writes/")) == len(found)
     await check_no_orphans(service)
+
+
+def test_a_checkpoint_is_stored_even_if_others_cannot_be_removed() -> None:
+    class FailsOnce:
+        """Loses the connection before the third write: the removal after the second put."""
+
+        writes = 0
+
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def execute(self, called: Any) -> Any:
+            FailsOnce.writes += called.name == "change_fields"
+            if FailsOnce.writes == 3:
+                FailsOnce.writes += 1
+                raise BackendUnavailable("no connection", maybe_applied=False)
+            return self.inner.execute(called)
+
+        def close(self) -> None:
+            self.inner.close()
+
+    service = sessionstore.sync.InMemorySessionService()
+    saver = adapter.StoredCheckpointSaver(service, keep_checkpoints=1)
+    made = [checkpoint(number, n=number) for number in range(3)]
+    service.get_or_create_session(app_name="langgraph", user_id="threads", session_id="t1")
+    saver.put(place(), made[0], {}, {})
+    wrap_executor(service, FailsOnce)
+    FailsOnce.writes = 1
+    saver.put(place(made[0]["id"]), made[1], {}, {})
+    assert FailsOnce.writes == 4
+    assert [each.checkpoint for each in saver.list(THREAD)] == made[1::-1]
+    saver.put(place(made[1]["id"]), made[2], {}, {})
+    assert [each.checkpoint for each in saver.list(THREAD)] == made[2:]
 
 
 async def test_none_keeps_all(service: Any) -> None:

@@ -108,6 +108,20 @@ async def test_an_item_is_read_as_it_was_stored(store: Any) -> None:
     assert await store.aget(("a",), "key with : and {braces}") is None
 
 
+async def test_labels_may_look_like_state_keys(store: Any) -> None:
+    labels = ["user:ann", "app:x", "temp:y", "user:", "a:{b}*"]
+    for label in labels:
+        await store.aput((label, "items"), "k", {"of": label})
+    found = await store.alist_namespaces()
+    assert found == sorted((label, "items") for label in labels)
+    assert len(await store.asearch(())) == len(labels)
+    for label in labels:
+        assert [item.value["of"] for item in await store.asearch((label,))] == [label]
+        await store.adelete((label, "items"), "k")
+    for _ in range(3):
+        assert await store.alist_namespaces() == []
+
+
 async def test_pages_of_a_search(store: Any) -> None:
     for number in range(230):
         await store.aput(("a",), f"k{number}", {"n": number, "even": number % 2 == 0})

@@ -1,4 +1,4 @@
-"""The web application of README: a client that loses its connections reads every answer whole."""
+"""The web application of GUIDE.md: a client that loses its connections reads every answer whole."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ MESSAGES = ["one two three four five", "ü " * 30 + "!", "bye"]
 @pytest.fixture
 def ports(server: Server, tmp_path: Path) -> Iterator[list[int]]:
     """Ports of two processes that serve the application."""
-    [block] = [found for found in blocks(ROOT / "README.md") if "watch_events" in found.code]
+    guide = ROOT / "sessionstore" / "GUIDE.md"
+    [block] = [found for found in blocks(guide) if "watch_events" in found.code]
     code = block.code.replace(NAMED_SERVER, server.url).replace("sleep(0.05)", "sleep(0.01)")
     (tmp_path / "live_app.py").write_text(code, "utf-8")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path)))}

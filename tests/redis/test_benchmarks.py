@@ -33,7 +33,7 @@ EXPECTED = {
     "bench_read": (2, 3),
     "bench_list": (1, 1),
     "bench_fleet_turn": (0, 2),
-    "bench_history": (4, 3),
+    "bench_history": (7, 6),
     "bench_memory": (1, 0),
     "bench_scripts": (0, 9),
     "bench_in_memory": (1, 4),

@@ -163,8 +163,11 @@ def test_search_says_what_it_did_not_look_at(server: Server, service: RedisSessi
 
 def test_erase_leaves_nothing_of_a_user(server: Server, service: RedisSessionService) -> None:
     fill(service)
+    with RedisSessionService(server.url, key_prefix=PREFIX, stream_ttl=60) as streaming:
+        key = SessionKey(HOSTILE, HOSTILE, "1")
+        streaming.append_event(key, Event("assistant", "Hel", partial=True))
     listed = run(server, "erase", HOSTILE, HOSTILE, "--dry-run").stdout.splitlines()
-    assert len(listed) == len(set(listed)) == 6
+    assert len(listed) == len(set(listed)) == 7
     others = set(server.raw.keys("*")) - {line.encode() for line in listed}
     assert (
         CliRunner().invoke(command_line(), ["erase", "--url", server.url, "a", "b"]).exit_code == 1

@@ -35,6 +35,7 @@ ALL_ZERO = {
     "unexpected": 0,
     "state_mismatches": 0,
     "version_mismatches": 0,
+    "summary_mismatches": 0,
     "read_mismatches": 0,
     "list_mismatches": 0,
 }
@@ -90,6 +91,18 @@ def with_login(url: str, user: str, password: str) -> str:
     return url.replace("unix://", f"unix://{user}:{password}@")
 
 
+def check_history(report: dict[str, Any]) -> None:
+    """Check the report of a run with summaries and rewinds."""
+    assert report["verification"] == ALL_ZERO
+    assert report["num_failed_operations"] == 0
+    assert report["num_covered"] > report["num_dropped"] > 0
+    calls = {figures["operation"]: figures["num_calls"] for figures in report["operations"]}
+    # At turns 1, 4 and 7 of a session, of two events or more.
+    num_sessions = report["num_sessions"]
+    assert calls["rewind_session"] == 3 * num_sessions
+    assert report["num_rewound"] >= 2 * 3 * num_sessions
+
+
 class TestInMemory:
     def test_a_small_run_loses_nothing(self) -> None:
         report = report_of("--url", "memory://", *SMALL)
@@ -105,6 +118,20 @@ class TestInMemory:
         assert calls["append_event"] == report["num_events"] - 8
         assert calls["all"] == sum(calls.values()) - calls["all"]
         assert len(calls) == 5
+
+    def test_summaries_and_rewinds_lose_nothing(self) -> None:
+        options = ("--agents", "8", "--turns", "9", *QUICK, "--compact", "--rewind")
+        report = report_of("--url", "memory://", *options)
+        check_history(report)
+        shown = invoke("--url", "memory://", *options).stdout
+        assert "Summaries stand for" in shown
+        assert "were rewound" in shown
+
+    def test_what_is_summarized_and_rewound_must_not_be_trimmed_before(self) -> None:
+        for option in ("--compact", "--rewind"):
+            complaint = complaint_of("--url", "memory://", option, "--event-limit", "999")
+            assert "--event-limit 0 or at least 1,000" in complaint
+        report_of("--url", "memory://", *SMALL, "--compact", "--event-limit", "0")
 
     def test_trimming_keeps_the_state_whole(self) -> None:
         report = report_of("--url", "memory://", *SMALL, "--event-limit", "6")
@@ -172,6 +199,10 @@ class TestInMemory:
 
 
 class TestOnAServer:
+    def test_summaries_and_rewinds_lose_nothing(self, server: Server) -> None:
+        options = ("--agents", "20", "--turns", "9", "--think", "0.001", "--flat-out", "0.1")
+        check_history(report_of("--url", server.url, *options, "--compact", "--rewind"))
+
     @needs_server
     def test_the_private_server_is_the_default(self) -> None:
         report = report_of("--agents", "50", *QUICK)

@@ -54,11 +54,11 @@ class Block:
 
 
 def readmes() -> list[Path]:
-    """Every README.md of the project."""
+    """Every README.md of the project, and GUIDE.md."""
     found: list[Path] = []
     for folder, names, files in os.walk(ROOT):
         names[:] = [name for name in names if name[0] != "." and name not in ("build", "dist")]
-        found += [Path(folder, "README.md")] * ("README.md" in files)
+        found += [Path(folder, name) for name in ("README.md", "GUIDE.md") if name in files]
     return sorted(found)
 
 

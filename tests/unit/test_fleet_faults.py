@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
 from rich.progress import Progress
 
-from sessionstore import Event, InMemorySessionService, Run, Runner, Session
+from sessionstore import Event, InMemorySessionService, Run, Runner, Session, Summary
 from sessionstore.calls import AsyncExecutor, Call
 from sessionstore.cli.fleet import agents as agents_module
 from sessionstore.cli.fleet.agents import Fleet
 from sessionstore.cli.fleet.synthetic import synthetic_conversations
+from sessionstore.cli.fleet.verification import summarize
 from sessionstore.errors import BackendTimeout, BackendUnavailable, LimitExceeded
 from sessionstore.observe import wrap_executor
 from sessionstore.replies import hash_items
@@ -152,8 +153,10 @@ class FaultyRunner(Runner):
 
 
 @asynccontextmanager
-async def fleet_after_run(fault: str, *, fault_in_flat_out: str = "") -> AsyncIterator[Fleet]:
-    conversations = synthetic_conversations(4, num_turns=3, sessions_per_user=2, seed=1)
+async def fleet_after_run(
+    fault: str, *, fault_in_flat_out: str = "", num_turns: int = 3, **options: Any
+) -> AsyncIterator[Fleet]:
+    conversations = synthetic_conversations(4, num_turns=num_turns, sessions_per_user=2, seed=1)
     async with InMemorySessionService(session_event_limit=None) as service:
         wrap_executor(service, lambda executor: FaultyExecutor(executor, service, fault))
         fleet = Fleet(
@@ -163,6 +166,7 @@ async def fleet_after_run(fault: str, *, fault_in_flat_out: str = "") -> AsyncIt
             think_seconds=0,
             event_limit=None,
             progress=Progress(disable=True),
+            **options,
         )
         await fleet.run_agents()
         if fault_in_flat_out:
@@ -304,3 +308,45 @@ class TestPlantedFaultsOfTheRunner:
         monkeypatch.setattr(FaultyRunner, "fault", fault)
         async with fleet_after_run("none") as fleet:
             assert fleet.differences[kind] > 0
+
+
+class TestPlantedFaultsOfHistory:
+    """Of compactions and rewinds."""
+
+    HISTORY: ClassVar[dict[str, Any]] = {"num_turns": 8, "compacts": True, "rewinds": True}
+
+    async def test_without_a_fault_nothing_is_found(self) -> None:
+        async with fleet_after_run("none", **self.HISTORY) as fleet:
+            assert fleet.differences.total() == fleet.failures.total() == 0
+            assert fleet.num_covered > sum(ledger.num_dropped for ledger in fleet.ledgers) > 0
+            assert fleet.num_rewound > 0
+
+    async def test_a_summary_that_leaves_an_event_out_is_found(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def forgetful(previous: Summary | None, events: list[Event]) -> dict[str, Any]:
+            content = await summarize(previous, events[1:])
+            return {**content, "num_events": content["num_events"] + 1}
+
+        monkeypatch.setattr(agents_module, "summarize", forgetful)
+        async with fleet_after_run("none", **self.HISTORY) as fleet:
+            assert fleet.differences["summary_mismatches"] > 0
+
+    @pytest.mark.parametrize(
+        ("shift", "kind"), [(10**12, "unexpected"), (-1, "lost"), (1, "unexpected")]
+    )
+    async def test_a_rewind_to_another_place_is_found(
+        self, shift: int, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rewind_session = InMemorySessionService.rewind_session
+
+        async def elsewhere(self: Any, session: Any, *, to: int, **fields: Any) -> int:
+            if shift == -1:
+                page = await self.get_events(session.key, before=to + 1, limit=1)
+                to = page.positions[0] - 1
+            return await rewind_session(self, session, to=to + max(shift, 0), **fields)
+
+        monkeypatch.setattr(InMemorySessionService, "rewind_session", elsewhere)
+        async with fleet_after_run("none", **self.HISTORY) as fleet:
+            assert fleet.differences[kind] > 0
+            assert fleet.differences["read_mismatches"] > 0

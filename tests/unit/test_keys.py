@@ -224,12 +224,13 @@ def test_a_key_is_taken_apart(partition_by: Any, prefix: str) -> None:
     ids = ("a b", "u:{1}/é", "s*")
     found = keys.session(*ids)
     expected = {
-        found.session: ("session", *ids),
-        found.events: ("events", *ids),
-        keys.staged(found, "0" * 32): ("events", *ids),
-        found.session_index: ("sessions", *ids[:2], ""),
-        found.user: ("userdata", *ids[:2], ""),
-        found.app: ("appdata", ids[0], "", ""),
+        found.session: ("session", *ids, False),
+        found.events: ("events", *ids, False),
+        found.stream: ("stream", *ids, True),
+        keys.staged(found, "0" * 32): ("events", *ids, True),
+        found.session_index: ("sessions", *ids[:2], "", False),
+        found.user: ("userdata", *ids[:2], "", False),
+        found.app: ("appdata", ids[0], "", "", False),
     }
     for key, parts in expected.items():
         assert keys.parse(key) == (*parts, key)

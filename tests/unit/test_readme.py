@@ -25,6 +25,7 @@ from sessionstore import (
 )
 
 README = ROOT / "README.md"
+GUIDE = ROOT / "sessionstore" / "GUIDE.md"
 TEXT = README.read_text("utf-8")
 
 _link = re.compile(r"\]\(([^)\s]+)\)")
@@ -64,8 +65,8 @@ def test_the_set_up_commands_are_one_line_each(end: str) -> None:
 @pytest.mark.timeout(300)
 def test_the_blocks_pass_mypy_strict(tmp_path: Path) -> None:
     paths = []
-    for block in blocks(README):
-        path = tmp_path / f"line_{block.line}.py"
+    for block in [*blocks(README), *blocks(GUIDE)]:
+        path = tmp_path / f"{block.readme.stem.lower()}_{block.line}.py"
         path.write_text(block.code, "utf-8")
         paths.append(str(path))
     process = subprocess.run(

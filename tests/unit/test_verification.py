@@ -15,9 +15,10 @@ from sessionstore.cli.fleet.verification import (
     compare_events,
     compare_state,
     shared_keys,
+    summarize,
 )
 from sessionstore.cli.fleet.workload import Conversation
-from sessionstore.model import Event, Session, SessionKey
+from sessionstore.model import Event, Session, SessionKey, Summary
 
 KEY = SessionKey("app", "user", "mine")
 OTHER = SessionKey("app", "user", "other")
@@ -233,3 +234,69 @@ class TestSession:
         assert compared(ledger, state_without_events) == Counter(state_mismatches=1)
         earlier_event_lost = session_with(before[:2], version=2)
         assert compared(ledger, earlier_event_lost) == Counter(lost=1)
+
+
+class TestRewinds:
+    def test_events_that_were_rewound_must_be_gone(self) -> None:
+        ledger = ledger_with(EVENTS)
+        before = ledger.own_state
+        draft = [Event("user"), Event("tool", state_delta={"done": 3, "user:mine": 2})]
+        ledger.announce(*draft)
+        ledger.confirm(3)
+        ledger.announce_rewind(2, before)
+        there = session_with([*EVENTS, *draft], version=3, done=3, **{"user:mine": 2})
+        gone = session_with(EVENTS, version=4, **{"user:mine": 2})
+        for found in (there, gone):  # the outcome is unknown
+            assert compared(ledger, found) == Counter()
+        assert compared(ledger, session_with(EVENTS[:5], version=4, **{"user:mine": 2}))["lost"]
+        ledger.confirm(4)
+        assert compared(ledger, gone) == Counter()
+        assert compared(ledger, there) == Counter(
+            unexpected=2, state_mismatches=1, version_mismatches=1
+        )
+        assert compared(ledger, session_with(EVENTS[:5], version=4, **{"user:mine": 2})) == (
+            Counter(lost=1)
+        )
+
+    def test_what_was_trimmed_before_a_rewind_stays_trimmed(self) -> None:
+        ledger = ledger_with()
+        ledger.event_limit = 4
+        ledger.announce(*EVENTS)
+        ledger.confirm(2)
+        ledger.announce_rewind(2, ledger.own_state)
+        ledger.confirm(3)
+        assert compared(ledger, session_with(EVENTS[2:4], version=3), limit=4) == Counter()
+        assert compared(ledger, session_with(EVENTS[:4], version=3), limit=4)["unexpected"] == 2
+
+
+class TestSummaries:
+    async def test_a_summary_stands_for_exactly_the_first_events(self) -> None:
+        ledger = ledger_with(EVENTS)
+        first = await self.summary_of(None, EVENTS[:2])
+        summary = await self.summary_of(first, EVENTS[2:4])
+        found = session_with(EVENTS[4:], version=2)
+        found.summary = summary
+        assert compared(ledger, found) == Counter()
+        assert ledger.log_differences(EVENTS, summary) == Counter()
+        assert ledger.log_differences(EVENTS[1:], summary) == Counter(lost=1)
+        found.events = EVENTS[3:]
+        assert compared(ledger, found) == Counter(unexpected=1)
+        found.events = EVENTS[5:]
+        assert compared(ledger, found) == Counter(lost=1)
+        found.events = EVENTS[4:]
+        for events in (EVENTS[3:5], EVENTS[3:1:-1]):
+            found.summary = await self.summary_of(first, events)
+            assert compared(ledger, found) == Counter(summary_mismatches=1)
+        found.events, found.summary = EVENTS[3:], await self.summary_of(first, EVENTS[3:4])
+        assert compared(ledger, found) == Counter(summary_mismatches=1)
+
+    async def test_dropped_events_must_be_gone(self) -> None:
+        ledger = ledger_with(EVENTS)
+        ledger.is_dropped = True
+        summary = await self.summary_of(None, EVENTS[:4])
+        assert ledger.log_differences(EVENTS[4:], summary) == Counter()
+        assert ledger.log_differences(EVENTS[3:], summary) == Counter(unexpected=1)
+
+    @staticmethod
+    async def summary_of(previous: Summary | None, events: list[Event]) -> Summary:
+        return Summary(await summarize(previous, events), 1, datetime.now(UTC), len(events))

@@ -22,7 +22,8 @@ _HELP = f"""Run simulated agents and prove that nothing is lost.
 Each agent creates a session and holds a conversation: a Runner loads the session, appends the
 user's message, then each event of the agent. Agents think between events (--think), so the
 latencies are those of a server that is not overloaded. Then agents append for a moment as fast as
-they can (--flat-out). At the end all sessions are read back and compared with what was sent.
+they can (--flat-out). At the end all sessions are read back and compared with what was sent: every
+event is in the log, stood for by a summary (--compact), or rewound on purpose (--rewind).
 
 The server may be in use: all keys of a run start with a prefix of their own and are deleted at the
 end. Ctrl-C stops the agents and verifies what was written; a second Ctrl-C ends at once.
@@ -37,6 +38,7 @@ start; 130 = stopped by Ctrl-C, nothing was lost.
 """
 
 
+_LEAST_LIMIT = 1000  # so that no turn is trimmed before it is summarized or rewound
 _COUNT = click.IntRange(1, 100_000)
 _SECONDS = click.FloatRange(min=0)
 
@@ -83,6 +85,17 @@ _SECONDS = click.FloatRange(min=0)
     metavar="SECONDS",
     help="TTL of sessions and state; must be longer than the run.  [default: none]",
 )
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="Let summaries stand for older turns, while the agents work. In every other session the"
+    " events that a summary covers are removed.",
+)
+@click.option(
+    "--rewind",
+    is_flag=True,
+    help="Let agents rewind every third turn and take it again, as if a user edited a message.",
+)
 @click.option("--seed", type=int, default=1, help="The same seed makes the same conversations.")
 @click.option(
     "--trace",
@@ -105,6 +118,9 @@ def fleet(context: click.Context, /, **values: Any) -> None:
             if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 option = "--" + name.replace("_", "-")
                 raise click.UsageError(f"{option} has no effect together with --trace.", context)
+    if (options.compact or options.rewind) and 0 < options.event_limit < _LEAST_LIMIT:
+        needed = f"--event-limit 0 or at least {_LEAST_LIMIT:,}"
+        raise click.UsageError(f"--compact and --rewind need {needed}.", context)
     # With its default threshold the cycle collector takes up to a fifth of the processor time.
     gc.set_threshold(50_000, 20, 20)
     console = Console(quiet=options.json is sys.stdout.buffer)

@@ -13,16 +13,16 @@ from itertools import pairwise
 from typing import TypeVar
 
 from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 from rich.progress import Progress
 
-from ... import RunContext, Runner, SessionService
+from ... import Compactor, RunContext, Runner, SessionService, Window
 from ...calls import AsyncExecutor
 from ...errors import BackendError, InvalidArgument, SessionStoreError
 from ...model import Event, Session
 from ...observe import wrap_executor
 from .recorder import Recorder
-from .verification import Ledger, shared_keys
+from .verification import Ledger, num_covered_by, shared_keys, summarize
 from .workload import Conversation
 
 FLAT_OUT_AGENTS = 64
@@ -36,6 +36,9 @@ _PREPARED_TURNS_LIMIT = 10_000  # bounds the memory for prepared texts to about 
 _NUM_CHECKERS = 64  # bounds the memory that whole sessions take while they are compared
 _LIST_PAGE = 100
 _APPENDED_AT_ONCE = 100
+_REWOUND_TURNS = 3  # with rewinds, every third turn is taken, rewound, and taken again
+_LOG_PAGE = 1000
+_TRIGGER, _KEEP = Window(max_turns=4), Window(max_turns=2)  # when to compact, and what to keep
 
 _T = TypeVar("_T")
 
@@ -64,6 +67,9 @@ class Fleet:
     think_seconds: float  # average wait before each event, exponentially distributed; 0 = none
     event_limit: int | None  # of the service
     progress: Progress
+    # Summarize the older turns of all sessions; those of every other session are dropped.
+    compacts: bool = False
+    rewinds: bool = False  # some turns are rewound and taken again
     # Set it to let every agent finish its current event and start no other.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     elapsed_seconds: float = 0.0  # of `run_agents`
@@ -72,14 +78,19 @@ class Fleet:
     # What `verify` and the agents found wrong, by kind.
     differences: Counter[str] = field(default_factory=Counter)
     num_verified: int = 0  # sessions that `verify` has read back
+    num_rewound: int = 0  # events that were removed on purpose
+    num_covered: int = 0  # events that a summary stands for, as `verify` found them
 
     def __post_init__(self) -> None:
-        self.ledgers = [Ledger(conversation) for conversation in self.conversations]
+        self.ledgers = [
+            Ledger(conversation, self.event_limit, is_dropped=self.compacts and number % 2 == 1)
+            for number, conversation in enumerate(self.conversations)
+        ]
         self._shared = shared_keys(self.conversations)
 
     def num_events(self, limit: int | None = None) -> int:
-        """Events that the store accepted, at most `limit` of a session."""
-        counts = (len(ledger.digests) for ledger in self.ledgers)
+        """Events that the store accepted, at most `limit` of a session, without dropped ones."""
+        counts = (len(ledger.digests) - ledger.num_dropped for ledger in self.ledgers)
         return sum(min(count, limit or count) for count in counts)
 
     # -- paced agents --------------------------------------------------------------------------
@@ -105,6 +116,14 @@ class Fleet:
         return self.recorder
 
     async def _hold_conversation(self, ledger: Ledger) -> None:
+        async with asyncio.TaskGroup() as background:  # of compactions
+            await self._converse(ledger, background)
+        if self.compacts:  # nobody knows the version that the last compaction made
+            with suppress(SessionStoreError):
+                session = await self.service.get_session(**asdict(ledger.key), event_num=0)
+                ledger.version = session.version if session and ledger.pending is None else None
+
+    async def _converse(self, ledger: Ledger, background: asyncio.TaskGroup) -> None:
         try:
             if not await self._wait(random.uniform(0, _START_THINKS * self.think_seconds)):
                 return
@@ -120,10 +139,16 @@ class Fleet:
                 ledger.announce(*step)
                 await self.service.append_events(session, step)
                 ledger.confirm(session.version)
-            for turn in turns:
+            for number, turn in enumerate(turns):
                 if not await self._think():
                     return
+                if self.rewinds and number % _REWOUND_TURNS == 1:
+                    await self._take_turn_in_vain(ledger, turn)
+                    if self.stopping.is_set():
+                        return
                 await self._take_turn(ledger, turn)
+                if self.compacts:
+                    background.create_task(self._compact(ledger))
                 num_appends = len(self.recorder.latencies_ns["append_event"])
                 rate = num_appends / (time.perf_counter() - self._start)
                 self.progress.update(self._task, advance=1, rate=f"{rate:,.0f} events/s")
@@ -140,7 +165,8 @@ class Fleet:
         async def answer(context: RunContext) -> AsyncIterator[Event]:
             ledger.confirm(context.session.version)
             found = context.session.events
-            wanted = min(_READ_EVENTS, self.event_limit or _READ_EVENTS, len(ledger.digests))
+            num_left = len(ledger.digests) - num_covered_by(context.session.summary)
+            wanted = min(_READ_EVENTS, self.event_limit or _READ_EVENTS, num_left)
             # The Runner shows whole turns. So it may show more events, or fewer, from a message on.
             is_whole = len(found) >= wanted or found[0].author == "user"
             if not is_whole or ledger.differences(
@@ -162,6 +188,35 @@ class Fleet:
         expected = answers[: len(handed_on)] if self.stopping.is_set() else answers
         if handed_on != expected:
             self.differences["read_mismatches"] += 1
+
+    async def _take_turn_in_vain(self, ledger: Ledger, turn: list[Event]) -> None:
+        """Take a turn and rewind to before it, as if the user edited the message."""
+        state = ledger.own_state
+        draft = [replace(event, id=f"draft-{event.id}") for event in turn]
+        await self._take_turn(ledger, draft)
+        if self.stopping.is_set():
+            return
+        session = await self.service.get_session(**asdict(ledger.key), event_num=0)
+        page = await self.service.get_events(ledger.key, newest=True, limit=len(draft))
+        if session is None or page.events != draft:
+            self.differences["read_mismatches"] += 1
+            return
+        ledger.announce_rewind(len(draft), state)
+        num_removed = await self.service.rewind_session(
+            session, to=page.positions[0] - 1, state=state
+        )
+        ledger.confirm(session.version)
+        self.num_rewound += num_removed
+
+    async def _compact(self, ledger: Ledger) -> None:
+        """Summarize older turns, while the agent goes on."""
+        compactor = Compactor(
+            self.service, summarize, trigger=_TRIGGER, keep=_KEEP, drop=ledger.is_dropped
+        )
+        try:
+            await compactor.compact(ledger.key)
+        except SessionStoreError as error:
+            self._fail(error)
 
     async def _think(self) -> bool:
         """Wait as a typing user, a model or a tool would, but for a shorter time."""
@@ -268,7 +323,22 @@ class Fleet:
     async def _verify_session(self, ledger: Ledger) -> None:
         found = await self.service.get_session(**asdict(ledger.key))
         self.differences += ledger.differences(found, limit=self.event_limit, shared=self._shared)
+        if found is not None and found.summary is not None:
+            self.num_covered += num_covered_by(found.summary)
+            ledger.num_dropped = num_covered_by(found.summary) if ledger.is_dropped else 0
+            if ledger.pending is None:
+                log = await self._whole_log(ledger)
+                self.differences += ledger.log_differences(log, found.summary)
         self.num_verified += 1
+
+    async def _whole_log(self, ledger: Ledger) -> list[Event]:
+        """All events of a session, with those that its summary covers."""
+        log: list[Event] = []
+        page = await self.service.get_events(ledger.key, limit=_LOG_PAGE)
+        while page.events:
+            log += page.events
+            page = await self.service.get_events(ledger.key, after=page.last, limit=_LOG_PAGE)
+        return log
 
     async def _verify_list(self, ledgers: Sequence[Ledger]) -> None:
         app_name, user_id, _ = asdict(ledgers[0].key).values()

@@ -37,8 +37,12 @@ class Report(msgspec.Struct):
     server_memory_bytes_per_event: float | None = None
     flat_out: FlatOut | None = None  # None if there was no such phase
     num_sessions: int = 0
-    num_events: int = 0  # accepted by the store, in both phases
+    # Accepted by the store, in both phases, without those that were rewound or dropped.
+    num_events: int = 0
     num_kept_events: int = 0  # those of them that the event limit keeps
+    num_rewound: int = 0  # events that were accepted and rewound on purpose
+    num_covered: int = 0  # events that summaries stand for, at the end of the run
+    num_dropped: int = 0  # those of them that were removed from the log on purpose
     num_verified: int = 0  # sessions read back in full and compared
     verification: dict[str, int] = {}  # differences by kind; see KINDS
     num_failed_operations: int = 0
@@ -104,6 +108,11 @@ class Report(msgspec.Struct):
         compared += ", those of the throughput phase included." if self.flat_out else "."
         if num_trimmed := self.num_events - self.num_kept_events:
             compared += f" The event limit removed {num_trimmed:,} older events."
+        if self.num_covered:
+            compared += f" Summaries stand for {self.num_covered:,} events;"
+            compared += f" {self.num_dropped:,} of these were dropped."
+        if self.num_rewound:
+            compared += f" {self.num_rewound:,} events were rewound."
         if self.num_verified < self.num_sessions:
             sessions = f"{self.num_verified:,} of {self.num_sessions:,} sessions"
             compared = f"Only {sessions} were read back."

@@ -39,6 +39,8 @@ class FleetOptions(Struct):
     ttl: float | None
     seed: int
     trace: Path | None
+    compact: bool
+    rewind: bool
     json: BinaryIO | None
     keep: bool
 
@@ -94,6 +96,8 @@ async def run_fleet(options: FleetOptions, console: Console) -> Report:
                 think_seconds=options.think,
                 event_limit=event_limit,
                 progress=progress,
+                compacts=options.compact,
+                rewinds=options.rewind,
             )
             _stop_on_sigint(fleet.stopping, progress.console)
             await _run_phases(options, store, fleet, report)
@@ -120,6 +124,9 @@ async def _run_phases(options: FleetOptions, store: Store, fleet: Fleet, report:
     report.num_events = fleet.num_events()
     report.num_kept_events = fleet.num_events(options.event_limit)
     report.num_verified = fleet.num_verified
+    report.num_rewound = fleet.num_rewound
+    report.num_covered = fleet.num_covered
+    report.num_dropped = sum(ledger.num_dropped for ledger in fleet.ledgers)
     report.verification = {kind: fleet.differences[kind] for kind in KINDS}
     if not options.keep:
         await fleet.clean_up()

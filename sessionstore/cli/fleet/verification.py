@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ...model import Event, Session, SessionKey
+from ...model import Event, Session, SessionKey, Summary
 from .workload import Conversation
 
 KINDS = {
@@ -26,6 +26,8 @@ KINDS = {
     # Sessions whose version is not the one that the last accepted write reported: a write was
     # executed twice or later.
     "version_mismatches": "version mismatches",
+    # Summaries that do not stand for exactly the oldest events that were sent.
+    "summary_mismatches": "wrong summaries",
     # Reads that did not show the newest events, state and version, and runs that yielded other
     # events than their agent.
     "read_mismatches": "wrong reads during the run",
@@ -46,6 +48,21 @@ def _digest(event: Event) -> bytes:
     return hashlib.blake2b(_encode(event), digest_size=16).digest()
 
 
+async def summarize(previous: Summary | None, events: list[Event]) -> dict[str, Any]:
+    """A summary that tells which events it stands for: how many, and a digest of them in order."""
+    digest = previous.content["digest"] if previous else ""
+    return {
+        "num_events": num_covered_by(previous) + len(events),
+        "digest": _digest_of_all(digest, map(_digest, events)),
+    }
+
+
+def _digest_of_all(start: str, digests: Iterable[bytes]) -> str:
+    for digest in digests:
+        start = hashlib.blake2b(start.encode() + digest, digest_size=16).hexdigest()
+    return start
+
+
 def shared_keys(conversations: Iterable[Conversation]) -> SharedKeys:
     """State keys in the user and app tiers: one session writes each, other sessions see it."""
     return frozenset(
@@ -53,6 +70,14 @@ def shared_keys(conversations: Iterable[Conversation]) -> SharedKeys:
         for each in conversations
         for name in each.shared_keys
     )
+
+
+@dataclass
+class Rewind:
+    """A write that removes the newest events, and what the session's own state is then."""
+
+    num_events: int
+    state: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -64,13 +89,18 @@ class Ledger:
     """
 
     conversation: Conversation
-    # Event id -> digest, in the order sent, also of events that the event limit has removed.
+    event_limit: int | None = None  # of the session
+    is_dropped: bool = False  # events that a summary covers are removed
+    # Event id -> digest, in the order sent, also of events that the event limit has removed, but
+    # not of those that were rewound.
     digests: dict[str, bytes] = field(default_factory=dict)
+    num_trimmed: int = 0  # how many of these the event limit has removed
+    num_dropped: int = 0  # how many of these were removed with a summary, as the check found
     # The session's own keys, and the shared keys that only this session writes.
     state: dict[str, Any] = field(default_factory=dict)
     is_created: bool = False
     version: int | None = 0  # what the last write reported; None = unknown
-    pending: Sequence[Event] | None = None  # the events of the announced write
+    pending: Sequence[Event] | Rewind | None = None  # the announced write
 
     @property
     def key(self) -> SessionKey:
@@ -80,6 +110,10 @@ class Ledger:
     def announce(self, *events: Event) -> None:
         """The events will be appended now, all or none of them."""
         self.pending = events
+
+    def announce_rewind(self, num_events: int, state: dict[str, Any]) -> None:
+        """The newest events will be removed now, and the session's own state replaced."""
+        self.pending = Rewind(num_events, state)
 
     def confirm(self, version: int | None = None) -> None:
         """The announced write was accepted and reported this version; None = unknown.
@@ -91,12 +125,25 @@ class Ledger:
         if not self.is_created:
             self.state.update(self.conversation.initial_state)
         self.is_created, self.version = True, version
-        for event in self.pending:
-            self.digests[event.id] = _digest(event)
-            self.state.update(event.state_delta)
-            for name in event.state_removed:
-                self.state.pop(name, None)
+        if isinstance(self.pending, Rewind):
+            for event_id in list(self.digests)[len(self.digests) - self.pending.num_events :]:
+                del self.digests[event_id]
+            shared = {name: value for name, value in self.state.items() if ":" in name}
+            self.state = {**self.pending.state, **shared}
+        else:
+            for event in self.pending:
+                self.digests[event.id] = _digest(event)
+                self.state.update(event.state_delta)
+                for name in event.state_removed:
+                    self.state.pop(name, None)
+        if self.event_limit is not None:
+            self.num_trimmed = max(self.num_trimmed, len(self.digests) - self.event_limit)
         self.pending = None
+
+    @property
+    def own_state(self) -> dict[str, Any]:
+        """The state of the session alone."""
+        return {name: value for name, value in self.state.items() if ":" not in name}
 
     def differences(
         self, found: Session | None, *, limit: int | None, shared: SharedKeys
@@ -115,9 +162,12 @@ class Ledger:
         events, state, version = (
             (found.events, found.state, found.version) if found else ([], {}, 0)
         )
+        summary = found.summary if found else None
+        num_covered = num_covered_by(summary)
         return min(
             (
-                compare_events(each.digests, events, limit=limit)
+                compare_events(each.digests, events, limit=each._num_left(limit, num_covered))
+                + Counter(summary_mismatches=int(not each._is_right(summary)))
                 + compare_state(each.state, state, key=self.key, shared=shared)
                 + Counter(version_mismatches=int(each.version not in (None, version)))
                 for each in outcomes
@@ -125,12 +175,39 @@ class Ledger:
             key=Counter.total,
         )
 
+    def log_differences(self, log: Sequence[Event], summary: Summary | None) -> Counter[str]:
+        """How the whole log differs, with the events that the summary covers unless dropped.
+
+        The outcome of the last write must be known.
+        """
+        num_dropped = num_covered_by(summary) if self.is_dropped else 0
+        return compare_events(self.digests, log, limit=self._num_left(None, num_dropped))
+
+    def _num_left(self, limit: int | None, num_removed: int) -> int:
+        """How many of the newest events there are, at most `limit`, without the first ones."""
+        num_left = len(self.digests) - max(self.num_trimmed, num_removed)
+        return max(num_left if limit is None else min(limit, num_left), 0)
+
+    def _is_right(self, summary: Summary | None) -> bool:
+        """Whether a summary stands for the first events."""
+        if summary is None:
+            return True
+        covered = list(self.digests.values())[: num_covered_by(summary)]
+        return bool(summary.content["digest"] == _digest_of_all("", covered))
+
+
+def num_covered_by(summary: Summary | None) -> int:
+    """How many events a summary covers, those included that are no longer in the log."""
+    return summary.content["num_events"] if summary else 0
+
 
 def compare_events(
     digests: Mapping[str, bytes], found: Sequence[Event], *, limit: int | None
 ) -> Counter[str]:
     """How the newest events that were sent, at most `limit`, differ from those found."""
-    expected = list(digests)[-limit:] if limit is not None else list(digests)
+    expected = list(digests)
+    if limit is not None:
+        expected = expected[max(len(expected) - limit, 0) :]
     positions = {event_id: position for position, event_id in enumerate(expected)}
     copies = Counter(event.id for event in found)
     order = [positions[event_id] for event_id in copies if event_id in positions]

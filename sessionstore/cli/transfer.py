@@ -1,0 +1,370 @@
+"""The commands `export`, `import` and `copy`: sessions move between stores, whole and unchanged."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from ..drive import drive
+from ..errors import SessionNotFound
+from ..model import SessionKey
+from ..sync import SessionService
+from .archive import (
+    Archived,
+    archive_events,
+    archive_state,
+    archive_summary,
+    read_line,
+    write_line,
+)
+from .keyspace import scan
+from .opened import opened_service, store_options
+from .store import CannotStart
+
+_EVENTS_PER_PAGE = 1000
+_PLACES_PER_PAGE = 1000
+
+
+class Counts(msgspec.Struct):
+    """What an import or a copy did."""
+
+    written: int = 0
+    unchanged: int = 0
+    replaced: int = 0
+    conflicts: int = 0
+
+    def report(self) -> str:
+        """One line for people."""
+        text = f"{self.written:,} sessions written, {self.unchanged:,} were there already"
+        if self.replaced:
+            text += f", {self.replaced:,} replaced by a later version"
+        if self.conflicts:
+            text += f", {self.conflicts:,} differ from the stored ones"
+        return text
+
+
+@click.command(
+    "export",
+    short_help="Write sessions to a file of JSON lines.",
+    help="""Write sessions to a file of JSON lines: events, positions, state of all tiers, times.
+
+Memory does not depend on the number of sessions. Nothing is changed, and no TTL is refreshed.""",
+)
+@click.argument("app_name", metavar="[APP", required=False)
+@click.argument("user_id", metavar="[USER", required=False)
+@click.argument("session_id", metavar="[SESSION]]]", required=False)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
+    default="-",
+    help="The file; - or nothing = stdout.",
+)
+@click.option(
+    "--since",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]),
+    help="Only sessions that were written since this time, UTC.",
+)
+@store_options
+def export(
+    service: SessionService,
+    app_name: str | None,
+    user_id: str | None,
+    session_id: str | None,
+    output: Path,
+    since: datetime | None,
+    as_json: bool,  # noqa: ARG001  # the output is JSON lines anyway
+) -> None:
+    """Run the command; the help text is above."""
+    moment = None if since is None else since.replace(tzinfo=UTC)
+    num_sessions = 0
+    to_stdout = str(output) == "-"
+    file: BinaryIO = sys.stdout.buffer if to_stdout else output.open("wb")
+    try:
+        for archived in read_store(service, app_name, user_id, session_id, moment):
+            file.write(write_line(archived) + b"\n")
+            num_sessions += bool(archived.session_id)
+        file.flush()
+    finally:
+        if not to_stdout:
+            file.close()
+    click.echo(f"{num_sessions:,} sessions exported.", err=True)
+
+
+@click.command(
+    "import",
+    short_help="Read sessions from a file of JSON lines.",
+    help="""Read sessions from a file that `export` wrote.
+
+A session that is stored already is left alone, so an import can be repeated after an interruption.
+--verify reads everything back and compares it with the file.
+
+Exit status: 0 = every session of the file is stored; 1 = stored sessions differ from the file.""",
+)
+@click.argument("file", type=click.File("rb"))
+@click.option("--verify", is_flag=True, help="Read back and compare.")
+@click.option("--ttl", type=click.FloatRange(min=1), metavar="SECONDS", help="TTL of the sessions.")
+@click.option(
+    "--codec",
+    type=click.Choice(["json", "msgpack"]),
+    default="json",
+    show_default=True,
+    help="How values are written. Only msgpack can write nested bytes, times and int keys.",
+)
+@store_options
+@click.pass_context
+def import_sessions(
+    context: click.Context,
+    service: SessionService,
+    file: BinaryIO,
+    verify: bool,
+    as_json: bool,  # noqa: ARG001  # there is no output but counts
+) -> None:
+    """Run the command; the help text is above."""
+    counts = Counts()
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            archived = read_line(line)
+            write(service, archived, counts, replaces=False, verifies=verify)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise CannotStart(f"{file.name}:{number}: {error}") from error
+    click.echo(counts.report() + ".", err=True)
+    context.exit(1 if counts.conflicts else 0)
+
+
+@click.command(
+    "copy",
+    short_help="Copy sessions to another store.",
+    help="""Copy sessions from the store of --url to the store at TARGET, while both are in use.
+
+A second run picks up what has changed: it replaces a copied session by its later version. So copy
+once while agents write, stop them, and copy again. Nobody else may write to TARGET meanwhile.""",
+)
+@click.argument("target", metavar="TARGET")
+@click.argument("app_name", metavar="[APP", required=False)
+@click.argument("user_id", metavar="[USER]]", required=False)
+@click.option("--target-key-prefix", default="", metavar="TEXT")
+@click.option("--target-partition-by", type=click.Choice(["user", "app"]), default="user")
+@click.option("--target-codec", type=click.Choice(["json", "msgpack"]), default="json")
+@click.option("--target-ttl", type=click.FloatRange(min=1), metavar="SECONDS")
+@store_options
+def copy(
+    service: SessionService,
+    target: str,
+    app_name: str | None,
+    user_id: str | None,
+    target_key_prefix: str,
+    target_partition_by: Any,
+    target_codec: Any,
+    target_ttl: float | None,
+    as_json: bool,  # noqa: ARG001  # there is no output but counts
+) -> None:
+    """Run the command; the help text is above."""
+    counts = Counts()
+    options = {
+        "key_prefix": target_key_prefix,
+        "partition_by": target_partition_by,
+        "codec": target_codec,
+        "session_ttl": target_ttl,
+    }
+    with opened_service(target, **options) as to:
+        for archived in read_store(service, app_name, user_id):
+            write(to, archived, counts, replaces=True, verifies=False)
+    click.echo(counts.report() + ".", err=True)
+
+
+def read_store(
+    service: SessionService,
+    app_name: str | None = None,
+    user_id: str | None = None,
+    session_id: str | None = None,
+    since: datetime | None = None,
+) -> Iterator[Archived]:
+    """What a store holds, in the order of names: state of an application, then its users."""
+    for app, users in sorted(_users(service, app_name, user_id).items()):
+        state, encoded = archive_state(service.get_app_state(app))
+        if (state or encoded) and session_id is None:
+            yield Archived(app_name=app, app_state=state, encoded_state=encoded)
+        for user in _watched(sorted(users)):
+            state, encoded = archive_state(service.get_user_state(app, user))
+            if (state or encoded) and session_id is None:
+                yield Archived(app_name=app, user_id=user, user_state=state, encoded_state=encoded)
+            names = [session_id] if session_id is not None else _names(service, app, user, since)
+            for name in names:
+                archived = read_session(service, SessionKey(app, user, name))
+                if archived is not None:
+                    yield archived
+
+
+def read_session(service: SessionService, key: SessionKey) -> Archived | None:
+    """A session as it is at one time; None if there is none (any more)."""
+    while True:
+        session = service.get_session(
+            app_name=key.app_name, user_id=key.user_id, session_id=key.session_id, event_num=0
+        )
+        if session is None:
+            return None
+        messages: list[msgspec.Raw] = []
+        after = None
+        try:
+            while True:
+                page = service.get_events(session, after=after, limit=_EVENTS_PER_PAGE)
+                messages += archive_events(page.events, page.positions)
+                if len(page.events) < _EVENTS_PER_PAGE:
+                    break
+                after = page.last
+        except SessionNotFound:
+            return None
+        if len(messages) != session.event_count:
+            continue  # others have written meanwhile
+        own = {
+            name: value
+            for name, value in session.state.items()
+            if not name.startswith(("user:", "app:"))
+        }
+        state, encoded = archive_state(own)
+        return Archived(
+            app_name=key.app_name,
+            user_id=key.user_id,
+            session_id=key.session_id,
+            created_at=session.created_at,
+            updated_at=session.updated_at,
+            event_limit=session.event_limit,
+            forked_from=session.forked_from,
+            state=state,
+            encoded_state=encoded,
+            summary=archive_summary(session.summary),
+            messages=messages,
+        )
+
+
+def write(
+    service: SessionService,
+    archived: Archived,
+    counts: Counts,
+    *,
+    replaces: bool,
+    verifies: bool,
+) -> None:
+    """Store a line.
+
+    Args:
+        service: the store.
+        archived: the line.
+        counts: is updated.
+        replaces: a stored session that differs is deleted first; otherwise it stays.
+        verifies: read it back, and count a difference as a conflict.
+    """
+    if not archived.session_id:
+        _write_tier(service, archived)
+        return
+    key = SessionKey(archived.app_name, archived.user_id, archived.session_id)
+    events, positions = archived.events()
+    ids = msgspec.structs.asdict(key)
+
+    def restore() -> None:
+        service.restore_session(
+            **ids,
+            events=events,
+            positions=positions,
+            state=archived.all_state(),
+            created_at=archived.created_at,
+            updated_at=archived.updated_at,
+            event_limit=archived.event_limit,
+            forked_from=archived.forked_from,
+            summary=archived.stored_summary(),
+        )
+
+    stored = read_session(service, key)
+    if stored is None:
+        restore()
+        counts.written += 1
+    elif _is_same(stored, archived):
+        counts.unchanged += 1
+    elif replaces:
+        service.delete_session(**ids)
+        restore()
+        counts.replaced += 1
+    else:
+        counts.conflicts += 1
+    if verifies and stored is None:
+        found = read_session(service, key)
+        if found is None or not _is_same(found, archived):
+            counts.conflicts += 1
+            click.echo(f"{key} was not stored as it is in the file.", err=True)
+
+
+def _is_same(stored: Archived, wanted: Archived) -> bool:
+    """Whether two sessions are equal in all that the wanted one names."""
+    stored_events, stored_positions = stored.events()
+    events, positions = wanted.events()
+    return (
+        stored_events == events
+        and (positions is None or stored_positions == positions)
+        and stored.all_state() == wanted.all_state()
+        and wanted.created_at in (None, stored.created_at)
+        and wanted.updated_at in (None, stored.updated_at)
+        and wanted.stored_summary() == stored.stored_summary()
+    )
+
+
+def _write_tier(service: SessionService, archived: Archived) -> None:
+    if archived.user_id:
+        service.update_user_state(archived.app_name, archived.user_id, archived.all_state())
+    else:
+        service.update_app_state(archived.app_name, archived.all_state())
+
+
+def _users(
+    service: SessionService, app_name: str | None, user_id: str | None
+) -> dict[str, set[str]]:
+    if app_name is not None and user_id is not None:
+        return {app_name: {user_id}}
+    found: dict[str, set[str]] = {}
+    for key in scan(service, app_name):
+        found.setdefault(key.app_name, set()).update(filter(None, [key.user_id]))
+    return found
+
+
+def _names(
+    service: SessionService, app_name: str, user_id: str, since: datetime | None
+) -> list[str]:
+    """The user's sessions in the order of their names, those that were written since a time."""
+
+    def read(after: Any) -> Any:
+        return (yield service._ops.list_places(app_name, user_id, _PLACES_PER_PAGE, after))
+
+    names: set[str] = set()
+    after = None
+    while True:
+        places = drive(read(after), service._executor)
+        for place in places:
+            if since is None or place.updated_us >= since.timestamp() * 1e6:
+                names.add(place.session_id)
+        if len(places) < _PLACES_PER_PAGE:
+            return sorted(names)
+        after = places[-1]
+
+
+def _watched(users: Iterable[str]) -> Iterator[str]:
+    """The users, with their number on stderr if it is a terminal."""
+    console = Console(stderr=True)
+    found = list(users)
+    with Progress(
+        TextColumn("users"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        yield from progress.track(found)

@@ -1,0 +1,219 @@
+"""The commands export, import and copy: sessions move between stores, whole and unchanged."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from support.servers import Server
+
+from sessionstore import Event, SessionKey
+from sessionstore.cli import command_line
+from sessionstore.sync import RedisSessionService
+
+RECORDING = Path(__file__).parents[2] / "../shared/data/airline.jsonl"
+MOMENT = datetime(2024, 5, 6, 7, 8, 9, 10, tzinfo=UTC)
+VALUES: dict[str, Any] = {
+    "text": "\u00fc\n\x00",
+    "number": 1,
+    "float": 0.5,
+    "none": None,
+    "nested": {"list": [1, {"a": []}], "empty": {}},
+    "bytes": b"\x00\xff",
+    "moment": MOMENT,
+    "by number": {1: "one", 2: b"two"},
+    "large": 2**60,
+}
+TTLS: Any = dict.fromkeys(("session_ttl", "app_state_ttl", "user_state_ttl"), 3600)
+
+
+@pytest.fixture
+def service(server: Server) -> Iterator[RedisSessionService]:
+    with RedisSessionService(server.url, codec="msgpack", **TTLS) as found:
+        yield found
+
+
+def run(server: Server, command: str, *arguments: str, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(command_line(), [command, "--url", server.url, *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def fill(service: RedisSessionService) -> None:
+    """Sessions with every kind of value, a long one, one with a summary, and one that is empty."""
+    state = {**VALUES, "user:lang": b"en", "app:plan": {"pro": True}}
+    for app_name in ("shop", "a b:{x}"):
+        session = service.create_session(
+            app_name=app_name, user_id="ann", session_id="1", state=state
+        )
+        for number, value in enumerate(VALUES.values()):
+            event = Event(
+                "user" if number % 2 else "assistant",
+                value,
+                invocation_id=f"run {number // 2}",
+                branch="b",
+                metadata={"tokens": number},
+                state_delta={"last": number},
+                state_increments={"count": 1},
+            )
+            service.append_event(session, event)
+    keys = SessionKey("shop", "ann", "long"), SessionKey("shop", "bob", "summary")
+    for key in keys:
+        session = service.create_session(
+            app_name=key.app_name, user_id=key.user_id, session_id=key.session_id
+        )
+        count = 1500 if key.session_id == "long" else 10
+        for first in range(0, count, 500):
+            numbers = range(first, min(first + 500, count))
+            service.append_events(
+                session, [Event("user", number, invocation_id=str(number)) for number in numbers]
+            )
+        if key.session_id == "summary":
+            page = service.get_events(session)
+            service.compact_session(session, upto=page.positions[4], summary={"text": b"four"})
+    service.fork_session(keys[1], session_id="fork")
+    service.create_session(app_name="shop", user_id="empty", session_id="1")
+    service.update_user_state("shop", "only state", {"k": 1})
+
+
+def load_recording(service: RedisSessionService) -> int:
+    """The recorded conversations. Returns the number of messages."""
+    num_messages = 0
+    for line in RECORDING.read_text("utf-8").splitlines():
+        found = json.loads(line)
+        session = service.create_session(
+            **{name: found[name] for name in ("app_name", "user_id", "session_id")}
+        )
+        events = [Event(each["role"], each) for each in found["messages"]]
+        for first in range(0, len(events), 500):
+            service.append_events(session, events[first : first + 500])
+        num_messages += len(events)
+    return num_messages
+
+
+def test_what_is_exported_and_imported_is_exported_again_byte_for_byte(
+    server: Server, service: RedisSessionService, tmp_path: Path
+) -> None:
+    fill(service)
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert "6 sessions exported" in run(server, "export", "--output", str(first)).stderr
+    server.empty()
+    options = ("--verify", "--codec", "msgpack")
+    text = run(server, "import", str(first), *options, "--ttl", "3600").stderr
+    assert text == "6 sessions written, 0 were there already.\n"
+    run(server, "export", "--output", str(second))
+    assert second.read_bytes() == first.read_bytes()
+    text = run(server, "import", str(first), *options).stderr
+    assert text == "0 sessions written, 6 were there already.\n"
+    limit_tiers(server)
+
+
+@pytest.mark.skipif(not RECORDING.exists(), reason="the recorded conversations are not here")
+def test_recorded_conversations_survive_export_and_import(
+    server: Server, service: RedisSessionService, tmp_path: Path
+) -> None:
+    assert load_recording(service) == 2658
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(server, "export", "--output", str(first))
+    server.empty()
+    run(server, "import", str(first), "--verify", "--ttl", "3600")
+    run(server, "export", "airline", "--output", str(second))
+    assert second.read_bytes() == first.read_bytes()
+
+
+def limit_tiers(server: Server) -> None:
+    """Give keys a deadline that an import without TTL leaves without one."""
+    for client in server.clients():
+        for key in server.without_deadline():
+            client.expire(key.decode(), 3600)
+
+
+def test_an_export_can_be_limited(server: Server, service: RedisSessionService) -> None:
+    fill(service)
+
+    def exported(*arguments: str) -> list[dict[str, Any]]:
+        lines = run(server, "export", *arguments).stdout.splitlines()
+        return [found for found in map(json.loads, lines) if "session_id" in found]
+
+    assert len(exported("shop")) == 5
+    assert [each["session_id"] for each in exported("shop", "ann")] == ["1", "long"]
+    [only] = exported("shop", "ann", "long")
+    assert len(only["messages"]) == 1500 - 500  # the limit of events
+    assert exported("--since", "2100-01-01") == []
+    assert len(exported("--since", "2020-01-01")) == 6
+
+
+def test_an_import_leaves_a_session_alone_that_differs(
+    server: Server, service: RedisSessionService, tmp_path: Path
+) -> None:
+    fill(service)
+    file = tmp_path / "file"
+    run(server, "export", "shop", "bob", "--output", str(file))
+    service.append_event(SessionKey("shop", "bob", "summary"), Event("user", "new"))
+    text = run(server, "import", str(file), exit_code=1).stderr
+    assert text == ("0 sessions written, 1 were there already, 1 differ from the stored ones.\n")
+    page = service.get_events(SessionKey("shop", "bob", "summary"))
+    assert page.events[-1].content == "new"
+
+
+def test_a_line_that_is_not_valid_is_named(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text('{"app_name": "a", "user_id": "u", "session_id": "s"}\n{"app_name": 1}\n')
+    text = run(server, "import", str(file), "--ttl", "60", exit_code=2).stderr
+    assert f"{file}:2: Expected `str`, got `int`" in text
+
+
+def test_a_recorded_conversation_can_be_imported(server: Server, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "tool", "name": "f", "content": "1"}]
+    line = {"app_name": "a", "user_id": "u", "session_id": "s", "messages": messages}
+    file = tmp_path / "file"
+    file.write_text(json.dumps(line))
+    for expected in ("1 sessions written", "1 were there already"):
+        assert expected in run(server, "import", str(file), "--ttl", "60").stderr
+    with RedisSessionService(server.url) as service:
+        page = service.get_events(SessionKey("a", "u", "s"))
+    assert [(event.author, event.content) for event in page.events] == [
+        ("user", messages[0]),
+        ("f", messages[1]),
+    ]
+
+
+def test_a_second_copy_picks_up_what_was_written_meanwhile(
+    server: Server, service: RedisSessionService
+) -> None:
+    fill(service)
+    key = SessionKey("shop", "ann", "long")
+    is_done = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not is_done.is_set():
+            service.append_event(key, Event("user", f"late {number}"))
+            number += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    target = ("--target-key-prefix", "copy:", "--target-codec", "msgpack", "--target-ttl", "3600")
+    try:
+        run(server, "copy", server.url, *target)
+    finally:
+        is_done.set()
+        writer.join()
+    text = run(server, "copy", server.url, *target).stderr
+    assert "replaced by a later version" in text
+    text = run(server, "copy", server.url, *target).stderr
+    assert text == "0 sessions written, 6 were there already.\n"
+    lines = [
+        run(server, "export", "--key-prefix", prefix).stdout.splitlines()
+        for prefix in ("", "copy:")
+    ]
+    assert lines[0] == lines[1]
+    limit_tiers(server)
