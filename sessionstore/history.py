@@ -144,6 +144,7 @@ def fork_session(
         created_us_of(session),
     )
     copy: Session = yield call
+    ops.summaries.note(copy, None)
     if ops.app_in_own_slot:
         app_state: dict[str, Any] = yield ops.get_app_state(key.app_name)
         add_app_state(copy, app_state)

@@ -165,6 +165,7 @@ def _read(
             if session is not None:
                 state = user_and_app.merged_with(session.state)
                 session.state = app.merged_with(state) if ops.app_in_own_slot else state
+                ops.summaries.note(session, None)
                 found.append(session)
     return found
 

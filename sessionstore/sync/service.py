@@ -172,7 +172,7 @@ class SessionService:
 
         lua/touch_session.lua and plain reads; one round trip, O(events and state keys). Counting
         the events for `event_count` is one O(1) command more, unless all events are read.
-        A service remembers where the summaries of sessions end. Until it has read a session once,
+        A service remembers where the summaries of sessions end. Until it has seen a session once,
         a read without `event_num` and `window` transfers covered events too. A summary that was
         removed meanwhile costs a second round trip.
         """
