@@ -199,15 +199,7 @@ class SessionServiceAdapter:
         self._mark(session, newer, found)
 
     async def _list(self, app_name: str, user_id: str | None) -> list[Any]:
-        """All sessions of a user, with state and without events, the last updated first.
-
-        Args:
-            app_name: the application.
-            user_id: None = all users, found by a walk over all keys of the store.
-
-        Two round trips for up to 1,000 sessions each of a user; for all users one more for every
-        thousand keys of the store.
-        """
+        """All sessions of a user, the last updated first; None = of all users."""
         users = [user_id] if user_id is not None else await self._service.list_users(app_name)
         found: list[StoredSession] = []
         for user in users:

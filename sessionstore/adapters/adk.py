@@ -135,7 +135,11 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
     async def list_sessions(
         self, *, app_name: str, user_id: str | None = None
     ) -> ListSessionsResponse:
-        """All sessions of a user, the last updated last. See `SessionServiceAdapter._list`."""
+        """All sessions of a user, with state and without events, the last updated last.
+
+        Without a user those of all users, found by a walk over all keys of the store. Two round
+        trips for up to 1,000 sessions each of a user.
+        """
         sessions = await self._list(app_name, user_id)
         sessions.sort(key=lambda session: (session.last_update_time, session.user_id, session.id))
         return ListSessionsResponse(sessions=sessions)

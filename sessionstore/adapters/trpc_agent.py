@@ -151,7 +151,11 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
     async def list_sessions(
         self, *, app_name: str, user_id: str | None = None
     ) -> ListSessionsResponse:
-        """All sessions of a user, the last updated first. See `SessionServiceAdapter._list`."""
+        """All sessions of a user, with state and without events, the last updated first.
+
+        Without a user those of all users, found by a walk over all keys of the store. Two round
+        trips for up to 1,000 sessions each of a user.
+        """
         return ListSessionsResponse(sessions=await self._list(app_name, user_id))
 
     async def append_event(self, session: Session, event: Event) -> Event:
