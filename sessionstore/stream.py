@@ -9,27 +9,22 @@ removed or replaced since, or all events of a full log were appended since.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from .calls import Call, Command, Flow, status
-from .codec import corrupt, decode_events
+from .calls import Call, Flow, status
+from .codec import decode_events
 from .errors import LimitExceeded
-from .keys import SessionKeys
 from .model import Event, SessionKey, Turn
-from .ops import EVENTS_PER_CALL_LIMIT, Ops, condition_arg, ids_of
-from .replies import decode_count, decode_log, members_with_scores
+from .ops import BULK_BYTES, EVENTS_PER_CALL_LIMIT, Ops, condition_arg, ids_of
+from .replies import decode_count, members_with_scores
 from .scripts import SCRIPTS
 
 STREAM_SIZE_LIMIT = 8 << 20
 """Maximum size of the fragments that a session keeps, and that one call adds, in bytes."""
 
-_BULK_BYTES = 1 << 17
-_OLD_EVENT_LIMIT = 1000  # of a session of release 0.1.0, which did not store it
-_NEWEST_EVENTS = 100  # events that are read together with the fragments
 
 _encode_batch = msgspec.msgpack.Encoder().encode
 _decode_batch = msgspec.msgpack.Decoder(list[bytes]).decode
@@ -48,20 +43,6 @@ class Fragment(NamedTuple):
     sequence: int
     log_end: int
     event: Event
-
-
-class StreamRead(NamedTuple):
-    """Fragments of a session and the newest events of its log, read in one step.
-
-    Attributes:
-        fragments: fragments, oldest first; of those that are obsolete, some.
-        events: the newest 100 events with their positions, newest first.
-        event_limit: how many events the log may hold; 0 = any number.
-    """
-
-    fragments: list[Fragment]
-    events: list[tuple[int, Event]]
-    event_limit: int
 
 
 # -- Calls ----------------------------------------------------------------------------------------
@@ -98,54 +79,8 @@ def store_fragments(
         SCRIPTS["append_fragments"],
         (keys.session, keys.stream),
         (created_us, condition, ttl, b"%d" % len(fragments), batch),
-        is_bulk=len(batch) > _BULK_BYTES,
+        is_bulk=len(batch) > BULK_BYTES,
     )
-
-
-def read_stream(ops: Ops, key: SessionKey, after: int) -> Call[StreamRead]:
-    """Read the fragments after a sequence, and the newest events."""
-    keys = ops.options.keys.session(*ids_of(key))
-    commands: tuple[Command, ...] = (
-        ("HMGET", keys.session, "version", "created_us", "removed_us", "event_limit"),
-        ("ZRANGE", keys.stream, b"(%d" % after, "+inf", "BYSCORE", "WITHSCORES"),
-        _newest_events(keys, "+inf"),
-    )
-
-    def decode(replies: list[Any]) -> StreamRead:
-        (version, created_us, removed_us, event_limit), stored, found = replies
-        if version is None:
-            status([b"NOT_FOUND"], key)  # raises SessionNotFound
-        try:
-            first = max(after, int(removed_us or 0)) + 1
-            limit = _OLD_EVENT_LIMIT if event_limit is None else int(event_limit)
-            fragments = decode_stream(stored, created_us, first)
-        except (ValueError, OverflowError) as error:
-            raise corrupt(keys.stream, error) from None
-        return StreamRead(fragments, _decode_newest(keys, found), limit)
-
-    return Call("read_fragments", decode, commands=commands, writes=False, from_primary=True)
-
-
-def read_older_events(ops: Ops, key: SessionKey, before: int) -> Call[list[tuple[int, Event]]]:
-    """Read the newest 100 events before a position, newest first."""
-    keys = ops.options.keys.session(*ids_of(key))
-
-    def decode(replies: list[Any]) -> list[tuple[int, Event]]:
-        return _decode_newest(keys, replies[0])
-
-    commands = (_newest_events(keys, b"(%d" % before),)
-    return Call("read_fragments", decode, commands=commands, writes=False, from_primary=True)
-
-
-def _newest_events(keys: SessionKeys, high: str | bytes) -> Command:
-    limit = ("LIMIT", 0, _NEWEST_EVENTS, "WITHSCORES")
-    return ("ZRANGE", keys.events, high, "-inf", "BYSCORE", "REV", *limit)
-
-
-def _decode_newest(keys: SessionKeys, found: list[Any]) -> list[tuple[int, Event]]:
-    entries = members_with_scores(found)
-    events = decode_log(keys.events, (member for member, _ in entries))
-    return [(position, event) for (_, position), event in zip(entries, events, strict=True)]
 
 
 def decode_stream(stored: list[Any], created_us: bytes, first: int) -> list[Fragment]:
@@ -191,24 +126,6 @@ def append_fragments(
             actual=len(fragments),
         )
     yield store_fragments(ops, key, fragments, if_version, turn, created_us)
-
-
-def read_fragments(ops: Ops, key: SessionKey, after: int = 0) -> Flow[list[Fragment]]:
-    """The fragments after a sequence that are not obsolete, oldest first.
-
-    One round trip; more only if 100 events were appended since the oldest fragment.
-    """
-    read: StreamRead = yield read_stream(ops, key, after)
-    fragments, events, event_limit = read
-    log_end = min((fragment.log_end for fragment in fragments), default=math.inf)
-    is_last = len(events) < _NEWEST_EVENTS
-    while not is_last and events[-1][0] > log_end:
-        older = yield read_older_events(ops, key, events[-1][0])
-        events += older
-        is_last = len(older) < _NEWEST_EVENTS
-    if 0 < event_limit <= len(events):  # older ones may have been trimmed
-        fragments = [each for each in fragments if each.log_end >= events[-1][0]]
-    return drop_obsolete(fragments, events)
 
 
 def drop_obsolete(

@@ -11,6 +11,7 @@ from support.events import LONG_AGO
 from support.services import ServiceFactory
 from support.sessions import IDS, KEY, OWNER, create, read
 from support.waiting import poll_until
+from support.watching import fragments
 
 from sessionstore import (
     Event,
@@ -35,9 +36,7 @@ def complete(content: Any, author: str = "bot", **fields: Any) -> Event:
 
 
 async def kept(service: Any, key: SessionKey = KEY, after: int = 0) -> list[stream.Fragment]:
-    found: list[stream.Fragment] = await service._run(
-        stream.read_fragments(service._ops, key, after)
-    )
+    found: list[stream.Fragment] = await service._run(fragments(service._ops, key, after))
     return found
 
 

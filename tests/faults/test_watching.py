@@ -50,12 +50,12 @@ class Counter:
 
 
 @asynccontextmanager
-async def watching(service: Any, count: int = 1) -> AsyncIterator[list[list[Any]]]:
+async def watching(service: Any, count: int = 1, **options: Any) -> AsyncIterator[list[list[Any]]]:
     """Watchers of one session, and the contents that each of them got."""
     found: list[list[Any]] = [[] for _ in range(count)]
 
     async def collect(items: list[Any]) -> None:
-        async with aclosing(service.watch_events(KEY)) as watched:
+        async with aclosing(service.watch_events(KEY, **options)) as watched:
             async for item in watched:
                 items += brief([item])
 
@@ -134,6 +134,44 @@ async def test_events_arrive_at_once_after_connections_were_killed(
                         command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
                 expected = [*range(number + 1)]
                 await poll_until(lambda e=expected: found == [e] * 3, "the events")  # type: ignore[misc]
+
+
+async def test_fragments_arrive_once_although_connections_are_killed(server: Server) -> None:
+    command: Any = server.raw.execute_command
+    watcher = make_service("async", server.url)
+    writer = make_service("async", server.url)
+    async with watcher, writer:
+        await create(writer)
+        async with watching(watcher, 3, partial=True) as found:
+            await is_listening(server)
+            for number in range(60):
+                await writer.append_event(KEY, Event("bot", number, partial=True))
+                if number % 10 == 4:
+                    for kind in ("pubsub", "normal"):
+                        command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+            await poll_until(lambda: all(len(each) == 60 for each in found), "the fragments")
+            await writer.append_event(KEY, Event("bot", "done"))
+            await poll_until(lambda: all(len(each) == 61 for each in found), "the event")
+            assert found == [[*range(60), "done"]] * 3
+
+
+async def test_watchers_of_fragments_share_their_reads(server: Server) -> None:
+    service = make_service("async", server.url)
+    async with service:
+        await create(service)
+        async with watching(service, 300, partial=True) as found:
+            await is_listening(server)
+            counter = Counter(service._executor)
+            wrap_executor(service, lambda _: counter)
+            async with make_service("async", server.url) as other:
+                for number in range(5):
+                    await other.append_event(KEY, Event("bot", number, partial=True))
+                    expected = [*range(number + 1)]
+                    await poll_until(
+                        lambda e=expected: all(each == e for each in found),  # type: ignore[misc]
+                        "the fragment",
+                    )
+            assert counter.names.count("watch_events") < 30
 
 
 async def test_without_rights_to_channels_a_watcher_polls(server: Server) -> None:

@@ -25,7 +25,6 @@ from sessionstore import (
     TurnTaken,
     flows,
     ops_watch,
-    stream,
 )
 from sessionstore.calls import Flow
 from sessionstore.ops import Ops
@@ -281,14 +280,6 @@ OPERATIONS = (
         keys="session stream",
         case="partial",
         new_key=True,
-    ),
-    Operation(
-        "read_fragments",
-        lambda s, at: s._run(stream.read_fragments(s._ops, at.key)),
-        keys="session events stream",
-        kind="read",
-        new_key=True,
-        is_internal=True,
     ),
     Operation(
         "get_events",

@@ -9,7 +9,11 @@ from contextlib import aclosing
 from typing import Any
 
 from sessionstore import Session, SessionKey, WatchChange, WatchEnd, WatchEntry
+from sessionstore.calls import Flow
+from sessionstore.live import Place, read_news
 from sessionstore.model import Watched
+from sessionstore.ops import Ops
+from sessionstore.stream import Fragment
 
 
 async def watch(
@@ -39,6 +43,22 @@ async def watch(
         if step is not None:
             await asyncio.wait([step])
         found.close()
+
+
+def fragments(ops: Ops, key: SessionKey, after: int = 0) -> Flow[list[Fragment]]:
+    """The fragments after a sequence that a watcher gets who comes now."""
+    place = Place(0, 0, -1, after)
+    found: list[Fragment] = []
+    while True:
+        news = yield from read_news(ops, key, place)
+        found += [
+            Fragment(at.sequence, item.position, item.event)
+            for at, item in news.items
+            if isinstance(item, WatchEntry) and item.event.partial
+        ]
+        if news.is_complete:
+            return found
+        place = news.place
 
 
 async def watch_first(

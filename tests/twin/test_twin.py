@@ -32,6 +32,7 @@ from msgspec import UNSET, structs
 from session_model import TOLERANCE_MS, Model, Refused, Settings, Stored, microseconds
 from support.clock import pass_time
 from support.servers import Server
+from support.watching import fragments
 
 from sessionstore import (
     Event,
@@ -406,7 +407,7 @@ class TwinMachine(RuleBasedStateMachine):
     @rule(key=keys)
     def read_fragments(self, key: SessionKey) -> None:
         """Which fragments are obsolete is tested in tests/contract/test_contract_stream.py."""
-        outcome = self._drive(stream.read_fragments(READER, key))
+        outcome = self._drive(fragments(READER, key))
         if key not in self.model.sessions:
             assert outcome.comparable() is SessionNotFound
         else:
@@ -1187,7 +1188,7 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
             ops.append_events(key, rows, 7, None, created_us),
             stream.store_fragments(ops, key, [data], None, None, created_us),
             stream.store_fragments(ops, key, [data, data], 7, None, created_us),
-            stream.read_stream(ops, key, 0),
+            ops_watch.read_log(ops, key, 0, sequence=0),
             ops.pop_event(key, None, created_us),
             ops.clear_events(key, None, created_us),
             ops.update_session_state(key, NO_CHANGE, None, created_us),

@@ -12,6 +12,7 @@ import pytest
 from runner_support import APP, IDS, KEY, USER, Gate, Store, all_of, failing, make_service, said
 from support.services import make_ops
 from support.waiting import poll_until, wait_until
+from support.watching import fragments
 
 import sessionstore.sync
 from sessionstore import (
@@ -46,16 +47,15 @@ def writing(*contents: Any, then: Any = "done") -> Any:
 
 
 async def kept(service: SessionService) -> list[Any]:
-    found: list[stream.Fragment] = await service._run(stream.read_fragments(service._ops, KEY))
+    found: list[stream.Fragment] = await service._run(fragments(service._ops, KEY))
     return [each.event.content for each in found]
 
 
 @pytest.fixture(autouse=True)
 async def _nothing_is_left() -> AsyncIterator[None]:
-    threads = set(threading.enumerate())
     yield
     assert not [task for task in asyncio.all_tasks() if "FragmentWriter" in repr(task)]
-    assert set(threading.enumerate()) <= threads
+    assert not [each for each in threading.enumerate() if "fragments" in each.name]
 
 
 class Open:
@@ -83,7 +83,7 @@ async def test_fragments_appear_while_the_agent_is_writing() -> None:
     opened = Open("Hel", "lo", service=service)
     await opened.begin()
     await poll_until(lambda: _all_kept(service, "Hel", "lo"), "the fragments")
-    [fragment, _] = await service._run(stream.read_fragments(service._ops, KEY))
+    [fragment, _] = await service._run(fragments(service._ops, KEY))
     assert fragment.event.invocation_id == opened.run.invocation_id
     await opened.run.aclose()
 
@@ -254,7 +254,7 @@ class Threads:
             assert next(self.run).content == content
 
     def kept(self) -> list[Any]:
-        found = self.service._run(stream.read_fragments(self.service._ops, KEY))
+        found = self.service._run(fragments(self.service._ops, KEY))
         return [each.event.content for each in found]
 
 
