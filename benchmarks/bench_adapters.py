@@ -119,7 +119,7 @@ class _Setup:
 
     def keys(self, name: str) -> list[SessionKey]:
         """New sessions at their event limit."""
-        app_name = f"{self.framework.extra}-{name}-{self.agents}"
+        app_name = f"{type(self.framework).__name__}-{name}-{self.agents}"
         return [self.harness.run(self._make(app_name, at)) for at in range(self.agents)]
 
     async def _make(self, app_name: str, number: int) -> SessionKey:

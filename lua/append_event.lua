@@ -64,8 +64,8 @@ local limit = event_limit ~= '' and event_limit or header[4]
 local version, last_us, deadline_ms = header[1] + 0, header[2] + 0, header[3] + 0
 local num_limit = limit + 0
 local count = header[5] == limit and num_limit or (header[5] or 0) + 0
-local flags, covered, num_before = header[6], 0, nil
-if flags and flags ~= '' and string.find(flags, 'c', 1, true) then
+local flags, covered, num_before = header[6] ~= '' and header[6], 0, nil
+if flags and string.find(flags, 'c', 1, true) then
   -- A summary covers the oldest events.
   covered = call('HGET', session, 'covered') + 0
   num_before = math.max(count, call('ZCARD', events))
@@ -139,7 +139,7 @@ else
   new_version = version
 end
 -- Inlined: note_trimmed.
-local is_watched = header[6] and string.find(header[6], 'l', 1, true)
+local is_watched = flags and string.find(flags, 'l', 1, true)
 if is_watched and num_limit > 0 then
   local rank = -1 - num_limit
   local trimmed_us = call('ZRANGE', events, rank, rank, 'WITHSCORES')[2]
@@ -202,7 +202,7 @@ end
 if must_refresh then
   refresh_session(session, events, index, now_ms, ttl_ms, tonumber(position), num_added == 1)
 end
-wake_watchers(session, header[6], now_ms)
+wake_watchers(session, flags, now_ms)
 if sums then
   return {'ADDED', version, now_us, sums}
 end

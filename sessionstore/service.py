@@ -796,7 +796,7 @@ class SessionService:
             positions: the position of each event, as `EventPage.positions` has them: integers from
                 1 that grow. None = the timestamp of each event in microseconds, or the microsecond
                 after the position before if that is later.
-            state: the session's own state, keys without a prefix.
+            state: the session's own state, up to 10,000 keys without a prefix.
             created_at: when it was created, timezone-aware; None = `updated_at`.
             updated_at: when it was last written, which is its place in lists; None = now.
             event_limit: how many of the newest events the session keeps; None = all. Not given =

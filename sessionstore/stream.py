@@ -18,14 +18,13 @@ from .calls import Call, Flow, status
 from .codec import decode_events
 from .errors import LimitExceeded
 from .model import Event, SessionKey, Turn
-from .ops import EVENTS_PER_CALL_LIMIT, Ops, condition_arg, ids_of
+from .ops import BULK_BYTES, EVENTS_PER_CALL_LIMIT, Ops, condition_arg, ids_of
 from .replies import decode_count, members_with_scores
 from .scripts import SCRIPTS
 
 STREAM_SIZE_LIMIT = 8 << 20
 """Maximum size of the fragments that a session keeps, and that one call adds, in bytes."""
 
-_BULK_BYTES = 1 << 17
 
 _encode_batch = msgspec.msgpack.Encoder().encode
 _decode_batch = msgspec.msgpack.Decoder(list[bytes]).decode
@@ -80,7 +79,7 @@ def store_fragments(
         SCRIPTS["append_fragments"],
         (keys.session, keys.stream),
         (created_us, condition, ttl, b"%d" % len(fragments), batch),
-        is_bulk=len(batch) > _BULK_BYTES,
+        is_bulk=len(batch) > BULK_BYTES,
     )
 
 

@@ -213,8 +213,13 @@ class _Shared:
         if task is None:
             task = self.loop.create_task(self._read(place))
             self._reads[place] = task
-            task.add_done_callback(lambda _: self._reads.pop(place, None))
+            task.add_done_callback(lambda task: self._read_ended(place, task))
         return await _wait_shared(task)
+
+    def _read_ended(self, place: Place, task: asyncio.Task[News]) -> None:
+        del self._reads[place]
+        if not task.cancelled():
+            task.exception()  # mark it as retrieved: all waiters may have been cancelled
 
     async def _read(self, place: Place) -> News:
         news: News = await self._run(read_news(self._ops, self._key, place))

@@ -69,7 +69,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
             `tokens_in_metadata` reads the usage that events carry.
         starts_turn: whether an event starts a turn. By default an event does if its
             `invocation_id` differs from that of the event before it; an event without one does if
-            its author is "user". There is never a cut between events of one invocation.
+            its author is "user". There is never a cut between events of one invocation. An
+            invocation that other authors begin, or that overlaps others, may take another read.
         calls: the ids of the tool calls that an event opens, and of those that it closes. There is
             never a cut between a call and its result, and a result whose call is no longer stored
             is left out. By default no event has calls.
@@ -158,7 +159,8 @@ def find_start(window: Window, events: Sequence[Event], *, is_whole_log: bool) -
         is_whole_log: the log has no older events. They begin with a turn or with the rest of one.
     """
     start, _ = _find_start(window, events, is_whole_log, is_whole_log) if events else (0, set())
-    return start
+    # Only an older event can tell whether a turn starts with the first one.
+    return start if start or is_whole_log else None
 
 
 def find_end(window: Window, events: Sequence[Event], limit: int) -> int:

@@ -153,7 +153,7 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
             SessionNotFoundError: there is no such session.
             StaleSessionError: the session was deleted and created again; or, with `reject_stale`,
                 somebody else wrote to it.
-            InvalidArgument: a rewind needs events that were trimmed.
+            InvalidArgument: a rewind needs events that are gone.
 
         One round trip more for a rewind.
         """
@@ -182,11 +182,12 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
     async def _correct_rewind(self, session: Session, event: Event) -> None:
         """Replace the state delta of a rewind, which ADK computed from the events that it saw.
 
-        ADK sets to None what no earlier event set. But an event that set it may be trimmed, or the
-        session may have been created with it. State of which no event is left keeps its value.
+        ADK sets to None what no earlier event set. But an event that set it may be trimmed, or
+        covered by a summary, or the session may have been created with it. State of which no event
+        is left keeps its value.
 
         Raises:
-            InvalidArgument: only trimmed events know the value; names the keys.
+            InvalidArgument: only events that are gone know the value; names the keys.
         """
         found = await self._service.get_session(**ids_of(session))
         if found is None:
@@ -196,19 +197,20 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
         later: dict[str, Any] = {}
         delta = before
         for stored in found.events:
+            if stored.id == event.id:  # it is repeated, so its delta has to be the same
+                break
             if stored.invocation_id == target:
                 delta = later
-            if stored.id != event.id:  # if it is stored already, the delta has to be the same
-                delta.update(stored.state_delta)
+            delta.update(stored.state_delta)
         if delta is before:
             raise InvalidArgument(f"cannot rewind: the events of invocation {target!r} are gone")
         names = [name for name in later if not name.startswith(_SHARED_STATE)]
         unknown = [repr(name) for name in names if name not in before]
-        begins_inside_turn = found.events[0].author != "user"
-        if unknown and (begins_inside_turn or may_be_trimmed(found)):
+        is_whole = found.summary is None and found.events[0].author == "user"
+        if unknown and (not is_whole or may_be_trimmed(found)):
             raise InvalidArgument(
                 f"cannot rewind session {session.id!r}: the events that may have set state "
-                f"{', '.join(unknown)} before were trimmed"
+                f"{', '.join(unknown)} before are trimmed or summarized"
             )
         names = [name for name in names if before.get(name) != later[name]]
         delta = {name: before.get(name) for name in names}

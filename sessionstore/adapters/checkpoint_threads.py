@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 from uuid import uuid4
@@ -27,7 +27,6 @@ _ATTEMPTS = 1_000
 _THREADS_PER_READ = 1_000
 _HISTORY_PER_READ = 64  # checkpoints without the values of their channels
 _FIELDS_PER_READ = 500  # parts of values: up to 8 MiB
-_BYTES_PER_WRITE = 16 << 20
 _KNOWN_LIMIT = 2_000  # namespaces that a saver remembers
 
 Build = Callable[[Record | None], tuple[Record, Mapping[str, bytes]]]
@@ -58,7 +57,7 @@ class _Known(NamedTuple):
     head: Record | None = None  # the checkpoint with the highest id, if it is known
 
 
-class _Plan:
+class Plan:
     """A change of a thread, which is applied in one atomic step."""
 
     def __init__(self) -> None:
@@ -149,10 +148,7 @@ class Thread:
         }
 
     def history(
-        self,
-        namespace: str,
-        checkpoint_id: str | None,
-        channels: Iterable[str],
+        self, namespace: str, checkpoint_id: str | None, channels: Iterable[str]
     ) -> Flow[tuple[dict[str, Base], Record | None, dict[str, bytes]]]:
         """What `_walk` returns from a checkpoint on, and the parts of its values."""
         for _ in range(2):  # a removal in between may cut the history
@@ -170,11 +166,7 @@ class Thread:
         return bases, cut, parts
 
     def _walk(
-        self,
-        namespace: str,
-        record: Record,
-        channels: Iterable[str],
-        known: Mapping[str, Found],
+        self, namespace: str, record: Record, channels: Iterable[str], known: Mapping[str, Found]
     ) -> Flow[tuple[dict[str, Base], Record | None]]:
         """What delta channels are rebuilt from: a walk from a checkpoint to its parents.
 
@@ -229,7 +221,7 @@ class Thread:
         for _ in range(_ATTEMPTS):
             known = known or (yield from self._load(namespace))
             record, parts = build(known.head)
-            space, plan, old = known.space, _Plan(), None
+            space, plan, old = known.space, Plan(), None
             if record.id <= space.head:  # it is put again, or late
                 found = yield from self.records(namespace, [record.id])
                 old = found[record.id].record if found else None
@@ -251,7 +243,7 @@ class Thread:
             head = record if record.id == space.head else known.head
             known = None
             try:
-                yield from self._write(plan)
+                yield from self.write(plan)
             except errors.StaleVersion:
                 continue
             except errors.SessionNotFound:
@@ -275,14 +267,14 @@ class Thread:
         parts: Mapping[str, bytes],
     ) -> Flow[None]:
         """Store what a task wrote. A repeat changes nothing, unless a write is a special one."""
-        fields, plan = Fields(namespace), _Plan()
+        fields, plan = Fields(namespace), Plan()
         is_special = any(write.index < 0 for write in writes)
         entry = stored.encode_entry((uuid4().hex if is_special else "", writes))
         plan.extended.append((fields.writes(checkpoint_id), entry))
         plan.set_parts(fields, parts)
         for _ in range(_ATTEMPTS):
             try:
-                return (yield from self._write(plan))
+                return (yield from self.write(plan))
             except errors.SessionNotFound:
                 yield from self._create()
         raise self._contended()
@@ -300,7 +292,7 @@ class Thread:
         reading one of them will raise CheckpointRemoved.
         """
         for _ in range(_ATTEMPTS):
-            plan = _Plan()
+            plan = Plan()
             there = (yield from self._read([NAMESPACES])).get(NAMESPACES)
             names = dict(stored.decode_namespaces(NAMESPACES, there))
             victims, kept = yield from self._plan_removal(namespace, choose, is_retention, plan)
@@ -323,7 +315,7 @@ class Thread:
             for name in {namespace, *gone}:
                 self.threads.known.pop((self.key, name), None)
             try:
-                return (yield from self._write(plan))
+                return (yield from self.write(plan))
             except (errors.StaleVersion, errors.SessionNotFound):
                 continue
         raise self._contended()
@@ -333,7 +325,7 @@ class Thread:
         namespace: str,
         choose: Callable[[list[str]], Iterable[str]],
         is_retention: bool,
-        plan: _Plan,
+        plan: Plan,
     ) -> Flow[tuple[set[str], set[str]]]:
         """Plan the removal of checkpoints, and of what no other one needs. Returns both ids."""
         fields = Fields(namespace)
@@ -368,34 +360,6 @@ class Thread:
             plan.removed.add(fields.space)
         return victims, kept
 
-    def store(
-        self,
-        roots: Mapping[str, str],
-        checkpoints: Mapping[str, Sequence[Found]],
-        replaced: Iterable[str],
-    ) -> Flow[None]:
-        """Store a whole thread in place of other state. Nothing is changed if it is stored already.
-
-        `roots` are its namespaces, each with the root checkpoint to which it belongs.
-        """
-        plan = _Plan()
-        for namespace, found in checkpoints.items():
-            fields = Fields(namespace)
-            ids = [each.record.id for each in found]
-            for each, (record, writes, parts) in zip(ids, found, strict=True):
-                plan.set[fields.point(each)] = stored.encode(record)
-                if writes:
-                    plan.set[fields.writes(each)] = stored.encode_entries([("", writes)])
-                plan.set_parts(fields, parts)
-            plan.set.update(stored.encode_ids(fields, ids))
-            plan.set[fields.space] = stored.encode_changed(Space(max(ids), len(ids)))
-        plan.set[NAMESPACES] = stored.encode_entries(roots.items())
-        plan.set[stored.LAYOUT] = stored.LAYOUT_VALUE
-        plan.compared.append((stored.LAYOUT, None))
-        plan.removed.update(b"." + name.encode() for name in replaced)
-        with suppress(errors.StaleVersion):
-            yield from self._write(plan)
-
     def copy_to(self, target: Thread) -> Flow[None]:
         """Store a copy in place of another thread."""
         if target.key == self.key or not (yield from self._read([stored.LAYOUT])):
@@ -406,7 +370,7 @@ class Thread:
         # What makes checkpoints visible comes last.
         ours = sorted(field for field in found if field.startswith(stored.OURS))
         ours.sort(key=lambda field: field.startswith((NAMESPACES, b".space/")))
-        for pairs in _batches({field: found[field] for field in ours}):
+        for pairs in stored.batches({field: found[field] for field in ours}):
             yield self.ops.change_fields(target.key, [], [], Delta(pairs))
 
     def delete(self) -> Flow[None]:
@@ -417,7 +381,7 @@ class Thread:
     # -- fields --------------------------------------------------------------------------------
 
     def _read(self, fields: Sequence[bytes]) -> Flow[dict[bytes, bytes]]:
-        """Fields that exist, by name. Imports what release 0.1.0 stored.
+        """Fields that exist, by name. Converts what release 0.1.0 stored.
 
         Runs go on from what they read, so a replica that lags behind is not asked.
         """
@@ -426,7 +390,7 @@ class Thread:
             names = [stored.LAYOUT, *fields[first : first + _FIELDS_PER_READ]]
             values = yield from_primary(self.ops.read_fields(self.key, names))
             if values is not None and values[0] is None:
-                yield from self.threads.import_thread(self)
+                yield from self.threads.convert(self)
                 values = yield from_primary(self.ops.read_fields(self.key, names))
             pairs = zip(names, values or (), strict=False)
             found.update((name, value) for name, value in pairs if value is not None)
@@ -451,13 +415,13 @@ class Thread:
         found = yield from self._read(list(names))
         return {name: found[field][1:] for field, name in names.items() if field in found}
 
-    def _write(self, plan: _Plan) -> Flow[None]:
+    def write(self, plan: Plan) -> Flow[None]:
         """Apply a plan. If it is large, parts of values are stored before what refers to them."""
         now = plan.set
-        if sum(map(len, now.values())) > _BYTES_PER_WRITE:
+        if sum(map(len, now.values())) > stored.BYTES_PER_WRITE:
             early = {field: now[field] for field in now if field.startswith(b".data/")}
             now = {field: now[field] for field in now.keys() - early.keys()}
-            for pairs in _batches(early):
+            for pairs in stored.batches(early):
                 yield self.ops.change_fields(self.key, [], [], Delta(pairs))
         delta = Delta(
             [part for pair in now.items() for part in pair], sorted(plan.removed - {*now})
@@ -486,7 +450,7 @@ class Threads:
         app_name: the application.
         user_id: the user whose sessions the threads are, or a function that tells it.
         keep: how many of the newest checkpoints of a namespace are kept; None = all.
-        import_thread: imports what release 0.1.0 stored of a thread.
+        convert: converts what release 0.1.0 stored of a thread.
     """
 
     def __init__(
@@ -494,13 +458,13 @@ class Threads:
         app_name: str,
         user_id: str | Callable[[str], str],
         keep: int | None,
-        import_thread: Callable[[Thread], Flow[None]],
+        convert: Callable[[Thread], Flow[None]],
     ) -> None:
         self._app_name = app_name
         self._user_id = user_id
         self.keep = keep
         self.retention = f"keep_checkpoints={keep}, or prune" if keep else "prune"
-        self.import_thread = import_thread
+        self.convert = convert
         self.known: dict[tuple[SessionKey, str], _Known] = {}
 
     def at(self, ops: Ops, thread_id: object) -> Thread:
@@ -533,16 +497,3 @@ class Threads:
         if len(self.known) >= _KNOWN_LIMIT:
             self.known.clear()
         self.known[key, namespace] = known
-
-
-def _batches(fields: Mapping[bytes, bytes]) -> Iterator[list[bytes]]:
-    """Fields and their values, in batches that are sent together."""
-    pairs: list[bytes] = []
-    size = 0
-    for field, value in fields.items():
-        pairs += (field, value)
-        size += len(value)
-        if size > _BYTES_PER_WRITE:
-            yield pairs
-            pairs, size = [], 0
-    yield pairs

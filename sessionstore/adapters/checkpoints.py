@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import os
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -43,6 +43,7 @@ OURS = (LAYOUT, NAMESPACES, b".space/", b".ids/", b".point/", b".writes/", b".da
 PART_BYTES = 16 << 10
 _INLINE_BYTES = 200  # smaller values stand in the record: a field of their own costs 100 bytes
 _IDS_PER_FIELD = 256
+BYTES_PER_WRITE = 16 << 20
 
 _encode_msgpack = msgspec.msgpack.Encoder().encode
 
@@ -285,6 +286,19 @@ def all_parts(field: bytes, stored: bytes | None) -> set[str]:
     """The names of all parts of stored writes, of those that do not count too."""
     entries = _decode_writes(field, stored)
     return part_names(write.value for _, writes in entries for write in writes)
+
+
+def batches(fields: Mapping[bytes, bytes]) -> Iterator[list[bytes]]:
+    """Fields and their values, in batches that are sent together."""
+    pairs: list[bytes] = []
+    size = 0
+    for field, value in fields.items():
+        pairs += (field, value)
+        size += len(value)
+        if size > BYTES_PER_WRITE:
+            yield pairs
+            pairs, size = [], 0
+    yield pairs
 
 
 def _digest(data: bytes, size: int, key: bytes = b"") -> str:

@@ -1,4 +1,4 @@
-"""Reads the threads of LangGraph that release 0.1.0 stored.
+"""Converts the threads of LangGraph that release 0.1.0 stored.
 
 It kept a session per namespace: events were the history, and state held the newest checkpoint. The
 sessions of subgraphs belonged to the user `USER/THREAD`, which may also be a user with threads of
@@ -7,7 +7,7 @@ its own. The namespace in a checkpoint tells which one it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,9 +15,12 @@ import msgspec
 
 from .. import flows
 from ..calls import Flow
-from ..errors import CorruptData, InvalidArgument
+from ..errors import CorruptData, InvalidArgument, StaleVersion
 from ..model import Session, SessionKey
 from ..ops import Ops
+from . import checkpoints as stored
+from .checkpoint_threads import Plan, Thread
+from .checkpoints import Fields, Parts, Record, Space, Write
 from .flows import clear_events, list_all
 
 # State `checkpoint/ID` is a checkpoint, `write/[CHECKPOINT_ID, TASK_ID, INDEX]` a write.
@@ -58,7 +61,7 @@ class History(msgspec.Struct):
 
     def add(self, state: Mapping[str, Any], key: SessionKey) -> None:
         """Add a state, or the change of one. CorruptData if the saver did not write it."""
-        for name in filter(is_ours, state):
+        for name in filter(_is_ours, state):
             kind, _, rest = name.partition("/")
             try:
                 if kind == "checkpoint":
@@ -75,7 +78,7 @@ class History(msgspec.Struct):
                 ) from None
 
 
-def is_ours(name: str) -> bool:
+def _is_ours(name: str) -> bool:
     """Whether state of this name is one of the saver."""
     return name.startswith(("checkpoint/", "write/"))
 
@@ -108,3 +111,56 @@ def remove_rest(ops: Ops, thread: Iterable[tuple[Session, History]]) -> Flow[Non
             yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
         elif all(event.author in ("checkpoint", "writes") for event in session.events):
             yield from clear_events(ops, key)
+
+
+def convert(
+    thread: Thread,
+    load: Callable[[Serialized], Any],
+    build: Callable[..., tuple[Record, Mapping[str, bytes]]],
+    root_of: Callable[[str, Any], str],
+) -> Flow[None]:
+    """Store a thread in the present layout, in one atomic step, then remove the rest.
+
+    If another process converts it at the same time, one of them does it. A session of something
+    else is left alone.
+
+    Args:
+        thread: the thread.
+        load: reads a serialized value.
+        build: makes the record of a checkpoint and the parts of its values, given its parent's id,
+            checkpoint, metadata, channels that changed, and the record of its parent.
+        root_of: the root checkpoint that a namespace belongs to, given metadata of a checkpoint.
+    """
+    old = yield from read_thread(thread.ops, thread.key)
+    plan = Plan()
+    roots: dict[str, str] = {}
+    for _, history in old:
+        fields = Fields(history.namespace)
+        ids = sorted(history.checkpoints)
+        record: Record | None = None
+        for checkpoint_id in ids:
+            found = history.checkpoints[checkpoint_id]
+            metadata = load(found.metadata)
+            roots.setdefault(found.namespace, root_of(found.namespace, metadata))
+            record, data = build(found.parent, load(found.checkpoint), metadata, {}, record)
+            parts = Parts(checkpoint_id)
+            writes = [
+                Write(task_id, index, write.path, write.channel, parts.blob(*write.value))
+                for (task_id, index), write in history.writes.get(checkpoint_id, {}).items()
+            ]
+            plan.set[fields.point(checkpoint_id)] = stored.encode(record)
+            if writes:
+                plan.set[fields.writes(checkpoint_id)] = stored.encode_entries([("", writes)])
+            plan.set_parts(fields, {**data, **parts.data})
+        if ids:
+            plan.set.update(stored.encode_ids(fields, ids))
+            plan.set[fields.space] = stored.encode_changed(Space(ids[-1], len(ids)))
+    if roots:
+        plan.set[stored.NAMESPACES] = stored.encode_entries(roots.items())
+        plan.set[stored.LAYOUT] = stored.LAYOUT_VALUE
+        plan.compared.append((stored.LAYOUT, None))
+        session, _ = old[0]
+        plan.removed.update(b"." + name.encode() for name in filter(_is_ours, session.state))
+        with suppress(StaleVersion):
+            yield from thread.write(plan)
+        yield from remove_rest(thread.ops, old)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from hashlib import blake2b
+from inspect import Signature, signature
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -105,6 +107,32 @@ class Services:
             waiting = self.arun(flow, *args, **kwargs)
             return asyncio.run_coroutine_threadsafe(waiting, loop).result()
         return drive(flow(service._ops, *args, **kwargs), service._executor)
+
+
+def both(
+    flow: Callable[Concatenate[Any, Ops, P], Flow[T]],
+) -> tuple[Callable[Concatenate[Any, P], T], Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]]:
+    """The methods without and with await that run a flow of an adapter on its `_services`.
+
+    They have the docstring of the flow, and its arguments without `ops`.
+    """
+
+    def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        found: T = self._services.run(partial(flow, self), *args, **kwargs)
+        return found
+
+    async def arun(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        found: T = await self._services.arun(partial(flow, self), *args, **kwargs)
+        return found
+
+    parameters = [each for name, each in signature(flow).parameters.items() if name != "ops"]
+    methods: tuple[Any, Any] = (run, arun)
+    for method, prefix in zip(methods, ("", "a"), strict=True):
+        method.__doc__ = flow.__doc__
+        method.__name__ = prefix + flow.__name__.removeprefix("_")
+        method.__qualname__ = flow.__qualname__.replace(flow.__name__, method.__name__)
+        method.__signature__ = Signature(parameters)
+    return methods
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

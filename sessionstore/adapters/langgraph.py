@@ -7,18 +7,8 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
-from functools import partial
-from inspect import Signature, signature
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import sessionstore.sync
 
@@ -30,7 +20,7 @@ from . import checkpoints_0_1, framework
 from .checkpoint_listing import Pages
 from .checkpoint_threads import CheckpointRemoved, Found, Thread, Threads
 from .checkpoints import LAYOUT, Blob, Parts, Record, Write
-from .flows import AnyService, Services
+from .flows import AnyService, Services, both
 from .langgraph_store import StoredStore
 
 with framework("langgraph-checkpoint", extra="langgraph", tested=">=3.0,<5"):
@@ -56,32 +46,6 @@ __all__ = ["CheckpointRemoved", "StoredCheckpointSaver", "StoredStore"]
 KEEP_CHECKPOINTS = 200
 """How many of the newest checkpoints of a namespace are kept by default."""
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def both(
-    flow: Callable[Concatenate[Any, Ops, P], Flow[T]],
-) -> tuple[Callable[Concatenate[Any, P], T], Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]]:
-    """The methods without and with await that run a flow. They have its docstring."""
-
-    def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        found: T = self._services.run(partial(flow, self), *args, **kwargs)
-        return found
-
-    async def arun(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        found: T = await self._services.arun(partial(flow, self), *args, **kwargs)
-        return found
-
-    parameters = [each for name, each in signature(flow).parameters.items() if name != "ops"]
-    methods: tuple[Any, Any] = (run, arun)
-    for method, prefix in zip(methods, ("", "a"), strict=True):
-        method.__doc__ = flow.__doc__
-        method.__name__ = prefix + flow.__name__.removeprefix("_")
-        method.__qualname__ = flow.__qualname__.replace(flow.__name__, method.__name__)
-        method.__signature__ = Signature(parameters)
-    return methods
-
 
 class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
     """Checkpoints of LangGraph: `builder.compile(checkpointer=StoredCheckpointSaver(service))`.
@@ -94,7 +58,8 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
     snapshot and the writes since. A namespace of one call of a subgraph is removed together with
     the checkpoint of the root graph that the call started from.
 
-    Reading a checkpoint takes two round trips, O(its size); storing one takes one, O(what changed).
+    Reading a checkpoint takes two round trips, and a third if another process has written a newer
+    one, O(its size). Storing one takes one, O(what changed), and a few for each quarter more.
 
     Args:
         service: a service of sessionstore. With one of `sessionstore.sync` the asynchronous methods
@@ -128,7 +93,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         if keep_checkpoints is not None:
             check_int("keep_checkpoints", keep_checkpoints, low=1)
         self._services = Services("StoredCheckpointSaver", service, sync_service)
-        self._threads = Threads(app_name, user_id, keep_checkpoints, self._import)
+        self._threads = Threads(app_name, user_id, keep_checkpoints, self._convert)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._services!r})"
@@ -295,7 +260,9 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        """Checkpoints with their pending writes, newest first, read in pages of up to 20.
+        """Checkpoints with their pending writes, newest first.
+
+        It reads the ids of the checkpoints in a thread, then the checkpoints in pages of up to 20.
 
         Args:
             config: names the thread, and if wanted namespace and checkpoint; None = all threads,
@@ -390,35 +357,11 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
     prune, aprune = both(_prune)
 
-    # -- release 0.1.0 -------------------------------------------------------------------------
-
-    def _import(self, thread: Thread) -> Flow[None]:
-        """Store again what release 0.1.0 stored of a thread."""
-        old = yield from checkpoints_0_1.read_thread(thread.ops, thread.key)
-        roots: dict[str, str] = {}
-        checkpoints: dict[str, list[Found]] = defaultdict(list)
-        for _, history in old:
-            record: Record | None = None
-            for checkpoint_id, stored in sorted(history.checkpoints.items()):
-                checkpoint = self.serde.loads_typed(stored.checkpoint)
-                metadata = self.serde.loads_typed(stored.metadata)
-                record, data = self._record(stored.parent, checkpoint, metadata, {}, record)
-                parts = Parts(checkpoint_id)
-                writes = [
-                    Write(task_id, index, write.path, write.channel, parts.blob(*write.value))
-                    for (task_id, index), write in history.writes.get(checkpoint_id, {}).items()
-                ]
-                roots.setdefault(stored.namespace, _root(stored.namespace, metadata))
-                found = Found(record, writes, data | parts.data)
-                checkpoints[stored.namespace].append(found)
-        if checkpoints:
-            session, _ = old[0]
-            yield from thread.store(
-                roots, checkpoints, filter(checkpoints_0_1.is_ours, session.state)
-            )
-            yield from checkpoints_0_1.remove_rest(thread.ops, old)
-
     # -- parts ---------------------------------------------------------------------------------
+
+    def _convert(self, thread: Thread) -> Flow[None]:
+        """Store again what release 0.1.0 stored of a thread."""
+        return checkpoints_0_1.convert(thread, self.serde.loads_typed, self._record, _root)
 
     def _pages(
         self,
@@ -499,25 +442,13 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         try:
             return self.serde.dumps_typed(value)
         except Exception as error:
-            where, part = self._search(value, path)
+            parts = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
+            for key, part in parts.items() if isinstance(parts, dict) else ():
+                self._dump(part, f"{path}[{key!r}]")  # raises if it is at fault
             raise InvalidArgument(
-                f"{where} is a {type(part).__name__}, which {type(self.serde).__name__} does not "
+                f"{path} is a {type(value).__name__}, which {type(self.serde).__name__} does not "
                 f"serialize ({type(error).__name__})"
             ) from error
-
-    def _search(self, value: Any, path: str) -> tuple[str, Any]:
-        """The innermost part that is at fault of a value which cannot be serialized."""
-        parts: Iterable[tuple[Any, Any]] = ()
-        if isinstance(value, dict):
-            parts = value.items()
-        elif isinstance(value, (list, tuple)):
-            parts = enumerate(value)
-        for key, part in parts:
-            try:
-                self.serde.dumps_typed(part)
-            except Exception:
-                return self._search(part, f"{path}[{key!r}]")
-        return path, value
 
     def _load(self, parts: Mapping[str, bytes], blob: Blob) -> Any:
         return self.serde.loads_typed((blob.type, blob.join(parts)))

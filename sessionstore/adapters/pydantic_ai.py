@@ -30,7 +30,7 @@ with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class StoredMessageHistory:
@@ -113,11 +113,11 @@ class StoredMessageHistory:
 
         One round trip, O(log N) a message; the first message of a session takes three.
         """
-        await self._services.arun(append, self._key, _events(messages))
+        await self._services.arun(append, self._key, message_events(messages, "messages"))
 
     def store_sync(self, messages: Sequence[ModelMessage]) -> None:
         """Append messages. See `store`."""
-        self._services.run(append, self._key, _events(messages))
+        self._services.run(append, self._key, message_events(messages, "messages"))
 
     async def clear(self) -> None:
         """Remove all messages; state that was stored with the session stays. One round trip."""
@@ -172,14 +172,19 @@ _TURNS = Turns(_starts_turn, _calls, _is_inside)
 # -- events --------------------------------------------------------------------------------------
 
 
-def _events(messages: Iterable[ModelMessage]) -> list[Event]:
-    """Messages as events, whose ids are hashes of their JSON."""
+def message_events(messages: Iterable[ModelMessage], path: str) -> list[Event]:
+    """Messages as events, whose ids are hashes of their JSON.
+
+    Raises:
+        InvalidArgument: Pydantic AI cannot serialize a message, or could not read it back; names
+            the part. `path` is what an error calls the messages.
+    """
     events: list[Event] = []
     seen: Counter[str] = Counter()
-    at = EPOCH
+    at = _EPOCH
     for number, message in enumerate(messages):
-        data = dump_message(message, f"messages[{number}]")
-        at = timestamp_of(message, at)
+        data = _dump(message, f"{path}[{number}]")
+        at = _timestamp(message) or at
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         event_id = f"{digest}-{seen[digest]}" if seen[digest] else digest
         seen[digest] += 1
@@ -187,12 +192,8 @@ def _events(messages: Iterable[ModelMessage]) -> list[Event]:
     return events
 
 
-def dump_message(message: ModelMessage, path: str) -> bytes:
-    """The JSON of a message, by Pydantic AI's own serializer. Sets are sorted.
-
-    Raises:
-        InvalidArgument: Pydantic AI cannot serialize it, or could not read it back; names the path.
-    """
+def _dump(message: ModelMessage, path: str) -> bytes:
+    """The JSON of a message, by Pydantic AI's own serializer. Sets are sorted."""
     if not isinstance(message, (ModelRequest, ModelResponse)):
         raise InvalidArgument(f"{path} must be a ModelMessage, not {type(message).__name__}")
     try:
@@ -212,14 +213,13 @@ def dump_message(message: ModelMessage, path: str) -> bytes:
     return bytes(data[1:-1])
 
 
-def timestamp_of(message: ModelMessage, default: datetime) -> datetime:
-    """When a message was made, as it says; `default` if it does not."""
-    found = [getattr(message, "timestamp", None)]
-    found += [getattr(part, "timestamp", None) for part in message.parts]
-    for at in found:
+def _timestamp(message: ModelMessage) -> datetime | None:
+    """When a message was made, as it or a part of it says."""
+    for each in (message, *message.parts):
+        at = getattr(each, "timestamp", None)
         if isinstance(at, datetime):
             return at if at.tzinfo else at.replace(tzinfo=UTC)
-    return default
+    return None
 
 
 def read_message(event: Event, key: SessionKey) -> ModelMessage:

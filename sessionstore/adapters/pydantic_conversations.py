@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from .. import flows
 from ..calls import Flow
 from ..errors import CorruptData, SessionExists, SessionNotFound, StaleVersion
-from ..model import Event, EventPage, JsonEvent, Session, SessionKey
+from ..model import EventPage, Session, SessionKey
 from ..ops import EVENTS_PER_CALL_LIMIT, Ops, ids_of
 from ..times import to_us
 from . import framework
 from .flows import AnyService, Services, append_with_state, list_all
 from .json_events import with_sorted_sets
-from .pydantic_ai import EPOCH, dump_message, read_message, timestamp_of
+from .pydantic_ai import message_events, read_message
 
 with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
     from pydantic import ConfigDict, TypeAdapter
@@ -26,9 +25,6 @@ with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
         ConversationRecord,
         ConversationStore,
     )
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 _RECORD = "record"  # the state key; None = the conversation is being deleted
 _ATTEMPTS = 5  # others may create and delete the session in between, but not for ever
@@ -299,11 +295,11 @@ def _write_to(
     """
     [value] = msgspec.json.decode(_records.dump_json([with_sorted_sets(record)], warnings=False))
     state = {_RECORD: value}
-    events: list[Event] = []
-    at = EPOCH
-    for number, entry in enumerate(entries):
-        at = timestamp_of(entry.message, at)
-        events.append(_event(entry, at, f"new_entries[{number}].message"))
+    made = message_events([entry.message for entry in entries], "new_entries")
+    events = [
+        msgspec.structs.replace(event, id=entry.id, metadata={"parent": entry.parent_id})
+        for event, entry in zip(made, entries, strict=True)
+    ]
     if not events:
         yield from flows.update_session_state(ops, session, state, (), session.version)
         return True
@@ -312,12 +308,6 @@ def _write_to(
         yield from flows.append_events(ops, session, batch, session.version)
     written = yield from append_with_state(ops, session, events, state)
     return not written.num_duplicates
-
-
-def _event(entry: ConversationEntry, at: datetime, path: str) -> Event:
-    content = msgspec.Raw(dump_message(entry.message, path))
-    metadata = {} if entry.parent_id is None else {"parent": entry.parent_id}
-    return JsonEvent(entry.message.kind, content, id=entry.id, timestamp=at, metadata=metadata)
 
 
 def _drop(ops: Ops, session: Session) -> Flow[None]:

@@ -19,16 +19,20 @@ def scan(service: SessionService, app_name: str | None = None) -> Iterator[Store
 
     A key may be found twice. A key that is created meanwhile may be missed.
     """
-    ops, executor = service._ops, service._executor
-    glob = ops.options.keys.glob(app_name)
+    keys = service._ops.options.keys
+    for data in scan_keys(service, keys.glob(app_name)):
+        key = keys.parse(data)
+        if key is not None and app_name in (None, key.app_name):
+            yield key
+
+
+def scan_keys(service: SessionService, glob: str) -> Iterator[bytes]:
+    """The names of all keys that match a pattern, on all primaries. One may come twice."""
     for slot in primaries(service):
         cursor = None
         while cursor != 0:
-            cursor, found = drive(_scan(glob, slot, cursor or 0), executor)
-            for data in found:
-                key = ops.options.keys.parse(data)
-                if key is not None and app_name in (None, key.app_name):
-                    yield key
+            cursor, found = drive(_scan(glob, slot, cursor or 0), service._executor)
+            yield from found
 
 
 def primaries(service: SessionService) -> list[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,8 +28,9 @@ from .archive import (
     write_line,
 )
 from .keyspace import scan
-from .opened import opened_service, store_options
+from .opened import opened_service, print_json, store_options
 from .store import CannotStart
+from .trpc_go import read_trpc_go
 
 _EVENTS_PER_PAGE = 1000
 _PLACES_PER_PAGE = 1000
@@ -100,15 +103,27 @@ def export(
 
 @click.command(
     "import",
-    short_help="Read sessions from a file of JSON lines.",
-    help="""Read sessions from a file that `export` wrote.
+    short_help="Read sessions from a file of JSON lines, or from another library's store.",
+    help="""Read sessions from a file that `export` wrote, or from the store of another library.
 
 A session that is stored already is left alone, so an import can be repeated after an interruption.
---verify reads everything back and compares it with the file.
+--verify reads everything back and compares it with SOURCE. --json prints a line for each session,
+with the number of its events and a checksum of what SOURCE has.
 
-Exit status: 0 = every session of the file is stored; 1 = stored sessions differ from the file.""",
+--from trpc-go: SOURCE is the URL of the Redis of trpc-agent-go; both of its layouts are read.
+
+Exit status: 0 = every session of SOURCE is stored; 1 = stored sessions differ from SOURCE.""",
 )
-@click.argument("file", type=click.File("rb"))
+@click.argument("source", metavar="SOURCE")
+@click.option(
+    "--from",
+    "kind",
+    type=click.Choice(["export", "trpc-go"]),
+    default="export",
+    show_default=True,
+    help="What wrote SOURCE.",
+)
+@click.option("--source-key-prefix", default="", metavar="TEXT", help="Of trpc-agent-go.")
 @click.option("--verify", is_flag=True, help="Read back and compare.")
 @click.option("--ttl", type=click.FloatRange(min=1), metavar="SECONDS", help="TTL of the sessions.")
 @click.option(
@@ -123,22 +138,53 @@ Exit status: 0 = every session of the file is stored; 1 = stored sessions differ
 def import_sessions(
     context: click.Context,
     service: SessionService,
-    file: BinaryIO,
+    source: str,
+    kind: str,
+    source_key_prefix: str,
     verify: bool,
-    as_json: bool,  # noqa: ARG001  # there is no output but counts
+    as_json: bool,
 ) -> None:
     """Run the command; the help text is above."""
     counts = Counts()
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            archived = read_line(line)
-            write(service, archived, counts, replaces=False, verifies=verify)
-        except (msgspec.DecodeError, ValueError) as error:
-            raise CannotStart(f"{file.name}:{number}: {error}") from error
+    with ExitStack() as stack:
+        if kind == "trpc-go":
+            found = read_trpc_go(stack.enter_context(opened_service(source)), source_key_prefix)
+        else:
+            found = _lines(source, stack)
+        for archived in found:
+            try:
+                status = write(service, archived, counts, replaces=False, verifies=verify)
+            except ValueError as error:
+                key = " / ".join((archived.app_name, archived.user_id, archived.session_id))
+                raise CannotStart(f"{key}: {error}") from error
+            if as_json and archived.session_id:
+                print_json(_described(archived, status))
     click.echo(counts.report() + ".", err=True)
     context.exit(1 if counts.conflicts else 0)
+
+
+def _lines(path: str, stack: ExitStack) -> Iterator[Archived]:
+    """The lines of a file. CannotStart names the file, the line and the problem."""
+    number = 1
+    try:
+        for line in stack.enter_context(click.open_file(path, "rb")):
+            yield read_line(line)
+            number += 1
+    except OSError as error:
+        raise CannotStart(f"{path}: {error.strerror}") from error
+    except ValueError as error:  # msgspec's errors are ValueErrors
+        raise CannotStart(f"{path}:{number}: {error}") from error
+
+
+def _described(archived: Archived, status: str) -> dict[str, Any]:
+    return {
+        "app": archived.app_name,
+        "user": archived.user_id,
+        "session": archived.session_id,
+        "status": status,
+        "events": len(archived.messages),
+        "sha256": hashlib.sha256(write_line(archived)).hexdigest(),
+    }
 
 
 @click.command(
@@ -254,53 +300,54 @@ def write(
     *,
     replaces: bool,
     verifies: bool,
-) -> None:
-    """Store a line.
+) -> str:
+    """Store a line. Returns what happened to it: one of the fields of Counts.
 
     Args:
         service: the store.
         archived: the line.
         counts: is updated.
         replaces: a stored session that differs is deleted first; otherwise it stays.
-        verifies: read it back, and count a difference as a conflict.
+        verifies: read back what was written, and count a difference as a conflict.
     """
     if not archived.session_id:
         _write_tier(service, archived)
-        return
+        return "written"
     key = SessionKey(archived.app_name, archived.user_id, archived.session_id)
-    events, positions = archived.events()
-    ids = msgspec.structs.asdict(key)
-
-    def restore() -> None:
-        service.restore_session(
-            **ids,
-            events=events,
-            positions=positions,
-            state=archived.all_state(),
-            created_at=archived.created_at,
-            updated_at=archived.updated_at,
-            event_limit=archived.event_limit,
-            forked_from=archived.forked_from,
-            summary=archived.stored_summary(),
-        )
-
-    stored = read_session(service, key)
-    if stored is None:
-        restore()
-        counts.written += 1
-    elif _is_same(stored, archived):
-        counts.unchanged += 1
-    elif replaces:
-        service.delete_session(**ids)
-        restore()
-        counts.replaced += 1
-    else:
-        counts.conflicts += 1
-    if verifies and stored is None:
+    status = _write_session(service, key, archived, replaces)
+    if verifies and status == "written":
         found = read_session(service, key)
         if found is None or not _is_same(found, archived):
-            counts.conflicts += 1
-            click.echo(f"{key} was not stored as it is in the file.", err=True)
+            click.echo(f"{key} was not stored as it is in the source.", err=True)
+            status = "conflicts"
+    setattr(counts, status, getattr(counts, status) + 1)
+    return status
+
+
+def _write_session(
+    service: SessionService, key: SessionKey, archived: Archived, replaces: bool
+) -> str:
+    stored = read_session(service, key)
+    if stored is not None and _is_same(stored, archived):
+        return "unchanged"
+    if stored is not None and not replaces:
+        return "conflicts"
+    ids = msgspec.structs.asdict(key)
+    if stored is not None:
+        service.delete_session(**ids)
+    events, positions = archived.events()
+    service.restore_session(
+        **ids,
+        events=events,
+        positions=positions,
+        state=archived.all_state(),
+        created_at=archived.created_at,
+        updated_at=archived.updated_at,
+        event_limit=archived.event_limit,
+        forked_from=archived.forked_from,
+        summary=archived.stored_summary(),
+    )
+    return "written" if stored is None else "replaced"
 
 
 def _is_same(stored: Archived, wanted: Archived) -> bool:

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from support.servers import Server
 
 import sessionstore
 import sessionstore.sync
@@ -43,6 +44,31 @@ def needs(module: str, extra: str) -> Any:
         if not f"{module}.".startswith(f"{error.name}."):
             raise
     return pytest.skip(f"needs the extra {extra}", allow_module_level=True)
+
+
+@asynccontextmanager
+async def making(adapter: Any, place: Server | None) -> AsyncIterator[Callable[..., Any]]:
+    """Makes adapters with services of their own; in memory they share the first one's.
+
+    `make(arguments, **options)`: arguments of the adapter, and options of its service.
+    """
+    shared: list[sessionstore.SessionService] = []
+    async with AsyncExitStack() as stack:
+
+        def make(arguments: dict[str, Any] | None = None, **options: Any) -> Any:
+            options = {**WITH_TTL, **options}
+            service: sessionstore.SessionService
+            if place is not None:
+                service = sessionstore.RedisSessionService(place.url, **options)
+            elif shared:
+                service = shared[0]
+            else:
+                service = sessionstore.InMemorySessionService(**options)
+            shared.append(service)
+            stack.push_async_callback(service.aclose)
+            return adapter(service, **(arguments or {}))
+
+        yield make
 
 
 @asynccontextmanager

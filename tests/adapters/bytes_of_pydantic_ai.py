@@ -17,7 +17,7 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from sessionstore.adapters.pydantic_ai import _events
+from sessionstore.adapters.pydantic_ai import message_events
 from sessionstore.codec import Codec
 
 AT = datetime(2024, 5, 15, 12, tzinfo=UTC)
@@ -57,7 +57,7 @@ def main() -> None:
         each = list(enumerate(messages(seed)))
         random.Random(-seed).shuffle(each)
         for number, message in each:
-            [event] = _events([message])
+            [event] = message_events([message], "messages")
             for codec in (Codec("json"), Codec("msgpack")):
                 data, _ = codec.for_event(event).encode_event(event, "event")
                 found.setdefault(number, set()).add(data)

@@ -1,11 +1,14 @@
 """What ADK's own tests demand of every session service, in our own words, on every backend.
 
-The rest of it is in test_adk.py: ids, lists, tiers, complete events, filters, stale sessions.
+The rest of it is in test_adk.py and test_adk_events.py: ids, lists, tiers, complete events, stale
+sessions.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 import warnings
 from collections.abc import AsyncIterator
 from typing import Any
@@ -25,6 +28,7 @@ with warnings.catch_warnings(action="ignore"):  # of the framework
     from google.adk.events.event import Event
     from google.adk.events.event_actions import EventActions
     from google.adk.runners import Runner
+    from google.adk.sessions.base_session_service import GetSessionConfig
     from google.adk.tools.function_tool import FunctionTool
     from google.adk.tools.tool_confirmation import ToolConfirmation
     from google.genai import types
@@ -214,3 +218,60 @@ async def test_large_state_is_written_as_what_changed(sessions: AdkSessionServic
     session = await sessions.create_session(**IDS, state=large)
     await sessions.append_event(session, setting(small=1))
     assert (await read(sessions)).state == {**large, "small": 1}
+
+
+async def test_the_last_update_is_the_last_events(sessions: AdkSessionService) -> None:
+    session = await sessions.create_session(**IDS)
+    stamp = session.last_update_time + 10
+    await sessions.append_event(session, said("x", timestamp=stamp))
+    assert session.last_update_time == stamp
+    for config in (None, GetSessionConfig(num_recent_events=0)):
+        found = await sessions.get_session(**IDS, config=config)
+        assert found is not None
+        assert found.last_update_time == stamp
+    found = await sessions.get_session(**IDS, config=GetSessionConfig(after_timestamp=stamp * 2))
+    assert found is not None
+    assert found.events == []
+    assert found.last_update_time == stamp
+
+
+async def test_filters_of_a_read(sessions: AdkSessionService) -> None:
+    session = await sessions.create_session(**IDS)
+    for number in range(1, 6):
+        await sessions.append_event(session, said(str(number), timestamp=number))
+
+    async def read(**config: Any) -> list[str]:
+        return texts(await sessions.get_session(**IDS, config=GetSessionConfig(**config)))
+
+    assert await read() == ["1", "2", "3", "4", "5"]
+    assert await read(num_recent_events=0) == []
+    assert await read(num_recent_events=3) == ["3", "4", "5"]
+    assert await read(num_recent_events=9) == ["1", "2", "3", "4", "5"]
+    assert await read(after_timestamp=4.0) == ["4", "5"]
+    assert await read(after_timestamp=4.5) == ["5"]
+    assert await read(after_timestamp=50) == []
+    assert await read(after_timestamp=0) == ["1", "2", "3", "4", "5"]
+    assert await read(after_timestamp=math.inf) == []
+    assert await read(after_timestamp=4.0, num_recent_events=3) == ["4", "5"]
+    assert await read(after_timestamp=2.0, num_recent_events=1) == ["5"]
+
+
+async def test_a_filter_by_time_goes_by_the_timestamp_of_the_event(
+    sessions: AdkSessionService,
+) -> None:
+    # A clock that is ahead of the store's, and an event that arrives late.
+    session = await sessions.create_session(**IDS)
+    now = time.time()
+    for number, stamp in enumerate((now + 3600, now + 7200, now - 5, now + 7201)):
+        await sessions.append_event(session, said(str(number), timestamp=stamp))
+    config = GetSessionConfig(after_timestamp=now + 7200)
+    assert texts(await sessions.get_session(**IDS, config=config)) == ["1", "3"]
+
+
+async def test_timestamps_beyond_the_calendar(sessions: AdkSessionService) -> None:
+    session = await sessions.create_session(**IDS)
+    for stamp in (-1e15, -1.0, 0.0, 1e15):
+        await sessions.append_event(session, said("x", timestamp=stamp))
+    found = await sessions.get_session(**IDS)
+    assert found == session
+    assert [event.timestamp for event in found.events] == [-1e15, -1.0, 0.0, 1e15]

@@ -11,12 +11,11 @@ import sys
 import urllib.request
 import warnings
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from adapters_support import WITH_TTL, needs
+from adapters_support import making, needs
 from support.servers import Server
 from support.waiting import wait_until
 
@@ -45,22 +44,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.EXPERIMENTAL:UserWarning")  # o
 @pytest.fixture
 async def make(place: Server | None) -> AsyncIterator[Make]:
     """Makes adapters with services of their own; in memory they share the first one's."""
-    shared: list[sessionstore.SessionService] = []
-    async with AsyncExitStack() as stack:
-
-        def make(adapter: dict[str, Any] | None = None, **options: Any) -> AdkSessionService:
-            options = {**WITH_TTL, **options}
-            service: sessionstore.SessionService
-            if place is not None:
-                service = sessionstore.RedisSessionService(place.url, **options)
-            elif shared:
-                service = shared[0]
-            else:
-                service = sessionstore.InMemorySessionService(**options)
-            shared.append(service)
-            stack.push_async_callback(service.aclose)
-            return AdkSessionService(service, **(adapter or {}))
-
+    async with making(AdkSessionService, place) as make:
         yield make
 
 
@@ -172,11 +156,12 @@ async def test_a_rewind_that_is_repeated_is_stored_once(make: Make) -> None:
     actions = EventActions(rewind_before_invocation_id="two", state_delta={"a": 1, "c": None})
     event = Event(author="user", invocation_id="three", actions=actions)
     await sessions.append_event(session, event.model_copy(deep=True))
+    await sessions.append_event(session, setting("four", b=4))
     await sessions.append_event(lost, event)
     found = await read(sessions)
-    assert len(found.events) == 3
+    assert len(found.events) == 4
     assert found == lost == session
-    assert found.state == {"a": 1, "b": 1, "c": None, "d": None}
+    assert found.state == {"a": 1, "b": 4, "c": None, "d": None}
 
 
 async def test_rewinding_never_erases_what_was_trimmed(make: Make) -> None:
@@ -196,6 +181,19 @@ async def test_rewinding_never_erases_what_was_trimmed(make: Make) -> None:
     with pytest.raises(InvalidArgument, match=r"cannot rewind session 'sid': .*'changed'"):
         await rewind(sessions, "four")
     assert await read(sessions) == before
+
+
+async def test_rewinding_never_erases_what_a_summary_covers(make: Make) -> None:
+    sessions, key = make(), SessionKey(**IDS)
+    session = await sessions.create_session(**IDS)
+    for event in (setting("one", a=1, b=1), setting("two", a=2), setting("three", b=3)):
+        await sessions.append_event(session, event)
+    positions = (await sessions._service.get_events(key)).positions
+    await sessions._service.compact_session(key, upto=positions[0], summary="so far")
+    assert texts(await read(sessions)) == ["two", "three"]
+    with pytest.raises(InvalidArgument, match=r"cannot rewind session 'sid': .*'b'"):
+        await rewind(sessions, "three")
+    assert (await read(sessions)).state == {"a": 2, "b": 3}
 
 
 async def test_rewinding_with_whole_turns_sees_the_whole_log(make: Make) -> None:

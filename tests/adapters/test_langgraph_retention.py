@@ -151,6 +151,26 @@ async def test_a_value_is_stored_once_for_all_its_checkpoints(service: Any) -> N
     await check_no_orphans(service)
 
 
+async def test_a_checkpoint_that_is_put_again_with_other_values(service: Any) -> None:
+    saver = adapter.StoredCheckpointSaver(service)
+    first, second, third = (checkpoint(number, text=f"{number}" * 500) for number in range(3))
+    await put(saver, first)
+    await put(saver, third, second)
+    await put(saver, second, first)  # late
+    for text in ("x" * 40_000, "y" * 500, "z" * 500):
+        second = {**second, "channel_values": {"text": text}}
+        await put(saver, second, first)
+        await put(adapter.StoredCheckpointSaver(service), second, first)
+        assert (await saver.aget_tuple(place(second["id"]))).checkpoint == second
+        await check_no_orphans(service)
+    assert [each.checkpoint for each in await listed(saver, THREAD)] == [third, second, first]
+    assert len(await fields_of(service, "data/")) == 8  # of 40,000 letters three, else one
+    await saver.aprune(["t1"])
+    assert [each.checkpoint for each in await listed(saver, THREAD)] == [third]
+    assert len(await fields_of(service, "data/")) == 1
+    await check_no_orphans(service)
+
+
 async def test_a_list_that_grows_shares_its_parts(service: Any) -> None:
     saver = adapter.StoredCheckpointSaver(service)
     items = [random.Random(number).randbytes(1_000).hex() for number in range(120)]

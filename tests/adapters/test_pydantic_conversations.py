@@ -499,7 +499,7 @@ async def test_the_services_limit_trims(backend: Backend) -> None:
 
 async def test_a_message_that_pydantic_ai_cannot_serialize_is_refused(service: Any) -> None:
     store = stored(service)
-    with pytest.raises(InvalidArgument, match=r"^new_entries\[1\]\.message\.parts\[0\]\.content "):
+    with pytest.raises(InvalidArgument, match=r"^new_entries\[1\]\.parts\[0\]\.content "):
         await store.save(talk("talk", "a", "\ud800"))
     assert await store.load("talk") is None
     assert await store.list_conversations() == []

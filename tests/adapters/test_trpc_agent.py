@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
 import pytest
-from adapters_support import OLD, needs, outputs, run_example, write_golden
+from adapters_support import OLD, making, needs, outputs, run_example, write_golden
 from support.servers import Server
-from support.services import WITH_TTL
 
 import sessionstore.sync
 from sessionstore import CorruptData, InvalidArgument, SessionKey, SessionNotFound
@@ -25,17 +22,10 @@ from sessionstore import Event as StoredEvent
 
 needs("trpc_agent_sdk", "trpc-agent")
 with warnings.catch_warnings(action="ignore"):  # of the framework
-    from trpc_agent_sdk.agents import LlmAgent
     from trpc_agent_sdk.events import Event
-    from trpc_agent_sdk.models import LLMModel, LlmResponse
-    from trpc_agent_sdk.runners import Runner
     from trpc_agent_sdk.sessions import (
-        DefaultSessionSummarizer,
-        DefaultSessionSummarizerManager,
-        InMemorySessionService,
         Session,
         SessionServiceConfig,
-        set_summarizer_events_count_threshold,
     )
     from trpc_agent_sdk.types import (
         Content,
@@ -45,39 +35,18 @@ with warnings.catch_warnings(action="ignore"):  # of the framework
         GenerateContentResponseUsageMetadata,
         Part,
     )
+    from trpc_support import IDS, OWNER, new_runner, said
 
     from sessionstore.adapters.trpc_agent import TrpcSessionService
 
-OWNER: dict[str, Any] = {"app_name": "app", "user_id": "user"}
-IDS: dict[str, Any] = {**OWNER, "session_id": "sid"}
 
 Make = Callable[..., TrpcSessionService]
 
 
 @pytest.fixture
 async def make(place: Server | None) -> AsyncIterator[Make]:
-    """Makes adapters, each with a service of its own; in memory they share the first one's."""
-    shared: list[sessionstore.SessionService] = []
-    async with AsyncExitStack() as stack:
-
-        def make(
-            session_config: Any = None, summarizer_manager: Any = None, **options: Any
-        ) -> TrpcSessionService:
-            options = {**WITH_TTL, **options}
-            service: sessionstore.SessionService
-            if place is not None:
-                service = sessionstore.RedisSessionService(place.url, **options)
-            elif shared:
-                service = shared[0]
-            else:
-                service = sessionstore.InMemorySessionService(**options)
-            shared.append(service)
-            adapter = TrpcSessionService(
-                service, summarizer_manager=summarizer_manager, session_config=session_config
-            )
-            stack.push_async_callback(service.aclose)
-            return adapter
-
+    """Makes adapters with services of their own; in memory they share the first one's."""
+    async with making(TrpcSessionService, place) as make:
         yield make
 
 
@@ -85,12 +54,6 @@ async def make(place: Server | None) -> AsyncIterator[Make]:
 def sessions(make: Make) -> TrpcSessionService:
     """An adapter with default options but for a TTL in every tier."""
     return make()
-
-
-def said(text: str, author: str = "user", **fields: Any) -> Any:
-    """An event that says something."""
-    content = Content(role="user", parts=[Part(text=text)])
-    return Event(author=author, invocation_id="run", content=content, **fields)
 
 
 def changed(**delta: Any) -> Any:
@@ -414,148 +377,6 @@ async def test_an_event_that_is_sent_again_is_stored_once(sessions: TrpcSessionS
     assert len(session.events) == 3
 
 
-# -- update_session ----------------------------------------------------------------------------
-
-
-async def test_a_summary_takes_the_place_of_events(sessions: TrpcSessionService) -> None:
-    session = await filled(sessions, 6)
-    session.compact_events(summary("sum"), session.events[3].id, compaction_id="c1")
-    session.conversation_count = 0
-    await sessions.update_session(session)
-    found = await read(sessions)
-    assert found == session
-    assert texts(found.events) == ["sum", "4", "5"]
-    assert texts(found.historical_events) == ["0", "1", "2", "3"]
-    for number in (6, 7):
-        await sessions.append_event(session, said(str(number)))
-    session.compact_events(summary("again"), session.events[2].id, compaction_id="c2")
-    await sessions.update_session(session)
-    found = await read(sessions)
-    assert found == session
-    assert texts(found.events) == ["again", "6", "7"]
-    assert texts(found.historical_events) == ["0", "1", "2", "3", "sum", "4", "5"]
-
-
-async def test_events_and_state_may_be_changed_anyhow(sessions: TrpcSessionService) -> None:
-    session = await filled(sessions, 4)
-    await sessions.append_event(session, changed(a=[1], b=1, user__c=1, app__d=1))
-    session.events[1].content.parts = [Part(text="changed", inline_data=None)]
-    del session.events[2]
-    session.insert_events([said("first"), said("second", custom_metadata={"b": "x"})])
-    session.events.append(said("last", actions=EventActions(state_delta={"n": 1})))
-    session.state["a"].append(2)
-    session.state["e"] = ("x",)
-    session.state["user:c"] = 2
-    session.state["temp:t"] = object()
-    del session.state["b"]
-    await sessions.update_session(session)
-    del session.state["temp:t"]
-    found = await read(sessions)
-    session.historical_events, session.state = found.historical_events, found.state
-    assert found.model_dump() == session.model_dump()
-    assert texts(found.events) == ["first", "second", "0", "changed", "3", "", "last"]
-    assert found.state == {"a": [1, 2], "e": ["x"], "user:c": 2, "app:d": 1}
-    assert (await sessions.create_session(**OWNER)).state == {"user:c": 2, "app:d": 1}
-
-
-async def test_nothing_changed_is_nothing_written(sessions: TrpcSessionService) -> None:
-    session = await filled(sessions, 3)
-    session.compact_events(summary("sum"), session.events[0].id, compaction_id="c")
-    await sessions.update_session(session)
-    before = await sessions._service.get_session(**IDS)
-    await sessions.update_session(session)
-    await sessions.update_session(await read(sessions))
-    after = await sessions._service.get_session(**IDS)
-    assert before is not None
-    assert after is not None
-    assert after.version == before.version
-
-
-async def test_what_others_wrote_meanwhile_stays(make: Make) -> None:
-    ours, theirs = make(), make()
-    mine = await filled(ours, 4)
-    other = await read(theirs)
-    await theirs.append_event(other, said("foreign"))
-    await theirs.update_session_state(other, {"theirs": 1, "both": 1})
-    await ours.append_event(mine, said("own"))
-    mine.compact_events(summary("sum"), mine.events[2].id, compaction_id="c")
-    mine.state["mine"] = 1
-    await ours.update_session(mine)
-    found = await read(ours)
-    assert texts(found.events) == ["sum", "3", "foreign", "own"]
-    assert found.state == {"theirs": 1, "both": 1, "mine": 1}
-    # Also by way of a copy, which the service does not know.
-    copy = mine.model_copy(deep=True)
-    copy.insert_events([said("note")])
-    copy.state["copy"] = 1
-    await ours.update_session(copy)
-    found = await read(theirs)
-    assert texts(found.events)[:3] == ["note", "sum", "3"]
-    assert texts(found.events)[-1] == "own"
-    assert found.state == {"theirs": 1, "both": 1, "mine": 1, "copy": 1}
-
-
-async def test_updates_at_once_are_all_applied(make: Make) -> None:
-    services = [make() for _ in range(4)]
-    await filled(services[0], 4)
-    handles = [await read(service) for service in services]
-
-    async def work(number: int) -> None:
-        session, service = handles[number], services[number]
-        del session.events[number]
-        session.state[f"w{number}"] = number
-        await service.update_session(session)
-        await service.append_event(session, said(f"by {number}"))
-
-    await asyncio.gather(*(work(number) for number in range(4)))
-    found = await read(services[0])
-    assert sorted(texts(found.events)) == [f"by {number}" for number in range(4)]
-    assert found.state == {f"w{number}": number for number in range(4)}
-
-
-async def test_a_refused_update_changes_nothing(sessions: TrpcSessionService) -> None:
-    session = await filled(sessions, 2)
-    before = await read(sessions)
-    session.state["f"] = NESTED
-    with pytest.raises(InvalidArgument, match=r"session\.state\['f'\] cannot be serialized"):
-        await sessions.update_session(session)
-    del session.state["f"]
-    session.insert_events([said("x", custom_metadata={"f": Opaque()})])
-    with pytest.raises(InvalidArgument, match=r"session\.events\[0\]\.custom_metadata"):
-        await sessions.update_session(session)
-    assert await read(sessions) == before
-
-
-async def test_an_update_survives_trimming(make: Make) -> None:
-    sessions = make(session_event_limit=5)
-    session = await filled(sessions, 5)
-    session.compact_events(summary("sum"), session.events[3].id, compaction_id="c")
-    await sessions.update_session(session)
-    assert texts((await read(sessions)).events) == ["sum", "4"]
-    for number in (5, 6, 7):
-        await sessions.append_event(session, said(str(number)))
-    assert texts((await read(sessions)).events) == ["sum", "4", "5", "6", "7"]
-    await sessions.append_event(session, said("8"))
-    assert texts((await read(sessions)).events)[-4:] == ["5", "6", "7", "8"]
-    await sessions.update_session(session)  # what was trimmed does not come back
-    for number in range(9, 15):
-        await sessions.append_event(session, said(str(number)))
-    # A summary is not trimmed.
-    found = await read(sessions)
-    assert texts(found.events) == ["sum", "10", "11", "12", "13", "14"]
-    assert texts(found.historical_events) == []
-    found.compact_events(summary("again"), found.events[2].id, compaction_id="d")
-    await sessions.update_session(found)
-    found = await read(sessions)
-    assert texts(found.events) == ["again", "12", "13", "14"]
-    assert texts(found.historical_events) == ["10", "11"]  # what it followed is gone, and so is sum
-    for number in range(15, 20):
-        await sessions.append_event(found, said(str(number)))
-    found = await read(sessions)
-    assert texts(found.events) == ["again", "15", "16", "17", "18", "19"]
-    assert texts(found.historical_events) == []
-
-
 # -- many workers, options ---------------------------------------------------------------------
 
 
@@ -585,9 +406,11 @@ async def test_what_is_shown_is_the_configs(make: Make) -> None:
     session = await filled(make(), 2)
     for text in ("2", "3"):
         await make().append_event(session, said(text, author="agent"))
-    recent = make(SessionServiceConfig(num_recent_events=3))
+    recent = make({"session_config": SessionServiceConfig(num_recent_events=3)})
     assert texts((await read(recent)).events) == ["1", "2", "3"]
-    short = make(SessionServiceConfig(max_events=3, store_historical_events=True))
+    short = make(
+        {"session_config": SessionServiceConfig(max_events=3, store_historical_events=True)}
+    )
     found = await read(short)
     assert texts(found.events) == ["1", "2", "3"]
     assert texts(found.historical_events) == ["0"]
@@ -595,10 +418,10 @@ async def test_what_is_shown_is_the_configs(make: Make) -> None:
     assert found == await read(short)
     assert texts(found.events) == ["4"]  # the window starts with the user
     await short.update_session(found)
-    old = make(SessionServiceConfig(event_ttl_seconds=3600))
+    old = make({"session_config": SessionServiceConfig(event_ttl_seconds=3600)})
     await old.append_event(await read(old), said("old", timestamp=time.time() - 7200))
     assert "old" not in texts((await read(old)).events)
-    forgetful = make(SessionServiceConfig())
+    forgetful = make({"session_config": SessionServiceConfig()})
     assert (await read(forgetful)).historical_events == []
 
 
@@ -612,7 +435,7 @@ async def test_a_ttl_is_the_services(make: Make) -> None:
         await sessions.append_event(session, said("late"))
     config = SessionServiceConfig(ttl=SessionServiceConfig.create_ttl_config(ttl_seconds=60))
     with pytest.raises(InvalidArgument, match="session_ttl"):
-        make(config)
+        make({"session_config": config})
 
 
 async def test_what_others_wrote_is_refused(sessions: TrpcSessionService) -> None:
@@ -635,158 +458,10 @@ async def test_closing_leaves_the_service_open() -> None:
     service = sessionstore.InMemorySessionService(session_ttl=60)
     sessions = TrpcSessionService(service)
     await sessions.create_session(**IDS)
-    agent = LlmAgent(name="agent", model=Answering("answering"))
-    await Runner(app_name="app", agent=agent, session_service=sessions).close()
+    await new_runner(sessions).close()
     await sessions.close()
     assert await sessions.get_session(**IDS) is not None
     await service.aclose()
-
-
-# -- beside the framework's own ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(5))
-async def test_it_answers_as_the_frameworks_own_service(
-    sessions: TrpcSessionService, seed: int
-) -> None:
-    print("seed", seed)
-    dice = random.Random(seed)
-    own = InMemorySessionService(
-        session_config=SessionServiceConfig(
-            store_historical_events=True, ttl=SessionServiceConfig.create_ttl_config(enable=False)
-        )
-    )
-    handles: dict[str, tuple[Any, Any]] = {}
-    stamp = time.time() - 86_400
-
-    def same(ours: Any, theirs: Any) -> None:
-        assert (ours is None) == (theirs is None)
-        if ours is not None:  # the framework's own service does not keep the time up to date
-            shown = {"last_update_time"}
-            assert ours.model_dump(exclude=shown) == theirs.model_dump(exclude=shown)
-
-    for step in range(150):
-        user = {"app_name": "app", "user_id": dice.choice(["u1", "u2"])}
-        ids = {**user, "session_id": dice.choice("abc")}
-        slot = "/".join(ids.values())
-        key = dice.choice(["", "user:", "app:", "temp:"]) + dice.choice("xyz")
-        state = {key: dice.choice([1, None, "s", [1, {"a": 1.5}], {"$": "x"}])}
-        action = dice.choice(["create", "append", "append", "update", "state", "get", "delete"])
-        if action == "create" and slot not in handles:  # theirs overwrites a session that is there
-            handles[slot] = (
-                await sessions.create_session(**ids, state=dict(state)),
-                await own.create_session(**ids, state=dict(state)),
-            )
-            same(*handles[slot])
-        elif action == "append" and slot in handles:
-            stamp += dice.choice([0, 0.000_001, 1, 60])
-            event = said(
-                str(stamp),
-                timestamp=stamp,
-                partial=dice.random() < 0.1,
-                actions=EventActions(state_delta=state),
-            )
-            for service, handle in zip((sessions, own), handles[slot], strict=True):
-                handle.conversation_count = step
-                await service.append_event(handle, event.model_copy(deep=True))
-        elif action == "update" and slot in handles and handles[slot][0].events:
-            # A fresh Session: theirs would drop state that other sessions have set.
-            place = dice.randrange(len(handles[slot][0].events))
-            note = summary(f"sum {step}")
-            fresh = []
-            for service in (sessions, own):
-                session: Any = await service.get_session(**ids)
-                session.compact_events(
-                    note.model_copy(deep=True), session.events[place].id, compaction_id=str(step)
-                )
-                session.state["updated"] = step
-                await service.update_session(session)
-                fresh.append(await service.get_session(**ids))
-            handles[slot] = fresh[0], fresh[1]
-        elif action == "state" and slot in handles and ":" not in key:
-            for service, handle in zip((sessions, own), handles[slot], strict=True):
-                await service.update_session_state(handle, dict(state))
-        elif action == "get":
-            found: list[Any] = [await service.get_session(**ids) for service in (sessions, own)]
-            if slot in handles:
-                assert found[0].events == found[1].events
-                assert found[0].historical_events == found[1].historical_events
-                bare = [
-                    {key: session.state[key] for key in session.state if ":" not in key}
-                    for session in found
-                ]
-                assert bare[0] == bare[1]
-            else:
-                assert found == [None, None]
-        elif action == "delete" and dice.random() < 0.3:
-            for service in (sessions, own):
-                await service.delete_session(**ids)
-            handles.pop(slot, None)
-    await own.close()
-
-
-class Answering(LLMModel):
-    """Says a fragment, then the whole."""
-
-    @classmethod
-    def supported_models(cls) -> list[str]:
-        return ["answering"]
-
-    async def _generate_async_impl(
-        self, request: Any, stream: bool = False, ctx: Any = None
-    ) -> Any:
-        del ctx
-        text = f"answer to {len(request.contents)}"
-        if stream:
-            content = Content(role="model", parts=[Part(text=text[:3])])
-            yield LlmResponse(content=content, partial=True)
-        yield LlmResponse(content=Content(role="model", parts=[Part(text=text)]), partial=False)
-
-
-async def test_a_runner_streams_and_summarises(make: Make) -> None:
-    await summarise(make, deferred=False)
-
-
-async def test_a_runner_summarises_in_a_thread_of_its_own() -> None:
-    # In memory only: that thread ends its event loop with the connection of a server open.
-    service = sessionstore.InMemorySessionService()
-    await summarise(lambda **options: TrpcSessionService(service, **options), deferred=True)
-
-
-async def summarise(make: Make, *, deferred: bool) -> None:
-    """Five runs, with a summary as soon as there are more than four events."""
-    summarizer = DefaultSessionSummarizer(
-        model=Answering("answering"),
-        check_summarizer_functions=[set_summarizer_events_count_threshold(4)],
-        keep_recent_count=2,
-    )
-    manager = DefaultSessionSummarizerManager(summarizer.model, summarizer=summarizer)
-    sessions = make(summarizer_manager=manager)
-    for number in range(5):
-        runner = Runner(
-            app_name="app",
-            agent=LlmAgent(name="agent", model=Answering("answering"), output_key="last"),
-            session_service=sessions,
-            defer_post_turn_processing=deferred,
-            close_session_service_on_close=False,
-        )
-        message = Content(role="user", parts=[Part(text=f"question {number}")])
-        events = [
-            event
-            async for event in runner.run_async(
-                user_id="user", session_id="sid", new_message=message
-            )
-        ]
-        assert events[-1].get_text().startswith("answer to")
-        await runner.close()
-    found = await read(sessions)
-    assert found.events[0].is_summary_event()
-    assert found.events[0].get_text().startswith("Previous conversation summary: answer to 1")
-    assert texts(found.events)[-2].startswith("question 4")
-    assert len(found.events) <= 5
-    assert "question 0" in texts(found.historical_events)
-    assert found.state["last"].startswith("answer to")
-    assert await sessions.get_session_summary(found) == "answer to 1"
 
 
 @pytest.mark.without_ttl

@@ -1,8 +1,8 @@
 """What tRPC-Agent's own tests demand of every session service, in our own words.
 
 Each test runs on TrpcSessionService and on the framework's own services: InMemorySessionService
-where the place is memory, RedisSessionService on servers. The last tests run the same
-conversations on all of them and on SqlSessionService, and compare.
+where the place is memory, RedisSessionService on servers. test_trpc_agent_conversations.py runs the
+same conversations on all of them and on SqlSessionService, and compares.
 
 Left out of the framework's suite: its TTLs and the task that removes what is expired (the store
 does that), its storage classes, and its helpers that no session service can change.
@@ -24,9 +24,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Any
 
 import pytest
@@ -40,38 +39,20 @@ needs("trpc_agent_sdk", "trpc-agent")
 with warnings.catch_warnings(action="ignore"):  # of the framework
     from trpc_agent_sdk.cancel import cleanup_incomplete_function_calls
     from trpc_agent_sdk.events import Event
-    from trpc_agent_sdk.models import LLMModel, LlmResponse
     from trpc_agent_sdk.sessions import (
-        DefaultSessionSummarizer,
-        DefaultSessionSummarizerManager,
         InMemorySessionService,
         RedisSessionService,
         Session,
         SessionServiceConfig,
-        SqlSessionService,
         set_summarizer_conversation_threshold,
     )
     from trpc_agent_sdk.types import Content, EventActions, FunctionCall, FunctionResponse, Part
-    from trpc_support import IDS, OWNER, said, texts
+    from trpc_support import IDS, OWNER, answered, said, setting, summarizing, texts, theirs
 
     from sessionstore.adapters.trpc_agent import TrpcSessionService
 
 Open = Callable[..., Any]
 """Opens a session service of the framework or ours: `open_service(manager, **limits)`."""
-
-
-def config(ttl_s: int = 0, **limits: Any) -> Any:
-    """The framework's configuration, for its own services."""
-    ttl = SessionServiceConfig.create_ttl_config(enable=ttl_s > 0, ttl_seconds=ttl_s or 1)
-    return SessionServiceConfig(ttl=ttl, **{"store_historical_events": True, **limits})
-
-
-def theirs(place: Server | None, manager: Any = None, **limits: Any) -> Any:
-    """The framework's own service that belongs to a place."""
-    if place is None:
-        return InMemorySessionService(manager, config(**limits))
-    # Its own asynchronous client would not close its connections.
-    return RedisSessionService(place.url, manager, config(600, **limits), decode_responses=True)
 
 
 @pytest.fixture
@@ -117,44 +98,6 @@ async def read(sessions: Any) -> Any:
     found = await sessions.get_session(**IDS)
     assert found is not None
     return found
-
-
-def answered(text: str, **fields: Any) -> Any:
-    """An agent's event."""
-    return said(text, author="agent", **fields)
-
-
-def setting(state: dict[str, Any]) -> Any:
-    """An agent's event with a state delta."""
-    return answered("set", actions=EventActions(state_delta=state))
-
-
-class Counting(LLMModel):
-    """Says how many summaries it has written."""
-
-    num_calls = 0
-
-    @classmethod
-    def supported_models(cls) -> list[str]:
-        """Its own name only."""
-        return ["counting"]
-
-    async def _generate_async_impl(
-        self, request: Any, stream: bool = False, ctx: Any = None
-    ) -> Any:
-        del request, stream, ctx
-        self.num_calls += 1
-        text = f"summary {self.num_calls}"
-        yield LlmResponse(content=Content(role="model", parts=[Part(text=text)]))
-
-
-def summarizing(keep_recent_count: int = 2, **options: Any) -> Any:
-    """A manager whose model counts."""
-    model = Counting("counting")
-    summarizer = DefaultSessionSummarizer(
-        model=model, keep_recent_count=keep_recent_count, **options
-    )
-    return DefaultSessionSummarizerManager(model, summarizer=summarizer)
 
 
 # -- create, get, list, delete -----------------------------------------------------------------
@@ -494,70 +437,6 @@ async def test_the_same_compaction_is_applied_once(sessions: Any) -> None:
         assert texts(session) == ["sum", "2", "3"]
     with pytest.raises(ValueError, match="boundary"):
         session.compact_events(answered("other"), boundary, compaction_id="d")
-
-
-# -- the same conversations everywhere ---------------------------------------------------------
-
-
-async def one_turn(_: Any, append: Any) -> None:
-    await append(said("hello"))
-    await append(answered("hello, how can I help?"))
-
-
-async def fragments(_: Any, append: Any) -> None:
-    await append(said("first"))
-    await append(answered("cut off", partial=True))
-    await append(answered("whole"))
-
-
-async def overwritten_state(_: Any, append: Any) -> None:
-    for delta in ({"n": 1}, {"n": 2, "user:n": "1"}, {"n": 3, "flag": True, "app:n": "2"}):
-        await append(setting(dict(delta)))
-
-
-async def tools(_: Any, append: Any) -> None:
-    call = Part(function_call=FunctionCall(id="1", name="f", args={"city": "Ulm"}))
-    answer = Part(function_response=FunctionResponse(id="1", name="f", response={"temp": 26}))
-    await append(said("the weather?"))
-    for part in (call, answer, Part(text="26 degrees")):
-        event = answered("")
-        event.content = Content(role="model", parts=[part])
-        await append(event)
-
-
-async def summary_and_more(sessions: Any, append: Any) -> None:
-    for number in range(4):
-        await append(said(str(number)))
-    handle = await read(sessions)
-    await sessions.summarizer_manager.create_session_summary(handle, force=True)
-    handle = await read(sessions)
-    for number in range(4, 6):
-        await sessions.append_event(handle, said(str(number)))
-
-
-@pytest.mark.parametrize(
-    "conversation",
-    [one_turn, fragments, overwritten_state, tools, summary_and_more],
-    ids=lambda conversation: conversation.__name__,
-)
-async def test_all_services_show_the_same(
-    place: Server | None, open_ours: Open, conversation: Callable[[Any, Any], Awaitable[None]]
-) -> None:
-    services = [open_ours(summarizing()), theirs(place, summarizing())]
-    if conversation is not summary_and_more:
-        services.append(SqlSessionService("sqlite:///:memory:", session_config=config()))
-    shown = []
-    for service in services:
-        handle = await service.create_session(**IDS)
-        await conversation(service, partial(service.append_event, handle))
-        found = await read(service)
-        fields = {"author", "content", "partial", "invocation_id"}
-        told = [event.model_dump(include=fields) for event in found.events]
-        historical = [event.model_dump(include=fields) for event in found.historical_events]
-        summary = await service.get_session_summary(found)
-        shown.append((told, historical, found.state, found.conversation_count, summary))
-        await service.close()
-    assert all(each == shown[0] for each in shown)
 
 
 # -- what differs ------------------------------------------------------------------------------

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from adapters_support import WITH_TTL, needs
+from adapters_support import making, needs
 from support.servers import Server
 
 import sessionstore
@@ -17,9 +16,18 @@ from sessionstore import InvalidArgument, SessionKey, SessionNotFound, TurnLost
 
 needs("trpc_agent_sdk", "trpc-agent")
 with warnings.catch_warnings(action="ignore"):  # of the framework
-    from trpc_agent_sdk.sessions import Session, SessionServiceConfig
-    from trpc_agent_sdk.types import EventActions
-    from trpc_support import IDS, OWNER, ToolUser, new_runner, said, say, texts
+    from trpc_agent_sdk.agents import LlmAgent
+    from trpc_agent_sdk.models import LLMModel, LlmResponse
+    from trpc_agent_sdk.runners import Runner
+    from trpc_agent_sdk.sessions import (
+        DefaultSessionSummarizer,
+        DefaultSessionSummarizerManager,
+        Session,
+        SessionServiceConfig,
+        set_summarizer_events_count_threshold,
+    )
+    from trpc_agent_sdk.types import Content, EventActions, Part
+    from trpc_support import IDS, ToolUser, new_runner, said, say, texts
 
     from sessionstore.adapters.trpc_agent import TrpcSessionService
 
@@ -29,22 +37,7 @@ Make = Callable[..., TrpcSessionService]
 @pytest.fixture
 async def make(place: Server | None) -> AsyncIterator[Make]:
     """Makes adapters with services of their own; in memory they share the first one's."""
-    shared: list[sessionstore.SessionService] = []
-    async with AsyncExitStack() as stack:
-
-        def make(adapter: dict[str, Any] | None = None, **options: Any) -> TrpcSessionService:
-            options = {**WITH_TTL, **options}
-            service: sessionstore.SessionService
-            if place is not None:
-                service = sessionstore.RedisSessionService(place.url, **options)
-            elif shared:
-                service = shared[0]
-            else:
-                service = sessionstore.InMemorySessionService(**options)
-            shared.append(service)
-            stack.push_async_callback(service.aclose)
-            return TrpcSessionService(service, **(adapter or {}))
-
+    async with making(TrpcSessionService, place) as make:
         yield make
 
 
@@ -118,124 +111,71 @@ async def test_state_that_is_not_json_is_stored_as_its_text(
     assert "sessionstore" in {record.name for record in caplog.records}
 
 
-# -- what update_session stores ----------------------------------------------------------------
+# -- summaries -------------------------------------------------------------------------------
 
 
-async def test_summaries_do_not_pile_up(make: Make) -> None:
-    sessions = make(session_event_limit=20)
-    session = await sessions.create_session(**IDS)
-    sizes = []
-    for number in range(60):
-        for step in range(3):
-            await sessions.append_event(session, said(f"{number}/{step}"))
-        session = await read(sessions)
-        last = session.events[-2].id
-        session.compact_events(summary(f"sum {number}"), last, compaction_id=str(number))
-        await sessions.update_session(session)
-        found = await read(sessions)
-        assert texts(found) == [f"sum {number}", f"{number}/2"]
-        historical = texts(type(found)(**{**found.model_dump(), "events": found.historical_events}))
-        assert len(historical) == len(set(historical))
-        stored = await sessions._service.get_session(**IDS, event_num=0)
-        assert stored is not None
-        sizes.append(len(str(stored.state)))
-        session = found
-    assert max(sizes[30:]) < 1.1 * max(sizes[10:20])
+class Answering(LLMModel):
+    """Says a fragment, then the whole."""
+
+    @classmethod
+    def supported_models(cls) -> list[str]:
+        return ["answering"]
+
+    async def _generate_async_impl(
+        self, request: Any, stream: bool = False, ctx: Any = None
+    ) -> Any:
+        del ctx
+        text = f"answer to {len(request.contents)}"
+        if stream:
+            content = Content(role="model", parts=[Part(text=text[:3])])
+            yield LlmResponse(content=content, partial=True)
+        yield LlmResponse(content=Content(role="model", parts=[Part(text=text)]), partial=False)
 
 
-async def test_the_view_is_not_shown_as_state(make: Make) -> None:
-    sessions = make()
-    session = await sessions.create_session(**IDS, state={"a": 1})
-    await say(new_runner(sessions), "x")
-    session = await read(sessions)
-    session.compact_events(summary("sum"), session.events[1].id, compaction_id="c")
-    await sessions.update_session(session)
-    assert (await read(sessions)).state == {"a": 1, "count": 1, "last": "x"}
-    [listed] = (await sessions.list_sessions(**OWNER)).sessions
-    assert listed.state == {"a": 1, "count": 1, "last": "x"}
-    assert listed.conversation_count == 1
+async def test_a_runner_streams_and_summarises(make: Make) -> None:
+    await summarise(make, deferred=False)
 
 
-async def test_an_event_that_is_gone_is_not_historical(make: Make) -> None:
-    sessions = make()
-    session = await sessions.create_session(**IDS)
-    for number in range(4):
-        await sessions.append_event(session, said(str(number)))
-    del session.events[1]
-    await sessions.update_session(session)
+async def test_a_runner_summarises_in_a_thread_of_its_own() -> None:
+    # In memory only: that thread ends its event loop with the connection of a server open.
+    service = sessionstore.InMemorySessionService()
+    await summarise(lambda arguments: TrpcSessionService(service, **arguments), deferred=True)
+
+
+async def summarise(make: Make, *, deferred: bool) -> None:
+    """Five runs, with a summary as soon as there are more than four events."""
+    summarizer = DefaultSessionSummarizer(
+        model=Answering("answering"),
+        check_summarizer_functions=[set_summarizer_events_count_threshold(4)],
+        keep_recent_count=2,
+    )
+    manager = DefaultSessionSummarizerManager(summarizer.model, summarizer=summarizer)
+    sessions = make({"summarizer_manager": manager})
+    for number in range(5):
+        runner = Runner(
+            app_name="app",
+            agent=LlmAgent(name="agent", model=Answering("answering"), output_key="last"),
+            session_service=sessions,
+            defer_post_turn_processing=deferred,
+            close_session_service_on_close=False,
+        )
+        message = Content(role="user", parts=[Part(text=f"question {number}")])
+        events = [
+            event
+            async for event in runner.run_async(
+                user_id="user", session_id="sid", new_message=message
+            )
+        ]
+        assert events[-1].get_text().startswith("answer to")
+        await runner.close()
     found = await read(sessions)
-    assert texts(found) == ["0", "2", "3"]
-    assert found.historical_events == []
-    found.compact_events(summary("sum"), found.events[1].id, compaction_id="c")
-    await sessions.update_session(found)
-    found = await read(sessions)
-    assert texts(found) == ["sum", "3"]
-    assert [event.get_text() for event in found.historical_events] == ["0", "2"]
-
-
-@pytest.mark.parametrize("codec", ["json", "msgpack"])
-async def test_a_changed_event_may_have_whatever_an_event_may_have(make: Make, codec: str) -> None:
-    sessions = make(codec=codec)
-    session = await sessions.create_session(**IDS)
-    odd = {"big": 1 << 90, "$": {"$": "bytes", "value": "no"}}
-    actions = EventActions(state_delta={"odd": odd})
-    await sessions.append_event(session, said("x", custom_metadata=odd, actions=actions))
-    session.events[0].visible = False
-    await sessions.update_session(session)
-    found = await read(sessions)
-    assert found == session
-    assert found.events[0].visible is False
-    assert found.events[0].custom_metadata == found.state["odd"] == odd
-
-
-@pytest.mark.parametrize("number", range(9))
-async def test_an_event_that_is_deleted_leaves_the_others(make: Make, number: int) -> None:
-    # As a redaction does, also of the last event that `update_session` saw.
-    sessions, key = make(), SessionKey(**IDS)
-    session = await sessions.create_session(**IDS)
-    for text in range(7):
-        await sessions.append_event(session, said(str(text)))
-    session.compact_events(summary("sum"), session.events[2].id, compaction_id="c")
-    del session.events[2]
-    await sessions.update_session(session)
-    for text in (7, 8):
-        await sessions.append_event(session, said(str(text)))
-    page = await sessions._service.get_events(key)
-    assert await sessions._service.delete_event(key, page.positions[number], page.events[number])
-    found = await read(sessions)
-    shown = [text for text in ("sum", "3", "5", "6", "7", "8") if text != str(number)]
-    assert texts(found) == shown
-    historical = [event.get_text() for event in found.historical_events]
-    assert historical == [text for text in "012" if text != str(number)]
-
-
-async def test_events_that_are_rewound_are_not_shown(make: Make) -> None:
-    sessions, key = make(), SessionKey(**IDS)
-    session = await sessions.create_session(**IDS)
-    for text in range(7):
-        await sessions.append_event(session, said(str(text)))
-    session.compact_events(summary("sum"), session.events[2].id, compaction_id="c")
-    await sessions.update_session(session)
-    positions = (await sessions._service.get_events(key)).positions
-    await sessions._service.rewind_session(key, to=positions[4])
-    assert texts(await read(sessions)) == ["sum", "3", "4"]
-    await sessions.append_event(await read(sessions), said("next"))
-    assert texts(await read(sessions)) == ["sum", "3", "4", "next"]
-
-
-async def test_what_a_summary_replaced_stays_away_if_its_end_is_deleted(make: Make) -> None:
-    sessions, key = make(), SessionKey(**IDS)
-    session = await sessions.create_session(**IDS)
-    for text in range(4):
-        await sessions.append_event(session, said(str(text)))
-    session.compact_events(summary("sum"), session.events[3].id, compaction_id="c")
-    await sessions.update_session(session)
-    await sessions.append_event(session, said("next"))
-    page = await sessions._service.get_events(key)
-    await sessions._service.delete_event(key, page.positions[3], page.events[3])
-    found = await read(sessions)
-    assert texts(found) == ["sum", "next"]
-    assert [event.get_text() for event in found.historical_events] == ["0", "1", "2"]
+    assert found.events[0].is_summary_event()
+    assert found.events[0].get_text().startswith("Previous conversation summary: answer to 1")
+    assert texts(found)[-2].startswith("question 4")
+    assert len(found.events) <= 5
+    assert found.historical_events[0].get_text().startswith("question 0")
+    assert found.state["last"].startswith("answer to")
+    assert await sessions.get_session_summary(found) == "answer to 1"
 
 
 # -- whole turns -------------------------------------------------------------------------------

@@ -6,13 +6,21 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from support.servers import Server
 from trpc_agent_sdk.agents import LlmAgent
 from trpc_agent_sdk.context import InvocationContext
 from trpc_agent_sdk.events import Event
 from trpc_agent_sdk.models import LLMModel, LlmResponse
 from trpc_agent_sdk.runners import Runner
+from trpc_agent_sdk.sessions import (
+    DefaultSessionSummarizer,
+    DefaultSessionSummarizerManager,
+    InMemorySessionService,
+    RedisSessionService,
+    SessionServiceConfig,
+)
 from trpc_agent_sdk.tools import FunctionTool
-from trpc_agent_sdk.types import Content, FunctionCall, Part
+from trpc_agent_sdk.types import Content, EventActions, FunctionCall, Part
 
 OWNER: dict[str, Any] = {"app_name": "app", "user_id": "user"}
 IDS: dict[str, Any] = {**OWNER, "session_id": "sid"}
@@ -96,3 +104,55 @@ def recent_events_only(sessions: Any, number: int) -> dict[str, Any]:
     """Arguments of a run whose agent sees so many events."""
     sessions.session_config.num_recent_events = number
     return {}
+
+
+def config(ttl_s: int = 0, **limits: Any) -> Any:
+    """The framework's configuration, for its own services."""
+    ttl = SessionServiceConfig.create_ttl_config(enable=ttl_s > 0, ttl_seconds=ttl_s or 1)
+    return SessionServiceConfig(ttl=ttl, **{"store_historical_events": True, **limits})
+
+
+def theirs(place: Server | None, manager: Any = None, **limits: Any) -> Any:
+    """The framework's own service that belongs to a place."""
+    if place is None:
+        return InMemorySessionService(manager, config(**limits))
+    # Its own asynchronous client would not close its connections.
+    return RedisSessionService(place.url, manager, config(600, **limits), decode_responses=True)
+
+
+def answered(text: str, **fields: Any) -> Any:
+    """An agent's event."""
+    return said(text, author="agent", **fields)
+
+
+def setting(state: dict[str, Any]) -> Any:
+    """An agent's event with a state delta."""
+    return answered("set", actions=EventActions(state_delta=state))
+
+
+class Counting(LLMModel):
+    """Says how many summaries it has written."""
+
+    num_calls = 0
+
+    @classmethod
+    def supported_models(cls) -> list[str]:
+        """Its own name only."""
+        return ["counting"]
+
+    async def _generate_async_impl(
+        self, request: Any, stream: bool = False, ctx: Any = None
+    ) -> Any:
+        del request, stream, ctx
+        self.num_calls += 1
+        text = f"summary {self.num_calls}"
+        yield LlmResponse(content=Content(role="model", parts=[Part(text=text)]))
+
+
+def summarizing(keep_recent_count: int = 2, **options: Any) -> Any:
+    """A manager whose model counts."""
+    model = Counting("counting")
+    summarizer = DefaultSessionSummarizer(
+        model=model, keep_recent_count=keep_recent_count, **options
+    )
+    return DefaultSessionSummarizerManager(model, summarizer=summarizer)

@@ -13,13 +13,15 @@ from sessionstore.cli import command_line
 
 def report_of(url: str) -> dict[str, Any]:
     """The report of a small run, in which nothing was lost."""
-    options = ("--agents", "8", "--turns", "3", "--think", "0", "--flat-out", "0.1")
+    size = ("--agents", "8", "--turns", "6", "--think", "0", "--flat-out", "0.1")
+    options = (*size, "--compact", "--rewind")
     result = CliRunner().invoke(command_line(), ["fleet", "--url", url, *options, "--json", "-"])
     assert result.exit_code == 0, result.output
     report: dict[str, Any] = json.loads(result.stdout)
     assert set(report["verification"].values()) == {0}
     assert report["num_verified"] == report["num_sessions"] == 8
     assert report["flat_out"]["num_appends"] > 0
+    assert min(report["num_covered"], report["num_dropped"], report["num_rewound"]) > 0
     assert report["place"] == url
     return report
 

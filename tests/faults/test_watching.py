@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -18,7 +19,14 @@ from support.sessions import KEY, create
 from support.waiting import poll_until, wait_until
 from support.watching import brief
 
-from sessionstore import Event, InMemorySessionService, RedisSessionService, SessionKey
+from sessionstore import (
+    BackendUnavailable,
+    Event,
+    InMemorySessionService,
+    RedisSessionService,
+    SessionKey,
+    live,
+)
 from sessionstore.calls import AsyncExecutor, Call
 from sessionstore.model import Watched
 from sessionstore.observe import wrap_executor
@@ -312,3 +320,75 @@ def test_loops_that_end_while_a_session_is_watched(server: Server, runs: str) ->
         server.raw.delete("session:{app:user}:sid", "events:{app:user}:sid")
     asyncio.run(service.aclose())
     wait_until(lambda: client_count(server) == before, "the end of the connections")
+
+
+async def test_a_read_that_fails_after_its_watcher_is_gone_is_not_reported(place: Any) -> None:
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    service: Any
+    service = InMemorySessionService() if place is None else make_service("async", place.url)
+    async with service:
+        session = await create(service)
+        key, start = live.start(service._ops, session, 5, partial=False)
+        shared = service._watchers._join(key)
+        fails = asyncio.Event()
+
+        async def run(flow: Any) -> Any:
+            flow.close()
+            await fails.wait()
+            raise BackendUnavailable("no connection")
+
+        shared._run = run
+        reading = asyncio.create_task(shared.read(start))
+        await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading])
+        [task] = shared._reads.values()
+        fails.set()
+        await asyncio.wait([task])
+        del task, reading
+        service._watchers._leave(key, shared)
+        del shared
+        await asyncio.sleep(0)
+        gc.collect()
+    assert reported == []
+
+
+_WRITER = """
+import asyncio, sys
+from sessionstore import Event, RedisSessionService, RunContext, Runner
+
+async def agent(context):
+    for number in range(1_000_000):
+        yield Event("agent", number)
+        await asyncio.sleep(0.001)
+
+async def main():
+    async with RedisSessionService(sys.argv[1], session_ttl=600) as service:
+        async for _ in Runner("app", agent, service, serialize_turns=True).run("user", "sid", "go"):
+            pass
+
+asyncio.run(main())
+"""
+
+
+async def test_a_process_that_is_killed_leaves_watchers_that_end_by_rule(server: Server) -> None:
+    async with make_service("async", server.url) as service:
+        await create(service)
+        writer = await asyncio.create_subprocess_exec(sys.executable, "-c", _WRITER, server.url)
+        found: list[Watched] = []
+
+        async def collect() -> None:
+            async for item in service.watch_events(KEY, idle_timeout=2):
+                found.append(item)
+
+        watching = asyncio.create_task(collect())
+        try:
+            await poll_until(lambda: len(found) > 20, "events")
+        finally:
+            writer.kill()
+            await writer.wait()
+        async with asyncio.timeout(20):
+            await watching
+        stored = await service.get_events(KEY, limit=10_000)
+        assert brief(found) == [*(event.content for event in stored.events), "idle"]
