@@ -273,7 +273,8 @@ class _Shared:
             has_news = has_message and self._place is not None
             if not has_news or self._must_renew():
                 has_news = self._learn(await self._look()) or has_news
-            if has_news or self._follows_fragments:  # fragments do not change the header
+            follows = self._follows_fragments and not self._has_ended
+            if has_news or follows:  # fragments do not change the header
                 has_news = await self._read_news() or has_news
             if has_news:
                 pause_s = _FIRST_POLL_S
