@@ -52,6 +52,7 @@ async def test_hashes(server: Server) -> None:
         b"deadline_ms",
         b"count",
         b"event_limit",
+        b"flags",
         b"generation",
         b"turn_token",
         b"turn_until_us",
