@@ -11,15 +11,17 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from support.servers import Server
 
 import sessionstore
 import sessionstore.sync
 from sessionstore.calls import Call
+
+if TYPE_CHECKING:  # the commands of long use run without the folder tests/ on their path
+    from support.servers import Server
 
 EXAMPLES = Path(__file__).parent / "examples"
 
