@@ -41,7 +41,10 @@ async def open_async(
                 with suppress(redis.exceptions.NoPermissionError):
                     await connection.read_response()
     except BaseException as error:
+        writer = connection._writer
         await connection.disconnect(nowait=True)
+        if writer is not None:
+            writer.transport.abort()  # otherwise it waits until everything is sent
         if isinstance(error, Exception):
             raise _connect_failed(error) from None
         raise
