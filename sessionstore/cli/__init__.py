@@ -34,11 +34,24 @@ def command_line() -> click.Group:
     from .fleet import fleet
     from .ls import ls
     from .show import search, show, tail
+    from .stats import stats
     from .transfer import copy, export, import_sessions
 
     group = click.Group(
         "sessionstore",
-        commands=[ls, show, tail, search, export, import_sessions, copy, erase, doctor, fleet],
+        commands=[
+            ls,
+            show,
+            tail,
+            search,
+            export,
+            import_sessions,
+            copy,
+            erase,
+            doctor,
+            stats,
+            fleet,
+        ],
         help="Session storage for AI agents on Redis and Valkey.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )

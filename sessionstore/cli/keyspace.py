@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from ..calls import Call, Command, Flow
@@ -58,3 +59,46 @@ def _scan(glob: str, slot: int, cursor: int) -> Flow[tuple[int, list[bytes]]]:
 def _decode_scan(replies: list[Any]) -> tuple[int, list[bytes]]:
     cursor, keys = replies[0]
     return int(cursor), keys
+
+
+class Node:
+    """One primary: its INFO and settings, and how to ask it.
+
+    Args:
+        service: the service that the command opened.
+        slot: a slot of the primary; it routes calls in a cluster.
+    """
+
+    def __init__(self, service: SessionService, slot: int) -> None:
+        self._service = service
+        self._slot = slot
+        lines = self.ask("INFO", "everything").decode().splitlines()
+        self.info: Mapping[str, str] = dict(line.split(":", 1) for line in lines if ":" in line)
+
+    def ask(self, *command: Any) -> Any:
+        """The reply to a command. Raises BackendRejected if the user may not run it."""
+        words: Command = command
+        call: Call[Any] = Call(
+            str(command[0]), list, commands=(words,), writes=False, slot=self._slot
+        )
+        return self._service._executor.execute(call)[0]
+
+    def setting(self, name: str) -> str | None:
+        """A setting of the server; None if the server does not know it.
+
+        Raises:
+            BackendRejected: the user may not run CONFIG GET.
+        """
+        found = self.ask("CONFIG", "GET", name)
+        pairs = list(found.items()) if isinstance(found, dict) else [tuple(found)]
+        return pairs[0][1].decode() if pairs and pairs[0] else None
+
+    def decimal(self, name: str) -> float:
+        """A number of INFO; 0 if it is missing."""
+        with suppress(ValueError):
+            return float(self.info.get(name, "0"))
+        return 0.0
+
+    def number(self, name: str) -> int:
+        """The same, rounded down."""
+        return int(self.decimal(name))

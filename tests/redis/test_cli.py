@@ -177,6 +177,19 @@ def test_erase_leaves_nothing_of_a_user(server: Server, service: RedisSessionSer
     assert set(server.raw.keys("*")) == others
 
 
+def test_stats_count_the_keys_of_each_kind(server: Server, service: RedisSessionService) -> None:
+    fill(service)
+    [found] = rows(server, "stats", "--interval", "0.1")
+    counts = {each["kind"]: each["number"] for each in found["keys"]}
+    assert counts == {"session": 8, "events": 8, "sessions": 4, "userdata": 4, "appdata": 2}
+    assert all(each["bytes"] > 0 for each in found["keys"])
+    assert found["memory_bytes"] > 100_000
+    assert found["connections"] >= 1
+    text = run(server, "stats", "--interval", "0.1").stdout
+    assert "headers and session state" in text
+    assert "commands/s" in text
+
+
 def test_a_missing_server_is_one_sentence() -> None:
     url = "redis://localhost:1"
     result = CliRunner().invoke(command_line(), ["ls", "--url", url])

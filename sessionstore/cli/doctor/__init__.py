@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.text import Text
 
 from ...sync import SessionService
-from ..keyspace import primaries, scan
+from ..keyspace import Node, primaries, scan
 from ..opened import print_json, store_options
 from .data_checks import findings_of, look_at, repair
 from .finding import Finding
-from .server_checks import Node, check_server
+from .server_checks import check_server
 
 _STYLES = {"ok": "green", "unknown": "dim", "warning": "yellow", "error": "bold red"}
 

@@ -1,0 +1,139 @@
+"""The command `sessionstore stats`: load, and what takes the memory."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ..calls import Call
+from ..errors import BackendRejected
+from ..sync import SessionService
+from .keyspace import Node, primaries, scan
+from .opened import print_json, show_bytes, store_options
+
+_SAMPLES_PER_ROLE = 1000  # keys whose memory is measured; more are estimated from them
+_NAMES = {
+    "session": "headers and session state",
+    "events": "logs",
+    "sessions": "indexes of users",
+    "userdata": "user state",
+    "appdata": "application state",
+    "stream": "fragments",
+}
+
+
+@click.command(
+    "stats",
+    short_help="Show load, and what takes the memory.",
+    help="""Show load, and what takes the memory: for each kind of key its number and its size.
+
+The size of each kind is estimated from 1,000 keys. The load is that of the whole server, measured
+over --interval. --watch shows the load again and again, without the scan of all keys.""",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the load is measured.",
+)
+@click.option("--watch", is_flag=True, help="Go on until Ctrl-C.")
+@store_options
+def stats(service: SessionService, interval: float, watch: bool, as_json: bool) -> None:
+    """Run the command; the help text is above."""
+    if watch:
+        for load in _loads(service, interval):
+            _print_load(load, as_json)
+    load = next(_loads(service, interval))
+    kinds = list(_kinds(service))
+    if as_json:
+        print_json({**load, "keys": kinds})
+        return
+    _print_load(load, as_json)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("keys")
+    for name in ("number", "bytes", "each"):
+        table.add_column(name, justify="right")
+    for kind in kinds:
+        size, count = kind["bytes"], kind["number"]
+        each = None if size is None else size // max(count, 1)
+        name = _NAMES[kind["kind"]]
+        table.add_row(name, f"{count:,}", show_bytes(size), show_bytes(each))
+    Console(highlight=False, markup=False).print(table)
+
+
+def _loads(service: SessionService, interval_s: float) -> Iterator[dict[str, Any]]:
+    """The load of all primaries together, once for each interval."""
+    slots = primaries(service)
+    before = [Node(service, slot) for slot in slots]
+    begin = time.monotonic()
+    while True:
+        time.sleep(interval_s)
+        after = [Node(service, slot) for slot in slots]
+        end = time.monotonic()
+        elapsed_s = end - begin
+
+        def growth(
+            *names: str, old: list[Node] = before, new: list[Node] = after, s: float = elapsed_s
+        ) -> float:
+            grown = sum(node.decimal(name) for node in new for name in names)
+            return (grown - sum(node.decimal(name) for node in old for name in names)) / s
+
+        yield {
+            "calls_per_second": round(growth("total_commands_processed"), 1),
+            "cpu_percent": round(100 * growth("used_cpu_user", "used_cpu_sys"), 1),
+            "bytes_in_per_second": round(growth("total_net_input_bytes")),
+            "bytes_out_per_second": round(growth("total_net_output_bytes")),
+            "memory_bytes": sum(node.number("used_memory") for node in after),
+            "memory_growth_per_second": round(growth("used_memory")),
+            "connections": sum(node.number("connected_clients") for node in after),
+        }
+        before, begin = after, end
+
+
+def _print_load(load: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(load)
+        return
+    click.echo(
+        f"{load['calls_per_second']:,.0f} commands/s, {load['cpu_percent']:.0f} % of a core, "
+        f"{show_bytes(load['bytes_in_per_second'])}/s in, "
+        f"{show_bytes(load['bytes_out_per_second'])}/s out, "
+        f"{show_bytes(load['memory_bytes'])} memory "
+        f"({load['memory_growth_per_second']:+,} bytes/s), {load['connections']:,} connections"
+    )
+
+
+def _kinds(service: SessionService) -> Iterator[dict[str, Any]]:
+    """Each kind of key: number, and bytes; None if the user may not run MEMORY USAGE."""
+    numbers: Counter[str] = Counter()
+    samples: defaultdict[str, list[bytes]] = defaultdict(list)
+    for key in scan(service):
+        numbers[key.role] += 1
+        if len(samples[key.role]) < _SAMPLES_PER_ROLE:
+            samples[key.role].append(key.key)
+    for role in _NAMES:
+        if numbers[role]:
+            size = _size(service, samples[role])
+            total = None if size is None else size * numbers[role] // len(samples[role])
+            yield {"kind": role, "number": numbers[role], "bytes": total}
+
+
+def _size(service: SessionService, keys: list[bytes]) -> int | None:
+    size = 0
+    try:
+        for key in keys:
+            call: Call[Any] = Call(
+                "stats", list, commands=(("MEMORY", "USAGE", key),), writes=False, slot=key
+            )
+            size += service._executor.execute(call)[0] or 0
+    except BackendRejected:
+        return None
+    return size
