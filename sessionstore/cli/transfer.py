@@ -28,6 +28,7 @@ from .archive import (
     write_line,
 )
 from .keyspace import scan
+from .openai_sqlite import read_openai_sqlite
 from .opened import opened_service, print_json, store_options
 from .store import CannotStart
 from .trpc_go import read_trpc_go
@@ -112,18 +113,23 @@ with the number of its events and a checksum of what SOURCE has.
 
 --from trpc-go: SOURCE is the URL of the Redis of trpc-agent-go; both of its layouts are read.
 
+--from openai-agents: SOURCE is the file of SQLiteSession of the OpenAI Agents SDK. Its sessions get
+--app and --user, and StoredSession reads them.
+
 Exit status: 0 = every session of SOURCE is stored; 1 = stored sessions differ from SOURCE.""",
 )
 @click.argument("source", metavar="SOURCE")
 @click.option(
     "--from",
     "kind",
-    type=click.Choice(["export", "trpc-go"]),
+    type=click.Choice(["export", "trpc-go", "openai-agents"]),
     default="export",
     show_default=True,
     help="What wrote SOURCE.",
 )
 @click.option("--source-key-prefix", default="", metavar="TEXT", help="Of trpc-agent-go.")
+@click.option("--app", "app_name", metavar="APP", help="The application of sessions without one.")
+@click.option("--user", "user_id", metavar="USER", help="The user of sessions without one.")
 @click.option("--verify", is_flag=True, help="Read back and compare.")
 @click.option("--ttl", type=click.FloatRange(min=1), metavar="SECONDS", help="TTL of the sessions.")
 @click.option(
@@ -141,6 +147,8 @@ def import_sessions(
     source: str,
     kind: str,
     source_key_prefix: str,
+    app_name: str | None,
+    user_id: str | None,
     verify: bool,
     as_json: bool,
 ) -> None:
@@ -149,6 +157,10 @@ def import_sessions(
     with ExitStack() as stack:
         if kind == "trpc-go":
             found = read_trpc_go(stack.enter_context(opened_service(source)), source_key_prefix)
+        elif kind == "openai-agents":
+            if app_name is None or user_id is None:
+                raise click.UsageError("--from openai-agents needs --app and --user.")
+            found = read_openai_sqlite(source, app_name, user_id)
         else:
             found = _lines(source, stack)
         for archived in found:

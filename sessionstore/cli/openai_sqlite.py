@@ -1,0 +1,71 @@
+"""Reads SQLiteSession of the OpenAI Agents SDK, for `import --from openai-agents`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..model import Event
+from .archive import Archived, archive_events
+from .store import CannotStart
+
+_SESSIONS = "SELECT session_id, created_at, updated_at FROM agent_sessions ORDER BY session_id"
+_ITEMS = "SELECT id, message_data, created_at FROM agent_messages WHERE session_id = ? ORDER BY id"
+
+
+def read_openai_sqlite(path: str, app_name: str, user_id: str) -> Iterator[Archived]:
+    """All sessions of a file, as `StoredSession` keeps them, for one user of an application.
+
+    Raises:
+        CannotStart: the file cannot be read, or is not of this library.
+    """
+    if not Path(path).is_file():
+        raise CannotStart(f"{path}: there is no such file")
+    uri = f"{Path(path).resolve().as_uri()}?mode=ro"
+    try:
+        with closing(sqlite3.connect(uri, uri=True)) as database:
+            for session_id, created, updated in database.execute(_SESSIONS).fetchall():
+                rows = database.execute(_ITEMS, (session_id,)).fetchall()
+                yield _session(app_name, user_id, session_id, created, updated, rows)
+    except (sqlite3.Error, ValueError) as error:
+        raise CannotStart(f"{path}: {error}") from error
+
+
+def _session(
+    app_name: str, user_id: str, session_id: str, created: str, updated: str, rows: list[Any]
+) -> Archived:
+    events, positions = [], [0]
+    for row_id, data, moment in rows:
+        item = json.loads(data)
+        at = _moment(moment)
+        # As StoredSession does. The id is not random, so that an import can be repeated.
+        author = next((item[key] for key in ("role", "type") if item.get(key)), "item")
+        try:
+            content = msgspec.json.decode(data)
+        except msgspec.DecodeError:  # Python's JSON: a NaN, or half of a surrogate pair
+            content = data
+        seed = f"{session_id}\0{row_id}".encode()
+        event_id = hashlib.blake2b(seed, digest_size=16).hexdigest()
+        events.append(Event(author, content, id=event_id, timestamp=at))
+        positions.append(max(round(at.timestamp() * 1_000_000), positions[-1] + 1))
+    return Archived(
+        app_name=app_name,
+        user_id=user_id,
+        session_id=session_id,
+        created_at=_moment(created),
+        updated_at=max([_moment(updated), _moment(created), *(each.timestamp for each in events)]),
+        messages=archive_events(events, positions[1:]),
+    )
+
+
+def _moment(text: str) -> datetime:
+    """A time of SQLite, which is in UTC and has no zone."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
