@@ -18,7 +18,6 @@ from support.waiting import poll_until
 import sessionstore
 from sessionstore import CorruptData, Event, InvalidArgument, LimitExceeded, SessionKey
 
-adapter: Any = needs("sessionstore.adapters.mcp", "mcp")
 types: Any = needs("mcp.types", "mcp")
 httpx: Any = needs("httpx", "mcp")
 streamable_http: Any = needs("mcp.client.streamable_http", "mcp")
@@ -28,6 +27,7 @@ fastmcp: Any = needs("mcp.server.fastmcp", "mcp")
 starlette: Any = needs("starlette.applications", "mcp")
 routing: Any = needs("starlette.routing", "mcp")
 uvicorn: Any = needs("uvicorn", "mcp")
+adapter: Any = needs("sessionstore.adapters.mcp", "mcp")  # last: it is there without the SDK
 
 WHERE = {"app_name": "tools", "user_id": "mcp"}
 
