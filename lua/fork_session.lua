@@ -99,6 +99,9 @@ if summary and (first == '' or summary.compacted_us < tonumber(first)) then
     fields[field] = value
   end
   fields.flags, fields.summary = 'c', redis.call('HGET', copy, 'summary') or ''
+  -- Its last events may be gone; what follows in the copy is not covered.
+  last_us = math.max(tonumber(last_us), summary.compacted_us)
+  fields.last_us = last_us
 end
 for field, value in pairs(fields) do
   redis.call('HSET', copy, field, value)

@@ -224,11 +224,12 @@ def _changes_since(head: Head, place: Place) -> list[Change]:
 def _check_trimmed(ops: Ops, key: SessionKey, place: Place, read: LogRead, is_first: bool) -> None:
     """EventsMissing if events after the place were trimmed.
 
-    If no process has watched the session before, they may have been trimmed if the log is full and
-    begins after the place.
+    If no process has watched the session before, they may have been trimmed if the log begins after
+    the place, and is full or without events that a summary covers.
     """
-    begins_later = read.oldest is not None and read.oldest > place.position
-    if read.trimmed_us <= place.position and not (is_first and begins_later and read.is_full):
+    begins_later = read.oldest is None or read.oldest > place.position
+    is_cut = read.is_full or read.dropped_us > place.position
+    if read.trimmed_us <= place.position and not (is_first and begins_later and is_cut):
         return
     where = ops.options.keys.session(*ids_of(key)).events.decode("utf-8", "replace")
     raise EventsMissing(

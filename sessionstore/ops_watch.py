@@ -20,6 +20,7 @@ EVENTS_PER_READ = 100
 """How many events a watcher reads at once, at most."""
 
 _HEADER = ("version", "created_us", "last_us", "changes")
+_SUMMARY = ("compacted_us", "covered", "summary_events")
 _OLD_LIMIT = 1000  # of a session of release 0.1.0, which did not store it
 
 
@@ -67,6 +68,7 @@ class LogRead(msgspec.Struct, frozen=True):
         trimmed_us: the position of the newest event that was trimmed since a process watches.
         oldest: the position of the oldest event of the log; None = it is empty.
         is_full: the log holds as many events as it may.
+        dropped_us: where the summary ends, if events that it covers are gone; otherwise 0.
         fragments: the fragments after a sequence, if they were asked for; obsolete ones, too.
     """
 
@@ -75,6 +77,7 @@ class LogRead(msgspec.Struct, frozen=True):
     trimmed_us: int
     oldest: int | None
     is_full: bool
+    dropped_us: int
     fragments: list[Fragment]
 
 
@@ -118,7 +121,16 @@ def read_log(
     """
     keys = ops.options.keys.session(*ids_of(key))
     commands: tuple[Command, ...] = (
-        ("HMGET", keys.session, *_HEADER, "removed_us", "count", "event_limit", "trimmed_us"),
+        (
+            "HMGET",
+            keys.session,
+            *_HEADER,
+            "removed_us",
+            "count",
+            "event_limit",
+            "trimmed_us",
+            *_SUMMARY,
+        ),
         ("ZCARD", keys.events),
         ("ZRANGE", keys.events, 0, 0, "WITHSCORES"),
         _range(keys, b"(%d" % after, "+inf"),
@@ -129,7 +141,7 @@ def read_log(
 
     def decode(replies: list[Any]) -> LogRead | None:
         fields, num_events, oldest, found, *more = replies[-len(commands) :]
-        *header, removed_us, count, event_limit, trimmed_us = fields
+        *header, removed_us, count, event_limit, trimmed_us, upto, covered, summarized = fields
         if header[0] is None:
             return None
         check_count(keys, count, num_events)
@@ -142,6 +154,8 @@ def read_log(
             first = members_with_scores(oldest)
             limit = _OLD_LIMIT if event_limit is None else int(event_limit)
             trimmed = int(trimmed_us or 0)
+            is_whole = int(covered or 0) >= int(summarized or 0)
+            dropped = 0 if is_whole else int(upto or 0)
         except (ValueError, OverflowError) as error:
             raise corrupt(keys.events, error) from None
         return LogRead(
@@ -150,6 +164,7 @@ def read_log(
             trimmed,
             first[0][1] if first else None,
             0 < limit <= num_events,
+            dropped,
             fragments,
         )
 

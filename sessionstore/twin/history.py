@@ -188,6 +188,8 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         numbers = zip(summary._fields, summary, strict=True)
         fields |= {name.encode(): decimal(number) for name, number in numbers}
         fields |= {b"flags": b"c", b"summary": keyspace.hget(session, b"summary") or b""}
+        last_us = max(last_us, summary.compacted_us)
+        fields[b"last_us"] = decimal(last_us)
     keyspace.hset(copy, [part for pair in fields.items() for part in pair])
     header_fields = [field for field in keyspace.hgetall(copy) if field[:1] != b"."]
     keyspace.hdel(copy, [field for field in header_fields if field not in fields])

@@ -551,6 +551,16 @@ async def test_a_fork_has_the_summary_only_with_all_that_it_covers(service: Any)
     assert (other.event_count, other.summary.content) == (2, "t")
 
 
+async def test_what_follows_in_a_fork_is_never_covered(service: Any) -> None:
+    session, positions = await filled(service)
+    await service.compact_session(session, upto=positions[5], summary="s", drop=True)
+    copy = await service.fork_session(session, upto=positions[5])
+    assert (copy.event_count, copy.summary) == (0, session.summary)
+    await service.append_event(copy.key, Event("user", 77, timestamp=LONG_AGO))
+    for _ in range(2):  # the second read leaves out what is covered
+        assert numbers_of(await read(service, copy.key)) == [77]
+
+
 async def test_a_summary_stays_whatever_else_is_written(service: Any) -> None:
     session, positions = await filled(service)
     await service.compact_session(session, upto=positions[5], summary="s")

@@ -334,6 +334,23 @@ async def test_events_that_a_summary_replaces_count_as_trimmed(service: Any) -> 
             assert brief(await watch_all(service, KEY, after=entry.cursor)) == expected
 
 
+async def test_dropped_events_are_missed_also_if_nobody_watched_before(service: Any) -> None:
+    session, positions = await filled(service)
+    await service.compact_session(session, upto=positions[2], summary="short", drop=True)
+    copy = await service.fork_session(session)
+    for key in (KEY, copy.key):
+        for after in positions[:2]:
+            with pytest.raises(EventsMissing, match="trimmed"):
+                await watch_all(service, key, after=after)
+        for number in range(2, 5):
+            expected = [*range(number + 1, 5), "idle"]
+            assert brief(await watch_all(service, key, after=positions[number])) == expected
+    whole = await service.fork_session(copy)
+    await service.rewind_session(whole, to=positions[2])
+    with pytest.raises(EventsMissing, match="trimmed"):
+        await watch_all(service, whole.key, after=positions[0])
+
+
 async def test_a_log_that_was_emptied_is_not_a_trimmed_one(make_service: ServiceFactory) -> None:
     service = make_service(session_event_limit=3)
     await filled(service, 3)
