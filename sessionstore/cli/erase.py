@@ -11,7 +11,7 @@ from ..calls import Call
 from ..keys import StoredKey
 from ..sync import SessionService
 from .keyspace import scan
-from .opened import print_json, store_options
+from .opened import counted, print_json, store_options
 
 
 @click.command(
@@ -61,8 +61,8 @@ def erase(
         )
     else:
         click.echo(
-            f"Deleted {deleted.num_sessions:,} sessions and {deleted.num_state_keys:,} keys of "
-            f"state. Keys that are left: {len(left)}"
+            f"Deleted {counted(deleted.num_sessions, 'session')} and"
+            f" {counted(deleted.num_state_keys, 'state key')}. Redis keys left: {len(left)}"
         )
         for key in left:
             _print_key(key, as_json)

@@ -83,6 +83,11 @@ def show_time(moment: datetime | None) -> str:
     return moment.astimezone().isoformat(" ", "seconds")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 session", "2,000 sessions"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def show_bytes(size: int | None) -> str:
     """A size with a unit; "?" for None."""
     if size is None:

@@ -17,7 +17,7 @@ from ..model import Event, EventPage, Session, SessionKey
 from ..sync import SessionService
 from .keyspace import scan
 from .ls import size_of
-from .opened import print_json, show_bytes, show_time, store_options
+from .opened import counted, print_json, show_bytes, show_time, store_options
 from .transcript import as_json as to_json
 from .transcript import pieces_of
 
@@ -99,13 +99,18 @@ def show(
     short_help="Follow a session.",
     help="""Follow a session: print its newest events, and then each event that is appended.
 
-It asks twice a second. Ctrl-C ends it; so does the end of the session.""",
+It reads twice a second. It ends at Ctrl-C, or when the session is deleted or expires.""",
 )
 @click.argument("app_name", metavar="APP")
 @click.argument("user_id", metavar="USER")
 @click.argument("session_id", metavar="SESSION")
 @click.option("--events", "limit", type=click.IntRange(1, 10_000), default=5, show_default=True)
-@click.option("--idle", type=click.FloatRange(min=0), metavar="SECONDS", help="End after silence.")
+@click.option(
+    "--idle",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="End if no event is appended for this long.",
+)
 @store_options
 def tail(
     service: SessionService,
@@ -133,7 +138,7 @@ def tail(
         try:
             page = service.get_events(key, after=page.last or 0, limit=_EVENTS_PER_PAGE)
         except SessionNotFound:
-            click.echo("The session was deleted.", err=True)
+            click.echo("The session was deleted, or it expired.", err=True)
             return
 
 
@@ -200,13 +205,18 @@ def search(
                 snippet = _around(to_json(event.content), wanted)
                 console.print(Text.assemble((place, "dim"), (event.author, "bold"), " ", snippet))
             if num_found == limit:
-                click.echo(f"Stopped after {limit} events: --limit.", err=True)
+                click.echo(f"Stopped after {counted(limit, 'event')} (--limit).", err=True)
                 return
-    click.echo(f"{num_found} events in {len(keys)} sessions.", err=True)
+    found = counted(num_found, "event")
+    click.echo(f"Found {found} in {counted(len(keys), 'session')}.", err=True)
     if num_left_out:
-        click.echo(f"Not searched: {num_left_out} older sessions: --sessions.", err=True)
+        click.echo(
+            f"Not searched: {counted(num_left_out, 'older session')} (--sessions).", err=True
+        )
     if num_cut:
-        click.echo(f"Not searched: older events of {num_cut} sessions: --events.", err=True)
+        click.echo(
+            f"Not searched: older events of {counted(num_cut, 'session')} (--events).", err=True
+        )
 
 
 def _around(text: str, wanted: str) -> str:
@@ -255,7 +265,9 @@ def _get(service: SessionService, app_name: str, user_id: str, session_id: str) 
         app_name=app_name, user_id=user_id, session_id=session_id, event_num=0
     )
     if session is None:
-        raise SessionNotFound(f"there is no session {session_id!r} of user {user_id!r}")
+        raise SessionNotFound(
+            f"session {session_id!r} of user {user_id!r} in app {app_name!r} does not exist"
+        )
     return session
 
 

@@ -29,7 +29,7 @@ from .archive import (
 )
 from .keyspace import scan
 from .openai_sqlite import read_openai_sqlite
-from .opened import opened_service, print_json, store_options
+from .opened import counted, opened_service, print_json, store_options
 from .store import CannotStart
 from .trpc_go import read_trpc_go
 
@@ -47,9 +47,9 @@ class Counts(msgspec.Struct):
 
     def report(self) -> str:
         """One line for people."""
-        text = f"{self.written:,} sessions written, {self.unchanged:,} were there already"
+        text = f"{counted(self.written, 'session')} written, {self.unchanged:,} already stored"
         if self.replaced:
-            text += f", {self.replaced:,} replaced by a later version"
+            text += f", {self.replaced:,} replaced with a later version"
         if self.conflicts:
             text += f", {self.conflicts:,} differ from the stored ones"
         return text
@@ -69,7 +69,7 @@ Memory does not depend on the number of sessions. Nothing is changed, and no TTL
     "--output",
     type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
     default="-",
-    help="The file; - or nothing = stdout.",
+    help="Write to this file instead of stdout.",
 )
 @click.option(
     "--since",
@@ -99,7 +99,7 @@ def export(
     finally:
         if not to_stdout:
             file.close()
-    click.echo(f"{num_sessions:,} sessions exported.", err=True)
+    click.echo(f"{counted(num_sessions, 'session')} exported.", err=True)
 
 
 @click.command(
@@ -107,7 +107,7 @@ def export(
     short_help="Read sessions from a file of JSON lines, or from another library's store.",
     help="""Read sessions from a file that `export` wrote, or from the store of another library.
 
-A session that is stored already is left alone, so an import can be repeated after an interruption.
+A session that is already stored is not changed, so an import can be repeated after an interruption.
 --verify reads everything back and compares it with SOURCE. --json prints a line for each session,
 with the number of its events and a checksum of what SOURCE has.
 
@@ -127,7 +127,9 @@ Exit status: 0 = every session of SOURCE is stored; 1 = stored sessions differ f
     show_default=True,
     help="What wrote SOURCE.",
 )
-@click.option("--source-key-prefix", default="", metavar="TEXT", help="Of trpc-agent-go.")
+@click.option(
+    "--source-key-prefix", default="", metavar="TEXT", help="The key prefix of trpc-agent-go."
+)
 @click.option("--app", "app_name", metavar="APP", help="The application of sessions without one.")
 @click.option("--user", "user_id", metavar="USER", help="The user of sessions without one.")
 @click.option("--verify", is_flag=True, help="Read back and compare.")
@@ -205,17 +207,39 @@ def _described(archived: Archived, status: str) -> dict[str, Any]:
     help="""Copy sessions from the store of --url to the store at TARGET, while both are in use.
 
 A second run picks up what has changed: it replaces a copied session by its later version. So copy
-once while agents write, stop them, and copy again. Nobody else may write to TARGET meanwhile.""",
+once while agents write, stop them, and copy again. Nothing else may write to TARGET meanwhile.
+TARGET must be another server, or have another --target-key-prefix.""",
 )
 @click.argument("target", metavar="TARGET")
 @click.argument("app_name", metavar="[APP", required=False)
 @click.argument("user_id", metavar="[USER]]", required=False)
-@click.option("--target-key-prefix", default="", metavar="TEXT")
-@click.option("--target-partition-by", type=click.Choice(["user", "app"]), default="user")
-@click.option("--target-codec", type=click.Choice(["json", "msgpack"]), default="json")
-@click.option("--target-ttl", type=click.FloatRange(min=1), metavar="SECONDS")
+@click.option(
+    "--target-key-prefix", default="", metavar="TEXT", help="The prefix of TARGET's keys."
+)
+@click.option(
+    "--target-partition-by",
+    type=click.Choice(["user", "app"]),
+    default="user",
+    show_default=True,
+    help="The option of the services that use TARGET.",
+)
+@click.option(
+    "--target-codec",
+    type=click.Choice(["json", "msgpack"]),
+    default="json",
+    show_default=True,
+    help="How values are written. Only msgpack can write nested bytes, times and int keys.",
+)
+@click.option(
+    "--target-ttl",
+    type=click.FloatRange(min=1),
+    metavar="SECONDS",
+    help="TTL of the sessions in TARGET; without it they do not expire.",
+)
 @store_options
+@click.pass_context
 def copy(
+    context: click.Context,
     service: SessionService,
     target: str,
     app_name: str | None,
@@ -227,6 +251,8 @@ def copy(
     as_json: bool,  # noqa: ARG001  # there is no output but counts
 ) -> None:
     """Run the command; the help text is above."""
+    if (context.params["url"], context.params["key_prefix"]) == (target, target_key_prefix):
+        raise click.UsageError("TARGET is the store of --url. Pass another --target-key-prefix.")
     counts = Counts()
     options = {
         "key_prefix": target_key_prefix,

@@ -125,7 +125,7 @@ def test_show_names_a_session_that_does_not_exist(
 ) -> None:
     fill(service)
     error = run(server, "show", "shop", "ann", "none", exit_code=2).stderr
-    assert "there is no session 'none' of user 'ann'" in error
+    assert "session 'none' of user 'ann' in app 'shop' does not exist" in error
 
 
 def test_tail_prints_what_is_appended(server: Server, service: RedisSessionService) -> None:
@@ -151,14 +151,16 @@ def test_search_finds_text(
     found = rows(server, "search", "MUG 1", "shop", *where)
     assert len(found) == 2 ** (2 - len(where))
     assert all(row["event"]["content"] == "mug 1" for row in found)
-    assert f"{len(found)} events in" in run(server, "search", "mug 1", "shop", *where).stderr
+    assert f"Found {len(found)} event" in run(server, "search", "mug 1", "shop", *where).stderr
 
 
-def test_search_says_what_it_did_not_look_at(server: Server, service: RedisSessionService) -> None:
+def test_search_reports_what_it_did_not_search(
+    server: Server, service: RedisSessionService
+) -> None:
     fill(service)
     text = run(server, "search", "mug", "shop", "--sessions", "1", "--events", "2").stderr
     assert "Not searched: 3 older sessions" in text
-    assert "Not searched: older events of 1 sessions" in text
+    assert "Not searched: older events of 1 session " in text
 
 
 def test_erase_leaves_nothing_of_a_user(server: Server, service: RedisSessionService) -> None:
@@ -173,7 +175,7 @@ def test_erase_leaves_nothing_of_a_user(server: Server, service: RedisSessionSer
         CliRunner().invoke(command_line(), ["erase", "--url", server.url, "a", "b"]).exit_code == 1
     )
     text = run(server, "erase", HOSTILE, HOSTILE, "--yes").stdout
-    assert text == "Deleted 2 sessions and 1 keys of state. Keys that are left: 0\n"
+    assert text == "Deleted 2 sessions and 1 state key. Redis keys left: 0\n"
     assert set(server.raw.keys("*")) == others
 
 

@@ -108,11 +108,11 @@ def test_what_is_exported_and_imported_is_exported_again_byte_for_byte(
     server.empty()
     options = ("--verify", "--codec", "msgpack")
     text = run(server, "import", str(first), *options, "--ttl", "3600").stderr
-    assert text == "6 sessions written, 0 were there already.\n"
+    assert text == "6 sessions written, 0 already stored.\n"
     run(server, "export", "--output", str(second))
     assert second.read_bytes() == first.read_bytes()
     text = run(server, "import", str(first), *options).stderr
-    assert text == "0 sessions written, 6 were there already.\n"
+    assert text == "0 sessions written, 6 already stored.\n"
     limit_tiers(server)
 
 
@@ -159,7 +159,7 @@ def test_an_import_leaves_a_session_alone_that_differs(
     run(server, "export", "shop", "bob", "--output", str(file))
     service.append_event(SessionKey("shop", "bob", "summary"), Event("user", "new"))
     text = run(server, "import", str(file), exit_code=1).stderr
-    assert text == ("0 sessions written, 1 were there already, 1 differ from the stored ones.\n")
+    assert text == ("0 sessions written, 1 already stored, 1 differ from the stored ones.\n")
     page = service.get_events(SessionKey("shop", "bob", "summary"))
     assert page.events[-1].content == "new"
 
@@ -176,7 +176,7 @@ def test_a_recorded_conversation_can_be_imported(server: Server, tmp_path: Path)
     line = {"app_name": "a", "user_id": "u", "session_id": "s", "messages": messages}
     file = tmp_path / "file"
     file.write_text(json.dumps(line))
-    for expected in ("1 sessions written", "1 were there already"):
+    for expected in ("1 session written", "1 already stored"):
         assert expected in run(server, "import", str(file), "--ttl", "60").stderr
     with RedisSessionService(server.url) as service:
         page = service.get_events(SessionKey("a", "u", "s"))
@@ -208,12 +208,19 @@ def test_a_second_copy_picks_up_what_was_written_meanwhile(
         is_done.set()
         writer.join()
     text = run(server, "copy", server.url, *target).stderr
-    assert "replaced by a later version" in text
+    assert "replaced with a later version" in text
     text = run(server, "copy", server.url, *target).stderr
-    assert text == "0 sessions written, 6 were there already.\n"
+    assert text == "0 sessions written, 6 already stored.\n"
     lines = [
         run(server, "export", "--key-prefix", prefix).stdout.splitlines()
         for prefix in ("", "copy:")
     ]
     assert lines[0] == lines[1]
+    limit_tiers(server)
+
+
+def test_a_store_is_not_copied_to_itself(server: Server, service: RedisSessionService) -> None:
+    fill(service)
+    result = run(server, "copy", server.url, exit_code=2)
+    assert "TARGET is the store of --url" in result.stderr
     limit_tiers(server)

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ...sync import SessionService
 from ..keyspace import Node, primaries, scan
-from ..opened import print_json, store_options
+from ..opened import counted, print_json, store_options
 from .data_checks import findings_of, look_at, repair
 from .finding import Finding
 from .server_checks import check_server
@@ -21,13 +21,13 @@ _STYLES = {"ok": "green", "unknown": "dim", "warning": "yellow", "error": "bold 
     short_help="Check the server and the stored sessions.",
     help="""Check the server and the stored sessions: what was seen, why it matters, what to do.
 
-Of the sessions 1,000 are looked at, or all with --full. Nothing is changed without --repair, which
-removes expired sessions from the index, after it has listed them.
+It reads up to 1,000 sessions, or all with --full. It changes nothing without --repair, which
+removes expired sessions from the index, after it has reported them.
 
 Exit status: 0 = no warning and no error; 1 = a warning or an error; 2 = the server could not be
-asked.""",
+reached.""",
 )
-@click.option("--full", is_flag=True, help="Look at all sessions.")
+@click.option("--full", is_flag=True, help="Check all sessions.")
 @click.option("--repair", "repairs", is_flag=True, help="Repair what is safe to repair.")
 @click.option("--verbose", is_flag=True, help="Show the checks that found nothing, too.")
 @store_options
@@ -56,12 +56,14 @@ def doctor(
     unknown = [each for each in findings if each.status == "unknown"]
     if not as_json:
         console.print(
-            f"{len(findings)} checks: {len(problems)} problems"
+            f"{counted(len(findings), 'check')}: {counted(len(problems), 'problem')}"
             + (f", {len(unknown)} not made (--verbose shows why)" if unknown else "")
         )
     if repairs and damage.expired_in_index:
         count = repair(service, damage)
-        click.echo(f"Removed expired sessions from the indexes of {count:,} users.", err=True)
+        click.echo(
+            f"Removed expired sessions from the indexes of {counted(count, 'user')}.", err=True
+        )
     context.exit(1 if problems else 0)
 
 

@@ -63,7 +63,7 @@ def look_at(service: SessionService, keys: Iterable[StoredKey], limit: int | Non
 
 def findings_of(damage: Damage) -> Iterator[Finding]:
     """What an operator should know of it."""
-    yield ok("sessions", f"{damage.num_sessions:,} sessions were looked at")
+    yield ok("sessions", f"{damage.num_sessions:,} checked")
     for check, found, why, fix in (
         (
             "missing events",

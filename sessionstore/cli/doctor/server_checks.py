@@ -94,7 +94,10 @@ def _memory(node: Node) -> Iterator[Finding]:
             "Raise maxmemory, set a session_ttl, or lower session_event_limit.",
         )
     else:
-        yield ok("memory", f"{used:,} bytes of " + (f"{limit:,}" if limit else "no limit"))
+        yield ok(
+            "memory",
+            f"{used:,} bytes are used, " + (f"of {limit:,}" if limit else "without a limit"),
+        )
 
 
 def _persistence(node: Node) -> Iterator[Finding]:
@@ -143,7 +146,7 @@ def _replication(node: Node) -> Finding:
         if wanted > len(replicas) - len(behind):
             return error(
                 "replication",
-                f"{len(replicas) - len(behind)} of {wanted} required replicas are in touch",
+                f"{len(replicas) - len(behind)} of {wanted} required replicas are connected",
                 "The server refuses writes: min-replicas-to-write.",
                 "Start the replicas, or lower min-replicas-to-write.",
             )
@@ -151,11 +154,11 @@ def _replication(node: Node) -> Finding:
         places = ", ".join(f"{replica['ip']}:{replica['port']}" for replica in behind)
         return warning(
             "replication",
-            f"replicas are behind or not in touch: {places}",
+            f"replicas lag or are not connected: {places}",
             "A failover to one of them loses writes, and WAIT times out.",
             "Look at the log and the network of these replicas.",
         )
-    return ok("replication", f"{len(replicas)} replicas in touch")
+    return ok("replication", f"{len(replicas)} connected replicas")
 
 
 def _connections(node: Node) -> Iterator[Finding]:
