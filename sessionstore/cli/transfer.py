@@ -34,6 +34,7 @@ from .trpc_go import read_trpc_go
 
 _EVENTS_PER_PAGE = 1000
 _PLACES_PER_PAGE = 1000
+_READS = 100  # of a session that others write to
 
 
 class Counts(msgspec.Struct):
@@ -252,11 +253,15 @@ def read_store(
 
 
 def read_session(service: SessionService, key: SessionKey) -> Archived | None:
-    """A session as it is at one time; None if there is none (any more)."""
+    """A session as it is at one time; None if there is none (any more).
+
+    If others write to it each time that it is read, events and state may be of different times.
+    """
+    ids = msgspec.structs.asdict(key)
+    session = service.get_session(**ids, event_num=0)
+    number = 0
     while True:
-        session = service.get_session(
-            app_name=key.app_name, user_id=key.user_id, session_id=key.session_id, event_num=0
-        )
+        number += 1
         if session is None:
             return None
         messages: list[msgspec.Raw] = []
@@ -270,8 +275,11 @@ def read_session(service: SessionService, key: SessionKey) -> Archived | None:
                 after = page.last
         except SessionNotFound:
             return None
-        if len(messages) != session.event_count:
-            continue  # others have written meanwhile
+        later = service.get_session(**ids, event_num=0)
+        is_last = number >= _READS and len(messages) == session.event_count
+        if (later is None or later.version != session.version) and not is_last:
+            session = later  # others have written meanwhile
+            continue
         own = {
             name: value
             for name, value in session.state.items()

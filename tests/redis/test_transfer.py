@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 from support.servers import Server
 
-from sessionstore import Event, SessionKey
+from sessionstore import Event, SessionKey, sync
 from sessionstore.cli import command_line
+from sessionstore.cli.transfer import read_session
 from sessionstore.sync import RedisSessionService
 
 RECORDING = Path(__file__).parents[2] / "../shared/data/airline.jsonl"
@@ -217,3 +219,31 @@ def test_a_second_copy_picks_up_what_was_written_meanwhile(
     ]
     assert lines[0] == lines[1]
     limit_tiers(server)
+
+
+def test_events_and_state_of_an_export_are_of_the_same_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = SessionKey("shop", "ann", "busy")
+    with sync.InMemorySessionService(session_event_limit=3) as service:
+        service.create_session(app_name="shop", user_id="ann", session_id="busy")
+        numbers = itertools.count()
+
+        def append() -> None:
+            number = next(numbers)
+            service.append_event(key, Event("user", number, state_delta={"n": number}))
+
+        for _ in range(3):
+            append()
+        read_events = service.get_events
+
+        def read_late(*args: Any, **options: Any) -> Any:
+            if next(late, False):
+                append()
+            return read_events(*args, **options)
+
+        late = iter([True, True])
+        monkeypatch.setattr(service, "get_events", read_late)
+        archived = read_session(service, key)
+        assert archived is not None
+        assert archived.all_state()["n"] == archived.events()[0][-1].content == 4
