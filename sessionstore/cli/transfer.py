@@ -35,6 +35,7 @@ from .trpc_go import read_trpc_go
 
 _EVENTS_PER_PAGE = 1000
 _PLACES_PER_PAGE = 1000
+_READS = 100  # of a session that others write to
 
 
 class Counts(msgspec.Struct):
@@ -290,11 +291,15 @@ def read_store(
 
 
 def read_session(service: SessionService, key: SessionKey) -> Archived | None:
-    """A session as it is at one time; None if there is none (any more)."""
+    """A session as it is at one time; None if there is none (any more).
+
+    If others write to it each time that it is read, events and state may be of different times.
+    """
+    ids = msgspec.structs.asdict(key)
+    session = service.get_session(**ids, event_num=0)
+    number = 0
     while True:
-        session = service.get_session(
-            app_name=key.app_name, user_id=key.user_id, session_id=key.session_id, event_num=0
-        )
+        number += 1
         if session is None:
             return None
         messages: list[msgspec.Raw] = []
@@ -308,8 +313,11 @@ def read_session(service: SessionService, key: SessionKey) -> Archived | None:
                 after = page.last
         except SessionNotFound:
             return None
-        if len(messages) != session.event_count:
-            continue  # others have written meanwhile
+        later = service.get_session(**ids, event_num=0)
+        is_last = number >= _READS and len(messages) == session.event_count
+        if (later is None or later.version != session.version) and not is_last:
+            session = later  # others have written meanwhile
+            continue
         own = {
             name: value
             for name, value in session.state.items()
@@ -349,7 +357,7 @@ def write(
         verifies: read back what was written, and count a difference as a conflict.
     """
     if not archived.session_id:
-        _write_tier(service, archived)
+        _write_tier(service, archived, replaces)
         return "written"
     key = SessionKey(archived.app_name, archived.user_id, archived.session_id)
     status = _write_session(service, key, archived, replaces)
@@ -402,11 +410,14 @@ def _is_same(stored: Archived, wanted: Archived) -> bool:
     )
 
 
-def _write_tier(service: SessionService, archived: Archived) -> None:
+def _write_tier(service: SessionService, archived: Archived, replaces: bool) -> None:
+    """Store state of a user or an application. Without `replaces`, keys that exist stay."""
+    state, if_absent = archived.all_state(), not replaces
     if archived.user_id:
-        service.update_user_state(archived.app_name, archived.user_id, archived.all_state())
+        user_id = archived.user_id
+        service.update_user_state(archived.app_name, user_id, state, if_absent=if_absent)
     else:
-        service.update_app_state(archived.app_name, archived.all_state())
+        service.update_app_state(archived.app_name, state, if_absent=if_absent)
 
 
 def _users(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 from support.servers import Server
 
-from sessionstore import Event, SessionKey
+from sessionstore import Event, SessionKey, sync
 from sessionstore.cli import command_line
+from sessionstore.cli.transfer import read_session
 from sessionstore.sync import RedisSessionService
 
 RECORDING = Path(__file__).parents[2] / "../shared/data/airline.jsonl"
@@ -164,6 +166,22 @@ def test_an_import_leaves_a_session_alone_that_differs(
     assert page.events[-1].content == "new"
 
 
+def test_an_import_leaves_state_alone_that_was_changed_since(
+    server: Server, service: RedisSessionService, tmp_path: Path
+) -> None:
+    fill(service)
+    file = tmp_path / "file"
+    run(server, "export", "--output", str(file))
+    service.update_user_state("shop", "ann", {"lang": "fr"})
+    service.update_app_state("shop", {"plan": "new"})
+    service.delete_user_state("shop", "only state", "k")
+    run(server, "import", str(file), "--codec", "msgpack")
+    assert service.get_user_state("shop", "ann") == {"lang": "fr"}
+    assert service.get_app_state("shop") == {"plan": "new"}
+    assert service.get_user_state("shop", "only state") == {"k": 1}
+    limit_tiers(server)
+
+
 def test_a_line_that_is_not_valid_is_named(server: Server, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text('{"app_name": "a", "user_id": "u", "session_id": "s"}\n{"app_name": 1}\n')
@@ -224,3 +242,31 @@ def test_a_store_is_not_copied_to_itself(server: Server, service: RedisSessionSe
     result = run(server, "copy", server.url, exit_code=2)
     assert "TARGET is the store of --url" in result.stderr
     limit_tiers(server)
+
+
+def test_events_and_state_of_an_export_are_of_the_same_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = SessionKey("shop", "ann", "busy")
+    with sync.InMemorySessionService(session_event_limit=3) as service:
+        service.create_session(app_name="shop", user_id="ann", session_id="busy")
+        numbers = itertools.count()
+
+        def append() -> None:
+            number = next(numbers)
+            service.append_event(key, Event("user", number, state_delta={"n": number}))
+
+        for _ in range(3):
+            append()
+        read_events = service.get_events
+
+        def read_late(*args: Any, **options: Any) -> Any:
+            if next(late, False):
+                append()
+            return read_events(*args, **options)
+
+        late = iter([True, True])
+        monkeypatch.setattr(service, "get_events", read_late)
+        archived = read_session(service, key)
+        assert archived is not None
+        assert archived.all_state()["n"] == archived.events()[0][-1].content == 4
