@@ -31,8 +31,8 @@ LEASE_S = 30.0
 READ_S = 1.0
 """Seconds between reads of a header without a message, while up to 1,000 sessions are watched."""
 
-_SESSIONS_PER_READ_S = 1000  # with more sessions, each is looked at less often
-_FIRST_POLL_S = 0.05  # where no message can come: between looks, doubled up to READ_S
+_SESSIONS_PER_READ_S = 1000  # with more sessions, each header is read less often
+_FIRST_POLL_S = 0.05  # without messages: between reads, doubled up to READ_S
 _KEPT_ITEMS = 256  # of a session, for watchers that are a little behind
 _CLOSED = "the session service is closed"
 

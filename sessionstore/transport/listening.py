@@ -1,7 +1,7 @@
 """Receives the messages of scripts, for asyncio. All channels share one connection to each node.
 
 Channels are sharded: a message stays on the node that has the channel's slot. A message only wakes
-somebody up, so it may be lost; what matters is that a channel is subscribed to again soon.
+up a watcher, so it may be lost. After a failure a channel is subscribed to again soon.
 """
 
 from __future__ import annotations
