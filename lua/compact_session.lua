@@ -1,5 +1,5 @@
 #!lua
--- compact_session: store a summary of the oldest events of a session. They stay, or are removed.
+-- compact_session: store a summary of the oldest events of a session. With drop, remove the events.
 --
 -- KEYS[1] session  session:{app:user}:sid  hash   must exist
 -- KEYS[2] events   events:{app:user}:sid   zset

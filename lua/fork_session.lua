@@ -1,6 +1,6 @@
 #!lua
--- fork_session: copy a session of a user, without its newest events, to a new one. Its summary is
--- copied if all events up to there are.
+-- fork_session: copy a session of a user to a new one, with its events up to a position. The
+-- summary is copied if the copy has all events that it covers.
 --
 -- KEYS[1] session      session:{app:user}:sid  hash   must exist
 -- KEYS[2] events       events:{app:user}:sid   zset

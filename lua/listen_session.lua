@@ -5,7 +5,7 @@
 -- KEYS[1] session  session:{app:user}:sid  hash   must exist
 -- KEYS[2] events   events:{app:user}:sid   zset   only its type is checked
 --
--- ARGV[1] lease_ms  int  how long, unless an earlier call has asked for longer; "0" = publish
+-- ARGV[1] lease_ms  int  how long, unless an earlier call requested a longer time; "0" = publish
 --                        nothing, but remember changes of old events from now on
 --
 -- REPLY OK version created_us last_us changes   the header fields; changes: "" = none

@@ -6,7 +6,7 @@
 -- KEYS[3] index    sessions:{app:user}           zset
 -- KEYS[4] staged   events:{app:user}:sid:staged  zset   the first events, if stage_events kept some
 -- KEYS[5] user     userdata:{app:user}           hash   only its type is checked
--- KEYS[6] app      appdata:{app}                 hash   optional; likewise
+-- KEYS[6] app      appdata:{app}                 hash   optional; only its type is checked
 --
 -- ARGV[1] session_id   bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration; "0" = never expires

@@ -90,12 +90,12 @@ class Compactor:
     async def compact(self, session: Session | SessionKey) -> Summary | None:
         """The new summary of a session, or None if no summary was stored.
 
-        That is so if there is nothing to do, if another caller, in any process, is compacting the
-        session, or if an event was replaced or deleted while the summary was made.
+        No summary is stored if there is nothing to do, if another caller in any process is
+        compacting the session, or if an event was replaced or deleted while the summary was made.
 
         At most `events_limit` events are covered. To cover a long backlog, call this until it
-        returns None. At once in memory are `events_limit` events, or one turn if it is longer, the
-        events that `trigger` and `keep` have, and a page of 1,024.
+        returns None. Memory holds at most `events_limit` events (or one turn if it is longer), the
+        events that fit `trigger` and `keep`, and a page of 1,024.
 
         Args:
             session: the session; a Session object gets the new summary and version.
@@ -104,8 +104,8 @@ class Compactor:
             The summary, or None.
 
         Raises:
-            InvalidArgument: the summary is empty or cannot be stored; or a turn that it covers went
-                on meanwhile, or the last event that it covers was removed.
+            InvalidArgument: the summary is empty or cannot be stored; or a turn that it covers
+                got more events meanwhile, or the last event that it covers was removed.
             LimitExceeded: the summary is larger, as JSON, than the events and the summary that it
                 covers, or larger than `summary_size_limit`.
             SessionNotFound: there is no such session.

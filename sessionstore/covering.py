@@ -1,4 +1,4 @@
-"""Flows that find out which events of a session a summary should cover next."""
+"""Flows that find the events that the next summary of a session should cover."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def check_content(content: Any, part: Part) -> None:
 
 
 def on_primary(flow: Flow[R]) -> Flow[R]:
-    """The same flow, but no replica answers its reads: it may not have the last summary yet."""
+    """The same flow, reading from the primary: a replica may not have the last summary yet."""
     try:
         step = next(flow)
         while True:
@@ -206,7 +206,7 @@ def _read_before(
 def _related(
     events: Sequence[Event], later: Sequence[Event], rules: Window, *, is_first: bool
 ) -> list[Event]:
-    """Of later events those of the same invocations or calls. The first one, too, if `is_first`."""
+    """The later events of the same invocations or calls; with `is_first` also the first one."""
     if not later:
         return []
     invocations = {event.invocation_id for event in events} - {""}

@@ -243,7 +243,7 @@ def _swap(
 
 
 def _read_event(ops: Ops, session: Session | SessionKey, position: int) -> Flow[bytes | None]:
-    """The stored bytes at a position; None if no event stands there."""
+    """The stored bytes at a position; None if there is no event."""
     check_int("position", position, low=0)
     data: bytes | None = yield ops_history.read_event(ops, session_key(session), position)
     return data

@@ -32,7 +32,7 @@ _is_cursor = re.compile(r"(\d{16})-(\d{16})-(\d{16})(?:-(\d{16}))?", re.ASCII).f
 
 
 class Place(NamedTuple):
-    """Where a watcher stands.
+    """How far a watcher has read.
 
     Attributes:
         created_us: when its session was created; 0 = whatever session is there.
@@ -94,7 +94,7 @@ class News(msgspec.Struct, frozen=True):
     end: Literal["deleted", "recreated"] | None = None
 
     def seen_from(self, place: Place) -> list[Watched]:
-        """The items that are new at a place."""
+        """The items that are new after a place."""
         return [item for after, item in self.items if _is_new(item, after, place)]
 
 
@@ -110,7 +110,7 @@ def _is_new(item: Watched, after: Place, place: Place) -> bool:
 def start(
     ops: Ops, session: Session | SessionKey, after: str | int | None, partial: bool
 ) -> tuple[SessionKey, Place]:
-    """The session to watch, and the place where to begin.
+    """The session to watch, and the place where the watcher begins.
 
     Raises:
         InvalidArgument: an argument is not valid.
@@ -195,7 +195,7 @@ def _not_obsolete(ops: Ops, key: SessionKey, position: int, read: LogRead) -> Fl
 def _read_change(
     ops: Ops, key: SessionKey, place: Place, change: Change
 ) -> Flow[list[tuple[Place, Watched]]]:
-    """What stands in a part of the log that was changed. A large part is several items."""
+    """The events that a changed part of the log now holds. A large part becomes several items."""
     items: list[tuple[Place, Watched]] = []
     first = change.first
     while True:
@@ -217,7 +217,7 @@ def _read_change(
 
 
 def _changes_since(head: Head, place: Place) -> list[Change]:
-    """The changes that a watcher was not shown."""
+    """The changes that the watcher has not received."""
     return [change for change in head.changes if change.version > place.change]
 
 

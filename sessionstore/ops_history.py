@@ -78,7 +78,7 @@ class Compacted(NamedTuple):
 def read_around(
     ops: Ops, key: SessionKey, position: int
 ) -> Call[tuple[list[Event], list[Event], bool]]:
-    """Read events up to a position and after it, and whether one stands there."""
+    """Read events up to a position and after it, and whether one is at the position."""
     keys = ops.options.keys.session(*ids_of(key))
     check_int("upto", position, low=0)
     limit = ("LIMIT", 0, EVENTS_AROUND)
@@ -112,7 +112,7 @@ def compact_session(
     created_us: bytes,
     lease_name: LeaseName = "turn",
 ) -> Call[Compacted | None]:
-    """Store a summary of the events up to a position. None: no event stands there."""
+    """Store a summary of the events up to a position. None: there is no event at the position."""
 
     def decode(replies: list[Any]) -> Compacted | None:
         reply = replies[0]

@@ -44,7 +44,7 @@ def restore_session(
     forked_from: str | None,
     summary: Summary | None = None,
 ) -> Flow[Session]:
-    """Create a session. All is checked before anything is sent."""
+    """Create a session. All arguments are checked before anything is sent."""
     header = _header(ops, created_at, updated_at, event_limit, forked_from, summary)
     change = session_tier(ops, state)
     rows = list(_rows(ops, events, positions))
@@ -177,7 +177,7 @@ def _sorted_pairs(flat: Sequence[bytes]) -> list[bytes]:
 
 
 def _digest(head: Sequence[bytes], rows: Sequence[_Row]) -> str:
-    """What names the content of a session: 32 hexadecimal digits."""
+    """A digest of the content of a session: 32 hexadecimal digits."""
     digest = blake2b(digest_size=16)
     for part in head:
         digest.update(b"%d:%b" % (len(part), part))

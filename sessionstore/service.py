@@ -701,8 +701,8 @@ class SessionService:
         Args:
             session: the session, or its key. A Session is updated too.
             position: where the event stands, as `EventPage.positions` has it.
-            event: the event that stands there now.
-            new: the event that stands there from now on.
+            event: the stored event at the position.
+            new: the event that replaces it.
             if_version: replace only if the session has this version.
             turn: replace only if the caller holds this turn. Not together with `if_version`.
 
@@ -741,7 +741,7 @@ class SessionService:
         Args:
             session: the session, or its key. A Session is updated too.
             position: where the event stands, as `EventPage.positions` has it.
-            event: the event that stands there.
+            event: the stored event at the position.
             if_version: delete only if the session has this version.
             turn: delete only if the caller holds this turn. Not together with `if_version`.
 
@@ -780,12 +780,12 @@ class SessionService:
     ) -> Session:
         """A session with the events, positions and times that it had elsewhere, for imports.
 
-        It exists when all of it is stored, and not before. So calling it again with the same
-        arguments is safe at any time: it continues where a call was interrupted, and if the session
-        exists already, it changes nothing, not even after others have written to the session.
+        The session exists only when all of it is stored. So calling this again with the same
+        arguments is safe at any time. It continues where a call was interrupted. If the session
+        already exists, it changes nothing, also if others have written to the session.
 
         State of the user and of the application is not part of a session: see `update_user_state`
-        and `update_app_state`. Turns are not restored. The session's TTL begins anew.
+        and `update_app_state`. Turns are not restored. The session's TTL starts again.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
@@ -803,8 +803,8 @@ class SessionService:
                 `session_event_limit` of the service if it has one, or else 1,000, or as many as
                 there are if that is more. Nothing is removed before the next append.
             forked_from: the id of the session that it is a copy of.
-            summary: what stands for the events up to `summary.upto`. How many of these the log
-                holds is counted anew. Rewinding behind it is refused later, because events that it
+            summary: the summary of the events up to `summary.upto`. How many of these the log
+                holds is counted again. Rewinding behind it is refused later, because events that it
                 covers may be gone.
 
         Returns:

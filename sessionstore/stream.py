@@ -86,7 +86,8 @@ def store_fragments(
 def decode_stream(stored: list[Any], created_us: bytes, first: int) -> list[Fragment]:
     """The fragments from a sequence on, in the reply to a ZRANGE of a stream.
 
-    They are of the session that was created then: an earlier one may have had the same name.
+    Only those of the session with this creation time: an earlier one may have had the same
+    name.
     ValueError if an entry is not valid.
     """
     fragments: list[Fragment] = []

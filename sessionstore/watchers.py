@@ -26,13 +26,13 @@ from .ops import Ops, ids_of
 from .ops_watch import Head, listen_session, read_head
 
 LEASE_S = 30.0
-"""How long writes to a session publish after a watcher has asked for it."""
+"""How long writes to a session publish messages after a watcher has requested it."""
 
 READ_S = 1.0
-"""How often a session is looked at without a message, if this process watches up to 1,000."""
+"""Seconds between reads of a header without a message, while up to 1,000 sessions are watched."""
 
-_SESSIONS_PER_READ_S = 1000  # with more sessions, each is looked at less often
-_FIRST_POLL_S = 0.05  # where no message can come: between looks, doubled up to READ_S
+_SESSIONS_PER_READ_S = 1000  # with more sessions, each header is read less often
+_FIRST_POLL_S = 0.05  # without messages: between reads, doubled up to READ_S
 _KEPT_ITEMS = 256  # of a session, for watchers that are a little behind
 _CLOSED = "the session service is closed"
 
@@ -120,7 +120,7 @@ class Watchers:
                 del sessions[key]
 
     def releases(self, key: SessionKey) -> Releases:
-        """What tells a run that waits for the turn of a session when to ask for it."""
+        """A signal for a run that waits for the turn of a session: when to try to acquire it."""
         return Releases(self._ops, self._run, self._listen, key)
 
     async def aclose(self) -> None:
@@ -139,7 +139,7 @@ class Watchers:
 
 
 class _Shared:
-    """What the watchers of a session share: a task that follows the log, and what it read last."""
+    """Shared by the watchers of a session: a task that follows the log, and its last read."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class _Shared:
 
     @property
     def is_over(self) -> bool:
-        """Whether it follows the log no longer."""
+        """Whether the task has stopped following the log."""
         return self._has_ended or self.failure is not None or self._task.done()
 
     def news_at(self, place: Place) -> News | None:
@@ -355,7 +355,7 @@ class _Shared:
 
 
 class Releases:
-    """Tells a run that waits for the turn of a session when to ask for it. To be closed.
+    """Wakes up a run that waits for the turn of a session. Close it after use.
 
     Args:
         ops: builds the Calls.
@@ -398,7 +398,7 @@ class Releases:
         self._may_be_free.clear()
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         if self._stop is not None:
             self._stop()
 

@@ -31,8 +31,8 @@ _PAGE = 100  # events of one read
 class StoredEventStore(EventStore):
     """The messages of one MCP session, as events of one session; TTL and limit are the service's.
 
-    The SDK numbers streams anew in each MCP session, so each needs an event store of its own:
-    `StoredSessionManager` makes them.
+    The SDK starts numbering streams again in each MCP session, so each needs its own
+    event store: `StoredSessionManager` makes them.
 
     Args:
         session_id: the MCP session, 1 to 256 bytes of UTF-8.

@@ -41,7 +41,7 @@ class StoredSession:
     """A conversation of the OpenAI Agents SDK: `Runner.run(agent, "Hi", session=...)`.
 
     Satisfies the SDK's `Session` protocol. Every item is one event; the session is created by the
-    first item. TTL and event limit are the service's. May be made anew for every run.
+    first item. TTL and event limit are the service's. You may create one for every run.
 
     Args:
         session_id: the conversation, 1 to 256 bytes of UTF-8.

@@ -177,7 +177,7 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
     async def update_session(self, session: Session) -> None:
         """Store what was changed in a Session object: its events, its state, its count.
 
-        Changes are told by what this service gave. What others have written since stays.
+        Changes are found by comparing with what this service returned. Later writes of others stay.
 
         Args:
             session: as this service gave it, changed. Of a Session that was made anew, what is gone

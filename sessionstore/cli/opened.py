@@ -29,10 +29,9 @@ def store_options(command: F) -> F:
     @click.option(
         "--url",
         envvar="SESSIONSTORE_URL",
-        required=True,
         metavar="URL",
         help="A running server: redis://, rediss://, unix://, redis+cluster://host:port,... or"
-        " redis+sentinel://host:port,.../master.  [env: SESSIONSTORE_URL]",
+        " redis+sentinel://host:port,.../master.  [required; env: SESSIONSTORE_URL]",
     )
     @click.option("--key-prefix", default="", metavar="TEXT", help="The prefix of all keys.")
     @click.option(
@@ -44,7 +43,9 @@ def store_options(command: F) -> F:
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
     @wraps(command)
-    def with_service(*, url: str, as_json: bool, **values: Any) -> Any:
+    def with_service(*, url: str | None, as_json: bool, **values: Any) -> Any:
+        if not url:
+            raise click.UsageError("Name the server: pass --url, or set SESSIONSTORE_URL.")
         options = {name: values.pop(name) for name in ("key_prefix", "partition_by")}
         for name, option in (("ttl", "session_ttl"), ("codec", "codec")):
             if name in values:

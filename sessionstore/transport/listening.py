@@ -1,7 +1,7 @@
-"""Receives what scripts publish, for asyncio: one connection to each node, shared by all channels.
+"""Receives the messages of scripts, for asyncio. All channels share one connection to each node.
 
 Channels are sharded: a message stays on the node that has the channel's slot. A message only wakes
-somebody up, so it may be lost; what matters is that a channel is subscribed to again soon.
+up a watcher, so it may be lost. After a failure a channel is subscribed to again soon.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _FIRST_DELAY_S = 0.02  # before another attempt to connect or subscribe
 _LONGEST_DELAY_S = 1.0
 
 _SUBSCRIBE, _UNSUBSCRIBE = b"SSUBSCRIBE", b"SUNSUBSCRIBE"
-# Unsubscribing from it asks for a sign of life. PING would need a further right.
+# Unsubscribing from this channel tests the connection. PING would need another permission.
 _NO_CHANNEL = b"none"
 
 
 class ChannelConnection(SharedConnection):
-    """A connection that only receives messages. `owner` is told what happens."""
+    """A connection that only receives messages. It calls `owner` on every event."""
 
     def __init__(self, deployment: Deployment, node: Node, timeout_s: float, owner: Any) -> None:
         super().__init__(deployment.address_of(node), timeout_s, lambda: 0, ReplySizes())
@@ -56,7 +56,7 @@ class ChannelConnection(SharedConnection):
         self._out.append(pack_command((verb, channel)))
 
     def check(self, now: float) -> None:
-        """Ask for a sign of life; close the connection if the server does not answer."""
+        """Test the connection; close it if the server does not answer."""
         if self._asked and now - max(self._active_at, self._asked[0][2]) > _SILENCE_S:
             self.close("no answer in time", timed_out=True)
         elif self.is_open and not self._asked and now - self._active_at > _CHECK_S / 2:
@@ -95,14 +95,14 @@ class ChannelConnection(SharedConnection):
 
 
 class _Channel:
-    """A channel, and those who listen to it."""
+    """A channel and its listeners."""
 
     def __init__(self) -> None:
         self.listeners: list[Callable[[Signal], None]] = []
         self.connection: ChannelConnection | None = None  # None: it has to be subscribed to
 
     def notify(self, signal: Signal) -> None:
-        """Tell all of them."""
+        """Call all listeners."""
         for notify in list(self.listeners):
             notify(signal)
 
@@ -241,13 +241,13 @@ class Listener:
     # -- what connections report ---------------------------------------------------------------
 
     def received(self, channel: bytes, message: bytes) -> None:
-        """A message has come."""
+        """A message was received."""
         entry = self._channels.get(channel)
         if entry is not None:
             entry.notify(signal_of(message))
 
     def confirmed(self, connection: ChannelConnection, channel: bytes) -> None:
-        """Messages of a channel are received from now on."""
+        """The node has confirmed a subscription."""
         entry = self._channels.get(channel)
         if entry is not None and entry.connection is connection:
             entry.notify("listening")
@@ -260,7 +260,7 @@ class Listener:
             self._lose(channel, entry)
 
     def refused(self, connection: ChannelConnection, channel: bytes, failure: ErrorReply) -> None:
-        """The node did not subscribe to a channel."""
+        """The node refused a subscription."""
         entry = self._channels.get(channel)
         if entry is None or entry.connection is not connection:
             return
@@ -302,16 +302,16 @@ class Listener:
     # -- the end -------------------------------------------------------------------------------
 
     def connections(self) -> list[ChannelConnection]:
-        """Those that may still have a socket."""
+        """The connections whose socket may still be open."""
         return [*self._by_node.values(), *self._closing]
 
     def close(self) -> None:
-        """Close all connections. Channels hear nothing any more."""
+        """Close all connections. Channels receive no more messages."""
         for connection in list(self._by_node.values()):
             connection.close("nobody listens", is_intended=True)
 
     async def aclose(self) -> None:
-        """Close, and wait until it is done."""
+        """Close all connections, and wait until they are closed."""
         self._is_closed = True
         self._channels.clear()
         if self._task is not None:

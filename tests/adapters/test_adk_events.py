@@ -348,7 +348,7 @@ class Numbers(Number, Enum):
     ONE = 1
 
 
-async def test_what_is_odd_is_stored_as_adk_writes_it(
+async def test_unusual_values_are_stored_as_adk_writes_them(
     sessions: AdkSessionService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Counted, "made", 0)

@@ -67,7 +67,7 @@ def test_what_contains_no_set_is_not_copied(value: Any) -> None:
     assert with_sorted_sets(value) is value
 
 
-def test_a_fault_is_found_in_whatever_holds_it() -> None:
+def test_an_invalid_value_is_found_in_any_container() -> None:
     odd = object()
     for value, path in (
         ({"a": [1, {"b": odd}]}, "x['a'][1]['b']"),

@@ -287,7 +287,7 @@ async def test_state_is_patched_without_the_events(sessions: Any) -> None:
     assert texts(found) == ["kept"]
 
 
-async def test_calls_without_an_answer_are_taken_back(sessions: Any) -> None:
+async def test_calls_without_a_result_are_removed(sessions: Any) -> None:
     # As the framework's Runner does when a run is cancelled.
     session = await sessions.create_session(**IDS)
     for name in ("answered", "cut off"):
@@ -372,7 +372,7 @@ async def test_a_manager_is_set_once_unless_forced(open_service: Open) -> None:
     assert without.summarizer_manager is first
 
 
-async def test_a_summary_takes_the_place_of_what_it_tells(open_service: Open) -> None:
+async def test_a_summary_replaces_the_events_that_it_summarizes(open_service: Open) -> None:
     manager = summarizing()
     sessions = open_service(manager)
     session = await sessions.create_session(**IDS)
@@ -414,7 +414,7 @@ async def test_without_history_replaced_events_are_gone(open_service: Open) -> N
     assert found.historical_events == []
 
 
-async def test_too_little_to_summarize_changes_nothing(open_service: Open) -> None:
+async def test_a_short_history_is_not_summarized(open_service: Open) -> None:
     checks = [set_summarizer_conversation_threshold(3)]
     manager = summarizing(check_summarizer_functions=checks)
     sessions = open_service(manager)
@@ -471,7 +471,7 @@ async def test_creating_a_session_again_replaces_it_only_in_theirs(open_service:
     assert (await read(sessions)).state == again.state
 
 
-async def test_a_limit_of_events_is_that_of_a_reader(open_service: Open) -> None:
+async def test_each_reader_applies_its_own_event_limit(open_service: Open) -> None:
     sessions = open_service(max_events=2)
     session = await sessions.create_session(**IDS)
     for number in range(6):

@@ -106,7 +106,7 @@ async def test_a_summary_takes_the_place_of_events(sessions: TrpcSessionService)
     assert texts(found.historical_events) == ["0", "1", "2", "3", "sum", "4", "5"]
 
 
-async def test_events_and_state_may_be_changed_anyhow(sessions: TrpcSessionService) -> None:
+async def test_events_and_state_can_be_changed_freely(sessions: TrpcSessionService) -> None:
     session = await filled(sessions, 4)
     await sessions.append_event(session, changed(a=[1], b=1, user__c=1, app__d=1))
     session.events[1].content.parts = [Part(text="changed", inline_data=None)]
@@ -128,7 +128,7 @@ async def test_events_and_state_may_be_changed_anyhow(sessions: TrpcSessionServi
     assert (await sessions.create_session(**OWNER)).state == {"user:c": 2, "app:d": 1}
 
 
-async def test_nothing_changed_is_nothing_written(sessions: TrpcSessionService) -> None:
+async def test_an_update_without_changes_writes_nothing(sessions: TrpcSessionService) -> None:
     session = await filled(sessions, 3)
     session.compact_events(summary("sum"), session.events[0].id, compaction_id="c")
     await sessions.update_session(session)
@@ -282,7 +282,7 @@ async def test_an_event_that_is_gone_is_not_historical(make: Make) -> None:
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
-async def test_a_changed_event_may_have_whatever_an_event_may_have(make: Make, codec: str) -> None:
+async def test_a_changed_event_may_have_any_valid_content(make: Make, codec: str) -> None:
     sessions = make(codec=codec)
     session = await sessions.create_session(**IDS)
     odd = {"big": 1 << 90, "$": {"$": "bytes", "value": "no"}}
@@ -331,7 +331,7 @@ async def test_events_that_are_rewound_are_not_shown(make: Make) -> None:
     assert texts((await read(sessions)).events) == ["sum", "3", "4", "next"]
 
 
-async def test_what_a_summary_replaced_stays_away_if_its_end_is_deleted(make: Make) -> None:
+async def test_replaced_events_stay_hidden_if_the_last_one_is_deleted(make: Make) -> None:
     sessions, key = make(), SessionKey(**IDS)
     session = await sessions.create_session(**IDS)
     for text in range(4):

@@ -119,7 +119,7 @@ async def test_a_summary_of_events_that_are_gone_is_restored(service: Any) -> No
         await service.restore_session(**NEW_IDS, summary=replace(summary, content="other"))
 
 
-async def test_the_session_goes_on_where_it_was(service: Any) -> None:
+async def test_appends_continue_after_the_restored_events(service: Any) -> None:
     restored = await service.restore_session(
         **IDS, events=numbered(1, 2), positions=[5, 2**51], state={"a": 1}
     )
@@ -162,7 +162,7 @@ async def test_positions_come_from_timestamps(service: Any) -> None:
     assert (await service.get_events(NEW)).positions == [1]
 
 
-async def test_a_long_log_is_seen_when_it_is_whole(make_service: ServiceFactory) -> None:
+async def test_a_long_log_is_visible_only_when_it_is_complete(make_service: ServiceFactory) -> None:
     service = make_service(session_event_limit=None)
     await create(service)
     await append_many(service, KEY, numbered(*range(1700)))

@@ -91,7 +91,7 @@ async def test_without_stream_ttl_nothing_is_kept(make_service: ServiceFactory) 
     assert await kept(service) == []
 
 
-async def test_among_complete_events_partial_events_are_not_kept(service: Any) -> None:
+async def test_append_events_does_not_keep_partial_events(service: Any) -> None:
     session = await create(service)
     await service.append_events(session, [fragment(1), complete(2), fragment(3)])
     assert await kept(service) == []

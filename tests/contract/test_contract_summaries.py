@@ -142,7 +142,7 @@ async def test_a_summary_is_any_value(make_service: ServiceFactory, codec: str) 
         assert listed.summary == kept
 
 
-async def test_events_after_a_summary_are_appended_as_ever(service: Any) -> None:
+async def test_events_after_a_summary_are_appended_as_usual(service: Any) -> None:
     session, positions = await filled(service)
     await service.compact_session(session, upto=positions[5], summary="s")
     again = session.events[0]

@@ -351,7 +351,7 @@ async def test_dropped_events_are_missed_also_if_nobody_watched_before(service: 
         await watch_all(service, whole.key, after=positions[0])
 
 
-async def test_a_log_that_was_emptied_is_not_a_trimmed_one(make_service: ServiceFactory) -> None:
+async def test_clearing_a_log_does_not_count_as_trimming(make_service: ServiceFactory) -> None:
     service = make_service(session_event_limit=3)
     await filled(service, 3)
     *_, last = await watch_first(service, KEY, 3)
@@ -374,7 +374,9 @@ async def test_a_session_that_keeps_one_event_can_be_followed(make_service: Serv
             await service.append_event(KEY, Event("user", number + 1))
 
 
-async def test_events_that_come_and_go_unseen_are_not_trimmed_ones(service: Any) -> None:
+async def test_events_removed_before_a_watcher_saw_them_do_not_count_as_trimmed(
+    service: Any,
+) -> None:
     await create(service)
     async with watching(service) as items:
         await service.append_event(KEY, Event("user", "unsaid"))

@@ -231,7 +231,7 @@ async def test_the_rights_of_the_readme_are_enough_to_be_woken_up(server: Server
         command("ACL", "LOG", "RESET")
 
 
-async def test_a_slow_watcher_and_a_cancelled_one_harm_nobody(server: Server) -> None:
+async def test_a_slow_or_cancelled_watcher_does_not_affect_others(server: Server) -> None:
     async with make_service("async", server.url) as service:
         await create(service)
         go_on = asyncio.Event()

@@ -238,3 +238,9 @@ def test_content_of_frameworks_is_shown_as_text_and_tool_calls(
     content: Any, pieces: list[Piece]
 ) -> None:
     assert pieces_of(content) == pieces
+
+
+def test_a_command_without_a_url_names_both_ways_to_pass_it() -> None:
+    result = CliRunner().invoke(command_line(), ["ls"], env={"SESSIONSTORE_URL": None})
+    assert result.exit_code == 2
+    assert "pass --url, or set SESSIONSTORE_URL" in result.stderr

@@ -15,7 +15,7 @@ from ...keys import StoredKey
 from ...model import SessionKey
 from ...ops import ids_of
 from ...sync import SessionService
-from ..opened import show_bytes
+from ..opened import counted, show_bytes
 from .finding import Finding, error, ok, warning
 
 _EVENTS_PER_SESSION = 100  # newest events that are decoded
@@ -63,7 +63,7 @@ def look_at(service: SessionService, keys: Iterable[StoredKey], limit: int | Non
 
 def findings_of(damage: Damage) -> Iterator[Finding]:
     """What an operator should know of it."""
-    yield ok("sessions", f"{damage.num_sessions:,} checked")
+    yield ok("sessions", f"{counted(damage.num_sessions, 'session')} checked")
     for check, found, why, fix in (
         (
             "missing events",
