@@ -60,6 +60,7 @@ class SharedConnection(asyncio.Protocol):
         self.is_open = False
         self.created_at = time.monotonic()
         self._is_retired = False
+        self._must_close = False
         self._address = address
         self._timeout_s = timeout_s
         self._count_calls = count_calls
@@ -91,6 +92,9 @@ class SharedConnection(asyncio.Protocol):
         self._transport, unread = await open_async(
             self._connection, self, deadline, self._address.greeting
         )
+        if self._must_close:  # connecting may succeed although it was cancelled
+            self._transport.abort()
+            return
         self.is_open = True
         self._active_at = time.monotonic()
         if unread:
@@ -307,6 +311,7 @@ class SharedConnection(asyncio.Protocol):
 
     def close(self, reason: str, *, timed_out: bool = False, is_intended: bool = False) -> None:
         """Close at once; calls that wait fail with ConnectionLost."""
+        self._must_close = True
         self._opening.cancel()
         self._fail(reason, timed_out=timed_out, is_intended=is_intended)
         if self._transport is not None:
@@ -341,6 +346,7 @@ class SharedConnection(asyncio.Protocol):
 
     async def wait_until_closed(self) -> None:
         """Wait until the socket is closed."""
+        await asyncio.wait([self._opening])
         if self._transport is not None:
             await self._closed
 
