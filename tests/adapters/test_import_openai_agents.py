@@ -47,9 +47,9 @@ async def test_stored_session_reads_what_was_imported(server: Server, tmp_path: 
         written.close()
     assert run(server, path, "--verify") == (
         0,
-        "2 sessions written, 0 were there already.\n",  # without items there is no session
+        "2 sessions written, 0 already stored.\n",  # without items there is no session
     )
-    assert run(server, path) == (0, "0 sessions written, 2 were there already.\n")
+    assert run(server, path) == (0, "0 sessions written, 2 already stored.\n")
     async with RedisSessionService(server.url, session_ttl=3600) as service:
         for name, items in ITEMS.items():
             written = agents.SQLiteSession(name, path)
