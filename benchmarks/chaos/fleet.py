@@ -19,7 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 import sessionstore.sync
-from sessionstore import BackendError, Event, SessionKey
+from sessionstore import BackendError, Event, NotReplicated, SessionKey
 
 CALM = "calm"
 """The name for the time between two faults."""
@@ -86,6 +86,7 @@ class _Agent:
     random: random.Random
     acknowledged: list[str] = field(default_factory=list)  # the fault during each append, by number
     app_number: int | None = None
+    num_unconfirmed: int = 0  # calls that ended with NotReplicated
 
 
 class Threads:
@@ -204,10 +205,14 @@ class Fleet:
         event = Event(
             agent.name, number, id=f"{agent.name}-{number}", state_delta=delta, metadata={"n": 1}
         )
+        num_unconfirmed = agent.num_unconfirmed
         await self._call_until_done(agent, agent.service.append_event, agent.key, event)
         agent.acknowledged.append(self._fault)
         if f"app:{agent.name}" in delta:
-            agent.app_number = number
+            # A repeat of a stored event does not write the app state again. So nothing is promised
+            # about app state that too few replicas confirmed.
+            is_confirmed = agent.num_unconfirmed == num_unconfirmed
+            agent.app_number = number if is_confirmed else None
 
     async def _read(self, agent: _Agent) -> None:
         key = agent.key
@@ -233,6 +238,7 @@ class Fleet:
                 return await call(*args, **options)
             except BackendError as problem:
                 error = problem
+                agent.num_unconfirmed += isinstance(problem, NotReplicated)
             finally:
                 # A call counts for a fault if it overlaps with it at all.
                 is_calm = is_calm and faults == self._faults
