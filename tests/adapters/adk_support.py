@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
 
+import pytest
+from adapters_support import making
 from google.adk.agents import LlmAgent, RunConfig
 from google.adk.events.event import Event
+from google.adk.events.event_actions import EventActions
 from google.adk.models.base_llm import BaseLlm
 from google.adk.models.llm_response import LlmResponse
 from google.adk.runners import Runner
@@ -15,6 +18,14 @@ from google.adk.sessions.base_session_service import GetSessionConfig
 from google.adk.sessions.session import Session
 from google.adk.tools.tool_context import ToolContext
 from google.genai import types
+
+from sessionstore.adapters.adk import AdkSessionService
+
+if TYPE_CHECKING:  # the commands of long use run without the folder tests/ on their path
+    from support.servers import Server
+
+Make = Callable[..., AdkSessionService]
+"""Makes adapters: the fixture `make`."""
 
 OWNER: dict[str, Any] = {"app_name": "app", "user_id": "user"}
 IDS: dict[str, Any] = {**OWNER, "session_id": "sid"}
@@ -35,6 +46,25 @@ def texts(session: Session | None) -> list[str]:
         parts = (event.content and event.content.parts) or []
         found += [part.text or ("call" if part.function_call else "result") for part in parts]
     return found
+
+
+@pytest.fixture
+async def make(place: Server | None) -> AsyncIterator[Make]:
+    """Makes adapters with services of their own; in memory they share the first one's."""
+    async with making(AdkSessionService, place) as make:
+        yield make
+
+
+@pytest.fixture
+def sessions(make: Make) -> AdkSessionService:
+    """An adapter with default options but for a TTL in every tier."""
+    return make()
+
+
+def changed(**delta: Any) -> Event:
+    """An event with a state delta; `__` in a key stands for its colon."""
+    delta = {key.replace("__", ":"): value for key, value in delta.items()}
+    return Event(author="agent", actions=EventActions(state_delta=delta))
 
 
 class ToolUser(BaseLlm):

@@ -8,11 +8,10 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from adapters_support import making, needs, run_example
+from adapters_support import needs, run_example
 from support.servers import Server
 
 import sessionstore.sync
@@ -21,12 +20,13 @@ from sessionstore import Event as StoredEvent
 
 needs("google.adk", "adk")
 with warnings.catch_warnings(action="ignore"):  # of the framework
-    from adk_support import IDS, OWNER, said, texts
+    from adk_support import IDS, OWNER, Make, changed, said, texts
+    from adk_support import make as make
+    from adk_support import sessions as sessions
     from google.adk.agents import LlmAgent, RunConfig
     from google.adk.errors import StaleSessionError
     from google.adk.errors.already_exists_error import AlreadyExistsError
     from google.adk.errors.session_not_found_error import SessionNotFoundError
-    from google.adk.events.event import Event
     from google.adk.events.event_actions import EventActions
     from google.adk.models.base_llm import BaseLlm
     from google.adk.models.llm_response import LlmResponse
@@ -39,28 +39,7 @@ with warnings.catch_warnings(action="ignore"):  # of the framework
     from sessionstore.adapters.adk import AdkSessionService
 
 
-Make = Callable[..., AdkSessionService]
-
 pytestmark = pytest.mark.filterwarnings("ignore:.EXPERIMENTAL:UserWarning")  # older ADK says so
-
-
-@pytest.fixture
-async def make(place: Server | None) -> AsyncIterator[Make]:
-    """Makes adapters with services of their own; in memory they share the first one's."""
-    async with making(AdkSessionService, place) as make:
-        yield make
-
-
-@pytest.fixture
-def sessions(make: Make) -> AdkSessionService:
-    """An adapter with default options but for a TTL in every tier."""
-    return make()
-
-
-def changed(**delta: Any) -> Event:
-    """An event with a state delta; `__` in a key stands for its colon."""
-    delta = {key.replace("__", ":"): value for key, value in delta.items()}
-    return Event(author="agent", actions=EventActions(state_delta=delta))
 
 
 # -- sessions ----------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import math
 import random
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -17,15 +16,16 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from adapters_support import OLD, making, needs, outputs, write_golden
-from support.servers import Server
+from adapters_support import OLD, needs, outputs, write_golden
 
 from sessionstore import Event as StoredEvent
 from sessionstore import InvalidArgument, SessionKey
 
 needs("google.adk", "adk")
 with warnings.catch_warnings(action="ignore"):  # of the framework
-    from adk_support import IDS, OWNER, said
+    from adk_support import IDS, OWNER, Make, changed, said
+    from adk_support import make as make
+    from adk_support import sessions as sessions
     from google.adk.errors.session_not_found_error import SessionNotFoundError
     from google.adk.events.event import Event
     from google.adk.events.event_actions import EventActions
@@ -37,28 +37,7 @@ with warnings.catch_warnings(action="ignore"):  # of the framework
     from sessionstore.adapters.adk import AdkSessionService
 
 
-Make = Callable[..., AdkSessionService]
-
 pytestmark = pytest.mark.filterwarnings("ignore:.EXPERIMENTAL:UserWarning")  # older ADK says so
-
-
-@pytest.fixture
-async def make(place: Server | None) -> AsyncIterator[Make]:
-    """Makes adapters with services of their own; in memory they share the first one's."""
-    async with making(AdkSessionService, place) as make:
-        yield make
-
-
-@pytest.fixture
-def sessions(make: Make) -> AdkSessionService:
-    """An adapter with default options but for a TTL in every tier."""
-    return make()
-
-
-def changed(**delta: Any) -> Event:
-    """An event with a state delta; `__` in a key stands for its colon."""
-    delta = {key.replace("__", ":"): value for key, value in delta.items()}
-    return Event(author="agent", actions=EventActions(state_delta=delta))
 
 
 async def test_a_complete_event_is_read_as_it_was(sessions: AdkSessionService) -> None:

@@ -10,12 +10,11 @@ import subprocess
 import sys
 import urllib.request
 import warnings
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from adapters_support import making, needs
+from adapters_support import needs
 from support.servers import Server
 from support.waiting import wait_until
 
@@ -24,7 +23,8 @@ from sessionstore import InvalidArgument, SessionKey, TurnLost
 
 needs("google.adk", "adk")
 with warnings.catch_warnings(action="ignore"):  # of the framework
-    from adk_support import IDS, OWNER, ToolUser, new_runner, said, say, texts
+    from adk_support import IDS, OWNER, Make, ToolUser, new_runner, said, say, texts
+    from adk_support import make as make
     from google.adk.cli.service_registry import get_service_registry
     from google.adk.errors import StaleSessionError
     from google.adk.errors.session_not_found_error import SessionNotFoundError
@@ -36,16 +36,7 @@ with warnings.catch_warnings(action="ignore"):  # of the framework
     from sessionstore.adapters import adk
     from sessionstore.adapters.adk import AdkSessionService
 
-Make = Callable[..., AdkSessionService]
-
 pytestmark = pytest.mark.filterwarnings("ignore:.EXPERIMENTAL:UserWarning")  # older ADK says so
-
-
-@pytest.fixture
-async def make(place: Server | None) -> AsyncIterator[Make]:
-    """Makes adapters with services of their own; in memory they share the first one's."""
-    async with making(AdkSessionService, place) as make:
-        yield make
 
 
 async def read(sessions: AdkSessionService, **config: Any) -> Any:

@@ -24,15 +24,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from adapters_support import WITH_TTL, needs
+from adapters_support import needs
 from support.servers import Server
 
-import sessionstore
 from sessionstore import SessionNotFound
 
 needs("trpc_agent_sdk", "trpc-agent")
@@ -43,33 +42,13 @@ with warnings.catch_warnings(action="ignore"):  # of the framework
         InMemorySessionService,
         RedisSessionService,
         Session,
-        SessionServiceConfig,
         set_summarizer_conversation_threshold,
     )
     from trpc_agent_sdk.types import Content, EventActions, FunctionCall, FunctionResponse, Part
-    from trpc_support import IDS, OWNER, answered, said, setting, summarizing, texts, theirs
+    from trpc_support import IDS, OWNER, Open, answered, said, setting, summarizing, texts, theirs
+    from trpc_support import open_ours as open_ours
 
     from sessionstore.adapters.trpc_agent import TrpcSessionService
-
-Open = Callable[..., Any]
-"""Opens a session service of the framework or ours: `open_service(manager, **limits)`."""
-
-
-@pytest.fixture
-async def open_ours(place: Server | None) -> AsyncIterator[Open]:
-    """Opens adapters that share what they store."""
-    store: sessionstore.SessionService = (
-        sessionstore.InMemorySessionService(**WITH_TTL)
-        if place is None
-        else sessionstore.RedisSessionService(place.url, key_prefix="ours:", **WITH_TTL)
-    )
-
-    def open_ours(manager: Any = None, **limits: Any) -> TrpcSessionService:
-        limits = {"store_historical_events": True, **limits}
-        return TrpcSessionService(store, manager, SessionServiceConfig(**limits))
-
-    async with store:
-        yield open_ours
 
 
 @pytest.fixture(params=["ours", "theirs"])

@@ -8,15 +8,13 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import pytest
-from adapters_support import WITH_TTL, needs
+from adapters_support import needs
 from support.servers import Server
-
-import sessionstore
 
 needs("trpc_agent_sdk", "trpc-agent")
 with warnings.catch_warnings(action="ignore"):  # of the framework
@@ -26,48 +24,25 @@ with warnings.catch_warnings(action="ignore"):  # of the framework
         SqlSessionService,
     )
     from trpc_agent_sdk.types import Content, EventActions, FunctionCall, FunctionResponse, Part
-    from trpc_support import IDS, answered, config, said, setting, summarizing, theirs
-
-    from sessionstore.adapters.trpc_agent import TrpcSessionService
-
-Open = Callable[..., Any]
-
-
-@pytest.fixture
-async def open_ours(place: Server | None) -> AsyncIterator[Open]:
-    """Opens adapters that share what they store."""
-    store: sessionstore.SessionService = (
-        sessionstore.InMemorySessionService(**WITH_TTL)
-        if place is None
-        else sessionstore.RedisSessionService(place.url, key_prefix="ours:", **WITH_TTL)
+    from trpc_support import (
+        IDS,
+        Open,
+        answered,
+        config,
+        read,
+        said,
+        setting,
+        summarizing,
+        summary,
+        theirs,
     )
-
-    def open_ours(manager: Any = None, **limits: Any) -> TrpcSessionService:
-        limits = {"store_historical_events": True, **limits}
-        return TrpcSessionService(store, manager, SessionServiceConfig(**limits))
-
-    async with store:
-        yield open_ours
+    from trpc_support import open_ours as open_ours
 
 
 @pytest.fixture
 def sessions(open_ours: Open) -> Any:
     """An adapter that shows everything."""
     return open_ours()
-
-
-async def read(sessions: Any) -> Any:
-    """The session, which must be there."""
-    found = await sessions.get_session(**IDS)
-    assert found is not None
-    return found
-
-
-def summary(text: str) -> Any:
-    """The event that stands for those before it."""
-    event = said(text, author="system")
-    event.set_summary_event(True)
-    return event
 
 
 async def one_turn(_: Any, append: Any) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from adapters_support import making, needs
-from support.servers import Server
+from adapters_support import needs
 
 import sessionstore
 from sessionstore import InvalidArgument, SessionKey, SessionNotFound, TurnLost
@@ -27,33 +25,10 @@ with warnings.catch_warnings(action="ignore"):  # of the framework
         set_summarizer_events_count_threshold,
     )
     from trpc_agent_sdk.types import Content, EventActions, Part
-    from trpc_support import IDS, ToolUser, new_runner, said, say, texts
+    from trpc_support import IDS, Make, ToolUser, new_runner, read, said, say, summary, texts
+    from trpc_support import make as make
 
     from sessionstore.adapters.trpc_agent import TrpcSessionService
-
-Make = Callable[..., TrpcSessionService]
-
-
-@pytest.fixture
-async def make(place: Server | None) -> AsyncIterator[Make]:
-    """Makes adapters with services of their own; in memory they share the first one's."""
-    async with making(TrpcSessionService, place) as make:
-        yield make
-
-
-async def read(sessions: TrpcSessionService) -> Any:
-    """The session, which must be there."""
-    found = await sessions.get_session(**IDS)
-    assert found is not None
-    return found
-
-
-def summary(text: str) -> Any:
-    """The event that stands for those before it."""
-    event = said(text, author="system")
-    event.set_summary_event(True)
-    return event
-
 
 # -- the same event twice, sessions made anew --------------------------------------------------
 

@@ -4,74 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from adapters_support import making, needs
-from support.servers import Server
+from adapters_support import needs
 
 from sessionstore import InvalidArgument, SessionKey
 
 needs("trpc_agent_sdk", "trpc-agent")
 with warnings.catch_warnings(action="ignore"):  # of the framework
-    from trpc_agent_sdk.events import Event
     from trpc_agent_sdk.types import (
         EventActions,
         Part,
     )
-    from trpc_support import IDS, OWNER, new_runner, said, say
+    from trpc_support import IDS, OWNER, Make, changed, filled, new_runner, read, said, say, summary
+    from trpc_support import make as make
+    from trpc_support import sessions as sessions
+    from trpc_support import texts_of as texts
 
     from sessionstore.adapters.trpc_agent import TrpcSessionService
-
-
-Make = Callable[..., TrpcSessionService]
-
-
-@pytest.fixture
-async def make(place: Server | None) -> AsyncIterator[Make]:
-    """Makes adapters with services of their own; in memory they share the first one's."""
-    async with making(TrpcSessionService, place) as make:
-        yield make
-
-
-@pytest.fixture
-def sessions(make: Make) -> TrpcSessionService:
-    """An adapter with default options but for a TTL in every tier."""
-    return make()
-
-
-def changed(**delta: Any) -> Any:
-    """An event with a state delta; `__` in a key stands for its colon."""
-    delta = {key.replace("__", ":"): value for key, value in delta.items()}
-    return Event(author="agent", actions=EventActions(state_delta=delta))
-
-
-def summary(text: str) -> Any:
-    """The event that stands for those before it."""
-    event = said(text, author="system")
-    event.set_summary_event(True)
-    return event
-
-
-def texts(events: Any) -> list[str]:
-    """What events say."""
-    return [event.get_text() for event in events]
-
-
-async def read(sessions: TrpcSessionService) -> Any:
-    """The session, which must be there."""
-    found = await sessions.get_session(**IDS)
-    assert found is not None
-    return found
-
-
-async def filled(sessions: TrpcSessionService, count: int) -> Any:
-    """A new session in which a user said 0, 1, ..."""
-    session = await sessions.create_session(**IDS)
-    for number in range(count):
-        await sessions.append_event(session, said(str(number)))
-    return session
 
 
 JSON: dict[str, Any] = {

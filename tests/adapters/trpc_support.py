@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
+import pytest
+from adapters_support import WITH_TTL, making
 from support.servers import Server
 from trpc_agent_sdk.agents import LlmAgent
 from trpc_agent_sdk.context import InvocationContext
@@ -21,6 +23,15 @@ from trpc_agent_sdk.sessions import (
 )
 from trpc_agent_sdk.tools import FunctionTool
 from trpc_agent_sdk.types import Content, EventActions, FunctionCall, Part
+
+import sessionstore
+from sessionstore.adapters.trpc_agent import TrpcSessionService
+
+Make = Callable[..., TrpcSessionService]
+"""Makes adapters: the fixture `make`."""
+
+Open = Callable[..., Any]
+"""Opens a session service of the framework or ours: `open_service(manager, **limits)`."""
 
 OWNER: dict[str, Any] = {"app_name": "app", "user_id": "user"}
 IDS: dict[str, Any] = {**OWNER, "session_id": "sid"}
@@ -39,6 +50,69 @@ def texts(session: Any) -> list[str]:
         parts = (event.content and event.content.parts) or []
         found += [part.text or ("call" if part.function_call else "result") for part in parts]
     return found
+
+
+@pytest.fixture
+async def make(place: Server | None) -> AsyncIterator[Make]:
+    """Makes adapters with services of their own; in memory they share the first one's."""
+    async with making(TrpcSessionService, place) as make:
+        yield make
+
+
+@pytest.fixture
+def sessions(make: Make) -> TrpcSessionService:
+    """An adapter with default options but for a TTL in every tier."""
+    return make()
+
+
+def changed(**delta: Any) -> Any:
+    """An event with a state delta; `__` in a key stands for its colon."""
+    delta = {key.replace("__", ":"): value for key, value in delta.items()}
+    return Event(author="agent", actions=EventActions(state_delta=delta))
+
+
+def summary(text: str) -> Any:
+    """The event that stands for those before it."""
+    event = said(text, author="system")
+    event.set_summary_event(True)
+    return event
+
+
+def texts_of(events: Any) -> list[str]:
+    """What events say."""
+    return [event.get_text() for event in events]
+
+
+async def read(sessions: TrpcSessionService) -> Any:
+    """The session, which must be there."""
+    found = await sessions.get_session(**IDS)
+    assert found is not None
+    return found
+
+
+async def filled(sessions: TrpcSessionService, count: int) -> Any:
+    """A new session in which a user said 0, 1, ..."""
+    session = await sessions.create_session(**IDS)
+    for number in range(count):
+        await sessions.append_event(session, said(str(number)))
+    return session
+
+
+@pytest.fixture
+async def open_ours(place: Server | None) -> AsyncIterator[Open]:
+    """Opens adapters that share what they store."""
+    store: sessionstore.SessionService = (
+        sessionstore.InMemorySessionService(**WITH_TTL)
+        if place is None
+        else sessionstore.RedisSessionService(place.url, key_prefix="ours:", **WITH_TTL)
+    )
+
+    def open_ours(manager: Any = None, **limits: Any) -> TrpcSessionService:
+        limits = {"store_historical_events": True, **limits}
+        return TrpcSessionService(store, manager, SessionServiceConfig(**limits))
+
+    async with store:
+        yield open_ours
 
 
 class ToolUser(LLMModel):
