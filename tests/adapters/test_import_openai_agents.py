@@ -58,7 +58,8 @@ async def test_stored_session_reads_what_was_imported(server: Server, tmp_path: 
             written.close()
         stored = StoredSession("first", service, app_name="shop", user_id="ann")
         await stored.add_items([{"role": "user", "content": "one more"}])
-        assert (await stored.get_items())[-1]["content"] == "one more"
+        newest: Any = (await stored.get_items())[-1]
+        assert newest["content"] == "one more"
 
 
 def test_a_file_that_is_not_of_the_sdk_is_one_sentence(server: Server, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from support.events import numbered, numbers_of
 from support.services import ServiceFactory
 from support.sessions import IDS, KEY, append_many, create, read
 from support.waiting import poll_until
-from support.watching import View, brief, watch, watch_all, watch_first
+from support.watching import View, brief, running, until, watch, watch_all, watch_first
 
 from sessionstore import (
     BackendUnavailable,
@@ -55,19 +55,8 @@ async def watching(service: Any, **options: Any) -> AsyncIterator[list[Watched]]
             else:
                 return
 
-    task = asyncio.create_task(collect())
-    try:
+    async with running(collect()):
         yield items
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.result()
-
-
-async def until(items: list[Watched], expected: list[Any]) -> None:
-    await poll_until(lambda: len(items) >= len(expected), f"{expected}, not {brief(items)}")
-    assert brief(items) == expected
 
 
 # -- entries --------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from support.services import ServiceFactory
 from support.sessions import IDS, KEY, create
-from support.waiting import poll_until
-from support.watching import brief, watch, watch_all, watch_first
+from support.watching import brief, running, until, watch, watch_all, watch_first
 
 from sessionstore import Event, InvalidArgument, WatchEnd, WatchEntry
 from sessionstore.model import Watched
@@ -48,19 +47,8 @@ async def watching(service: Any, **options: Any) -> AsyncIterator[list[Watched]]
                 items.append(item)
                 cursor = item.cursor
 
-    task = asyncio.create_task(collect())
-    try:
+    async with running(collect()):
         yield items
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.result()
-
-
-async def until(items: list[Watched], expected: list[Any]) -> None:
-    await poll_until(lambda: len(items) >= len(expected), f"{expected}, not {brief(items)}")
-    assert brief(items) == expected
 
 
 async def test_first_come_the_fragments_so_far_then_live_ones_then_the_event(

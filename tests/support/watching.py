@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from sessionstore import Session, SessionKey, WatchChange, WatchEnd, WatchEntry
@@ -14,6 +14,7 @@ from sessionstore.live import Place, read_news
 from sessionstore.model import Watched
 from sessionstore.ops import Ops
 from sessionstore.stream import Fragment
+from support.waiting import poll_until
 
 
 async def watch(
@@ -79,6 +80,25 @@ async def watch_all(
 ) -> list[Watched]:
     """All items until the watcher ends."""
     return await watch_first(service, session, -1, idle_timeout=idle_timeout, **options)
+
+
+@asynccontextmanager
+async def running(coroutine: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs a coroutine during the block. Raises what it raised."""
+    task = asyncio.create_task(coroutine)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+
+
+async def until(items: list[Watched], expected: list[Any]) -> None:
+    """Wait until a watcher got as many items as expected, and compare them."""
+    await poll_until(lambda: len(items) >= len(expected), f"{expected}, not {brief(items)}")
+    assert brief(items) == expected
 
 
 def brief(items: list[Watched]) -> list[Any]:
