@@ -55,7 +55,7 @@ class Head(msgspec.Struct, frozen=True):
 
     @property
     def change(self) -> int:
-        """The version of the last change; 0 = there was none."""
+        """The version of the last change; 0 = no change so far."""
         return self.changes[-1].version if self.changes else 0
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import click
 
-from ..calls import Call
 from ..keys import StoredKey
 from ..sync import SessionService
-from .keyspace import scan
+from .keyspace import ask, scan
 from .opened import counted, print_json, store_options
 
 
@@ -47,10 +45,13 @@ def erase(
     if not yes:
         click.confirm(f"Delete all data of user {user_id!r} of {app_name!r}?", abort=True, err=True)
     deleted = service.delete_user(app_name=app_name, user_id=user_id)
-    for key in _keys_of(service, app_name, user_id):
-        if key.is_temporary:
-            _remove(service, key)
     left = list(_keys_of(service, app_name, user_id))
+    # Fragments, and the events of a restore, would expire by themselves within an hour.
+    temporary = [key.key for key in left if key.is_temporary]
+    for name in temporary:
+        ask(service, ("UNLINK", name), writes=True)
+    if temporary:
+        left = list(_keys_of(service, app_name, user_id))
     if as_json:
         print_json(
             {
@@ -75,12 +76,6 @@ def _keys_of(service: SessionService, app_name: str, user_id: str) -> Iterator[S
         if key.user_id == user_id and key.key not in seen:
             seen.add(key.key)
             yield key
-
-
-def _remove(service: SessionService, key: StoredKey) -> None:
-    """Remove a key that would expire by itself within an hour: fragments, a restore's events."""
-    call: Call[Any] = Call("erase", list, commands=(("UNLINK", key.key),))
-    service._executor.execute(call)
 
 
 def _print_key(key: StoredKey, as_json: bool) -> None:

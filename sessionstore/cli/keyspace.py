@@ -1,16 +1,19 @@
-"""Walks over all keys of a store: which applications, users and sessions there are."""
+"""What commands ask a store beyond what a service offers: its keys, its servers, its indexes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from ..calls import Call, Command, Flow
 from ..drive import drive
+from ..errors import BackendRejected
 from ..keys import StoredKey
 from ..ops import Ops
+from ..replies import Place
 from ..sync import SessionService
+from .store import parse_info
 
 _KEYS_PER_SCAN = 1000
 
@@ -32,8 +35,60 @@ def scan_keys(service: SessionService, glob: str) -> Iterator[bytes]:
     for slot in primaries(service):
         cursor = None
         while cursor != 0:
-            cursor, found = drive(_scan(glob, slot, cursor or 0), service._executor)
+            command = ("SCAN", cursor or 0, "MATCH", glob, "COUNT", _KEYS_PER_SCAN)
+            [(position, found)] = ask(service, command, slot=slot)
+            cursor = int(position)
             yield from found
+
+
+def ask(
+    service: SessionService,
+    *commands: Command,
+    slot: int | bytes | None = None,
+    writes: bool = False,
+) -> list[Any]:
+    """The raw replies to commands.
+
+    Args:
+        service: the service that the command line opened.
+        commands: plain commands.
+        slot: a slot or a key, for commands whose first argument is not a key.
+        writes: they change data.
+
+    Raises:
+        BackendRejected: the user may not run one of them.
+    """
+    call: Call[list[Any]] = Call(
+        str(commands[0][0]), list, commands=commands, writes=writes, slot=slot
+    )
+    return service._executor.execute(call)
+
+
+def memory_of(service: SessionService, *keys: bytes) -> int | None:
+    """The memory of keys of one slot, in bytes; None if the user may not run MEMORY USAGE."""
+    try:
+        sizes = ask(service, *(("MEMORY", "USAGE", key) for key in keys), slot=keys[0])
+    except BackendRejected:
+        return None
+    return sum(size or 0 for size in sizes)
+
+
+def places(
+    service: SessionService, app_name: str, user_id: str, per_read: int = 1000
+) -> Iterator[Place]:
+    """The places of a user's sessions in the index, last updated first."""
+
+    def read(after: Place | None) -> Flow[list[Place]]:
+        page: list[Place] = yield service._ops.list_places(app_name, user_id, per_read, after)
+        return page
+
+    after = None
+    while True:
+        page = drive(read(after), service._executor)
+        yield from page
+        if len(page) < per_read:
+            return
+        after = page[-1]
 
 
 def primaries(service: SessionService) -> list[int]:
@@ -48,19 +103,6 @@ def _list_primaries() -> Flow[list[int]]:
     return slots
 
 
-def _scan(glob: str, slot: int, cursor: int) -> Flow[tuple[int, list[bytes]]]:
-    command: Command = ("SCAN", cursor, "MATCH", glob, "COUNT", _KEYS_PER_SCAN)
-    reply: tuple[int, list[bytes]] = yield Call(
-        "SCAN", _decode_scan, commands=(command,), writes=False, slot=slot
-    )
-    return reply
-
-
-def _decode_scan(replies: list[Any]) -> tuple[int, list[bytes]]:
-    cursor, keys = replies[0]
-    return int(cursor), keys
-
-
 class Node:
     """One primary: its INFO and settings, and how to ask it.
 
@@ -72,16 +114,11 @@ class Node:
     def __init__(self, service: SessionService, slot: int) -> None:
         self._service = service
         self._slot = slot
-        lines = self.ask("INFO", "everything").decode().splitlines()
-        self.info: Mapping[str, str] = dict(line.split(":", 1) for line in lines if ":" in line)
+        self.info = parse_info(self.ask("INFO", "everything"))
 
     def ask(self, *command: Any) -> Any:
         """The reply to a command. Raises BackendRejected if the user may not run it."""
-        words: Command = command
-        call: Call[Any] = Call(
-            str(command[0]), list, commands=(words,), writes=False, slot=self._slot
-        )
-        return self._service._executor.execute(call)[0]
+        return ask(self._service, command, slot=self._slot)[0]
 
     def setting(self, name: str) -> str | None:
         """A setting of the server; None if the server does not know it.
@@ -93,12 +130,8 @@ class Node:
         pairs = list(found.items()) if isinstance(found, dict) else [tuple(found)]
         return pairs[0][1].decode() if pairs and pairs[0] else None
 
-    def decimal(self, name: str) -> float:
+    def number(self, name: str) -> int:
         """A number of INFO; 0 if it is missing."""
         with suppress(ValueError):
-            return float(self.info.get(name, "0"))
-        return 0.0
-
-    def number(self, name: str) -> int:
-        """The same, rounded down."""
-        return int(self.decimal(name))
+            return int(float(self.info.get(name, "0")))
+        return 0

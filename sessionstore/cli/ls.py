@@ -13,15 +13,12 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from ..calls import Call
-from ..drive import drive
-from ..errors import BackendRejected
 from ..keys import StoredKey
 from ..model import Session, SessionKey
 from ..ops import ids_of
 from ..sync import SessionService
 from ..times import from_us
-from .keyspace import scan
+from .keyspace import ask, memory_of, places, scan
 from .opened import print_json, show_bytes, show_time, store_options
 
 
@@ -83,18 +80,14 @@ def _users(
             num_sessions[key.user_id] += key.role == "session"
     rest = sorted(user for user in num_sessions if after is None or user > after)
     for user_id in rest[:limit]:
-        places = drive(_newest(service, app_name, user_id), service._executor)
+        newest = next(places(service, app_name, user_id, per_read=1), None)
         yield {
             "user": user_id,
             "sessions": num_sessions[user_id],
-            "updated": from_us(places[0].updated_us) if places else None,
+            "updated": None if newest is None else from_us(newest.updated_us),
         }
     if len(rest) > limit:
         click.echo(f"More: --after '{rest[limit - 1]}'", err=True)
-
-
-def _newest(service: SessionService, app_name: str, user_id: str) -> Any:
-    return (yield service._ops.list_places(app_name, user_id, 1))
 
 
 class Size(NamedTuple):
@@ -107,18 +100,8 @@ class Size(NamedTuple):
 def size_of(service: SessionService, key: SessionKey) -> Size:
     """The memory and the deadline of a session."""
     session, events, *_ = service._ops.options.keys.session(*ids_of(key))
-
-    def read(*commands: tuple[Any, ...]) -> list[Any]:
-        call: Call[list[Any]] = Call("ls", list, commands=commands, writes=False, slot=session)
-        return service._executor.execute(call)
-
-    try:
-        num_bytes = sum(
-            size or 0 for size in read(("MEMORY", "USAGE", session), ("MEMORY", "USAGE", events))
-        )
-    except BackendRejected:
-        num_bytes = None
-    [deadline_ms] = read(("PEXPIRETIME", session))
+    num_bytes = memory_of(service, session, events)
+    [deadline_ms] = ask(service, ("PEXPIRETIME", session))
     return Size(num_bytes, from_us(deadline_ms * 1000) if deadline_ms > 0 else None)
 
 

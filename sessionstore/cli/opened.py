@@ -9,15 +9,13 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import click
-import msgspec
 
 from ..errors import InvalidArgument, SessionStoreError
 from ..sync import RedisSessionService, SessionService
 from .store import CannotStart, redact_url
+from .transcript import to_json
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
 def store_options(command: F) -> F:
@@ -74,7 +72,7 @@ def opened_service(url: str, **options: Any) -> Iterator[SessionService]:
 
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
-    click.echo(_encode(value))
+    click.echo(to_json(value))
 
 
 def show_time(moment: datetime | None) -> str:

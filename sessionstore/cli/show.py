@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -11,15 +10,13 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from ..drive import drive
 from ..errors import SessionNotFound
 from ..model import Event, EventPage, Session, SessionKey
 from ..sync import SessionService
-from .keyspace import scan
+from .keyspace import places, scan
 from .ls import size_of
 from .opened import counted, print_json, show_bytes, show_time, store_options
-from .transcript import as_json as to_json
-from .transcript import pieces_of
+from .transcript import pieces_of, to_json
 
 _FOLDED = 160  # characters of a tool call, a result or data that `show` prints
 _POLL_S = 0.5
@@ -236,7 +233,7 @@ def _newest_sessions(
         users = {key.user_id for key in scan(service, app_name) if key.role == "sessions"}
     found, num_left_out = [], 0
     for user in users:
-        for number, place in enumerate(_places(service, app_name, user)):
+        for number, place in enumerate(places(service, app_name, user)):
             if number < limit:
                 found.append((place.updated_us, user, place.session_id))
             else:
@@ -245,19 +242,6 @@ def _newest_sessions(
         num_left_out += max(len(found) - limit, 0)
         del found[limit:]
     return [SessionKey(app_name, user, name) for _, user, name in found], num_left_out
-
-
-def _places(service: SessionService, app_name: str, user_id: str) -> Iterator[Any]:
-    def read(after: Any) -> Any:
-        return (yield service._ops.list_places(app_name, user_id, 1000, after))
-
-    after = None
-    while True:
-        places = drive(read(after), service._executor)
-        yield from places
-        if len(places) < 1000:
-            return
-        after = places[-1]
 
 
 def _get(service: SessionService, app_name: str, user_id: str, session_id: str) -> Session:

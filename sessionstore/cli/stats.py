@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from ..calls import Call
-from ..errors import BackendRejected
 from ..sync import SessionService
-from .keyspace import Node, primaries, scan
+from .keyspace import Node, memory_of, primaries, scan
 from .opened import print_json, show_bytes, store_options
+from .store import growth
 
 _SAMPLES_PER_ROLE = 1000  # keys whose memory is measured; more are estimated from them
 _NAMES = {
@@ -72,27 +72,19 @@ def stats(service: SessionService, interval: float, watch: bool, as_json: bool) 
 def _loads(service: SessionService, interval_s: float) -> Iterator[dict[str, Any]]:
     """The load of all primaries together, once for each interval."""
     slots = primaries(service)
-    before = [Node(service, slot) for slot in slots]
-    begin = time.monotonic()
+    before, begin = [Node(service, slot) for slot in slots], time.monotonic()
     while True:
         time.sleep(interval_s)
-        after = [Node(service, slot) for slot in slots]
-        end = time.monotonic()
+        after, end = [Node(service, slot) for slot in slots], time.monotonic()
+        grown = partial(growth, [node.info for node in before], [node.info for node in after])
         elapsed_s = end - begin
-
-        def growth(
-            *names: str, old: list[Node] = before, new: list[Node] = after, s: float = elapsed_s
-        ) -> float:
-            grown = sum(node.decimal(name) for node in new for name in names)
-            return (grown - sum(node.decimal(name) for node in old for name in names)) / s
-
         yield {
-            "calls_per_second": round(growth("total_commands_processed"), 1),
-            "cpu_percent": round(100 * growth("used_cpu_user", "used_cpu_sys"), 1),
-            "bytes_in_per_second": round(growth("total_net_input_bytes")),
-            "bytes_out_per_second": round(growth("total_net_output_bytes")),
+            "calls_per_second": round(grown("total_commands_processed") / elapsed_s, 1),
+            "cpu_percent": round(100 * grown("used_cpu_user", "used_cpu_sys") / elapsed_s, 1),
+            "bytes_in_per_second": round(grown("total_net_input_bytes") / elapsed_s),
+            "bytes_out_per_second": round(grown("total_net_output_bytes") / elapsed_s),
             "memory_bytes": sum(node.number("used_memory") for node in after),
-            "memory_growth_per_second": round(growth("used_memory")),
+            "memory_growth_per_second": round(grown("used_memory") / elapsed_s),
             "connections": sum(node.number("connected_clients") for node in after),
         }
         before, begin = after, end
@@ -128,12 +120,9 @@ def _kinds(service: SessionService) -> Iterator[dict[str, Any]]:
 
 def _size(service: SessionService, keys: list[bytes]) -> int | None:
     size = 0
-    try:
-        for key in keys:
-            call: Call[Any] = Call(
-                "stats", list, commands=(("MEMORY", "USAGE", key),), writes=False, slot=key
-            )
-            size += service._executor.execute(call)[0] or 0
-    except BackendRejected:
-        return None
+    for key in keys:
+        found = memory_of(service, key)
+        if found is None:
+            return None
+        size += found
     return size

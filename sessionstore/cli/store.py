@@ -126,7 +126,12 @@ def _read_infos(executor: Any) -> Flow[list[Info]]:
 
 
 def _decode_info(replies: list[Any]) -> Info:
-    lines = replies[0].decode().splitlines()
+    return parse_info(replies[0])
+
+
+def parse_info(reply: bytes) -> Info:
+    """The fields of a reply to INFO or CLUSTER INFO."""
+    lines = reply.decode().splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
 

@@ -29,10 +29,10 @@ def pieces_of(content: Any) -> list[Piece]:
     """The parts of an event's content, in order. What has no known form is "data", as JSON."""
     if content is None:
         return []
-    return list(_pieces(content)) or [Piece("data", as_json(content))]
+    return list(_pieces(content)) or [Piece("data", to_json(content))]
 
 
-def as_json(value: Any) -> str:
+def to_json(value: Any) -> str:
     """A value as compact JSON; what JSON cannot hold as its repr."""
     return _encode(value).decode()
 
@@ -47,7 +47,7 @@ def _pieces(content: Any) -> Iterator[Piece]:
     elif isinstance(content, Mapping):
         yield from _pieces_of_mapping(content)
     else:
-        yield Piece("data", as_json(content))
+        yield Piece("data", to_json(content))
 
 
 def _pieces_of_mapping(content: Mapping[str, Any]) -> Iterator[Piece]:
@@ -71,7 +71,7 @@ def _pieces_of_mapping(content: Mapping[str, Any]) -> Iterator[Piece]:
             is_known = True
             yield from _pieces(content[key])
     if not is_known:
-        yield Piece("data", as_json(content))
+        yield Piece("data", to_json(content))
 
 
 def _call(call: Any) -> str:
@@ -79,7 +79,7 @@ def _call(call: Any) -> str:
     for key in ("arguments", "args", "input"):
         if key in call:
             given = call[key]
-            return f"{name}({given if isinstance(given, str) else as_json(given)})"
+            return f"{name}({given if isinstance(given, str) else to_json(given)})"
     return f"{name}()"
 
 
@@ -87,5 +87,5 @@ def _result(result: Any) -> str:
     for key in ("output", "response", "content", "result"):
         if key in result:
             given = result[key]
-            return given if isinstance(given, str) else as_json(given)
-    return as_json(result)
+            return given if isinstance(given, str) else to_json(given)
+    return to_json(result)

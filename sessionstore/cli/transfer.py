@@ -15,10 +15,10 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from ..drive import drive
 from ..errors import SessionNotFound
 from ..model import SessionKey
 from ..sync import SessionService
+from ..times import to_us
 from .archive import (
     Archived,
     archive_events,
@@ -27,14 +27,13 @@ from .archive import (
     read_line,
     write_line,
 )
-from .keyspace import scan
+from .keyspace import places, scan
 from .openai_sqlite import read_openai_sqlite
 from .opened import counted, opened_service, print_json, store_options
 from .store import CannotStart
 from .trpc_go import read_trpc_go
 
 _EVENTS_PER_PAGE = 1000
-_PLACES_PER_PAGE = 1000
 _READS = 100  # of a session that others write to
 
 
@@ -435,20 +434,9 @@ def _names(
     service: SessionService, app_name: str, user_id: str, since: datetime | None
 ) -> list[str]:
     """The user's sessions in the order of their names, those that were written since a time."""
-
-    def read(after: Any) -> Any:
-        return (yield service._ops.list_places(app_name, user_id, _PLACES_PER_PAGE, after))
-
-    names: set[str] = set()
-    after = None
-    while True:
-        places = drive(read(after), service._executor)
-        for place in places:
-            if since is None or place.updated_us >= since.timestamp() * 1e6:
-                names.add(place.session_id)
-        if len(places) < _PLACES_PER_PAGE:
-            return sorted(names)
-        after = places[-1]
+    since_us = 0 if since is None else to_us(since)
+    found = places(service, app_name, user_id)
+    return sorted({place.session_id for place in found if place.updated_us >= since_us})
 
 
 def _watched(users: Iterable[str]) -> Iterator[str]:

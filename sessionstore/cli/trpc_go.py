@@ -15,12 +15,11 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ..calls import Call
 from ..model import Event
 from ..sync import SessionService
 from ..times import from_us
 from .archive import Archived, ArchivedSummary, archive_events, archive_state
-from .keyspace import scan_keys
+from .keyspace import ask, scan_keys
 
 _PER_READ = 1000
 _OWN = "trpc:"  # in front of state keys that hold what has no place of its own
@@ -28,7 +27,7 @@ _TIERS = ("app:", "user:", "temp:")
 
 _time = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)").fullmatch
 
-# Fields of an event that have a place of their own in ours, or are told by others.
+# Fields of their event that have a field in our Event. All others go into its metadata.
 _MAPPED = {"author", "id", "timestamp", "invocationId", "branch", "choices"}
 
 
@@ -115,10 +114,7 @@ class _Source:
 
     def _ask(self, name: str, key: str, *rest: str | bytes) -> Any:
         spelled = (self._prefix + key).encode()
-        call: Call[Any] = Call(
-            name, list, commands=((name, spelled, *rest),), writes=False, slot=spelled
-        )
-        return self._service._executor.execute(call)[0]
+        return ask(self._service, (name, spelled, *rest))[0]
 
     def _fields(self, key: str) -> dict[str, bytes]:
         found = self._ask("HGETALL", key)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from typing import Any
+from itertools import islice
 
 import msgspec
 
-from ...calls import Call
 from ...codec import decode_event, decode_value
-from ...drive import drive
 from ...keys import StoredKey
 from ...model import SessionKey
 from ...ops import ids_of
+from ...replies import hash_items
 from ...sync import SessionService
+from ..keyspace import ask, places
 from ..opened import counted, show_bytes
 from .finding import Finding, error, ok, warning
 
 _EVENTS_PER_SESSION = 100  # newest events that are decoded
 _LONG_LEASE_US = 3_600_000_000
+_PLACES_PER_USER = 1000  # of the index that are looked at
 _SHOWN = 5
 
 
@@ -141,7 +142,7 @@ def _check_session(service: SessionService, key: SessionKey, damage: Damage) -> 
     keys = service._ops.options.keys.session(*ids_of(key))
     name = _name(key)
     header_fields = ("version", "count", "deadline_ms", "turn_until_us", "turn_holder")
-    header, num_events, session_end, events_end, score, newest, state, (seconds, _) = _read(
+    header, num_events, session_end, events_end, score, newest, state, (seconds, _) = ask(
         service,
         ("HMGET", keys.session, *header_fields),
         ("ZCARD", keys.events),
@@ -163,10 +164,7 @@ def _check_session(service: SessionService, key: SessionKey, damage: Damage) -> 
         int(version)
         for data in newest:
             decode_event(data)
-        pairs = (
-            state.items() if isinstance(state, dict) else zip(state[::2], state[1::2], strict=True)
-        )
-        for field, value in pairs:
+        for field, value in hash_items(state):
             if field[:1] == b".":
                 decode_value(value)
     except ValueError:
@@ -185,25 +183,11 @@ def _check_session(service: SessionService, key: SessionKey, damage: Damage) -> 
 
 def _check_index(service: SessionService, app_name: str, user_id: str, damage: Damage) -> None:
     """Find entries whose sessions have expired."""
-
-    def read() -> Any:
-        return (yield service._ops.list_places(app_name, user_id, 1000))
-
-    places = drive(read(), service._executor)
-    keys = [SessionKey(app_name, user_id, place.session_id) for place in places]
+    newest = islice(places(service, app_name, user_id), _PLACES_PER_USER)
+    keys = [SessionKey(app_name, user_id, place.session_id) for place in newest]
     names = [service._ops.options.keys.session(*ids_of(key)).session for key in keys]
-    for key, exists in zip(
-        keys, _read(service, *(("EXISTS", name) for name in names)), strict=True
-    ):
-        if not exists:
-            damage.expired_in_index.append(key)
-
-
-def _read(service: SessionService, *commands: tuple[Any, ...]) -> list[Any]:
-    if not commands:
-        return []
-    call: Call[list[Any]] = Call("doctor", list, commands=commands, writes=False)
-    return service._executor.execute(call)
+    exist = ask(service, *(("EXISTS", name) for name in names)) if names else []
+    damage.expired_in_index += [key for key, exists in zip(keys, exist, strict=True) if not exists]
 
 
 def _name(key: SessionKey) -> str:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from ...errors import BackendRejected
 from ...scripts import SCRIPTS
 from ..keyspace import Node
+from ..store import parse_info
 from .finding import Finding, error, ok, unknown, warning
 
 _SLOW_PING_S = 0.01
@@ -215,7 +216,7 @@ def _latency(node: Node) -> Finding:
     times = []
     for _ in range(10):
         begin = time.perf_counter()
-        node.ask("ECHO", "x") if node.info.get("role") else None
+        node.ask("ECHO", "x")
         times.append(time.perf_counter() - begin)
     median = statistics.median(times)
     saw = f"a round trip takes {median * 1000:.2f} ms"
@@ -303,8 +304,7 @@ _ARGUMENTS = {
 
 
 def _cluster(node: Node) -> Finding:
-    lines = node.ask("CLUSTER", "INFO").decode().splitlines()
-    info = dict(line.split(":", 1) for line in lines if ":" in line)
+    info = parse_info(node.ask("CLUSTER", "INFO"))
     if info.get("cluster_state") != "ok" or info.get("cluster_slots_assigned") != "16384":
         return error(
             "cluster",
