@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from .flows import get_events, get_session
 from .listing import from_primary
 from .model import Event, EventPage, Session, SessionKey, Summary, num_after_summary
 from .ops import Ops
+from .summaries import is_empty
 from .windows import Window, find_end, find_start, json_size
 
 _FIRST_PAGE = 64  # newest events to read first
@@ -60,8 +61,7 @@ def check_content(content: Any, part: Part) -> None:
         InvalidArgument: it is empty.
         LimitExceeded: it is larger than what it covers.
     """
-    text = content.strip() if isinstance(content, str) else content
-    if text is None or (isinstance(text, Sized) and not len(text)):
+    if is_empty(content):
         raise InvalidArgument("summarize returned an empty summary")
     size = json_size(content)
     covered = sum(map(json_size, part.events))

@@ -16,11 +16,11 @@ from .model import Event, Session, SessionKey, Summary, Turn
 from .ops import LeaseName, Ops, ids_of
 from .options import check_int
 from .replies import WriteResult
+from .summaries import is_empty
 from .tiers import Change, encode_change
 from .times import from_us
 from .windows import Window, check_window, is_cut
 
-_EMPTY: tuple[Any, ...] = (None, "", b"", [], {})
 _OTHERS = ("user:", "app:", "temp:")  # prefixes of state that does not belong to a session alone
 
 
@@ -76,7 +76,7 @@ def compact_session(
 
 def encode_summary(ops: Ops, summary: Any, path: str) -> tuple[bytes, Any]:
     """The bytes of a summary, and a copy of it."""
-    if summary in _EMPTY or (isinstance(summary, str) and not summary.strip()):
+    if is_empty(summary):
         raise InvalidArgument(f"{path} must not be empty")
     return ops.options.codec.encode_value(summary, path, ops.options.summary_size_limit)
 

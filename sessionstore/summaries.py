@@ -6,10 +6,19 @@ remembers it from the last read. If the session has another summary by then, the
 
 from __future__ import annotations
 
+from collections.abc import Sized
+from typing import Any
+
 from .model import Session, SessionKey
 
 SESSIONS_LIMIT = 10_000
 """How many sessions a service remembers. At the limit it forgets all and starts again."""
+
+
+def is_empty(content: Any) -> bool:
+    """Whether the content of a summary says nothing: None, blank text, or an empty collection."""
+    text = content.strip() if isinstance(content, str) else content
+    return text is None or (isinstance(text, Sized) and not len(text))
 
 
 class Summaries:
