@@ -125,7 +125,7 @@ class UserPattern(NamedTuple):
     @property
     def glob(self) -> str:
         """The pattern for SCAN. No other role of keys begins and ends like these two."""
-        prefix, head = (re.sub(r"([*?\[\]\\])", r"\\\1", part) for part in self[:2])
+        prefix, head = map(escape_glob, self[:2])
         return f"{prefix}[su]*[sa]:{head}*{self.tail}"
 
     def user_id(self, key: bytes) -> str:
@@ -155,6 +155,11 @@ class StoredKey(NamedTuple):
 
 
 _ROLES = ("appdata", "userdata", "sessions", "session", "events", "stream")
+
+
+def escape_glob(text: str) -> str:
+    """A pattern for SCAN that matches this text only."""
+    return re.sub(r"([*?\[\]\\])", r"\\\1", text)
 
 
 def type_check(key: bytes) -> tuple[str, bytes]:
@@ -222,8 +227,7 @@ class Keys:
         It may match other keys too: see `parse`.
         """
         head = "{" if app_name is None else f"{{{encode_id('app_name', app_name)}"
-        prefix, head = (re.sub(r"([*?\[\]\\])", r"\\\1", part) for part in (self._prefix, head))
-        return f"{prefix}*:{head}*"
+        return f"{escape_glob(self._prefix)}*:{escape_glob(head)}*"
 
     def parse(self, key: bytes) -> StoredKey | None:
         """What a key belongs to; None if this store has no such keys."""

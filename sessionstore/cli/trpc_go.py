@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ..keys import escape_glob
 from ..model import Event
 from ..sync import SessionService
 from ..times import from_us
@@ -108,8 +109,7 @@ class _Source:
     def _keys(self, head: str) -> list[str]:
         """The keys that begin with a text, without the prefix of all keys."""
         start = self._prefix + head
-        glob = re.sub(r"([*?\[\]\\])", r"\\\1", start) + "*"
-        names = {key.decode() for key in scan_keys(self._service, glob)}
+        names = {key.decode() for key in scan_keys(self._service, f"{escape_glob(start)}*")}
         return sorted(name.removeprefix(self._prefix) for name in names)
 
     def _ask(self, name: str, key: str, *rest: str | bytes) -> Any:
