@@ -16,7 +16,7 @@ from ..sync import SessionService
 from .keyspace import places, scan
 from .ls import size_of
 from .opened import counted, print_json, show_bytes, show_time, store_options
-from .transcript import pieces_of, to_json
+from .transcript import around, pieces_of, to_json
 
 _FOLDED = 160  # characters of a tool call, a result or data that `show` prints
 _POLL_S = 0.5
@@ -80,7 +80,7 @@ def show(
         ("version", str(session.version)),
     ):
         console.print(Text.assemble((f"{name:<8} ", "bold"), text))
-    for tier, state in _tiers(session).items():
+    for tier, state in tiers_of(session).items():
         for key, value in sorted(state.items()):
             line = Text.assemble((f"{tier:<8} ", "bold"), f"{key} = {to_json(value)}")
             line.truncate(_FOLDED, overflow="ellipsis")
@@ -199,7 +199,7 @@ def search(
                 print_json({**msgspec.structs.asdict(key), "position": position, "event": event})
             else:
                 place = f"{key.user_id} / {key.session_id} / {position} "
-                snippet = _around(to_json(event.content), wanted)
+                snippet = around(to_json(event.content), wanted)
                 console.print(Text.assemble((place, "dim"), (event.author, "bold"), " ", snippet))
             if num_found == limit:
                 click.echo(f"Stopped after {counted(limit, 'event')} (--limit).", err=True)
@@ -214,14 +214,6 @@ def search(
         click.echo(
             f"Not searched: older events of {counted(num_cut, 'session')} (--events).", err=True
         )
-
-
-def _around(text: str, wanted: str) -> str:
-    """The part of a text around the first match, on one line."""
-    at = max(text.casefold().find(wanted), 0)
-    first, end = max(at - 60, 0), at + len(wanted) + 60
-    snippet = text[first:end]
-    return ("..." if first else "") + snippet + ("..." if end < len(text) else "")
 
 
 def _newest_sessions(
@@ -255,7 +247,8 @@ def _get(service: SessionService, app_name: str, user_id: str, session_id: str) 
     return session
 
 
-def _tiers(session: Session) -> dict[str, dict[str, Any]]:
+def tiers_of(session: Session) -> dict[str, dict[str, Any]]:
+    """The state of a session by tier: "app", "user", and "state", which is the session's own."""
     tiers: dict[str, dict[str, Any]] = {"app": {}, "user": {}, "state": {}}
     for key, value in session.state.items():
         tier, _, name = key.partition(":")

@@ -37,6 +37,14 @@ def to_json(value: Any) -> str:
     return _encode(value).decode()
 
 
+def around(text: str, wanted: str) -> str:
+    """The part of a text around the first match, on one line."""
+    at = max(text.casefold().find(wanted), 0)
+    first, end = max(at - 60, 0), at + len(wanted) + 60
+    snippet = text[first:end]
+    return ("..." if first else "") + snippet + ("..." if end < len(text) else "")
+
+
 def _pieces(content: Any) -> Iterator[Piece]:
     if isinstance(content, str):
         if content:
