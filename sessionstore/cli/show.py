@@ -16,7 +16,7 @@ from ..sync import SessionService
 from .keyspace import places, scan
 from .ls import size_of
 from .opened import counted, print_json, show_bytes, show_time, store_options
-from .transcript import around, pieces_of, to_json
+from .transcript import around, pieces_of, show_image, to_json
 
 _FOLDED = 160  # characters of a tool call, a result or data that `show` prints
 _POLL_S = 0.5
@@ -270,6 +270,8 @@ def _print_event(console: Console, event: Event) -> None:
         line = Text.assemble(head, " ")
         if kind == "text":
             line.append(text)
+        elif kind == "image":
+            line.append(show_image(text), "dim")
         else:
             line.append({"call": "-> ", "result": "<- ", "data": ""}[kind] + text, "dim")
             line.truncate(_FOLDED, overflow="ellipsis")
