@@ -49,7 +49,7 @@ def show(
     as_json: bool,
 ) -> None:
     """Run the command; the help text is above."""
-    session = _get(service, app_name, user_id, session_id)
+    session = get_session(service, app_name, user_id, session_id)
     page = EventPage([], None, None)
     if limit:
         page = service.get_events(session, before=before, limit=limit, newest=before is None)
@@ -236,7 +236,8 @@ def _newest_sessions(
     return [SessionKey(app_name, user, name) for _, user, name in found], num_left_out
 
 
-def _get(service: SessionService, app_name: str, user_id: str, session_id: str) -> Session:
+def get_session(service: SessionService, app_name: str, user_id: str, session_id: str) -> Session:
+    """A session without its events. Raises SessionNotFound if it does not exist."""
     session = service.get_session(
         app_name=app_name, user_id=user_id, session_id=session_id, event_num=0
     )
