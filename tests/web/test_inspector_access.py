@@ -141,7 +141,7 @@ def test_every_response_has_the_policy(client: Client) -> None:
         assert "default-src 'none'" in policy, path
         assert "unsafe" not in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["referrer-policy"] == "same-origin"
         assert answer.headers["cache-control"] == "no-store"
     refused = client.send("GET", "/", Cookie=None)
     assert "default-src 'none'" in refused.headers["content-security-policy"]

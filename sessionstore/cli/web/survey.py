@@ -172,7 +172,7 @@ class _Census(_Task):
             with self._lock:
                 for key in step:
                     users = self._apps[key.app_name]
-                    if key.user_id:
+                    if key.user_id and not key.is_temporary:
                         users[key.user_id] += key.role == "session"
                 num_names = len(self._apps) + sum(map(len, self._apps.values()))
                 self.num_keys += len(step)

@@ -123,6 +123,8 @@ function follow() {
         if (ok && !facts.contains(document.activeElement) && !facts.querySelector("details[open]")) {
           facts.replaceChildren(...found.body.children)
         }
+      } catch {
+        // The inspector cannot be reached. The stream shows that.
       } finally {
         reading = null
       }
