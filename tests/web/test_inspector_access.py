@@ -18,7 +18,8 @@ from urllib.parse import quote
 import pytest
 import redis
 from click.testing import CliRunner
-from web_support import MAIN, TTLS, Client, Inspector, inspecting
+from support.inspector import MAIN, Client, Inspector, inspecting
+from web_support import TTLS
 from web_support import service as service
 from web_support import store as store
 

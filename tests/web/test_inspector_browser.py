@@ -9,7 +9,8 @@ from typing import Any
 
 import demo
 import pytest
-from web_support import TTLS, Inspector, inspecting
+from support.inspector import Inspector, inspecting
+from web_support import TTLS
 from web_support import service as service
 from web_support import store as store
 
