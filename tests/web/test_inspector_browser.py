@@ -249,6 +249,18 @@ def test_an_answer_is_shown_while_it_is_written(
     assert page.locator("#fragment").is_hidden()
 
 
+def test_the_first_event_of_an_empty_session_is_shown(
+    browser: Browser, service: RedisSessionService
+) -> None:
+    session = service.create_session(app_name="shop", user_id="ann", session_id="today")
+    page = browser.open(ADDRESS)
+    assert page.get_by_text("There are no events here.").is_visible()
+    is_live(page)
+    service.append_event(session, Event("user", "Hello"))
+    page.locator("#events .event").wait_for()
+    assert page.locator("#events").inner_text().endswith("Hello")
+
+
 @pytest.mark.usefixtures("session")
 def test_a_search_leads_to_the_event(browser: Browser) -> None:
     page = browser.open(ADDRESS)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -52,7 +53,7 @@ class Following:
             yield _text(kind="ready")
             async with aclosing(watched):
                 async for item in watched:
-                    yield self._message(key, item)
+                    yield await run_in_threadpool(self._message, key, item)
         except EventsMissing as error:
             yield _text(kind="end", text=f"Events cannot be shown any longer: {error}")
         except SessionStoreError as error:
