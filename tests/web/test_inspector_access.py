@@ -343,6 +343,12 @@ def test_fragments_are_followed(store: EmbeddedServer, client: Client, session: 
             assert next(messages)["writer"] == fragments[0]["writer"]
 
 
+def test_a_session_that_does_not_exist_is_not_followed_again_and_again(client: Client) -> None:
+    with client.following("/live?at=shop/ann/none") as messages:
+        end = list(messages)[-1]
+    assert (end["kind"], "does not exist" in end["text"]) == ("end", True)
+
+
 def test_events_that_were_trimmed_meanwhile_are_an_end(
     store: EmbeddedServer, client: Client, session: SessionKey
 ) -> None:
@@ -356,7 +362,6 @@ def test_events_that_were_trimmed_meanwhile_are_an_end(
     assert "trimmed" in end["text"]
 
 
-@pytest.mark.usefixtures("session")
 def test_header_state_summary_and_turn_are_shown(
     service: RedisSessionService, client: Client, session: SessionKey
 ) -> None:
@@ -411,11 +416,12 @@ def test_a_user_who_may_only_read_sees_every_page(
     raw.close()
 
 
+@pytest.mark.usefixtures("session")
 def test_ctrl_c_ends_it_while_pages_follow(store: EmbeddedServer) -> None:
     with inspecting(store.url) as inspector:
         client = Client(inspector)
         with client.following(f"/live?{AT}") as messages:
-            next(messages)
+            assert len(list(islice(messages, 61))) == 61
             assert inspector.stop() == (0, "")
 
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from ... import SessionService
-from ...errors import EventsMissing, SessionStoreError
+from ...errors import EventsMissing, SessionNotFound, SessionStoreError
 from ...model import SessionKey, WatchChange, Watched, WatchEnd
 from ..transcript import to_json
 from .addresses import ids_in
@@ -54,8 +54,8 @@ class Following:
             async with aclosing(watched):
                 async for item in watched:
                     yield await run_in_threadpool(self._message, key, item)
-        except EventsMissing as error:
-            yield _text(kind="end", text=f"Events cannot be shown any longer: {error}")
+        except (EventsMissing, SessionNotFound) as error:
+            yield _text(kind="end", text=f"The session cannot be followed: {error}")
         except SessionStoreError as error:
             # The browser connects again, with its last cursor.
             yield _text(kind="problem", text=str(error))
