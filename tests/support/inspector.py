@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,6 +50,11 @@ class Inspector:
         self._process.send_signal(signal.SIGINT)
         _, errors = self._process.communicate(timeout=15)
         return self._process.returncode, errors
+
+    def memory_mb(self) -> int:
+        """The memory that the process uses, on Linux."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text("utf-8")
+        return int(status.partition("VmRSS:")[2].split()[0]) // 1024
 
     def kill(self) -> None:
         """End the process, if it still runs."""
