@@ -30,6 +30,10 @@ class Counts(msgspec.Struct):
     replaced: int = 0
     conflicts: int = 0
 
+    def add(self, status: str) -> None:
+        """Count a session of this status."""
+        setattr(self, status, getattr(self, status) + 1)
+
     def report(self) -> str:
         """One line for people."""
         text = f"{counted(self.written, 'session')} written, {self.unchanged:,} already stored"
@@ -163,7 +167,7 @@ def write(
         if found is None or not _is_same(found, archived):
             click.echo(f"{key} was not stored as it is in the source.", err=True)
             status = "conflicts"
-    setattr(counts, status, getattr(counts, status) + 1)
+    counts.add(status)
     return status
 
 
