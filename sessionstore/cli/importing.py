@@ -74,7 +74,7 @@ Exit status: 0 = every session of SOURCE is stored; 1 = stored sessions differ f
     type=click.Choice(["json", "msgpack"]),
     default="json",
     show_default=True,
-    help="How values are written. Only msgpack can write nested bytes, times and int keys.",
+    help="How values are written. What JSON cannot hold is written as MessagePack.",
 )
 @store_options
 @click.pass_context
