@@ -36,6 +36,7 @@ def command_line() -> click.Group:
     from .show import search, show, tail
     from .stats import stats
     from .transfer import copy, export, import_sessions
+    from .web import web
 
     group = click.Group(
         "sessionstore",
@@ -50,6 +51,7 @@ def command_line() -> click.Group:
             erase,
             doctor,
             stats,
+            web,
             fleet,
         ],
         help="Session storage for AI agents on Redis and Valkey.",

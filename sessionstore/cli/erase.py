@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import click
 
@@ -44,6 +45,38 @@ def erase(
         return
     if not yes:
         click.confirm(f"Delete all data of user {user_id!r} of {app_name!r}?", abort=True, err=True)
+    erased = erase_user(service, app_name, user_id)
+    if as_json:
+        print_json(
+            {
+                "sessions": erased.num_sessions,
+                "state_keys": erased.num_state_keys,
+                "left": [key.key.decode("utf-8", "replace") for key in erased.left],
+            }
+        )
+    else:
+        click.echo(str(erased))
+        for key in erased.left:
+            _print_key(key, as_json)
+    context.exit(1 if erased.left else 0)
+
+
+class Erased(NamedTuple):
+    """What was deleted of a user, and the keys that are left."""
+
+    num_sessions: int
+    num_state_keys: int
+    left: list[StoredKey]
+
+    def __str__(self) -> str:
+        return (
+            f"Deleted {counted(self.num_sessions, 'session')} and"
+            f" {counted(self.num_state_keys, 'state key')}. Redis keys left: {len(self.left)}"
+        )
+
+
+def erase_user(service: SessionService, app_name: str, user_id: str) -> Erased:
+    """Delete a user's sessions and state, and scan all keys for what is left."""
     deleted = service.delete_user(app_name=app_name, user_id=user_id)
     left = list(_keys_of(service, app_name, user_id))
     # Fragments, and the events of a restore, would expire by themselves within an hour.
@@ -52,22 +85,7 @@ def erase(
         ask(service, ("UNLINK", name), writes=True)
     if temporary:
         left = list(_keys_of(service, app_name, user_id))
-    if as_json:
-        print_json(
-            {
-                "sessions": deleted.num_sessions,
-                "state_keys": deleted.num_state_keys,
-                "left": [key.key.decode("utf-8", "replace") for key in left],
-            }
-        )
-    else:
-        click.echo(
-            f"Deleted {counted(deleted.num_sessions, 'session')} and"
-            f" {counted(deleted.num_state_keys, 'state key')}. Redis keys left: {len(left)}"
-        )
-        for key in left:
-            _print_key(key, as_json)
-    context.exit(1 if left else 0)
+    return Erased(deleted.num_sessions, deleted.num_state_keys, left)
 
 
 def _keys_of(service: SessionService, app_name: str, user_id: str) -> Iterator[StoredKey]:

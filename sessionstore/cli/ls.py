@@ -52,7 +52,7 @@ def ls(
         _show(_users(service, app_name, limit, after), as_json)
     else:
         page = service.list_sessions(app_name=app_name, user_id=user_id, limit=limit, after=after)
-        _show([_describe(service, session) for session in page], as_json)
+        _show([describe_session(service, session) for session in page], as_json)
         if page.cursor is not None:
             click.echo(f"More: --after '{page.cursor}'", err=True)
 
@@ -105,7 +105,8 @@ def size_of(service: SessionService, key: SessionKey) -> Size:
     return Size(num_bytes, from_us(deadline_ms * 1000) if deadline_ms > 0 else None)
 
 
-def _describe(service: SessionService, session: Session) -> dict[str, Any]:
+def describe_session(service: SessionService, session: Session) -> dict[str, Any]:
+    """A row of a list of sessions: id, number of events, bytes, last update and deadline."""
     size = size_of(service, session.key)
     return {
         "session": session.id,

@@ -16,7 +16,7 @@ from ..sync import SessionService
 from .keyspace import places, scan
 from .ls import size_of
 from .opened import counted, print_json, show_bytes, show_time, store_options
-from .transcript import pieces_of, to_json
+from .transcript import around, pieces_of, show_image, to_json
 
 _FOLDED = 160  # characters of a tool call, a result or data that `show` prints
 _POLL_S = 0.5
@@ -49,7 +49,7 @@ def show(
     as_json: bool,
 ) -> None:
     """Run the command; the help text is above."""
-    session = _get(service, app_name, user_id, session_id)
+    session = get_session(service, app_name, user_id, session_id)
     page = EventPage([], None, None)
     if limit:
         page = service.get_events(session, before=before, limit=limit, newest=before is None)
@@ -80,7 +80,7 @@ def show(
         ("version", str(session.version)),
     ):
         console.print(Text.assemble((f"{name:<8} ", "bold"), text))
-    for tier, state in _tiers(session).items():
+    for tier, state in tiers_of(session).items():
         for key, value in sorted(state.items()):
             line = Text.assemble((f"{tier:<8} ", "bold"), f"{key} = {to_json(value)}")
             line.truncate(_FOLDED, overflow="ellipsis")
@@ -199,7 +199,7 @@ def search(
                 print_json({**msgspec.structs.asdict(key), "position": position, "event": event})
             else:
                 place = f"{key.user_id} / {key.session_id} / {position} "
-                snippet = _around(to_json(event.content), wanted)
+                snippet = around(to_json(event.content), wanted)
                 console.print(Text.assemble((place, "dim"), (event.author, "bold"), " ", snippet))
             if num_found == limit:
                 click.echo(f"Stopped after {counted(limit, 'event')} (--limit).", err=True)
@@ -214,14 +214,6 @@ def search(
         click.echo(
             f"Not searched: older events of {counted(num_cut, 'session')} (--events).", err=True
         )
-
-
-def _around(text: str, wanted: str) -> str:
-    """The part of a text around the first match, on one line."""
-    at = max(text.casefold().find(wanted), 0)
-    first, end = max(at - 60, 0), at + len(wanted) + 60
-    snippet = text[first:end]
-    return ("..." if first else "") + snippet + ("..." if end < len(text) else "")
 
 
 def _newest_sessions(
@@ -244,7 +236,8 @@ def _newest_sessions(
     return [SessionKey(app_name, user, name) for _, user, name in found], num_left_out
 
 
-def _get(service: SessionService, app_name: str, user_id: str, session_id: str) -> Session:
+def get_session(service: SessionService, app_name: str, user_id: str, session_id: str) -> Session:
+    """A session without its events. Raises SessionNotFound if it does not exist."""
     session = service.get_session(
         app_name=app_name, user_id=user_id, session_id=session_id, event_num=0
     )
@@ -255,7 +248,8 @@ def _get(service: SessionService, app_name: str, user_id: str, session_id: str) 
     return session
 
 
-def _tiers(session: Session) -> dict[str, dict[str, Any]]:
+def tiers_of(session: Session) -> dict[str, dict[str, Any]]:
+    """The state of a session by tier: "app", "user", and "state", which is the session's own."""
     tiers: dict[str, dict[str, Any]] = {"app": {}, "user": {}, "state": {}}
     for key, value in session.state.items():
         tier, _, name = key.partition(":")
@@ -277,6 +271,8 @@ def _print_event(console: Console, event: Event) -> None:
         line = Text.assemble(head, " ")
         if kind == "text":
             line.append(text)
+        elif kind == "image":
+            line.append(show_image(text), "dim")
         else:
             line.append({"call": "-> ", "result": "<- ", "data": ""}[kind] + text, "dim")
             line.truncate(_FOLDED, overflow="ellipsis")

@@ -18,7 +18,7 @@ from .opened import print_json, show_bytes, store_options
 from .store import growth
 
 _SAMPLES_PER_ROLE = 1000  # keys whose memory is measured; more are estimated from them
-_NAMES = {
+KINDS = {
     "session": "headers and session state",
     "events": "logs",
     "sessions": "indexes of users",
@@ -64,7 +64,7 @@ def stats(service: SessionService, interval: float, watch: bool, as_json: bool) 
     for kind in kinds:
         size, count = kind["bytes"], kind["number"]
         each = None if size is None else size // max(count, 1)
-        name = _NAMES[kind["kind"]]
+        name = KINDS[kind["kind"]]
         table.add_row(name, f"{count:,}", show_bytes(size), show_bytes(each))
     Console(highlight=False, markup=False).print(table)
 
@@ -111,14 +111,15 @@ def _kinds(service: SessionService) -> Iterator[dict[str, Any]]:
         numbers[key.role] += 1
         if len(samples[key.role]) < _SAMPLES_PER_ROLE:
             samples[key.role].append(key.key)
-    for role in _NAMES:
+    for role in KINDS:
         if numbers[role]:
-            size = _size(service, samples[role])
+            size = total_size(service, samples[role])
             total = None if size is None else size * numbers[role] // len(samples[role])
             yield {"kind": role, "number": numbers[role], "bytes": total}
 
 
-def _size(service: SessionService, keys: list[bytes]) -> int | None:
+def total_size(service: SessionService, keys: list[bytes]) -> int | None:
+    """The memory of keys, in bytes; None if the user may not run MEMORY USAGE."""
     size = 0
     for key in keys:
         found = memory_of(service, key)

@@ -46,6 +46,9 @@ LIBRARIES = {
     "msgspec": set(RANKS) - {"errors", "times", "embedded"},
     "click": {"cli"},
     "rich": {"cli"},
+    "jinja2": {"cli"},
+    "starlette": {"cli"},
+    "uvicorn": {"cli"},
 }
 
 
