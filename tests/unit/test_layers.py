@@ -35,7 +35,7 @@ LAYERS: list[set[str]] = [
     {"runner", "sync"},
     {"embedded", "observe"},
     {"sessionstore"},  # the package's own __init__
-    {"adapters", "cli"},
+    {"adapters", "cli", "telemetry"},
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
@@ -45,6 +45,7 @@ LIBRARIES = {
     "hiredis": {"transport"},
     "msgspec": set(RANKS) - {"errors", "times", "embedded"},
     "click": {"cli"},
+    "opentelemetry": {"telemetry"},
     "rich": {"cli"},
     "jinja2": {"cli"},
     "starlette": {"cli"},
