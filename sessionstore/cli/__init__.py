@@ -34,6 +34,7 @@ def command_line() -> click.Group:
     from .fleet import fleet
     from .ls import ls
     from .show import search, show, tail
+    from .sizing import size
     from .stats import stats
     from .transfer import copy, export, import_sessions
 
@@ -50,6 +51,7 @@ def command_line() -> click.Group:
             erase,
             doctor,
             stats,
+            size,
             fleet,
         ],
         help="Session storage for AI agents on Redis and Valkey.",
