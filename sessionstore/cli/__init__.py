@@ -36,6 +36,7 @@ def command_line() -> click.Group:
     from .importing import import_sessions
     from .ls import ls
     from .show import search, show
+    from .sizing import size
     from .stats import stats
     from .tail import tail
     from .web import web
@@ -54,6 +55,7 @@ def command_line() -> click.Group:
             doctor,
             stats,
             web,
+            size,
             fleet,
         ],
         help="Session storage for AI agents on Redis and Valkey.",
