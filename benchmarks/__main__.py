@@ -32,6 +32,7 @@ BENCHES = (
     "bench_routing",
     "bench_watching",
     "bench_command_line",
+    "bench_telemetry",
     "bench_adapters",
     "bench_peers",
 )

@@ -36,8 +36,10 @@ def command_line() -> click.Group:
     from .importing import import_sessions
     from .ls import ls
     from .show import search, show
+    from .sizing import size
     from .stats import stats
     from .tail import tail
+    from .web import web
 
     group = click.Group(
         "sessionstore",
@@ -52,6 +54,8 @@ def command_line() -> click.Group:
             erase,
             doctor,
             stats,
+            web,
+            size,
             fleet,
         ],
         help="Session storage for AI agents on Redis and Valkey.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import click
 
 from ..keys import StoredKey
@@ -48,6 +50,40 @@ def erase(
         what = f"all data of user {user_id!r} of {app_name!r}, {counted(number, 'session')}"
         click.confirm(f"Delete {what}?", abort=True, err=True)
     click.echo(f"Deleting user {user_id!r} of {app_name!r} ...", err=True)
+    erased = erase_user(service, app_name, user_id)
+    if as_json:
+        print_json(
+            {
+                "sessions": erased.num_sessions,
+                "state_keys": erased.num_state_keys,
+                "num_left": erased.num_left,
+                "left": [key.key.decode("utf-8", "replace") for key in erased.left],
+            }
+        )
+    else:
+        click.echo(str(erased))
+        for key in erased.left:
+            _print_key(key, as_json)
+    context.exit(1 if erased.num_left else 0)
+
+
+class Erased(NamedTuple):
+    """What was deleted of a user, and what is left."""
+
+    num_sessions: int
+    num_state_keys: int
+    num_left: int  # keys
+    left: list[StoredKey]  # the first ones
+
+    def __str__(self) -> str:
+        return (
+            f"Deleted {counted(self.num_sessions, 'session')} and"
+            f" {counted(self.num_state_keys, 'state key')}. Redis keys left: {self.num_left:,}"
+        )
+
+
+def erase_user(service: SessionService, app_name: str, user_id: str) -> Erased:
+    """Delete a user's sessions and state, and scan all keys for what is left."""
     deleted = service.delete_user(app_name=app_name, user_id=user_id)
     for key in scan(service, app_name, user_id):
         if key.is_temporary:  # it would expire by itself within an hour
@@ -58,23 +94,7 @@ def erase(
         num_left += 1
         if len(left) < _SHOWN:
             left.append(key)
-    if as_json:
-        print_json(
-            {
-                "sessions": deleted.num_sessions,
-                "state_keys": deleted.num_state_keys,
-                "num_left": num_left,
-                "left": [key.key.decode("utf-8", "replace") for key in left],
-            }
-        )
-    else:
-        click.echo(
-            f"Deleted {counted(deleted.num_sessions, 'session')} and"
-            f" {counted(deleted.num_state_keys, 'state key')}. Redis keys left: {num_left:,}"
-        )
-        for key in left:
-            _print_key(key, as_json)
-    context.exit(1 if num_left else 0)
+    return Erased(deleted.num_sessions, deleted.num_state_keys, num_left, left)
 
 
 def _print_key(key: StoredKey, as_json: bool) -> None:

@@ -62,7 +62,7 @@ def ls(
         # Not service.list_sessions, which removes expired sessions from the index.
         flow = list_sessions(service._ops, app_name, user_id, limit, 0, 0, after, prunes=False)
         page = drive(flow, service._executor)
-        _show([_describe(service, session) for session in page], as_json)
+        _show([describe_session(service, session) for session in page], as_json)
         if page.cursor is not None:
             click.echo(f"More: --after '{page.cursor}'", err=True)
 
@@ -142,7 +142,8 @@ def size_of(service: SessionService, key: SessionKey) -> Size:
     return Size(num_bytes, from_us(deadline_ms * 1000) if deadline_ms > 0 else None)
 
 
-def _describe(service: SessionService, session: Session) -> dict[str, Any]:
+def describe_session(service: SessionService, session: Session) -> dict[str, Any]:
+    """A row of a list of sessions: id, number of events, bytes, last update and deadline."""
     size = size_of(service, session.key)
     return {
         "session": session.id,

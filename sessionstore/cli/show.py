@@ -20,7 +20,7 @@ from .keyspace import ask, ask_each, places, scan
 from .ls import size_of
 from .opened import counted, print_json, show_bytes, show_time, store_options
 from .progress import watched
-from .transcript import pieces_of, to_json
+from .transcript import around, pieces_of, show_image, to_json
 
 _USERS_PER_READ = 1000
 _EVENTS_PER_READ = 100
@@ -168,7 +168,7 @@ def search(
                 print_json({**msgspec.structs.asdict(key), "position": position, "event": event})
             else:
                 place = f"{key.user_id} / {key.session_id} / {position} "
-                snippet = _around(to_json(event.content), wanted)
+                snippet = around(to_json(event.content), wanted)
                 console.print(Text.assemble((place, "dim"), (event.author, "bold"), " ", snippet))
             if num_found == limit:
                 click.echo(f"Stopped after {counted(limit, 'event')} (--limit).", err=True)
@@ -206,14 +206,6 @@ def _newest_events(
             return
         before = page.positions[0]
         limit -= wanted
-
-
-def _around(text: str, wanted: str) -> str:
-    """The part of a text around the first match, on one line."""
-    at = max(text.casefold().find(wanted), 0)
-    first, end = max(at - 60, 0), at + len(wanted) + 60
-    snippet = text[first:end]
-    return ("..." if first else "") + snippet + ("..." if end < len(text) else "")
 
 
 def _newest_sessions(
@@ -275,7 +267,7 @@ def get_session(service: SessionService, app_name: str, user_id: str, session_id
 
 
 def tiers_of(session: Session) -> dict[str, dict[str, Any]]:
-    """The state of a session by tier: "app", "user" and "state"."""
+    """The state of a session by tier: "app", "user", and "state", which is the session's own."""
     tiers: dict[str, dict[str, Any]] = {"app": {}, "user": {}, "state": {}}
     for key, value in session.state.items():
         tier, _, name = key.partition(":")
@@ -298,6 +290,8 @@ def print_event(console: Console, event: Event) -> None:
         line = Text.assemble(head, " ")
         if kind == "text":
             line.append(text)
+        elif kind == "image":
+            line.append(show_image(text), "dim")
         else:
             line.append({"call": "-> ", "result": "<- ", "data": ""}[kind] + text, "dim")
             line.truncate(_FOLDED, overflow="ellipsis")

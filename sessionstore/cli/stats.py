@@ -19,7 +19,7 @@ from .progress import watched
 from .store import growth, identify
 
 _SAMPLES_PER_ROLE = 1000  # keys whose memory is measured; more are estimated from them
-_NAMES = {
+KINDS = {
     "session": "headers and session state",
     "events": "logs",
     "sessions": "indexes of users",
@@ -71,7 +71,7 @@ def stats(service: SessionService, interval: float, watch: bool, as_json: bool) 
     for kind in kinds:
         size, count = kind["bytes"], kind["number"]
         each = None if size is None else size // max(count, 1)
-        table.add_row(_NAMES[kind["kind"]], f"{count:,}", show_bytes(size), show_bytes(each))
+        table.add_row(KINDS[kind["kind"]], f"{count:,}", show_bytes(size), show_bytes(each))
     Console(highlight=False, markup=False).print(table)
     per_session = show_bytes(summary["bytes_per_session"])
     click.echo(f"{counted(summary['sessions'], 'session')}, {per_session} each")
@@ -130,7 +130,7 @@ def _kinds(service: SessionService) -> Iterator[dict[str, Any]]:
         numbers[key.role] += 1
         if len(samples[key.role]) < _SAMPLES_PER_ROLE:
             samples[key.role].append(key.key)
-    for role in _NAMES:
+    for role in KINDS:
         if numbers[role]:
             size = memory_of(service, *samples[role])
             total = None if size is None else size * numbers[role] // len(samples[role])

@@ -337,3 +337,61 @@ def test_a_command_without_a_url_names_both_ways_to_pass_it() -> None:
     result = CliRunner().invoke(command_line(), ["ls"], env={"SESSIONSTORE_URL": None})
     assert result.exit_code == 2
     assert "pass --url, or set SESSIONSTORE_URL" in result.stderr
+
+
+PNG = "iVBORw0KGgo="
+IMAGE = Piece("image", f"data:image/png;base64,{PNG}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"type": "image_url", "image_url": {"url": IMAGE.text}},
+        {"type": "input_image", "image_url": IMAGE.text},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}},
+        {"type": "image", "mimeType": "image/png", "data": PNG},
+        {"type": "image", "mime_type": "image/png", "base64": PNG},
+        {"kind": "binary", "media_type": "image/png", "data": PNG},
+        {"parts": [{"inline_data": {"mime_type": "image/png", "data": PNG}}]},
+        {"parts": [{"inlineData": {"mimeType": "image/png", "data": PNG}}]},
+        {"mime_type": "image/png", "data": b"\x89PNG\r\n\x1a\n"},
+    ],
+)
+def test_images_in_the_content_of_frameworks_are_found(content: Any) -> None:
+    assert pieces_of(content) == [IMAGE]
+
+
+def test_images_of_a_tool_result_are_found() -> None:
+    image = {"type": "image", "mimeType": "image/png", "data": PNG}
+    [result, found] = pieces_of({"type": "tool_result", "content": [image]})
+    assert (result.kind, found) == ("result", IMAGE)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.org/a.png",
+        "javascript:alert(1)",
+        "data:text/html;base64,PHA+",
+        "data:image/svg+xml;base64,PHN2Zz4=",
+        'data:image/png;base64,AA" onerror="alert(1)',
+    ],
+)
+def test_what_is_no_inline_image_is_shown_as_data(url: str) -> None:
+    [piece] = pieces_of({"type": "input_image", "image_url": url})
+    assert piece.kind == "data"
+
+
+def test_content_that_is_nested_deeply_is_shown_as_data() -> None:
+    content: Any = "x"
+    for _ in range(400):
+        content = {"content": [content]}
+    [piece] = pieces_of(content)
+    assert piece == Piece("data", json.dumps(content, separators=(",", ":")))
+
+
+def test_show_prints_what_an_image_is(server: Server, service: RedisSessionService) -> None:
+    fill(service)
+    content = {"type": "input_image", "image_url": IMAGE.text}
+    service.append_event(SessionKey("shop", "ann", "1"), Event("user", content))
+    assert "[image/png, 0 KB]" in run(server, "show", "shop", "ann", "1").stdout
