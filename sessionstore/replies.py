@@ -79,6 +79,20 @@ class SharedState(msgspec.Struct):
         return merged
 
 
+def decode_state(reply: Any, tier: bytes) -> dict[str, Any]:
+    """The state of a tier, from the reply to an HGETALL."""
+    state: dict[str, Any] = {}
+    decode_tier(state, hash_items(reply), tier)
+    return state
+
+
+def decode_shared_app_state(reply: Any, tier: bytes) -> SharedState:
+    """The state of an app tier for many sessions."""
+    shared = SharedState()
+    shared.add_tier(reply, tier, "app:")
+    return shared
+
+
 _IMMUTABLE = frozenset((str, int, float, bool, type(None), bytes, datetime))
 
 

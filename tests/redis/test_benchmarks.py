@@ -38,7 +38,7 @@ EXPECTED = {
     "bench_scripts": (0, 9),
     "bench_in_memory": (1, 4),
     "bench_many_agents": (2, 0),
-    "bench_routing": (2, 2),
+    "bench_routing": (2, 3),
     "bench_watching": (1, 2),
     "bench_telemetry": (2, 1),
     "bench_adapters": (2 * len(FRAMEWORKS), 2 * len(FRAMEWORKS)),
