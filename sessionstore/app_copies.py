@@ -80,6 +80,8 @@ class AppCopies:
 
     def forget(self, tier: bytes) -> None:
         """Drop the copy of a tier: the service writes to it, or has just written."""
+        if not self:
+            return
         with self._lock:
             self._remove(tier)
             self._number += 1

@@ -93,14 +93,13 @@ def write_app_state(
 
 def run_app_write(ops: Ops, app_name: str, write: Call[R]) -> Flow[R]:
     """The result of a write to the app tier. Later reads of this service show it."""
-    if not ops.app_copies:
-        return (yield write)
     tier = ops.options.keys.app(app_name)
     ops.app_copies.forget(tier)
     try:
-        return (yield write)
+        result: R = yield write
     finally:
         ops.app_copies.forget(tier)
+    return result
 
 
 def read_app_state(ops: Ops, app_name: str) -> Flow[dict[str, Any]]:
