@@ -17,6 +17,7 @@ from .model import Session, SessionKey, Turn
 from .ops import Ops
 from .replies import decode_state
 from .tiers import NO_CHANGE, Change, Delta
+from .transform import TierOwner
 
 
 def is_apart(ops: Ops, changes: Iterable[Change]) -> bool:
@@ -116,7 +117,9 @@ def copied_app_state(ops: Ops, app_name: str) -> dict[str, Any] | None:
         return None
     tier = ops.options.keys.app(app_name)
     reply = ops.app_copies.get(tier)
-    return None if reply is None else decode_state(reply, tier)
+    if reply is None:
+        return None
+    return decode_state(ops.options.codec, TierOwner(app_name), reply, tier, "app")
 
 
 @contextmanager
