@@ -27,6 +27,7 @@ BENCHES = (
     "bench_history",
     "bench_memory",
     "bench_scripts",
+    "bench_bytes",
     "bench_in_memory",
     "bench_many_agents",
     "bench_routing",
