@@ -18,7 +18,7 @@ from sessionstore import RedisSessionService, Session
 from .harness import Harness, main
 from .results import Figure, Result
 from .rigs.nodes import CONFIG, HOST, Group, Node, wait_until
-from .scale.filling import connect, event_of, messages
+from .scale.filling import event_of, messages, trained
 
 _MEAN_BYTES = 772  # the longest messages are left out if their mean is above it
 _LIMIT = 200
@@ -79,7 +79,7 @@ class _Measured:
     async def measure(self) -> dict[str, tuple[float, float]]:
         """Bytes replicated and bytes of the file, by operation."""
         async with self._service() as service, self._service(2 * _TTL_S) as longer:
-            below, full = [await self._session(service, name) for name in ("below", "full")]
+            below, full = [await self._session(service, name) for name in ("room", "full")]
             each = [await self._session(service, f"s{number}") for number in range(self._count)]
             fill = [event_of(self._contents[number % self._count]) for number in range(_LIMIT)]
             await service.append_events(full, fill)
@@ -109,19 +109,30 @@ class _Measured:
                     app_name="bytes", user_id=f"{self._name}{number}", state={"topic": "travel"}
                 )
 
-            await self._cost(append(below))  # the server and the service know the script
+            for session in (below, full):  # later appends refresh no TTL
+                await append(session)(0)
+            with_state = append(full, state_delta=_DELTA)
+            await self._cost(with_state)  # its keys are there
             return {
                 "create a session": await self._cost(create),
-                "append an event": await self._cost(append(below)),
+                "append an event": await self._cost(append(below), _LIMIT // 2),
                 "append an event, log full": await self._cost(append(full)),
-                "append an event with state": await self._cost(append(below, state_delta=_DELTA)),
+                "the same with state": await self._cost(with_state),
                 "read, TTL is refreshed": await self._cost(read(longer)),
                 "read, TTL was refreshed lately": await self._cost(read(longer)),
             }
 
     @asynccontextmanager
     async def _service(self, ttl_s: float = _TTL_S) -> AsyncIterator[RedisSessionService]:
-        service = connect(self._url, self._compression, session_ttl=ttl_s, user_state_ttl=ttl_s)
+        options: dict[str, Any] = {"compression": trained()} if self._compression else {}
+        service = RedisSessionService(
+            self._url,
+            session_event_limit=_LIMIT,
+            session_ttl=ttl_s,
+            user_state_ttl=ttl_s,
+            app_state_ttl=ttl_s,
+            **options,
+        )
         async with service:
             yield service
 
@@ -130,13 +141,16 @@ class _Measured:
             app_name="bytes", user_id=self._name, session_id=name, state={"user:name": "Ada"}
         )
 
-    async def _cost(self, operation: Callable[[int], Awaitable[object]]) -> tuple[float, float]:
+    async def _cost(
+        self, operation: Callable[[int], Awaitable[object]], at_most: int | None = None
+    ) -> tuple[float, float]:
+        """Bytes of one operation, which is run for each content, or for some."""
+        count = min(self._count, at_most or self._count)
         before = _read(self._primary)
-        for number in range(self._count):
+        for number in range(count):
             await operation(number)
         after = _read(self._primary)
-        replicated, written = after[0] - before[0], after[1] - before[1]
-        return replicated / self._count, written / self._count
+        return (after[0] - before[0]) / count, (after[1] - before[1]) / count
 
 
 def run(harness: Harness) -> Result:
