@@ -31,6 +31,7 @@ BENCHES = (
     "bench_in_memory",
     "bench_many_agents",
     "bench_routing",
+    "bench_processes",
     "bench_watching",
     "bench_command_line",
     "bench_telemetry",

@@ -40,6 +40,7 @@ EXPECTED = {
     "bench_in_memory": (1, 4),
     "bench_many_agents": (2, 0),
     "bench_routing": (2, 3),
+    "bench_processes": (0, 1),
     "bench_watching": (1, 2),
     "bench_command_line": (2, 0),
     "bench_telemetry": (2, 1),
