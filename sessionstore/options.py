@@ -40,6 +40,7 @@ class Options(msgspec.Struct, frozen=True):
             own limit, and the scripts' default for new sessions.
         session_ttl_ms: TTL of sessions in milliseconds; 0 = never.
         app_state_ttl_ms: TTL of the app tier, likewise.
+        app_state_max_age_ms: how old a copy of the app tier may be; 0 = no copies.
         user_state_ttl_ms: TTL of the user tier, likewise.
         stream_ttl_ms: how long fragments are kept; 0 = they are not kept.
         refresh_ttl_on_read: reads refresh TTLs too.
@@ -55,6 +56,7 @@ class Options(msgspec.Struct, frozen=True):
     refresh_ttl_on_read: bool
     summary_size_limit: int = SUMMARY_SIZE_LIMIT
     stream_ttl_ms: int = 0
+    app_state_max_age_ms: int = 0
 
     @property
     def any_ttl(self) -> bool:
@@ -76,6 +78,7 @@ def check_options(
     value_size_limit: int,
     summary_size_limit: int,
     stream_ttl: Duration | None = None,
+    app_state_max_age: Duration | None = None,
     compression: Transform | None = None,
     encryption: Transform | None = None,
 ) -> Options:
@@ -98,6 +101,7 @@ def check_options(
             "summary_size_limit", summary_size_limit, low=1, high=CALL_SIZE_LIMIT
         ),
         stream_ttl_ms=_check_ttl("stream_ttl", stream_ttl),
+        app_state_max_age_ms=_check_ttl("app_state_max_age", app_state_max_age),
     )
 
 

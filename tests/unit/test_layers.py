@@ -16,7 +16,7 @@ PACKAGE = Path(sessionstore.__file__).parent
 # From the bottom up. A module imports only from lower lines. Modules of a package also import
 # each other.
 LAYERS: list[set[str]] = [
-    {"errors", "times", "scripts", "tiers_in_use", "transform"},
+    {"app_copies", "errors", "times", "scripts", "tiers_in_use", "transform"},
     {"model"},
     {"keys", "codec", "calls", "instances", "summaries"},
     {"drive"},
