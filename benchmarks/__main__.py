@@ -31,6 +31,8 @@ BENCHES = (
     "bench_many_agents",
     "bench_routing",
     "bench_watching",
+    "bench_command_line",
+    "bench_telemetry",
     "bench_adapters",
     "bench_peers",
 )

@@ -11,7 +11,7 @@ from typing import Any, Self
 from msgspec import UNSET
 
 from . import flows, history, live, restore
-from .calls import AsyncExecutor, Flow, R
+from .calls import AsyncExecutor, Flow, Observer, R
 from .codec import Format
 from .drive import drive_async
 from .instances import address_to_show
@@ -1184,8 +1184,8 @@ class SessionService:
     ) -> None:
         await self.aclose()
 
-    def _run(self, flow: Flow[R]) -> Awaitable[R]:
-        return drive_async(flow, self._executor)
+    def _run(self, flow: Flow[R], observer: Observer | None = None) -> Awaitable[R]:
+        return drive_async(flow, self._executor, observer)
 
 
 class RedisSessionService(SessionService):

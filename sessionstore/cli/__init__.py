@@ -31,12 +31,15 @@ def command_line() -> click.Group:
 
     from .doctor import doctor
     from .erase import erase
+    from .export import copy, export
     from .fleet import fleet
+    from .importing import import_sessions
     from .ls import ls
-    from .show import search, show, tail
+    from .show import search, show
     from .sizing import size
     from .stats import stats
-    from .transfer import copy, export, import_sessions
+    from .tail import tail
+    from .web import web
 
     group = click.Group(
         "sessionstore",
@@ -51,6 +54,7 @@ def command_line() -> click.Group:
             erase,
             doctor,
             stats,
+            web,
             size,
             fleet,
         ],

@@ -24,6 +24,22 @@ def store_options(command: F) -> F:
     If the command has the options --ttl and --codec, the service gets them.
     """
 
+    @connection_options
+    @wraps(command)
+    def with_service(*, url: str, as_json: bool, **values: Any) -> Any:
+        options = {name: values.pop(name) for name in ("key_prefix", "partition_by")}
+        for name, option in (("ttl", "session_ttl"), ("codec", "codec")):
+            if name in values:
+                options[option] = values.pop(name)
+        with opened_service(url, **options) as service:
+            return command(service=service, as_json=as_json, **values)
+
+    return with_service  # type: ignore[return-value]  # click adds the options
+
+
+def connection_options(command: F) -> F:
+    """Give a command `url`, `key_prefix`, `partition_by` and `as_json`."""
+
     @click.option(
         "--url",
         envvar="SESSIONSTORE_URL",
@@ -41,17 +57,12 @@ def store_options(command: F) -> F:
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
     @wraps(command)
-    def with_service(*, url: str | None, as_json: bool, **values: Any) -> Any:
+    def with_url(*, url: str | None, **values: Any) -> Any:
         if not url:
             raise click.UsageError("Name the server: pass --url, or set SESSIONSTORE_URL.")
-        options = {name: values.pop(name) for name in ("key_prefix", "partition_by")}
-        for name, option in (("ttl", "session_ttl"), ("codec", "codec")):
-            if name in values:
-                options[option] = values.pop(name)
-        with opened_service(url, **options) as service:
-            return command(service=service, as_json=as_json, **values)
+        return command(url=url, **values)
 
-    return with_service  # type: ignore[return-value]  # click adds the options
+    return with_url  # type: ignore[return-value]  # click adds the options
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any, Self
 from msgspec import UNSET
 
 from .. import flows, history, live, restore
-from ..calls import Flow, R, SyncExecutor
+from ..calls import Flow, Observer, R, SyncExecutor
 from ..codec import Format
 from ..drive import drive
 from ..instances import address_to_show
@@ -1175,8 +1175,8 @@ class SessionService:
     ) -> None:
         self.close()
 
-    def _run(self, flow: Flow[R]) -> R:
-        return drive(flow, self._executor)
+    def _run(self, flow: Flow[R], observer: Observer | None = None) -> R:
+        return drive(flow, self._executor, observer)
 
 
 class RedisSessionService(SessionService):

@@ -40,6 +40,8 @@ EXPECTED = {
     "bench_many_agents": (2, 0),
     "bench_routing": (2, 2),
     "bench_watching": (1, 2),
+    "bench_command_line": (2, 0),
+    "bench_telemetry": (2, 1),
     "bench_adapters": (2 * len(FRAMEWORKS), 2 * len(FRAMEWORKS)),
     "bench_peers": (0, 1),
 }

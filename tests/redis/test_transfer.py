@@ -110,11 +110,11 @@ def test_what_is_exported_and_imported_is_exported_again_byte_for_byte(
     server.empty()
     options = ("--verify", "--codec", "msgpack")
     text = run(server, "import", str(first), *options, "--ttl", "3600").stderr
-    assert text == "6 sessions written, 0 already stored.\n"
+    assert text.endswith("6 sessions written, 0 already stored.\n")
     run(server, "export", "--output", str(second))
     assert second.read_bytes() == first.read_bytes()
     text = run(server, "import", str(first), *options).stderr
-    assert text == "0 sessions written, 6 already stored.\n"
+    assert text.endswith("0 sessions written, 6 already stored.\n")
     limit_tiers(server)
 
 
@@ -161,7 +161,7 @@ def test_an_import_leaves_a_session_alone_that_differs(
     run(server, "export", "shop", "bob", "--output", str(file))
     service.append_event(SessionKey("shop", "bob", "summary"), Event("user", "new"))
     text = run(server, "import", str(file), exit_code=1).stderr
-    assert text == ("0 sessions written, 1 already stored, 1 differ from the stored ones.\n")
+    assert text.endswith("0 sessions written, 1 already stored, 1 differ from the stored ones.\n")
     page = service.get_events(SessionKey("shop", "bob", "summary"))
     assert page.events[-1].content == "new"
 
@@ -179,6 +179,30 @@ def test_an_import_leaves_state_alone_that_was_changed_since(
     assert service.get_user_state("shop", "ann") == {"lang": "fr"}
     assert service.get_app_state("shop") == {"plan": "new"}
     assert service.get_user_state("shop", "only state") == {"k": 1}
+    limit_tiers(server)
+
+
+def test_an_import_can_replace_a_session_by_a_later_one(
+    server: Server, service: RedisSessionService, tmp_path: Path
+) -> None:
+    fill(service)
+    key = SessionKey("shop", "bob", "summary")
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(server, "export", "shop", "bob", "--output", str(first))
+    written = datetime.now(UTC)
+    service.append_event(key, Event("user", "new"))
+    run(server, "export", "--output", str(second), "--since", written.isoformat())
+    assert second.read_text().count('"session_id"') == 1
+    server.empty()
+    options = ("--ttl", "3600", "--codec", "msgpack")
+    run(server, "import", str(first), *options)
+    for expected in ("1 replaced with a later version", "0 sessions written, 1 already stored."):
+        assert expected in run(server, "import", str(second), "--replace", *options).stderr
+    assert service.get_events(key).events[-1].content == "new"
+    service.append_event(key, Event("user", "newer"))
+    text = run(server, "import", str(second), "--replace", *options, exit_code=1).stderr
+    assert "1 differ from the stored ones" in text
+    assert service.get_events(key).events[-1].content == "newer"
     limit_tiers(server)
 
 
@@ -228,7 +252,7 @@ def test_a_second_copy_picks_up_what_was_written_meanwhile(
     text = run(server, "copy", server.url, *target).stderr
     assert "replaced with a later version" in text
     text = run(server, "copy", server.url, *target).stderr
-    assert text == "0 sessions written, 6 already stored.\n"
+    assert text.endswith("0 sessions written, 6 already stored.\n")
     lines = [
         run(server, "export", "--key-prefix", prefix).stdout.splitlines()
         for prefix in ("", "copy:")
