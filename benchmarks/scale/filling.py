@@ -13,14 +13,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from importlib import import_module
 from itertools import islice
 from typing import Any
 
 import msgspec
 
-from sessionstore import Event, RedisSessionService, Zstd
+from sessionstore import Event, RedisSessionService
 from sessionstore.cli.fleet.synthetic import synthetic_conversations
-from sessionstore.compression import train_dictionary
 
 APP = "million"
 SESSIONS_PER_USER = 4
@@ -82,10 +82,11 @@ def event_of(content: Any, **fields: Any) -> Event:
 
 
 @cache
-def trained() -> Zstd:
+def trained() -> Any:
     """Compression with a dictionary of other conversations than the stored ones."""
+    compression = import_module("sessionstore.compression")
     samples = [msgspec.json.encode(event_of(each)) for each in messages(10_000, seed=99)]
-    return Zstd(dictionaries=[train_dictionary(samples)])
+    return compression.Zstd(dictionaries=[compression.train_dictionary(samples)])
 
 
 async def fill(

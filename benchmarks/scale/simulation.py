@@ -181,7 +181,7 @@ class Simulation:
         """All primaries hand over to their replicas, one after the other, a minute apart."""
         interval_s = 60.0
         here = sum(agents) / len(agents)
-        one = self.fail_over(here, pause_s, pause_s)
+        one = self.fail_over(here, pause_s, min(pause_s, FOUND_AGAIN_S))
         calls = self.setting.turns_per_second * self.shape.calls_per_turn * interval_s
         return {
             "calls that wait": one["calls that wait"] * len(agents),
@@ -269,12 +269,31 @@ def outcome_of(
     ]
     title = "Users on primaries (the app tier is kept by the services)"
     tables.append(Table([*head, "of the busiest"], lines, title))
-    head = ["app tier, load", "busiest primary", "all calls, " + times, "reads of the app tier"]
+    turns = setting["agents"] / setting["turn_seconds"]
+    head = [
+        "app tier",
+        "turns/s",
+        "busiest primary",
+        "all calls, " + times,
+        "reads of the app tier",
+    ]
     lines = [
-        [name, f"{each['utilization, busiest']:.0%}", _times(each), _times(each, "app tier ")]
+        [
+            APP_TIER[name.partition(",")[0]],
+            f"{turns * float(name.rpartition(' ')[2]):,.0f}",
+            f"{each['utilization, busiest']:.0%}",
+            _times(each),
+            _times(each, "app tier "),
+        ]
         for name, each in found["app tier"].items()
     ]
-    tables.append(Table(head, lines, "The app tier, in one slot (a fifth of the users ...)"))
+    tables.append(
+        Table(
+            head,
+            lines,
+            "The app tier, in one slot (a fifth of the users has four fifths of the agents)",
+        )
+    )
     head = ["what", "failover of the busiest", "rolling restart, graceful", "the same, killed"]
     sections = ("failover", "rolling restart, graceful", "rolling restart, killed")
     lines = []
@@ -354,7 +373,7 @@ def main() -> int:
     add("--skip-validation", action="store_true", help="compare with no real server")
     arguments = parser.parse_args()
     constants = load_constants(arguments.constants)
-    loads = [0.25, 0.5, 1.0, 1.5, 2.0]
+    loads = [0.25, 0.5, 1.0, 2.0, 3.0]
     checks = []
     if not arguments.skip_validation:
         checks = validate([500, 2000, 5000], 5.0, arguments.seed, arguments.patience)
