@@ -13,14 +13,16 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from .calls import AsyncExecutor, Call, Flow, R, SyncExecutor, decode_replies
+from .calls import AsyncExecutor, Call, Flow, Observer, R, SyncExecutor, decode_replies
 from .errors import NotReplicated
 
 # Decoding more than this takes over 10 ms. A thread does it, so that other tasks run meanwhile.
 _LONG_DECODE_BYTES = 2 << 20
 
 
-async def drive_async(flow: Flow[R], executor: AsyncExecutor) -> R:
+async def drive_async(
+    flow: Flow[R], executor: AsyncExecutor, observer: Observer | None = None
+) -> R:
     """The return value of a flow, run over asyncio.
 
     Raises:
@@ -46,16 +48,23 @@ async def drive_async(flow: Flow[R], executor: AsyncExecutor) -> R:
                         result = await asyncio.to_thread(decode_replies, step, replies)
                     else:
                         result = decode_replies(step, replies)
-            except Exception as error:
+            except BaseException as error:
+                if observer is not None:
+                    observer.ended(step, error)
+                if not isinstance(error, Exception):  # cancelled
+                    flow.close()
+                    raise
                 step = flow.throw(error)
             else:
+                if observer is not None:
+                    observer.ended(step, result)
                 step = flow.send(result)
     except StopIteration as end:
         value: R = end.value
         return _checked(value, not_replicated)
 
 
-def drive(flow: Flow[R], executor: SyncExecutor) -> R:
+def drive(flow: Flow[R], executor: SyncExecutor, observer: Observer | None = None) -> R:
     """The return value of a flow, run in this thread. Raises what `drive_async` raises."""
     not_replicated: list[NotReplicated] = []
 
@@ -74,9 +83,16 @@ def drive(flow: Flow[R], executor: SyncExecutor) -> R:
                 result: Any = (
                     list(map(result_of, step)) if isinstance(step, tuple) else result_of(step)
                 )
-            except Exception as error:
+            except BaseException as error:
+                if observer is not None:
+                    observer.ended(step, error)
+                if not isinstance(error, Exception):  # cancelled
+                    flow.close()
+                    raise
                 step = flow.throw(error)
             else:
+                if observer is not None:
+                    observer.ended(step, result)
                 step = flow.send(result)
     except StopIteration as end:
         value: R = end.value

@@ -21,8 +21,11 @@ import msgspec
 from .app_tier import (
     add_app_state,
     app_state_written,
+    copied_app_state,
     is_apart,
+    read_app_state,
     refuse_app_increments,
+    run_app_write,
     write_apart,
     write_app_state,
 )
@@ -47,6 +50,7 @@ from .replies import WriteResult
 from .stream import append_fragments
 from .tiers import NO_CHANGE, Change, check_call_size, encode_change
 from .times import from_us, to_us
+from .transform import TierOwner
 from .windows import Window, check_window, choose, first_page, may_be_trimmed
 
 # -- sessions -------------------------------------------------------------------------------------
@@ -57,7 +61,7 @@ def create_session(
 ) -> Flow[Session]:
     """Create a session. Without an id it gets a new one."""
     key = SessionKey(app_name, user_id, id_or_new(session_id))
-    change = encode_change(ops.options.codec, {} if state is None else state)
+    change = encode_change(ops.options.codec, key, {} if state is None else state)
     call = ops.create_session(key, uuid4().hex, change)
     session: Session
     if ops.app_in_own_slot:
@@ -82,7 +86,7 @@ def get_or_create_session(
     key = SessionKey(app_name, user_id, id_or_new(session_id))
     if window is not None:
         event_num = _first_page(window, event_num, event_time)
-    change = encode_change(ops.options.codec, {} if state is None else state)
+    change = encode_change(ops.options.codec, key, {} if state is None else state)
     upto = ops.summaries.upto(key)
     call = ops.get_or_create_session(key, uuid4().hex, change, event_num, event_time, upto)
     session: Session | None = None
@@ -125,7 +129,7 @@ def _create_apart(
             raise SessionExists(f"{describe(key)} already exists")
         yield from write_app_state(ops, key.app_name, [change])
     with app_state_written() if is_written else nullcontext():
-        app_state: dict[str, Any] = yield ops.get_app_state(key.app_name)
+        app_state = yield from read_app_state(ops, key.app_name)
         session = yield from _create(ops, key, call)
     add_app_state(session, app_state)
     return session
@@ -158,11 +162,15 @@ def _read_session(
     if not ops.app_in_own_slot:
         session = yield from read_whole(call)
         return session
-    app_call = ops.get_app_state(key.app_name)
-    try:
-        session, app_state = yield call, app_call
-    except EventsMissing:
-        session, app_state = yield from_primary(call), app_call
+    app_state = copied_app_state(ops, key.app_name)
+    if app_state is not None:
+        session = yield from read_whole(call)
+    else:
+        app_call = ops.get_app_state(key.app_name)
+        try:
+            session, app_state = yield call, app_call
+        except EventsMissing:
+            session, app_state = yield from_primary(call), app_call
     if session is not None:
         add_app_state(session, app_state)
     return session
@@ -211,8 +219,7 @@ def repair_session(ops: Ops, session: Session | SessionKey) -> Flow[Session]:
     key = session_key(session)
     repaired: Session = yield ops.repair_session(key)
     if ops.app_in_own_slot:
-        app_state: dict[str, Any] = yield ops.get_app_state(key.app_name)
-        add_app_state(repaired, app_state)
+        add_app_state(repaired, (yield from read_app_state(ops, key.app_name)))
     return repaired
 
 
@@ -237,7 +244,7 @@ def append_event(
     key = session_key(session)
     if turn is not None:
         check_turn(turn)
-    prepared = _encode_event(ops, event, "event")
+    prepared = _encode_event(ops, key, event, "event")
     created_us = created_us_of(session)
     if prepared is None or event.partial:
         fragments = [prepared[0]] if prepared else []
@@ -281,7 +288,7 @@ def append_events(
     fragments: list[bytes] = []
     size = 0
     for number, event in enumerate(_few_enough(events)):
-        prepared = _encode_event(ops, event, f"events[{number}]")
+        prepared = _encode_event(ops, key, event, f"events[{number}]")
         if prepared is None or event.partial:
             results.append(event)
             fragments += [prepared[0]] if prepared else []
@@ -366,7 +373,8 @@ def replace_newest(
     rows: list[tuple[bytes, datetime]] = []
     size = 0
     for number, event in enumerate(_few_enough(events)):
-        data, copy = ops.options.codec.for_event(event).encode_event(event, f"events[{number}]")
+        codec = ops.options.codec.for_event(event)
+        data, copy = codec.encode_event(event, f"events[{number}]", key)
         size += len(data)
         check_call_size("events", size)
         rows.append((data, copy.timestamp))
@@ -419,7 +427,7 @@ def update_session_state(
     """Set and remove state in all tiers. Nothing is sent if nothing would change."""
     key = session_key(session)
     check_bool("if_absent", if_absent)
-    change = encode_change(ops.options.codec, state, removed)
+    change = encode_change(ops.options.codec, key, state, removed)
     handle = session if isinstance(session, Session) else None
     current: dict[str, Any] = {}
     created_us = created_us_of(session)
@@ -463,7 +471,7 @@ def increment_session_state(
 ) -> Flow[dict[str, int]]:
     """Add integers to state in all tiers. Returns the new values. Never sent twice."""
     key = session_key(session)
-    change = encode_change(ops.options.codec, {}, (), increments)
+    change = encode_change(ops.options.codec, key, {}, (), increments)
     refuse_app_increments(ops, change, "increments")
     created_us = created_us_of(session)
     call = ops.update_session_state(key, change, None, created_us)  # checks the ids in any case
@@ -488,8 +496,7 @@ def get_user_state(ops: Ops, app_name: str, user_id: str) -> Flow[dict[str, Any]
 
 def get_app_state(ops: Ops, app_name: str) -> Flow[dict[str, Any]]:
     """Read the app tier."""
-    state: dict[str, Any] = yield ops.get_app_state(app_name)
-    return state
+    return (yield from read_app_state(ops, app_name))
 
 
 def update_user_state(
@@ -502,7 +509,8 @@ def update_user_state(
 ) -> Flow[None]:
     """Set and remove state of the user tier. Nothing is sent if nothing would change."""
     check_bool("if_absent", if_absent)
-    change = encode_change(ops.options.codec, state, removed, tier="user")
+    owner = TierOwner(app_name, user_id)
+    change = encode_change(ops.options.codec, owner, state, removed, tier="user")
     # Checks the ids in any case.
     call = ops.update_user_state(app_name, user_id, change, if_absent=if_absent)
     if change.is_stored:
@@ -518,34 +526,36 @@ def update_app_state(
 ) -> Flow[None]:
     """Set and remove state of the app tier. Nothing is sent if nothing would change."""
     check_bool("if_absent", if_absent)
-    change = encode_change(ops.options.codec, state, removed, tier="app")
+    owner = TierOwner(app_name)
+    change = encode_change(ops.options.codec, owner, state, removed, tier="app")
     call = ops.update_app_state(app_name, change, if_absent=if_absent)  # checks the name, too
     if change.is_stored:
-        yield call
+        yield from run_app_write(ops, app_name, call)
 
 
 def increment_user_state(
     ops: Ops, app_name: str, user_id: str, increments: Mapping[str, int]
 ) -> Flow[dict[str, int]]:
     """Add integers to state of the user tier. Returns the new values. Never sent twice."""
-    change = encode_change(ops.options.codec, {}, (), increments, tier="user")
-    return (
-        yield from _increment_tier(ops.update_user_state(app_name, user_id, change), increments)
-    )
+    owner = TierOwner(app_name, user_id)
+    change = encode_change(ops.options.codec, owner, {}, (), increments, tier="user")
+    call = ops.update_user_state(app_name, user_id, change)  # checks the ids, too
+    if not increments:
+        return {}
+    sums: list[int] = yield call
+    return dict(zip(increments, sums, strict=True))
 
 
 def increment_app_state(
     ops: Ops, app_name: str, increments: Mapping[str, int]
 ) -> Flow[dict[str, int]]:
     """Add integers to state of the app tier. Returns the new values. Never sent twice."""
-    change = encode_change(ops.options.codec, {}, (), increments, tier="app")
-    return (yield from _increment_tier(ops.update_app_state(app_name, change), increments))
-
-
-def _increment_tier(call: Call[list[int]], increments: Mapping[str, int]) -> Flow[dict[str, int]]:
+    owner = TierOwner(app_name)
+    change = encode_change(ops.options.codec, owner, {}, (), increments, tier="app")
+    call = ops.update_app_state(app_name, change)  # checks the name, too
     if not increments:
         return {}
-    sums: list[int] = yield call
+    sums = yield from run_app_write(ops, app_name, call)
     return dict(zip(increments, sums, strict=True))
 
 
@@ -601,7 +611,9 @@ def _few_enough(events: Iterable[Event]) -> list[Event]:
     return found
 
 
-def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Change] | None:
+def _encode_event(
+    ops: Ops, key: SessionKey, event: Event, path: str
+) -> tuple[bytes, Event, Change] | None:
     """An event's bytes, its copy, and its change of state; None for one that is not stored."""
     if not isinstance(event, Event):
         raise InvalidArgument(f"{path} must be an Event, not {type(event).__name__}")
@@ -610,9 +622,10 @@ def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Chan
     codec = ops.options.codec.for_event(event)
     delta, removed, increments = event.state_delta, event.state_removed, event.state_increments
     if not delta and not removed and not increments:
-        return *codec.encode_event(event, path), NO_CHANGE
+        return *codec.encode_event(event, path, key), NO_CHANGE
     change = encode_change(
         codec,
+        key,
         delta,
         removed,
         increments,
@@ -621,7 +634,7 @@ def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Chan
         increments_path=f"{path}.state_increments",
     )
     refuse_app_increments(ops, change, f"{path}.state_increments")
-    return *codec.encode_event(without_temp(event), path), change
+    return *codec.encode_event(without_temp(event), path, key), change
 
 
 def without_temp(event: Event) -> Event:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from msgspec import structs
 
+from .app_copies import AppCopies
 from .calls import Call, Command, R, status
 from .codec import corrupt
 from .errors import CorruptData, InvalidArgument, ScriptContractError
@@ -35,6 +36,8 @@ from .replies import (
     decode_places,
     decode_role,
     decode_session,
+    decode_shared_app_state,
+    decode_state,
     decode_sums,
     decode_write_result,
     hash_items,
@@ -42,9 +45,10 @@ from .replies import (
 )
 from .scripts import SCRIPTS
 from .summaries import Summaries
-from .tiers import NO_CHANGE, Change, Delta, decode_tier
+from .tiers import NO_CHANGE, Change, Delta, Tier, decode_tier
 from .tiers_in_use import TiersInUse
 from .times import from_us, to_us
+from .transform import TierOwner
 
 EVENTS_PER_CALL_LIMIT = 500
 """Maximum number of events in one append."""
@@ -91,6 +95,7 @@ class Ops:
         self.options = options
         self.app_in_own_slot = app_in_own_slot
         self._keys = options.keys
+        self._codec = options.codec
         # As arguments, in the order in which all scripts take them.
         self._ttls = (
             b"%d" % options.session_ttl_ms,
@@ -105,6 +110,10 @@ class Ops:
         with_user, alone = (0, app_ttl_ms) if app_in_own_slot else (app_ttl_ms, 0)
         self._tiers_in_use = TiersInUse((options.user_state_ttl_ms, with_user), clock)
         self._apps_in_use = TiersInUse((alone,), clock)
+        max_age_s = options.app_state_max_age_ms / 1000 if app_in_own_slot else 0.0
+        if app_ttl_ms and options.refresh_ttl_on_read:
+            max_age_s = min(max_age_s, app_ttl_ms / 64_000)  # then a read has to refresh the TTL
+        self.app_copies = AppCopies(max_age_s, clock)
         self._keeps_tiers = bool(self._tiers_in_use)
         self._keeps_app = with_user > 0
         self.summaries = Summaries()
@@ -119,7 +128,7 @@ class Ops:
 
         def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
-            session = decode_session(key, keys, self.with_app_tier(replies[1:]))
+            session = decode_session(self._codec, key, keys, self.with_app_tier(replies[1:]))
             return session, decode_ids_to_check(replies[0])
 
         return Call(
@@ -149,7 +158,7 @@ class Ops:
         def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
             parts = self.with_app_tier(replies[1:])
-            session = decode_session(key, keys, parts, newest_first)
+            session = decode_session(self._codec, key, keys, parts, newest_first)
             return session, decode_ids_to_check(replies[0])
 
         return Call(
@@ -204,7 +213,7 @@ class Ops:
             if not parts[0]:
                 check_no_events(keys, parts)
                 return None
-            return decode_session(key, keys, parts, newest_first)
+            return decode_session(self._codec, key, keys, parts, newest_first)
 
         commands = (*self.tier_commands(keys), *log)
         return self._read("get_session", decode, key, keys, commands, _is_bulk(event_num))
@@ -245,7 +254,7 @@ class Ops:
                 entries.reverse()
             cursor = after if after is not None else before
             return EventPage(
-                decode_log(keys.events, (member for member, _ in entries)),
+                decode_log(self._codec, key, keys.events, (member for member, _ in entries)),
                 entries[0][1] if entries else cursor,
                 entries[-1][1] if entries else cursor,
                 [position for _, position in entries],
@@ -320,7 +329,8 @@ class Ops:
         check_int("event_num", event_num, low=0)
         user = self._keys.user(app_name, user_id)
         sessions = [self._keys.session(app_name, user_id, name) for name in ids]
-        shared_tiers = [(user.user, "user:"), (user.app, "app:")]
+        owner = TierOwner(app_name, user_id)
+        shared_tiers: list[tuple[bytes, Tier]] = [(user.user, "user"), (user.app, "app")]
         if self.app_in_own_slot:
             shared_tiers.pop()
         if not tiers:
@@ -335,8 +345,8 @@ class Ops:
 
         def decode(replies: list[Any]) -> tuple[list[Session | None], SharedState]:
             shared = SharedState()
-            for reply, (tier, prefix) in zip(replies, shared_tiers, strict=False):
-                shared.add_tier(reply, tier, prefix)
+            for reply, (tier_key, tier) in zip(replies, shared_tiers, strict=False):
+                shared.add_tier(self._codec, owner, reply, tier_key, tier)
             found: list[Session | None] = []
             for number, (name, keys) in enumerate(zip(ids, sessions, strict=True)):
                 at = first + number * step
@@ -344,7 +354,8 @@ class Ops:
                     found.append(None)
                     continue
                 parts = [replies[at], (), (), *replies[at + 1 : at + step]]
-                found.append(decode_session(SessionKey(app_name, user_id, name), keys, parts))
+                key = SessionKey(app_name, user_id, name)
+                found.append(decode_session(self._codec, key, keys, parts))
             return found, shared
 
         # The states of many sessions may be large.
@@ -359,13 +370,19 @@ class Ops:
     def list_app_state(self, app_name: str) -> Call[SharedState]:
         """The state of the app tier for many sessions, where it has a slot of its own."""
         tier = self._keys.app(app_name)
+        # It refreshes no TTL, so its copy must not keep other reads from doing it.
+        refreshes = self.options.app_state_ttl_ms and self.options.refresh_ttl_on_read
+        keep = None if refreshes else self._copier(tier)
 
         def decode(replies: list[Any]) -> SharedState:
-            shared = SharedState()
-            shared.add_tier(replies[0], tier, "app:")
+            shared = decode_shared_app_state(self._codec, app_name, replies[0], tier)
+            if keep is not None:
+                keep(replies[0])
             return shared
 
-        return Call("list_sessions", decode, commands=(("HGETALL", tier),), writes=False)
+        read: tuple[Command, ...] = (("HGETALL", tier),)
+        is_kept = keep is not None
+        return Call("list_sessions", decode, commands=read, writes=False, from_primary=is_kept)
 
     @staticmethod
     def ping() -> Call[Literal["primary", "replica"]]:
@@ -448,7 +465,7 @@ class Ops:
 
         def decode(replies: list[Any]) -> Session:
             status(replies[0], key)
-            return decode_session(key, keys, self.with_app_tier(replies[1:]))
+            return decode_session(self._codec, key, keys, self.with_app_tier(replies[1:]))
 
         return Call(
             "repair_session",
@@ -548,7 +565,7 @@ class Ops:
             if status(reply, key, if_version) == b"EMPTY":
                 return None
             try:
-                [event] = decode_log(keys.events, reply[3:])
+                [event] = decode_log(self._codec, key, keys.events, reply[3:])
             except CorruptData as error:
                 raise CorruptData(f"{error}; the event was removed", key=error.key) from None
             return event, decode_write_result(reply[:3], key, if_version)
@@ -668,7 +685,7 @@ class Ops:
                 written = decode_write_result(replies[0], key, if_version)
             if not read_back:
                 return written
-            values = self._decode_read_back(keys, change, replies[1:])
+            values = self._decode_read_back(key, keys, change, replies[1:])
             return structs.replace(written, read_back=values)
 
         return Call(
@@ -741,13 +758,27 @@ class Ops:
 
     def get_user_state(self, app_name: str, user_id: str) -> Call[dict[str, Any]]:
         """Read the user tier."""
-        tier = self._keys.user(app_name, user_id).user
-        return self._get_tier("get_user_state", tier, self.options.user_state_ttl_ms)
+        key, ttl_ms = self._keys.user(app_name, user_id).user, self.options.user_state_ttl_ms
+        return self._get_tier("get_user_state", TierOwner(app_name, user_id), key, "user", ttl_ms)
 
     def get_app_state(self, app_name: str, *, touch: bool = True) -> Call[dict[str, Any]]:
         """Read the app tier. `touch`: refresh its TTL if reads do."""
         ttl_ms = self.options.app_state_ttl_ms if touch else 0
-        return self._get_tier("get_app_state", self._keys.app(app_name), ttl_ms)
+        tier = self._keys.app(app_name)
+        keep = self._copier(tier)
+        return self._get_tier("get_app_state", TierOwner(app_name), tier, "app", ttl_ms, keep)
+
+    def _copier(self, tier: bytes) -> Callable[[Any], None] | None:
+        """A function that keeps the reply to a read that begins now; None = no copies."""
+        if not self.app_copies:
+            return None
+        read = self.app_copies.begin()
+
+        def keep(reply: Any) -> None:
+            size = sum(len(field) + len(value) for field, value in hash_items(reply))
+            self.app_copies.put(tier, read, reply, size)
+
+        return keep
 
     def update_user_state(
         self, app_name: str, user_id: str, change: Change, *, if_absent: bool = False
@@ -854,42 +885,52 @@ class Ops:
 
     def _read_back_commands(self, keys: SessionKeys, change: Change) -> tuple[Command, ...]:
         return tuple(
-            ("HMGET", tier, *delta.pairs[::2])
-            for tier, delta, _, _ in self._set_tiers(keys, change)
+            ("HMGET", tier_key, *delta.pairs[::2])
+            for tier_key, delta, _ in self._set_tiers(keys, change)
         )
 
     def _decode_read_back(
-        self, keys: SessionKeys, change: Change, replies: list[Any]
+        self, key: SessionKey, keys: SessionKeys, change: Change, replies: list[Any]
     ) -> dict[str, Any]:
         state: dict[str, Any] = {}
         tiers = self._set_tiers(keys, change)
-        for (tier, delta, prefix, skip), reply in zip(tiers, replies, strict=True):
+        for (tier_key, delta, tier), reply in zip(tiers, replies, strict=True):
             pairs = zip(delta.pairs[::2], reply, strict=True)
             fields = [(field, value) for field, value in pairs if value is not None]
-            decode_tier(state, fields, tier, prefix=prefix, skip=skip)
+            decode_tier(self._codec, key, state, fields, tier_key, tier)
         return state
 
-    def _set_tiers(self, keys: SessionKeys, change: Change) -> list[tuple[bytes, Delta, str, int]]:
-        """Key, delta, prefix and bytes to skip of each tier that a call with these keys sets."""
-        tiers = [
-            (keys.session, change.session, "", 1),
-            (keys.user, change.user, "user:", 0),
-            (keys.app, change.app, "app:", 0),
+    def _set_tiers(self, keys: SessionKeys, change: Change) -> list[tuple[bytes, Delta, Tier]]:
+        """Key and delta of each tier that a call with these keys sets."""
+        tiers: list[tuple[bytes, Delta, Tier]] = [
+            (keys.session, change.session, "session"),
+            (keys.user, change.user, "user"),
+            (keys.app, change.app, "app"),
         ]
         count = 2 if self.app_in_own_slot else 3
-        return [tier for tier in tiers[:count] if tier[1].pairs]
+        return [each for each in tiers[:count] if each[1].pairs]
 
-    def _get_tier(self, name: str, tier: bytes, ttl_ms: int) -> Call[dict[str, Any]]:
+    def _get_tier(
+        self,
+        name: str,
+        owner: TierOwner,
+        key: bytes,
+        tier: Tier,
+        ttl_ms: int,
+        keep: Callable[[Any], None] | None = None,
+    ) -> Call[dict[str, Any]]:
         def decode(replies: list[Any]) -> dict[str, Any]:
-            state: dict[str, Any] = {}
-            decode_tier(state, hash_items(replies[-1]), tier)
+            state = decode_state(self._codec, owner, replies[-1], key, tier)
+            if keep is not None:
+                keep(replies[-1])
             return state
 
-        read: tuple[Command, ...] = (("HGETALL", tier),)
+        read: tuple[Command, ...] = (("HGETALL", key),)
         if not (ttl_ms and self.options.refresh_ttl_on_read):
-            return Call(name, decode, commands=read, writes=False)
+            # A replica may lack a write of this service, which a copy must show.
+            return Call(name, decode, commands=read, writes=False, from_primary=keep is not None)
         args = (b"%d" % ttl_ms,)
-        return Call(name, decode, SCRIPTS["touch_tier"], (tier,), args, read, writes=False)
+        return Call(name, decode, SCRIPTS["touch_tier"], (key,), args, read, writes=False)
 
 
 def _is_bulk(event_num: int | None) -> bool:

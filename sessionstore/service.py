@@ -11,7 +11,7 @@ from typing import Any, Self
 from msgspec import UNSET
 
 from . import flows, history, live, restore
-from .calls import AsyncExecutor, Flow, R
+from .calls import AsyncExecutor, Flow, Observer, R
 from .codec import Format
 from .drive import drive_async
 from .instances import address_to_show
@@ -1184,8 +1184,8 @@ class SessionService:
     ) -> None:
         await self.aclose()
 
-    def _run(self, flow: Flow[R]) -> Awaitable[R]:
-        return drive_async(flow, self._executor)
+    def _run(self, flow: Flow[R], observer: Observer | None = None) -> Awaitable[R]:
+        return drive_async(flow, self._executor, observer)
 
 
 class RedisSessionService(SessionService):
@@ -1206,6 +1206,10 @@ class RedisSessionService(SessionService):
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
             users whose sessions have expired.
+        app_state_max_age: how old the app tier may be that a read returns; None = it is current. In
+            a cluster with partition_by="user" reads then use a copy that the service keeps, and
+            save a call to a second server. Elsewhere it has no effect: there the app tier is read
+            together with the session. What the service itself writes is read back at once.
         stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
             they are not kept.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
@@ -1241,6 +1245,7 @@ class RedisSessionService(SessionService):
         session_ttl: Duration | None = None,
         app_state_ttl: Duration | None = None,
         user_state_ttl: Duration | None = None,
+        app_state_max_age: Duration | None = None,
         stream_ttl: Duration | None = None,
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
@@ -1260,6 +1265,7 @@ class RedisSessionService(SessionService):
             session_ttl=session_ttl,
             app_state_ttl=app_state_ttl,
             user_state_ttl=user_state_ttl,
+            app_state_max_age=app_state_max_age,
             stream_ttl=stream_ttl,
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,
@@ -1299,6 +1305,7 @@ class InMemorySessionService(SessionService):
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
             users whose sessions have expired.
+        app_state_max_age: accepted as by `RedisSessionService`; in memory it has no effect.
         stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
             they are not kept.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
@@ -1324,6 +1331,7 @@ class InMemorySessionService(SessionService):
         session_ttl: Duration | None = None,
         app_state_ttl: Duration | None = None,
         user_state_ttl: Duration | None = None,
+        app_state_max_age: Duration | None = None,
         stream_ttl: Duration | None = None,
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
@@ -1340,6 +1348,7 @@ class InMemorySessionService(SessionService):
             session_ttl=session_ttl,
             app_state_ttl=app_state_ttl,
             user_state_ttl=user_state_ttl,
+            app_state_max_age=app_state_max_age,
             stream_ttl=stream_ttl,
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,

@@ -31,11 +31,14 @@ def command_line() -> click.Group:
 
     from .doctor import doctor
     from .erase import erase
+    from .export import copy, export
     from .fleet import fleet
+    from .importing import import_sessions
     from .ls import ls
-    from .show import search, show, tail
+    from .show import search, show
+    from .sizing import size
     from .stats import stats
-    from .transfer import copy, export, import_sessions
+    from .tail import tail
     from .web import web
 
     group = click.Group(
@@ -52,6 +55,7 @@ def command_line() -> click.Group:
             doctor,
             stats,
             web,
+            size,
             fleet,
         ],
         help="Session storage for AI agents on Redis and Valkey.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import click
@@ -11,6 +10,8 @@ from ..keys import StoredKey
 from ..sync import SessionService
 from .keyspace import ask, scan
 from .opened import counted, print_json, store_options
+
+_SHOWN = 100  # keys that are left
 
 
 @click.command(
@@ -40,17 +41,22 @@ def erase(
 ) -> None:
     """Run the command; the help text is above."""
     if dry_run:
-        for key in _keys_of(service, app_name, user_id):
+        for key in scan(service, app_name, user_id):
             _print_key(key, as_json)
         return
     if not yes:
-        click.confirm(f"Delete all data of user {user_id!r} of {app_name!r}?", abort=True, err=True)
+        index = service._ops.options.keys.user(app_name, user_id).session_index
+        [number] = ask(service, ("ZCARD", index))
+        what = f"all data of user {user_id!r} of {app_name!r}, {counted(number, 'session')}"
+        click.confirm(f"Delete {what}?", abort=True, err=True)
+    click.echo(f"Deleting user {user_id!r} of {app_name!r} ...", err=True)
     erased = erase_user(service, app_name, user_id)
     if as_json:
         print_json(
             {
                 "sessions": erased.num_sessions,
                 "state_keys": erased.num_state_keys,
+                "num_left": erased.num_left,
                 "left": [key.key.decode("utf-8", "replace") for key in erased.left],
             }
         )
@@ -58,42 +64,37 @@ def erase(
         click.echo(str(erased))
         for key in erased.left:
             _print_key(key, as_json)
-    context.exit(1 if erased.left else 0)
+    context.exit(1 if erased.num_left else 0)
 
 
 class Erased(NamedTuple):
-    """What was deleted of a user, and the keys that are left."""
+    """What was deleted of a user, and what is left."""
 
     num_sessions: int
     num_state_keys: int
-    left: list[StoredKey]
+    num_left: int  # keys
+    left: list[StoredKey]  # the first ones
 
     def __str__(self) -> str:
         return (
             f"Deleted {counted(self.num_sessions, 'session')} and"
-            f" {counted(self.num_state_keys, 'state key')}. Redis keys left: {len(self.left)}"
+            f" {counted(self.num_state_keys, 'state key')}. Redis keys left: {self.num_left:,}"
         )
 
 
 def erase_user(service: SessionService, app_name: str, user_id: str) -> Erased:
     """Delete a user's sessions and state, and scan all keys for what is left."""
     deleted = service.delete_user(app_name=app_name, user_id=user_id)
-    left = list(_keys_of(service, app_name, user_id))
-    # Fragments, and the events of a restore, would expire by themselves within an hour.
-    temporary = [key.key for key in left if key.is_temporary]
-    for name in temporary:
-        ask(service, ("UNLINK", name), writes=True)
-    if temporary:
-        left = list(_keys_of(service, app_name, user_id))
-    return Erased(deleted.num_sessions, deleted.num_state_keys, left)
-
-
-def _keys_of(service: SessionService, app_name: str, user_id: str) -> Iterator[StoredKey]:
-    seen = set()
-    for key in scan(service, app_name):
-        if key.user_id == user_id and key.key not in seen:
-            seen.add(key.key)
-            yield key
+    for key in scan(service, app_name, user_id):
+        if key.is_temporary:  # it would expire by itself within an hour
+            ask(service, ("UNLINK", key.key), writes=True)
+    num_left = 0
+    left: list[StoredKey] = []
+    for key in scan(service, app_name, user_id):
+        num_left += 1
+        if len(left) < _SHOWN:
+            left.append(key)
+    return Erased(deleted.num_sessions, deleted.num_state_keys, num_left, left)
 
 
 def _print_key(key: StoredKey, as_json: bool) -> None:

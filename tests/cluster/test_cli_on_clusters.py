@@ -13,6 +13,7 @@ from support.waiting import wait_until
 from benchmarks.rigs.clusters import Cluster, SentinelGroup
 from sessionstore import Event, SessionKey
 from sessionstore.cli import command_line
+from sessionstore.cli.doctor import server_checks
 from sessionstore.sync import RedisSessionService
 
 NUM_USERS = 30
@@ -48,6 +49,52 @@ def test_commands_see_the_data_of_all_primaries(request: pytest.FixtureRequest, 
     exit_code, [erased] = run(group.url, "erase", "shop", "u7", "--yes")
     assert (exit_code, erased["left"], erased["sessions"]) == (0, [], 1)
     assert len(run(group.url, "ls", "shop")[1]) == NUM_USERS - 1
+
+
+def problems_of(url: str) -> set[str]:
+    """The checks of the doctor that found a problem."""
+    _, findings = run(url, "doctor")
+    return {each["check"] for each in findings if each["status"] in ("warning", "error")}
+
+
+USUAL = {"memory", "persistence"}  # the servers of the tests have no limit and keep nothing
+
+
+def test_the_doctor_names_slots_that_no_node_serves(cluster: Cluster) -> None:
+    node = cluster.owner_of(0)
+    assert problems_of(cluster.url) <= USUAL
+    node.run("CLUSTER DELSLOTS", 0)
+    try:
+        assert "cluster" in problems_of(cluster.url) - USUAL
+    finally:
+        node.run("CLUSTER ADDSLOTS", 0)
+
+
+def test_the_doctor_names_a_slot_that_has_most_of_the_data(cluster: Cluster) -> None:
+    with RedisSessionService(cluster.url, session_ttl=3600) as service:
+        for number in range(120):
+            session = service.create_session(app_name="shop", user_id=f"u{number % 40}")
+            service.append_event(session, Event("user", "x" * 100))
+        assert "hot slot" not in problems_of(cluster.url)
+        session = service.create_session(app_name="shop", user_id="busy")
+        service.append_events(session, [Event("user", "x" * 10_000) for _ in range(20)])
+    _, findings = run(cluster.url, "doctor")
+    [found] = [each for each in findings if each["check"] == "hot slot"]
+    assert (found["status"], "of shop / busy" in found["saw"]) == ("warning", True)
+
+
+def test_the_doctor_names_a_replica_that_lags(
+    sentinel_group: SentinelGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_checks, "_LAG_S", 1)
+    assert problems_of(sentinel_group.url) <= USUAL
+    master = sentinel_group.master()
+    replica = next(each for each in sentinel_group.servers if each is not master)
+    replica.stop()
+    try:
+        wait_until(lambda: "replication" in problems_of(sentinel_group.url), "it is named")
+    finally:
+        replica.cont()
 
 
 @pytest.mark.parametrize("kind", ["cluster", "sentinel_group"])

@@ -16,8 +16,8 @@ from ...sync import SessionService
 from ..doctor.data_checks import findings_of, look_at
 from ..doctor.finding import Finding
 from ..doctor.server_checks import check_server
-from ..keyspace import Node, primaries, scan
-from ..stats import KINDS, total_size
+from ..keyspace import Node, memory_of, primaries, scan
+from ..stats import KINDS
 
 _NAMES_LIMIT = 250_000  # of applications and users that are kept
 _KEYS_PER_STEP = 1000
@@ -186,7 +186,7 @@ class _Census(_Task):
     def _sizes(self, numbers: Counter[str], samples: dict[str, list[bytes]]) -> Iterator[Kind]:
         for role, name in KINDS.items():
             if numbers[role]:
-                size = total_size(self._service, samples[role])
+                size = memory_of(self._service, *samples[role])
                 total = None if size is None else size * numbers[role] // len(samples[role])
                 yield Kind(name, numbers[role], total)
 
