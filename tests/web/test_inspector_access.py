@@ -79,7 +79,7 @@ def session(service: RedisSessionService) -> SessionKey:
 
 def test_the_link_works_once(store: EmbeddedServer) -> None:
     terminal, stdin = pty.openpty()
-    with inspecting(store.url, stdin=stdin) as inspector:
+    with inspecting(store.url, terminal=stdin) as inspector:
         client = Client(inspector)
         path = inspector.link.removeprefix(inspector.origin)
         assert client.get(path).headers["location"] == "/"  # this browser has access
@@ -348,6 +348,35 @@ def test_a_session_that_does_not_exist_is_not_followed_again_and_again(client: C
     with client.following("/live?at=shop/ann/none") as messages:
         end = list(messages)[-1]
     assert (end["kind"], "does not exist" in end["text"]) == ("end", True)
+
+
+def test_damage_is_not_read_again_and_again(
+    store: EmbeddedServer, client: Client, session: SessionKey
+) -> None:
+    raw = redis.Redis(unix_socket_path=store.socket_path)
+    with client.following(f"/live?{AT}") as messages:
+        assert len(list(islice(messages, 61))) == 61
+        raw.zadd(f"events:{{shop:ann}}:{session.session_id}", {"{": 2**52})
+        raw.hincrby("session:{shop:ann}:today", "version", 1)
+        end = list(messages)[-1]
+    assert (end["kind"], "does not decode" in end["text"]) == ("end", True), end
+    raw.close()
+
+
+@pytest.mark.usefixtures("session")
+def test_links_to_older_and_newer_events_lead_to_events(client: Client) -> None:
+    def part(name: str, position: int | None) -> tuple[list[int], set[str]]:
+        page = client.get(f"/session?{AT}&{name}={position}").text
+        found = [int(each) for each in re.findall(r"mug (\d+)", page)]
+        return found, set(re.findall(r'id="(older|newer)"', page))
+
+    with_positions = re.findall(r'id="p(\d+)"', client.get(f"/session?{AT}&after=0").text)
+    at = [int(each) for each in with_positions]
+    assert part("after", 0) == (list(range(50)), {"older", "newer"})
+    assert part("after", at[49])[0] == list(range(50, 60))
+    assert part("before", at[40]) == (list(range(40)), {"newer"})
+    assert part("around", at[0]) == (list(range(26)), {"newer"})
+    assert part("around", at[30]) == (list(range(6, 56)), {"older", "newer"})
 
 
 def test_events_that_were_trimmed_meanwhile_are_an_end(

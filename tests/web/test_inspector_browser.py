@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import demo
@@ -488,3 +491,10 @@ def test_deleting_asks_for_the_id(
     assert "Deleted 0 sessions and 1 state key. Redis keys left: 0" in page.inner_text("main")
     assert service.list_users("shop") == []
     browser.problems = [each for each in browser.problems if "status of 400" not in each]
+
+
+def test_the_picture_of_the_readme_can_be_made(tmp_path: Path) -> None:
+    target = tmp_path / "inspector.png"
+    command = [sys.executable, str(Path(__file__).parent / "picture.py"), str(target)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    assert 50_000 < target.stat().st_size < 150_000
