@@ -19,6 +19,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 from support.inspector import MAIN, Client, Inspector, inspecting
+from support.waiting import wait_until
 from web_support import TTLS
 from web_support import service as service
 from web_support import store as store
@@ -434,7 +435,9 @@ def test_a_user_who_may_only_read_sees_every_page(
     with inspecting(url) as inspector:
         client = Client(inspector)
         for path in PATHS[:7]:
-            assert client.get(path).status in (200, 303), path
+            answer = client.get(path)
+            assert answer.status in (200, 303), path
+            assert "password" not in answer.text
         page = client.get(f"/session?{AT}").text
         assert ("<dt>size</dt><dd>?" in page) is (not rights)
         [cursor] = re.findall(r'data-cursor="([^"]+)"', page)
@@ -444,6 +447,22 @@ def test_a_user_who_may_only_read_sees_every_page(
             assert "one more" in next(messages)["html"]
     raw.execute_command("ACL", "DELUSER", "reader")
     raw.close()
+
+
+def test_prefix_and_partition_are_those_of_the_services(store: EmbeddedServer) -> None:
+    options: Any = {"key_prefix": "p*:", "partition_by": "app"}
+    with (
+        RedisSessionService(store.url, **TTLS, **options) as writer,
+        inspecting(store.url, "--key-prefix", "p*:", "--partition-by", "app") as inspector,
+    ):
+        session = writer.create_session(app_name="shop", user_id="eve", session_id="today")
+        client = Client(inspector)
+        wait_until(lambda: ">eve<" in client.get("/users?at=shop").text, "the scan")
+        with client.following("/live?at=shop/eve/today") as messages:
+            assert next(messages)["kind"] == "ready"
+            writer.append_event(session, Event("user", "Hello"))
+            assert "Hello" in next(messages)["html"]
+        writer.delete_user(app_name="shop", user_id="eve")
 
 
 @pytest.mark.usefixtures("session")
