@@ -22,10 +22,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from datetime import datetime
+from functools import cache
 from typing import Any, Literal
 
 import msgspec
 
+from .compression import Zstd
 from .errors import CorruptData, InvalidArgument, LimitExceeded
 from .model import Event, JsonEvent, made_defaults
 from .transform import COMPRESSED, ENCRYPTED, Context, Kind, Owner, Transform, Unreadable
@@ -253,9 +255,7 @@ class Codec:
                 raise Unreadable("it is encrypted: the option encryption is needed")
             data = self._encryption.unwrap(data, context)
         if data[:1] == COMPRESSED:
-            if self._compression is None:
-                raise Unreadable("it is compressed: the option compression is needed")
-            data = self._compression.unwrap(data, context)
+            data = (self._compression or _read_compressed()).unwrap(data, context)
         return data
 
     def _unwrap_all(self, members: list[bytes], owner: Owner, kind: Kind) -> list[bytes]:
@@ -385,6 +385,15 @@ def _children(value: Any) -> Iterable[Any]:
 def _is_number(value: object) -> bool:
     """Whether it is an integer that scripts can add to."""
     return type(value) is int and -(2**53) < value < 2**53
+
+
+@cache
+def _read_compressed() -> Zstd:
+    """Reads what was compressed without a dictionary."""
+    try:
+        return Zstd(read_only=True)
+    except ImportError as error:
+        raise Unreadable(str(error)) from None
 
 
 def _context(owner: Owner, kind: Kind, name: str = "") -> Context:

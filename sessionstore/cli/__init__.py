@@ -35,6 +35,7 @@ def command_line() -> click.Group:
     from .ls import ls
     from .show import search, show, tail
     from .stats import stats
+    from .training import train_dictionary
     from .transfer import copy, export, import_sessions
 
     group = click.Group(
@@ -50,6 +51,7 @@ def command_line() -> click.Group:
             erase,
             doctor,
             stats,
+            train_dictionary,
             fleet,
         ],
         help="Session storage for AI agents on Redis and Valkey.",

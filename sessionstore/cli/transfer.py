@@ -29,7 +29,7 @@ from .archive import (
 )
 from .keyspace import places, scan
 from .openai_sqlite import read_openai_sqlite
-from .opened import counted, opened_service, print_json, store_options
+from .opened import counted, dictionary_option, opened_service, print_json, store_options
 from .store import CannotStart
 from .trpc_go import read_trpc_go
 
@@ -208,7 +208,10 @@ def _described(archived: Archived, status: str) -> dict[str, Any]:
 
 A second run picks up what has changed: it replaces a copied session by its later version. So copy
 once while agents write, stop them, and copy again. Nothing else may write to TARGET meanwhile.
-TARGET must be another server, or have another --target-key-prefix.""",
+TARGET must be another server, or have another --target-key-prefix.
+
+Values are written to TARGET as its options say: --target-dictionary compresses them, or without it
+they are not compressed there.""",
 )
 @click.argument("target", metavar="TARGET")
 @click.argument("app_name", metavar="[APP", required=False)
@@ -236,6 +239,7 @@ TARGET must be another server, or have another --target-key-prefix.""",
     metavar="SECONDS",
     help="TTL of the sessions in TARGET; without it they do not expire.",
 )
+@dictionary_option("--target-dictionary", "The first one compresses what is written to TARGET.")
 @store_options
 @click.pass_context
 def copy(
@@ -248,6 +252,7 @@ def copy(
     target_partition_by: Any,
     target_codec: Any,
     target_ttl: float | None,
+    target_dictionary: tuple[str, ...],
     as_json: bool,  # noqa: ARG001  # there is no output but counts
 ) -> None:
     """Run the command; the help text is above."""
@@ -259,6 +264,7 @@ def copy(
         "partition_by": target_partition_by,
         "codec": target_codec,
         "session_ttl": target_ttl,
+        "dictionary": target_dictionary,
     }
     with opened_service(target, **options) as to:
         for archived in read_store(service, app_name, user_id):

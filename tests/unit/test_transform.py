@@ -9,6 +9,7 @@ import pytest
 from support.services import make_options
 
 from sessionstore import CorruptData, Event, InMemorySessionService, SessionKey, SessionService
+from sessionstore.codec import Codec
 from sessionstore.ops import Ops
 from sessionstore.transform import Context, Unreadable
 from sessionstore.twin import AsyncMemoryExecutor, MemoryExecutor
@@ -37,7 +38,8 @@ class Sealing:
 
 def sealing_service() -> tuple[SessionService, Sealing]:
     inner, outer = Sealing(b"\x02"), Sealing(b"\x03")
-    options = make_options(compression=inner, encryption=outer)
+    codec = Codec("json", compression=inner, encryption=outer)
+    options = msgspec.structs.replace(make_options(), codec=codec)
     memory = MemoryExecutor.of(options, None, None)
     return SessionService(Ops(options), AsyncMemoryExecutor(memory)), inner
 
