@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from .errors import InvalidArgument
-from .transform import COMPRESSED, Context, Unreadable
+from .transform import COMPRESSED, Unreadable
 
 DICTIONARY_SIZE = 32 << 10
 """Size of a dictionary by default, in bytes. A larger one rarely saves more."""
@@ -31,6 +31,14 @@ DICTIONARY_SIZE_LIMIT = 1 << 20
 _LEVELS = range(1, 20)  # higher ones take hundreds of megabytes
 _MAGIC = b"\x37\xa4\x30\xec"
 _MISSING = "compression needs the extra `zstd`: pip install 'sessionstore[zstd]'"
+
+
+class _OfThread(threading.local):
+    """What a thread uses: contexts of zstd are not thread-safe, and expensive to make."""
+
+    def __init__(self) -> None:
+        self.compress: Any = None
+        self.decompress: dict[int, Any] = {}  # by the id of the dictionary; 0 = none
 
 
 class Zstd:
@@ -84,38 +92,52 @@ class Zstd:
         self._level = level
         self._min_bytes = min_bytes
         self._read_only = read_only
-        self._of_thread = threading.local()  # contexts of zstd belong to one thread at a time
+        self._of_thread = _OfThread()
 
     def __repr__(self) -> str:
         ids = ", ".join(map(str, self._dictionaries))
         return f"Zstd(dictionaries with the ids [{ids}], level={self._level})"
 
-    def wrap(self, data: bytes, context: Context | None = None) -> bytes:  # noqa: ARG002
+    def wrap(self, data: bytes) -> bytes:
         """A value as it is stored: compressed, if that makes it smaller."""
         if len(data) < self._min_bytes or self._read_only:
             return data
-        try:
-            compress = self._of_thread.compress
-        except AttributeError:
+        compress = self._of_thread.compress
+        if compress is None:
             compress = self._of_thread.compress = self._compressor()
         packed: bytes = compress(data)
         return COMPRESSED + packed if len(packed) + 1 < len(data) else data
 
-    def unwrap(self, data: bytes, context: Context | None = None) -> bytes:  # noqa: ARG002
-        """The value in stored bytes, which begin with the tag.
+    def unwrap(self, data: bytes) -> bytes:
+        """The value in stored bytes that are compressed. Raises the same as `unwrap_all`."""
+        return self.unwrap_all([data])[0]
+
+    def unwrap_all(self, stored: Iterable[bytes]) -> list[bytes]:
+        """The values in stored bytes, some or all of which are compressed.
 
         Raises:
-            Unreadable: the dictionary is missing, the frame is damaged, or its content is too long.
+            Unreadable: a dictionary is missing, a frame is damaged, or its content is too long.
         """
-        frame = memoryview(data)[1:]
+        decompress = self._of_thread.decompress
+        parameters = self._zstd.get_frame_parameters
+        values = []
         try:
-            found = self._zstd.get_frame_parameters(frame)
-            # A frame that does not tell its size has the largest possible one.
-            if found.content_size > DECOMPRESSED_LIMIT:
-                raise Unreadable("its zstd frame is too long, or does not tell its size")
-            return self._decompress(found.dict_id, frame)
+            for data in stored:
+                if data[:1] != COMPRESSED:
+                    values.append(data)
+                    continue
+                frame = data[1:]
+                found = parameters(frame)
+                # A frame that does not tell its size has the largest possible one.
+                if found.content_size > DECOMPRESSED_LIMIT:
+                    raise Unreadable("its zstd frame is too long, or does not tell its size")
+                name = found.dict_id
+                if name not in decompress:
+                    decompress[name] = self._decompressor(name)
+                values.append(decompress[name](frame, 0, False, False))  # one frame, then nothing
         except self._zstd.ZstdError:
             raise Unreadable("its zstd frame is damaged") from None
+        return values
 
     def _compressor(self) -> Any:
         first = next(iter(self._dictionaries.values()), None)
@@ -123,26 +145,14 @@ class Zstd:
             level=self._level, dict_data=first, write_checksum=True
         ).compress
 
-    def _decompress(self, dictionary_id: int, frame: memoryview) -> bytes:
-        try:
-            decompress = self._of_thread.decompress[dictionary_id]
-        except (AttributeError, KeyError):
-            decompress = self._decompressor(dictionary_id)
-        plain: bytes = decompress(frame, 0, False, False)  # one frame, and nothing after it
-        return plain
-
     def _decompressor(self, dictionary_id: int) -> Any:
-        dictionary = None
-        if dictionary_id:
-            dictionary = self._dictionaries.get(dictionary_id)
-            if dictionary is None:
-                raise Unreadable(
-                    f"it needs the zstd dictionary {dictionary_id}, which the option compression "
-                    "does not have"
-                )
-        made = self._zstd.ZstdDecompressor(dict_data=dictionary).decompress
-        self._of_thread.__dict__.setdefault("decompress", {})[dictionary_id] = made
-        return made
+        dictionary = self._dictionaries.get(dictionary_id)
+        if dictionary_id and dictionary is None:
+            raise Unreadable(
+                f"it needs the zstd dictionary {dictionary_id}, which the option compression does "
+                "not have"
+            )
+        return self._zstd.ZstdDecompressor(dict_data=dictionary).decompress
 
 
 def train_dictionary(samples: Sequence[bytes], size: int = DICTIONARY_SIZE) -> bytes:
