@@ -16,6 +16,7 @@ import uvicorn
 
 from ... import RedisSessionService
 from ...sync import SessionService
+from ..opened import service_options
 from ..store import redact_url
 from .access import Access
 from .app import make_app
@@ -48,7 +49,7 @@ def serve(
     access = Access(listener.getsockname()[1])
 
     async def run() -> None:
-        async with RedisSessionService(url, refresh_ttl_on_read=False, **options) as live:
+        async with RedisSessionService(url, **service_options(**options)) as live:
             survey = Survey(service)
             pages = Pages(service, survey, access, redact_url(url), allow_delete)
             app = make_app(pages, Following(live, pages), access)
