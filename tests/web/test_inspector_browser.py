@@ -402,6 +402,16 @@ def test_images_are_shown(browser: Browser, service: RedisSessionService) -> Non
     wait_for(page, "() => document.querySelector('.picture')?.naturalWidth === 96")
 
 
+def test_long_instructions_are_folded(browser: Browser, service: RedisSessionService) -> None:
+    session = service.create_session(app_name="shop", user_id="ann", session_id="today")
+    service.append_event(session, Event("system", "Be kind."))
+    service.append_event(session, Event("system", "Rules:\n" + "Be kind.\n" * 100))
+    page = browser.open(ADDRESS)
+    assert shown(page) == ["Be kind."]
+    page.locator("summary").first.click()
+    assert page.locator("#events pre").inner_text().startswith("Rules:\nBe kind.\nBe kind.")
+
+
 def test_huge_events_are_cut(browser: Browser, service: RedisSessionService) -> None:
     session = service.create_session(app_name="shop", user_id="ann", session_id="today")
     for number in range(8):
