@@ -115,7 +115,7 @@ Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written b
     type=click.Choice(["json", "msgpack"]),
     default="json",
     show_default=True,
-    help="How values are written. Only msgpack can write nested bytes, times and int keys.",
+    help="How values are written. What JSON cannot hold is written as MessagePack.",
 )
 @click.option(
     "--target-ttl",

@@ -10,10 +10,13 @@ from typing import Any, TypeVar
 
 import click
 
+from ..codec import CALL_SIZE_LIMIT
 from ..errors import InvalidArgument, SessionStoreError
 from ..sync import RedisSessionService, SessionService
 from .store import CannotStart, redact_url
 from .transcript import to_json
+
+_SIZE_LIMITS = ("event_size_limit", "value_size_limit", "summary_size_limit")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,9 +70,13 @@ def connection_options(command: F) -> F:
 
 @contextmanager
 def opened_service(url: str, **options: Any) -> Iterator[SessionService]:
-    """A service that changes no TTL by reading. Its errors become one sentence and status 2."""
+    """A service that changes no TTL by reading. Its errors become one sentence and status 2.
+
+    It stores values of any size: other services have accepted them.
+    """
+    sizes: Any = dict.fromkeys(_SIZE_LIMITS, CALL_SIZE_LIMIT)
     try:
-        service = RedisSessionService(url, refresh_ttl_on_read=False, **options)
+        service = RedisSessionService(url, refresh_ttl_on_read=False, **sizes, **options)
     except InvalidArgument as error:
         raise click.UsageError(f"{error}.") from error
     with service:

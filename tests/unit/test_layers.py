@@ -35,7 +35,8 @@ LAYERS: list[set[str]] = [
     {"runner", "sync"},
     {"embedded", "observe"},
     {"sessionstore"},  # the package's own __init__
-    {"adapters", "cli", "telemetry"},
+    {"adapters", "telemetry"},
+    {"cli"},
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

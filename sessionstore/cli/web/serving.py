@@ -54,7 +54,7 @@ def serve(
             config = uvicorn.Config(
                 app,
                 log_config=None,
-                log_level=logging.CRITICAL,
+                log_level=logging.ERROR,
                 access_log=False,
                 lifespan="off",
                 ws="none",
@@ -64,6 +64,8 @@ def serve(
             _offer_new_links(access, announce)
             await _Server(config, [live.aclose, survey.stop, service.close]).serve([listener])
 
+    # A browser that leaves while a large page is sent is no reason for a warning.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     announce(access.new_link())
     with suppress(KeyboardInterrupt):
         asyncio.run(run())
