@@ -7,8 +7,8 @@ is created and its events are appended in one batch.
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +19,6 @@ from typing import Any
 
 import msgspec
 
-import sessionstore
 from sessionstore import Event, RedisSessionService
 from sessionstore.cli.fleet.synthetic import synthetic_conversations
 
@@ -31,7 +30,6 @@ TTL_S = 86_400
 _ROLES = ("user", "assistant")
 _POOL = 5000  # different events
 _TASKS = 32
-_DICTIONARY_BYTES = 32 << 10
 
 
 def user_of(number: int) -> str:
@@ -78,24 +76,17 @@ def _mean_size(contents: Sequence[Any]) -> float:
     return sum(sizes) / len(sizes)
 
 
-def event_of(content: Any) -> Event:
+def event_of(content: Any, **fields: Any) -> Event:
     """A new event."""
-    return Event(content["role"], content, invocation_id="turn-1")
+    return Event(content["role"], content, invocation_id="turn-1", **fields)
 
 
 @cache
 def trained() -> Any:
-    """Compression with a dictionary of other conversations than the stored ones.
-
-    Raises:
-        ImportError: this release has no compression, or the extra `zstd` is not installed.
-    """
-    kind: Any = getattr(sessionstore, "Zstd", None)
-    if kind is None:
-        raise ImportError("this release has no compression")
-    zstd = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    """Compression with a dictionary of other conversations than the stored ones."""
+    compression = import_module("sessionstore.compression")
     samples = [msgspec.json.encode(event_of(each)) for each in messages(10_000, seed=99)]
-    return kind(dictionaries=[zstd.train_dict(samples, _DICTIONARY_BYTES).dict_content])
+    return compression.Zstd(dictionaries=[compression.train_dictionary(samples)])
 
 
 async def fill(
@@ -114,7 +105,10 @@ async def fill(
                 state=STATE,
             )
             at = number * events
-            batch = [event_of(pool[(at + each) % len(pool)]) for each in range(events)]
+            batch = [
+                event_of(pool[each % len(pool)], id=f"{each:032x}")  # faster than a random id
+                for each in range(at, at + events)
+            ]
             await service.append_events(session.key, batch)
 
     async with connect(url, compression) as service:
@@ -122,6 +116,7 @@ async def fill(
 
 
 def _fill_in_process(*arguments: Any) -> None:
+    gc.set_threshold(50_000, 20, 20)
     asyncio.run(fill(*arguments))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ from sessionstore.cli.sizing.measuring import Counters, measure
 from sessionstore.cli.sizing.model import Constants, Servers, Workload, estimate
 from sessionstore.cli.store import Store, open_store
 
-from ..harness import wait_for_quiet
+from ..harness import busy_seconds, wait_for_quiet
 from ..rigs.addresses import MovingAddress
 from ..rigs.nodes import HOST
 from .published import Outcome, Table, finish, options, percent
@@ -40,6 +41,8 @@ _TTL_S = 3600
 _SETTLE_S = 0.5
 _READ_EVENTS = 20  # what a fleet's Runner reads
 _SESSIONS_PER_USER = 4
+_TRIES = 3
+_QUIET = 0.3  # cores
 _PROCESSES = 8  # fleets that run at the same time
 _ONE = Servers(replicas=1, memory_bytes=1e12, max_memory=1, max_cpu=0.99, network_bytes=1e12)
 
@@ -51,6 +54,7 @@ class Comparison(msgspec.Struct):
     think_seconds: float
     seconds: float
     calls_per_second: float
+    others: float  # cores that other programs used; if many, agents are late and call together
     predicted: dict[str, float]
     measured: dict[str, float]
 
@@ -133,9 +137,11 @@ async def compare(
             fleets.append(await stack.enter_async_context(_fleet(store.url, mine, think)))
         await asyncio.sleep(_SETTLE_S)
         before = await Counters.read(store.executor)
+        busy, own = busy_seconds(), time.process_time()
         await asyncio.gather(*(fleet.run_agents() for fleet in fleets))
         await asyncio.sleep(_SETTLE_S)
         after = await Counters.read(store.executor)
+        busy, own = busy_seconds() - busy, time.process_time() - own
         for fleet in fleets:
             if fleet.failures:
                 raise RuntimeError(f"the fleet failed: {fleet.failures}")
@@ -143,12 +149,14 @@ async def compare(
             await fleet.clean_up()
         seconds = max(fleet.elapsed_seconds for fleet in fleets)
     found = estimate(workload_of(conversations, seconds), _ONE, constants)
+    server = (after.cpu_us - before.cpu_us) / 1e6
     replicated = (after.replicated_bytes or 0.0) - (before.replicated_bytes or 0.0)
     return Comparison(
         agents,
         think,
         round(seconds, 2),
         round(calls / seconds, 1),
+        round(max(busy - own - 2 * server, 0.0) / seconds, 2),  # the replica is as busy
         predicted={
             "CPU": found.cpu_cores * seconds,
             "memory": found.memory_bytes - constants.startup_bytes,
@@ -157,7 +165,7 @@ async def compare(
             "replication": (found.replicated_bytes or 0.0) * seconds,
         },
         measured={
-            "CPU": (after.cpu_us - before.cpu_us) / 1e6,
+            "CPU": server,
             "memory": after.memory_bytes - before.memory_bytes,
             "network in": after.in_bytes - before.in_bytes,
             "network out": after.out_bytes - before.out_bytes,
@@ -180,8 +188,13 @@ async def run(
         constants = await measure(store, lambda text: print(text, file=sys.stderr), rounds=rounds)
         found = []
         for each in fleets:
-            wait_for_quiet(patience_seconds)
-            found.append(await compare(store, constants, *each, seed))
+            tries: list[Comparison] = []
+            while not tries or (patience_seconds and len(tries) < _TRIES):
+                wait_for_quiet(patience_seconds)
+                tries.append(await compare(store, constants, *each, seed))
+                if tries[-1].others <= _QUIET:
+                    break
+            found.append(min(tries, key=lambda each: each.others))
         return constants, found
 
 
@@ -198,6 +211,7 @@ def outcome_of(constants: Constants, found: Sequence[Comparison]) -> Outcome:
         ["CPU of a core, predicted", *(_share(each, each.predicted) for each in found)],
         ["CPU of a core, measured", *(_share(each, each.measured) for each in found)],
         *off,
+        ["cores used by other programs", *(f"{each.others:.1f}" for each in found)],
     ]
     settings = {constants.server: f"with one replica ({constants.machine})"}
     data = {"comparisons": msgspec.to_builtins(found)}

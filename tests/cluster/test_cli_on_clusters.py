@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.inspector import Client, inspecting
+from support.waiting import wait_until
 
-from benchmarks.rigs.clusters import Cluster, SentinelGroup, wait_until
-from sessionstore import Event
+from benchmarks.rigs.clusters import Cluster, SentinelGroup
+from sessionstore import Event, SessionKey
 from sessionstore.cli import command_line
 from sessionstore.cli.doctor import server_checks
 from sessionstore.sync import RedisSessionService
@@ -120,3 +122,38 @@ def test_a_store_is_copied_to_a_cluster_and_back(
     first = run(sentinel_group.url, "export")[1]
     assert run(sentinel_group.url, "export", "--key-prefix", "b:")[1] == first
     assert len(first) == 21  # the state of the application, and of ten users with a session each
+
+
+@pytest.mark.parametrize("kind", ["cluster", "sentinel_group"])
+def test_the_inspector_sees_the_data_of_all_primaries(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    group: Cluster | SentinelGroup = request.getfixturevalue(kind)
+    ttls: Any = dict.fromkeys(("session_ttl", "app_state_ttl", "user_state_ttl"), 3600)
+    with (
+        RedisSessionService(group.url, **ttls) as service,
+        inspecting(group.url, "--allow-delete") as inspector,
+    ):
+        for number in range(NUM_USERS):
+            session = service.create_session(
+                app_name="shop", user_id=f"u{number:02d}", session_id="1", state={"app:x": 1}
+            )
+            service.append_event(session, Event("user", f"mug {number}"))
+        client = Client(inspector)
+
+        def found() -> str:
+            return client.get("/users?at=shop").text
+
+        wait_until(lambda: f"{NUM_USERS} users, by a scan" in found(), "the scan")
+        at = "at=shop/u07/1"
+        assert "mug 7" in client.get(f"/session?{at}").text
+        with client.following(f"/live?{at}") as messages:
+            assert [next(messages)["kind"] for _ in range(2)] == ["ready", "event"]
+            service.append_event(SessionKey("shop", "u07", "1"), Event("user", "another mug"))
+            assert "another mug" in next(messages)["html"]
+        form = client.get("/erase?at=shop/u07").text
+        token = form.partition('name="form_token" value="')[2].partition('"')[0]
+        erased = client.send("POST", "/erase?at=shop/u07", f"form_token={token}&id=u07").text
+        assert "Deleted 1 session and 0 state keys. Redis keys left: 0" in erased
+        assert f"{NUM_USERS - 1} users, by" in found()
+        assert inspector.stop() == (0, "")

@@ -1,4 +1,4 @@
-"""`sessionstore size --measure` on a server, and the prediction of a small fleet's memory."""
+"""`sessionstore size --measure` on a server; its prediction of a fleet; a simulated server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from support.servers import Server
 
-from benchmarks.scale import published, sizing
+from benchmarks.scale import published, simulation, sizing
 from sessionstore.cli import command_line
 from sessionstore.cli.sizing import measuring
 from sessionstore.cli.sizing.model import Constants, load_constants
@@ -80,6 +80,16 @@ async def test_the_memory_of_a_fleet_is_predicted(server: Server) -> None:
     outcome = sizing.outcome_of(constants, [found])
     assert json.loads(outcome.as_json())["name"] == "sizing"
     assert server.raw.keys("*") == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_simulated_server_is_compared_with_a_real_one() -> None:
+    found = simulation.validate([200, 400], 0.3, seed=1, patience_s=0.0, rounds=1)
+    assert [each.calls_per_second for each in found] == [200, 400]
+    # The lightest load calibrates.
+    assert found[0].measured["p50"] == pytest.approx(found[0].modelled["p50"])
+    assert all(each.measured["p99"] >= each.measured["p50"] > 0 for each in found)
+    assert all(0 < each.measured["utilization"] < 1 for each in found)
 
 
 @pytest.mark.parametrize("path", sorted(published.MEASURED.glob("*.json")), ids=lambda p: p.stem)
