@@ -51,7 +51,8 @@ async def drive_async(
             except BaseException as error:
                 if observer is not None:
                     observer.ended(step, error)
-                if not isinstance(error, Exception):
+                if not isinstance(error, Exception):  # cancelled
+                    flow.close()
                     raise
                 step = flow.throw(error)
             else:
@@ -85,7 +86,8 @@ def drive(flow: Flow[R], executor: SyncExecutor, observer: Observer | None = Non
             except BaseException as error:
                 if observer is not None:
                     observer.ended(step, error)
-                if not isinstance(error, Exception):
+                if not isinstance(error, Exception):  # cancelled
+                    flow.close()
                     raise
                 step = flow.throw(error)
             else:

@@ -13,6 +13,7 @@ from msgspec import UNSET
 from . import flows, history, live, restore
 from .calls import AsyncExecutor, Flow, Observer, R
 from .codec import Format
+from .compression import Zstd
 from .drive import drive_async
 from .instances import address_to_show
 from .keys import PartitionBy
@@ -1206,12 +1207,18 @@ class RedisSessionService(SessionService):
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
             users whose sessions have expired.
+        app_state_max_age: how old the app tier may be that a read returns; None = it is current. In
+            a cluster with partition_by="user" reads then use a copy that the service keeps, and
+            save a call to a second server. Elsewhere it has no effect: there the app tier is read
+            together with the session. What the service itself writes is read back at once.
         stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
             they are not kept.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
             Every service reads both.
+        compression: a Zstd compresses what is written, with dictionaries that were trained on such
+            data, and reads what was compressed with them; None = compress nothing.
         partition_by: what shares a cluster slot: the keys of a "user" or of an "app". With "user",
             in a cluster, creating a session and writing `app:` state take one or two round trips
             more.
@@ -1241,10 +1248,12 @@ class RedisSessionService(SessionService):
         session_ttl: Duration | None = None,
         app_state_ttl: Duration | None = None,
         user_state_ttl: Duration | None = None,
+        app_state_max_age: Duration | None = None,
         stream_ttl: Duration | None = None,
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
         codec: Format = "json",
+        compression: Zstd | None = None,
         partition_by: PartitionBy = "user",
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
@@ -1260,10 +1269,12 @@ class RedisSessionService(SessionService):
             session_ttl=session_ttl,
             app_state_ttl=app_state_ttl,
             user_state_ttl=user_state_ttl,
+            app_state_max_age=app_state_max_age,
             stream_ttl=stream_ttl,
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,
             codec=codec,
+            compression=compression,
             partition_by=partition_by,
             event_size_limit=event_size_limit,
             value_size_limit=value_size_limit,
@@ -1299,11 +1310,13 @@ class InMemorySessionService(SessionService):
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
             users whose sessions have expired.
+        app_state_max_age: accepted as by `RedisSessionService`; in memory it has no effect.
         stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
             they are not kept.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
+        compression: a Zstd compresses what is written; None = compress nothing.
         partition_by: "user" or "app"; only affects the names of keys.
         event_size_limit: maximum size of an encoded event, in bytes; at most 64 MiB.
         value_size_limit: maximum size of an encoded state value, in bytes, likewise.
@@ -1324,10 +1337,12 @@ class InMemorySessionService(SessionService):
         session_ttl: Duration | None = None,
         app_state_ttl: Duration | None = None,
         user_state_ttl: Duration | None = None,
+        app_state_max_age: Duration | None = None,
         stream_ttl: Duration | None = None,
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
         codec: Format = "json",
+        compression: Zstd | None = None,
         partition_by: PartitionBy = "user",
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
@@ -1340,10 +1355,12 @@ class InMemorySessionService(SessionService):
             session_ttl=session_ttl,
             app_state_ttl=app_state_ttl,
             user_state_ttl=user_state_ttl,
+            app_state_max_age=app_state_max_age,
             stream_ttl=stream_ttl,
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,
             codec=codec,
+            compression=compression,
             partition_by=partition_by,
             event_size_limit=event_size_limit,
             value_size_limit=value_size_limit,

@@ -39,6 +39,7 @@ def command_line() -> click.Group:
     from .sizing import size
     from .stats import stats
     from .tail import tail
+    from .training import train_dictionary
     from .web import web
 
     group = click.Group(
@@ -56,6 +57,7 @@ def command_line() -> click.Group:
             stats,
             web,
             size,
+            train_dictionary,
             fleet,
         ],
         help="Session storage for AI agents on Redis and Valkey.",

@@ -11,7 +11,7 @@ import click
 
 from ..sync import SessionService
 from .archive import write_line
-from .opened import counted, opened_service, print_json, store_options
+from .opened import counted, dictionary_option, opened_service, print_json, store_options
 from .progress import watched
 from .store import redact_url
 from .transfer import Counts, described, read_store, write
@@ -92,8 +92,9 @@ A second run picks up what has changed: it replaces a copied session by its late
 once while agents write, stop them, and copy again. A session that was written in TARGET since it
 was copied is not replaced. A session that is deleted meanwhile stays in TARGET.
 
-TARGET must be another server, or have another --target-key-prefix. --json prints a line for each
-session, with a checksum.
+TARGET must be another server, or have another --target-key-prefix. Values are written to TARGET as
+its options say: --target-dictionary compresses them, or without it they are not compressed there.
+--json prints a line for each session, with a checksum.
 
 Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written by others.""",
 )
@@ -115,7 +116,7 @@ Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written b
     type=click.Choice(["json", "msgpack"]),
     default="json",
     show_default=True,
-    help="How values are written. Only msgpack can write nested bytes, times and int keys.",
+    help="How values are written. What JSON cannot hold is written as MessagePack.",
 )
 @click.option(
     "--target-ttl",
@@ -123,6 +124,7 @@ Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written b
     metavar="SECONDS",
     help="TTL of the sessions in TARGET; without it they do not expire.",
 )
+@dictionary_option("--target-dictionary", "The first one compresses what is written to TARGET.")
 @store_options
 @click.pass_context
 def copy(
@@ -135,6 +137,7 @@ def copy(
     target_partition_by: Any,
     target_codec: Any,
     target_ttl: float | None,
+    target_dictionary: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Run the command; the help text is above."""
@@ -147,6 +150,7 @@ def copy(
         "partition_by": target_partition_by,
         "codec": target_codec,
         "session_ttl": target_ttl,
+        "dictionary": target_dictionary,
     }
     with opened_service(target, **options) as to:
         for archived in watched(read_store(service, app_name, user_id), "lines", lines=True):

@@ -69,26 +69,33 @@ def owners(
     )
 
 
+def index_entries(
+    service: SessionService, app_name: str, user_id: str
+) -> Iterator[tuple[str, float]]:
+    """The sessions of a user in the index, and when they were written, in no order.
+
+    None is missed that is there all the time, also if it is written meanwhile. One may come twice.
+    """
+    index = service._ops.options.keys.user(app_name, user_id).session_index
+    cursor = None
+    while cursor != 0:
+        [(position, found)] = ask(service, ("ZSCAN", index, cursor or 0, "COUNT", _PER_READ))
+        cursor = int(position)
+        for member, score in zip(found[::2], found[1::2], strict=True):
+            yield member.decode(), float(score)
+
+
 def session_names(
     service: SessionService, app_name: str, user_id: str, since_us: int = 0
 ) -> Iterator[str]:
-    """The ids of a user's sessions in order, those that were written since a time.
-
-    None is missed that is there all the time, also if it is written meanwhile.
-    """
-
-    def read() -> Iterator[str]:
-        cursor = None
-        while cursor != 0:
-            command = ("ZSCAN", index, cursor or 0, "COUNT", _PER_READ)
-            [(position, found)] = ask(service, command)
-            cursor = int(position)
-            for member, score in zip(found[::2], found[1::2], strict=True):
-                if float(score) >= since_us:
-                    yield member.decode()
-
-    index = service._ops.options.keys.user(app_name, user_id).session_index
-    return in_order(read)
+    """The ids of a user's sessions in order, those that were written since a time."""
+    return in_order(
+        lambda: (
+            name
+            for name, written_us in index_entries(service, app_name, user_id)
+            if written_us >= since_us
+        )
+    )
 
 
 def in_order(read: Callable[[], Iterable[Ordered]], at_once: int = 50_000) -> Iterator[Ordered]:
@@ -209,6 +216,12 @@ class Node:
         self._service = service
         self._slot = slot
         self.info = parse_info(self.ask("INFO", "everything"))
+
+    @property
+    def example_keys(self) -> list[bytes]:
+        """A key of each kind, as the services of this store spell them."""
+        keys = self._service._ops.options.keys.session("app", "user", "id")
+        return [*keys, keys.stream]
 
     def ask(self, *command: Any) -> Any:
         """The reply to a command. Raises BackendRejected if the user may not run it."""

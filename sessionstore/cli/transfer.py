@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import copy
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import msgspec
+from msgspec.structs import replace
 
-from ..errors import SessionNotFound
+from ..codec import CALL_SIZE_LIMIT, Codec
+from ..errors import InvalidArgument, LimitExceeded, SessionNotFound
 from ..model import SessionKey
+from ..ops import Ops
 from ..sync import SessionService
 from ..times import to_us
 from .archive import Archived, archive_events, archive_state, archive_summary, write_line
 from .keyspace import owners, session_names
 from .opened import counted
+
+T = TypeVar("T")
 
 _EVENTS_PER_PAGE = 1000
 _READS = 100  # of a session that others write to
@@ -29,6 +35,10 @@ class Counts(msgspec.Struct):
     unchanged: int = 0
     replaced: int = 0
     conflicts: int = 0
+
+    def add(self, status: str) -> None:
+        """Count a session of this status."""
+        setattr(self, status, getattr(self, status) + 1)
 
     def report(self) -> str:
         """One line for people."""
@@ -154,17 +164,34 @@ def write(
         verifies: read back what was written, and count a difference as a conflict.
     """
     if not archived.session_id:
-        _write_tier(service, archived, replaces)
+        _with_fallback(service, lambda service: _write_tier(service, archived, replaces))
         return "written"
     key = SessionKey(archived.app_name, archived.user_id, archived.session_id)
-    status = _write_session(service, key, archived, replaces)
+    status = _with_fallback(
+        service, lambda service: _write_session(service, key, archived, replaces)
+    )
     if verifies and status == "written":
         found = read_session(service, key)
         if found is None or not _is_same(found, archived):
             click.echo(f"{key} was not stored as it is in the source.", err=True)
             status = "conflicts"
-    setattr(counts, status, getattr(counts, status) + 1)
+    counts.add(status)
     return status
+
+
+def _with_fallback(service: SessionService, write: Callable[[SessionService], T]) -> T:
+    """Write, with MessagePack if the codec of the service cannot store the values unchanged."""
+    try:
+        return write(service)
+    except LimitExceeded:
+        raise
+    except InvalidArgument:
+        other = copy(service)
+        options = replace(
+            service._ops.options, codec=Codec("msgpack", CALL_SIZE_LIMIT, CALL_SIZE_LIMIT)
+        )
+        other._ops = Ops(options, app_in_own_slot=service._ops.app_in_own_slot)
+        return write(other)
 
 
 def _write_session(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,7 @@ def make_options(**changes: Any) -> Options:
         "refresh_ttl_on_read": True,
         "key_prefix": "",
         "codec": "json",
+        "compression": None,
         "partition_by": "user",
         "event_size_limit": 1 << 20,
         "value_size_limit": 1 << 20,
@@ -79,6 +81,11 @@ def make_options(**changes: Any) -> Options:
     return check_options(**{**arguments, **changes})
 
 
-def make_ops(*, app_in_own_slot: bool = False, **changes: Any) -> Ops:
+def make_ops(
+    *,
+    app_in_own_slot: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+    **changes: Any,
+) -> Ops:
     """The builders of Calls for default options, with changes."""
-    return Ops(make_options(**changes), app_in_own_slot=app_in_own_slot)
+    return Ops(make_options(**changes), app_in_own_slot=app_in_own_slot, clock=clock)

@@ -16,8 +16,8 @@ PACKAGE = Path(sessionstore.__file__).parent
 # From the bottom up. A module imports only from lower lines. Modules of a package also import
 # each other.
 LAYERS: list[set[str]] = [
-    {"errors", "times", "scripts", "tiers_in_use", "transform"},
-    {"model"},
+    {"app_copies", "errors", "times", "scripts", "tiers_in_use", "transform"},
+    {"model", "compression"},
     {"keys", "codec", "calls", "instances", "summaries"},
     {"drive"},
     {"tiers", "options"},
@@ -35,7 +35,8 @@ LAYERS: list[set[str]] = [
     {"runner", "sync"},
     {"embedded", "observe"},
     {"sessionstore"},  # the package's own __init__
-    {"adapters", "cli", "telemetry"},
+    {"adapters", "telemetry"},
+    {"cli"},
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
@@ -43,7 +44,8 @@ RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 LIBRARIES = {
     "redis": {"transport"},
     "hiredis": {"transport"},
-    "msgspec": set(RANKS) - {"errors", "times", "transform", "embedded"},
+    "zstandard": {"compression"},
+    "msgspec": set(RANKS) - {"errors", "times", "transform", "compression", "embedded"},
     "click": {"cli"},
     "opentelemetry": {"telemetry"},
     "rich": {"cli"},

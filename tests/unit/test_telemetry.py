@@ -18,11 +18,15 @@ from opentelemetry import trace
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+from support.operations import OPERATIONS, Operation
+from support.scene import set_scene
+from support.services import WITH_TTL
 from support.sessions import IDS, KEY
 from support.telemetry import Telemetry
 
 import sessionstore.telemetry
-from sessionstore import Event, InMemorySessionService, InvalidArgument
+from sessionstore import Event, InMemorySessionService, InvalidArgument, flows
+from sessionstore.adapters.flows import Services
 from sessionstore.embedded import EmbeddedServer
 from sessionstore.sync import InMemorySessionService as SyncService
 from sessionstore.sync import RedisSessionService as RedisService
@@ -160,6 +164,35 @@ def test_at_a_high_rate_some_durations_are_recorded_and_all_operations_are_count
         recorded = telemetry.total("db.client.operation.duration") - before
         assert low <= recorded <= high
     assert telemetry.total("sessionstore.operations") == 2001
+
+
+# Operations that are special cases of others.
+SHARED = {f"delete_{tier}_state": f"update_{tier}_state" for tier in ("session", "user", "app")}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+async def test_spans_have_the_names_of_operations(operation: Operation) -> None:
+    telemetry = Telemetry()
+    service = InMemorySessionService(**WITH_TTL)
+    scene = await set_scene(service, operation, expire=lambda _: None)
+    telemetry.instrument(service)
+    await operation.run(service, scene)
+    names = {span.name for span in telemetry.take_spans()}
+    if operation.is_internal or operation.method == "watch_events":
+        return
+    assert names == {SHARED.get(operation.method, operation.method)}
+
+
+async def test_what_adapters_run_is_reported_too() -> None:
+    telemetry = Telemetry()
+    services = InMemorySessionService(), SyncService()
+    for service in services:
+        telemetry.instrument(service)
+    adapter = Services("test", *services)
+    await adapter.arun(flows.get_app_state, "app")
+    adapter.run(flows.get_user_state, "app", "user")
+    names = [span.name for span in telemetry.take_spans()]
+    assert names == ["get_app_state", "get_user_state"]
 
 
 def test_without_the_extra_the_message_names_it() -> None:

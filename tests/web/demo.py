@@ -12,27 +12,36 @@ from sessionstore import Event, SessionKey
 from sessionstore.sync import SessionService
 
 KEY = SessionKey("shop", "ann", "mugs-for-the-office")
+IDS = ("shop", "ann", "mugs-for-the-office")
 
 
 def png(red: int, green: int, blue: int, size: int = 96) -> str:
     """A picture of a mug, base64 of a PNG."""
 
+    def is_mug(x: float, y: float) -> bool:
+        corner = max(26 - x, x - 54, 0) ** 2 + max(y - 66, 0) ** 2
+        is_body = 16 <= x < 64 and y >= 20 and corner < 10**2
+        ring = (x - 62) ** 2 + (y - 44) ** 2
+        return is_body or (x >= 62 and 10**2 <= ring < 16**2)
+
     def pixel(x: int, y: int) -> bytes:
-        is_body = 20 <= x < 60 and 18 <= y < 78
-        ring = (x - 60) ** 2 + (y - 46) ** 2
-        is_handle = x >= 60 and 14**2 <= ring < 21**2
-        return bytes((red, green, blue)) if is_body or is_handle else b"\xf4\xf1\xea"
+        inside = sum(is_mug(x + i / 4, y + j / 4) for i in range(4) for j in range(4))
+        mug, back = (red, green, blue), (0xF4, 0xF1, 0xEA)
+        mixed = zip(mug, back, strict=True)
+        return bytes((front * inside + behind * (16 - inside)) // 16 for front, behind in mixed)
 
     rows = b"".join(b"\0" + b"".join(pixel(x, y) for x in range(size)) for y in range(size))
 
-    def chunk(name: bytes, data: bytes) -> bytes:
-        checksum = zlib.crc32(name + data)
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", checksum)
-
     header = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-    data += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    data = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+    data += png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
     return base64.b64encode(data).decode()
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    checksum = zlib.crc32(name + data)
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", checksum)
 
 
 def call(name: str, arguments: str) -> dict[str, Any]:
@@ -86,7 +95,6 @@ def fill(service: SessionService) -> None:
         [
             ("user", "Please do. Deliver them to the office.", {}),
             ("assistant", call("add_to_cart", '{"sku":"mug-blue-03","count":12}'), {}),
-            ("tool", result('{"ok":true,"total":138.0,"currency":"EUR"}'), {}),
             (
                 "assistant",
                 "Done. Twelve Harbour mugs go to “Office, 3rd floor”, on Thursday.",
@@ -103,7 +111,6 @@ def fill(service: SessionService) -> None:
                 timestamp=at,
                 invocation_id=f"run-{number}",
                 state_delta=delta,
-                state_increments={"user:answers": 1} if delta else {},
             )
             service.append_event(session, event)
         at += timedelta(seconds=40)

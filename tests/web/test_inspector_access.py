@@ -18,7 +18,8 @@ from urllib.parse import quote
 import pytest
 import redis
 from click.testing import CliRunner
-from web_support import MAIN, TTLS, Client, Inspector, inspecting
+from support.inspector import MAIN, Client, Inspector, inspecting
+from web_support import TTLS
 from web_support import service as service
 from web_support import store as store
 
@@ -141,7 +142,7 @@ def test_every_response_has_the_policy(client: Client) -> None:
         assert "default-src 'none'" in policy, path
         assert "unsafe" not in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["referrer-policy"] == "same-origin"
         assert answer.headers["cache-control"] == "no-store"
     refused = client.send("GET", "/", Cookie=None)
     assert "default-src 'none'" in refused.headers["content-security-policy"]
@@ -342,6 +343,12 @@ def test_fragments_are_followed(store: EmbeddedServer, client: Client, session: 
             assert next(messages)["writer"] == fragments[0]["writer"]
 
 
+def test_a_session_that_does_not_exist_is_not_followed_again_and_again(client: Client) -> None:
+    with client.following("/live?at=shop/ann/none") as messages:
+        end = list(messages)[-1]
+    assert (end["kind"], "does not exist" in end["text"]) == ("end", True)
+
+
 def test_events_that_were_trimmed_meanwhile_are_an_end(
     store: EmbeddedServer, client: Client, session: SessionKey
 ) -> None:
@@ -355,12 +362,66 @@ def test_events_that_were_trimmed_meanwhile_are_an_end(
     assert "trimmed" in end["text"]
 
 
+def test_header_state_summary_and_turn_are_shown(
+    service: RedisSessionService, client: Client, session: SessionKey
+) -> None:
+    page = service.get_events(session, limit=30)
+    summary = "They want mugs <b>"
+    service.compact_session(session, upto=page.positions[-1], summary=summary, if_version=None)
+    turn = service.acquire_turn(session)
+    service.fork_session(session, session_id="copy")
+    shown = " ".join(re.sub(r"<[^>]+>", " ", client.get(f"/facts?{AT}").text).split())
+    assert "events 60 of at most 1,000" in shown
+    assert "currency" not in shown
+    assert "State of the application b 2 State of the user a 1 State of the session c 3" in shown
+    assert "They want mugs &lt;b&gt;" in shown
+    assert f"events up to {page.positions[-1]}, of which 30 are still stored" in shown
+    assert "held until" in shown
+    assert "The summary stands for the events above" in client.get(f"/session?{AT}").text
+    copy = client.get("/session?at=shop/ann/copy").text
+    assert "copied from" in copy
+    assert "turn</dt><dd>free" in copy
+    service.release_turn(turn)
+
+
+def test_a_tier_with_many_keys_is_cut(service: RedisSessionService, client: Client) -> None:
+    state = {f"k{number:04d}": "x" * 100_000 for number in range(250)}
+    service.create_session(app_name="shop", user_id="ann", session_id="today", state=state)
+    page = client.get(f"/session?{AT}")
+    assert "50 more keys" in page.text
+    assert len(page.text) < 2_500_000
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize("rights", ["", "+info +config|get +slowlog|get +memory|usage"])
+def test_a_user_who_may_only_read_sees_every_page(
+    store: EmbeddedServer, service: RedisSessionService, rights: str
+) -> None:
+    raw: Any = redis.Redis(unix_socket_path=store.socket_path)
+    rules = "reset on >password ~* +@read +@connection +multi +exec +time -memory"
+    raw.execute_command("ACL", "SETUSER", "reader", *rules.split(), *rights.split())
+    url = store.url.replace("unix://", "unix://reader:password@")
+    with inspecting(url) as inspector:
+        client = Client(inspector)
+        for path in PATHS[:7]:
+            assert client.get(path).status in (200, 303), path
+        page = client.get(f"/session?{AT}").text
+        assert ("<dt>size</dt><dd>?" in page) is (not rights)
+        [cursor] = re.findall(r'data-cursor="([^"]+)"', page)
+        with client.following(f"/live?{AT}&after={cursor}") as messages:
+            next(messages)
+            service.append_event(KEY, Event("user", "one more"))
+            assert "one more" in next(messages)["html"]
+    raw.execute_command("ACL", "DELUSER", "reader")
+    raw.close()
+
+
 @pytest.mark.usefixtures("session")
 def test_ctrl_c_ends_it_while_pages_follow(store: EmbeddedServer) -> None:
     with inspecting(store.url) as inspector:
         client = Client(inspector)
         with client.following(f"/live?{AT}") as messages:
-            next(messages)
+            assert len(list(islice(messages, 61))) == 61
             assert inspector.stop() == (0, "")
 
 

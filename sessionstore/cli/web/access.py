@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from ipaddress import ip_address
+from threading import Lock
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ HEADERS: Final = {
     " base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with no-referrer, browsers send forms without an origin
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -40,6 +41,7 @@ class Access:
         self._cookie_name = f"sessionstore-{port}"
         self._cookie = secrets.token_urlsafe(32)
         self._link_token = ""
+        self._lock = Lock()
         self.form_token = secrets.token_urlsafe(32)
 
     def new_link(self) -> str:
@@ -49,10 +51,11 @@ class Access:
 
     def use_link(self, token: str) -> bool:
         """Whether a token is that of the link. It is not valid any longer then."""
-        is_valid = bool(self._link_token) and _equal(token, self._link_token)
-        if is_valid:
-            self._link_token = ""
-        return is_valid
+        with self._lock:
+            is_valid = bool(self._link_token) and _equal(token, self._link_token)
+            if is_valid:
+                self._link_token = ""
+            return is_valid
 
     def set_cookie(self, response: Response) -> None:
         """Give access to whoever receives a response."""

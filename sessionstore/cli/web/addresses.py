@@ -62,8 +62,13 @@ def number_in(parameters: Mapping[str, str], name: str) -> int | None:
     return int(text)
 
 
+_VISIBLE = 300  # characters of a name; longer than any id
+
+
 def visible(text: str) -> str:
-    """A text in which control characters and marks of direction can be seen."""
+    """A name in which control characters and marks of direction can be seen; a long one is cut."""
+    if len(text) > _VISIBLE:
+        text = text[:_VISIBLE] + "…"
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else _escaped(each) for each in text)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route, request_response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
@@ -16,6 +18,12 @@ from .deleting import DeletingPages
 from .following import Following
 from .pages import Pages
 from .session_pages import SessionPages
+
+_STATIC = Path(__file__).parent / "static"
+
+
+def _icon(_: Request) -> Response:
+    return FileResponse(_STATIC / "icon.svg")
 
 
 def make_app(pages: Pages, following: Following, access: Access) -> ASGIApp:
@@ -40,7 +48,8 @@ def make_app(pages: Pages, following: Following, access: Access) -> ASGIApp:
         Route("/raw/event", session.raw_event),
         Route("/raw/session", session.raw_session),
         Route("/live", following.follow),
-        Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
+        Mount("/static", StaticFiles(directory=_STATIC)),
+        Route("/favicon.ico", _icon),  # of pages that are not HTML
     ]
     if pages.allow_delete:
         deleting = DeletingPages(pages)

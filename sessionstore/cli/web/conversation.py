@@ -16,6 +16,7 @@ from ..transcript import Piece, pieces_of, show_image, to_json
 _TEXT_LIMIT = 8000  # characters of a part that are shown
 _LINE_LIMIT = 120  # of what stands beside the name of a tool
 _PARTS_LIMIT = 40  # of an event
+_VALUES_LIMIT = 200  # of a tier of state
 _IMAGE_BYTES = 8 << 20  # of a page
 
 
@@ -145,8 +146,12 @@ def value_part(value: Any, kind: str = "data", title: str = "") -> Part:
 
 
 def value_parts(values: Mapping[str, Any]) -> list[tuple[str, Part]]:
-    """Values by name, in alphabetical order. Of a long one, the beginning is shown."""
-    return [(name, value_part(value)) for name, value in sorted(values.items())]
+    """Values by name, in alphabetical order; the beginning of a long one, and of many."""
+    shown = sorted(values)[:_VALUES_LIMIT]
+    parts = [(name, value_part(values[name])) for name in shown]
+    if len(values) > len(shown):
+        parts.append(("…", Part("note", f"{len(values) - len(shown):,} more keys")))
+    return parts
 
 
 def plain_text(event: Event) -> str:

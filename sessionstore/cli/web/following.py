@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from ... import SessionService
-from ...errors import EventsMissing, SessionStoreError
+from ...errors import EventsMissing, SessionNotFound, SessionStoreError
 from ...model import SessionKey, WatchChange, Watched, WatchEnd
 from ..transcript import to_json
 from .addresses import ids_in
@@ -52,9 +53,9 @@ class Following:
             yield _text(kind="ready")
             async with aclosing(watched):
                 async for item in watched:
-                    yield self._message(key, item)
-        except EventsMissing as error:
-            yield _text(kind="end", text=f"Events cannot be shown any longer: {error}")
+                    yield await run_in_threadpool(self._message, key, item)
+        except (EventsMissing, SessionNotFound) as error:
+            yield _text(kind="end", text=f"The session cannot be followed: {error}")
         except SessionStoreError as error:
             # The browser connects again, with its last cursor.
             yield _text(kind="problem", text=str(error))

@@ -83,7 +83,8 @@ class Pages:
 
     def overview(self, request: Request) -> Response:
         """Applications, memory and health."""
-        self._survey(request)
+        self.survey.keys.start(again="again" in request.query_params)
+        self.survey.health.start(again="again" in request.query_params)
         servers = []
         problem = ""
         try:
@@ -101,7 +102,7 @@ class Pages:
 
     def health(self, request: Request) -> Response:
         """What the doctor says."""
-        self._survey(request)
+        self.survey.health.start(again="again" in request.query_params)
         return self.renderer.page("health.html", health=self.survey.health)
 
     def go(self, request: Request) -> Response:
@@ -114,7 +115,7 @@ class Pages:
     def users(self, request: Request) -> Response:
         """The users of an application, by id."""
         [app_name] = ids_in(request.query_params, 1)
-        self._survey(request)
+        self.survey.keys.start(again="again" in request.query_params)
         text, after = request.query_params.get("text", ""), request.query_params.get("after")
         found, num_found = self.survey.keys.users(app_name, text, after, _ROWS + 1)
         rows = []
@@ -199,11 +200,6 @@ class Pages:
         index = self.service._ops.options.keys.user(app_name, user_id).session_index
         [number] = ask(self.service, ("ZCARD", index))
         return int(number)
-
-    def _survey(self, request: Request) -> None:
-        again = "again" in request.query_params
-        self.survey.keys.start(again=again)
-        self.survey.health.start(again=again)
 
 
 def _server(node: Node) -> Server:

@@ -15,6 +15,7 @@ import uvicorn
 
 from ... import RedisSessionService
 from ...sync import SessionService
+from ..opened import service_options
 from ..store import redact_url
 from .access import Access
 from .app import make_app
@@ -47,14 +48,14 @@ def serve(
     access = Access(listener.getsockname()[1])
 
     async def run() -> None:
-        async with RedisSessionService(url, refresh_ttl_on_read=False, **options) as live:
+        async with RedisSessionService(url, **service_options(**options)) as live:
             survey = Survey(service)
             pages = Pages(service, survey, access, redact_url(url), allow_delete)
             app = make_app(pages, Following(live, pages), access)
             config = uvicorn.Config(
                 app,
                 log_config=None,
-                log_level=logging.CRITICAL,
+                log_level=logging.ERROR,
                 access_log=False,
                 lifespan="off",
                 ws="none",
@@ -64,6 +65,8 @@ def serve(
             _offer_new_links(access, announce)
             await _Server(config, [live.aclose, survey.stop, service.close]).serve([listener])
 
+    # A browser that leaves while a large page is sent is no reason for a warning.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     announce(access.new_link())
     with suppress(KeyboardInterrupt):
         asyncio.run(run())

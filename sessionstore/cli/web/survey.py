@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import heapq
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import islice
 from threading import Event, Lock, Thread
 from typing import NamedTuple
@@ -69,7 +69,7 @@ class _Task:
 
     Attributes:
         problem: why the last run has failed; empty if it has not.
-        ended_at: when the last run ended, as time.time(); None: it is running, or never ran.
+        ended_at: when the last run ended; None: it is running, or never ran.
     """
 
     def __init__(self, service: SessionService) -> None:
@@ -78,7 +78,7 @@ class _Task:
         self._stopping = Event()
         self._thread: Thread | None = None
         self.problem = ""
-        self.ended_at: float | None = None
+        self.ended_at: datetime | None = None
 
     def start(self, *, again: bool = False) -> None:
         """Start the thread, unless it is running or has run. `again`: also if it has run."""
@@ -99,7 +99,7 @@ class _Task:
         except SessionStoreError as error:
             self.problem = str(error)
         finally:
-            self.ended_at = time.time()
+            self.ended_at = datetime.now(UTC)
 
     def _work(self) -> None:
         raise NotImplementedError
@@ -172,7 +172,7 @@ class _Census(_Task):
             with self._lock:
                 for key in step:
                     users = self._apps[key.app_name]
-                    if key.user_id:
+                    if key.user_id and not key.is_temporary:
                         users[key.user_id] += key.role == "session"
                 num_names = len(self._apps) + sum(map(len, self._apps.values()))
                 self.num_keys += len(step)

@@ -22,8 +22,9 @@ async function refresh() {
     address.searchParams.delete("again")
     const { found } = await load(address)
     const fresh = found.getElementById("found")
-    if (fresh && !shown.contains(document.activeElement)) shown.replaceWith(fresh)
-    else if (fresh && !("again" in fresh.dataset)) delete shown.dataset.again
+    const focused = shown.contains(document.activeElement) ? document.activeElement.href : null
+    if (fresh) shown.replaceWith(fresh)
+    if (focused) [...fresh.querySelectorAll("a")].find((link) => link.href === focused)?.focus()
   } catch {
     // The inspector may have stopped. The next attempt will tell.
   }
@@ -123,6 +124,8 @@ function follow() {
         if (ok && !facts.contains(document.activeElement) && !facts.querySelector("details[open]")) {
           facts.replaceChildren(...found.body.children)
         }
+      } catch {
+        // The inspector cannot be reached. The stream shows that.
       } finally {
         reading = null
       }
