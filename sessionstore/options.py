@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from .codec import CALL_SIZE_LIMIT, SUMMARY_SIZE_LIMIT, Codec, Format
+from .data_keys import DataKeys
 from .errors import InvalidArgument
 from .keys import Keys, PartitionBy
 
@@ -43,6 +44,7 @@ class Options(msgspec.Struct, frozen=True):
         stream_ttl_ms: how long fragments are kept; 0 = they are not kept.
         refresh_ttl_on_read: reads refresh TTLs too.
         summary_size_limit: maximum size of an encoded summary, in bytes.
+        data_keys: with a key store, the data keys of users.
     """
 
     keys: Keys
@@ -54,6 +56,7 @@ class Options(msgspec.Struct, frozen=True):
     refresh_ttl_on_read: bool
     summary_size_limit: int = SUMMARY_SIZE_LIMIT
     stream_ttl_ms: int = 0
+    data_keys: DataKeys | None = None
 
     @property
     def any_ttl(self) -> bool:
