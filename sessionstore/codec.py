@@ -3,9 +3,11 @@
     first byte >= 0x20    JSON text
     0x00                  raw bytes follow (a top-level `bytes` state value)
     0x01                  MessagePack follows
+    0x02                  one of these, compressed: transform.py
+    0x03                  one of these, encrypted
 
 State values that are integers below 2**53 are JSON text under every codec, so that scripts can add
-to them.
+to them. They are neither compressed nor encrypted.
 
 A value is read back equal to what was written, or the write is refused: everything is decoded again
 and compared before it is sent. Callers get the decoded copy, so that nothing they hold is shared
@@ -26,11 +28,13 @@ import msgspec
 
 from .errors import CorruptData, InvalidArgument, LimitExceeded
 from .model import Event, JsonEvent, made_defaults
+from .transform import COMPRESSED, ENCRYPTED, Context, Kind, Owner, Transform, Unreadable
 
 Format = Literal["json", "msgpack"]
 
 _RAW = b"\x00"
 _MSGPACK = b"\x01"
+_WRAPPED = (COMPRESSED, ENCRYPTED)
 
 # All services share these: encoding and decoding keep no state between calls.
 _encode_json = msgspec.json.Encoder().encode
@@ -68,13 +72,18 @@ DEPTH_LIMIT = 200
 
 
 class Codec:
-    """Encodes the values of one service. Decoding needs no Codec: it works for every format.
+    """Encodes the values of one service, and decodes those of every service.
+
+    Each value has an owner: a transform needs to know where it stands.
 
     Args:
         format: "json", or "msgpack", which can also store nested bytes, timezone-aware datetimes
             and int keys.
         event_size_limit: maximum size of an encoded event, in bytes.
         value_size_limit: maximum size of an encoded state value, in bytes.
+        compression: compresses what is written, and reads what is compressed.
+        encryption: encrypts what is written, and reads what is encrypted. It comes after
+            compression.
     """
 
     def __init__(
@@ -82,6 +91,8 @@ class Codec:
         format: Format = "json",  # noqa: A002  # the natural name of the option
         event_size_limit: int = SIZE_LIMIT,
         value_size_limit: int = SIZE_LIMIT,
+        compression: Transform | None = None,
+        encryption: Transform | None = None,
     ) -> None:
         if format not in ("json", "msgpack"):
             raise InvalidArgument(f'codec must be "json" or "msgpack", not {format!r}')
@@ -94,6 +105,8 @@ class Codec:
         )
         self._event_size_limit = event_size_limit
         self._value_size_limit = value_size_limit
+        self._transforms = [each for each in (compression, encryption) if each is not None]
+        self._compression, self._encryption = compression, encryption
         self._as_json = copy(self)
         self._as_json._json = True
         self._as_json._encode = _encode_json
@@ -104,13 +117,28 @@ class Codec:
         return self._as_json if type(event) is JsonEvent else self
 
     def encode_value(
-        self, value: Any, path: str, size_limit: int | None = None
+        self,
+        value: Any,
+        path: str,
+        owner: Owner,
+        name: str,
+        *,
+        kind: Kind = "state",
+        size_limit: int | None = None,
     ) -> tuple[bytes, Any]:
         """The bytes of a state value, and a copy that shares nothing with it.
 
+        Args:
+            value: what to encode.
+            path: its name in error messages.
+            owner: whose value it is.
+            name: the key with the prefix of its tier.
+            kind: "state", or what else it is.
+            size_limit: maximum size of its encoding; None = `value_size_limit`.
+
         Raises:
             InvalidArgument: the value would change in a round trip; names the path.
-            LimitExceeded: it is larger than `size_limit`, by default `value_size_limit`.
+            LimitExceeded: it is larger than the limit.
         """
         try:
             data = self._encode_value(value)
@@ -121,7 +149,7 @@ class Codec:
         if len(data) > limit:
             raise _too_large(path, limit, len(data))
         if isinstance(value, bytes):
-            return data, value
+            return self.wrap_value(data, owner, name, kind), value
         try:
             decoded = decode_value(data)
             is_valid = decoded == value and not self._is_too_deep(data, value)
@@ -129,18 +157,31 @@ class Codec:
             is_valid = False
         if not is_valid:
             raise self._value_error(value, path)
+        if self._transforms and not _is_number(value):
+            data = self.wrap_value(data, owner, name, kind)
         return data, decoded
+
+    def wrap_value(self, data: bytes, owner: Owner, name: str, kind: Kind = "state") -> bytes:
+        """An encoded value as it is stored."""
+        if not self._transforms:
+            return data
+        return self._wrap(data, _context(owner, kind, name))
+
+    def _wrap(self, data: bytes, context: Context) -> bytes:
+        for transform in self._transforms:
+            data = transform.wrap(data, context)
+        return data
 
     def _encode_value(self, value: Any) -> bytes:
         if isinstance(value, bytes):
             return _RAW + value
         # As JSON under every codec, so that scripts can increment it.
-        if type(value) is int and -(2**53) < value < 2**53:
+        if _is_number(value):
             return _encode_json(value)
         return self._encode(value)
 
-    def encode_event(self, event: Event, path: str) -> tuple[bytes, Event]:
-        """The bytes of an event, and a copy that shares nothing with it.
+    def encode_event(self, event: Event, path: str, owner: Owner) -> tuple[bytes, Event]:
+        """The bytes of an event of this owner, and a copy that shares nothing with it.
 
         Raises:
             InvalidArgument: a field has the wrong type or would change in a round trip; names the
@@ -166,7 +207,61 @@ class Codec:
             is_valid = False
         if not is_valid:
             raise self._event_error(event, path)
+        if self._transforms:
+            kind: Kind = "fragment" if event.partial else "event"
+            data = self._wrap(data, _context(owner, kind))
         return data, decoded
+
+    def decode_value(self, data: bytes, owner: Owner, name: str, kind: Kind = "state") -> Any:
+        """A stored value; see `encode_value`. ValueError if the bytes are not valid."""
+        if data[:1] in _WRAPPED:
+            data = self.unwrap(data, owner, kind, name)
+        return _decode(data, _decode_json, _decode_msgpack, raw=True)
+
+    def decode_event(self, data: bytes, owner: Owner) -> Event:
+        """A stored event. ValueError if the bytes are not valid."""
+        return decode_event(self.unwrap(data, owner, "event"))
+
+    def decode_events(
+        self, members: Iterable[bytes], owner: Owner, kind: Kind = "event"
+    ) -> list[Event]:
+        """Stored events or fragments. ValueError if the bytes of one are not valid."""
+        members = list(members)
+        if self._transforms:
+            members = self._unwrap_all(members, owner, kind)
+        num_made = next(made_defaults)
+        try:
+            events = list(map(_decode_event_json, members))  # fast path: most logs are all JSON
+        except (ValueError, RecursionError):
+            if not self._transforms:
+                members = self._unwrap_all(members, owner, kind)
+            events = list(map(decode_event, members))
+        if next(made_defaults) != num_made + 1:
+            # A default was made meanwhile, perhaps for a stored event that lacks its id or
+            # timestamp. It would get another one with every read.
+            for data in members:
+                _decode(data, _decode_required_json, _decode_required_msgpack)
+        return events
+
+    def unwrap(self, data: bytes, owner: Owner, kind: Kind, name: str = "") -> bytes:
+        """The encoded value in stored bytes. Unreadable if that is not possible."""
+        if data[:1] not in _WRAPPED:  # fast path
+            return data
+        context = _context(owner, kind, name)
+        if data[:1] == ENCRYPTED:
+            if self._encryption is None:
+                raise Unreadable("it is encrypted: the option encryption is needed")
+            data = self._encryption.unwrap(data, context)
+        if data[:1] == COMPRESSED:
+            if self._compression is None:
+                raise Unreadable("it is compressed: the option compression is needed")
+            data = self._compression.unwrap(data, context)
+        return data
+
+    def _unwrap_all(self, members: list[bytes], owner: Owner, kind: Kind) -> list[bytes]:
+        return [
+            self.unwrap(data, owner, kind) if data[:1] in _WRAPPED else data for data in members
+        ]
 
     def _is_too_deep(self, data: bytes, value: Any) -> bool:
         """Whether a value is nested too deeply. `data` is its encoded form, or contains it."""
@@ -287,31 +382,25 @@ def _children(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else ()
 
 
+def _is_number(value: object) -> bool:
+    """Whether it is an integer that scripts can add to."""
+    return type(value) is int and -(2**53) < value < 2**53
+
+
+def _context(owner: Owner, kind: Kind, name: str = "") -> Context:
+    user_id = "" if kind == "state" and name.startswith("app:") else owner.user_id
+    return Context(owner.app_name, user_id, kind, name)
+
+
 def decode_value(data: bytes) -> Any:
-    """A stored value of any format. ValueError if the bytes are not valid."""
+    """An encoded value of any format. ValueError if the bytes are not valid."""
     return _decode(data, _decode_json, _decode_msgpack, raw=True)
 
 
 def decode_event(data: bytes) -> Event:
-    """A stored event of any format. ValueError if the bytes are not valid."""
+    """An encoded event of any format. ValueError if the bytes are not valid."""
     event: Event = _decode(data, _decode_event_json, _decode_event_msgpack)
     return event
-
-
-def decode_events(members: Iterable[bytes]) -> list[Event]:
-    """Stored events of any format. ValueError if the bytes of one are not valid."""
-    members = list(members)
-    num_made = next(made_defaults)
-    try:
-        events = list(map(_decode_event_json, members))  # fast path: most logs are all JSON
-    except (ValueError, RecursionError):
-        events = list(map(decode_event, members))
-    if next(made_defaults) != num_made + 1:
-        # A default was made meanwhile, perhaps for a stored event that lacks its id or timestamp.
-        # It would get another one with every read.
-        for data in members:
-            _decode(data, _decode_required_json, _decode_required_msgpack)
-    return events
 
 
 def _decode(
@@ -339,7 +428,8 @@ def corrupt(key: bytes, error: Exception, field: bytes | None = None) -> Corrupt
     where = key.decode("utf-8", "replace")
     if field is not None:
         where += f" field {field.decode('utf-8', 'replace')}"
-    return CorruptData(f"{where} does not decode ({type(error).__name__})", key=where)
+    reason = str(error) if isinstance(error, Unreadable) else type(error).__name__
+    return CorruptData(f"{where} does not decode ({reason})", key=where)
 
 
 def _too_large(path: str, limit: int, actual: int) -> LimitExceeded:

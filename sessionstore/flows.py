@@ -47,6 +47,7 @@ from .replies import WriteResult
 from .stream import append_fragments
 from .tiers import NO_CHANGE, Change, check_call_size, encode_change
 from .times import from_us, to_us
+from .transform import TierOwner
 from .windows import Window, check_window, choose, first_page, may_be_trimmed
 
 # -- sessions -------------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ def create_session(
 ) -> Flow[Session]:
     """Create a session. Without an id it gets a new one."""
     key = SessionKey(app_name, user_id, id_or_new(session_id))
-    change = encode_change(ops.options.codec, {} if state is None else state)
+    change = encode_change(ops.options.codec, key, {} if state is None else state)
     call = ops.create_session(key, uuid4().hex, change)
     session: Session
     if ops.app_in_own_slot:
@@ -82,7 +83,7 @@ def get_or_create_session(
     key = SessionKey(app_name, user_id, id_or_new(session_id))
     if window is not None:
         event_num = _first_page(window, event_num, event_time)
-    change = encode_change(ops.options.codec, {} if state is None else state)
+    change = encode_change(ops.options.codec, key, {} if state is None else state)
     upto = ops.summaries.upto(key)
     call = ops.get_or_create_session(key, uuid4().hex, change, event_num, event_time, upto)
     session: Session | None = None
@@ -237,7 +238,7 @@ def append_event(
     key = session_key(session)
     if turn is not None:
         check_turn(turn)
-    prepared = _encode_event(ops, event, "event")
+    prepared = _encode_event(ops, key, event, "event")
     created_us = created_us_of(session)
     if prepared is None or event.partial:
         fragments = [prepared[0]] if prepared else []
@@ -281,7 +282,7 @@ def append_events(
     fragments: list[bytes] = []
     size = 0
     for number, event in enumerate(_few_enough(events)):
-        prepared = _encode_event(ops, event, f"events[{number}]")
+        prepared = _encode_event(ops, key, event, f"events[{number}]")
         if prepared is None or event.partial:
             results.append(event)
             fragments += [prepared[0]] if prepared else []
@@ -366,7 +367,8 @@ def replace_newest(
     rows: list[tuple[bytes, datetime]] = []
     size = 0
     for number, event in enumerate(_few_enough(events)):
-        data, copy = ops.options.codec.for_event(event).encode_event(event, f"events[{number}]")
+        codec = ops.options.codec.for_event(event)
+        data, copy = codec.encode_event(event, f"events[{number}]", key)
         size += len(data)
         check_call_size("events", size)
         rows.append((data, copy.timestamp))
@@ -419,7 +421,7 @@ def update_session_state(
     """Set and remove state in all tiers. Nothing is sent if nothing would change."""
     key = session_key(session)
     check_bool("if_absent", if_absent)
-    change = encode_change(ops.options.codec, state, removed)
+    change = encode_change(ops.options.codec, key, state, removed)
     handle = session if isinstance(session, Session) else None
     current: dict[str, Any] = {}
     created_us = created_us_of(session)
@@ -463,7 +465,7 @@ def increment_session_state(
 ) -> Flow[dict[str, int]]:
     """Add integers to state in all tiers. Returns the new values. Never sent twice."""
     key = session_key(session)
-    change = encode_change(ops.options.codec, {}, (), increments)
+    change = encode_change(ops.options.codec, key, {}, (), increments)
     refuse_app_increments(ops, change, "increments")
     created_us = created_us_of(session)
     call = ops.update_session_state(key, change, None, created_us)  # checks the ids in any case
@@ -502,7 +504,8 @@ def update_user_state(
 ) -> Flow[None]:
     """Set and remove state of the user tier. Nothing is sent if nothing would change."""
     check_bool("if_absent", if_absent)
-    change = encode_change(ops.options.codec, state, removed, tier="user")
+    owner = TierOwner(app_name, user_id)
+    change = encode_change(ops.options.codec, owner, state, removed, tier="user")
     # Checks the ids in any case.
     call = ops.update_user_state(app_name, user_id, change, if_absent=if_absent)
     if change.is_stored:
@@ -518,7 +521,8 @@ def update_app_state(
 ) -> Flow[None]:
     """Set and remove state of the app tier. Nothing is sent if nothing would change."""
     check_bool("if_absent", if_absent)
-    change = encode_change(ops.options.codec, state, removed, tier="app")
+    owner = TierOwner(app_name)
+    change = encode_change(ops.options.codec, owner, state, removed, tier="app")
     call = ops.update_app_state(app_name, change, if_absent=if_absent)  # checks the name, too
     if change.is_stored:
         yield call
@@ -528,7 +532,8 @@ def increment_user_state(
     ops: Ops, app_name: str, user_id: str, increments: Mapping[str, int]
 ) -> Flow[dict[str, int]]:
     """Add integers to state of the user tier. Returns the new values. Never sent twice."""
-    change = encode_change(ops.options.codec, {}, (), increments, tier="user")
+    owner = TierOwner(app_name, user_id)
+    change = encode_change(ops.options.codec, owner, {}, (), increments, tier="user")
     return (
         yield from _increment_tier(ops.update_user_state(app_name, user_id, change), increments)
     )
@@ -538,7 +543,8 @@ def increment_app_state(
     ops: Ops, app_name: str, increments: Mapping[str, int]
 ) -> Flow[dict[str, int]]:
     """Add integers to state of the app tier. Returns the new values. Never sent twice."""
-    change = encode_change(ops.options.codec, {}, (), increments, tier="app")
+    owner = TierOwner(app_name)
+    change = encode_change(ops.options.codec, owner, {}, (), increments, tier="app")
     return (yield from _increment_tier(ops.update_app_state(app_name, change), increments))
 
 
@@ -601,7 +607,9 @@ def _few_enough(events: Iterable[Event]) -> list[Event]:
     return found
 
 
-def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Change] | None:
+def _encode_event(
+    ops: Ops, key: SessionKey, event: Event, path: str
+) -> tuple[bytes, Event, Change] | None:
     """An event's bytes, its copy, and its change of state; None for one that is not stored."""
     if not isinstance(event, Event):
         raise InvalidArgument(f"{path} must be an Event, not {type(event).__name__}")
@@ -610,9 +618,10 @@ def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Chan
     codec = ops.options.codec.for_event(event)
     delta, removed, increments = event.state_delta, event.state_removed, event.state_increments
     if not delta and not removed and not increments:
-        return *codec.encode_event(event, path), NO_CHANGE
+        return *codec.encode_event(event, path, key), NO_CHANGE
     change = encode_change(
         codec,
+        key,
         delta,
         removed,
         increments,
@@ -621,7 +630,7 @@ def _encode_event(ops: Ops, event: Event, path: str) -> tuple[bytes, Event, Chan
         increments_path=f"{path}.state_increments",
     )
     refuse_app_increments(ops, change, f"{path}.state_increments")
-    return *codec.encode_event(without_temp(event), path), change
+    return *codec.encode_event(without_temp(event), path, key), change
 
 
 def without_temp(event: Event) -> Event:

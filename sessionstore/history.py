@@ -9,7 +9,7 @@ from uuid import uuid4
 from . import ops_history
 from .app_tier import add_app_state
 from .calls import Flow
-from .codec import corrupt, decode_event
+from .codec import corrupt
 from .errors import InvalidArgument
 from .flows import check_turn, created_us_of, id_or_new, reread, session_key, set_version
 from .model import Event, Session, SessionKey, Summary, Turn
@@ -39,7 +39,7 @@ def compact_session(
     """Store a summary of the events up to a position. `turn` may be another lease."""
     key = session_key(session)
     rules = check_window(Window() if window is None else window)
-    data, content = encode_summary(ops, summary, "summary")
+    data, content = encode_summary(ops, key, summary, "summary")
     check_int("upto", upto, low=0)
     if if_summary is not None and upto < check_int("if_summary", if_summary, low=0):
         raise InvalidArgument("upto must not be before if_summary, the end of the last summary")
@@ -74,11 +74,12 @@ def compact_session(
     return stored
 
 
-def encode_summary(ops: Ops, summary: Any, path: str) -> tuple[bytes, Any]:
-    """The bytes of a summary, and a copy of it."""
+def encode_summary(ops: Ops, key: SessionKey, summary: Any, path: str) -> tuple[bytes, Any]:
+    """The bytes of a session's summary, and a copy of it."""
     if is_empty(summary):
         raise InvalidArgument(f"{path} must not be empty")
-    return ops.options.codec.encode_value(summary, path, ops.options.summary_size_limit)
+    limit = ops.options.summary_size_limit
+    return ops.options.codec.encode_value(summary, path, key, "", kind="summary", size_limit=limit)
 
 
 def rewind_session(
@@ -91,7 +92,7 @@ def rewind_session(
 ) -> Flow[int]:
     """Remove all events after a position. Returns how many."""
     key = session_key(session)
-    change = session_tier(ops, state)
+    change = session_tier(ops, key, state)
     call = ops_history.rewind_session(
         ops,
         key,
@@ -138,7 +139,7 @@ def fork_session(
         copy_key,
         uuid4().hex,
         upto,
-        None if state is None else session_tier(ops, state).session,
+        None if state is None else session_tier(ops, key, state).session,
         if_version,
         None if turn is None else check_turn(turn),
         created_us_of(session),
@@ -165,7 +166,8 @@ def replace_event(
     _check_event("new", new)
     if new.partial:
         raise InvalidArgument("new must not be partial: partial Events are not stored")
-    data, copy = ops.options.codec.for_event(new).encode_event(new, "new")
+    key = session_key(session)
+    data, copy = ops.options.codec.for_event(new).encode_event(new, "new", key)
     while True:
         stored = yield from _read_event(ops, session, position)
         if stored == data:
@@ -225,7 +227,7 @@ def _swap(
     """Write other bytes in the place of the stored ones. False if these are no longer there."""
     key = session_key(session)
     try:
-        found = decode_event(stored)
+        found = ops.options.codec.decode_event(stored, key)
     except ValueError as error:
         raise corrupt(ops.options.keys.session(*ids_of(key)).events, error) from None
     if found != event:
@@ -254,9 +256,9 @@ def _check_event(name: str, event: object) -> None:
         raise InvalidArgument(f"{name} must be an Event, not {type(event).__name__}")
 
 
-def session_tier(ops: Ops, state: Mapping[str, Any] | None) -> Change:
+def session_tier(ops: Ops, key: SessionKey, state: Mapping[str, Any] | None) -> Change:
     """State of a session alone, encoded."""
-    change = encode_change(ops.options.codec, {} if state is None else state)
+    change = encode_change(ops.options.codec, key, {} if state is None else state)
     for name in change.values:
         if name.startswith(_OTHERS):
             raise InvalidArgument(

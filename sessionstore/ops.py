@@ -44,9 +44,10 @@ from .replies import (
 )
 from .scripts import SCRIPTS
 from .summaries import Summaries
-from .tiers import NO_CHANGE, Change, Delta, decode_tier
+from .tiers import NO_CHANGE, Change, Delta, Tier, decode_tier
 from .tiers_in_use import TiersInUse
 from .times import from_us, to_us
+from .transform import TierOwner
 
 EVENTS_PER_CALL_LIMIT = 500
 """Maximum number of events in one append."""
@@ -95,6 +96,7 @@ class Ops:
         self.data_keys = options.data_keys  # None: there is no key store, or the key is known
         self.data_key = b""
         self._keys = options.keys
+        self._codec = options.codec
         # As arguments, in the order in which all scripts take them.
         self._ttls = (
             b"%d" % options.session_ttl_ms,
@@ -138,7 +140,7 @@ class Ops:
 
         def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
-            session = decode_session(key, keys, self.with_app_tier(replies[1:]))
+            session = decode_session(self._codec, key, keys, self.with_app_tier(replies[1:]))
             return session, decode_ids_to_check(replies[0])
 
         return Call(
@@ -168,7 +170,7 @@ class Ops:
         def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
             parts = self.with_app_tier(replies[1:])
-            session = decode_session(key, keys, parts, newest_first)
+            session = decode_session(self._codec, key, keys, parts, newest_first)
             return session, decode_ids_to_check(replies[0])
 
         return Call(
@@ -223,7 +225,7 @@ class Ops:
             if not parts[0]:
                 check_no_events(keys, parts)
                 return None
-            return decode_session(key, keys, parts, newest_first)
+            return decode_session(self._codec, key, keys, parts, newest_first)
 
         commands = (*self.tier_commands(keys), *log)
         return self._read("get_session", decode, key, keys, commands, _is_bulk(event_num))
@@ -264,7 +266,7 @@ class Ops:
                 entries.reverse()
             cursor = after if after is not None else before
             return EventPage(
-                decode_log(keys.events, (member for member, _ in entries)),
+                decode_log(self._codec, key, keys.events, (member for member, _ in entries)),
                 entries[0][1] if entries else cursor,
                 entries[-1][1] if entries else cursor,
                 [position for _, position in entries],
@@ -339,7 +341,8 @@ class Ops:
         check_int("event_num", event_num, low=0)
         user = self._keys.user(app_name, user_id)
         sessions = [self._keys.session(app_name, user_id, name) for name in ids]
-        shared_tiers = [(user.user, "user:"), (user.app, "app:")]
+        owner = TierOwner(app_name, user_id)
+        shared_tiers: list[tuple[bytes, Tier]] = [(user.user, "user"), (user.app, "app")]
         if self.app_in_own_slot:
             shared_tiers.pop()
         if not tiers:
@@ -354,8 +357,8 @@ class Ops:
 
         def decode(replies: list[Any]) -> tuple[list[Session | None], SharedState]:
             shared = SharedState()
-            for reply, (tier, prefix) in zip(replies, shared_tiers, strict=False):
-                shared.add_tier(reply, tier, prefix)
+            for reply, (tier_key, tier) in zip(replies, shared_tiers, strict=False):
+                shared.add_tier(self._codec, owner, reply, tier_key, tier)
             found: list[Session | None] = []
             for number, (name, keys) in enumerate(zip(ids, sessions, strict=True)):
                 at = first + number * step
@@ -363,7 +366,8 @@ class Ops:
                     found.append(None)
                     continue
                 parts = [replies[at], (), (), *replies[at + 1 : at + step]]
-                found.append(decode_session(SessionKey(app_name, user_id, name), keys, parts))
+                key = SessionKey(app_name, user_id, name)
+                found.append(decode_session(self._codec, key, keys, parts))
             return found, shared
 
         # The states of many sessions may be large.
@@ -381,7 +385,7 @@ class Ops:
 
         def decode(replies: list[Any]) -> SharedState:
             shared = SharedState()
-            shared.add_tier(replies[0], tier, "app:")
+            shared.add_tier(self._codec, TierOwner(app_name), replies[0], tier, "app")
             return shared
 
         return Call("list_sessions", decode, commands=(("HGETALL", tier),), writes=False)
@@ -482,7 +486,7 @@ class Ops:
 
         def decode(replies: list[Any]) -> Session:
             status(replies[0], key)
-            return decode_session(key, keys, self.with_app_tier(replies[1:]))
+            return decode_session(self._codec, key, keys, self.with_app_tier(replies[1:]))
 
         return Call(
             "repair_session",
@@ -582,7 +586,7 @@ class Ops:
             if status(reply, key, if_version) == b"EMPTY":
                 return None
             try:
-                [event] = decode_log(keys.events, reply[3:])
+                [event] = decode_log(self._codec, key, keys.events, reply[3:])
             except CorruptData as error:
                 raise CorruptData(f"{error}; the event was removed", key=error.key) from None
             return event, decode_write_result(reply[:3], key, if_version)
@@ -702,7 +706,7 @@ class Ops:
                 written = decode_write_result(replies[0], key, if_version)
             if not read_back:
                 return written
-            values = self._decode_read_back(keys, change, replies[1:])
+            values = self._decode_read_back(key, keys, change, replies[1:])
             return structs.replace(written, read_back=values)
 
         return Call(
@@ -779,13 +783,14 @@ class Ops:
 
     def get_user_state(self, app_name: str, user_id: str) -> Call[dict[str, Any]]:
         """Read the user tier."""
-        tier = self._keys.user(app_name, user_id).user
-        return self._get_tier("get_user_state", tier, self.options.user_state_ttl_ms)
+        key, ttl_ms = self._keys.user(app_name, user_id).user, self.options.user_state_ttl_ms
+        return self._get_tier("get_user_state", TierOwner(app_name, user_id), key, "user", ttl_ms)
 
     def get_app_state(self, app_name: str, *, touch: bool = True) -> Call[dict[str, Any]]:
         """Read the app tier. `touch`: refresh its TTL if reads do."""
         ttl_ms = self.options.app_state_ttl_ms if touch else 0
-        return self._get_tier("get_app_state", self._keys.app(app_name), ttl_ms)
+        key = self._keys.app(app_name)
+        return self._get_tier("get_app_state", TierOwner(app_name), key, "app", ttl_ms)
 
     def update_user_state(
         self, app_name: str, user_id: str, change: Change, *, if_absent: bool = False
@@ -904,42 +909,45 @@ class Ops:
 
     def _read_back_commands(self, keys: SessionKeys, change: Change) -> tuple[Command, ...]:
         return tuple(
-            ("HMGET", tier, *delta.pairs[::2])
-            for tier, delta, _, _ in self._set_tiers(keys, change)
+            ("HMGET", tier_key, *delta.pairs[::2])
+            for tier_key, delta, _ in self._set_tiers(keys, change)
         )
 
     def _decode_read_back(
-        self, keys: SessionKeys, change: Change, replies: list[Any]
+        self, key: SessionKey, keys: SessionKeys, change: Change, replies: list[Any]
     ) -> dict[str, Any]:
         state: dict[str, Any] = {}
         tiers = self._set_tiers(keys, change)
-        for (tier, delta, prefix, skip), reply in zip(tiers, replies, strict=True):
+        for (tier_key, delta, tier), reply in zip(tiers, replies, strict=True):
             pairs = zip(delta.pairs[::2], reply, strict=True)
             fields = [(field, value) for field, value in pairs if value is not None]
-            decode_tier(state, fields, tier, prefix=prefix, skip=skip)
+            decode_tier(self._codec, key, state, fields, tier_key, tier)
         return state
 
-    def _set_tiers(self, keys: SessionKeys, change: Change) -> list[tuple[bytes, Delta, str, int]]:
-        """Key, delta, prefix and bytes to skip of each tier that a call with these keys sets."""
-        tiers = [
-            (keys.session, change.session, "", 1),
-            (keys.user, change.user, "user:", 0),
-            (keys.app, change.app, "app:", 0),
+    def _set_tiers(self, keys: SessionKeys, change: Change) -> list[tuple[bytes, Delta, Tier]]:
+        """Key and delta of each tier that a call with these keys sets."""
+        tiers: list[tuple[bytes, Delta, Tier]] = [
+            (keys.session, change.session, "session"),
+            (keys.user, change.user, "user"),
+            (keys.app, change.app, "app"),
         ]
         count = 2 if self.app_in_own_slot else 3
-        return [tier for tier in tiers[:count] if tier[1].pairs]
+        return [each for each in tiers[:count] if each[1].pairs]
 
-    def _get_tier(self, name: str, tier: bytes, ttl_ms: int) -> Call[dict[str, Any]]:
+    def _get_tier(
+        self, name: str, owner: TierOwner, key: bytes, tier: Tier, ttl_ms: int
+    ) -> Call[dict[str, Any]]:
         def decode(replies: list[Any]) -> dict[str, Any]:
             state: dict[str, Any] = {}
-            decode_tier(state, hash_items(replies[-1]), tier)
+            fields = hash_items(replies[-1])
+            decode_tier(self._codec, owner, state, fields, key, tier, with_prefix=False)
             return state
 
-        read: tuple[Command, ...] = (("HGETALL", tier),)
+        read: tuple[Command, ...] = (("HGETALL", key),)
         if not (ttl_ms and self.options.refresh_ttl_on_read):
             return Call(name, decode, commands=read, writes=False)
         args = (b"%d" % ttl_ms,)
-        return Call(name, decode, SCRIPTS["touch_tier"], (tier,), args, read, writes=False)
+        return Call(name, decode, SCRIPTS["touch_tier"], (key,), args, read, writes=False)
 
 
 def _is_bulk(event_num: int | None) -> bool:

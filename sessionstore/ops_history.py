@@ -93,9 +93,10 @@ def read_around(
         if version is None:
             status([b"NOT_FOUND"], key)  # raises SessionNotFound
         entries = members_with_scores(before)
-        events = decode_log(keys.events, (member for member, _ in reversed(entries)))
+        codec, members = ops.options.codec, (member for member, _ in reversed(entries))
+        events = decode_log(codec, key, keys.events, members)
         is_there = bool(entries) and entries[0][1] == position
-        return events, decode_log(keys.events, after), is_there
+        return events, decode_log(codec, key, keys.events, after), is_there
 
     return Call("compact_session", decode, commands=commands, writes=False, from_primary=True)
 
@@ -246,7 +247,7 @@ def fork_session(
     def decode(replies: list[Any]) -> Session:
         reply = replies[0]
         status(reply, copy if reply[:1] == [b"EXISTS"] else key, if_version)
-        return decode_session(copy, copy_keys, ops.with_app_tier(replies[1:]))
+        return decode_session(ops.options.codec, copy, copy_keys, ops.with_app_tier(replies[1:]))
 
     first = b"" if position is None else b"%d" % (check_int("upto", position, low=0) + 1)
     return Call(
@@ -325,7 +326,7 @@ def restore_session(
 
     def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
         status(replies[0], key)
-        session = decode_session(key, keys, ops.with_app_tier(replies[1:]))
+        session = decode_session(ops.options.codec, key, keys, ops.with_app_tier(replies[1:]))
         return session, decode_ids_to_check(replies[0])
 
     return Call(

@@ -147,7 +147,7 @@ def read_log(
         check_count(keys, count, num_events)
         try:
             first_sequence = max(sequence, int(removed_us or 0)) + 1
-            fragments = decode_stream(more[0], header[1], first_sequence) if more else []
+            fragments = decode_stream(ops, key, more[0], header[1], first_sequence) if more else []
         except (ValueError, OverflowError) as error:
             raise corrupt(keys.stream, error) from None
         try:
@@ -160,7 +160,7 @@ def read_log(
             raise corrupt(keys.events, error) from None
         return LogRead(
             _head(keys, header),
-            _entries(keys, found),
+            _entries(ops, key, keys, found),
             trimmed,
             first[0][1] if first else None,
             0 < limit <= num_events,
@@ -185,7 +185,7 @@ def read_range(ops: Ops, key: SessionKey, first: int, last: int) -> Call[list[tu
     keys = ops.options.keys.session(*ids_of(key))
 
     def decode(replies: list[Any]) -> list[tuple[int, Event]]:
-        return _entries(keys, replies[0])
+        return _entries(ops, key, keys, replies[0])
 
     commands = (_range(keys, first, last),)
     return Call("watch_events", decode, commands=commands, writes=False, from_primary=True)
@@ -196,12 +196,14 @@ def _range(keys: SessionKeys, low: bytes | int, high: str | int) -> Command:
     return ("ZRANGE", keys.events, *bounds)
 
 
-def _entries(keys: SessionKeys, found: list[Any]) -> list[tuple[int, Event]]:
+def _entries(
+    ops: Ops, key: SessionKey, keys: SessionKeys, found: list[Any]
+) -> list[tuple[int, Event]]:
     try:
         entries = members_with_scores(found)
     except (ValueError, OverflowError) as error:  # a score is not finite
         raise corrupt(keys.events, error) from None
-    events = decode_log(keys.events, (member for member, _ in entries))
+    events = decode_log(ops.options.codec, key, keys.events, (member for member, _ in entries))
     return [(position, event) for (_, position), event in zip(entries, events, strict=True)]
 
 

@@ -13,6 +13,7 @@ from .codec import CALL_SIZE_LIMIT, SUMMARY_SIZE_LIMIT, Codec, Format
 from .data_keys import DataKeys
 from .errors import InvalidArgument
 from .keys import Keys, PartitionBy
+from .transform import Transform
 
 Duration = timedelta | float
 """A timedelta, or seconds."""
@@ -78,6 +79,8 @@ def check_options(
     value_size_limit: int,
     summary_size_limit: int,
     stream_ttl: Duration | None = None,
+    compression: Transform | None = None,
+    encryption: Transform | None = None,
 ) -> Options:
     """The options of a service, checked. InvalidArgument names the option that is not valid."""
     return Options(
@@ -86,6 +89,8 @@ def check_options(
             codec,
             check_int("event_size_limit", event_size_limit, low=1, high=CALL_SIZE_LIMIT),
             check_int("value_size_limit", value_size_limit, low=1, high=CALL_SIZE_LIMIT),
+            compression,
+            encryption,
         ),
         session_event_limit=check_event_limit("session_event_limit", session_event_limit),
         session_ttl_ms=_check_ttl("session_ttl", session_ttl),

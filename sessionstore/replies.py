@@ -9,12 +9,13 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from .calls import check_increments, events_missing, header_damage, status
-from .codec import corrupt, decode_events, decode_value
+from .codec import Codec, corrupt, decode_value
 from .errors import ScriptContractError
 from .keys import SessionKeys, encode_id
 from .model import Event, Session, SessionKey, Summary, num_after_summary
-from .tiers import decode_tier
+from .tiers import Tier, decode_tier
 from .times import from_us
+from .transform import Owner
 
 NOT_COUNTED = -1
 """The `event_count` of a session whose events are still to be counted."""
@@ -60,15 +61,15 @@ class SharedState(msgspec.Struct):
     values: dict[str, Any] = {}
     mutable: list[tuple[str, bytes]] = []
 
-    def add_tier(self, reply: Any, key: bytes, prefix: str) -> None:
+    def add_tier(self, codec: Codec, owner: Owner, reply: Any, key: bytes, tier: Tier) -> None:
         """Add the reply to an HGETALL. CorruptData if a value does not decode."""
         fields = list(hash_items(reply))
         values: dict[str, Any] = {}
-        decode_tier(values, fields, key, prefix=prefix)
+        decode_tier(codec, owner, values, fields, key, tier)
         self.values.update(values)
         for (name, value), (_, data) in zip(values.items(), fields, strict=True):
             if type(value) not in _IMMUTABLE:
-                self.mutable.append((name, data))
+                self.mutable.append((name, codec.unwrap(data, owner, "state", name)))
 
     def merged_with(self, state: dict[str, Any]) -> dict[str, Any]:
         """A dict of its own for a session with this state."""
@@ -141,11 +142,16 @@ def decode_ids_to_check(reply: list[Any]) -> list[bytes]:
 
 
 def decode_session(
-    key: SessionKey, keys: SessionKeys, parts: list[Any], newest_first: bool = False
+    codec: Codec,
+    key: SessionKey,
+    keys: SessionKeys,
+    parts: list[Any],
+    newest_first: bool = False,
 ) -> Session:
     """A Session, decoded from the replies to its reads.
 
     Args:
+        codec: decodes values and events.
         key: the session.
         keys: its Redis keys, for error messages.
         parts: the hashes of the session, the user tier and the app tier; the number of events,
@@ -179,9 +185,9 @@ def decode_session(
     if event_limit < 0:  # 0.1.0 did not store it
         event_limit = max(1000, count)
     state: dict[str, Any] = {}
-    decode_tier(state, fields, keys.session, skip=1)
-    decode_tier(state, hash_items(parts[1]), keys.user, prefix="user:")
-    decode_tier(state, hash_items(parts[2]), keys.app, prefix="app:")
+    decode_tier(codec, key, state, fields, keys.session, "session")
+    decode_tier(codec, key, state, hash_items(parts[1]), keys.user, "user")
+    decode_tier(codec, key, state, hash_items(parts[2]), keys.app, "app")
     session = Session(
         key.app_name,
         key.user_id,
@@ -194,21 +200,23 @@ def decode_session(
         count,
         event_limit or None,
         None if origin is None else origin.decode("utf-8", "replace"),
-        _decode_summary(keys, header) if b"c" in header.get(b"flags", b"") else None,
+        _decode_summary(codec, key, keys, header) if b"c" in header.get(b"flags", b"") else None,
     )
     if log:
         if newest_first:
             log.reverse()
         if session.summary is not None:
             log = log[max(len(log) - num_after_summary(session), 0) :]
-        session.events = decode_log(keys.events, log)
+        session.events = decode_log(codec, key, keys.events, log)
     return session
 
 
-def _decode_summary(keys: SessionKeys, header: dict[bytes, bytes]) -> Summary:
+def _decode_summary(
+    codec: Codec, key: SessionKey, keys: SessionKeys, header: dict[bytes, bytes]
+) -> Summary:
     """The summary in a header. CorruptData if a field is missing or not valid."""
     try:
-        content = decode_value(header[b"summary"])
+        content = codec.decode_value(header[b"summary"], key, "", "summary")
         upto, covered = int(header[b"compacted_us"]), int(header[b"covered"])
         return Summary(content, upto, from_us(int(header[b"summary_us"])), covered)
     except (KeyError, ValueError, OverflowError) as error:
@@ -279,9 +287,9 @@ def decode_places(index: bytes, members: Iterable[tuple[bytes, int]]) -> list[Pl
     return places
 
 
-def decode_log(key: bytes, members: Iterable[bytes]) -> list[Event]:
+def decode_log(codec: Codec, owner: Owner, key: bytes, members: Iterable[bytes]) -> list[Event]:
     """The stored events of a session's log. CorruptData names the key."""
     try:
-        return decode_events(members)
+        return codec.decode_events(members, owner)
     except ValueError as error:
         raise corrupt(key, error) from None

@@ -45,9 +45,9 @@ def restore_session(
     summary: Summary | None = None,
 ) -> Flow[Session]:
     """Create a session. All arguments are checked before anything is sent."""
-    header = _header(ops, created_at, updated_at, event_limit, forked_from, summary)
-    change = session_tier(ops, state)
-    rows = list(_rows(ops, events, positions))
+    header = _header(ops, key, created_at, updated_at, event_limit, forked_from, summary)
+    change = session_tier(ops, key, state)
+    rows = list(_rows(ops, key, events, positions))
     creation_id = _digest([*header, *_sorted_pairs(change.session.pairs)], rows)
     [*first, last] = _batches(rows) or [[]]
     if first:
@@ -73,6 +73,7 @@ def restore_session(
 
 def _header(
     ops: Ops,
+    key: SessionKey,
     created_at: datetime | None,
     updated_at: datetime | None,
     event_limit: EventLimit,
@@ -93,16 +94,16 @@ def _header(
         _number(created_us),
         _number(updated_us),
         (forked_from or "").encode(),
-        *_summary_args(ops, summary),
+        *_summary_args(ops, key, summary),
     )
 
 
-def _summary_args(ops: Ops, summary: Summary | None) -> tuple[bytes, bytes, bytes]:
+def _summary_args(ops: Ops, key: SessionKey, summary: Summary | None) -> tuple[bytes, bytes, bytes]:
     if summary is None:
         return b"", b"", b""
     if not isinstance(summary, Summary):
         raise InvalidArgument(f"summary must be a Summary, not {type(summary).__name__}")
-    data, _ = encode_summary(ops, summary.content, "summary.content")
+    data, _ = encode_summary(ops, key, summary.content, "summary.content")
     upto = check_int("summary.upto", summary.upto, low=1, high=_LATEST_US)
     created_us = _microseconds("summary.created_at", summary.created_at)
     return _number(upto), _number(created_us), data
@@ -121,7 +122,9 @@ def _microseconds(name: str, value: datetime | None) -> int | None:
     return microseconds
 
 
-def _rows(ops: Ops, events: Iterable[Event], positions: Iterable[int] | None) -> Iterator[_Row]:
+def _rows(
+    ops: Ops, key: SessionKey, events: Iterable[Event], positions: Iterable[int] | None
+) -> Iterator[_Row]:
     """The position and the bytes of each event, checked."""
     if isinstance(events, Event) or not isinstance(events, Iterable):
         raise InvalidArgument(f"events must be a list of Events, not {type(events).__name__}")
@@ -141,7 +144,8 @@ def _rows(ops: Ops, events: Iterable[Event], positions: Iterable[int] | None) ->
             raise InvalidArgument(f"{path} must be an Event, not {type(event).__name__}")
         if event.partial:
             raise InvalidArgument(f"{path} must not be partial: partial Events are not stored")
-        data, copy = ops.options.codec.for_event(event).encode_event(without_temp(event), path)
+        codec = ops.options.codec.for_event(event)
+        data, copy = codec.encode_event(without_temp(event), path, key)
         earlier = seen.setdefault(data, number)
         if earlier != number:
             raise InvalidArgument(f"{path} is the same event as events[{earlier}]")

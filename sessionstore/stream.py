@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .calls import Call, Flow, status
-from .codec import decode_events
 from .errors import LimitExceeded
 from .model import Event, SessionKey, Turn
 from .ops import BULK_BYTES, EVENTS_PER_CALL_LIMIT, Ops, ids_of
@@ -83,7 +82,9 @@ def store_fragments(
     )
 
 
-def decode_stream(stored: list[Any], created_us: bytes, first: int) -> list[Fragment]:
+def decode_stream(
+    ops: Ops, key: SessionKey, stored: list[Any], created_us: bytes, first: int
+) -> list[Fragment]:
     """The fragments from a sequence on, in the reply to a ZRANGE of a stream.
 
     Only those of the session with this creation time: an earlier one may have had the same
@@ -97,7 +98,7 @@ def decode_stream(stored: list[Any], created_us: bytes, first: int) -> list[Frag
         created, log_end, _, num_fragments, batch = member.split(b" ", 4)
         if created != created_us:
             continue
-        events = decode_events(_decode_batch(batch))
+        events = ops.options.codec.decode_events(_decode_batch(batch), key, "fragment")
         for sequence, event in enumerate(events, last - int(num_fragments) + 1):
             if sequence >= first:
                 fragments.append(Fragment(sequence, int(log_end), event))

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from .codec import CALL_SIZE_LIMIT, Codec, corrupt, decode_value
+from .codec import CALL_SIZE_LIMIT, Codec, corrupt
 from .errors import InvalidArgument, LimitExceeded
+from .transform import Owner
 
 Tier = Literal["session", "user", "app"]
 
@@ -144,6 +145,7 @@ NO_CHANGE = Change(Delta(), Delta(), Delta(), {}, [])
 
 def encode_change(
     codec: Codec,
+    owner: Owner,
     state: Mapping[str, Any],
     removed: Iterable[str] = (),
     increments: Mapping[str, int] = MappingProxyType({}),
@@ -157,6 +159,7 @@ def encode_change(
 
     Args:
         codec: encodes the values.
+        owner: whose state it is.
         state: what to set.
         removed: keys to remove.
         increments: integers to add, by key.
@@ -194,7 +197,7 @@ def encode_change(
         target, stored, full = _parse_key(key, f"{path} key", tier)
         if full in change.values:
             raise InvalidArgument(f"{path} names {full!r} twice, with and without its prefix")
-        data, copy = codec.encode_value(value, f"{path}[{key!r}]")
+        data, copy = codec.encode_value(value, f"{path}[{key!r}]", owner, full)
         size += len(stored) + len(data)
         check_call_size(path, size)
         if target != "temp":
@@ -266,27 +269,35 @@ def _parse_key(key: object, path: str, tier: Tier) -> tuple[str, bytes, str]:
 
 
 def decode_tier(
+    codec: Codec,
+    owner: Owner,
     state: dict[str, Any],
     fields: Iterable[tuple[bytes, bytes]],
     key: bytes,
+    tier: Tier,
     *,
-    prefix: str = "",
-    skip: int = 0,
+    with_prefix: bool = True,
 ) -> None:
     """Add the stored state of one tier to `state`.
 
     Args:
+        codec: decodes the values.
+        owner: whose state it is.
         state: the dict to add to.
         fields: names and encoded values.
         key: their Redis key, for error messages.
-        prefix: the prefix of the names in `state`.
-        skip: number of leading bytes of every stored name to drop.
+        tier: which tier it is.
+        with_prefix: the names in `state` have the prefix of the tier.
 
     Raises:
         CorruptData: a stored value does not decode.
     """
+    skip, prefix = (1, "") if tier == "session" else (0, f"{tier}:")
+    decode = codec.decode_value
     for field, value in fields:
         try:
-            state[prefix + field[skip:].decode()] = decode_value(value)
+            name = field[skip:].decode()
+            full = prefix + name
+            state[full if with_prefix else name] = decode(value, owner, full)
         except ValueError as error:
             raise corrupt(key, error, field) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from .. import errors, flows
 from ..calls import Flow
+from ..codec import corrupt
 from ..listing import from_primary
 from ..model import SessionKey
 from ..ops import Ops
@@ -101,7 +103,7 @@ class Thread:
             found = yield from self._read([fields.space, point, writes])
             if fields.space not in found:
                 return None
-            space = stored.decode_space(fields.space, found[fields.space])
+            space = stored.decode_space(fields.space, found[fields.space], self._unwrap)
             if checkpoint_id is None and wanted != space.head:
                 wanted = space.head
                 continue
@@ -112,10 +114,10 @@ class Thread:
                     f"checkpoint {wanted!r} of namespace {namespace!r} is not stored: retention "
                     f"({self.threads.retention}) has removed checkpoints up to {space.removed!r}"
                 )
-            record = stored.decode_record(point, found[point])
+            record = stored.decode_record(point, found[point], self._unwrap)
             if wanted == space.head:
                 self.threads.note(self.key, namespace, _Known(found[fields.space], space, record))
-            pending = stored.decode_writes(writes, found.get(writes))
+            pending = stored.decode_writes(writes, found.get(writes), self._unwrap)
             complete = yield from self.complete(namespace, [Found(record, pending)])
             if complete:
                 return complete[0]
@@ -124,14 +126,20 @@ class Thread:
     def namespaces(self) -> Flow[dict[str, str]]:
         """The namespaces of a thread, each with the root checkpoint that it belongs to."""
         found = yield from self._read([NAMESPACES])
-        return dict(stored.decode_namespaces(NAMESPACES, found.get(NAMESPACES)))
+        return dict(stored.decode_namespaces(NAMESPACES, found.get(NAMESPACES), self._unwrap))
 
     def ids(self, namespace: str) -> Flow[list[str]]:
         """The ids of all checkpoints of a namespace, in ascending order."""
         fields = Fields(namespace)
         known = yield from self._load(namespace)
         found = yield from self._read(fields.all_ids(known.space.count))
-        return sorted({each for field in found for each in stored.decode_ids(field, found[field])})
+        return sorted(
+            {
+                each
+                for field in found
+                for each in stored.decode_ids(field, found[field], self._unwrap)
+            }
+        )
 
     def records(self, namespace: str, ids: Iterable[str]) -> Flow[dict[str, Found]]:
         """Checkpoints by id with their writes and no values, without those that do not exist."""
@@ -140,8 +148,8 @@ class Thread:
         found = yield from self._read([field for pair in names.values() for field in pair])
         return {
             each: Found(
-                stored.decode_record(point, found[point]),
-                stored.decode_writes(writes, found.get(writes)),
+                stored.decode_record(point, found[point], self._unwrap),
+                stored.decode_writes(writes, found.get(writes), self._unwrap),
             )
             for each, (point, writes) in names.items()
             if point in found
@@ -239,6 +247,7 @@ class Thread:
             plan.set_parts(fields, {name: parts[name] for name in parts.keys() - there})
             plan.set[fields.point(record.id)] = stored.encode(record)
             plan.set[fields.space] = changed = stored.encode_changed(space)
+            changed = self._wrap(fields.space, changed)  # as it will be read
             plan.compared.append((fields.space, known.stored))
             head = record if record.id == space.head else known.head
             known = None
@@ -294,7 +303,7 @@ class Thread:
         for _ in range(_ATTEMPTS):
             plan = Plan()
             there = (yield from self._read([NAMESPACES])).get(NAMESPACES)
-            names = dict(stored.decode_namespaces(NAMESPACES, there))
+            names = dict(stored.decode_namespaces(NAMESPACES, there, self._unwrap))
             victims, kept = yield from self._plan_removal(namespace, choose, is_retention, plan)
             if not victims:
                 return
@@ -345,7 +354,11 @@ class Thread:
             plan.set[fields.point(record.id)] = stored.encode(records[record.id])
         of_writes = [fields.writes(victim) for victim in victims]
         writes = yield from self._read(of_writes)
-        parts = {part for field in writes for part in stored.all_parts(field, writes[field])}
+        parts = {
+            part
+            for field in writes
+            for part in stored.all_parts(field, writes[field], self._unwrap)
+        }
         parts.update(*(found[victim].record.parts() for victim in victims & found.keys()))
         parts.difference_update(*(record.parts() for record in records.values()))
         plan.removed.update(map(fields.part, parts), of_writes, map(fields.point, victims))
@@ -370,7 +383,9 @@ class Thread:
         # What makes checkpoints visible comes last.
         ours = sorted(field for field in found if field.startswith(stored.OURS))
         ours.sort(key=lambda field: field.startswith((NAMESPACES, b".space/")))
-        for pairs in stored.batches({field: found[field] for field in ours}):
+        values = {field: self._unwrap_all(field, found[field]) for field in ours}
+        copied = {field: target._wrap(field, value) for field, value in values.items()}
+        for pairs in stored.batches(copied):
             yield self.ops.change_fields(target.key, [], [], Delta(pairs))
 
     def delete(self) -> Flow[None]:
@@ -399,7 +414,9 @@ class Thread:
     def _load(self, namespace: str) -> Flow[_Known]:
         fields = Fields(namespace)
         found = (yield from self._read([fields.space])).get(fields.space)
-        return _Known(found, stored.decode_space(fields.space, found) if found else Space())
+        return _Known(
+            found, stored.decode_space(fields.space, found, self._unwrap) if found else Space()
+        )
 
     def complete(self, namespace: str, found: Sequence[Found]) -> Flow[list[Found]]:
         """Checkpoints with their values, without those that were removed in between."""
@@ -413,11 +430,19 @@ class Thread:
         fields = Fields(namespace)
         names = {fields.part(name): name for name in part_names(blobs)}
         found = yield from self._read(list(names))
-        return {name: found[field][1:] for field, name in names.items() if field in found}
+        return {
+            name: self._unwrap(field, found[field])[1:]
+            for field, name in names.items()
+            if field in found
+        }
 
     def write(self, plan: Plan) -> Flow[None]:
         """Apply a plan. If it is large, parts of values are stored before what refers to them."""
-        now = plan.set
+        now = {field: self._wrap(field, value) for field, value in plan.set.items()}
+        extended = [
+            (field, stored.change_entry(entry, partial(self._wrap_part, field)))
+            for field, entry in plan.extended
+        ]
         if sum(map(len, now.values())) > stored.BYTES_PER_WRITE:
             early = {field: now[field] for field in now if field.startswith(b".data/")}
             now = {field: now[field] for field in now.keys() - early.keys()}
@@ -426,7 +451,30 @@ class Thread:
         delta = Delta(
             [part for pair in now.items() for part in pair], sorted(plan.removed - {*now})
         )
-        yield self.ops.change_fields(self.key, plan.compared, plan.extended, delta)
+        yield self.ops.change_fields(self.key, plan.compared, extended, delta)
+
+    def _wrap(self, field: bytes, value: bytes) -> bytes:
+        """An encoded value as it is stored in a field."""
+        if field == stored.LAYOUT:  # a number
+            return value
+        if stored.is_of_entries(field):
+            return stored.change_entries(value, partial(self._wrap_part, field))
+        return self._wrap_part(field, value)
+
+    def _wrap_part(self, field: bytes, value: bytes) -> bytes:
+        return self.ops.options.codec.wrap_value(value, self.key, field[1:].decode())
+
+    def _unwrap_all(self, field: bytes, value: bytes) -> bytes:
+        if stored.is_of_entries(field):
+            return stored.change_entries(value, partial(self._unwrap, field))
+        return self._unwrap(field, value)
+
+    def _unwrap(self, field: bytes, value: bytes) -> bytes:
+        """The encoded value in the bytes of a field, or of one of its entries."""
+        try:
+            return self.ops.options.codec.unwrap(value, self.key, "state", field[1:].decode())
+        except ValueError as error:
+            raise corrupt(field, error) from None
 
     def _create(self) -> Flow[None]:
         layout = {stored.LAYOUT[1:].decode(): int(stored.LAYOUT_VALUE)}

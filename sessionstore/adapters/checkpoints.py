@@ -200,63 +200,89 @@ def part_names(blobs: Iterable[Blob]) -> set[str]:
 
 
 def encode(value: object) -> bytes:
-    """A Struct as a stored value."""
+    """A Struct as an encoded value."""
     return b"\x01" + _encode_msgpack(value)
 
 
 def encode_changed(space: Space) -> bytes:
-    """A Space that was changed, as a stored value."""
+    """A Space that was changed, as an encoded value."""
     return encode(msgspec.structs.replace(space, change=os.urandom(6).hex()))
 
 
 def encode_raw(data: bytes) -> bytes:
-    """Bytes as a stored value."""
+    """Bytes as an encoded value."""
     return b"\0" + data
 
 
 def encode_entry(value: object) -> bytes:
     """An entry of a field that consists of entries."""
-    data = _encode_msgpack(value)
-    return len(data).to_bytes(4, "big") + data
+    return _framed(_encode_msgpack(value))
 
 
 def encode_entries(values: Iterable[object]) -> bytes:
-    """Entries as a stored value."""
+    """Entries as an encoded value."""
     return encode_raw(b"".join(map(encode_entry, values)))
 
 
+def is_of_entries(field: bytes) -> bool:
+    """Whether a field consists of entries. Scripts add to it, so each entry is wrapped alone."""
+    return field.startswith((NAMESPACES, b".ids/", b".writes/"))
+
+
+def change_entries(stored: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """A stored value that consists of entries, with each of them changed."""
+    return encode_raw(b"".join(_framed(change(entry)) for entry in _entries(stored)))
+
+
+def change_entry(entry: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """An entry, changed."""
+    return _framed(change(entry[4:]))
+
+
+def _framed(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data
+
+
+def _entries(stored: bytes | None) -> Iterator[bytes]:
+    """The entries of a stored value, without their sizes."""
+    at = 1
+    while stored and at < len(stored):
+        end = at + 4 + int.from_bytes(stored[at : at + 4], "big")
+        yield stored[at + 4 : end]
+        at = end
+
+
 def encode_ids(fields: Fields, ids: Sequence[str]) -> dict[bytes, bytes]:
-    """All ids of a namespace, as stored values by field."""
+    """All ids of a namespace, as encoded values by field."""
     return {
         fields.ids(first): encode_entries(ids[first : first + _IDS_PER_FIELD])
         for first in range(0, len(ids), _IDS_PER_FIELD)
     }
 
 
-def _decoder(kind: type[T]) -> Callable[[bytes, bytes], T]:
+Unwrap = Callable[[bytes, bytes], bytes]
+"""The encoded value in the stored bytes of a field, or of an entry: see Codec.unwrap."""
+
+
+def _decoder(kind: type[T]) -> Callable[[bytes, bytes, Unwrap], T]:
     decode = msgspec.msgpack.Decoder(kind).decode
 
-    def decode_field(field: bytes, stored: bytes) -> T:
+    def decode_field(field: bytes, stored: bytes, unwrap: Unwrap) -> T:
         """A stored value or an entry. CorruptData names the field."""
         try:
-            return decode(stored.removeprefix(b"\x01"))
+            return decode(unwrap(field, stored).removeprefix(b"\x01"))
         except ValueError as error:
             raise corrupt(field, error) from None
 
     return decode_field
 
 
-def _decoder_of_entries(kind: type[T]) -> Callable[[bytes, bytes | None], list[T]]:
+def _decoder_of_entries(kind: type[T]) -> Callable[[bytes, bytes | None, Unwrap], list[T]]:
     decode = _decoder(kind)
 
-    def decode_field(field: bytes, stored: bytes | None) -> list[T]:
+    def decode_field(field: bytes, stored: bytes | None, unwrap: Unwrap) -> list[T]:
         """The entries of a stored value. CorruptData names the field."""
-        found, at = [], 1
-        while stored and at < len(stored):
-            end = at + 4 + int.from_bytes(stored[at : at + 4], "big")
-            found.append(decode(field, stored[at + 4 : end]))
-            at = end
-        return found
+        return [decode(field, entry, unwrap) for entry in _entries(stored)]
 
     return decode_field
 
@@ -268,13 +294,13 @@ decode_namespaces = _decoder_of_entries(tuple[str, str])
 _decode_writes = _decoder_of_entries(tuple[str, list[Write]])
 
 
-def decode_writes(field: bytes, stored: bytes | None) -> list[Write]:
+def decode_writes(field: bytes, stored: bytes | None, unwrap: Unwrap) -> list[Write]:
     """The writes of a checkpoint, in the order in which a run applies them.
 
     Of a regular write that was stored twice the first one counts, of a special one the last.
     """
     found: dict[tuple[str, int], Write] = {}
-    for _, writes in _decode_writes(field, stored):
+    for _, writes in _decode_writes(field, stored, unwrap):
         for write in writes:
             place = (write.task_id, write.index)
             if write.index < 0 or place not in found:
@@ -282,9 +308,9 @@ def decode_writes(field: bytes, stored: bytes | None) -> list[Write]:
     return sorted(found.values(), key=lambda write: (write.path, write.task_id, write.index))
 
 
-def all_parts(field: bytes, stored: bytes | None) -> set[str]:
+def all_parts(field: bytes, stored: bytes | None, unwrap: Unwrap) -> set[str]:
     """The names of all parts of stored writes, of those that do not count too."""
-    entries = _decode_writes(field, stored)
+    entries = _decode_writes(field, stored, unwrap)
     return part_names(write.value for _, writes in entries for write in writes)
 
 

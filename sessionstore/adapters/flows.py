@@ -275,13 +275,13 @@ def append_with_state(
         StaleVersion: others wrote to the session. SessionNotFound: it was deleted.
     """
     codec = ops.options.codec.for_event(events[-1])
-    change = encode_change(codec, state)
-    encoded = [codec.encode_event(each, f"events[{n}]") for n, each in enumerate(events)]
+    key, version = session.key, session.version
+    change = encode_change(codec, key, state)
+    encoded = [codec.encode_event(each, f"events[{n}]", key) for n, each in enumerate(events)]
     check_call_size("events", change.size + sum(len(data) for data, _ in encoded))
     changes = [*[NO_CHANGE] * (len(events) - 1), change]
     stamps = [event.timestamp for _, event in encoded]
     rows = list(zip([data for data, _ in encoded], stamps, changes, strict=True))
-    key, version = session.key, session.version
     call = ops.append_events(key, rows, version, None, created_us_of(session))
     written: WriteResult
     if ops.app_in_own_slot:

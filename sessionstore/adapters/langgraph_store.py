@@ -24,6 +24,7 @@ from ..model import Session, SessionKey
 from ..ops import Ops
 from ..options import check_int
 from ..tiers import encode_change
+from ..transform import TierOwner
 from . import framework
 from .flows import AnyService, Services
 
@@ -259,15 +260,13 @@ class StoredStore(BaseStore):
 
     def _register(self, ops: Ops, namespace: Namespace) -> Flow[None]:
         """Name every label of a namespace under the prefix before it."""
-        yield tuple(
-            ops.update_user_state(
-                self._app_name,
-                _children(namespace[:depth]),
-                encode_change(ops.options.codec, {f"user:{label}": True}, tier="user"),
-                if_absent=True,
-            )
-            for depth, label in enumerate(namespace)
-        )
+        calls = []
+        for depth, label in enumerate(namespace):
+            owner = TierOwner(self._app_name, _children(namespace[:depth]))
+            state = {f"user:{label}": True}
+            change = encode_change(ops.options.codec, owner, state, tier="user")
+            calls.append(ops.update_user_state(*owner, change, if_absent=True))
+        yield tuple(calls)
 
     def _below(self, ops: Ops, prefix: Namespace) -> Flow[list[Namespace]]:
         """A namespace and those below it, in order. Forgets those that are empty."""

@@ -24,9 +24,11 @@ import msgspec
 from ..codec import Codec, decode_event, decode_value
 from ..errors import InvalidArgument
 from ..model import Event, Summary
+from ..transform import TierOwner
 
 _json = Codec("json", event_size_limit=2**31, value_size_limit=2**31)
 _msgpack = Codec("msgpack", event_size_limit=2**31, value_size_limit=2**31)
+_NOBODY = TierOwner("")  # these codecs do not use the owner of a value
 _encode_line = msgspec.json.Encoder(order="sorted").encode
 
 _BEGIN = datetime(2000, 1, 1, tzinfo=UTC)  # of recorded messages, which have no time
@@ -129,10 +131,10 @@ def _message(event: Event, position: int) -> ArchivedMessage:
     role = "user" if event.author == "user" else "assistant"
     message = ArchivedMessage(role=role, position=position)
     try:
-        data, _ = _json.encode_event(event, "event")
+        data, _ = _json.encode_event(event, "event", _NOBODY)
         message.event = msgspec.Raw(data)
     except InvalidArgument:
-        data, _ = _msgpack.encode_event(event, "event")
+        data, _ = _msgpack.encode_event(event, "event", _NOBODY)
         message.encoded = b64encode(data).decode()
     return message
 
@@ -157,7 +159,7 @@ def archive_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, s
     for key, value in state.items():
         with suppress(InvalidArgument):  # JSON would change the value
             if not isinstance(value, bytes):
-                plain[key] = _json.encode_value(value, key)[1]
+                plain[key] = _json.encode_value(value, key, _NOBODY, key)[1]
                 continue
-        encoded[key] = b64encode(_msgpack.encode_value(value, key)[0]).decode()
+        encoded[key] = b64encode(_msgpack.encode_value(value, key, _NOBODY, key)[0]).decode()
     return plain, encoded

@@ -14,7 +14,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from sessionstore.codec import Codec
+from sessionstore.transform import TierOwner
 
+OWNER = TierOwner("app", "user")
 WORDS = [f"word {number}" for number in range(40)]
 
 
@@ -75,7 +77,7 @@ def main(adapter: str) -> None:
             event.id, event.timestamp = str(number), 1.7e9 + number
             stored = events.store(event)
             for codec in (Codec("json"), Codec("msgpack")):
-                data, _ = codec.for_event(stored).encode_event(stored, "event")
+                data, _ = codec.for_event(stored).encode_event(stored, "event", OWNER)
                 found.setdefault(number, set()).add(data)
     for number in sorted(found):
         [data] = found[number]

@@ -19,8 +19,10 @@ import msgspec
 
 from sessionstore import InMemorySessionService
 from sessionstore.model import Event
+from sessionstore.transform import TierOwner
 
 NUM_ORDERS = 20
+OWNER = TierOwner("app", "user")
 
 Samples = dict[str, Callable[[], Event]]
 
@@ -104,7 +106,7 @@ def main(framework: str) -> None:
                 at = datetime(2024, 5, 15, tzinfo=UTC)
                 event = msgspec.structs.replace(event, id="1", timestamp=at)
             for codec in codecs:
-                data, _ = codec.for_event(event).encode_event(event, "event")
+                data, _ = codec.for_event(event).encode_event(event, "event", OWNER)
                 assert data.startswith(b"{"), "an event of an adapter is JSON"
                 assert found.setdefault(name, data) == data, name
     for name, data in sorted(found.items()):

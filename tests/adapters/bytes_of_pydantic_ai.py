@@ -19,8 +19,10 @@ from pydantic_ai.messages import (
 
 from sessionstore.adapters.pydantic_ai import message_events
 from sessionstore.codec import Codec
+from sessionstore.transform import TierOwner
 
 AT = datetime(2024, 5, 15, 12, tzinfo=UTC)
+OWNER = TierOwner("app", "user")
 WORDS = [f"word {number}" for number in range(40)]
 
 
@@ -59,7 +61,7 @@ def main() -> None:
         for number, message in each:
             [event] = message_events([message], "messages")
             for codec in (Codec("json"), Codec("msgpack")):
-                data, _ = codec.for_event(event).encode_event(event, "event")
+                data, _ = codec.for_event(event).encode_event(event, "event", OWNER)
                 found.setdefault(number, set()).add(data)
     for number in sorted(found):
         [data] = found[number]

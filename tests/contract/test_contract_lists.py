@@ -20,10 +20,8 @@ from sessionstore import (
     SessionKey,
     SessionPage,
     SessionService,
-    replies,
-    tiers,
+    codec,
 )
-from sessionstore.codec import decode_value
 from sessionstore.keys import Keys
 from sessionstore.twin import AsyncMemoryExecutor, MemoryExecutor
 
@@ -267,13 +265,13 @@ async def test_state_that_sessions_share_is_decoded_once(monkeypatch: pytest.Mon
     await create_many(service, [f"s{number}" for number in range(300)])
     num_decoded = 0
 
-    def count(data: bytes) -> Any:
+    def count(data: bytes, *args: Any, **kwargs: Any) -> Any:
         nonlocal num_decoded
         num_decoded += 1
-        return decode_value(data)
+        return decode(data, *args, **kwargs)
 
-    monkeypatch.setattr(tiers, "decode_value", count)
-    monkeypatch.setattr(replies, "decode_value", count)
+    decode = codec._decode
+    monkeypatch.setattr(codec, "_decode", count)
     page = await service.list_sessions(**OWNER, limit=300)
     assert [len(session.state) for session in page] == [1000] * 300
     assert num_decoded == 1000

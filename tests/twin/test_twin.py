@@ -1151,7 +1151,7 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
     def some_rows() -> list[Any]:
         found = []
         for event in chance.choices(EVENTS, k=chance.randint(1, 5)):
-            data, copy = OPS[0].options.codec.encode_event(event, "event")
+            data, copy = OPS[0].options.codec.encode_event(event, "event", KEYS[0])
             found.append((data, copy.timestamp, NO_CHANGE))
         return found
 

@@ -23,13 +23,15 @@ from support.services import make_ops
 from unit_support import is_same, unhurried
 
 import sessionstore.codec as codec_module
-from sessionstore.codec import Codec, Format, decode_event, decode_events, decode_value
+from sessionstore.codec import Codec, Format, decode_event, decode_value
 from sessionstore.errors import CorruptData, InvalidArgument, LimitExceeded
 from sessionstore.model import Event, JsonEvent, SessionKey
+from sessionstore.transform import TierOwner
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORMATS: list[Format] = ["json", "msgpack"]
 CODECS = {name: Codec(name) for name in FORMATS}
+OWNER = TierOwner("app", "user")
 KEY = SessionKey("app", "user", "sid")
 
 each_format = pytest.mark.parametrize("format_name", FORMATS)
@@ -196,7 +198,7 @@ EXACT: list[Any] = [
 @each_format
 @pytest.mark.parametrize("value", [*EXACT, b"", b"\0", b"\x01{}", b'"text"', b"x" * 200_000])
 def test_a_value_is_read_exactly_as_it_was_written(format_name: Format, value: Any) -> None:
-    data, copy = CODECS[format_name].encode_value(value, "state['x']")
+    data, copy = CODECS[format_name].encode_value(value, "state['x']", OWNER, "x")
     assert is_same(decode_value(data), value)
     assert is_same(copy, value)
 
@@ -205,7 +207,7 @@ def test_a_value_is_read_exactly_as_it_was_written(format_name: Format, value: A
 @pytest.mark.parametrize("value", EXACT)
 def test_content_is_read_exactly_as_it_was_written(format_name: Format, value: Any) -> None:
     event = Event("author", {"parts": [value]}, metadata={"value": value})
-    data, copy = CODECS[format_name].encode_event(event, "event")
+    data, copy = CODECS[format_name].encode_event(event, "event", OWNER)
     assert is_same(decode_event(data), event)
     assert is_same(copy, event)
 
@@ -217,7 +219,7 @@ def test_every_value_round_trips_and_shares_nothing(
     format_name: Format, data: st.DataObject
 ) -> None:
     value = data.draw(VALUES[format_name])
-    encoded, copy = CODECS[format_name].encode_value(value, "state['x']")
+    encoded, copy = CODECS[format_name].encode_value(value, "state['x']", OWNER, "x")
     assert is_same(decode_value(encoded), value)
     assert is_same(copy, value)
     assert not containers(copy) & containers(value)
@@ -231,11 +233,11 @@ def test_every_value_round_trips_and_shares_nothing(
 @example({1: "int", "1": "text"})
 def test_anything_else_is_refused_with_its_path(format_name: Format, value: Any) -> None:
     codec = CODECS[format_name]
-    refusal = refusal_of(lambda: codec.encode_value(value, "state['x']"))
+    refusal = refusal_of(lambda: codec.encode_value(value, "state['x']", OWNER, "x"))
     if refusal is not None:
         assert refusal.startswith("state['x']")
     else:
-        encoded, copy = codec.encode_value(value, "state['x']")
+        encoded, copy = codec.encode_value(value, "state['x']", OWNER, "x")
         assert decode_value(encoded) == value
         assert copy == value
 
@@ -247,7 +249,7 @@ def test_every_event_round_trips_and_shares_nothing(
     format_name: Format, data: st.DataObject
 ) -> None:
     event = data.draw(events(VALUES[format_name]))
-    encoded, copy = CODECS[format_name].encode_event(event, "event")
+    encoded, copy = CODECS[format_name].encode_event(event, "event", OWNER)
     assert is_same(decode_event(encoded), event)
     assert is_same(copy, event)
     assert not containers(copy) & containers(event)
@@ -261,9 +263,9 @@ def test_an_event_that_was_read_encodes_to_the_same_bytes(
 ) -> None:
     """Otherwise an append of it would not be recognized as a repeat."""
     encoded, copy = CODECS[format_name].encode_event(
-        data.draw(events(VALUES[format_name])), "event"
+        data.draw(events(VALUES[format_name])), "event", OWNER
     )
-    again, _ = CODECS[format_name].encode_event(copy, "event")
+    again, _ = CODECS[format_name].encode_event(copy, "event", OWNER)
     assert again == encoded
 
 
@@ -274,11 +276,11 @@ def test_an_event_with_anything_is_kept_or_refused(format_name: Format, value: A
     codec = CODECS[format_name]
     for field in ("content", "metadata"):
         event = event_with(field, value if field == "content" else {"key": value})
-        refusal = refusal_of(lambda: codec.encode_event(event, "event"))  # noqa: B023  # called at once
+        refusal = refusal_of(lambda: codec.encode_event(event, "event", OWNER))  # noqa: B023  # called at once
         if refusal is not None:
             assert refusal.startswith(f"event.{field}")
         else:
-            assert decode_event(codec.encode_event(event, "event")[0]) == event
+            assert decode_event(codec.encode_event(event, "event", OWNER)[0]) == event
 
 
 @unhurried
@@ -286,29 +288,31 @@ def test_an_event_with_anything_is_kept_or_refused(format_name: Format, value: A
 def test_any_reader_reads_any_format(value: Any) -> None:
     event = Event("author", value, timestamp=NOON)
     is_text = type(value) is int and abs(value) < 2**53  # under every codec
-    written = {CODECS[name].encode_value(value, "x")[0] for name in FORMATS}
+    written = {CODECS[name].encode_value(value, "x", OWNER, "x")[0] for name in FORMATS}
     assert len(written) == (1 if is_text else 2)
     for name in FORMATS:
-        assert is_same(decode_value(CODECS[name].encode_value(value, "x")[0]), value)
-        assert is_same(decode_event(CODECS[name].encode_event(event, "x")[0]), event)
+        assert is_same(decode_value(CODECS[name].encode_value(value, "x", OWNER, "x")[0]), value)
+        assert is_same(decode_event(CODECS[name].encode_event(event, "x", OWNER)[0]), event)
 
 
 @each_format
 def test_bytes_of_a_state_value_are_stored_raw(format_name: Format) -> None:
-    assert CODECS[format_name].encode_value(b"\xff\x00raw", "x")[0] == b"\x00\xff\x00raw"
+    assert (
+        CODECS[format_name].encode_value(b"\xff\x00raw", "x", OWNER, "x")[0] == b"\x00\xff\x00raw"
+    )
 
 
 def test_the_first_byte_tells_the_format() -> None:
     values: list[Any] = [None, True, 2**53, -(2**53), 0.5, "text", [], {}]
     for value in values:
-        assert CODECS["json"].encode_value(value, "x")[0][0] >= 0x20
-        assert CODECS["msgpack"].encode_value(value, "x")[0][0] == 0x01
+        assert CODECS["json"].encode_value(value, "x", OWNER, "x")[0][0] >= 0x20
+        assert CODECS["msgpack"].encode_value(value, "x", OWNER, "x")[0][0] == 0x01
 
 
 @pytest.mark.parametrize("value", [0, 5, -5, 2**53 - 1, 1 - 2**53])
 def test_integers_that_scripts_can_add_to_are_text_under_every_codec(value: int) -> None:
     for codec in CODECS.values():
-        assert codec.encode_value(value, "x") == (b"%d" % value, value)
+        assert codec.encode_value(value, "x", OWNER, "x") == (b"%d" % value, value)
 
 
 # -- refusals -----------------------------------------------------------------------------------
@@ -375,7 +379,7 @@ def test_what_would_not_come_back_is_refused_by_path(
 ) -> None:
     codec = CODECS[format_name]
     with pytest.raises(InvalidArgument) as caught:
-        codec.encode_value(value, "state['x']")
+        codec.encode_value(value, "state['x']", OWNER, "x")
     assert str(caught.value).startswith(f"state['x']{path} ")
     assert kind in str(caught.value)
     for field, wrapped, inner in (
@@ -383,7 +387,7 @@ def test_what_would_not_come_back_is_refused_by_path(
         ("metadata", {"k": value}, f"['k']{path}"),
     ):
         with pytest.raises(InvalidArgument) as caught:
-            codec.encode_event(event_with(field, wrapped), "events[3]")
+            codec.encode_event(event_with(field, wrapped), "events[3]", OWNER)
         assert str(caught.value).startswith(f"events[3].{field}{inner} ")
 
 
@@ -410,17 +414,17 @@ def deep(levels: int) -> Any:
 @pytest.mark.parametrize("make", [cyclic_list, cyclic_dict, lambda: deep(100_000)])
 def test_endless_nesting_is_refused(format_name: Format, make: Callable[[], Any]) -> None:
     with pytest.raises(InvalidArgument, match=r"^state.*levels deep"):
-        CODECS[format_name].encode_value(make(), "state")
+        CODECS[format_name].encode_value(make(), "state", OWNER, "x")
     with pytest.raises(InvalidArgument, match=r"^event\.content.*levels deep"):
-        CODECS[format_name].encode_event(Event("author", make()), "event")
+        CODECS[format_name].encode_event(Event("author", make()), "event", OWNER)
 
 
 @each_format
 @pytest.mark.parametrize("levels", [100, 200])
 def test_what_was_taken_can_be_read_under_a_deep_stack(format_name: Format, levels: int) -> None:
     with pytest.raises(InvalidArgument, match="200 levels"):
-        CODECS[format_name].encode_value(deep(201), "state")
-    data, _ = CODECS[format_name].encode_value(deep(levels), "state")
+        CODECS[format_name].encode_value(deep(201), "state", OWNER, "x")
+    data, _ = CODECS[format_name].encode_value(deep(levels), "state", OWNER, "x")
 
     def below(frames: int) -> Any:
         return below(frames - 1) if frames else decode_value(data)
@@ -439,7 +443,7 @@ class Text(str):
 def test_a_refusal_does_not_name_a_wrong_reason(
     format_name: Format, value: Any, wrong: str
 ) -> None:
-    refusal = refusal_of(lambda: CODECS[format_name].encode_value(value, "state"))
+    refusal = refusal_of(lambda: CODECS[format_name].encode_value(value, "state", OWNER, "x"))
     assert refusal is not None
     assert wrong not in refusal
 
@@ -447,7 +451,7 @@ def test_a_refusal_does_not_name_a_wrong_reason(
 @each_format
 def test_a_surrogate_in_a_key_is_named(format_name: Format) -> None:
     with pytest.raises(InvalidArgument, match=r"^state\['a'\].*(surrogate|\\ud800)"):
-        CODECS[format_name].encode_value({"a": {"\ud800": 1}}, "state")
+        CODECS[format_name].encode_value({"a": {"\ud800": 1}}, "state", OWNER, "x")
 
 
 @each_format
@@ -480,14 +484,14 @@ def test_a_bad_field_is_refused_by_name(format_name: Format, changes: dict[str, 
     event = Event(**{"author": "author", **changes})
     [name] = changes
     with pytest.raises(InvalidArgument, match=rf"^event\.{name}\b"):
-        CODECS[format_name].encode_event(event, "event")
+        CODECS[format_name].encode_event(event, "event", OWNER)
 
 
 @each_format
 def test_a_refusal_of_a_field_does_not_name_a_wrong_reason(format_name: Format) -> None:
     event = Event("author", state_removed=("a", "b"))  # type: ignore[arg-type]  # a tuple
     with pytest.raises(InvalidArgument, match=r"^event\.state_removed") as caught:
-        CODECS[format_name].encode_event(event, "event")
+        CODECS[format_name].encode_event(event, "event", OWNER)
     assert "Unicode" not in str(caught.value)
 
 
@@ -495,7 +499,7 @@ def test_no_refusal_quotes_the_value() -> None:
     for value in ("secret\ud800", ["secret", "\ud800"], {"k": ("secret",)}, {"a": {"secret"}}):
         for name in FORMATS:
             with pytest.raises(InvalidArgument) as caught:
-                CODECS[name].encode_value(value, "state")
+                CODECS[name].encode_value(value, "state", OWNER, "x")
             assert "secret" not in str(caught.value)
 
 
@@ -507,32 +511,32 @@ def test_no_refusal_quotes_the_value() -> None:
 def test_a_value_may_be_as_large_as_the_limit_and_no_larger(
     format_name: Format, value: Any
 ) -> None:
-    size = len(Codec(format_name).encode_value(value, "x")[0])
-    Codec(format_name, value_size_limit=size).encode_value(value, "state['x']")
+    size = len(Codec(format_name).encode_value(value, "x", OWNER, "x")[0])
+    Codec(format_name, value_size_limit=size).encode_value(value, "state['x']", OWNER, "x")
     with pytest.raises(LimitExceeded, match=r"^state\['x'\]") as caught:
-        Codec(format_name, value_size_limit=size - 1).encode_value(value, "state['x']")
+        Codec(format_name, value_size_limit=size - 1).encode_value(value, "state['x']", OWNER, "x")
     assert (caught.value.limit, caught.value.actual) == (size - 1, size)
 
 
 @each_format
 def test_an_event_may_be_as_large_as_the_limit_and_no_larger(format_name: Format) -> None:
     event = Event("author", "x" * 100)
-    size = len(Codec(format_name).encode_event(event, "x")[0])
-    Codec(format_name, event_size_limit=size).encode_event(event, "event")
+    size = len(Codec(format_name).encode_event(event, "x", OWNER)[0])
+    Codec(format_name, event_size_limit=size).encode_event(event, "event", OWNER)
     with pytest.raises(LimitExceeded, match=r"^event ") as caught:
-        Codec(format_name, event_size_limit=size - 1).encode_event(event, "event")
+        Codec(format_name, event_size_limit=size - 1).encode_event(event, "event", OWNER)
     assert (caught.value.limit, caught.value.actual) == (size - 1, size)
 
 
 def test_the_default_limits_are_eight_mebibytes() -> None:
     room = 8 << 20
     codec = Codec()
-    codec.encode_value("x" * (room - 2), "state")
+    codec.encode_value("x" * (room - 2), "state", OWNER, "x")
     with pytest.raises(LimitExceeded) as caught:
-        codec.encode_value("x" * (room - 1), "state")
+        codec.encode_value("x" * (room - 1), "state", OWNER, "x")
     assert (caught.value.limit, caught.value.actual) == (room, room + 1)
     with pytest.raises(LimitExceeded):
-        codec.encode_event(Event("author", "x" * room), "event")
+        codec.encode_event(Event("author", "x" * room), "event", OWNER)
 
 
 @each_format
@@ -541,9 +545,9 @@ def test_the_size_is_checked_before_the_parts(format_name: Format) -> None:
     codec = Codec(format_name, event_size_limit=1000, value_size_limit=1000)
     for large in ([0.5] * 1000 + [float("nan")], {"a": ["x" * 1000, (1,)]}):
         with pytest.raises(LimitExceeded):
-            codec.encode_event(Event("author", large), "event")
+            codec.encode_event(Event("author", large), "event", OWNER)
         with pytest.raises(LimitExceeded):
-            codec.encode_value(large, "state")
+            codec.encode_value(large, "state", OWNER, "x")
 
 
 @each_format
@@ -564,13 +568,13 @@ def test_the_part_that_is_not_valid_is_found_without_trying_each(
     items: list[Any] = [0.5] * 10_000
     items[position] = bad
     with pytest.raises(InvalidArgument, match=rf"^x\['a'\]\[{position}\] is "):
-        Codec(format_name).encode_value({"b": 1, "a": items}, "x")
+        Codec(format_name).encode_value({"b": 1, "a": items}, "x", OWNER, "x")
     named = {f"k{number}": item for number, item in enumerate(items)}
     with pytest.raises(InvalidArgument, match=rf"^x\['k{position}'\] is "):
-        Codec(format_name).encode_value(named, "x")
+        Codec(format_name).encode_value(named, "x", OWNER, "x")
     keys: dict[Any, int] = {f"k{number}": 1 for number in range(10_000)} | {object(): 2}
     with pytest.raises(InvalidArgument, match=r"^x has the object key"):
-        Codec(format_name).encode_value(keys, "x")
+        Codec(format_name).encode_value(keys, "x", OWNER, "x")
     assert tried < 200
 
 
@@ -588,15 +592,15 @@ def test_a_json_event_is_stored_as_json_under_every_codec(format_name: Format) -
     codec = CODECS[format_name]
     text = b'{"n": 1.50, "list": [1, "x"]}'
     event = JsonEvent("agent", msgspec.Raw(text), id="1", timestamp=NOON, metadata={"m": 1})
-    data, found = codec.for_event(event).encode_event(event, "event")
+    data, found = codec.for_event(event).encode_event(event, "event", OWNER)
     assert text in data
     assert data.startswith(b"{")
     assert type(found) is Event
     assert found == decode_event(data)
     assert found.content == {"n": 1.5, "list": [1, "x"]}
-    assert codec.for_event(event).encode_value([1.5], "state") == (b"[1.5]", [1.5])
+    assert codec.for_event(event).encode_value([1.5], "state", OWNER, "x") == (b"[1.5]", [1.5])
     values = JsonEvent("agent", {"n": 1}, id="1", timestamp=NOON)
-    assert codec.for_event(values).encode_event(values, "event")[1].content == {"n": 1}
+    assert codec.for_event(values).encode_event(values, "event", OWNER)[1].content == {"n": 1}
 
 
 @each_format
@@ -604,7 +608,7 @@ def test_a_json_event_is_stored_as_json_under_every_codec(format_name: Format) -
 def test_a_json_event_with_invalid_json_is_refused(format_name: Format, text: bytes) -> None:
     event = JsonEvent("agent", msgspec.Raw(text))
     with pytest.raises(InvalidArgument, match=r"^event\.content is not valid JSON$"):
-        CODECS[format_name].for_event(event).encode_event(event, "event")
+        CODECS[format_name].for_event(event).encode_event(event, "event", OWNER)
 
 
 @each_format
@@ -612,16 +616,16 @@ def test_a_json_event_is_as_limited_as_any(format_name: Format) -> None:
     codec = Codec(format_name, event_size_limit=2000)
     nameless = JsonEvent("agent", msgspec.Raw(b"{}"), id="")
     with pytest.raises(InvalidArgument, match=r"^event\.id"):
-        codec.for_event(nameless).encode_event(nameless, "event")
+        codec.for_event(nameless).encode_event(nameless, "event", OWNER)
     deep = JsonEvent("agent", msgspec.Raw(b"[" * 300 + b"]" * 300))
     with pytest.raises(InvalidArgument, match="more than 200 levels deep"):
-        codec.for_event(deep).encode_event(deep, "event")
+        codec.for_event(deep).encode_event(deep, "event", OWNER)
     large = JsonEvent("agent", msgspec.Raw(b"[" + b"1," * 1000 + b"1]"))
     with pytest.raises(LimitExceeded, match=r"^event "):
-        codec.for_event(large).encode_event(large, "event")
+        codec.for_event(large).encode_event(large, "event", OWNER)
     binary = JsonEvent("agent", {"a": b"x"})
     with pytest.raises(InvalidArgument, match=r"^event\.content\['a'\] is a bytes"):
-        codec.for_event(binary).encode_event(binary, "event")
+        codec.for_event(binary).encode_event(binary, "event", OWNER)
 
 
 # -- corrupt data -------------------------------------------------------------------------------
@@ -679,7 +683,7 @@ def test_any_bytes_decode_or_raise_value_error(data: bytes) -> None:
 
 
 HEADER = {b"version": b"1", b"created_us": b"1", b"updated_us": b"1"}
-EVENT_DATA = CODECS["json"].encode_event(Event("author"), "event")[0]
+EVENT_DATA = CODECS["json"].encode_event(Event("author"), "event", OWNER)[0]
 
 
 @pytest.mark.parametrize(
@@ -697,10 +701,12 @@ def test_a_value_becomes_an_equal_value_of_a_plain_type(
     value: Any, plain: Any, formats: list[Format]
 ) -> None:
     for name in formats:
-        data, copy = CODECS[name].encode_value([value], "state")
+        data, copy = CODECS[name].encode_value([value], "state", OWNER, "x")
         assert is_same(copy, [plain])
         assert is_same(decode_value(data), [plain])
-        assert is_same(CODECS[name].encode_event(Event("user", value), "event")[1].content, plain)
+        assert is_same(
+            CODECS[name].encode_event(Event("user", value), "event", OWNER)[1].content, plain
+        )
 
 
 @pytest.mark.parametrize(
@@ -762,23 +768,23 @@ def test_an_event_of_the_future_and_an_id_with_escapes_are_read() -> None:
         Event("user", id="ü\x01"),
     ]
     for name in ("json", "msgpack"):
-        members = [CODECS[name].encode_event(event, "event")[0] for event in events]
-        assert decode_events(members) == events
+        members = [CODECS[name].encode_event(event, "event", OWNER)[0] for event in events]
+        assert CODECS["json"].decode_events(members, OWNER) == events
 
 
 def test_a_log_may_have_events_of_both_formats() -> None:
     events = [Event("user", number) for number in range(4)]
     codecs = (CODECS["json"], CODECS["msgpack"], CODECS["msgpack"], CODECS["json"])
     pairs = zip(codecs, events, strict=True)
-    members = [codec.encode_event(event, "event")[0] for codec, event in pairs]
-    assert decode_events(members) == events
+    members = [codec.encode_event(event, "event", OWNER)[0] for codec, event in pairs]
+    assert CODECS["json"].decode_events(members, OWNER) == events
 
 
 def test_events_that_are_made_while_a_log_is_decoded_do_no_harm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     event = Event("user", "hello")
-    members = [CODECS["json"].encode_event(event, "event")[0]] * 2
+    members = [CODECS["json"].encode_event(event, "event", OWNER)[0]] * 2
     decode = codec_module._decode_event_json
     others: list[Event] = []
 
@@ -787,7 +793,7 @@ def test_events_that_are_made_while_a_log_is_decoded_do_no_harm(
         return decode(data)
 
     monkeypatch.setattr(codec_module, "_decode_event_json", decode_slowly)
-    assert decode_events(members) == [event, event]
+    assert CODECS["json"].decode_events(members, OWNER) == [event, event]
     assert len(others) == 2
 
 
@@ -878,7 +884,7 @@ def test_golden_events_decode_and_encode_as_ever(
 ) -> None:
     golden = (GOLDEN / name).read_bytes()
     assert is_same(decode_event(golden), event)
-    assert CODECS[format_name].encode_event(event, "event")[0] == golden
+    assert CODECS[format_name].encode_event(event, "event", OWNER)[0] == golden
 
 
 @pytest.mark.parametrize(("name", "format_name", "value"), GOLDEN_VALUES)
@@ -887,7 +893,7 @@ def test_golden_values_decode_and_encode_as_ever(
 ) -> None:
     golden = (GOLDEN / name).read_bytes()
     assert is_same(decode_value(golden), value)
-    assert CODECS[format_name].encode_value(value, "value")[0] == golden
+    assert CODECS[format_name].encode_value(value, "value", OWNER, "x")[0] == golden
 
 
 def test_every_golden_file_is_tested() -> None:

@@ -33,6 +33,7 @@ from sessionstore.codec import CALL_SIZE_LIMIT, Codec
 from sessionstore.observe import wrap_executor
 from sessionstore.ops import EVENTS_PER_CALL_LIMIT
 from sessionstore.tiers import STATE_KEY_LIMIT, STATE_KEYS_LIMIT
+from sessionstore.transform import Owner
 
 KEY = SessionKey("app", "user", "sid")
 IDS: dict[str, Any] = {"app_name": "app", "user_id": "user", "session_id": "sid"}
@@ -243,10 +244,10 @@ async def test_too_many_events_are_not_even_encoded(monkeypatch: pytest.MonkeyPa
     service, recorder = recording_service()
     num_encoded = num_read = 0
 
-    def encode(self: Codec, event: Event, path: str) -> Any:
+    def encode(self: Codec, event: Event, path: str, owner: Owner) -> Any:
         nonlocal num_encoded
         num_encoded += 1
-        return encode_event(self, event, path)
+        return encode_event(self, event, path, owner)
 
     def endless() -> Iterator[Event]:
         nonlocal num_read

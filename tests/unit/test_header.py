@@ -216,13 +216,13 @@ def changes(ops: Ops, tier: Any = "session") -> Iterator[Change]:
             prefixes = ("app:", "user:", "temp:")
             state = {key: state[key] for key in state if not key.startswith(prefixes)}
             removed = [key for key in removed if not key.startswith(prefixes)]
-        yield encode_change(ops.options.codec, state, removed, tier=tier)
+        yield encode_change(ops.options.codec, KEY, state, removed, tier=tier)
 
 
 def prepared(ops: Ops, *numbers: int) -> list[tuple[bytes, datetime, Change]]:
     found = list(changes(ops))
     return [
-        (ops.options.codec.encode_event(Event("a", number), "event")[0], NOON, found[number])
+        (ops.options.codec.encode_event(Event("a", number), "event", KEY)[0], NOON, found[number])
         for number in numbers
     ]
 

@@ -16,7 +16,7 @@ PACKAGE = Path(sessionstore.__file__).parent
 # From the bottom up. A module imports only from lower lines. Modules of a package also import
 # each other.
 LAYERS: list[set[str]] = [
-    {"errors", "times", "scripts", "tiers_in_use"},
+    {"errors", "times", "scripts", "tiers_in_use", "transform"},
     {"model"},
     {"keys", "codec", "calls", "instances", "summaries"},
     {"drive"},
@@ -43,7 +43,7 @@ RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 LIBRARIES = {
     "redis": {"transport"},
     "hiredis": {"transport"},
-    "msgspec": set(RANKS) - {"errors", "times", "embedded"},
+    "msgspec": set(RANKS) - {"errors", "times", "transform", "embedded"},
     "click": {"cli"},
     "rich": {"cli"},
 }

@@ -34,11 +34,11 @@ TURN = Turn(KEY, 3, NOON)
 
 
 def change_of(ops: Ops, **state: Any) -> Change:
-    return encode_change(ops.options.codec, state)
+    return encode_change(ops.options.codec, KEY, state)
 
 
 def prepared(ops: Ops, count: int) -> list[tuple[bytes, datetime, Change]]:
-    data, _ = ops.options.codec.encode_event(Event("user", id="e", timestamp=NOON), "event")
+    data, _ = ops.options.codec.encode_event(Event("user", id="e", timestamp=NOON), "event", KEY)
     return [(data, NOON, change_of(ops))] * count
 
 

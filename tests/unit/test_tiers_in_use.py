@@ -42,7 +42,7 @@ def append_two(ops: Ops, key: SessionKey = KEY) -> Call[Any]:
 
 
 def update(ops: Ops, key: SessionKey = KEY) -> Call[Any]:
-    return ops.update_session_state(key, encode_change(ops.options.codec, {"a": 1}), None)
+    return ops.update_session_state(key, encode_change(ops.options.codec, KEY, {"a": 1}), None)
 
 
 each_write = pytest.mark.parametrize("write", [append, append_two, update])
@@ -99,7 +99,7 @@ def test_a_call_that_was_refused_or_a_repeat_refreshed_nothing() -> None:
 
 def test_a_change_of_a_tier_refreshes_it_too() -> None:
     ops = make(Clock(), user_state_ttl=TTL)
-    change = encode_change(ops.options.codec, {"user:a": 1})
+    change = encode_change(ops.options.codec, KEY, {"user:a": 1})
     ops.append_event(KEY, b"{}", NOON, change, None, None).decode(WRITTEN)
     assert len(append(ops).keys) == 3
 

@@ -8,12 +8,12 @@ from itertools import islice
 
 import msgspec
 
-from ...codec import decode_event, decode_value
 from ...keys import StoredKey
 from ...model import SessionKey
 from ...ops import ids_of
 from ...replies import hash_items
 from ...sync import SessionService
+from ...transform import Unreadable
 from ..keyspace import ask, places
 from ..opened import counted, show_bytes
 from .finding import Finding, error, ok, warning
@@ -31,6 +31,7 @@ class Damage(msgspec.Struct):
     missing_events: list[str] = []
     lost_headers: list[str] = []
     corrupt: list[str] = []
+    unreadable: list[str] = []
     deadlines: list[str] = []
     leases: list[str] = []
     not_indexed: list[str] = []
@@ -83,6 +84,12 @@ def findings_of(damage: Damage) -> Iterator[Finding]:
             damage.corrupt,
             "Reads raise CorruptData: something else wrote to these keys.",
             "Restore the session from a backup, or delete it.",
+        ),
+        (
+            "unreadable values",
+            damage.unreadable,
+            "Reads raise CorruptData.",
+            "Give this command and the services what the values need, named here.",
         ),
     ):
         if found:
@@ -162,11 +169,14 @@ def _check_session(service: SessionService, key: SessionKey, damage: Damage) -> 
         if count is not None and int(count) > num_events:
             damage.missing_events.append(f"{name}: {num_events} of {int(count)}")
         int(version)
+        codec = service._ops.options.codec
         for data in newest:
-            decode_event(data)
+            codec.decode_event(data, key)
         for field, value in hash_items(state):
             if field[:1] == b".":
-                decode_value(value)
+                codec.decode_value(value, key, field[1:].decode())
+    except Unreadable as error:
+        damage.unreadable.append(f"{name}: {error}")
     except ValueError:
         damage.corrupt.append(name)
     if num_events and session_end != events_end:
