@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from .compactor import Compactor
+from .encryption import KeyRing
 from .errors import (
     BackendError,
     BackendRejected,
@@ -60,6 +61,7 @@ __all__ = [
     "EventsMissing",
     "InMemorySessionService",
     "InvalidArgument",
+    "KeyRing",
     "LimitExceeded",
     "NotReplicated",
     "Ping",

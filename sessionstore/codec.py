@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from .encryption import name_of_key
 from .errors import CorruptData, InvalidArgument, LimitExceeded
 from .model import Event, JsonEvent, made_defaults
 from .transform import COMPRESSED, ENCRYPTED, Context, Kind, Owner, Transform, Unreadable
@@ -111,6 +112,15 @@ class Codec:
         self._as_json._json = True
         self._as_json._encode = _encode_json
         self._as_json._decode_event = _decode_event_json
+
+    def with_encryption(self, encryption: Transform) -> Codec:
+        """The same codec with another encryption."""
+        changed, as_json = copy(self), copy(self._as_json)
+        transforms = [each for each in (self._compression, encryption) if each is not None]
+        for codec in (changed, as_json):
+            codec._transforms, codec._encryption = transforms, encryption
+            codec._as_json = as_json
+        return changed
 
     def for_event(self, event: Event) -> Codec:
         """The codec for an event and its state: JSON for a JsonEvent."""
@@ -250,7 +260,8 @@ class Codec:
         context = _context(owner, kind, name)
         if data[:1] == ENCRYPTED:
             if self._encryption is None:
-                raise Unreadable("it is encrypted: the option encryption is needed")
+                name = name_of_key(data)
+                raise Unreadable(f"it is encrypted with {name!r}: the option encryption is needed")
             data = self._encryption.unwrap(data, context)
         if data[:1] == COMPRESSED:
             if self._compression is None:

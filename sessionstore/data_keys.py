@@ -21,8 +21,8 @@ from typing import Any
 
 from .calls import AsyncExecutor, Call, CallNeeded, Command, SyncExecutor, checked_reply
 from .codec import corrupt
-from .errors import ScriptContractError
 from .encryption import AuthenticatedKey, KeyRing, describe, name_of_key
+from .errors import ScriptContractError
 from .keys import Keys
 from .scripts import SCRIPTS
 from .transform import Context, Unreadable

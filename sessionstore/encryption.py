@@ -112,7 +112,7 @@ class KeyRing:
         return self.newest.seal(data, describe(*context)) if self.writes else data
 
     def unwrap(self, data: bytes, context: Context) -> bytes:
-        """What `wrap` was given. Unreadable if no key of the ring opens it, or if it was changed."""
+        """What `wrap` was given. Unreadable if no key of the ring opens it."""
         return self.key_named(name_of_key(data)).open(data, describe(*context))
 
     def key_named(self, name: str) -> AuthenticatedKey:

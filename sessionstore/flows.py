@@ -35,6 +35,7 @@ from .errors import (
     SessionNotFound,
     TurnLost,
 )
+from .keyed import introducing, introducing_if_new, keyed
 from .listing import count_sessions as count_sessions
 from .listing import delete_user as delete_user
 from .listing import from_primary, prune_index, read_whole
@@ -53,6 +54,7 @@ from .windows import Window, check_window, choose, first_page, may_be_trimmed
 # -- sessions -------------------------------------------------------------------------------------
 
 
+@introducing
 def create_session(
     ops: Ops, app_name: str, user_id: str, session_id: str | None, state: Mapping[str, Any] | None
 ) -> Flow[Session]:
@@ -69,6 +71,7 @@ def create_session(
     return session
 
 
+@introducing_if_new
 def get_or_create_session(
     ops: Ops,
     app_name: str,
@@ -227,6 +230,7 @@ def ping(ops: Ops) -> Flow[Ping]:
 # -- events ---------------------------------------------------------------------------------------
 
 
+@keyed
 def append_event(
     ops: Ops,
     session: Session | SessionKey,
@@ -262,6 +266,7 @@ def append_event(
     return copy
 
 
+@keyed
 def append_events(
     ops: Ops,
     session: Session | SessionKey,
@@ -354,6 +359,7 @@ def clear_events(ops: Ops, session: Session | SessionKey, if_version: int | None
         set_version(session, written)
 
 
+@keyed
 def replace_newest(
     ops: Ops, key: SessionKey, version: int, first_kept: int, end_kept: int, events: Iterable[Event]
 ) -> Flow[None]:
@@ -410,6 +416,7 @@ def free_turn(ops: Ops, session: Session | SessionKey) -> Flow[None]:
 # -- state ----------------------------------------------------------------------------------------
 
 
+@keyed
 def update_session_state(
     ops: Ops,
     session: Session | SessionKey,
@@ -460,6 +467,7 @@ def update_session_state(
         change.apply_to(handle.state)
 
 
+@keyed
 def increment_session_state(
     ops: Ops, session: Session | SessionKey, increments: Mapping[str, int]
 ) -> Flow[dict[str, int]]:
@@ -494,6 +502,7 @@ def get_app_state(ops: Ops, app_name: str) -> Flow[dict[str, Any]]:
     return state
 
 
+@introducing
 def update_user_state(
     ops: Ops,
     app_name: str,

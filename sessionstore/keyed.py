@@ -55,7 +55,7 @@ def _decorated(
     flow: Callable[Concatenate[Ops, P], Flow[T]], introduces: Callable[[Any], bool]
 ) -> Callable[Concatenate[Ops, P], Flow[T]]:
     @wraps(flow)
-    def run(ops: Ops, *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+    def run(ops: Ops, /, *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
         keys = ops.data_keys
         owner = None if keys is None else _owner(args)
         if keys is None or owner is None:

@@ -13,7 +13,9 @@ from msgspec import UNSET
 from . import flows, history, live, restore
 from .calls import AsyncExecutor, Flow, R
 from .codec import Format
+from .data_keys import AsyncKeyedExecutor
 from .drive import drive_async
+from .encryption import KeyRing
 from .instances import address_to_show
 from .keys import PartitionBy
 from .model import (
@@ -34,6 +36,8 @@ from .options import (
     EventLimit,
     ReadFrom,
     WaitReplicas,
+    check_key_store,
+    check_memory_key_store,
     check_options,
     check_read_from,
     check_seconds,
@@ -1219,6 +1223,11 @@ class RedisSessionService(SessionService):
         value_size_limit: maximum size of an encoded state value, in bytes, likewise.
         summary_size_limit: maximum size of an encoded summary, in bytes, likewise. Every read and
             list of a session carries its summary.
+        encryption: a KeyRing, which encrypts events, state and summaries before they are sent. Ids,
+            state keys, integers, sizes and times stay visible, and which values are equal. It
+            needs the extra `encryption`.
+        key_store: the URL of another database or server, with a data key for each user, for
+            `encryption`. Then `delete_user` makes copies and backups of the user's data unreadable.
         call_timeout: maximum time of a call, including retries; then BackendTimeout is raised.
         wait_replicas: (n, timeout): a write waits until n replicas have it, or raises NotReplicated
             after the timeout, which is at most `call_timeout`.
@@ -1249,6 +1258,8 @@ class RedisSessionService(SessionService):
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
         summary_size_limit: int = 16 << 10,
+        encryption: KeyRing | None = None,
+        key_store: str | None = None,
         call_timeout: Duration = 10.0,
         wait_replicas: WaitReplicas | None = None,
         read_from: ReadFrom = "primary",
@@ -1268,9 +1279,11 @@ class RedisSessionService(SessionService):
             event_size_limit=event_size_limit,
             value_size_limit=value_size_limit,
             summary_size_limit=summary_size_limit,
+            encryption=encryption,
+            has_key_store=key_store is not None,
         )
         timeout = check_seconds("call_timeout", call_timeout)
-        executor = connect_async(
+        data = connect_async(
             url,
             instance_name,
             extra_options,
@@ -1280,7 +1293,11 @@ class RedisSessionService(SessionService):
             check_read_from(read_from, refreshes=refresh_ttl_on_read),
         )
         # With partition_by="app" the app tier shares the slot of its users.
-        app_in_own_slot = executor.is_cluster and partition_by == "user"
+        app_in_own_slot = data.is_cluster and partition_by == "user"
+        executor: AsyncExecutor = data
+        if key_store is not None:
+            check_key_store(key_store, url)
+            executor = AsyncKeyedExecutor(data, connect_async(key_store, None, None, None, timeout))
         super().__init__(Ops(options, app_in_own_slot=app_in_own_slot), executor)
         self._address = address_to_show(url, instance_name, client)
 
@@ -1309,6 +1326,8 @@ class InMemorySessionService(SessionService):
         value_size_limit: maximum size of an encoded state value, in bytes, likewise.
         summary_size_limit: maximum size of an encoded summary, in bytes, likewise. Every read and
             list of a session carries its summary.
+        encryption: a KeyRing, which encrypts what is stored, as on a server.
+        key_store: "memory://" gives each user a data key, as a key store would.
         cleanup_interval: time between sweeps that free expired data; a sweep is part of the next
             call. None = 5 minutes if any TTL is set, otherwise never.
         clock: a function that returns seconds since 1970, for tests; None = the system's clock.
@@ -1332,6 +1351,8 @@ class InMemorySessionService(SessionService):
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
         summary_size_limit: int = 16 << 10,
+        encryption: KeyRing | None = None,
+        key_store: str | None = None,
         cleanup_interval: Duration | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
@@ -1348,6 +1369,9 @@ class InMemorySessionService(SessionService):
             event_size_limit=event_size_limit,
             value_size_limit=value_size_limit,
             summary_size_limit=summary_size_limit,
+            encryption=encryption,
+            has_key_store=key_store is not None,
         )
+        check_memory_key_store(key_store)
         memory = MemoryExecutor.of(options, cleanup_interval, clock)
         super().__init__(Ops(options, clock=clock or time.monotonic), AsyncMemoryExecutor(memory))

@@ -17,13 +17,13 @@ PACKAGE = Path(sessionstore.__file__).parent
 # each other.
 LAYERS: list[set[str]] = [
     {"errors", "times", "scripts", "tiers_in_use", "transform"},
-    {"model"},
+    {"encryption", "model"},
     {"keys", "codec", "calls", "instances", "summaries"},
-    {"drive"},
+    {"data_keys", "drive"},
     {"tiers", "options"},
     {"replies", "windows"},
     {"ops"},
-    {"stream"},
+    {"keyed", "stream"},
     {"app_tier", "listing", "ops_history", "ops_watch"},
     {"flows"},
     {"covering", "history", "live"},
@@ -46,6 +46,7 @@ LIBRARIES = {
     "msgspec": set(RANKS) - {"errors", "times", "transform", "embedded"},
     "click": {"cli"},
     "rich": {"cli"},
+    "cryptography": {"encryption"},
 }
 
 
