@@ -11,7 +11,7 @@
 -- ARGV[2] ttl_ms        int    duration; "0" = leave expiry alone
 -- ARGV[3] event_limit   int    newest events to keep; "0" = all; "" = the session's own limit
 -- ARGV[4] condition     bytes  when the session was created, in us; "" = whatever session is there;
---                              then "/" and a condition, as check_condition reads it, if it has one;
+--                              then "/" and what check_condition reads, if it has a condition;
 --                              then " " and the age in us, if it is sent again: no attempt is older
 -- ARGV[5] event         bytes  encoded
 -- ARGV[6] timestamp_us  int    when the event happened

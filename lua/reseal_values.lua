@@ -2,12 +2,12 @@
 -- reseal_values: put other bytes of the same values in the place of stored ones: state, summaries,
 -- events. What others have changed meanwhile stays. It changes no version and no deadline.
 --
--- KEYS[1] hash    session:{app:user}:sid|userdata:{app:user}|appdata:{app}|datakey:{app:user}  hash
+-- KEYS[1] hash    session:{app:user}:sid|userdata:{app:user}|appdata:{app}|datakey:{app:user} hash
 -- KEYS[2] events  events:{app:user}:sid  zset  optional
 --
 -- ARGV[1] num_fields  int    fields of the hash to change
--- ARGV[2...] tail     bytes  these fields: name, SHA-1 of the stored value, new value, each; then up
---                            to 500 events: position, stored event, new event, each
+-- ARGV[2...] tail     bytes  these fields: name, SHA-1 of the stored value, new value; then up to
+--                            500 events: position, stored event, new event
 --
 -- REPLY OK num_changed
 -- COST O(1) per field and its length, O(log N) per event

@@ -81,7 +81,7 @@ def check_options(
     summary_size_limit: int,
     stream_ttl: Duration | None = None,
     compression: Transform | None = None,
-    encryption: KeyRing | None = None,
+    encryption: Transform | None = None,
     has_key_store: bool = False,
 ) -> Options:
     """The options of a service, checked. InvalidArgument names the option that is not valid."""
@@ -111,11 +111,11 @@ def check_options(
 
 def _check_encryption(ring: object, keys: Keys, has_key_store: bool) -> DataKeys | None:
     """The data keys of a service with a key store."""
-    if ring is not None and not isinstance(ring, KeyRing):
+    if ring is not None and not all(hasattr(ring, name) for name in ("wrap", "unwrap")):
         raise InvalidArgument(f"encryption must be a KeyRing, not {type(ring).__name__}")
     if not has_key_store:
         return None
-    if ring is None:
+    if not isinstance(ring, KeyRing):
         raise InvalidArgument("key_store needs encryption, a KeyRing")
     return DataKeys(ring, keys)
 

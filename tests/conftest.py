@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.clock import Clock, pass_time
 from support.servers import Group, Server, Servers, server_paths
-from support.services import WITH_TTL, Awaited, ServiceFactory
+from support.services import RING, WITH_TTL, Awaited, ServiceFactory
 
 import sessionstore
 import sessionstore.sync
@@ -32,6 +32,8 @@ ROUTED: dict[str, dict[str, Any]] = {
 }
 # A single server, and a user with no more rights than the ACL line of lua/README.md grants.
 LEAST_PRIVILEGE = "least_privilege-async"
+# In memory and with the least rights, with encryption and a data key for each user.
+ENCRYPTED = ("encrypted_memory-async", "encrypted-sync")
 # Backends on which the app tier has its own slot, so a script cannot use it with other keys.
 APP_IN_OWN_SLOT = {"cluster-async", "cluster-sync"}
 
@@ -56,11 +58,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what uses a server on every server, and the contract on every backend."""
     names = list(server_paths(metafunc.config.getoption("--server")))
     if "backend" in metafunc.fixturenames:
-        backends: list[Any] = ["memory-async", "memory-sync"]
+        backends: list[Any] = ["memory-async", "memory-sync", ENCRYPTED[0]]
         for name in names:
             backends += [f"{name}-async", f"{name}-sync"]
         if bundled_server():
             backends.append(LEAST_PRIVILEGE)
+            if "/contract/" in metafunc.module.__file__:
+                backends.append(ENCRYPTED[1])
             # Only `make_service` knows the options that a backend needs.
             backends += [
                 name
@@ -164,11 +168,11 @@ def backend(
 ) -> Iterator[tuple[str, Server | None]]:
     """The mode of a service ("async" or "sync") and its empty server, None for memory."""
     name, _, mode = request.param.rpartition("-")
-    if name == "memory":
+    if name in ("memory", "encrypted_memory"):
         yield mode, None
         return
     found: Server
-    if request.param == LEAST_PRIVILEGE:
+    if request.param in (LEAST_PRIVILEGE, *ENCRYPTED):
         found = _servers.least_privilege()
     elif request.param in ROUTED:
         found = _servers.group(name.partition("_")[0])
@@ -204,6 +208,14 @@ def advance_time(backend: tuple[str, Server | None], _clock: Clock) -> Callable[
     return advance
 
 
+def encrypted(request: pytest.FixtureRequest, server: Server | None) -> dict[str, Any]:
+    """The options of the backends that encrypt. The key store is another database of the server."""
+    if request.node.callspec.params["backend"] not in ENCRYPTED:
+        return {}
+    key_store = "memory://" if server is None else server.key_store_url
+    return {"encryption": RING, "key_store": key_store}
+
+
 @pytest.fixture
 async def make_service(
     request: pytest.FixtureRequest, backend: tuple[str, Server | None], _clock: Clock
@@ -217,7 +229,7 @@ async def make_service(
     async with AsyncExitStack() as stack:
 
         def make(**options: Any) -> Any:
-            options = {**WITH_TTL, **needed, **options}
+            options = {**WITH_TTL, **needed, **encrypted(request, server), **options}
             service: Any
             if server is None and mode == "async":
                 service = sessionstore.InMemorySessionService(clock=_clock, **options)

@@ -1,7 +1,7 @@
 -- check_condition: the reply that refuses the call, or nil if its condition holds.
 -- A condition is "" (none), a version that the session must have, or a letter and a fencing token:
--- the caller must hold the session's turn ("t"), or be the Compactor that summarizes it ("c"). After
--- an "@" stands the data key of the values that the call writes. The session must have the same one.
+-- the caller must hold the session's turn ("t"), or be the Compactor that summarizes it ("c").
+-- After an "@" stands the data key of the values that the call writes: the session must have it.
 -- flags: the session's flags, if the call writes values. "k": the session has a data key.
 --
 -- REPLY STALE version
