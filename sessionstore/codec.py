@@ -19,6 +19,7 @@ dict, and with MessagePack a bytearray as bytes. Comparing types too would slow 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from datetime import datetime
@@ -269,6 +270,19 @@ class Codec:
             data = self._compression.unwrap(data, context)
         return data
 
+    def resealed(self, data: bytes, owner: Owner, kind: Kind, name: str = "") -> bytes:
+        """Stored bytes, encrypted as this codec encrypts now. Unreadable if that is not possible.
+
+        What is compressed stays so. Integers that scripts can add to stay plain.
+        """
+        encryption = self._encryption
+        if encryption is None or (kind == "state" and _is_number_text(data)):
+            return data
+        context = _context(owner, kind, name)
+        if data[:1] == ENCRYPTED:
+            data = encryption.unwrap(data, context)
+        return encryption.wrap(data, context)
+
     def _unwrap_all(self, members: list[bytes], owner: Owner, kind: Kind) -> list[bytes]:
         return [
             self.unwrap(data, owner, kind) if data[:1] in _WRAPPED else data for data in members
@@ -396,6 +410,13 @@ def _children(value: Any) -> Iterable[Any]:
 def _is_number(value: object) -> bool:
     """Whether it is an integer that scripts can add to."""
     return type(value) is int and -(2**53) < value < 2**53
+
+
+_is_integer = re.compile(rb"-?[0-9]{1,16}").fullmatch
+
+
+def _is_number_text(data: bytes) -> bool:
+    return bool(_is_integer(data)) and _is_number(int(data))
 
 
 def _context(owner: Owner, kind: Kind, name: str = "") -> Context:

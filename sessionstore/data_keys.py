@@ -19,9 +19,11 @@ from base64 import urlsafe_b64encode
 from threading import Lock
 from typing import Any
 
+import msgspec
+
 from .calls import AsyncExecutor, Call, CallNeeded, Command, SyncExecutor, checked_reply
 from .codec import corrupt
-from .encryption import AuthenticatedKey, KeyRing, describe, name_of_key
+from .encryption import DATA_KEY_MARK, AuthenticatedKey, KeyRing, describe, name_of_key
 from .errors import ScriptContractError
 from .keys import Keys
 from .scripts import SCRIPTS
@@ -32,7 +34,6 @@ KEPT_S = 300.0
 
 _KEPT_LIMIT = 10_000  # data keys, about 3 KB each
 _KEY_BYTES = 64
-_MARK = "~"  # names of data keys begin with it, those of a ring cannot
 
 Owner = tuple[str, str]
 """Application and user."""
@@ -98,7 +99,7 @@ class DataKeys:
 
     def make(self, owner: Owner) -> DataKey:
         """A new data key that is stored nowhere."""
-        name = _MARK + urlsafe_b64encode(os.urandom(9)).decode()
+        name = DATA_KEY_MARK + urlsafe_b64encode(os.urandom(9)).decode()
         return DataKey(owner, name, os.urandom(_KEY_BYTES))
 
     def key_named(self, owner: Owner, name: str) -> AuthenticatedKey:
@@ -120,13 +121,23 @@ class DataKeys:
 
     def find(self, owner: Owner, wanted: str = "") -> Call[DataKey | None]:
         """Read the data key of a user. `wanted`: the name of a key that a value needs."""
-        where = self._keys.data_key(*owner)
+        where, read = self._keys.data_key(*owner), self.read_wrapped(owner)
 
         def decode(replies: list[Any]) -> DataKey | None:
             name, wrapped = replies[0]
             if name is None or wrapped is None:
                 return self._note(owner, None, wanted)
             return self._note(owner, self._unwrapped(owner, where, name, wrapped), wanted)
+
+        return msgspec.structs.replace(read, decode=decode)  # type: ignore[arg-type]  # another result
+
+    def read_wrapped(self, owner: Owner) -> Call[tuple[bytes | None, bytes | None]]:
+        """Read the name and the encrypted bytes of a user's data key; None: there is none."""
+        where = self._keys.data_key(*owner)
+
+        def decode(replies: list[Any]) -> tuple[bytes | None, bytes | None]:
+            name, wrapped = replies[0]
+            return name, wrapped
 
         command: Command = ("HMGET", where, "name", "wrapped")
         return Call(
@@ -138,10 +149,16 @@ class DataKeys:
             for_key_store=True,
         )
 
+    def rewrapped(self, owner: Owner, name: bytes, wrapped: bytes) -> bytes:
+        """A data key, encrypted with the newest key of the ring. CorruptData if none opens it."""
+        where = self._keys.data_key(*owner)
+        key = self._open(owner, where, name.decode(), wrapped)
+        return self.ring.newest.seal(key, _place(owner, name.decode()))
+
     def use(self, owner: Owner) -> Call[DataKey]:
         """The data key of a user, made if there is none. delete_user then does not remove it."""
         where = self._keys.data_key(*owner)
-        name = _MARK + urlsafe_b64encode(os.urandom(9)).decode()
+        name = DATA_KEY_MARK + urlsafe_b64encode(os.urandom(9)).decode()
         wrapped = self.ring.newest.seal(os.urandom(_KEY_BYTES), _place(owner, name))
 
         def decode(replies: list[Any]) -> DataKey:
@@ -177,13 +194,17 @@ class DataKeys:
         return Call(name, decode, SCRIPTS[name], where, (token.encode(),), for_key_store=True)
 
     def _unwrapped(self, owner: Owner, where: bytes, name: bytes, wrapped: bytes) -> DataKey:
+        text = name.decode("utf-8", "replace")
+        known = self.known(owner)
+        if known is not None and known.name == text:
+            return known
+        return DataKey(owner, text, self._open(owner, where, text, wrapped))
+
+    def _open(self, owner: Owner, where: bytes, name: str, wrapped: bytes) -> bytes:
         try:
-            text = name.decode()
-            key = self.ring.key_named(name_of_key(wrapped)).open(wrapped, _place(owner, text))
+            return self.ring.key_named(name_of_key(wrapped)).open(wrapped, _place(owner, name))
         except ValueError as error:
             raise corrupt(where, error, b"wrapped") from None
-        known = self.known(owner)
-        return known if known is not None and known.name == text else DataKey(owner, text, key)
 
     def _note(self, owner: Owner, data_key: DataKey | None, wanted: str) -> DataKey | None:
         gone: frozenset[str] = frozenset()
@@ -224,7 +245,7 @@ class UserEncryption:
     def unwrap(self, data: bytes, context: Context) -> bytes:
         """What `wrap` was given. CallNeeded if the data key has to be read first."""
         name = name_of_key(data)
-        if not name.startswith(_MARK):
+        if not name.startswith(DATA_KEY_MARK):
             return self._keys.ring.unwrap(data, context)
         return self._keys.key_named(context[:2], name).open(data, describe(*context))
 

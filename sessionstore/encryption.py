@@ -23,6 +23,9 @@ from .transform import ENCRYPTED, Context, Unreadable
 KEY_SIZES = (32, 64)
 """Sizes of a key in bytes: AES-128-SIV and AES-256-SIV, which need two AES keys each."""
 
+DATA_KEY_MARK = "~"
+"""Names of data keys begin with it, those of a ring cannot."""
+
 _is_name = re.compile(r"[A-Za-z0-9._-]{1,32}", re.ASCII).fullmatch
 
 
@@ -118,6 +121,11 @@ class KeyRing:
     def key_named(self, name: str) -> AuthenticatedKey:
         """A key of the ring. Unreadable if it does not have the key."""
         key = self._ciphers.get(name)
+        if key is None and name.startswith(DATA_KEY_MARK):
+            raise Unreadable(
+                f"it is encrypted with a data key of its user, {name!r}: the option "
+                "key_store is needed"
+            )
         if key is None:
             raise Unreadable(
                 f"it is encrypted with the key {name!r}, which encryption= does not have"

@@ -474,6 +474,29 @@ class Ops:
             (data_key.encode(), old_key.encode()),
         )
 
+    def reseal_values(
+        self,
+        hash_key: bytes,
+        events: bytes,
+        fields: Sequence[tuple[bytes, bytes, bytes]],
+        members: Sequence[tuple[int, bytes, bytes]] = (),
+    ) -> Call[int]:
+        """Put other bytes of the same values in the place of stored ones, unless these changed.
+
+        Args:
+            hash_key: the hash of a session or a tier.
+            events: the log; b"" = none.
+            fields: fields of the hash: name, stored bytes, new bytes.
+            members: events: position, stored bytes, new bytes.
+        """
+        args = [b"%d" % len(fields)]
+        for field, old, new in fields:
+            args += (field, sha1(old).hexdigest().encode(), new)
+        for position, old, new in members:
+            args += (b"%d" % position, old, new)
+        script, keys = SCRIPTS["reseal_values"], (hash_key, events) if events else (hash_key,)
+        return Call("rekey", decode_count, script, keys, tuple(args), is_bulk=True)
+
     def undo_data_key(self, app_name: str, user_id: str, data_key: str) -> Call[None]:
         """Remove state of the user tier that is encrypted with a data key."""
         keys, args = (self._keys.user(app_name, user_id).user,), (data_key.encode(),)

@@ -33,6 +33,7 @@ def command_line() -> click.Group:
     from .erase import erase
     from .fleet import fleet
     from .ls import ls
+    from .rekey import new_key, rekey
     from .show import search, show, tail
     from .stats import stats
     from .transfer import copy, export, import_sessions
@@ -48,6 +49,8 @@ def command_line() -> click.Group:
             import_sessions,
             copy,
             erase,
+            rekey,
+            new_key,
             doctor,
             stats,
             fleet,

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 import click
 
+from ..calls import Flow
+from ..drive import drive
 from ..keys import StoredKey
+from ..ops import Ops
 from ..sync import SessionService
 from .keyspace import ask, scan
 from .opened import counted, print_json, store_options
@@ -52,12 +55,14 @@ def erase(
         ask(service, ("UNLINK", name), writes=True)
     if temporary:
         left = list(_keys_of(service, app_name, user_id))
+    has_data_key = drive(_has_data_key(service._ops, app_name, user_id), service._executor)
     if as_json:
         print_json(
             {
                 "sessions": deleted.num_sessions,
                 "state_keys": deleted.num_state_keys,
                 "left": [key.key.decode("utf-8", "replace") for key in left],
+                "has_data_key": has_data_key,
             }
         )
     else:
@@ -67,7 +72,19 @@ def erase(
         )
         for key in left:
             _print_key(key, as_json)
-    context.exit(1 if left else 0)
+        if has_data_key:
+            click.echo("The user's data key is left: something was written meanwhile.")
+        elif service._ops.data_keys is not None:
+            click.echo("The user's data key is gone: no copy of the data can be read any more.")
+    context.exit(1 if left or has_data_key else 0)
+
+
+def _has_data_key(ops: Ops, app_name: str, user_id: str) -> Flow[bool]:
+    """Whether the key store has a data key of a user."""
+    if ops.data_keys is None:
+        return False
+    name, _ = yield ops.data_keys.read_wrapped((app_name, user_id))
+    return name is not None
 
 
 def _keys_of(service: SessionService, app_name: str, user_id: str) -> Iterator[StoredKey]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ..encryption import KeyRing
 from ..errors import InvalidArgument, SessionStoreError
 from ..sync import RedisSessionService, SessionService
 from .store import CannotStart, redact_url
@@ -39,6 +40,19 @@ def store_options(command: F) -> F:
         show_default=True,
         help="The option of the services that wrote the data.",
     )
+    @click.option(
+        "--key-ring",
+        envvar="SESSIONSTORE_KEY_RING",
+        metavar="FILE",
+        help="The keys of encrypted data, a line NAME:BASE64 each, the newest last."
+        "  [env: SESSIONSTORE_KEY_RING]",
+    )
+    @click.option(
+        "--key-store",
+        envvar="SESSIONSTORE_KEY_STORE",
+        metavar="URL",
+        help="The store of the data keys of users.  [env: SESSIONSTORE_KEY_STORE]",
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
     @wraps(command)
     def with_service(*, url: str | None, as_json: bool, **values: Any) -> Any:
@@ -48,10 +62,25 @@ def store_options(command: F) -> F:
         for name, option in (("ttl", "session_ttl"), ("codec", "codec")):
             if name in values:
                 options[option] = values.pop(name)
+        options |= encryption_options(values.pop("key_ring"), values.pop("key_store"))
         with opened_service(url, **options) as service:
             return command(service=service, as_json=as_json, **values)
 
     return with_service  # type: ignore[return-value]  # click adds the options
+
+
+def encryption_options(key_ring: str | None, key_store: str | None) -> dict[str, Any]:
+    """The options of a service for a file with keys and the URL of a key store."""
+    if key_ring is None:
+        if key_store is not None:
+            raise click.UsageError("A key store needs a key ring: pass both.")
+        return {}
+    try:
+        return {"encryption": KeyRing.from_file(key_ring), "key_store": key_store}
+    except InvalidArgument as error:
+        raise click.UsageError(f"{error}.") from error
+    except ImportError as error:
+        raise CannotStart(str(error)) from error
 
 
 @contextmanager

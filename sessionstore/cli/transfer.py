@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,8 +12,6 @@ from typing import Any, BinaryIO
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ..errors import SessionNotFound
 from ..model import SessionKey
@@ -29,7 +27,8 @@ from .archive import (
 )
 from .keyspace import places, scan
 from .openai_sqlite import read_openai_sqlite
-from .opened import counted, opened_service, print_json, store_options
+from .opened import counted, encryption_options, opened_service, print_json, store_options
+from .progress import watched
 from .store import CannotStart
 from .trpc_go import read_trpc_go
 
@@ -236,6 +235,8 @@ TARGET must be another server, or have another --target-key-prefix.""",
     metavar="SECONDS",
     help="TTL of the sessions in TARGET; without it they do not expire.",
 )
+@click.option("--target-key-ring", metavar="FILE", help="The keys that encrypt in TARGET.")
+@click.option("--target-key-store", metavar="URL", help="The key store of TARGET.")
 @store_options
 @click.pass_context
 def copy(
@@ -248,6 +249,8 @@ def copy(
     target_partition_by: Any,
     target_codec: Any,
     target_ttl: float | None,
+    target_key_ring: str | None,
+    target_key_store: str | None,
     as_json: bool,  # noqa: ARG001  # there is no output but counts
 ) -> None:
     """Run the command; the help text is above."""
@@ -259,6 +262,7 @@ def copy(
         "partition_by": target_partition_by,
         "codec": target_codec,
         "session_ttl": target_ttl,
+        **encryption_options(target_key_ring, target_key_store),
     }
     with opened_service(target, **options) as to:
         for archived in read_store(service, app_name, user_id):
@@ -278,7 +282,7 @@ def read_store(
         state, encoded = archive_state(service.get_app_state(app))
         if (state or encoded) and session_id is None:
             yield Archived(app_name=app, app_state=state, encoded_state=encoded)
-        for user in _watched(sorted(users)):
+        for user in watched(sorted(users)):
             state, encoded = archive_state(service.get_user_state(app, user))
             if (state or encoded) and session_id is None:
                 yield Archived(app_name=app, user_id=user, user_state=state, encoded_state=encoded)
@@ -437,18 +441,3 @@ def _names(
     since_us = 0 if since is None else to_us(since)
     found = places(service, app_name, user_id)
     return sorted({place.session_id for place in found if place.updated_us >= since_us})
-
-
-def _watched(users: Iterable[str]) -> Iterator[str]:
-    """The users, with their number on stderr if it is a terminal."""
-    console = Console(stderr=True)
-    found = list(users)
-    with Progress(
-        TextColumn("users"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        yield from progress.track(found)

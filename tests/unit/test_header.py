@@ -315,6 +315,11 @@ SHAPES: dict[str, Callable[[Ops], list[Call[Any]]]] = {
     "update_user_state": lambda ops: [
         ops.update_user_state("app", "user", one) for one in changes(ops, "user")
     ],
+    "reseal_values": lambda ops: [
+        ops.reseal_values(b"session:{app:user}:sid", b"events:{app:user}:sid", fields, events)
+        for fields in ([], [(b".a", b"old", b"new")])
+        for events in ([], [(5, b"old", b"new")])
+    ],
     "set_data_key": lambda ops: [ops.set_data_key(KEY, "~new", old) for old in ("", "~old")],
     "undo_data_key": lambda ops: [ops.undo_data_key("app", "user", "~old")],
     "update_app_state": lambda ops: [
@@ -347,7 +352,7 @@ async def built_calls(options: dict[str, Any]) -> list[tuple[str, Call[Any]]]:
     ]
     ops, owner = make_ops(**options), ("app", "user")
     if (keys := ops.data_keys) is not None:
-        calls = [
+        calls: list[Call[Any]] = [
             keys.use(owner),
             keys.find(owner),
             keys.retire(owner, "t"),
