@@ -126,6 +126,7 @@ class Ops:
         if data_key is not None:
             codec = self.options.codec.with_encryption(UserEncryption(self.data_keys, data_key))
             bound.options = structs.replace(self.options, codec=codec)
+            bound._codec = codec
             bound.data_key = data_key.name.encode()
             data_key.ops = bound
         return bound
