@@ -247,6 +247,9 @@ class UserEncryption:
         name = name_of_key(data)
         if not name.startswith(DATA_KEY_MARK):
             return self._keys.ring.unwrap(data, context)
+        own = self._data_key
+        if own is not None and own.name == name and own.owner == context[:2]:
+            return own.key.open(data, describe(*context))
         return self._keys.key_named(context[:2], name).open(data, describe(*context))
 
 

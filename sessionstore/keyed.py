@@ -56,6 +56,8 @@ def _decorated(
 ) -> Callable[Concatenate[Ops, P], Flow[T]]:
     @wraps(flow)
     def run(ops: Ops, /, *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+        if introduces is not _never:
+            ops = ops.unbound
         keys = ops.data_keys
         owner = None if keys is None else _owner(args)
         if keys is None or owner is None:
@@ -187,3 +189,9 @@ class _Kept:
         for item in self._rest:
             self._items.append(item)
             yield item
+
+
+@keyed
+def run_keyed(ops: Ops, key: SessionKey, flow: Callable[[Ops], Flow[T]]) -> Flow[T]:  # noqa: ARG001  # `keyed` reads the key
+    """Run a flow on a session, as `keyed` does."""
+    return flow(ops)

@@ -93,8 +93,9 @@ class Ops:
     ) -> None:
         self.options = options
         self.app_in_own_slot = app_in_own_slot
-        self.data_keys = options.data_keys  # None: there is no key store, or the key is known
+        self.data_keys = options.data_keys  # None: there is no key store, or these Ops are bound
         self.data_key = b""
+        self._unbound: Ops | None = None
         self._keys = options.keys
         self._codec = options.codec
         # As arguments, in the order in which all scripts take them.
@@ -115,13 +116,19 @@ class Ops:
         self._keeps_app = with_user > 0
         self.summaries = Summaries()
 
+    @property
+    def unbound(self) -> Ops:
+        """The Ops that these were bound from, or these."""
+        return self if self._unbound is None else self._unbound
+
     def bound_to(self, data_key: DataKey | None) -> Ops:
         """The Ops that encrypt what belongs to a user with a data key; None = do not encrypt."""
-        if data_key is not None and data_key.ops is not None:
+        if data_key is not None and data_key.ops is not None and data_key.ops.unbound is self:
             bound: Ops = data_key.ops
             return bound
         assert self.data_keys is not None
         bound = copy(self)
+        bound._unbound = self
         bound.data_keys = None
         if data_key is not None:
             codec = self.options.codec.with_encryption(UserEncryption(self.data_keys, data_key))

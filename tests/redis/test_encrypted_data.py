@@ -76,7 +76,7 @@ def test_a_value_that_was_moved_or_changed_is_corrupt(server: Server, with_key_s
     bob = SessionKey("shop", "bob", "1")
     for key in (ANN, bob):
         fill(service, key)
-    raw = server.raw
+    raw: Any = server.raw
     of_ann, of_bob = "session:{shop:ann}:1", "session:{shop:bob}:1"
     text = raw.hget(of_ann, ".text")
     ids: Any = {"app_name": "shop", "user_id": "bob", "session_id": "1"}
