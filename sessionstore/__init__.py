@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from .compactor import Compactor
+from .compression import Zstd
 from .encryption import KeyRing
 from .errors import (
     BackendError,
@@ -86,6 +87,7 @@ __all__ = [
     "WatchEnd",
     "WatchEntry",
     "Window",
+    "Zstd",
     "__version__",
     "estimate_tokens",
     "register_redis_instance",

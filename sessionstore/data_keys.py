@@ -150,16 +150,16 @@ class DataKeys:
         )
 
     def rewrapped(self, owner: Owner, name: bytes, wrapped: bytes) -> bytes:
-        """A data key, encrypted with the newest key of the ring. CorruptData if none opens it."""
+        """A data key, encrypted with the first key of the ring. CorruptData if none opens it."""
         where = self._keys.data_key(*owner)
         key = self._open(owner, where, name.decode(), wrapped)
-        return self.ring.newest.seal(key, _place(owner, name.decode()))
+        return self.ring.first.seal(key, _place(owner, name.decode()))
 
     def use(self, owner: Owner) -> Call[DataKey]:
         """The data key of a user, made if there is none. delete_user then does not remove it."""
         where = self._keys.data_key(*owner)
         name = DATA_KEY_MARK + urlsafe_b64encode(os.urandom(9)).decode()
-        wrapped = self.ring.newest.seal(os.urandom(_KEY_BYTES), _place(owner, name))
+        wrapped = self.ring.first.seal(os.urandom(_KEY_BYTES), _place(owner, name))
 
         def decode(replies: list[Any]) -> DataKey:
             _, *stored = checked_reply(replies[0], 3)
@@ -236,7 +236,7 @@ class UserEncryption:
         if not context.user_id:
             return self._keys.ring.wrap(data, context)
         data_key = self._data_key
-        if data_key is None and not self._keys.ring.writes:
+        if data_key is None and self._keys.ring.read_only:
             return data
         if data_key is None or data_key.owner != context[:2]:
             raise ScriptContractError("a value of a user was to be written without its data key")

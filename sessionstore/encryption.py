@@ -30,35 +30,36 @@ _is_name = re.compile(r"[A-Za-z0-9._-]{1,32}", re.ASCII).fullmatch
 
 
 class KeyRing:
-    """Named keys that encrypt stored values. The last key writes, all of them read.
+    """The option `encryption` of a service: named keys. The first encrypts, all are for reading.
 
-    To change keys, first give every process a ring with the new key in front. Then move it to the
-    end, run `sessionstore rekey`, and remove the old key.
+    To change keys, first add a new one at the end of the ring of every process. Then move it to the
+    front, run `sessionstore rekey`, and remove the old key.
 
     Args:
-        keys: keys by name, the newest last: 64 bytes (AES-256) or 32 bytes (AES-128), or the same
-            as Base64 text. A name has up to 32 of the characters `A-Z a-z 0-9 . _ -`. It is part
-            of every stored value.
-        writes: False reads what is encrypted, but encrypts nothing new. To introduce encryption,
-            first give every process such a ring.
+        keys: keys by name: 64 bytes (AES-256) or 32 bytes (AES-128), or the same as Base64 text. A
+            name has up to 32 of the characters `A-Z a-z 0-9 . _ -`. It is part of every stored
+            value.
+        read_only: encrypt nothing new. Services that have this option can read what others encrypt.
 
     Raises:
         InvalidArgument: a name or a key is not valid. The message does not show the key.
         ImportError: the extra `encryption` is not installed.
     """
 
-    def __init__(self, keys: Mapping[str, bytes | str], *, writes: bool = True) -> None:
+    def __init__(self, keys: Mapping[str, bytes | str], *, read_only: bool = False) -> None:
         if not isinstance(keys, Mapping) or not keys:
             raise InvalidArgument("keys must be a dict with at least one key by its name")
-        if not isinstance(writes, bool):
-            raise InvalidArgument(f"writes must be True or False, not {type(writes).__name__}")
+        if not isinstance(read_only, bool):
+            raise InvalidArgument(
+                f"read_only must be True or False, not {type(read_only).__name__}"
+            )
         self._keys = {_check_name(name): _check_key(name, key) for name, key in keys.items()}
-        self.writes = writes
+        self.read_only = read_only
         self._ciphers = {name: AuthenticatedKey(name, key) for name, key in self._keys.items()}
-        self.newest = self._ciphers[list(self._keys)[-1]]
+        self.first = self._ciphers[next(iter(self._keys))]
 
     @classmethod
-    def from_text(cls, text: str, *, writes: bool = True) -> KeyRing:
+    def from_text(cls, text: str, *, read_only: bool = False) -> KeyRing:
         """The ring in a text like `2026-01:BASE64,2026-07:BASE64`.
 
         Commas or ends of lines separate the keys. Lines that begin with # are comments.
@@ -75,10 +76,10 @@ class KeyRing:
             if name in keys:
                 raise InvalidArgument(f"two keys have the name {name!r}")
             keys[name] = key
-        return cls(keys, writes=writes)
+        return cls(keys, read_only=read_only)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str], *, writes: bool = True) -> KeyRing:
+    def from_file(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> KeyRing:
         """The ring in a file, as `from_text` reads it.
 
         Raises:
@@ -91,10 +92,10 @@ class KeyRing:
             raise InvalidArgument(
                 f"the key ring {os.fspath(path)} cannot be read: {reason}"
             ) from None
-        return cls.from_text(text, writes=writes)
+        return cls.from_text(text, read_only=read_only)
 
     @classmethod
-    def from_env(cls, variable: str, *, writes: bool = True) -> KeyRing:
+    def from_env(cls, variable: str, *, read_only: bool = False) -> KeyRing:
         """The ring in an environment variable, as `from_text` reads it.
 
         Raises:
@@ -103,16 +104,16 @@ class KeyRing:
         text = os.environ.get(variable)
         if not text:
             raise InvalidArgument(f"the environment variable {variable} has no key ring")
-        return cls.from_text(text, writes=writes)
+        return cls.from_text(text, read_only=read_only)
 
     @property
     def names(self) -> list[str]:
-        """The names of the keys, the newest last."""
+        """The names of the keys; the first one encrypts."""
         return list(self._keys)
 
     def wrap(self, data: bytes, context: Context) -> bytes:
-        """An encoded value, encrypted with the newest key."""
-        return self.newest.seal(data, describe(*context)) if self.writes else data
+        """An encoded value, encrypted with the first key."""
+        return data if self.read_only else self.first.seal(data, describe(*context))
 
     def unwrap(self, data: bytes, context: Context) -> bytes:
         """What `wrap` was given. Unreadable if no key of the ring opens it."""
@@ -139,17 +140,17 @@ class KeyRing:
         if not isinstance(other, KeyRing):
             return NotImplemented
         same_order = list(self._keys.items()) == list(other._keys.items())
-        return same_order and self.writes == other.writes
+        return same_order and self.read_only == other.read_only
 
     def __hash__(self) -> int:
-        return hash((tuple(self._keys), self.writes))
+        return hash((tuple(self._keys), self.read_only))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _made_again, (self._keys, self.writes)
+        return _made_again, (self._keys, self.read_only)
 
 
-def _made_again(keys: dict[str, bytes], writes: bool) -> KeyRing:
-    return KeyRing(keys, writes=writes)
+def _made_again(keys: dict[str, bytes], read_only: bool) -> KeyRing:
+    return KeyRing(keys, read_only=read_only)
 
 
 class AuthenticatedKey:

@@ -77,7 +77,7 @@ def _run(
     kwargs: Any,
 ) -> Flow[T]:
     args = [_Kept(each) if isinstance(each, Iterator) else each for each in args]
-    writes = keys.ring.writes
+    writes = not keys.ring.read_only
     for _ in range(_ATTEMPTS):
         data_key: DataKey | None = None
         if writes:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from .codec import CALL_SIZE_LIMIT, SUMMARY_SIZE_LIMIT, Codec, Format
+from .compression import Zstd
 from .data_keys import DataKeys, UserEncryption
 from .encryption import KeyRing
 from .errors import InvalidArgument
@@ -80,7 +81,7 @@ def check_options(
     value_size_limit: int,
     summary_size_limit: int,
     stream_ttl: Duration | None = None,
-    compression: Transform | None = None,
+    compression: Zstd | None = None,
     encryption: Transform | None = None,
     has_key_store: bool = False,
 ) -> Options:
@@ -93,7 +94,7 @@ def check_options(
             codec,
             check_int("event_size_limit", event_size_limit, low=1, high=CALL_SIZE_LIMIT),
             check_int("value_size_limit", value_size_limit, low=1, high=CALL_SIZE_LIMIT),
-            compression,
+            _check_compression(compression),
             encryption if data_keys is None else UserEncryption(data_keys),
         ),
         session_event_limit=check_event_limit("session_event_limit", session_event_limit),
@@ -181,6 +182,12 @@ def check_milliseconds(name: str, value: object) -> int:
 
 def _check_ttl(name: str, value: Any) -> int:
     return 0 if value is None else check_milliseconds(name, value)
+
+
+def _check_compression(value: object) -> Zstd | None:
+    if value is not None and not isinstance(value, Zstd):
+        raise InvalidArgument(f"compression must be a Zstd, not {type(value).__name__}")
+    return value
 
 
 def check_wait_replicas(value: object, call_timeout_s: float) -> tuple[int, float] | None:

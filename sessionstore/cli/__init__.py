@@ -36,6 +36,7 @@ def command_line() -> click.Group:
     from .rekey import new_key, rekey
     from .show import search, show, tail
     from .stats import stats
+    from .training import train_dictionary
     from .transfer import copy, export, import_sessions
 
     group = click.Group(
@@ -53,6 +54,7 @@ def command_line() -> click.Group:
             new_key,
             doctor,
             stats,
+            train_dictionary,
             fleet,
         ],
         help="Session storage for AI agents on Redis and Valkey.",

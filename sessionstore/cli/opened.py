@@ -1,8 +1,9 @@
-"""The store of commands that look at existing data: --url, --key-prefix, --partition-by, --json."""
+"""The store of commands that look at existing data: --url, --key-prefix, --partition-by,
+--dictionary, --json."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import wraps
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ..compression import Zstd
 from ..encryption import KeyRing
 from ..errors import InvalidArgument, SessionStoreError
 from ..sync import RedisSessionService, SessionService
@@ -40,11 +42,12 @@ def store_options(command: F) -> F:
         show_default=True,
         help="The option of the services that wrote the data.",
     )
+    @dictionary_option("--dictionary", "The first one compresses what is written.")
     @click.option(
         "--key-ring",
         envvar="SESSIONSTORE_KEY_RING",
         metavar="FILE",
-        help="The keys of encrypted data, a line NAME:BASE64 each, the newest last."
+        help="The keys of encrypted data, a line NAME:BASE64 each. The first one encrypts."
         "  [env: SESSIONSTORE_KEY_RING]",
     )
     @click.option(
@@ -58,7 +61,7 @@ def store_options(command: F) -> F:
     def with_service(*, url: str | None, as_json: bool, **values: Any) -> Any:
         if not url:
             raise click.UsageError("Name the server: pass --url, or set SESSIONSTORE_URL.")
-        options = {name: values.pop(name) for name in ("key_prefix", "partition_by")}
+        options = {name: values.pop(name) for name in ("key_prefix", "partition_by", "dictionary")}
         for name, option in (("ttl", "session_ttl"), ("codec", "codec")):
             if name in values:
                 options[option] = values.pop(name)
@@ -67,6 +70,17 @@ def store_options(command: F) -> F:
             return command(service=service, as_json=as_json, **values)
 
     return with_service  # type: ignore[return-value]  # click adds the options
+
+
+def dictionary_option(name: str, use: str) -> Callable[[F], F]:
+    """An option that names dictionaries of compressed data."""
+    return click.option(
+        name,
+        multiple=True,
+        type=click.Path(exists=True, dir_okay=False),
+        metavar="FILE",
+        help=f"A dictionary of compressed values, repeatable. {use}",
+    )
 
 
 def encryption_options(key_ring: str | None, key_store: str | None) -> dict[str, Any]:
@@ -84,11 +98,16 @@ def encryption_options(key_ring: str | None, key_store: str | None) -> dict[str,
 
 
 @contextmanager
-def opened_service(url: str, **options: Any) -> Iterator[SessionService]:
+def opened_service(
+    url: str, *, dictionary: Sequence[str] = (), **options: Any
+) -> Iterator[SessionService]:
     """A service that changes no TTL by reading. Its errors become one sentence and status 2."""
     try:
-        service = RedisSessionService(url, refresh_ttl_on_read=False, **options)
-    except InvalidArgument as error:
+        compression = Zstd(dictionaries=dictionary) if dictionary else None
+        service = RedisSessionService(
+            url, refresh_ttl_on_read=False, compression=compression, **options
+        )
+    except (InvalidArgument, ImportError) as error:
         raise click.UsageError(f"{error}.") from error
     with service:
         try:

@@ -1,4 +1,4 @@
-"""The commands `rekey` and `new-key`: encrypt what is stored with the newest key; make a key."""
+"""The commands `rekey` and `new-key`: encrypt what is stored with the first key; make a key."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ class Counts(msgspec.Struct):
         """One line for people."""
         return (
             f"{counted(self.sessions, 'session')} of {counted(self.users, 'user')}: "
-            f"{counted(self.changed, 'value')} encrypted with the newest key, "
+            f"{counted(self.changed, 'value')} encrypted with the first key, "
             f"{self.current:,} had it already, {self.unreadable:,} cannot be read"
         )
 
 
 @click.command(
     "rekey",
-    short_help="Encrypt what is stored with the newest key.",
-    help="""Encrypt events, state and summaries with the newest key of --key-ring, while they are in
+    short_help="Encrypt what is stored with the first key.",
+    help="""Encrypt events, state and summaries with the first key of --key-ring, while they are in
 use. With --key-store, sessions get the data key of their user, and data keys are encrypted with the
-newest key.
+first key.
 
-What others change meanwhile is left alone: their services write with the newest key. Versions and
+What others change meanwhile is left alone: their services write with the first key. Versions and
 deadlines stay as they are. The command may be interrupted and started again: it changes only what
 has another key. Once a run reports 0 values, no value needs the older keys, except events of an
 import that was interrupted within the last hour.
@@ -142,7 +142,7 @@ def _run(service: SessionService, flow: Callable[..., Flow[None]], *args: Any) -
 
 
 def _rewrap(ops: Ops, app_name: str, user_id: str, counts: Counts) -> Flow[None]:
-    """Encrypt the data key of a user with the newest key of the ring."""
+    """Encrypt the data key of a user with the first key of the ring."""
     keys, owner = ops.data_keys, (app_name, user_id)
     assert keys is not None
     name, wrapped = yield keys.read_wrapped(owner)

@@ -27,7 +27,14 @@ from .archive import (
 )
 from .keyspace import places, scan
 from .openai_sqlite import read_openai_sqlite
-from .opened import counted, encryption_options, opened_service, print_json, store_options
+from .opened import (
+    counted,
+    dictionary_option,
+    encryption_options,
+    opened_service,
+    print_json,
+    store_options,
+)
 from .progress import watched
 from .store import CannotStart
 from .trpc_go import read_trpc_go
@@ -207,7 +214,10 @@ def _described(archived: Archived, status: str) -> dict[str, Any]:
 
 A second run picks up what has changed: it replaces a copied session by its later version. So copy
 once while agents write, stop them, and copy again. Nothing else may write to TARGET meanwhile.
-TARGET must be another server, or have another --target-key-prefix.""",
+TARGET must be another server, or have another --target-key-prefix.
+
+Values are written to TARGET as its options say: --target-dictionary compresses them, or without it
+they are not compressed there.""",
 )
 @click.argument("target", metavar="TARGET")
 @click.argument("app_name", metavar="[APP", required=False)
@@ -237,6 +247,7 @@ TARGET must be another server, or have another --target-key-prefix.""",
 )
 @click.option("--target-key-ring", metavar="FILE", help="The keys that encrypt in TARGET.")
 @click.option("--target-key-store", metavar="URL", help="The key store of TARGET.")
+@dictionary_option("--target-dictionary", "The first one compresses what is written to TARGET.")
 @store_options
 @click.pass_context
 def copy(
@@ -251,6 +262,7 @@ def copy(
     target_ttl: float | None,
     target_key_ring: str | None,
     target_key_store: str | None,
+    target_dictionary: tuple[str, ...],
     as_json: bool,  # noqa: ARG001  # there is no output but counts
 ) -> None:
     """Run the command; the help text is above."""
@@ -263,6 +275,7 @@ def copy(
         "codec": target_codec,
         "session_ttl": target_ttl,
         **encryption_options(target_key_ring, target_key_store),
+        "dictionary": target_dictionary,
     }
     with opened_service(target, **options) as to:
         for archived in read_store(service, app_name, user_id):

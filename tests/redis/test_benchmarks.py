@@ -35,6 +35,7 @@ EXPECTED = {
     "bench_fleet_turn": (0, 2),
     "bench_history": (7, 6),
     "bench_memory": (1, 0),
+    "bench_compression": (3, 2),
     "bench_scripts": (0, 9),
     "bench_in_memory": (1, 4),
     "bench_many_agents": (2, 0),

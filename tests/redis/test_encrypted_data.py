@@ -224,9 +224,9 @@ def run(*arguments: str, exit_code: int = 0) -> Result:
 
 @pytest.fixture
 def ring_file(tmp_path: Path) -> Path:
-    """A file with two keys; TWO is the newest."""
+    """A file with two keys; TWO encrypts."""
     path = tmp_path / "keys"
-    path.write_text(f"one:{b64encode(ONE).decode()}\ntwo:{b64encode(TWO).decode()}\n")
+    path.write_text(f"two:{b64encode(TWO).decode()}\none:{b64encode(ONE).decode()}\n")
     return path
 
 
@@ -238,7 +238,7 @@ def rekey(server: Server, ring_file: Path, *arguments: str, exit_code: int = 0) 
 
 
 @pytest.mark.parametrize("first", ["plain", "one"])
-def test_rekey_encrypts_everything_with_the_newest_key(
+def test_rekey_encrypts_everything_with_the_first_key(
     server: Server, ring_file: Path, first: str
 ) -> None:
     ring = None if first == "plain" else KeyRing({"one": ONE})
@@ -249,8 +249,8 @@ def test_rekey_encrypts_everything_with_the_newest_key(
     before = [all_of(service, key) for key in keys]
     deadlines = server.raw.expiretime("session:{shop:ann}:1")
     assert rekey(server, ring_file)["changed"] > 900
-    newest = open_service(server.url, KeyRing({"two": TWO}))
-    assert [all_of(newest, key) for key in keys] == before
+    only_two = open_service(server.url, KeyRing({"two": TWO}))
+    assert [all_of(only_two, key) for key in keys] == before
     assert server.raw.expiretime("session:{shop:ann}:1") == deadlines
     again = rekey(server, ring_file)
     assert (again["changed"], again["unreadable"], again["sessions"]) == (0, 0, 3)
@@ -297,7 +297,7 @@ def test_what_is_written_with_an_old_key_after_rekey_is_found_by_the_next_run(
     late = Event("user", "late")
     assert rekey(server, ring_file)["changed"] > 6
     old_event = old.append_event(session, late)
-    both = open_service(server.url, KeyRing({"one": ONE, "two": TWO}))
+    both = open_service(server.url, KeyRing({"two": TWO, "one": ONE}))
     assert both.get_events(session, limit=100).events[-1] == old_event
     assert rekey(server, ring_file)["changed"] == 1
 

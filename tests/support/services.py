@@ -23,7 +23,7 @@ WITH_TTL: dict[str, Any] = {
 }
 """A TTL in every tier. The check for leaked keys then finds a key without a deadline."""
 
-RING = sessionstore.KeyRing({"old": bytes(32), "new": bytes(range(64))})
+RING = sessionstore.KeyRing({"new": bytes(range(64)), "old": bytes(32)})
 """The key ring of the backends that encrypt."""
 
 MODES = ["async", "sync"]
@@ -75,6 +75,7 @@ def make_options(**changes: Any) -> Options:
         "refresh_ttl_on_read": True,
         "key_prefix": "",
         "codec": "json",
+        "compression": None,
         "partition_by": "user",
         "event_size_limit": 1 << 20,
         "value_size_limit": 1 << 20,

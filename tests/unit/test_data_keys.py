@@ -244,7 +244,7 @@ def test_a_session_from_before_the_key_store_gets_a_data_key_with_its_next_value
 
 def test_readers_can_be_introduced_before_writers() -> None:
     memory = MemoryExecutor()
-    readers = type(RING)({"new": bytes(range(64))}, writes=False)
+    readers = type(RING)({"new": bytes(range(64))}, read_only=True)
     early = InMemorySessionService(encryption=readers, key_store="memory://")
     early._executor = memory
     session = early.create_session(**IDS, state=STATE)

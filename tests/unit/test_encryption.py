@@ -17,7 +17,7 @@ from sessionstore.errors import InvalidArgument
 from sessionstore.transform import Context, Unreadable
 
 OLD, NEW = bytes(range(64)), bytes(range(100, 132))
-RING = KeyRing({"2026-01": OLD, "2026-07": NEW})
+RING = KeyRing({"2026-07": NEW, "2026-01": OLD})
 PLACE = Context("shop", "ann", "state", "step")
 DATA = b'{"secret":"tea"}'
 
@@ -37,7 +37,7 @@ def test_equal_values_at_one_place_have_equal_bytes_in_every_ring() -> None:
     assert RING.wrap(DATA, PLACE) == again.wrap(DATA, PLACE)
 
 
-def test_the_newest_key_writes_and_all_read() -> None:
+def test_the_first_key_writes_and_all_read() -> None:
     by_old = KeyRing({"2026-01": OLD}).wrap(DATA, PLACE)
     assert b"2026-01" in by_old
     assert b"2026-07" in RING.wrap(DATA, PLACE)
@@ -45,7 +45,7 @@ def test_the_newest_key_writes_and_all_read() -> None:
 
 
 def test_a_ring_that_does_not_write_reads() -> None:
-    readers = KeyRing({"2026-07": NEW}, writes=False)
+    readers = KeyRing({"2026-07": NEW}, read_only=True)
     assert readers.wrap(DATA, PLACE) == DATA
     assert readers.unwrap(RING.wrap(DATA, PLACE), PLACE) == DATA
 
@@ -100,19 +100,19 @@ def test_another_key_of_the_same_name_is_noticed() -> None:
 
 def test_keys_may_be_text() -> None:
     old, new = b64encode(OLD).decode(), urlsafe_b64encode(NEW).decode()
-    assert KeyRing({"2026-01": old, "2026-07": new}) == RING
-    assert KeyRing.from_text(f"2026-01:{old},2026-07:{new}") == RING
+    assert KeyRing({"2026-07": new, "2026-01": old}) == RING
+    assert KeyRing.from_text(f"2026-07:{new},2026-01:{old}") == RING
 
 
 def test_a_ring_is_read_from_a_file_and_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = f"# ours\n2026-01:{b64encode(OLD).decode()}\n\n2026-07:{b64encode(NEW).decode()}\n"
+    lines = f"# ours\n2026-07:{b64encode(NEW).decode()}\n\n2026-01:{b64encode(OLD).decode()}\n"
     (tmp_path / "keys").write_text(lines)
     assert KeyRing.from_file(tmp_path / "keys") == RING
     monkeypatch.setenv("KEYS", lines)
-    assert KeyRing.from_env("KEYS", writes=False).writes is False
-    assert KeyRing.from_env("KEYS").names == ["2026-01", "2026-07"]
+    assert KeyRing.from_env("KEYS", read_only=True).read_only
+    assert KeyRing.from_env("KEYS").names == ["2026-07", "2026-01"]
     with pytest.raises(InvalidArgument, match="nothing cannot be read: No such file"):
         KeyRing.from_file(tmp_path / "nothing")
     with pytest.raises(InvalidArgument, match="OTHER has no key ring"):
@@ -148,14 +148,14 @@ def test_text_that_is_not_valid_is_refused_and_not_shown(text: str) -> None:
 
 
 def test_a_ring_shows_names_only_and_is_copied_and_pickled() -> None:
-    assert repr(RING) == "KeyRing(2026-01, 2026-07)"
-    assert repr(RING.newest) == "AuthenticatedKey(2026-07)"
+    assert repr(RING) == "KeyRing(2026-07, 2026-01)"
+    assert repr(RING.first) == "AuthenticatedKey(2026-07)"
     for same in (pickle.loads(pickle.dumps(RING)), copy.deepcopy(RING)):
         assert same == RING
         assert hash(same) == hash(RING)
         assert same.unwrap(RING.wrap(DATA, PLACE), PLACE) == DATA
-    assert KeyRing({"2026-07": NEW, "2026-01": OLD}) != RING
-    assert KeyRing({"2026-01": OLD, "2026-07": NEW}, writes=False) != RING
+    assert KeyRing({"2026-01": OLD, "2026-07": NEW}) != RING
+    assert KeyRing({"2026-07": NEW, "2026-01": OLD}, read_only=True) != RING
     assert RING != "KeyRing"
 
 

@@ -17,7 +17,7 @@ PACKAGE = Path(sessionstore.__file__).parent
 # each other.
 LAYERS: list[set[str]] = [
     {"errors", "times", "scripts", "tiers_in_use", "transform"},
-    {"encryption", "model"},
+    {"compression", "encryption", "model"},
     {"keys", "codec", "calls", "instances", "summaries"},
     {"data_keys", "drive"},
     {"tiers", "options"},
@@ -35,7 +35,8 @@ LAYERS: list[set[str]] = [
     {"runner", "sync"},
     {"embedded", "observe"},
     {"sessionstore"},  # the package's own __init__
-    {"adapters", "cli"},
+    {"adapters"},
+    {"cli"},
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
@@ -43,7 +44,8 @@ RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 LIBRARIES = {
     "redis": {"transport"},
     "hiredis": {"transport"},
-    "msgspec": set(RANKS) - {"errors", "times", "transform", "embedded"},
+    "zstandard": {"compression"},
+    "msgspec": set(RANKS) - {"errors", "times", "transform", "compression", "embedded"},
     "click": {"cli"},
     "rich": {"cli"},
     "cryptography": {"encryption"},
