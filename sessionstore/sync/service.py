@@ -1210,6 +1210,11 @@ class RedisSessionService(SessionService):
             Every service reads both.
         compression: a Zstd compresses what is written, with dictionaries that were trained on such
             data, and reads what was compressed with them; None = compress nothing.
+        encryption: a KeyRing, which encrypts events, state and summaries before they are sent. Ids,
+            state keys, integers, sizes and times stay visible, and which values are equal. It
+            needs the extra `encryption`.
+        key_store: the URL of another database or server, with a data key for each user, for
+            `encryption`. Then `delete_user` makes copies and backups of the user's data unreadable.
         partition_by: what shares a cluster slot: the keys of a "user" or of an "app". With "user",
             in a cluster, creating a session and writing `app:` state take one or two round trips
             more.
@@ -1217,11 +1222,6 @@ class RedisSessionService(SessionService):
         value_size_limit: maximum size of an encoded state value, in bytes, likewise.
         summary_size_limit: maximum size of an encoded summary, in bytes, likewise. Every read and
             list of a session carries its summary.
-        encryption: a KeyRing, which encrypts events, state and summaries before they are sent. Ids,
-            state keys, integers, sizes and times stay visible, and which values are equal. It
-            needs the extra `encryption`.
-        key_store: the URL of another database or server, with a data key for each user, for
-            `encryption`. Then `delete_user` makes copies and backups of the user's data unreadable.
         call_timeout: maximum time of a call, including retries; then BackendTimeout is raised.
         wait_replicas: (n, timeout): a write waits until n replicas have it, or raises NotReplicated
             after the timeout, which is at most `call_timeout`.
@@ -1249,12 +1249,12 @@ class RedisSessionService(SessionService):
         key_prefix: str = "",
         codec: Format = "json",
         compression: Zstd | None = None,
+        encryption: KeyRing | None = None,
+        key_store: str | None = None,
         partition_by: PartitionBy = "user",
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
         summary_size_limit: int = 16 << 10,
-        encryption: KeyRing | None = None,
-        key_store: str | None = None,
         call_timeout: Duration = 10.0,
         wait_replicas: WaitReplicas | None = None,
         read_from: ReadFrom = "primary",
@@ -1318,13 +1318,13 @@ class InMemorySessionService(SessionService):
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
         compression: a Zstd compresses what is written; None = compress nothing.
+        encryption: a KeyRing, which encrypts what is stored, as on a server.
+        key_store: "memory://" gives each user a data key, as a key store would.
         partition_by: "user" or "app"; only affects the names of keys.
         event_size_limit: maximum size of an encoded event, in bytes; at most 64 MiB.
         value_size_limit: maximum size of an encoded state value, in bytes, likewise.
         summary_size_limit: maximum size of an encoded summary, in bytes, likewise. Every read and
             list of a session carries its summary.
-        encryption: a KeyRing, which encrypts what is stored, as on a server.
-        key_store: "memory://" gives each user a data key, as a key store would.
         cleanup_interval: time between sweeps that free expired data; a sweep is part of the next
             call. None = 5 minutes if any TTL is set, otherwise never.
         clock: a function that returns seconds since 1970, for tests; None = the system's clock.
@@ -1345,12 +1345,12 @@ class InMemorySessionService(SessionService):
         key_prefix: str = "",
         codec: Format = "json",
         compression: Zstd | None = None,
+        encryption: KeyRing | None = None,
+        key_store: str | None = None,
         partition_by: PartitionBy = "user",
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
         summary_size_limit: int = 16 << 10,
-        encryption: KeyRing | None = None,
-        key_store: str | None = None,
         cleanup_interval: Duration | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
