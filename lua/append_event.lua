@@ -50,12 +50,16 @@ end
 if not header[1] then
   return {'NOT_FOUND'}
 end
-local created_us, asked, age_us
+local created_us, asked, age_us, has_key
 if condition ~= '' and condition ~= header[7] then
   created_us, asked, age_us = string.match(condition, '^(%d*)/?(%S*) ?(%d*)$')
   if created_us ~= '' and created_us ~= header[7] then
     return {'NOT_FOUND'}
   end
+  -- Inlined: check_condition, for an attempt whose condition is only the right data key.
+  has_key = age_us == '' and string.byte(asked) == 64 -- @
+    and call('HGET', session, 'data_key') == string.sub(asked, 2)
+  asked = not has_key and asked or nil
 end
 -- Inlined: choose_limit.
 local limit = event_limit ~= '' and event_limit or header[4]
@@ -68,7 +72,7 @@ local count = header[5] == limit and num_limit or (header[5] or 0) + 0
 local flags, covered, num_before, is_watched = header[6], 0, nil, nil
 if flags and flags ~= '' then
   is_watched = string.find(flags, 'l', 1, true)
-  asked = asked or string.find(flags, 'k', 1, true) and '' -- it has a data key
+  asked = asked or not has_key and string.find(flags, 'k', 1, true) and '' -- it has a data key
   if string.find(flags, 'c', 1, true) then -- a summary covers the oldest events
     covered = call('HGET', session, 'covered') + 0
     num_before = math.max(count, call('ZCARD', events))

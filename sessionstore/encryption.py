@@ -14,6 +14,7 @@ import os
 import re
 from base64 import b64decode
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,7 @@ class AuthenticatedKey:
         return opened
 
 
+@lru_cache(maxsize=4096)
 def describe(*parts: str) -> bytes:
     """The place of a value as bytes: no two places have the same ones."""
     return "".join([f"{len(part)}:{part}" for part in parts]).encode("utf-8", "surrogatepass")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
-from ..calls import Call, Command, Flow
+from ..calls import Call, CallNeeded, Command, Flow, decode_replies
 from ..drive import drive
 from ..errors import BackendRejected
 from ..keys import StoredKey
@@ -14,6 +14,8 @@ from ..ops import Ops
 from ..replies import Place
 from ..sync import SessionService
 from .store import parse_info
+
+T = TypeVar("T")
 
 _KEYS_PER_SCAN = 1000
 
@@ -62,6 +64,15 @@ def ask(
         str(commands[0][0]), list, commands=commands, writes=writes, slot=slot
     )
     return service._executor.execute(call)
+
+
+def with_data_keys(service: SessionService, decode: Callable[[], T]) -> T:
+    """What a function returns that decodes values. Data keys that it needs are read."""
+    while True:
+        try:
+            return decode()
+        except CallNeeded as needed:
+            decode_replies(needed.call, service._executor.execute(needed.call))
 
 
 def memory_of(service: SessionService, *keys: bytes) -> int | None:

@@ -42,12 +42,12 @@ def set_data_key(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/set_data_key.lua"""
     [session] = keys
     data_key, old_key = args
-    version, stored, flags = keyspace.hmget(session, b"version", b"data_key", b"flags")
-    if version is None:
+    names = (b"version", b"data_key", b"flags")
+    version, stored, flags = (part or b"" for part in keyspace.hmget(session, *names))
+    if not version:
         return [b"NOT_FOUND"]
-    if (stored or b"") not in (old_key, data_key):
+    if stored not in (old_key, data_key):
         return [b"OTHER_KEY", stored]
-    flags = flags or b""
     if b"k" not in flags:
         flags += b"k"
     keyspace.hset(session, (b"data_key", data_key, b"flags", flags))

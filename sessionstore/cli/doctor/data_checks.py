@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
+from typing import Any
 
 import msgspec
 
@@ -14,7 +16,7 @@ from ...ops import ids_of
 from ...replies import hash_items
 from ...sync import SessionService
 from ...transform import Unreadable
-from ..keyspace import ask, places
+from ..keyspace import ask, places, with_data_keys
 from ..opened import counted, show_bytes
 from .finding import Finding, error, ok, warning
 
@@ -170,12 +172,7 @@ def _check_session(service: SessionService, key: SessionKey, damage: Damage) -> 
         if count is not None and int(count) > num_events:
             damage.missing_events.append(f"{name}: {num_events} of {int(count)}")
         int(version)
-        codec = service._ops.options.codec
-        for data in newest:
-            codec.decode_event(data, key)
-        for field, value in hash_items(state):
-            if field[:1] == b".":
-                codec.decode_value(value, key, field[1:].decode())
+        with_data_keys(service, partial(_decode, service, key, newest, state))
     except Unreadable as error:
         damage.unreadable.append(f"{name}: {error}")
     except ValueError:
@@ -190,6 +187,16 @@ def _check_session(service: SessionService, key: SessionKey, damage: Damage) -> 
     heapq.heappush(damage.biggest, (size * max(num_events, 1) // max(len(newest), 1), name))
     if len(damage.biggest) > _SHOWN:
         heapq.heappop(damage.biggest)
+
+
+def _decode(service: SessionService, key: SessionKey, events: list[bytes], state: Any) -> None:
+    """Decode events and state. ValueError if one does not decode."""
+    codec = service._ops.options.codec
+    for data in events:
+        codec.decode_event(data, key)
+    for field, value in hash_items(state):
+        if field[:1] == b".":
+            codec.decode_value(value, key, field[1:].decode())
 
 
 def _check_index(service: SessionService, app_name: str, user_id: str, damage: Damage) -> None:
