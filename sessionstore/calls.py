@@ -122,6 +122,13 @@ Flow = Generator[Step, Any, R]
 """An operation as a generator of Calls. drive.py runs it against an executor."""
 
 
+class Observer(Protocol):
+    """Sees the steps of one flow."""
+
+    def ended(self, step: Step, result: Any) -> None:
+        """A step has ended with this result, or with this exception. Returns at once."""
+
+
 class AsyncExecutor(Protocol):
     """Runs Calls. For an error reply it raises the exception that `reply_error` returns."""
 

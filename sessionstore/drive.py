@@ -15,14 +15,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .calls import AsyncExecutor, Call, CallNeeded, Flow, R, SyncExecutor, decode_replies
+from .calls import (
+    AsyncExecutor,
+    Call,
+    CallNeeded,
+    Flow,
+    Observer,
+    R,
+    SyncExecutor,
+    decode_replies,
+)
 from .errors import BackendError, NotReplicated
 
 # Decoding more than this takes over 10 ms. A thread does it, so that other tasks run meanwhile.
 _LONG_DECODE_BYTES = 2 << 20
 
 
-async def drive_async(flow: Flow[R], executor: AsyncExecutor) -> R:
+async def drive_async(
+    flow: Flow[R], executor: AsyncExecutor, observer: Observer | None = None
+) -> R:
     """The return value of a flow, run over asyncio.
 
     Raises:
@@ -51,16 +62,23 @@ async def drive_async(flow: Flow[R], executor: AsyncExecutor) -> R:
                             result = decode_replies(step, replies)
                     except CallNeeded as needed:
                         result = await _decode_later(step, replies, executor, needed)
-            except Exception as error:
+            except BaseException as error:
+                if observer is not None:
+                    observer.ended(step, error)
+                if not isinstance(error, Exception):  # cancelled
+                    flow.close()
+                    raise
                 step = flow.throw(error)
             else:
+                if observer is not None:
+                    observer.ended(step, result)
                 step = flow.send(result)
     except StopIteration as end:
         value: R = end.value
         return _checked(value, not_replicated)
 
 
-def drive(flow: Flow[R], executor: SyncExecutor) -> R:
+def drive(flow: Flow[R], executor: SyncExecutor, observer: Observer | None = None) -> R:
     """The return value of a flow, run in this thread. Raises what `drive_async` raises."""
     not_replicated: list[NotReplicated] = []
 
@@ -84,9 +102,16 @@ def drive(flow: Flow[R], executor: SyncExecutor) -> R:
                 result: Any = (
                     list(map(result_of, step)) if isinstance(step, tuple) else result_of(step)
                 )
-            except Exception as error:
+            except BaseException as error:
+                if observer is not None:
+                    observer.ended(step, error)
+                if not isinstance(error, Exception):  # cancelled
+                    flow.close()
+                    raise
                 step = flow.throw(error)
             else:
+                if observer is not None:
+                    observer.ended(step, result)
                 step = flow.send(result)
     except StopIteration as end:
         value: R = end.value

@@ -21,8 +21,11 @@ import msgspec
 from .app_tier import (
     add_app_state,
     app_state_written,
+    copied_app_state,
     is_apart,
+    read_app_state,
     refuse_app_increments,
+    run_app_write,
     write_apart,
     write_app_state,
 )
@@ -129,7 +132,7 @@ def _create_apart(
             raise SessionExists(f"{describe(key)} already exists")
         yield from write_app_state(ops, key.app_name, [change])
     with app_state_written() if is_written else nullcontext():
-        app_state: dict[str, Any] = yield ops.get_app_state(key.app_name)
+        app_state = yield from read_app_state(ops, key.app_name)
         session = yield from _create(ops, key, call)
     add_app_state(session, app_state)
     return session
@@ -162,11 +165,15 @@ def _read_session(
     if not ops.app_in_own_slot:
         session = yield from read_whole(call)
         return session
-    app_call = ops.get_app_state(key.app_name)
-    try:
-        session, app_state = yield call, app_call
-    except EventsMissing:
-        session, app_state = yield from_primary(call), app_call
+    app_state = copied_app_state(ops, key.app_name)
+    if app_state is not None:
+        session = yield from read_whole(call)
+    else:
+        app_call = ops.get_app_state(key.app_name)
+        try:
+            session, app_state = yield call, app_call
+        except EventsMissing:
+            session, app_state = yield from_primary(call), app_call
     if session is not None:
         add_app_state(session, app_state)
     return session
@@ -215,8 +222,7 @@ def repair_session(ops: Ops, session: Session | SessionKey) -> Flow[Session]:
     key = session_key(session)
     repaired: Session = yield ops.repair_session(key)
     if ops.app_in_own_slot:
-        app_state: dict[str, Any] = yield ops.get_app_state(key.app_name)
-        add_app_state(repaired, app_state)
+        add_app_state(repaired, (yield from read_app_state(ops, key.app_name)))
     return repaired
 
 
@@ -498,8 +504,7 @@ def get_user_state(ops: Ops, app_name: str, user_id: str) -> Flow[dict[str, Any]
 
 def get_app_state(ops: Ops, app_name: str) -> Flow[dict[str, Any]]:
     """Read the app tier."""
-    state: dict[str, Any] = yield ops.get_app_state(app_name)
-    return state
+    return (yield from read_app_state(ops, app_name))
 
 
 @introducing
@@ -534,7 +539,7 @@ def update_app_state(
     change = encode_change(ops.options.codec, owner, state, removed, tier="app")
     call = ops.update_app_state(app_name, change, if_absent=if_absent)  # checks the name, too
     if change.is_stored:
-        yield call
+        yield from run_app_write(ops, app_name, call)
 
 
 def increment_user_state(
@@ -543,9 +548,11 @@ def increment_user_state(
     """Add integers to state of the user tier. Returns the new values. Never sent twice."""
     owner = TierOwner(app_name, user_id)
     change = encode_change(ops.options.codec, owner, {}, (), increments, tier="user")
-    return (
-        yield from _increment_tier(ops.update_user_state(app_name, user_id, change), increments)
-    )
+    call = ops.update_user_state(app_name, user_id, change)  # checks the ids, too
+    if not increments:
+        return {}
+    sums: list[int] = yield call
+    return dict(zip(increments, sums, strict=True))
 
 
 def increment_app_state(
@@ -554,13 +561,10 @@ def increment_app_state(
     """Add integers to state of the app tier. Returns the new values. Never sent twice."""
     owner = TierOwner(app_name)
     change = encode_change(ops.options.codec, owner, {}, (), increments, tier="app")
-    return (yield from _increment_tier(ops.update_app_state(app_name, change), increments))
-
-
-def _increment_tier(call: Call[list[int]], increments: Mapping[str, int]) -> Flow[dict[str, int]]:
+    call = ops.update_app_state(app_name, change)  # checks the name, too
     if not increments:
         return {}
-    sums: list[int] = yield call
+    sums = yield from run_app_write(ops, app_name, call)
     return dict(zip(increments, sums, strict=True))
 
 

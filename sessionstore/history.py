@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from . import ops_history
-from .app_tier import add_app_state
+from .app_tier import add_app_state, read_app_state
 from .calls import Flow
 from .codec import corrupt
 from .errors import InvalidArgument
@@ -151,7 +151,7 @@ def fork_session(
     copy: Session = yield call
     ops.summaries.note(copy, None)
     if ops.app_in_own_slot:
-        app_state: dict[str, Any] = yield ops.get_app_state(key.app_name)
+        app_state = yield from read_app_state(ops, key.app_name)
         add_app_state(copy, app_state)
     return copy
 

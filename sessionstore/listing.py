@@ -19,7 +19,7 @@ from .errors import BackendError, CorruptData, EventsMissing, InvalidArgument
 from .model import DeletedUser, Session, SessionPage
 from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
 from .options import check_int
-from .replies import NOT_COUNTED, Place, SharedState
+from .replies import NOT_COUNTED, Place, SharedState, decode_shared_app_state
 
 _PLACES_PER_CALL = 1000  # places that one call reads or prunes where no session is read
 _SESSIONS_PER_CALL = 100  # sessions that one call reads
@@ -91,8 +91,10 @@ def list_sessions(
     offset: int,
     event_num: int,
     after: str | None = None,
+    *,
+    prunes: bool = True,
 ) -> Flow[SessionPage]:
-    """Read a page of a user's sessions and prune expired ones from the index.
+    """Read a page of a user's sessions and prune expired ones from the index, if `prunes`.
 
     A script can only use keys that it was given, so the ids are read first and then the sessions. A
     session that is deleted in between is left out. The page is short only at the end of the walk.
@@ -124,7 +126,7 @@ def list_sessions(
             ids = [place.session_id for place in places]
             sessions = yield from _read(ops, app_name, user_id, ids, event_num)
             found.update((session.id, session) for session in sessions)
-            if len(sessions) < len(ids):
+            if prunes and len(sessions) < len(ids):
                 yield ops.prune_index(app_name, user_id, ids)
                 if not is_end and len(found) < limit:
                     yield from _prune(ops, app_name, user_id, walk)
@@ -156,11 +158,17 @@ def _read(
             sessions, shared = yield from read_whole(call)
             user_and_app = user_and_app if first else shared
         else:
-            app_call = ops.list_app_state(app_name)
-            try:
-                (sessions, user_and_app), app = yield call, app_call
-            except EventsMissing:
-                (sessions, user_and_app), app = yield from_primary(call), app_call
+            tier = ops.options.keys.app(app_name)
+            copied = ops.app_copies.get(tier)
+            if copied is not None:
+                sessions, user_and_app = yield from read_whole(call)
+                app = decode_shared_app_state(ops.options.codec, app_name, copied, tier)
+            else:
+                app_call = ops.list_app_state(app_name)
+                try:
+                    (sessions, user_and_app), app = yield call, app_call
+                except EventsMissing:
+                    (sessions, user_and_app), app = yield from_primary(call), app_call
         yield from _count_events(ops, app_name, user_id, sessions)
         for session in sessions:
             if session is not None:

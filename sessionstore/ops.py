@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from msgspec import structs
 
+from .app_copies import AppCopies
 from .calls import Call, Command, R, status
 from .codec import corrupt
 from .data_keys import DataKey, UserEncryption
@@ -37,6 +38,8 @@ from .replies import (
     decode_places,
     decode_role,
     decode_session,
+    decode_shared_app_state,
+    decode_state,
     decode_sums,
     decode_write_result,
     hash_items,
@@ -112,6 +115,10 @@ class Ops:
         with_user, alone = (0, app_ttl_ms) if app_in_own_slot else (app_ttl_ms, 0)
         self._tiers_in_use = TiersInUse((options.user_state_ttl_ms, with_user), clock)
         self._apps_in_use = TiersInUse((alone,), clock)
+        max_age_s = options.app_state_max_age_ms / 1000 if app_in_own_slot else 0.0
+        if app_ttl_ms and options.refresh_ttl_on_read:
+            max_age_s = min(max_age_s, app_ttl_ms / 64_000)  # then a read has to refresh the TTL
+        self.app_copies = AppCopies(max_age_s, clock)
         self._keeps_tiers = bool(self._tiers_in_use)
         self._keeps_app = with_user > 0
         self.summaries = Summaries()
@@ -390,13 +397,19 @@ class Ops:
     def list_app_state(self, app_name: str) -> Call[SharedState]:
         """The state of the app tier for many sessions, where it has a slot of its own."""
         tier = self._keys.app(app_name)
+        # It refreshes no TTL, so its copy must not keep other reads from doing it.
+        refreshes = self.options.app_state_ttl_ms and self.options.refresh_ttl_on_read
+        keep = None if refreshes else self._copier(tier)
 
         def decode(replies: list[Any]) -> SharedState:
-            shared = SharedState()
-            shared.add_tier(self._codec, TierOwner(app_name), replies[0], tier, "app")
+            shared = decode_shared_app_state(self._codec, app_name, replies[0], tier)
+            if keep is not None:
+                keep(replies[0])
             return shared
 
-        return Call("list_sessions", decode, commands=(("HGETALL", tier),), writes=False)
+        read: tuple[Command, ...] = (("HGETALL", tier),)
+        is_kept = keep is not None
+        return Call("list_sessions", decode, commands=read, writes=False, from_primary=is_kept)
 
     @staticmethod
     def ping() -> Call[Literal["primary", "replica"]]:
@@ -820,8 +833,21 @@ class Ops:
     def get_app_state(self, app_name: str, *, touch: bool = True) -> Call[dict[str, Any]]:
         """Read the app tier. `touch`: refresh its TTL if reads do."""
         ttl_ms = self.options.app_state_ttl_ms if touch else 0
-        key = self._keys.app(app_name)
-        return self._get_tier("get_app_state", TierOwner(app_name), key, "app", ttl_ms)
+        tier = self._keys.app(app_name)
+        keep = self._copier(tier)
+        return self._get_tier("get_app_state", TierOwner(app_name), tier, "app", ttl_ms, keep)
+
+    def _copier(self, tier: bytes) -> Callable[[Any], None] | None:
+        """A function that keeps the reply to a read that begins now; None = no copies."""
+        if not self.app_copies:
+            return None
+        read = self.app_copies.begin()
+
+        def keep(reply: Any) -> None:
+            size = sum(len(field) + len(value) for field, value in hash_items(reply))
+            self.app_copies.put(tier, read, reply, size)
+
+        return keep
 
     def update_user_state(
         self, app_name: str, user_id: str, change: Change, *, if_absent: bool = False
@@ -966,17 +992,24 @@ class Ops:
         return [each for each in tiers[:count] if each[1].pairs]
 
     def _get_tier(
-        self, name: str, owner: TierOwner, key: bytes, tier: Tier, ttl_ms: int
+        self,
+        name: str,
+        owner: TierOwner,
+        key: bytes,
+        tier: Tier,
+        ttl_ms: int,
+        keep: Callable[[Any], None] | None = None,
     ) -> Call[dict[str, Any]]:
         def decode(replies: list[Any]) -> dict[str, Any]:
-            state: dict[str, Any] = {}
-            fields = hash_items(replies[-1])
-            decode_tier(self._codec, owner, state, fields, key, tier, with_prefix=False)
+            state = decode_state(self._codec, owner, replies[-1], key, tier)
+            if keep is not None:
+                keep(replies[-1])
             return state
 
         read: tuple[Command, ...] = (("HGETALL", key),)
         if not (ttl_ms and self.options.refresh_ttl_on_read):
-            return Call(name, decode, commands=read, writes=False)
+            # A replica may lack a write of this service, which a copy must show.
+            return Call(name, decode, commands=read, writes=False, from_primary=keep is not None)
         args = (b"%d" % ttl_ms,)
         return Call(name, decode, SCRIPTS["touch_tier"], (key,), args, read, writes=False)
 

@@ -43,6 +43,7 @@ class Options(msgspec.Struct, frozen=True):
             own limit, and the scripts' default for new sessions.
         session_ttl_ms: TTL of sessions in milliseconds; 0 = never.
         app_state_ttl_ms: TTL of the app tier, likewise.
+        app_state_max_age_ms: how old a copy of the app tier may be; 0 = no copies.
         user_state_ttl_ms: TTL of the user tier, likewise.
         stream_ttl_ms: how long fragments are kept; 0 = they are not kept.
         refresh_ttl_on_read: reads refresh TTLs too.
@@ -60,6 +61,7 @@ class Options(msgspec.Struct, frozen=True):
     summary_size_limit: int = SUMMARY_SIZE_LIMIT
     stream_ttl_ms: int = 0
     data_keys: DataKeys | None = None
+    app_state_max_age_ms: int = 0
 
     @property
     def any_ttl(self) -> bool:
@@ -81,6 +83,7 @@ def check_options(
     value_size_limit: int,
     summary_size_limit: int,
     stream_ttl: Duration | None = None,
+    app_state_max_age: Duration | None = None,
     compression: Zstd | None = None,
     encryption: Transform | None = None,
     has_key_store: bool = False,
@@ -107,6 +110,7 @@ def check_options(
         ),
         stream_ttl_ms=_check_ttl("stream_ttl", stream_ttl),
         data_keys=data_keys,
+        app_state_max_age_ms=_check_ttl("app_state_max_age", app_state_max_age),
     )
 
 

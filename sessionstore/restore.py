@@ -14,7 +14,7 @@ from hashlib import blake2b
 from typing import Any
 
 from . import ops_history
-from .app_tier import add_app_state
+from .app_tier import add_app_state, read_app_state
 from .calls import Flow
 from .errors import InvalidArgument
 from .flows import without_temp
@@ -68,7 +68,7 @@ def restore_session(
     if to_check:
         yield from prune_index(ops, key.app_name, key.user_id, to_check)
     if ops.app_in_own_slot:
-        app_state: dict[str, Any] = yield ops.get_app_state(key.app_name)
+        app_state = yield from read_app_state(ops, key.app_name)
         add_app_state(session, app_state)
     return session
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 from msgspec import UNSET
 
 from . import flows, history, live, restore
-from .calls import AsyncExecutor, Flow, R
+from .calls import AsyncExecutor, Flow, Observer, R
 from .codec import Format
 from .compression import Zstd
 from .data_keys import AsyncKeyedExecutor
@@ -1189,8 +1189,8 @@ class SessionService:
     ) -> None:
         await self.aclose()
 
-    def _run(self, flow: Flow[R]) -> Awaitable[R]:
-        return drive_async(flow, self._executor)
+    def _run(self, flow: Flow[R], observer: Observer | None = None) -> Awaitable[R]:
+        return drive_async(flow, self._executor, observer)
 
 
 class RedisSessionService(SessionService):
@@ -1211,6 +1211,10 @@ class RedisSessionService(SessionService):
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
             users whose sessions have expired.
+        app_state_max_age: how old the app tier may be that a read returns; None = it is current. In
+            a cluster with partition_by="user" reads then use a copy that the service keeps, and
+            save a call to a second server. Elsewhere it has no effect: there the app tier is read
+            together with the session. What the service itself writes is read back at once.
         stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
             they are not kept.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
@@ -1253,6 +1257,7 @@ class RedisSessionService(SessionService):
         session_ttl: Duration | None = None,
         app_state_ttl: Duration | None = None,
         user_state_ttl: Duration | None = None,
+        app_state_max_age: Duration | None = None,
         stream_ttl: Duration | None = None,
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
@@ -1275,6 +1280,7 @@ class RedisSessionService(SessionService):
             session_ttl=session_ttl,
             app_state_ttl=app_state_ttl,
             user_state_ttl=user_state_ttl,
+            app_state_max_age=app_state_max_age,
             stream_ttl=stream_ttl,
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,
@@ -1321,6 +1327,7 @@ class InMemorySessionService(SessionService):
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
             users whose sessions have expired.
+        app_state_max_age: accepted as by `RedisSessionService`; in memory it has no effect.
         stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
             they are not kept.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
@@ -1349,6 +1356,7 @@ class InMemorySessionService(SessionService):
         session_ttl: Duration | None = None,
         app_state_ttl: Duration | None = None,
         user_state_ttl: Duration | None = None,
+        app_state_max_age: Duration | None = None,
         stream_ttl: Duration | None = None,
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
@@ -1368,6 +1376,7 @@ class InMemorySessionService(SessionService):
             session_ttl=session_ttl,
             app_state_ttl=app_state_ttl,
             user_state_ttl=user_state_ttl,
+            app_state_max_age=app_state_max_age,
             stream_ttl=stream_ttl,
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,

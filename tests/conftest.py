@@ -99,6 +99,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
                 return "sentinel"
             if "[cluster" in nodeid or is_here:
                 return "cluster"
+            if "/web/" in nodeid:  # one worker has the browser
+                return "web"
             scope: str = super()._split_scope(nodeid)
             return scope
 

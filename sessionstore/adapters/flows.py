@@ -20,7 +20,6 @@ import sessionstore.sync
 from .. import flows
 from ..app_tier import write_apart
 from ..calls import Flow
-from ..drive import drive, drive_async
 from ..errors import InvalidArgument, SessionNotFound
 from ..flows import created_us_of
 from ..keyed import keyed
@@ -86,7 +85,7 @@ class Services:
         if service is None:
             return await asyncio.to_thread(lambda: self.run(flow, *args, **kwargs))
         self._loop = asyncio.get_running_loop()
-        return await drive_async(flow(service._ops, *args, **kwargs), service._executor)
+        return await service._run(flow(service._ops, *args, **kwargs))
 
     def run(
         self, flow: Callable[Concatenate[Ops, P], Flow[T]], *args: P.args, **kwargs: P.kwargs
@@ -107,7 +106,7 @@ class Services:
                 )
             waiting = self.arun(flow, *args, **kwargs)
             return asyncio.run_coroutine_threadsafe(waiting, loop).result()
-        return drive(flow(service._ops, *args, **kwargs), service._executor)
+        return service._run(flow(service._ops, *args, **kwargs))
 
 
 def both(

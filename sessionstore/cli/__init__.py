@@ -31,13 +31,17 @@ def command_line() -> click.Group:
 
     from .doctor import doctor
     from .erase import erase
+    from .export import copy, export
     from .fleet import fleet
+    from .importing import import_sessions
     from .ls import ls
     from .rekey import new_key, rekey
-    from .show import search, show, tail
+    from .show import search, show
+    from .sizing import size
     from .stats import stats
+    from .tail import tail
     from .training import train_dictionary
-    from .transfer import copy, export, import_sessions
+    from .web import web
 
     group = click.Group(
         "sessionstore",
@@ -54,6 +58,8 @@ def command_line() -> click.Group:
             new_key,
             doctor,
             stats,
+            web,
+            size,
             train_dictionary,
             fleet,
         ],

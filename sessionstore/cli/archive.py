@@ -62,7 +62,7 @@ class Archived(msgspec.Struct, omit_defaults=True, kw_only=True):
     session_id: str = ""
     created_at: datetime | None = None
     updated_at: datetime | None = None
-    event_limit: int | None = None
+    event_limit: int | msgspec.UnsetType | None = msgspec.UNSET  # None = it keeps all events
     forked_from: str | None = None
     state: dict[str, Any] = {}
     user_state: dict[str, Any] = {}

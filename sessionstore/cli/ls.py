@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import heapq
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import click
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from ..drive import drive
 from ..keys import StoredKey
+from ..listing import list_sessions
 from ..model import Session, SessionKey
 from ..ops import ids_of
 from ..sync import SessionService
 from ..times import from_us
-from .keyspace import ask, memory_of, places, scan
+from .keyspace import ask, ask_each, memory_of, places, scan
 from .opened import print_json, show_bytes, show_time, store_options
+from .progress import watched
+
+_USERS_PER_READ = 1000
 
 
 @click.command(
@@ -27,8 +32,11 @@ from .opened import print_json, show_bytes, show_time, store_options
     short_help="List applications, users or sessions.",
     help="""List applications, the users of an application, or the sessions of a user.
 
-Applications and users are found by a scan of all keys. Sessions are listed last updated first; the
-last line names the cursor of the next page. Nothing is changed, and no TTL is refreshed.""",
+Applications and users are found by a scan of the names of all keys, about a million a second, and
+are listed in order. Sessions are read from the index of the user, last updated first. If there are
+more than --limit, the last line names --after of the next page.
+
+Nothing is changed, and no TTL is refreshed.""",
 )
 @click.argument("app_name", metavar="[APP", required=False)
 @click.argument("user_id", metavar="[USER]]", required=False)
@@ -51,43 +59,72 @@ def ls(
     elif user_id is None:
         _show(_users(service, app_name, limit, after), as_json)
     else:
-        page = service.list_sessions(app_name=app_name, user_id=user_id, limit=limit, after=after)
-        _show([_describe(service, session) for session in page], as_json)
+        # Not service.list_sessions, which removes expired sessions from the index.
+        flow = list_sessions(service._ops, app_name, user_id, limit, 0, 0, after, prunes=False)
+        page = drive(flow, service._executor)
+        _show([describe_session(service, session) for session in page], as_json)
         if page.cursor is not None:
             click.echo(f"More: --after '{page.cursor}'", err=True)
 
 
 def _applications(service: SessionService) -> Iterator[dict[str, Any]]:
-    users: defaultdict[str, set[str]] = defaultdict(set)
     num_sessions: Counter[str] = Counter()
-    for key in _watched(scan(service)):
-        users[key.app_name].update(filter(None, [key.user_id]))
+    num_users: Counter[str] = Counter()
+    with_state: list[StoredKey] = []
+    for key in watched(scan(service, kind="heads"), "keys"):
         num_sessions[key.app_name] += key.role == "session"
-    for app_name in sorted(users):
+        num_users[key.app_name] += key.role == "sessions"
+        if key.role == "userdata":
+            with_state.append(key)
+        if len(with_state) == _USERS_PER_READ:
+            num_users.update(_apps_of_users_without_sessions(service, with_state))
+            with_state.clear()
+    num_users.update(_apps_of_users_without_sessions(service, with_state))
+    for app_name in sorted(num_sessions):
         yield {
             "app": app_name,
-            "users": len(users[app_name]),
+            "users": num_users[app_name],
             "sessions": num_sessions[app_name],
         }
+
+
+def _apps_of_users_without_sessions(
+    service: SessionService, with_state: list[StoredKey]
+) -> Iterator[str]:
+    """The application of each of some users with state who has no session."""
+    keys = service._ops.options.keys
+    indexes = (keys.user(key.app_name, key.user_id).session_index for key in with_state)
+    exist = ask_each(service, (("EXISTS", index) for index in indexes))
+    return (key.app_name for key, exists in zip(with_state, exist, strict=True) if not exists)
 
 
 def _users(
     service: SessionService, app_name: str, limit: int, after: str | None
 ) -> Iterator[dict[str, Any]]:
+    """The first users in order. Only a few users are remembered."""
     num_sessions: Counter[str] = Counter()
-    for key in _watched(scan(service, app_name)):
-        if key.user_id:
-            num_sessions[key.user_id] += key.role == "session"
-    rest = sorted(user for user in num_sessions if after is None or user > after)
-    for user_id in rest[:limit]:
+    highest: str | None = None
+    for key in watched(scan(service, app_name, kind="heads"), "keys"):
+        user_id = key.user_id
+        if not user_id or (after is not None and user_id <= after):
+            continue
+        if highest is not None and user_id > highest:
+            continue
+        num_sessions[user_id] += key.role == "session"
+        if len(num_sessions) > 2 * limit + 1:
+            first = heapq.nsmallest(limit + 1, num_sessions)
+            num_sessions = Counter({each: num_sessions[each] for each in first})
+            highest = first[-1]
+    users = sorted(num_sessions)
+    for user_id in users[:limit]:
         newest = next(places(service, app_name, user_id, per_read=1), None)
         yield {
             "user": user_id,
             "sessions": num_sessions[user_id],
             "updated": None if newest is None else from_us(newest.updated_us),
         }
-    if len(rest) > limit:
-        click.echo(f"More: --after '{rest[limit - 1]}'", err=True)
+    if len(users) > limit:
+        click.echo(f"More: --after '{users[limit - 1]}'", err=True)
 
 
 class Size(NamedTuple):
@@ -105,7 +142,8 @@ def size_of(service: SessionService, key: SessionKey) -> Size:
     return Size(num_bytes, from_us(deadline_ms * 1000) if deadline_ms > 0 else None)
 
 
-def _describe(service: SessionService, session: Session) -> dict[str, Any]:
+def describe_session(service: SessionService, session: Session) -> dict[str, Any]:
+    """A row of a list of sessions: id, number of events, bytes, last update and deadline."""
     size = size_of(service, session.key)
     return {
         "session": session.id,
@@ -114,22 +152,6 @@ def _describe(service: SessionService, session: Session) -> dict[str, Any]:
         "updated": session.updated_at,
         "expires": size.expires_at,
     }
-
-
-def _watched(keys: Iterable[StoredKey]) -> Iterator[StoredKey]:
-    """The keys, with their number on stderr if it is a terminal."""
-    console = Console(stderr=True)
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.completed:,} keys"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task("scan", total=None)
-        for key in keys:
-            progress.advance(task)
-            yield key
 
 
 def _show(rows: Iterable[dict[str, Any]], as_json: bool) -> None:

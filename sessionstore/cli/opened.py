@@ -1,5 +1,5 @@
 """The store of commands that look at existing data: --url, --key-prefix, --partition-by,
---dictionary, --json."""
+--dictionary, --key-ring, --key-store, --json."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from typing import Any, TypeVar
 
 import click
 
+from ..codec import CALL_SIZE_LIMIT
 from ..compression import Zstd
 from ..encryption import KeyRing
 from ..errors import InvalidArgument, SessionStoreError
 from ..sync import RedisSessionService, SessionService
 from .store import CannotStart, redact_url
 from .transcript import to_json
+
+_SIZE_LIMITS = ("event_size_limit", "value_size_limit", "summary_size_limit")
+
+CONNECTION_OPTIONS = ("key_prefix", "partition_by", "dictionary", "key_ring", "key_store")
+"""The parameters that `connection_options` adds and `opened_service` takes, beside the URL."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,6 +32,22 @@ def store_options(command: F) -> F:
 
     If the command has the options --ttl and --codec, the service gets them.
     """
+
+    @connection_options
+    @wraps(command)
+    def with_service(*, url: str, as_json: bool, **values: Any) -> Any:
+        options = {name: values.pop(name) for name in CONNECTION_OPTIONS}
+        for name, option in (("ttl", "session_ttl"), ("codec", "codec")):
+            if name in values:
+                options[option] = values.pop(name)
+        with opened_service(url, **options) as service:
+            return command(service=service, as_json=as_json, **values)
+
+    return with_service  # type: ignore[return-value]  # click adds the options
+
+
+def connection_options(command: F) -> F:
+    """Give a command `url`, `as_json` and CONNECTION_OPTIONS."""
 
     @click.option(
         "--url",
@@ -58,18 +80,12 @@ def store_options(command: F) -> F:
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
     @wraps(command)
-    def with_service(*, url: str | None, as_json: bool, **values: Any) -> Any:
+    def with_url(*, url: str | None, **values: Any) -> Any:
         if not url:
             raise click.UsageError("Name the server: pass --url, or set SESSIONSTORE_URL.")
-        options = {name: values.pop(name) for name in ("key_prefix", "partition_by", "dictionary")}
-        for name, option in (("ttl", "session_ttl"), ("codec", "codec")):
-            if name in values:
-                options[option] = values.pop(name)
-        options |= encryption_options(values.pop("key_ring"), values.pop("key_store"))
-        with opened_service(url, **options) as service:
-            return command(service=service, as_json=as_json, **values)
+        return command(url=url, **values)
 
-    return with_service  # type: ignore[return-value]  # click adds the options
+    return with_url  # type: ignore[return-value]  # click adds the options
 
 
 def dictionary_option(name: str, use: str) -> Callable[[F], F]:
@@ -83,31 +99,33 @@ def dictionary_option(name: str, use: str) -> Callable[[F], F]:
     )
 
 
-def encryption_options(key_ring: str | None, key_store: str | None) -> dict[str, Any]:
-    """The options of a service for a file with keys and the URL of a key store."""
-    if key_ring is None:
-        if key_store is not None:
-            raise click.UsageError("A key store needs a key ring: pass both.")
-        return {}
+def service_options(
+    *,
+    dictionary: Sequence[str] = (),
+    key_ring: str | None = None,
+    key_store: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The options of a service that the options of a command stand for.
+
+    It changes no TTL by reading, and stores values of any size: other services have accepted them.
+    """
     try:
-        return {"encryption": KeyRing.from_file(key_ring), "key_store": key_store}
-    except InvalidArgument as error:
+        compression = Zstd(dictionaries=dictionary) if dictionary else None
+        ring = None if key_ring is None else KeyRing.from_file(key_ring)
+    except (InvalidArgument, ImportError) as error:
         raise click.UsageError(f"{error}.") from error
-    except ImportError as error:
-        raise CannotStart(str(error)) from error
+    stored_as = {"compression": compression, "encryption": ring, "key_store": key_store}
+    sizes = dict.fromkeys(_SIZE_LIMITS, CALL_SIZE_LIMIT)
+    return {"refresh_ttl_on_read": False, **stored_as, **sizes, **options}
 
 
 @contextmanager
-def opened_service(
-    url: str, *, dictionary: Sequence[str] = (), **options: Any
-) -> Iterator[SessionService]:
-    """A service that changes no TTL by reading. Its errors become one sentence and status 2."""
+def opened_service(url: str, **options: Any) -> Iterator[SessionService]:
+    """A service of the command line. Its errors become one sentence and status 2."""
     try:
-        compression = Zstd(dictionaries=dictionary) if dictionary else None
-        service = RedisSessionService(
-            url, refresh_ttl_on_read=False, compression=compression, **options
-        )
-    except (InvalidArgument, ImportError) as error:
+        service = RedisSessionService(url, **service_options(**options))
+    except InvalidArgument as error:
         raise click.UsageError(f"{error}.") from error
     with service:
         try:

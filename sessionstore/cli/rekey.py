@@ -88,7 +88,7 @@ def rekey(
         for app in sorted(found):
             if user_id is None and (after is None or app > after[0]):
                 _run(service, _rekey_tier, TierOwner(app), counts)
-            for user in watched(sorted(found[app])):
+            for user in watched(sorted(found[app]), "users", lines=True):
                 if user_id in (None, user) and (after is None or (app, user) > after):
                     _rekey_user(service, app, user, counts)
                     counts.users += 1

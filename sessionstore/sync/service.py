@@ -12,7 +12,7 @@ from typing import Any, Self
 from msgspec import UNSET
 
 from .. import flows, history, live, restore
-from ..calls import Flow, R, SyncExecutor
+from ..calls import Flow, Observer, R, SyncExecutor
 from ..codec import Format
 from ..compression import Zstd
 from ..data_keys import KeyedExecutor
@@ -1180,8 +1180,8 @@ class SessionService:
     ) -> None:
         self.close()
 
-    def _run(self, flow: Flow[R]) -> R:
-        return drive(flow, self._executor)
+    def _run(self, flow: Flow[R], observer: Observer | None = None) -> R:
+        return drive(flow, self._executor, observer)
 
 
 class RedisSessionService(SessionService):
@@ -1202,6 +1202,10 @@ class RedisSessionService(SessionService):
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
             users whose sessions have expired.
+        app_state_max_age: how old the app tier may be that a read returns; None = it is current. In
+            a cluster with partition_by="user" reads then use a copy that the service keeps, and
+            save a call to a second server. Elsewhere it has no effect: there the app tier is read
+            together with the session. What the service itself writes is read back at once.
         stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
             they are not kept.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
@@ -1244,6 +1248,7 @@ class RedisSessionService(SessionService):
         session_ttl: Duration | None = None,
         app_state_ttl: Duration | None = None,
         user_state_ttl: Duration | None = None,
+        app_state_max_age: Duration | None = None,
         stream_ttl: Duration | None = None,
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
@@ -1266,6 +1271,7 @@ class RedisSessionService(SessionService):
             session_ttl=session_ttl,
             app_state_ttl=app_state_ttl,
             user_state_ttl=user_state_ttl,
+            app_state_max_age=app_state_max_age,
             stream_ttl=stream_ttl,
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,
@@ -1312,6 +1318,7 @@ class InMemorySessionService(SessionService):
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
             users whose sessions have expired.
+        app_state_max_age: accepted as by `RedisSessionService`; in memory it has no effect.
         stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
             they are not kept.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
@@ -1340,6 +1347,7 @@ class InMemorySessionService(SessionService):
         session_ttl: Duration | None = None,
         app_state_ttl: Duration | None = None,
         user_state_ttl: Duration | None = None,
+        app_state_max_age: Duration | None = None,
         stream_ttl: Duration | None = None,
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
@@ -1359,6 +1367,7 @@ class InMemorySessionService(SessionService):
             session_ttl=session_ttl,
             app_state_ttl=app_state_ttl,
             user_state_ttl=user_state_ttl,
+            app_state_max_age=app_state_max_age,
             stream_ttl=stream_ttl,
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,

@@ -65,6 +65,7 @@ class ChannelConnection(SharedConnection):
     def data_received(self, data: bytes) -> None:
         """Pass on messages and replies."""
         self._active_at = time.monotonic()
+        self._history.received += len(data)
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not NOTHING:

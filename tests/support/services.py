@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,11 @@ def make_options(**changes: Any) -> Options:
     return check_options(**{**arguments, **changes})
 
 
-def make_ops(*, app_in_own_slot: bool = False, **changes: Any) -> Ops:
+def make_ops(
+    *,
+    app_in_own_slot: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+    **changes: Any,
+) -> Ops:
     """The builders of Calls for default options, with changes."""
-    return Ops(make_options(**changes), app_in_own_slot=app_in_own_slot)
+    return Ops(make_options(**changes), app_in_own_slot=app_in_own_slot, clock=clock)
