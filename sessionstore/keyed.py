@@ -62,7 +62,9 @@ def _decorated(
         owner = None if keys is None else _owner(args)
         if keys is None or owner is None:
             return flow(ops, *args, **kwargs)
-        return _run(ops, keys, owner, flow, introduces, args, kwargs)
+        run_again = _run(ops, keys, owner, flow, introduces, args, kwargs)
+        run_again.__name__ = flow.__name__  # type: ignore[attr-defined]  # it names the operation
+        return run_again
 
     return run
 

@@ -110,6 +110,8 @@ def service_options(
 
     It changes no TTL by reading, and stores values of any size: other services have accepted them.
     """
+    if key_store is not None and key_ring is None:
+        raise click.UsageError("A key store needs a key ring: pass --key-ring, too.")
     try:
         compression = Zstd(dictionaries=dictionary) if dictionary else None
         ring = None if key_ring is None else KeyRing.from_file(key_ring)

@@ -334,6 +334,7 @@ def test_commands_read_and_copy_encrypted_data(
     assert json.loads(run("erase", "shop", "ann", "--yes", "--json", *source).stdout) == {
         "sessions": 0,
         "state_keys": 0,
+        "num_left": 0,
         "left": [],
         "has_data_key": False,
     }
@@ -344,7 +345,7 @@ def test_options_of_commands_are_checked(server: Server, tmp_path: Path) -> None
     url = ("--url", server.url)
     (tmp_path / "bad").write_text("a:secret")
     assert "pass --key-ring" in run("rekey", *url, exit_code=2).stderr
-    assert "pass both" in run("ls", *url, "--key-store", server.url, exit_code=2).stderr
+    assert "pass --key-ring" in run("ls", *url, "--key-store", server.url, exit_code=2).stderr
     bad = run("ls", *url, "--key-ring", str(tmp_path / "bad"), exit_code=2)
     assert "secret" not in bad.stderr
     missing = run("ls", *url, "--key-ring", str(tmp_path / "missing"), exit_code=2)

@@ -309,3 +309,9 @@ def test_few_keys_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(service._ops.data_keys._known) == 3
     for number in range(10):
         assert service.get_user_state("app", f"u{number}") == {"b": "secret"}
+
+
+def test_an_operation_keeps_its_name() -> None:
+    service = process(MemoryExecutor())
+    flow: Any = flows.append_event(service._ops, KEY, Event("user", "x"), None)
+    assert flow.__name__ == "append_event"
