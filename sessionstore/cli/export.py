@@ -69,6 +69,8 @@ def export(
     """Run the command; the help text is above."""
     num_sessions = 0
     to_stdout = str(output) == "-"
+    if not to_stdout:
+        click.echo(f"Exporting to {output} ...", err=True)
     file: BinaryIO = sys.stdout.buffer if to_stdout else output.open("wb")
     try:
         found = read_store(service, app_name, user_id, session_id, since)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -35,7 +36,8 @@ _HELD_OUT = 5  # every fifth session is only measured
 
 It reads up to 50 random events and the state of each sampled session. Every fifth session is not
 trained on, but shows what the dictionary would save. The file is needed as long as there is data
-that was compressed with it: keep it like the data. Nothing stored is changed.""",
+that was compressed with it. It holds parts of the sampled sessions. So keep and protect it like the
+data. Nothing stored is changed.""",
 )
 @click.argument("app_name", metavar="APP")
 @click.option(
@@ -81,7 +83,7 @@ def train_dictionary(
     except (InvalidArgument, ImportError) as error:
         raise CannotStart(f"{error}") from error
     try:
-        with output.open("xb") as file:
+        with open(output, "xb", opener=partial(os.open, mode=0o600)) as file:
             file.write(dictionary)
     except OSError as error:
         raise CannotStart(f"{output}: {error.strerror}") from error
