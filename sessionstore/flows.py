@@ -507,7 +507,6 @@ def get_app_state(ops: Ops, app_name: str) -> Flow[dict[str, Any]]:
     return (yield from read_app_state(ops, app_name))
 
 
-@introducing
 def update_user_state(
     ops: Ops,
     app_name: str,
@@ -517,6 +516,30 @@ def update_user_state(
     if_absent: bool = False,
 ) -> Flow[None]:
     """Set and remove state of the user tier. Nothing is sent if nothing would change."""
+    change = _set_user_state if state else _change_user_state  # removing needs no data key
+    yield from change(ops, app_name, user_id, state, removed, if_absent)
+
+
+@introducing
+def _set_user_state(
+    ops: Ops,
+    app_name: str,
+    user_id: str,
+    state: Mapping[str, Any],
+    removed: Iterable[str],
+    if_absent: bool,
+) -> Flow[None]:
+    return _change_user_state(ops, app_name, user_id, state, removed, if_absent)
+
+
+def _change_user_state(
+    ops: Ops,
+    app_name: str,
+    user_id: str,
+    state: Mapping[str, Any],
+    removed: Iterable[str],
+    if_absent: bool,
+) -> Flow[None]:
     check_bool("if_absent", if_absent)
     owner = TierOwner(app_name, user_id)
     change = encode_change(ops.options.codec, owner, state, removed, tier="user")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from sessionstore import (
     Event,
     EventPage,
     Session,
+    SessionExists,
     SessionNotFound,
     data_keys,
     flows,
@@ -315,3 +317,20 @@ def test_an_operation_keeps_its_name() -> None:
     service = process(MemoryExecutor())
     flow: Any = flows.append_event(service._ops, KEY, Event("user", "x"), None)
     assert flow.__name__ == "append_event"
+
+
+@pytest.mark.parametrize("name", INTRODUCING)
+def test_a_process_that_is_killed_at_any_step_leaves_nothing_unreadable(name: str) -> None:
+    for num_steps in range(6):
+        memory = MemoryExecutor()
+        Steps(INTRODUCING[name](process(memory)._ops), memory).run(num_steps)
+        check_readable(memory)
+        with suppress(SessionExists):
+            drive(INTRODUCING[name](process(memory)._ops), memory)
+        check_readable(memory)
+
+
+def test_removing_state_makes_no_data_key() -> None:
+    memory = MemoryExecutor()
+    process(memory).delete_user_state(APP, USER, "b")
+    assert memory.key_store.keys() == []
