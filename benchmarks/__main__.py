@@ -26,6 +26,7 @@ BENCHES = (
     "bench_fleet_turn",
     "bench_history",
     "bench_memory",
+    "bench_compression",
     "bench_scripts",
     "bench_bytes",
     "bench_in_memory",

@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from .compactor import Compactor
+from .compression import Zstd
 from .errors import (
     BackendError,
     BackendRejected,
@@ -84,6 +85,7 @@ __all__ = [
     "WatchEnd",
     "WatchEntry",
     "Window",
+    "Zstd",
     "__version__",
     "estimate_tokens",
     "register_redis_instance",

@@ -22,10 +22,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from datetime import datetime
+from functools import cache
 from typing import Any, Literal
 
 import msgspec
 
+from .compression import Zstd
 from .errors import CorruptData, InvalidArgument, LimitExceeded
 from .model import Event, JsonEvent, made_defaults
 from .transform import COMPRESSED, ENCRYPTED, Context, Kind, Owner, Transform, Unreadable
@@ -91,7 +93,7 @@ class Codec:
         format: Format = "json",  # noqa: A002  # the natural name of the option
         event_size_limit: int = SIZE_LIMIT,
         value_size_limit: int = SIZE_LIMIT,
-        compression: Transform | None = None,
+        compression: Zstd | None = None,
         encryption: Transform | None = None,
     ) -> None:
         if format not in ("json", "msgpack"):
@@ -105,8 +107,8 @@ class Codec:
         )
         self._event_size_limit = event_size_limit
         self._value_size_limit = value_size_limit
-        self._transforms = [each for each in (compression, encryption) if each is not None]
         self._compression, self._encryption = compression, encryption
+        self._wraps = compression is not None or encryption is not None
         self._as_json = copy(self)
         self._as_json._json = True
         self._as_json._encode = _encode_json
@@ -149,7 +151,7 @@ class Codec:
         if len(data) > limit:
             raise _too_large(path, limit, len(data))
         if isinstance(value, bytes):
-            return self.wrap_value(data, owner, name, kind), value
+            return self.wrap(data, owner, kind, name), value
         try:
             decoded = decode_value(data)
             is_valid = decoded == value and not self._is_too_deep(data, value)
@@ -157,19 +159,16 @@ class Codec:
             is_valid = False
         if not is_valid:
             raise self._value_error(value, path)
-        if self._transforms and not _is_number(value):
-            data = self.wrap_value(data, owner, name, kind)
+        if self._wraps and not _is_number(value):
+            data = self.wrap(data, owner, kind, name)
         return data, decoded
 
-    def wrap_value(self, data: bytes, owner: Owner, name: str, kind: Kind = "state") -> bytes:
+    def wrap(self, data: bytes, owner: Owner, kind: Kind, name: str = "") -> bytes:
         """An encoded value as it is stored."""
-        if not self._transforms:
-            return data
-        return self._wrap(data, _context(owner, kind, name))
-
-    def _wrap(self, data: bytes, context: Context) -> bytes:
-        for transform in self._transforms:
-            data = transform.wrap(data, context)
+        if self._compression is not None:
+            data = self._compression.wrap(data)
+        if self._encryption is not None:
+            data = self._encryption.wrap(data, _context(owner, kind, name))
         return data
 
     def _encode_value(self, value: Any) -> bytes:
@@ -207,9 +206,8 @@ class Codec:
             is_valid = False
         if not is_valid:
             raise self._event_error(event, path)
-        if self._transforms:
-            kind: Kind = "fragment" if event.partial else "event"
-            data = self._wrap(data, _context(owner, kind))
+        if self._wraps:
+            data = self.wrap(data, owner, "fragment" if event.partial else "event")
         return data, decoded
 
     def decode_value(self, data: bytes, owner: Owner, name: str, kind: Kind = "state") -> Any:
@@ -227,13 +225,13 @@ class Codec:
     ) -> list[Event]:
         """Stored events or fragments. ValueError if the bytes of one are not valid."""
         members = list(members)
-        if self._transforms:
+        if self._wraps:
             members = self._unwrap_all(members, owner, kind)
         num_made = next(made_defaults)
         try:
             events = list(map(_decode_event_json, members))  # fast path: most logs are all JSON
         except (ValueError, RecursionError):
-            if not self._transforms:
+            if not self._wraps:
                 members = self._unwrap_all(members, owner, kind)
             events = list(map(decode_event, members))
         if next(made_defaults) != num_made + 1:
@@ -245,23 +243,25 @@ class Codec:
 
     def unwrap(self, data: bytes, owner: Owner, kind: Kind, name: str = "") -> bytes:
         """The encoded value in stored bytes. Unreadable if that is not possible."""
-        if data[:1] not in _WRAPPED:  # fast path
-            return data
-        context = _context(owner, kind, name)
-        if data[:1] == ENCRYPTED:
-            if self._encryption is None:
-                raise Unreadable("it is encrypted: the option encryption is needed")
-            data = self._encryption.unwrap(data, context)
-        if data[:1] == COMPRESSED:
-            if self._compression is None:
-                raise Unreadable("it is compressed: the option compression is needed")
-            data = self._compression.unwrap(data, context)
+        if data[:1] in _WRAPPED:
+            [data] = self._unwrap_all([data], owner, kind, name)
         return data
 
-    def _unwrap_all(self, members: list[bytes], owner: Owner, kind: Kind) -> list[bytes]:
-        return [
-            self.unwrap(data, owner, kind) if data[:1] in _WRAPPED else data for data in members
-        ]
+    def _unwrap_all(
+        self, members: list[bytes], owner: Owner, kind: Kind, name: str = ""
+    ) -> list[bytes]:
+        tags = {data[:1] for data in members}
+        if ENCRYPTED in tags:
+            if self._encryption is None:
+                raise Unreadable("it is encrypted: the option encryption is needed")
+            decrypt, context = self._encryption.unwrap, _context(owner, kind, name)
+            members = [
+                decrypt(data, context) if data[:1] == ENCRYPTED else data for data in members
+            ]
+            tags = {data[:1] for data in members}
+        if COMPRESSED in tags:
+            members = (self._compression or _read_compressed()).unwrap_all(members)
+        return members
 
     def _is_too_deep(self, data: bytes, value: Any) -> bool:
         """Whether a value is nested too deeply. `data` is its encoded form, or contains it."""
@@ -385,6 +385,15 @@ def _children(value: Any) -> Iterable[Any]:
 def _is_number(value: object) -> bool:
     """Whether it is an integer that scripts can add to."""
     return type(value) is int and -(2**53) < value < 2**53
+
+
+@cache
+def _read_compressed() -> Zstd:
+    """Reads what was compressed without a dictionary."""
+    try:
+        return Zstd(read_only=True)
+    except ImportError as error:
+        raise Unreadable(str(error)) from None
 
 
 def _context(owner: Owner, kind: Kind, name: str = "") -> Context:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from .codec import CALL_SIZE_LIMIT, SUMMARY_SIZE_LIMIT, Codec, Format
+from .compression import Zstd
 from .errors import InvalidArgument
 from .keys import Keys, PartitionBy
 from .transform import Transform
@@ -79,7 +80,7 @@ def check_options(
     summary_size_limit: int,
     stream_ttl: Duration | None = None,
     app_state_max_age: Duration | None = None,
-    compression: Transform | None = None,
+    compression: Zstd | None = None,
     encryption: Transform | None = None,
 ) -> Options:
     """The options of a service, checked. InvalidArgument names the option that is not valid."""
@@ -89,7 +90,7 @@ def check_options(
             codec,
             check_int("event_size_limit", event_size_limit, low=1, high=CALL_SIZE_LIMIT),
             check_int("value_size_limit", value_size_limit, low=1, high=CALL_SIZE_LIMIT),
-            compression,
+            _check_compression(compression),
             encryption,
         ),
         session_event_limit=check_event_limit("session_event_limit", session_event_limit),
@@ -166,6 +167,12 @@ def check_milliseconds(name: str, value: object) -> int:
 
 def _check_ttl(name: str, value: Any) -> int:
     return 0 if value is None else check_milliseconds(name, value)
+
+
+def _check_compression(value: object) -> Zstd | None:
+    if value is not None and not isinstance(value, Zstd):
+        raise InvalidArgument(f"compression must be a Zstd, not {type(value).__name__}")
+    return value
 
 
 def check_wait_replicas(value: object, call_timeout_s: float) -> tuple[int, float] | None:

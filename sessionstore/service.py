@@ -13,6 +13,7 @@ from msgspec import UNSET
 from . import flows, history, live, restore
 from .calls import AsyncExecutor, Flow, Observer, R
 from .codec import Format
+from .compression import Zstd
 from .drive import drive_async
 from .instances import address_to_show
 from .keys import PartitionBy
@@ -1216,6 +1217,8 @@ class RedisSessionService(SessionService):
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
             Every service reads both.
+        compression: a Zstd compresses what is written, with dictionaries that were trained on such
+            data, and reads what was compressed with them; None = compress nothing.
         partition_by: what shares a cluster slot: the keys of a "user" or of an "app". With "user",
             in a cluster, creating a session and writing `app:` state take one or two round trips
             more.
@@ -1250,6 +1253,7 @@ class RedisSessionService(SessionService):
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
         codec: Format = "json",
+        compression: Zstd | None = None,
         partition_by: PartitionBy = "user",
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
@@ -1270,6 +1274,7 @@ class RedisSessionService(SessionService):
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,
             codec=codec,
+            compression=compression,
             partition_by=partition_by,
             event_size_limit=event_size_limit,
             value_size_limit=value_size_limit,
@@ -1311,6 +1316,7 @@ class InMemorySessionService(SessionService):
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
+        compression: a Zstd compresses what is written; None = compress nothing.
         partition_by: "user" or "app"; only affects the names of keys.
         event_size_limit: maximum size of an encoded event, in bytes; at most 64 MiB.
         value_size_limit: maximum size of an encoded state value, in bytes, likewise.
@@ -1336,6 +1342,7 @@ class InMemorySessionService(SessionService):
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
         codec: Format = "json",
+        compression: Zstd | None = None,
         partition_by: PartitionBy = "user",
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
@@ -1353,6 +1360,7 @@ class InMemorySessionService(SessionService):
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,
             codec=codec,
+            compression=compression,
             partition_by=partition_by,
             event_size_limit=event_size_limit,
             value_size_limit=value_size_limit,

@@ -1,4 +1,4 @@
-"""What may stand between encoded values and stored bytes: compression, then encryption.
+"""What may be done to encoded values before they are stored: compression, then encryption.
 
 The first byte of stored bytes tells what was done to them: COMPRESSED, ENCRYPTED, or nothing. What
 is encrypted may be compressed; neither is done twice.
@@ -50,7 +50,7 @@ class Context(NamedTuple):
 
 
 class Transform(Protocol):
-    """Changes encoded values before they are stored, and back.
+    """Changes encoded and perhaps compressed values before they are stored, and back.
 
     It is deterministic: equal values with an equal context give equal bytes. So a repeat of an
     append finds its event.

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.clock import Clock, pass_time
+from support.compression import COMPRESSION
 from support.servers import Group, Server, Servers, server_paths
 from support.services import WITH_TTL, Awaited, ServiceFactory
 
@@ -32,6 +33,8 @@ ROUTED: dict[str, dict[str, Any]] = {
 }
 # A single server, and a user with no more rights than the ACL line of lua/README.md grants.
 LEAST_PRIVILEGE = "least_privilege-async"
+# In memory, with everything compressed that becomes smaller.
+COMPRESSED = "compressed-async"
 # Backends on which the app tier has its own slot, so a script cannot use it with other keys.
 APP_IN_OWN_SLOT = {"cluster-async", "cluster-sync"}
 
@@ -57,6 +60,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = list(server_paths(metafunc.config.getoption("--server")))
     if "backend" in metafunc.fixturenames:
         backends: list[Any] = ["memory-async", "memory-sync"]
+        if "make_service" in metafunc.fixturenames:
+            backends.append(COMPRESSED)
         for name in names:
             backends += [f"{name}-async", f"{name}-sync"]
         if bundled_server():
@@ -166,7 +171,7 @@ def backend(
 ) -> Iterator[tuple[str, Server | None]]:
     """The mode of a service ("async" or "sync") and its empty server, None for memory."""
     name, _, mode = request.param.rpartition("-")
-    if name == "memory":
+    if name == "memory" or request.param == COMPRESSED:
         yield mode, None
         return
     found: Server
@@ -215,7 +220,8 @@ async def make_service(
     Services in memory share nothing with each other, so a test makes only one.
     """
     mode, server = backend
-    needed = ROUTED.get(request.node.callspec.params["backend"], {})
+    name = request.node.callspec.params["backend"]
+    needed = {"compression": COMPRESSION} if name == COMPRESSED else ROUTED.get(name, {})
     async with AsyncExitStack() as stack:
 
         def make(**options: Any) -> Any:

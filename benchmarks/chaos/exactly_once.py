@@ -34,11 +34,13 @@ from sessionstore import (
     Session,
     SessionKey,
     StaleVersion,
+    Zstd,
 )
 
 from ..results import table
 from ..rigs.nodes import CONFIG, Node, Unsettled, bundled_server, free_ports, wait_until
 from ..rigs.proxy import Direction, Proxy
+from .compressed import add_option, compression_for, named_events
 from .fleet import Threads
 from .history import Change, Kind, Made, SearchTooLong, Stored, Unexplained, explain, shown
 
@@ -303,10 +305,13 @@ def _contents(session: Session) -> tuple[tuple[str, ...], tuple[tuple[str, Any],
 class _Fuzz:
     """Agents, the proxy in front of their server, and the comparison after each round."""
 
-    def __init__(self, node: Node, proxy: Proxy, outcome: Outcome, seed: int) -> None:
+    def __init__(
+        self, node: Node, proxy: Proxy, outcome: Outcome, seed: int, compression: Zstd | None
+    ) -> None:
         self._node = node
         self._proxy = proxy
         self._outcome = outcome
+        self._compression = compression
         self._random = random.Random(f"exactly once {seed}")
         self._sessions: list[_Shared] = []
         self._agents: list[_Agent] = []
@@ -315,7 +320,11 @@ class _Fuzz:
         """Create the sessions, and agents that use four services for each kind of session."""
         direct = await stack.enter_async_context(self._direct_service())
         for event_limit, has_pops in _KINDS:
-            options: dict[str, Any] = {"session_event_limit": event_limit, "session_ttl": 3600}
+            options: dict[str, Any] = {
+                "session_event_limit": event_limit,
+                "session_ttl": 3600,
+                "compression": self._compression,
+            }
             url = self._proxy.url
             threads = sessionstore.sync.RedisSessionService(url, **options)
             services: list[Any] = [RedisSessionService(url, **options) for _ in range(3)]
@@ -337,7 +346,8 @@ class _Fuzz:
         await direct.aclose()
 
     def _direct_service(self) -> RedisSessionService:
-        return RedisSessionService(f"redis://127.0.0.1:{self._node.port}")
+        url = f"redis://127.0.0.1:{self._node.port}"
+        return RedisSessionService(url, compression=self._compression)
 
     async def run_round(self) -> None:
         """Let every agent make some calls, and compare every session with them."""
@@ -402,7 +412,9 @@ class _Fuzz:
             self._outcome.violations.append("\n".join(lines))
 
 
-async def run(program: str, *, seed: int, operations: int, agents: int = 240) -> Outcome:
+async def run(
+    program: str, *, seed: int, operations: int, agents: int = 240, compression: bool = False
+) -> Outcome:
     """Run agents until they have made this many calls.
 
     Args:
@@ -410,6 +422,7 @@ async def run(program: str, *, seed: int, operations: int, agents: int = 240) ->
         seed: of all random choices. Time is not repeated.
         operations: the number of calls; the last round is finished.
         agents: number of agents; four share a session.
+        compression: the services compress all they can.
 
     Raises:
         SessionStoreError: a call raised what no cut connection can cause.
@@ -421,7 +434,8 @@ async def run(program: str, *, seed: int, operations: int, agents: int = 240) ->
         await asyncio.to_thread(node.wait_for_answer)
         with Proxy(node.port) as proxy, _RetryCounter(outcome):
             async with AsyncExitStack() as stack:
-                fuzz = _Fuzz(node, proxy, outcome, seed)
+                zstd = compression_for(named_events()) if compression else None
+                fuzz = _Fuzz(node, proxy, outcome, seed, zstd)
                 await fuzz.add_agents(agents, stack)
                 while outcome.calls.total() < operations:
                     await fuzz.run_round()
@@ -460,6 +474,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--operations", type=int, default=50_000, help="number of calls")
     parser.add_argument("--agents", type=int, default=240, help="four share a session")
     parser.add_argument("--server", metavar="PATH", help="redis-server or valkey-server")
+    add_option(parser)
     arguments = parser.parse_args(argv)
     bundled = bundled_server()
     program = arguments.server or (bundled and bundled.path)
@@ -472,6 +487,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=arguments.seed,
             operations=arguments.operations,
             agents=arguments.agents,
+            compression=arguments.compression,
         )
     )
     print(as_text(outcome))

@@ -26,12 +26,13 @@ from typing import Any
 import msgspec
 
 import sessionstore.sync
-from sessionstore import RedisSessionService
+from sessionstore import RedisSessionService, Zstd
 
 from ..rigs.addresses import MovingAddress
 from ..rigs.clusters import Cluster, SentinelGroup
 from ..rigs.nodes import Group
 from . import faults
+from .compressed import add_option, compression_for, numbered_events
 from .fleet import CALM, Fleet, Threads
 from .report import Outcome, Plan, as_table, as_text, judge, judge_stalls
 
@@ -67,6 +68,7 @@ async def run_fleet(
     seconds: float,
     agents: int,
     pause_s: float = 0.05,
+    compression: Zstd | None = None,
 ) -> Outcome:
     """Run a fleet while faults happen, each at least once; then audit it.
 
@@ -79,6 +81,7 @@ async def run_fleet(
         seconds: no fault starts after this time, except in the first round.
         agents: number of agents.
         pause_s: mean pause of an agent between two turns.
+        compression: an option of the services.
     """
     chosen = random.Random(f"{seed}-{plan.name}")
     outcome = Outcome(plan.name, plan.may_lose, group.timeout_s)
@@ -86,6 +89,7 @@ async def run_fleet(
         "session_event_limit": None,
         "call_timeout": _CALL_TIMEOUT_S,
         "partition_by": plan.partition_by,
+        "compression": compression,
     }
     if plan.wait_replicas:
         options["wait_replicas"] = plan.wait_replicas
@@ -144,7 +148,9 @@ async def _run_faults(
 # -- the command ---------------------------------------------------------------------------------
 
 
-async def run_all(seed: int, seconds: float, agents: int) -> list[Outcome]:
+async def run_all(
+    seed: int, seconds: float, agents: int, compression: Zstd | None
+) -> list[Outcome]:
     """All fleets, one after the other, with equal shares of the time."""
     share = seconds / len((*CLUSTER_PLANS, *SENTINEL_PLANS, *ADDRESS_PLANS))
     config = {"appendonly": "yes", "appendfsync": "always"}
@@ -159,7 +165,9 @@ async def run_all(seed: int, seconds: float, agents: int) -> list[Outcome]:
         await asyncio.to_thread(group.start)
         try:
             for plan in plans:
-                outcome = await run_fleet(group, plan, seed=seed, seconds=share, agents=agents)
+                outcome = await run_fleet(
+                    group, plan, seed=seed, seconds=share, agents=agents, compression=compression
+                )
                 judge_stalls(outcome, plan)
                 outcomes.append(outcome)
                 print(as_text(outcome), flush=True)
@@ -177,11 +185,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=180.0, help="time for all fleets")
     parser.add_argument("--agents", type=int, default=200, help="agents in a fleet")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    add_option(parser)
     arguments = parser.parse_args(argv)
+    zstd = compression_for(numbered_events()) if arguments.compression else None
 
     async def bounded() -> list[Outcome]:
         async with asyncio.timeout(arguments.seconds + _EXTRA_S):
-            return await run_all(arguments.seed, arguments.seconds, arguments.agents)
+            return await run_all(arguments.seed, arguments.seconds, arguments.agents, zstd)
 
     print(f"# chaos: seed {arguments.seed}, {arguments.agents} agents", flush=True)
     outcomes = asyncio.run(bounded())

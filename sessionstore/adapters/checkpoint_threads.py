@@ -462,7 +462,7 @@ class Thread:
         return self._wrap_part(field, value)
 
     def _wrap_part(self, field: bytes, value: bytes) -> bytes:
-        return self.ops.options.codec.wrap_value(value, self.key, field[1:].decode())
+        return self.ops.options.codec.wrap(value, self.key, "state", field[1:].decode())
 
     def _unwrap_all(self, field: bytes, value: bytes) -> bytes:
         if stored.is_of_entries(field):

@@ -11,7 +11,7 @@ import click
 
 from ..sync import SessionService
 from .archive import write_line
-from .opened import counted, opened_service, print_json, store_options
+from .opened import counted, dictionary_option, opened_service, print_json, store_options
 from .progress import watched
 from .store import redact_url
 from .transfer import Counts, described, read_store, write
@@ -69,6 +69,8 @@ def export(
     """Run the command; the help text is above."""
     num_sessions = 0
     to_stdout = str(output) == "-"
+    if not to_stdout:
+        click.echo(f"Exporting to {output} ...", err=True)
     file: BinaryIO = sys.stdout.buffer if to_stdout else output.open("wb")
     try:
         found = read_store(service, app_name, user_id, session_id, since)
@@ -92,8 +94,9 @@ A second run picks up what has changed: it replaces a copied session by its late
 once while agents write, stop them, and copy again. A session that was written in TARGET since it
 was copied is not replaced. A session that is deleted meanwhile stays in TARGET.
 
-TARGET must be another server, or have another --target-key-prefix. --json prints a line for each
-session, with a checksum.
+TARGET must be another server, or have another --target-key-prefix. Values are written to TARGET as
+its options say: --target-dictionary compresses them, or without it they are not compressed there.
+--json prints a line for each session, with a checksum.
 
 Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written by others.""",
 )
@@ -123,6 +126,7 @@ Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written b
     metavar="SECONDS",
     help="TTL of the sessions in TARGET; without it they do not expire.",
 )
+@dictionary_option("--target-dictionary", "The first one compresses what is written to TARGET.")
 @store_options
 @click.pass_context
 def copy(
@@ -135,6 +139,7 @@ def copy(
     target_partition_by: Any,
     target_codec: Any,
     target_ttl: float | None,
+    target_dictionary: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Run the command; the help text is above."""
@@ -147,6 +152,7 @@ def copy(
         "partition_by": target_partition_by,
         "codec": target_codec,
         "session_ttl": target_ttl,
+        "dictionary": target_dictionary,
     }
     with opened_service(target, **options) as to:
         for archived in watched(read_store(service, app_name, user_id), "lines", lines=True):

@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ..drive import drive
+from ..errors import BackendRejected
 from ..keys import StoredKey
 from ..listing import list_sessions
-from ..model import Session, SessionKey
+from ..model import Session, SessionKey, SessionPage
 from ..ops import ids_of
 from ..sync import SessionService
 from ..times import from_us
-from .keyspace import ask, ask_each, memory_of, places, scan
+from .keyspace import ask, ask_each, places, scan
 from .opened import print_json, show_bytes, show_time, store_options
 from .progress import watched
 
@@ -59,10 +60,8 @@ def ls(
     elif user_id is None:
         _show(_users(service, app_name, limit, after), as_json)
     else:
-        # Not service.list_sessions, which removes expired sessions from the index.
-        flow = list_sessions(service._ops, app_name, user_id, limit, 0, 0, after, prunes=False)
-        page = drive(flow, service._executor)
-        _show([describe_session(service, session) for session in page], as_json)
+        page = read_sessions(service, app_name, user_id, limit, after)
+        _show(describe_sessions(service, page), as_json)
         if page.cursor is not None:
             click.echo(f"More: --after '{page.cursor}'", err=True)
 
@@ -127,6 +126,14 @@ def _users(
         click.echo(f"More: --after '{users[limit - 1]}'", err=True)
 
 
+def read_sessions(
+    service: SessionService, app_name: str, user_id: str, limit: int, after: str | None
+) -> SessionPage:
+    """A page of `list_sessions` that leaves expired sessions in the index."""
+    flow = list_sessions(service._ops, app_name, user_id, limit, 0, 0, after, prunes=False)
+    return drive(flow, service._executor)
+
+
 class Size(NamedTuple):
     """What a session takes on the server, and when it expires."""
 
@@ -136,22 +143,42 @@ class Size(NamedTuple):
 
 def size_of(service: SessionService, key: SessionKey) -> Size:
     """The memory and the deadline of a session."""
-    session, events, *_ = service._ops.options.keys.session(*ids_of(key))
-    num_bytes = memory_of(service, session, events)
-    [deadline_ms] = ask(service, ("PEXPIRETIME", session))
-    return Size(num_bytes, from_us(deadline_ms * 1000) if deadline_ms > 0 else None)
+    [size] = sizes_of(service, [key])
+    return size
 
 
-def describe_session(service: SessionService, session: Session) -> dict[str, Any]:
-    """A row of a list of sessions: id, number of events, bytes, last update and deadline."""
-    size = size_of(service, session.key)
-    return {
-        "session": session.id,
-        "events": session.event_count,
-        "bytes": size.num_bytes,
-        "updated": session.updated_at,
-        "expires": size.expires_at,
-    }
+def sizes_of(service: SessionService, sessions: list[SessionKey]) -> list[Size]:
+    """The memory and the deadline of sessions of a user, in two round trips."""
+    if not sessions:
+        return []
+    keys = [service._ops.options.keys.session(*ids_of(key)) for key in sessions]
+    deadlines_ms = ask(service, *(("PEXPIRETIME", each.session) for each in keys))
+    num_bytes: list[int | None]
+    try:
+        usages = [("MEMORY", "USAGE", key) for each in keys for key in each[:2]]
+        found = [size or 0 for size in ask(service, *usages, slot=keys[0].session)]
+        num_bytes = [sum(pair) for pair in zip(found[::2], found[1::2], strict=True)]
+    except BackendRejected:
+        num_bytes = [None] * len(keys)
+    return [
+        Size(size, from_us(deadline_ms * 1000) if deadline_ms > 0 else None)
+        for size, deadline_ms in zip(num_bytes, deadlines_ms, strict=True)
+    ]
+
+
+def describe_sessions(service: SessionService, sessions: list[Session]) -> list[dict[str, Any]]:
+    """Rows of a list of sessions of a user: id, events, bytes, last update and deadline."""
+    sizes = sizes_of(service, [session.key for session in sessions])
+    return [
+        {
+            "session": session.id,
+            "events": session.event_count,
+            "bytes": size.num_bytes,
+            "updated": session.updated_at,
+            "expires": size.expires_at,
+        }
+        for session, size in zip(sessions, sizes, strict=True)
+    ]
 
 
 def _show(rows: Iterable[dict[str, Any]], as_json: bool) -> None:

@@ -1,8 +1,9 @@
-"""The store of commands that look at existing data: --url, --key-prefix, --partition-by, --json."""
+"""The store of commands that look at existing data: --url, --key-prefix, --partition-by,
+--dictionary, --json."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import wraps
@@ -11,12 +12,16 @@ from typing import Any, TypeVar
 import click
 
 from ..codec import CALL_SIZE_LIMIT
+from ..compression import Zstd
 from ..errors import InvalidArgument, SessionStoreError
 from ..sync import RedisSessionService, SessionService
 from .store import CannotStart, redact_url
 from .transcript import to_json
 
 _SIZE_LIMITS = ("event_size_limit", "value_size_limit", "summary_size_limit")
+
+CONNECTION_OPTIONS = ("key_prefix", "partition_by", "dictionary")
+"""The parameters that `connection_options` adds and `opened_service` takes, beside the URL."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,7 +35,7 @@ def store_options(command: F) -> F:
     @connection_options
     @wraps(command)
     def with_service(*, url: str, as_json: bool, **values: Any) -> Any:
-        options = {name: values.pop(name) for name in ("key_prefix", "partition_by")}
+        options = {name: values.pop(name) for name in CONNECTION_OPTIONS}
         for name, option in (("ttl", "session_ttl"), ("codec", "codec")):
             if name in values:
                 options[option] = values.pop(name)
@@ -41,7 +46,7 @@ def store_options(command: F) -> F:
 
 
 def connection_options(command: F) -> F:
-    """Give a command `url`, `key_prefix`, `partition_by` and `as_json`."""
+    """Give a command `url`, `as_json` and CONNECTION_OPTIONS."""
 
     @click.option(
         "--url",
@@ -58,6 +63,7 @@ def connection_options(command: F) -> F:
         show_default=True,
         help="The option of the services that wrote the data.",
     )
+    @dictionary_option("--dictionary", "The first one compresses what is written.")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
     @wraps(command)
     def with_url(*, url: str | None, **values: Any) -> Any:
@@ -68,15 +74,35 @@ def connection_options(command: F) -> F:
     return with_url  # type: ignore[return-value]  # click adds the options
 
 
+def dictionary_option(name: str, use: str) -> Callable[[F], F]:
+    """An option that names dictionaries of compressed data."""
+    return click.option(
+        name,
+        multiple=True,
+        type=click.Path(exists=True, dir_okay=False),
+        metavar="FILE",
+        help=f"A dictionary of compressed values, repeatable. {use}",
+    )
+
+
+def service_options(*, dictionary: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+    """The options of a service that the options of a command stand for.
+
+    It changes no TTL by reading, and stores values of any size: other services have accepted them.
+    """
+    try:
+        compression = Zstd(dictionaries=dictionary) if dictionary else None
+    except (InvalidArgument, ImportError) as error:
+        raise click.UsageError(f"{error}.") from error
+    sizes = dict.fromkeys(_SIZE_LIMITS, CALL_SIZE_LIMIT)
+    return {"refresh_ttl_on_read": False, "compression": compression, **sizes, **options}
+
+
 @contextmanager
 def opened_service(url: str, **options: Any) -> Iterator[SessionService]:
-    """A service that changes no TTL by reading. Its errors become one sentence and status 2.
-
-    It stores values of any size: other services have accepted them.
-    """
-    sizes: Any = dict.fromkeys(_SIZE_LIMITS, CALL_SIZE_LIMIT)
+    """A service of the command line. Its errors become one sentence and status 2."""
     try:
-        service = RedisSessionService(url, refresh_ttl_on_read=False, **sizes, **options)
+        service = RedisSessionService(url, **service_options(**options))
     except InvalidArgument as error:
         raise click.UsageError(f"{error}.") from error
     with service:

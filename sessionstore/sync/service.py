@@ -14,6 +14,7 @@ from msgspec import UNSET
 from .. import flows, history, live, restore
 from ..calls import Flow, Observer, R, SyncExecutor
 from ..codec import Format
+from ..compression import Zstd
 from ..drive import drive
 from ..instances import address_to_show
 from ..keys import PartitionBy
@@ -1207,6 +1208,8 @@ class RedisSessionService(SessionService):
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
             Every service reads both.
+        compression: a Zstd compresses what is written, with dictionaries that were trained on such
+            data, and reads what was compressed with them; None = compress nothing.
         partition_by: what shares a cluster slot: the keys of a "user" or of an "app". With "user",
             in a cluster, creating a session and writing `app:` state take one or two round trips
             more.
@@ -1241,6 +1244,7 @@ class RedisSessionService(SessionService):
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
         codec: Format = "json",
+        compression: Zstd | None = None,
         partition_by: PartitionBy = "user",
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
@@ -1261,6 +1265,7 @@ class RedisSessionService(SessionService):
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,
             codec=codec,
+            compression=compression,
             partition_by=partition_by,
             event_size_limit=event_size_limit,
             value_size_limit=value_size_limit,
@@ -1302,6 +1307,7 @@ class InMemorySessionService(SessionService):
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
+        compression: a Zstd compresses what is written; None = compress nothing.
         partition_by: "user" or "app"; only affects the names of keys.
         event_size_limit: maximum size of an encoded event, in bytes; at most 64 MiB.
         value_size_limit: maximum size of an encoded state value, in bytes, likewise.
@@ -1327,6 +1333,7 @@ class InMemorySessionService(SessionService):
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
         codec: Format = "json",
+        compression: Zstd | None = None,
         partition_by: PartitionBy = "user",
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
@@ -1344,6 +1351,7 @@ class InMemorySessionService(SessionService):
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,
             codec=codec,
+            compression=compression,
             partition_by=partition_by,
             event_size_limit=event_size_limit,
             value_size_limit=value_size_limit,

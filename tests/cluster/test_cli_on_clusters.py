@@ -97,6 +97,33 @@ def test_the_doctor_names_a_replica_that_lags(
         replica.cont()
 
 
+@pytest.mark.parametrize("by_app", [False, True])
+def test_a_store_is_copied_to_a_cluster_and_back(
+    cluster: Cluster, sentinel_group: SentinelGroup, by_app: bool
+) -> None:
+    partition = "app" if by_app else "user"
+    with RedisSessionService(sentinel_group.url, session_ttl=3600, codec="msgpack") as service:
+        for number in range(10):
+            session = service.create_session(
+                app_name="shop", user_id=f"u{number}", state={"app:x": b"1", "user:y": [b"2"]}
+            )
+            service.append_event(session, Event("user", {1: b"mug"}, state_increments={"n": 1}))
+
+    def copy(source: str, target: str, *options: str) -> list[str]:
+        done = run(source, "copy", target, "--target-ttl", "3600", *options)
+        assert done[0] == 0
+        return [line["status"] for line in done[1]]
+
+    there = ("--target-partition-by", partition, "--target-key-prefix", "c:")
+    back = ("--partition-by", partition, "--key-prefix", "c:", "--target-key-prefix", "b:")
+    assert copy(sentinel_group.url, cluster.url, *there) == ["written"] * 10
+    assert copy(sentinel_group.url, cluster.url, *there) == ["unchanged"] * 10
+    assert copy(cluster.url, sentinel_group.url, *back) == ["written"] * 10
+    first = run(sentinel_group.url, "export")[1]
+    assert run(sentinel_group.url, "export", "--key-prefix", "b:")[1] == first
+    assert len(first) == 21  # the state of the application, and of ten users with a session each
+
+
 @pytest.mark.parametrize("kind", ["cluster", "sentinel_group"])
 def test_the_inspector_sees_the_data_of_all_primaries(
     request: pytest.FixtureRequest, kind: str

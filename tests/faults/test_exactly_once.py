@@ -16,9 +16,14 @@ _OPERATIONS = 2000
 
 
 @pytest.mark.timeout(90)  # several times the usual time
-async def test_every_call_does_what_it_announces(server: Server) -> None:
+@pytest.mark.parametrize("compression", [False, True], ids=["plain", "compressed"])
+async def test_every_call_does_what_it_announces(server: Server, compression: bool) -> None:
     outcome = await exactly_once.run(
-        server.embedded.executable, seed=7, operations=_OPERATIONS, agents=120
+        server.embedded.executable,
+        seed=7,
+        operations=_OPERATIONS,
+        agents=120,
+        compression=compression,
     )
     assert outcome.violations == []
     assert outcome.too_long == 0

@@ -72,6 +72,7 @@ def make_options(**changes: Any) -> Options:
         "refresh_ttl_on_read": True,
         "key_prefix": "",
         "codec": "json",
+        "compression": None,
         "partition_by": "user",
         "event_size_limit": 1 << 20,
         "value_size_limit": 1 << 20,

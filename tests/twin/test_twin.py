@@ -31,6 +31,7 @@ from hypothesis.stateful import (
 from msgspec import UNSET, structs
 from session_model import TOLERANCE_MS, Model, Refused, Settings, Stored, microseconds
 from support.clock import pass_time
+from support.compression import COMPRESSION, READING, plain
 from support.servers import Server
 from support.watching import fragments
 
@@ -67,7 +68,7 @@ from sessionstore.twin import MemoryExecutor
 DAY_MS = 86_400_000
 NUM_EVENTS = 10
 
-# Services that share what they store. The third does not refresh on reads.
+# Services that share what they store. The second compresses, the third does not refresh on reads.
 SERVICES = (
     Settings(3, DAY_MS, 2 * DAY_MS, 3 * DAY_MS, True, "json"),
     Settings(0, 0, 0, 0, True, "msgpack"),
@@ -177,6 +178,7 @@ def make_ops(chosen: Settings) -> Ops:
             refresh_ttl_on_read=chosen.refresh_on_read,
             key_prefix="",
             codec="json" if chosen.codec == "json" else "msgpack",
+            compression=READING if chosen.codec == "json" else COMPRESSION,
             partition_by="user",
             event_size_limit=1 << 20,
             value_size_limit=1 << 20,
@@ -1023,7 +1025,7 @@ class TwinMachine(RuleBasedStateMachine):
             assert (b"c" in header.get(b"flags", b"")) == (summary is not None)
             positions = [(entry.position, entry.event) for entry in stored.log]
             log = real[names.events][2] if stored.log else []
-            assert [(score, decode_event(member)) for member, score in log] == positions
+            assert [(score, decode_event(plain(member))) for member, score in log] == positions
         for user, tier in self.model.users.items():
             name = spelled.user(*user).user
             expected_keys.add(name)
@@ -1041,7 +1043,10 @@ class TwinMachine(RuleBasedStateMachine):
             assert kept.deadline is not None
             assert _is_near(deadline_ms, kept.deadline)
             found = [
-                [decode_event(data) for data in msgspec.msgpack.decode(member.split(b" ", 4)[4])]
+                [
+                    decode_event(plain(data))
+                    for data in msgspec.msgpack.decode(member.split(b" ", 4)[4])
+                ]
                 for member, _ in members
                 if member[:1] != b"\0"
             ]
@@ -1071,7 +1076,7 @@ def _parts(key: SessionKey) -> tuple[str, str, str]:
 
 
 def _decoded(fields: dict[bytes, bytes]) -> dict[str, Any]:
-    return {name.decode(): decode_value(value) for name, value in fields.items()}
+    return {name.decode(): decode_value(plain(value)) for name, value in fields.items()}
 
 
 def _is_near(left: int, right: int) -> bool:

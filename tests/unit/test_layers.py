@@ -17,7 +17,7 @@ PACKAGE = Path(sessionstore.__file__).parent
 # each other.
 LAYERS: list[set[str]] = [
     {"app_copies", "errors", "times", "scripts", "tiers_in_use", "transform"},
-    {"model"},
+    {"model", "compression"},
     {"keys", "codec", "calls", "instances", "summaries"},
     {"drive"},
     {"tiers", "options"},
@@ -44,7 +44,8 @@ RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 LIBRARIES = {
     "redis": {"transport"},
     "hiredis": {"transport"},
-    "msgspec": set(RANKS) - {"errors", "times", "transform", "embedded"},
+    "zstandard": {"compression"},
+    "msgspec": set(RANKS) - {"errors", "times", "transform", "compression", "embedded"},
     "click": {"cli"},
     "opentelemetry": {"telemetry"},
     "rich": {"cli"},

@@ -68,6 +68,7 @@ BAD_OPTIONS: list[tuple[str, Any]] = [
     *(("app_state_max_age", value) for value in NO_TTLS),
     *(("refresh_ttl_on_read", value) for value in (None, 0, 1, "yes")),
     *(("key_prefix", value) for value in ("{", "a}b", None, b"x", 5, "x" * 257, "\ud800")),
+    *(("compression", value) for value in ("zstd", True, b"", 3)),
     *(("codec", value) for value in ("", "JSON", "pickle", None, b"json")),
     *(("partition_by", value) for value in ("", "session", None, "User")),
 ]
@@ -97,6 +98,7 @@ def test_a_bad_option_is_refused_by_name(kind: str, name: str, value: Any) -> No
         {"session_ttl": 3600, "refresh_ttl_on_read": False},
         {"key_prefix": "team:agents:"},
         {"codec": "msgpack", "partition_by": "app"},
+        {"compression": sessionstore.Zstd(level=19)},
         {"event_size_limit": 1, "value_size_limit": 1, "summary_size_limit": 1},
         {"event_size_limit": 64 << 20, "value_size_limit": 64 << 20},
     ],

@@ -6,11 +6,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from support.compression import COMPRESSION
 from support.services import make_options
 
 from sessionstore import CorruptData, Event, InMemorySessionService, SessionKey, SessionService
+from sessionstore.codec import Codec
 from sessionstore.ops import Ops
-from sessionstore.transform import Context, Unreadable
+from sessionstore.transform import COMPRESSED, ENCRYPTED, Context, Unreadable
 from sessionstore.twin import AsyncMemoryExecutor, MemoryExecutor
 
 KEY = SessionKey("app", "user", "sid")
@@ -20,13 +22,14 @@ OWNER: dict[str, Any] = {"app_name": "app", "user_id": "user"}
 class Sealing:
     """Stores values with their context, and reads them only in the same one."""
 
-    def __init__(self, tag: bytes) -> None:
-        self.tag = tag
+    def __init__(self) -> None:
         self.contexts: set[Context] = set()
+        self.num_compressed = 0
 
     def wrap(self, data: bytes, context: Context) -> bytes:
         self.contexts.add(context)
-        return self.tag + msgspec.msgpack.encode((context, data))
+        self.num_compressed += data[:1] == COMPRESSED
+        return ENCRYPTED + msgspec.msgpack.encode((context, data))
 
     def unwrap(self, data: bytes, context: Context) -> bytes:
         sealed, inner = msgspec.msgpack.decode(data[1:], type=tuple[Context, bytes])
@@ -36,10 +39,11 @@ class Sealing:
 
 
 def sealing_service() -> tuple[SessionService, Sealing]:
-    inner, outer = Sealing(b"\x02"), Sealing(b"\x03")
-    options = make_options(compression=inner, encryption=outer)
+    seal = Sealing()
+    codec = Codec("json", compression=COMPRESSION, encryption=seal)
+    options = msgspec.structs.replace(make_options(), codec=codec)
     memory = MemoryExecutor.of(options, None, None)
-    return SessionService(Ops(options), AsyncMemoryExecutor(memory)), inner
+    return SessionService(Ops(options), AsyncMemoryExecutor(memory)), seal
 
 
 async def test_what_is_written_is_read_in_the_same_context() -> None:
@@ -76,6 +80,7 @@ async def test_what_is_written_is_read_in_the_same_context() -> None:
         **OWNER, session_id="restored", events=events, state={"a": 0.5}, summary=found.summary
     )
     assert restored.state["a"] == 0.5
+    assert seal.num_compressed > 10
     assert seal.contexts == {
         Context("app", "user", "event", ""),
         Context("app", "user", "fragment", ""),

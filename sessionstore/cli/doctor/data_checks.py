@@ -146,7 +146,8 @@ def findings_of(damage: Damage) -> Iterator[Finding]:
             "unreadable values",
             damage.unreadable,
             "Reads raise CorruptData.",
-            "Give this command and the services what the values need, named here.",
+            "If something is needed, give it to this command and to the services. "
+            "Otherwise restore the session from a backup, or delete it.",
         ),
     ):
         yield error(check, str(found), why, fix) if found.count else ok(check, "none")

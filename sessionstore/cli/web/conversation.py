@@ -49,7 +49,6 @@ class ShownEvent(msgspec.Struct, frozen=True):
         at: when it happened, in the local zone.
         run: its invocation_id.
         branch: its branch.
-        id: its id.
         parts: the content.
         details: what else it holds.
         num_left: parts that are not shown.
@@ -63,7 +62,6 @@ class ShownEvent(msgspec.Struct, frozen=True):
     at: datetime
     run: str
     branch: str
-    id: str
     parts: list[Part]
     details: list[Part]
     num_left: int = 0
@@ -88,22 +86,17 @@ class Budget:
         return self._left >= 0
 
 
-def shown_events(
-    positions: Iterable[int], events: Iterable[Event], budget: Budget | None = None
-) -> list[ShownEvent]:
+def shown_events(positions: Iterable[int], events: Iterable[Event]) -> list[ShownEvent]:
     """Events of a session, one after another."""
-    budget = budget or Budget()
+    budget = Budget()
     shown: list[ShownEvent] = []
     for position, event in zip(positions, events, strict=True):
         starts_run = bool(shown) and shown[-1].run != event.invocation_id
-        shown.append(shown_event(position, event, budget, starts_run))
+        shown.append(_shown_event(position, event, budget, starts_run))
     return shown
 
 
-def shown_event(
-    position: int, event: Event, budget: Budget, starts_run: bool = False
-) -> ShownEvent:
-    """One event."""
+def _shown_event(position: int, event: Event, budget: Budget, starts_run: bool) -> ShownEvent:
     pieces = _pieces(event.content)
     role = event.content.get("role") if isinstance(event.content, Mapping) else None
     role = role if isinstance(role, str) else ""
@@ -123,7 +116,6 @@ def shown_event(
         at=event.timestamp.astimezone(),
         run=event.invocation_id,
         branch=event.branch,
-        id=event.id,
         parts=[_part(piece, budget) for piece in pieces[:_PARTS_LIMIT]],
         details=list(_details(event)),
         num_left=max(len(pieces) - _PARTS_LIMIT, 0),

@@ -17,10 +17,11 @@ from ...errors import (
     SessionStoreError,
 )
 from ...model import SessionKey
+from ...replies import members_with_scores
 from ...sync import SessionService
 from ...times import from_us
-from ..keyspace import Node, ask, places, primaries
-from ..ls import describe_session
+from ..keyspace import Node, ask, ask_each, places, primaries
+from ..ls import describe_sessions, read_sessions
 from .access import Access
 from .addresses import address, ids_in
 from .conversation import ShownEvent, value_parts
@@ -118,15 +119,20 @@ class Pages:
         self.survey.keys.start(again="again" in request.query_params)
         text, after = request.query_params.get("text", ""), request.query_params.get("after")
         found, num_found = self.survey.keys.users(app_name, text, after, _ROWS + 1)
-        rows = []
-        for user in found[:_ROWS]:
-            newest = next(places(self.service, app_name, user.user_id, per_read=1), None)
-            rows.append((user, None if newest is None else from_us(newest.updated_us)))
+        keys = self.service._ops.options.keys
+        indexes = [keys.user(app_name, user.user_id).session_index for user in found[:_ROWS]]
+        newest = ask_each(
+            self.service, (("ZRANGE", index, 0, 0, "REV", "WITHSCORES") for index in indexes)
+        )
+        updated = [
+            from_us(int(entries[0][1])) if entries else None
+            for entries in map(members_with_scores, newest)
+        ]
         return self.renderer.page(
             "users.html",
             app_name=app_name,
             keys=self.survey.keys,
-            rows=rows,
+            rows=list(zip(found, updated, strict=False)),
             num_found=num_found,
             text=text,
             after=after,
@@ -140,10 +146,8 @@ class Pages:
         rows: list[dict[str, Any]] = []
         cursor, problem = None, ""
         try:
-            page = self.service.list_sessions(
-                app_name=app_name, user_id=user_id, limit=_ROWS, after=after
-            )
-            rows, cursor = [describe_session(self.service, each) for each in page], page.cursor
+            page = read_sessions(self.service, app_name, user_id, _ROWS, after)
+            rows, cursor = describe_sessions(self.service, page), page.cursor
         except CorruptData as error:
             # One damaged session does not hide the others.
             problem = str(error)
