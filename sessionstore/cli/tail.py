@@ -169,6 +169,9 @@ def _updates(
         begin = time.monotonic()
         try:
             updated, num_others = _updated_since(service, app_name, user_id, newest_us, limit)
+            if newest_us is None and not updated:
+                newest_us = 0
+                click.echo("The user has no sessions yet.", err=True)
             for place in updated:
                 newest_us = place.updated_us
                 heard = time.monotonic()

@@ -162,6 +162,15 @@ def test_an_export_can_be_limited(server: Server, service: RedisSessionService) 
     assert len(exported("--since", "2020-01-01")) == 8
 
 
+def test_what_is_not_there_is_one_sentence(server: Server) -> None:
+    text = run(server, "export", "shop", "ann", "none", exit_code=2).stderr
+    assert "session 'none' of user 'ann' in app 'shop' does not exist" in text
+    text = run(server, "copy", "redis://localhost:1", exit_code=2).stderr
+    assert "Error: redis://localhost:1: " in text
+    text = run(server, "export", "--since", "yesterday", exit_code=2).stderr
+    assert "'yesterday' is not a time such as 2026-01-31T12:00:00" in text
+
+
 def test_an_import_leaves_a_session_alone_that_differs(
     server: Server, service: RedisSessionService, tmp_path: Path
 ) -> None:
@@ -274,6 +283,7 @@ def test_a_second_copy_picks_up_what_was_written_meanwhile(
     finally:
         is_done.set()
         writer.join()
+    service.append_event(key, Event("user", "last"))
     text = run(server, "copy", server.url, *target).stderr
     assert "replaced with a later version" in text
     text = run(server, "copy", server.url, *target).stderr

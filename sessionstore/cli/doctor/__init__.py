@@ -74,7 +74,15 @@ def doctor(
 def _findings(service: SessionService, damage: Damage, limit: int | None) -> Iterator[Finding]:
     """All findings, as soon as they are known. `damage` is what was found in the sessions."""
     for slot in primaries(service):
-        yield from check_server(Node(service, slot))
+        try:
+            yield from check_server(Node(service, slot))
+        except BackendError as problem:
+            yield error(
+                "server",
+                f"the node of slot {slot} does not answer: {problem}",
+                "Calls on its users fail.",
+                "Look at the log of the server, and at the network.",
+            )
     try:
         keys = watched(scan(service), "keys", lines=True)
         look_at(service, keys, limit, damage)
