@@ -21,7 +21,7 @@ from ..ops import ids_of
 from ..sync import SessionService
 from ..times import from_us
 from .keyspace import ask, ask_each, memory_of, places, scan
-from .opened import print_json, show_bytes, show_time, store_options
+from .opened import print_json, show_bytes, show_time, store_options, visible
 from .progress import watched
 
 _USERS_PER_READ = 1000
@@ -124,7 +124,7 @@ def _users(
             "updated": None if newest is None else from_us(newest.updated_us),
         }
     if len(users) > limit:
-        click.echo(f"More: --after '{users[limit - 1]}'", err=True)
+        click.echo(f"More: --after '{visible(users[limit - 1])}'", err=True)
 
 
 class Size(NamedTuple):
@@ -179,4 +179,4 @@ def _text(name: str, value: Any) -> str:
         return show_bytes(value)
     if name in ("updated", "expires"):
         return show_time(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else visible(str(value))
