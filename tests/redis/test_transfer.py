@@ -16,6 +16,7 @@ from support.servers import Server
 
 from sessionstore import Event, SessionKey, sync
 from sessionstore.cli import command_line
+from sessionstore.cli.fleet.workload import load_trace
 from sessionstore.cli.transfer import read_session
 from sessionstore.sync import RedisSessionService
 
@@ -198,6 +199,18 @@ def test_an_import_leaves_state_alone_that_was_changed_since(
     assert service.get_app_state("shop") == {"plan": "new"}
     assert service.get_user_state("shop", "only state") == {"k": 1}
     limit_tiers(server)
+
+
+def test_a_fleet_replays_an_export(
+    server: Server, service: RedisSessionService, tmp_path: Path
+) -> None:
+    fill(service, server.url)
+    file = tmp_path / "file"
+    run(server, "export", "shop", "--output", str(file))
+    found = load_trace(file)
+    assert len(found) == 6
+    assert {each.key.user_id for each in found} == {"ann", "bob"}  # without the empty session
+    assert sum(len(list(each.messages())) for each in found) > 1000
 
 
 def test_values_above_the_default_limits_are_moved(server: Server, tmp_path: Path) -> None:
