@@ -24,7 +24,7 @@ from ..replies import Place
 from ..sync import SessionService
 from ..times import from_us
 from .keyspace import ask, ask_each, places, scan
-from .opened import print_json, show_bytes, show_time, store_options
+from .opened import print_json, show_bytes, show_time, store_options, visible
 from .progress import watched
 
 _USERS_PER_READ = 1000
@@ -125,7 +125,7 @@ def _users(
             "updated": None if newest is None else from_us(newest.updated_us),
         }
     if len(users) > limit:
-        click.echo(f"More: --after '{users[limit - 1]}'", err=True)
+        click.echo(f"More: --after '{visible(users[limit - 1])}'", err=True)
 
 
 def read_sessions(
@@ -248,4 +248,4 @@ def _text(name: str, value: Any) -> str:
         return show_bytes(value)
     if name in ("updated", "expires"):
         return show_time(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else visible(str(value))

@@ -157,6 +157,29 @@ def test_show_prints_header_state_and_events(server: Server, service: RedisSessi
     assert deadlines(server) == before
 
 
+def test_stored_text_cannot_control_a_terminal(
+    server: Server, service: RedisSessionService
+) -> None:
+    name = "\x1b]0;title\x07"
+    session = service.create_session(
+        app_name="shop", user_id=name, session_id=name, state={name: 1}
+    )
+    service.append_event(session, Event(name, f"{name}\x9b31m and\r\x08 more"))
+    server.raw.zadd(f"{PREFIX}sessions:{{shop:%1B%5D0%3Btitle%07}}", {name + "2": 1})
+    for arguments in (
+        ("ls", "shop"),
+        ("ls", "shop", name),
+        ("show", "shop", name, name),
+        ("search", "more", "shop"),
+        ("tail", "shop", name, "--idle", "0.1"),
+        ("tail", "shop", name, name, "--idle", "0.1"),
+        ("doctor",),
+    ):
+        result = run(server, *arguments, exit_code=arguments == ("doctor",))
+        assert "title" in result.stdout
+        assert not {"\x1b", "\x07", "\x9b", "\r", "\x08"} & {*result.output}
+
+
 def test_show_names_a_session_that_does_not_exist(
     server: Server, service: RedisSessionService
 ) -> None:
