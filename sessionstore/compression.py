@@ -134,7 +134,10 @@ class Zstd:
                 name = found.dict_id
                 if name not in decompress:
                     decompress[name] = self._decompressor(name)
-                values.append(decompress[name](frame, 0, False, False))  # one frame, then nothing
+                value = decompress[name](frame, 0, False, False)  # one frame, and nothing after it
+                if len(value) != found.content_size:  # a frame that older releases skip
+                    raise Unreadable("its zstd frame is damaged")
+                values.append(value)
         except self._zstd.ZstdError:
             raise Unreadable("its zstd frame is damaged") from None
         return values
@@ -149,8 +152,8 @@ class Zstd:
         dictionary = self._dictionaries.get(dictionary_id)
         if dictionary_id and dictionary is None:
             raise Unreadable(
-                f"it needs the zstd dictionary {dictionary_id}, which the option compression does "
-                "not have"
+                f"it needs the zstd dictionary {dictionary_id}, which was not given (compression=, "
+                "on the command line --dictionary)"
             )
         return self._zstd.ZstdDecompressor(dict_data=dictionary).decompress
 
