@@ -48,9 +48,9 @@ class Zstd:
     to. Size limits apply to values before they are compressed. One object may serve any number of
     services and threads.
 
-    Equal events become equal bytes as long as the first dictionary, `level` and the release of zstd
-    stay the same. After a change an event that is appended once more, by a process that repeats an
-    older call, is stored twice.
+    Equal events become equal bytes as long as all arguments but the later dictionaries, and the
+    release of zstd, are the same. After a change an event that is appended once more, by a process
+    that repeats an older call, is stored twice.
 
     Args:
         dictionaries: files that `sessionstore train-dictionary` wrote, or their content. The first
@@ -63,6 +63,8 @@ class Zstd:
     Raises:
         ImportError: the extra `zstd` is not installed.
         InvalidArgument: an argument is not valid, or a dictionary cannot be read or is damaged.
+
+    Cost: a few microseconds for each value that is written or read.
     """
 
     def __init__(
