@@ -142,9 +142,10 @@ def _is_kept(ops: Ops, keys: DataKeys, data_key: DataKey, session: SessionKey | 
     try:
         still: DataKey = yield keys.use(data_key.owner)
         if still.name != data_key.name:
-            yield ops.undo_data_key(*data_key.owner, data_key.name)
+            # The session first: as long as it is there, others may write to the user tier with it.
             if session is not None:
                 yield ops.delete_session(session, data_key.name)
+            yield ops.undo_data_key(*data_key.owner, data_key.name)
     except BackendError as error:
         error.maybe_applied = True
         raise

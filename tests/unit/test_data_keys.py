@@ -136,6 +136,22 @@ def test_what_is_created_while_a_user_is_deleted_stays_readable(name: str, is_kn
 
 
 @pytest.mark.parametrize("name", INTRODUCING)
+def test_what_others_write_before_a_key_turns_out_to_be_gone_stays_readable(name: str) -> None:
+    for num_steps in range(8):
+        memory = MemoryExecutor()
+        writer, other = process(memory), process(memory)
+        writer.create_session(**OWNER, session_id="old", state=STATE)
+        other.get_user_state(**OWNER)
+        process(memory).delete_user(**OWNER)
+        write = Steps(INTRODUCING[name](writer._ops), memory)
+        write.run(num_steps)
+        with suppress(SessionNotFound):
+            other.update_session_state(KEY, {"user:c": "secret"})
+        write.run()
+        check_readable(memory)
+
+
+@pytest.mark.parametrize("name", INTRODUCING)
 def test_a_delete_that_is_interrupted_at_any_step_may_be_repeated(name: str) -> None:
     for num_steps in range(8):
         memory = MemoryExecutor()
