@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 def main() -> None:
     """Run the command `sessionstore`. Exit with status 2 if the extra `cli` is not installed."""
     try:
-        command = command_line()
+        command_line()(prog_name="sessionstore")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in ("click", "rich"):
             raise
         print("The command needs the extra `cli`: pip install 'sessionstore[cli]'", file=sys.stderr)
         sys.exit(2)
-    command(prog_name="sessionstore")
 
 
 _COMMANDS = {
@@ -35,10 +34,13 @@ _COMMANDS = {
     "import": "importing:import_sessions",
     "copy": "export:copy",
     "erase": "erase:erase",
+    "rekey": "rekey:rekey",
+    "new-key": "rekey:new_key",
     "doctor": "doctor:doctor",
     "stats": "stats:stats",
     "web": "web:web",
     "size": "sizing:size",
+    "train-dictionary": "training:train_dictionary",
     "fleet": "fleet:fleet",
 }
 """Module and name of each command. Only the one that runs is imported, which saves a tenth of a
