@@ -257,6 +257,20 @@ def test_rekey_encrypts_everything_with_the_first_key(
     assert again["current"] > 900
 
 
+def test_rekey_keeps_state_whose_names_are_those_of_langgraph(
+    server: Server, ring_file: Path
+) -> None:
+    service = open_service(server.url, KeyRing({"one": ONE}))
+    names = ("writes/1", "ids/x", "langgraph/namespaces", "langgraph/layout", "data/x")
+    state = {name: [MARKER] for name in names} | {"ids/raw": b"\x00\x00"}
+    service.create_session(app_name="shop", user_id="ann", session_id="1", state=state)
+    assert rekey(server, ring_file)["changed"] == len(state)
+    only_two = open_service(server.url, KeyRing({"two": TWO}))
+    session = only_two.get_session(app_name="shop", user_id="ann", session_id="1")
+    assert session is not None
+    assert session.state == state
+
+
 def test_rekey_gives_sessions_the_data_keys_of_their_users(server: Server, ring_file: Path) -> None:
     service = open_service(server.url, KeyRing({"one": ONE}))
     fill(service)
