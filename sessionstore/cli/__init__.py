@@ -34,10 +34,13 @@ _COMMANDS = {
     "import": "importing:import_sessions",
     "copy": "export:copy",
     "erase": "erase:erase",
+    "rekey": "rekey:rekey",
+    "new-key": "rekey:new_key",
     "doctor": "doctor:doctor",
     "stats": "stats:stats",
     "web": "web:web",
     "size": "sizing:size",
+    "train-dictionary": "training:train_dictionary",
     "fleet": "fleet:fleet",
 }
 """Module and name of each command. Only the one that runs is imported, which saves a tenth of a

@@ -98,7 +98,8 @@ once while agents write, stop them, and copy again. A session that was written i
 was copied is not replaced. A session that is deleted meanwhile stays in TARGET.
 
 TARGET must be another server, or have another --target-key-prefix. Values are written to TARGET as
-its options say: --target-dictionary compresses them, or without it they are not compressed there.
+its options say: --target-dictionary compresses and --target-key-ring encrypts them. Without these
+options they are stored as they are.
 --json prints a line for each session, with a checksum.
 
 Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written by others.""",
@@ -130,6 +131,8 @@ Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written b
     help="TTL of the sessions in TARGET; without it they do not expire.",
 )
 @dictionary_option("--target-dictionary", "The first one compresses what is written to TARGET.")
+@click.option("--target-key-ring", metavar="FILE", help="The keys; the first encrypts in TARGET.")
+@click.option("--target-key-store", metavar="URL", help="The key store of TARGET.")
 @store_options
 @click.pass_context
 def copy(
@@ -143,6 +146,8 @@ def copy(
     target_codec: Any,
     target_ttl: float | None,
     target_dictionary: tuple[str, ...],
+    target_key_ring: str | None,
+    target_key_store: str | None,
     as_json: bool,
 ) -> None:
     """Run the command; the help text is above."""
@@ -156,6 +161,8 @@ def copy(
         "codec": target_codec,
         "session_ttl": target_ttl,
         "dictionary": target_dictionary,
+        "key_ring": target_key_ring,
+        "key_store": target_key_store,
     }
     with opened_service(target, **options) as to:
         to.ping()  # better to fail now than after the first session was read

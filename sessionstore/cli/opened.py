@@ -1,5 +1,5 @@
 """The store of commands that look at existing data: --url, --key-prefix, --partition-by,
---dictionary, --json."""
+--dictionary, --key-ring, --key-store, --json."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ..codec import CALL_SIZE_LIMIT
 from ..compression import Zstd
+from ..encryption import KeyRing
 from ..errors import InvalidArgument, SessionStoreError
 from ..sync import RedisSessionService, SessionService
 from .store import CannotStart, redact_url
@@ -22,7 +23,7 @@ from .transcript import to_json
 
 _SIZE_LIMITS = ("event_size_limit", "value_size_limit", "summary_size_limit")
 
-CONNECTION_OPTIONS = ("key_prefix", "partition_by", "dictionary")
+CONNECTION_OPTIONS = ("key_prefix", "partition_by", "dictionary", "key_ring", "key_store")
 """The parameters that `connection_options` adds and `opened_service` takes, beside the URL."""
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,6 +67,19 @@ def connection_options(command: F) -> F:
         help="The option of the services that wrote the data.",
     )
     @dictionary_option("--dictionary", "The first one compresses what is written.")
+    @click.option(
+        "--key-ring",
+        envvar="SESSIONSTORE_KEY_RING",
+        metavar="FILE",
+        help="The keys of encrypted data, a line NAME:BASE64 each. The first one encrypts."
+        "  [env: SESSIONSTORE_KEY_RING]",
+    )
+    @click.option(
+        "--key-store",
+        envvar="SESSIONSTORE_KEY_STORE",
+        metavar="URL",
+        help="The store of the data keys of users.  [env: SESSIONSTORE_KEY_STORE]",
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
     @wraps(command)
     def with_url(*, url: str | None, **values: Any) -> Any:
@@ -87,17 +101,27 @@ def dictionary_option(name: str, use: str) -> Callable[[F], F]:
     )
 
 
-def service_options(*, dictionary: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+def service_options(
+    *,
+    dictionary: Sequence[str] = (),
+    key_ring: str | None = None,
+    key_store: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """The options of a service that the options of a command stand for.
 
     It changes no TTL by reading, and stores values of any size: other services have accepted them.
     """
+    if key_store is not None and key_ring is None:
+        raise click.UsageError("A key store needs a key ring: pass --key-ring, too.")
     try:
         compression = Zstd(dictionaries=dictionary) if dictionary else None
+        ring = None if key_ring is None else KeyRing.from_file(key_ring)
     except (InvalidArgument, ImportError) as error:
         raise click.UsageError(f"{error}.") from error
+    stored_as = {"compression": compression, "encryption": ring, "key_store": key_store}
     sizes = dict.fromkeys(_SIZE_LIMITS, CALL_SIZE_LIMIT)
-    return {"refresh_ttl_on_read": False, "compression": compression, **sizes, **options}
+    return {"refresh_ttl_on_read": False, **stored_as, **sizes, **options}
 
 
 @contextmanager

@@ -84,7 +84,7 @@ async def test_the_memory_of_a_fleet_is_predicted(server: Server) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_the_simulated_server_is_compared_with_a_real_one() -> None:
-    found = simulation.validate([200, 400], 0.3, seed=1, patience_s=0.0, rounds=1)
+    found = simulation.validate([200, 400], 0.3, seed=1, patience_s=0.0, rounds=1, tries=2)
     assert [each.calls_per_second for each in found] == [200, 400]
     # The lightest load calibrates.
     assert found[0].measured["p50"] == pytest.approx(found[0].modelled["p50"])
