@@ -12,7 +12,6 @@ import click
 import msgspec
 from msgspec.structs import replace
 
-from ..codec import CALL_SIZE_LIMIT, Codec
 from ..errors import InvalidArgument, LimitExceeded, SessionNotFound
 from ..model import SessionKey
 from ..ops import Ops
@@ -187,9 +186,8 @@ def _with_fallback(service: SessionService, write: Callable[[SessionService], T]
         raise
     except InvalidArgument:
         other = copy(service)
-        options = replace(
-            service._ops.options, codec=Codec("msgpack", CALL_SIZE_LIMIT, CALL_SIZE_LIMIT)
-        )
+        options = service._ops.options
+        options = replace(options, codec=options.codec.with_msgpack())
         other._ops = Ops(options, app_in_own_slot=service._ops.app_in_own_slot)
         return write(other)
 
