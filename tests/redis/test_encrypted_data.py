@@ -365,7 +365,7 @@ def test_a_copy_also_encrypts_values_that_json_cannot_hold(
         service.create_session(
             app_name="shop", user_id="ann", session_id="1", state={"nested": [secret]}
         )
-    target = ("--target-key-prefix", "copy:", "--target-key-ring", str(ring_file))
+    target: tuple[str, ...] = ("--target-key-prefix", "copy:", "--target-key-ring", str(ring_file))
     if with_store:
         target = (*target, "--target-key-store", f"{server.url}?db=1")
     run("copy", server.url, *target, "--target-ttl", "3600", "--url", server.url)
