@@ -4,6 +4,9 @@ The same appends of 1 KB events go to one server, to three servers with one serv
 cluster of three primaries, all over TCP on loopback. The client's CPU time per append is compared,
 because the servers work in parallel. With three servers fewer calls share a socket read or write,
 so the client needs more of them than with one. Routing adds to that.
+
+A read in a cluster asks two servers, because the app state has a slot of its own, unless the
+service keeps a copy (`app_state_max_age`). The reads are of sessions with the newest 20 events.
 """
 
 from __future__ import annotations
@@ -20,18 +23,20 @@ from sessionstore.keys import Keys
 from sessionstore.transport.topology import SLOTS, slot_of_key
 
 from .harness import Harness, Variant, main
-from .results import Figure, Result, Target, bars_of, client_cpu_of
+from .results import Figure, Result, Target, bars_of, client_cpu_of, time_of
 from .results import Group as Measured
 from .rigs.clusters import Cluster
 from .rigs.nodes import CONFIG, HOST, Group
-from .workload import EVENT_LIMIT, make_sessions, new_event, options, service_of, split
+from .workload import EVENT_LIMIT, make_sessions, new_event, options, read, service_of, split
 
 ONE = "one server"
 THREE = "three servers, a service each"
 CLUSTER = "cluster of three primaries"
+COPIED = "cluster, app_state_max_age=60"
 
 _USERS = 10_000
 _PRIMARIES = 3
+_READ_EVENTS = 20
 
 
 class Servers(Group):
@@ -102,6 +107,24 @@ class _Setting:
 
         return Variant(name, each * agents, work)
 
+    def read_variant(self, name: str, count: int) -> Variant:
+        """Every agent is a task and reads its own session."""
+        changed: dict[str, Any] = {"app_state_max_age": 60} if name == COPIED else {}
+        place = CLUSTER if name == COPIED else name
+        [url], [keys] = self.urls[place], self.keys[place]
+        service = RedisSessionService(url, **options(), **changed)
+        self.harness.at_end(service.aclose)
+        each = split(count, len(keys))
+
+        async def agent(key: SessionKey) -> None:
+            for _ in range(each):
+                await read(service, key, _READ_EVENTS)
+
+        async def work() -> None:
+            await asyncio.gather(*map(agent, keys))
+
+        return Variant(name, each * len(keys), work)
+
     def sync_variant(self, name: str, count: int) -> Variant:
         """One thread appends to all sessions in turn."""
         pairs: list[tuple[Any, SessionKey]] = []
@@ -140,14 +163,21 @@ def run(harness: Harness) -> Result:
     tasks = harness.measure(None, f"asyncio, {setting.agents} agents", "append", variants)
     variants = [setting.sync_variant(name, sync_count) for name in names]
     thread = harness.measure(None, "sync, 1 thread", "append", variants)
+    variants = [setting.read_variant(name, count // 3) for name in (ONE, CLUSTER, COPIED)]
+    reads = harness.measure(None, f"reads, {setting.agents} agents", "read", variants)
     held = shares(_USERS, _PRIMARIES, 1)
     pairs = [(CLUSTER, THREE), (THREE, ONE), (CLUSTER, ONE)]
     return harness.result(
         "bench_routing",
         "What does a cluster cost the client?",
-        groups=[tasks, thread],
+        groups=[tasks, thread, reads],
         figures=[
             *(_figure(group, *pair) for group in (tasks, thread) for pair in pairs),
+            Figure(
+                "reads per second in a cluster, with app_state_max_age / without",
+                reads.ratio(CLUSTER, COPIED, time_of),
+                "x",
+            ),
             Figure(
                 f"{_USERS:,} users on {_PRIMARIES} primaries, largest deviation from a third",
                 max(abs(share * _PRIMARIES - 1) for share in held) * 100,

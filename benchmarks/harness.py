@@ -165,7 +165,7 @@ def _cores() -> set[int] | None:
     return cores if len(cores) > 1 else None
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """CPU time that all programs of this system have used. 0 = unknown."""
     try:
         fields = Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()
@@ -179,9 +179,9 @@ def wait_for_quiet(patience_seconds: float) -> None:
     """Return when other programs use little CPU, or when patience ends."""
     deadline = time.monotonic() + patience_seconds
     while time.monotonic() < deadline:
-        before = _busy_seconds()
+        before = busy_seconds()
         time.sleep(_WINDOW_SECONDS)
-        if _busy_seconds() - before <= _QUIET * _WINDOW_SECONDS:
+        if busy_seconds() - before <= _QUIET * _WINDOW_SECONDS:
             return
 
 
@@ -326,14 +326,14 @@ class Harness:
                 if variant.prepare is not None:
                     self.finish(variant.prepare())
                 gc.collect()
-                busy_before = _busy_seconds()
+                busy_before = busy_seconds()
                 sample, beside = self._sample(server, variant)
             except VariantFailedError as reason:
                 del running[variant.name]
                 self.failures.append(f"{variant.name} failed in {name!r}: {reason}")
                 continue
             cpu_us = sample.client_cpu_us + (sample.server_cpu_us or 0.0)
-            others += _busy_seconds() - busy_before - cpu_us * sample.operations / 1e6 - beside
+            others += busy_seconds() - busy_before - cpu_us * sample.operations / 1e6 - beside
             busy += sample.seconds
             samples[variant.name] = sample
         return Round(samples, max(others / busy, 0.0) if busy > _MIN_BUSY_SECONDS else 0.0)

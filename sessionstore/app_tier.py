@@ -15,7 +15,9 @@ from .calls import Call, Flow, R
 from .errors import BackendError, InvalidArgument, SessionStoreError
 from .model import Session, SessionKey, Turn
 from .ops import Ops
+from .replies import decode_state
 from .tiers import NO_CHANGE, Change, Delta
+from .transform import TierOwner
 
 
 def is_apart(ops: Ops, changes: Iterable[Change]) -> bool:
@@ -81,11 +83,43 @@ def write_app_state(
     deltas = [change.app for change in changes if change is not NO_CHANGE and change.app]
     change = Change(Delta(), Delta(), Delta.merged(deltas), {}, [])
     try:
-        yield ops.update_app_state(app_name, change, if_absent=if_absent)
+        yield from run_app_write(
+            ops, app_name, ops.update_app_state(app_name, change, if_absent=if_absent)
+        )
     except BackendError as error:
         if error.maybe_applied:
             _prefix(error, "the app state may be written, the session is not")
         raise
+
+
+def run_app_write(ops: Ops, app_name: str, write: Call[R]) -> Flow[R]:
+    """The result of a write to the app tier. Later reads of this service show it."""
+    tier = ops.options.keys.app(app_name)
+    ops.app_copies.forget(tier)
+    try:
+        result: R = yield write
+    finally:
+        ops.app_copies.forget(tier)
+    return result
+
+
+def read_app_state(ops: Ops, app_name: str) -> Flow[dict[str, Any]]:
+    """The app tier, from a copy if the service has one."""
+    state = copied_app_state(ops, app_name)
+    if state is None:
+        state = yield ops.get_app_state(app_name)
+    return state
+
+
+def copied_app_state(ops: Ops, app_name: str) -> dict[str, Any] | None:
+    """The app tier from a copy; None if there is no copy."""
+    if not ops.app_copies:
+        return None
+    tier = ops.options.keys.app(app_name)
+    reply = ops.app_copies.get(tier)
+    if reply is None:
+        return None
+    return decode_state(ops.options.codec, TierOwner(app_name), reply, tier, "app")
 
 
 @contextmanager

@@ -11,16 +11,29 @@ the flow ends, the first NotReplicated is raised, with the flow's return value a
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from .calls import AsyncExecutor, Call, Flow, R, SyncExecutor, decode_replies
-from .errors import NotReplicated
+from .calls import (
+    AsyncExecutor,
+    Call,
+    CallNeeded,
+    Flow,
+    Observer,
+    R,
+    SyncExecutor,
+    decode_replies,
+)
+from .errors import BackendError, NotReplicated
 
 # Decoding more than this takes over 10 ms. A thread does it, so that other tasks run meanwhile.
 _LONG_DECODE_BYTES = 2 << 20
 
 
-async def drive_async(flow: Flow[R], executor: AsyncExecutor) -> R:
+async def drive_async(
+    flow: Flow[R], executor: AsyncExecutor, observer: Observer | None = None
+) -> R:
     """The return value of a flow, run over asyncio.
 
     Raises:
@@ -42,20 +55,30 @@ async def drive_async(flow: Flow[R], executor: AsyncExecutor) -> R:
                     except NotReplicated as error:
                         not_replicated.append(error)
                         replies = error.replies
-                    if step.commands and _takes_long(step, replies):
-                        result = await asyncio.to_thread(decode_replies, step, replies)
-                    else:
-                        result = decode_replies(step, replies)
-            except Exception as error:
+                    try:
+                        if step.commands and _takes_long(step, replies):
+                            result = await asyncio.to_thread(decode_replies, step, replies)
+                        else:
+                            result = decode_replies(step, replies)
+                    except CallNeeded as needed:
+                        result = await _decode_later(step, replies, executor, needed)
+            except BaseException as error:
+                if observer is not None:
+                    observer.ended(step, error)
+                if not isinstance(error, Exception):  # cancelled
+                    flow.close()
+                    raise
                 step = flow.throw(error)
             else:
+                if observer is not None:
+                    observer.ended(step, result)
                 step = flow.send(result)
     except StopIteration as end:
         value: R = end.value
         return _checked(value, not_replicated)
 
 
-def drive(flow: Flow[R], executor: SyncExecutor) -> R:
+def drive(flow: Flow[R], executor: SyncExecutor, observer: Observer | None = None) -> R:
     """The return value of a flow, run in this thread. Raises what `drive_async` raises."""
     not_replicated: list[NotReplicated] = []
 
@@ -65,7 +88,12 @@ def drive(flow: Flow[R], executor: SyncExecutor) -> R:
         except NotReplicated as error:
             not_replicated.append(error)
             replies = error.replies
-        return decode_replies(call, replies)
+        while True:
+            try:
+                return decode_replies(call, replies)
+            except CallNeeded as needed:
+                with _after_a_write(call):
+                    decode_replies(needed.call, executor.execute(needed.call))
 
     try:
         step = next(flow)
@@ -74,9 +102,16 @@ def drive(flow: Flow[R], executor: SyncExecutor) -> R:
                 result: Any = (
                     list(map(result_of, step)) if isinstance(step, tuple) else result_of(step)
                 )
-            except Exception as error:
+            except BaseException as error:
+                if observer is not None:
+                    observer.ended(step, error)
+                if not isinstance(error, Exception):  # cancelled
+                    flow.close()
+                    raise
                 step = flow.throw(error)
             else:
+                if observer is not None:
+                    observer.ended(step, result)
                 step = flow.send(result)
     except StopIteration as end:
         value: R = end.value
@@ -90,9 +125,38 @@ async def _result(call: Call[R], executor: AsyncExecutor, not_replicated: list[N
     except NotReplicated as error:
         not_replicated.append(error)
         replies = error.replies
-    if call.commands and _takes_long(call, replies):
-        return await asyncio.to_thread(decode_replies, call, replies)
-    return decode_replies(call, replies)
+    try:
+        if call.commands and _takes_long(call, replies):
+            return await asyncio.to_thread(decode_replies, call, replies)
+        return decode_replies(call, replies)
+    except CallNeeded as needed:
+        return await _decode_later(call, replies, executor, needed)
+
+
+async def _decode_later(
+    call: Call[R], replies: list[Any], executor: AsyncExecutor, needed: CallNeeded
+) -> R:
+    """The result of a Call whose replies can be decoded only after other Calls."""
+    while True:
+        with _after_a_write(call):
+            found = await executor.execute(needed.call)
+        decode_replies(needed.call, found)
+        try:
+            if call.commands and _takes_long(call, replies):
+                return await asyncio.to_thread(decode_replies, call, replies)
+            return decode_replies(call, replies)
+        except CallNeeded as again:
+            needed = again
+
+
+@contextmanager
+def _after_a_write(call: Call[Any]) -> Iterator[None]:
+    """Within the context, errors say that a write may be applied: only its reply is not decoded."""
+    try:
+        yield
+    except BackendError as error:
+        error.maybe_applied = error.maybe_applied or call.writes
+        raise
 
 
 def _checked(value: R, not_replicated: list[NotReplicated]) -> R:

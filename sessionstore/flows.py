@@ -21,8 +21,11 @@ import msgspec
 from .app_tier import (
     add_app_state,
     app_state_written,
+    copied_app_state,
     is_apart,
+    read_app_state,
     refuse_app_increments,
+    run_app_write,
     write_apart,
     write_app_state,
 )
@@ -35,6 +38,7 @@ from .errors import (
     SessionNotFound,
     TurnLost,
 )
+from .keyed import introducing, introducing_if_new, keyed
 from .listing import count_sessions as count_sessions
 from .listing import delete_user as delete_user
 from .listing import from_primary, prune_index, read_whole
@@ -53,6 +57,7 @@ from .windows import Window, check_window, choose, first_page, may_be_trimmed
 # -- sessions -------------------------------------------------------------------------------------
 
 
+@introducing
 def create_session(
     ops: Ops, app_name: str, user_id: str, session_id: str | None, state: Mapping[str, Any] | None
 ) -> Flow[Session]:
@@ -69,6 +74,7 @@ def create_session(
     return session
 
 
+@introducing_if_new
 def get_or_create_session(
     ops: Ops,
     app_name: str,
@@ -126,7 +132,7 @@ def _create_apart(
             raise SessionExists(f"{describe(key)} already exists")
         yield from write_app_state(ops, key.app_name, [change])
     with app_state_written() if is_written else nullcontext():
-        app_state: dict[str, Any] = yield ops.get_app_state(key.app_name)
+        app_state = yield from read_app_state(ops, key.app_name)
         session = yield from _create(ops, key, call)
     add_app_state(session, app_state)
     return session
@@ -159,11 +165,15 @@ def _read_session(
     if not ops.app_in_own_slot:
         session = yield from read_whole(call)
         return session
-    app_call = ops.get_app_state(key.app_name)
-    try:
-        session, app_state = yield call, app_call
-    except EventsMissing:
-        session, app_state = yield from_primary(call), app_call
+    app_state = copied_app_state(ops, key.app_name)
+    if app_state is not None:
+        session = yield from read_whole(call)
+    else:
+        app_call = ops.get_app_state(key.app_name)
+        try:
+            session, app_state = yield call, app_call
+        except EventsMissing:
+            session, app_state = yield from_primary(call), app_call
     if session is not None:
         add_app_state(session, app_state)
     return session
@@ -212,8 +222,7 @@ def repair_session(ops: Ops, session: Session | SessionKey) -> Flow[Session]:
     key = session_key(session)
     repaired: Session = yield ops.repair_session(key)
     if ops.app_in_own_slot:
-        app_state: dict[str, Any] = yield ops.get_app_state(key.app_name)
-        add_app_state(repaired, app_state)
+        add_app_state(repaired, (yield from read_app_state(ops, key.app_name)))
     return repaired
 
 
@@ -227,6 +236,7 @@ def ping(ops: Ops) -> Flow[Ping]:
 # -- events ---------------------------------------------------------------------------------------
 
 
+@keyed
 def append_event(
     ops: Ops,
     session: Session | SessionKey,
@@ -262,6 +272,7 @@ def append_event(
     return copy
 
 
+@keyed
 def append_events(
     ops: Ops,
     session: Session | SessionKey,
@@ -354,6 +365,7 @@ def clear_events(ops: Ops, session: Session | SessionKey, if_version: int | None
         set_version(session, written)
 
 
+@keyed
 def replace_newest(
     ops: Ops, key: SessionKey, version: int, first_kept: int, end_kept: int, events: Iterable[Event]
 ) -> Flow[None]:
@@ -410,6 +422,7 @@ def free_turn(ops: Ops, session: Session | SessionKey) -> Flow[None]:
 # -- state ----------------------------------------------------------------------------------------
 
 
+@keyed
 def update_session_state(
     ops: Ops,
     session: Session | SessionKey,
@@ -460,6 +473,14 @@ def update_session_state(
         change.apply_to(handle.state)
 
 
+def delete_session_state(
+    ops: Ops, session: Session | SessionKey, keys: Iterable[str], if_version: int | None
+) -> Flow[None]:
+    """Remove state of all tiers."""
+    yield from update_session_state(ops, session, {}, keys, if_version)
+
+
+@keyed
 def increment_session_state(
     ops: Ops, session: Session | SessionKey, increments: Mapping[str, int]
 ) -> Flow[dict[str, int]]:
@@ -490,8 +511,7 @@ def get_user_state(ops: Ops, app_name: str, user_id: str) -> Flow[dict[str, Any]
 
 def get_app_state(ops: Ops, app_name: str) -> Flow[dict[str, Any]]:
     """Read the app tier."""
-    state: dict[str, Any] = yield ops.get_app_state(app_name)
-    return state
+    return (yield from read_app_state(ops, app_name))
 
 
 def update_user_state(
@@ -503,6 +523,30 @@ def update_user_state(
     if_absent: bool = False,
 ) -> Flow[None]:
     """Set and remove state of the user tier. Nothing is sent if nothing would change."""
+    change = _set_user_state if state else _change_user_state  # removing needs no data key
+    yield from change(ops, app_name, user_id, state, removed, if_absent)
+
+
+@introducing
+def _set_user_state(
+    ops: Ops,
+    app_name: str,
+    user_id: str,
+    state: Mapping[str, Any],
+    removed: Iterable[str],
+    if_absent: bool,
+) -> Flow[None]:
+    return _change_user_state(ops, app_name, user_id, state, removed, if_absent)
+
+
+def _change_user_state(
+    ops: Ops,
+    app_name: str,
+    user_id: str,
+    state: Mapping[str, Any],
+    removed: Iterable[str],
+    if_absent: bool,
+) -> Flow[None]:
     check_bool("if_absent", if_absent)
     owner = TierOwner(app_name, user_id)
     change = encode_change(ops.options.codec, owner, state, removed, tier="user")
@@ -525,7 +569,17 @@ def update_app_state(
     change = encode_change(ops.options.codec, owner, state, removed, tier="app")
     call = ops.update_app_state(app_name, change, if_absent=if_absent)  # checks the name, too
     if change.is_stored:
-        yield call
+        yield from run_app_write(ops, app_name, call)
+
+
+def delete_user_state(ops: Ops, app_name: str, user_id: str, keys: Iterable[str]) -> Flow[None]:
+    """Remove state of the user tier."""
+    yield from update_user_state(ops, app_name, user_id, {}, keys)
+
+
+def delete_app_state(ops: Ops, app_name: str, keys: Iterable[str]) -> Flow[None]:
+    """Remove state of the app tier."""
+    yield from update_app_state(ops, app_name, {}, keys)
 
 
 def increment_user_state(
@@ -534,9 +588,11 @@ def increment_user_state(
     """Add integers to state of the user tier. Returns the new values. Never sent twice."""
     owner = TierOwner(app_name, user_id)
     change = encode_change(ops.options.codec, owner, {}, (), increments, tier="user")
-    return (
-        yield from _increment_tier(ops.update_user_state(app_name, user_id, change), increments)
-    )
+    call = ops.update_user_state(app_name, user_id, change)  # checks the ids, too
+    if not increments:
+        return {}
+    sums: list[int] = yield call
+    return dict(zip(increments, sums, strict=True))
 
 
 def increment_app_state(
@@ -545,13 +601,10 @@ def increment_app_state(
     """Add integers to state of the app tier. Returns the new values. Never sent twice."""
     owner = TierOwner(app_name)
     change = encode_change(ops.options.codec, owner, {}, (), increments, tier="app")
-    return (yield from _increment_tier(ops.update_app_state(app_name, change), increments))
-
-
-def _increment_tier(call: Call[list[int]], increments: Mapping[str, int]) -> Flow[dict[str, int]]:
+    call = ops.update_app_state(app_name, change)  # checks the name, too
     if not increments:
         return {}
-    sums: list[int] = yield call
+    sums = yield from run_app_write(ops, app_name, call)
     return dict(zip(increments, sums, strict=True))
 
 

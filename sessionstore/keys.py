@@ -7,6 +7,7 @@
     events:{app:user}:sid      zset    the log
     events:{app:user}:sid:id   zset    events of a session that is being restored
     stream:{app:user}:sid      zset    fragments of events that are being written
+    datakey:{app:user}         hash    in a key store: the key that encrypts the user's data
 
 Every byte of an id outside `A-Z a-z 0-9 . _ ~ @ + = , -` is percent-encoded. An id therefore never
 contains `:`, `{` or `}`: no two (app, user, session) triples share a key, and no id can move a key
@@ -154,7 +155,7 @@ class StoredKey(NamedTuple):
     key: bytes
 
 
-_ROLES = ("appdata", "userdata", "sessions", "session", "events", "stream")
+_ROLES = ("appdata", "userdata", "sessions", "session", "events", "stream", "datakey")
 
 
 def escape_glob(text: str) -> str:
@@ -203,6 +204,11 @@ class Keys:
             app=f"{prefix}appdata:{{{app}}}".encode(),
         )
 
+    def data_key(self, app_name: str, user_id: str) -> bytes:
+        """The key of a key store that holds the data key of a user."""
+        app, user = encode_id("app_name", app_name), encode_id("user_id", user_id)
+        return f"{self._prefix}datakey:{self._tag(app, user)}".encode()
+
     def session(self, app_name: str, user_id: str, session_id: str) -> SessionKeys:
         """The keys of a session, its user and its application."""
         try:
@@ -221,22 +227,42 @@ class Keys:
         head, _, tail = tag.partition("*")
         return UserPattern(self._prefix, head, tail)
 
-    def glob(self, app_name: str | None = None) -> str:
-        """The pattern for SCAN of all keys; those of an application, if it is given.
+    def glob(
+        self,
+        app_name: str | None = None,
+        user_id: str | None = None,
+        *,
+        kind: Literal["all", "heads", "owners"] = "all",
+    ) -> str:
+        """The pattern for SCAN of all keys; or those of an application, or of a user.
 
         It may match other keys too: see `parse`.
+
+        Args:
+            app_name: the application; None = all.
+            user_id: the user; None = all.
+            kind: "heads" leaves out events, "owners" also sessions and fragments.
         """
-        head = "{" if app_name is None else f"{{{encode_id('app_name', app_name)}"
-        return f"{escape_glob(self._prefix)}*:{escape_glob(head)}*"
+        role = {"all": "*", "heads": "[^e]*", "owners": "[asu]*[as]"}[kind]
+        if app_name is None:
+            tag = "{"
+        else:
+            app = encode_id("app_name", app_name)
+            tag = f"{{{app}[:}}]"
+            if user_id is not None:
+                tag = self._tag(app, encode_id("user_id", user_id))
+        return f"{escape_glob(self._prefix)}{role}:{tag}*"
 
     def parse(self, key: bytes) -> StoredKey | None:
         """What a key belongs to; None if this store has no such keys."""
-        found = self._is_key(key.decode("utf-8", "replace"))
+        name = key.decode("utf-8", "replace")
+        found = self._is_key(name)
         if found is None:
             return None
-        role, *ids, rest = found.groups()
-        app_name, user_id, session_id = (unquote(part or "") for part in ids)
-        is_temporary = role == "stream" or rest is not None
+        role, app_name, user_id, session_id, rest = found.groups("")
+        if "%" in name:
+            app_name, user_id, session_id = map(unquote, (app_name, user_id, session_id))
+        is_temporary = role == "stream" or bool(rest)
         return StoredKey(role, app_name, user_id, session_id, is_temporary, key)
 
     def _spell_session(self, app_name: str, user_id: str, session_id: str) -> SessionKeys:

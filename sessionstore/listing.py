@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, unquote
+from uuid import uuid4
 
 import msgspec
 
@@ -18,7 +19,7 @@ from .errors import BackendError, CorruptData, EventsMissing, InvalidArgument
 from .model import DeletedUser, Session, SessionPage
 from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
 from .options import check_int
-from .replies import NOT_COUNTED, Place, SharedState
+from .replies import NOT_COUNTED, Place, SharedState, decode_shared_app_state
 
 _PLACES_PER_CALL = 1000  # places that one call reads or prunes where no session is read
 _SESSIONS_PER_CALL = 100  # sessions that one call reads
@@ -155,11 +156,17 @@ def _read(
             sessions, shared = yield from read_whole(call)
             user_and_app = user_and_app if first else shared
         else:
-            app_call = ops.list_app_state(app_name)
-            try:
-                (sessions, user_and_app), app = yield call, app_call
-            except EventsMissing:
-                (sessions, user_and_app), app = yield from_primary(call), app_call
+            tier = ops.options.keys.app(app_name)
+            copied = ops.app_copies.get(tier)
+            if copied is not None:
+                sessions, user_and_app = yield from read_whole(call)
+                app = decode_shared_app_state(ops.options.codec, app_name, copied, tier)
+            else:
+                app_call = ops.list_app_state(app_name)
+                try:
+                    (sessions, user_and_app), app = yield call, app_call
+                except EventsMissing:
+                    (sessions, user_and_app), app = yield from_primary(call), app_call
         yield from _count_events(ops, app_name, user_id, sessions)
         for session in sessions:
             if session is not None:
@@ -259,6 +266,7 @@ def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:
 def delete_user(ops: Ops, app_name: str, user_id: str) -> Flow[DeletedUser]:
     """Delete the sessions that exist now, and then the state, unless there are new sessions.
 
+    The data key comes last, and only if no session was created and nothing written since `retire`.
     It walks upwards: a session that is written meanwhile moves up, so the walk still reaches it.
     """
     existed_us: int
@@ -276,9 +284,15 @@ def delete_user(ops: Ops, app_name: str, user_id: str) -> Flow[DeletedUser]:
             ids = [each.session_id for each in places]
             _, deleted = yield ops.delete_sessions(app_name, user_id, existed_us, ids)
             num_deleted += deleted
+    token = uuid4().hex
+    if ops.data_keys is not None:
+        yield ops.data_keys.retire((app_name, user_id), token)
     num_left, num_keys = yield ops.delete_user(app_name, user_id)
     created: list[str] = []
     if num_left:
         places = yield ops.list_places(app_name, user_id, num_left, for_write=True)
         created = [each.session_id for each in places]
-    return DeletedUser(num_deleted, num_keys, created)
+    has_data_key = False
+    if ops.data_keys is not None:
+        has_data_key = bool(num_left) or (yield ops.data_keys.delete((app_name, user_id), token))
+    return DeletedUser(num_deleted, num_keys, created, has_data_key)

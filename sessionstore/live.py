@@ -15,7 +15,7 @@ import msgspec
 from .calls import Flow, describe
 from .errors import EventsMissing, InvalidArgument, SessionNotFound
 from .flows import created_us_of, session_key
-from .model import Session, SessionKey, WatchChange, Watched, WatchEntry
+from .model import Session, SessionKey, WatchChange, Watched, WatchEnd, WatchEntry
 from .ops import Ops, ids_of
 from .ops_watch import EVENTS_PER_READ, Change, Head, LogRead, read_log, read_range
 from .options import check_bool, check_int
@@ -71,7 +71,9 @@ class Place(NamedTuple):
 
     def moved_to(self, place: Place) -> Place:
         """The place of this watcher after it was shown everything up to another place."""
-        return place if self.has_fragments else place._replace(sequence=_NO_FRAGMENTS)
+        if not self.has_fragments:
+            return place._replace(sequence=_NO_FRAGMENTS)
+        return place._replace(sequence=max(self.sequence, place.sequence))
 
 
 class News(msgspec.Struct, frozen=True):
@@ -94,8 +96,12 @@ class News(msgspec.Struct, frozen=True):
     end: Literal["deleted", "recreated"] | None = None
 
     def seen_from(self, place: Place) -> list[Watched]:
-        """The items that are new after a place."""
-        return [item for after, item in self.items if _is_new(item, after, place)]
+        """The items that are new after a place. No cursor leads back to fragments before it."""
+        return [
+            item if after.sequence >= place.sequence else _with_sequence(item, place.sequence)
+            for after, item in self.items
+            if _is_new(item, after, place)
+        ]
 
 
 def _is_new(item: Watched, after: Place, place: Place) -> bool:
@@ -105,6 +111,22 @@ def _is_new(item: Watched, after: Place, place: Place) -> bool:
     if item.event.partial:
         return place.has_fragments and after.sequence > place.sequence
     return after.position > place.position
+
+
+def _with_sequence(item: Watched, sequence: int) -> Watched:
+    """An item for a watcher that was shown more fragments than the one that read it."""
+    if isinstance(item, WatchEnd):
+        return item
+    place = _parse_cursor(item.cursor)._replace(sequence=sequence)
+    return msgspec.structs.replace(item, cursor=place.cursor)
+
+
+def _parse_cursor(cursor: str) -> Place:
+    """The place of a cursor; without fragments if it does not say up to where they were shown."""
+    found = _is_cursor(cursor)
+    if found is None:
+        raise InvalidArgument("after must be a cursor or a position, not this text")
+    return Place(*(_NO_FRAGMENTS if number is None else int(number) for number in found.groups()))
 
 
 def start(
@@ -123,12 +145,11 @@ def start(
         return key, Place(created_us, 0, _UNKNOWN, sequence)
     if isinstance(after, int):
         return key, Place(created_us, check_int("after", after, low=0), _UNKNOWN, sequence)
-    found = _is_cursor(after) if isinstance(after, str) else None
-    if found is None:
-        kind = "this text" if isinstance(after, str) else type(after).__name__
+    if not isinstance(after, str):
+        kind = type(after).__name__
         raise InvalidArgument(f"after must be a cursor or a position, not {kind}")
-    created_us, position, change, last = (int(number or 0) for number in found.groups())
-    return key, Place(created_us, position, change, last if partial else _NO_FRAGMENTS)
+    place = _parse_cursor(after)
+    return key, place._replace(sequence=max(place.sequence, 0) if partial else _NO_FRAGMENTS)
 
 
 def read_news(ops: Ops, key: SessionKey, place: Place) -> Flow[News]:

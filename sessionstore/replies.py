@@ -15,7 +15,7 @@ from .keys import SessionKeys, encode_id
 from .model import Event, Session, SessionKey, Summary, num_after_summary
 from .tiers import Tier, decode_tier
 from .times import from_us
-from .transform import Owner
+from .transform import Owner, TierOwner
 
 NOT_COUNTED = -1
 """The `event_count` of a session whose events are still to be counted."""
@@ -78,6 +78,22 @@ class SharedState(msgspec.Struct):
             merged[name] = decode_value(data)
         merged.update(state)
         return merged
+
+
+def decode_state(
+    codec: Codec, owner: TierOwner, reply: Any, key: bytes, tier: Tier
+) -> dict[str, Any]:
+    """The state of a tier without prefixes, from the reply to an HGETALL."""
+    state: dict[str, Any] = {}
+    decode_tier(codec, owner, state, hash_items(reply), key, tier, with_prefix=False)
+    return state
+
+
+def decode_shared_app_state(codec: Codec, app_name: str, reply: Any, key: bytes) -> SharedState:
+    """The state of an app tier for many sessions, likewise."""
+    shared = SharedState()
+    shared.add_tier(codec, TierOwner(app_name), reply, key, "app")
+    return shared
 
 
 _IMMUTABLE = frozenset((str, int, float, bool, type(None), bytes, datetime))

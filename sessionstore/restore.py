@@ -14,11 +14,12 @@ from hashlib import blake2b
 from typing import Any
 
 from . import ops_history
-from .app_tier import add_app_state
+from .app_tier import add_app_state, read_app_state
 from .calls import Flow
 from .errors import InvalidArgument
 from .flows import without_temp
 from .history import encode_summary, session_tier
+from .keyed import introducing
 from .keys import encode_id
 from .listing import prune_index
 from .model import Event, Session, SessionKey, Summary
@@ -32,6 +33,7 @@ _BYTES_PER_CALL = 1 << 20  # a larger event is sent alone
 _Row = tuple[int, bytes]  # position, encoded event
 
 
+@introducing
 def restore_session(
     ops: Ops,
     key: SessionKey,
@@ -66,7 +68,7 @@ def restore_session(
     if to_check:
         yield from prune_index(ops, key.app_name, key.user_id, to_check)
     if ops.app_in_own_slot:
-        app_state: dict[str, Any] = yield ops.get_app_state(key.app_name)
+        app_state = yield from read_app_state(ops, key.app_name)
         add_app_state(session, app_state)
     return session
 

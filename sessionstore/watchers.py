@@ -97,6 +97,12 @@ class Watchers:
             if shared is not None:
                 self._leave(key, shared)
 
+    @property
+    def count(self) -> int:
+        """How many watchers there are, but for those that have just started. For any thread."""
+        by_loop = list(self._by_loop.values())
+        return sum(each.num_watchers for sessions in by_loop for each in list(sessions.values()))
+
     def _join(self, key: SessionKey) -> _Shared:
         loop = asyncio.get_running_loop()
         with self._lock:

@@ -19,8 +19,8 @@ from pydantic_core import to_json, to_jsonable_python
 from ..errors import InvalidArgument
 from ..model import Event as StoredEvent
 from ..model import JsonEvent
-from .json_events import REFUSALS, find_fault, with_sorted_sets
-from .packing import unpack
+from .json_events import REFUSALS, find_fault, with_sorted_sets, without_surrogates
+from .packing import pack, unpack
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -88,7 +88,7 @@ class EventFormat(Generic[M]):
                 return bytes(self._serializer.to_json(event, **options))
             except ValueError:  # a lone surrogate, perhaps
                 values = self._serializer.to_python(event, mode="json", **options)
-                return _encode(_without_surrogates(values))
+                return _encode(without_surrogates(values))
         except REFUSALS as error:
             where, _ = find_fault(event, path, to_jsonable_python)
             message = f"{where} cannot be serialized by {self._framework} ({type(error).__name__})"
@@ -123,17 +123,6 @@ def _parts(holder: Any) -> Any:
     return holder.__dict__ if isinstance(holder, BaseModel) else holder
 
 
-def _without_surrogates(value: Any) -> Any:
-    """A copy of JSON values in which U+FFFD takes the place of lone surrogates."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(value[key]) for key in value}
-    if isinstance(value, list):
-        return [_without_surrogates(item) for item in value]
-    return value
-
-
 def to_json_state(state: Mapping[str, Any], path: str) -> dict[str, Any]:
     """State as the JSON values that are stored, without `temp:` keys.
 
@@ -159,11 +148,11 @@ def _to_json_value(value: Any, path: str) -> Any:
         try:
             data = to_json(value, inf_nan_mode="null")
         except ValueError as error:
-            data = _encode(_without_surrogates(_to_plain(value)))
+            data = _encode(without_surrogates(_to_plain(value)))
             # What the framework could not serialize may be a secret, so it is not named.
             name = type(error).__name__
             _log.warning("a state value is not JSON (%s): stored as its text, or parts of it", name)
-        return _escape(_decode(data))
+        return pack(_decode(data))
     except REFUSALS as error:
         message = f"{path} cannot be serialized ({type(error).__name__})"
         raise InvalidArgument(message) from None
@@ -174,22 +163,6 @@ def _to_plain(value: Any) -> Any:
         return to_jsonable_python(value, serialize_unknown=True)
     except UnicodeDecodeError:  # bytes that are not UTF-8
         return to_jsonable_python(value, serialize_unknown=True, bytes_mode="base64")
-
-
-def _escape(value: Any) -> Any:
-    """A copy for `unpack`: dicts with a key "$" as items, and large integers as text.
-
-    Release 0.1.0 packed values in dicts with a key "$". MessagePack has integers of 64 bits only.
-    """
-    if isinstance(value, list):
-        return [_escape(item) for item in value]
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-        return {"$": "int", "value": str(value)}
-    if not isinstance(value, dict):
-        return value
-    if "$" in value:
-        return {"$": "dict", "value": [[key, _escape(value[key])] for key in value]}
-    return {key: _escape(value[key]) for key in value}
 
 
 def from_json_state(state: Mapping[str, Any]) -> dict[str, Any]:

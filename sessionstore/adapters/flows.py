@@ -20,9 +20,9 @@ import sessionstore.sync
 from .. import flows
 from ..app_tier import write_apart
 from ..calls import Flow
-from ..drive import drive, drive_async
 from ..errors import InvalidArgument, SessionNotFound
 from ..flows import created_us_of
+from ..keyed import keyed
 from ..model import Event, EventPage, Session, SessionKey, SessionPage, num_after_summary
 from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops
 from ..replies import WriteResult
@@ -85,7 +85,7 @@ class Services:
         if service is None:
             return await asyncio.to_thread(lambda: self.run(flow, *args, **kwargs))
         self._loop = asyncio.get_running_loop()
-        return await drive_async(flow(service._ops, *args, **kwargs), service._executor)
+        return await service._run(flow(service._ops, *args, **kwargs))
 
     def run(
         self, flow: Callable[Concatenate[Ops, P], Flow[T]], *args: P.args, **kwargs: P.kwargs
@@ -106,7 +106,7 @@ class Services:
                 )
             waiting = self.arun(flow, *args, **kwargs)
             return asyncio.run_coroutine_threadsafe(waiting, loop).result()
-        return drive(flow(service._ops, *args, **kwargs), service._executor)
+        return service._run(flow(service._ops, *args, **kwargs))
 
 
 def both(
@@ -257,6 +257,7 @@ def append(ops: Ops, key: SessionKey, events: Sequence[Event]) -> Flow[None]:
             yield from create_if_missing(ops, key)
 
 
+@keyed
 def append_with_state(
     ops: Ops, session: Session, events: Sequence[Event], state: dict[str, Any]
 ) -> Flow[WriteResult]:

@@ -165,3 +165,14 @@ def _parts_of(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, (list, tuple)):
         return [(f"[{number}]", part) for number, part in enumerate(value)]
     return [(f".{name}", part) for name, part in _fields_of(value).items()]
+
+
+def without_surrogates(value: Any) -> Any:
+    """A copy of JSON values in which U+FFFD takes the place of lone surrogates."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {without_surrogates(key): without_surrogates(value[key]) for key in value}
+    if isinstance(value, list):
+        return [without_surrogates(item) for item in value]
+    return value

@@ -1,4 +1,4 @@
-"""Reads values that release 0.1.0 stored in a form of its own: `{"$": kind, "value": ...}`."""
+"""Values that have a form of their own: `{"$": kind, "value": ...}`. Release 0.1.0 had many."""
 
 from __future__ import annotations
 
@@ -39,3 +39,19 @@ def unpack(value: Any) -> Any:
     if "$" in value:
         return _READERS[value["$"]](value["value"])
     return {key: unpack(item) for key, item in value.items()}
+
+
+def pack(value: Any) -> Any:
+    """A copy of a JSON value for `unpack`: dicts with a key "$" as items, large integers as text.
+
+    MessagePack has integers of 64 bits only.
+    """
+    if isinstance(value, list):
+        return [pack(item) for item in value]
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return {"$": "int", "value": str(value)}
+    if not isinstance(value, dict):
+        return value
+    if "$" in value:
+        return {"$": "dict", "value": [[key, pack(value[key])] for key in value]}
+    return {key: pack(value[key]) for key in value}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import click
 
+from ..calls import Flow
+from ..drive import drive
 from ..keys import StoredKey
+from ..ops import Ops
 from ..sync import SessionService
 from .keyspace import ask, scan
 from .opened import counted, print_json, store_options
+
+_SHOWN = 100  # keys that are left
 
 
 @click.command(
@@ -39,43 +44,76 @@ def erase(
 ) -> None:
     """Run the command; the help text is above."""
     if dry_run:
-        for key in _keys_of(service, app_name, user_id):
+        for key in scan(service, app_name, user_id):
             _print_key(key, as_json)
         return
     if not yes:
-        click.confirm(f"Delete all data of user {user_id!r} of {app_name!r}?", abort=True, err=True)
-    deleted = service.delete_user(app_name=app_name, user_id=user_id)
-    left = list(_keys_of(service, app_name, user_id))
-    # Fragments, and the events of a restore, would expire by themselves within an hour.
-    temporary = [key.key for key in left if key.is_temporary]
-    for name in temporary:
-        ask(service, ("UNLINK", name), writes=True)
-    if temporary:
-        left = list(_keys_of(service, app_name, user_id))
+        index = service._ops.options.keys.user(app_name, user_id).session_index
+        [number] = ask(service, ("ZCARD", index))
+        what = f"all data of user {user_id!r} of {app_name!r}, {counted(number, 'session')}"
+        click.confirm(f"Delete {what}?", abort=True, err=True)
+    click.echo(f"Deleting user {user_id!r} of {app_name!r} ...", err=True)
+    erased = erase_user(service, app_name, user_id)
     if as_json:
         print_json(
             {
-                "sessions": deleted.num_sessions,
-                "state_keys": deleted.num_state_keys,
-                "left": [key.key.decode("utf-8", "replace") for key in left],
+                "sessions": erased.num_sessions,
+                "state_keys": erased.num_state_keys,
+                "num_left": erased.num_left,
+                "left": [key.key.decode("utf-8", "replace") for key in erased.left],
+                "has_data_key": erased.has_data_key,
             }
         )
     else:
-        click.echo(
-            f"Deleted {counted(deleted.num_sessions, 'session')} and"
-            f" {counted(deleted.num_state_keys, 'state key')}. Redis keys left: {len(left)}"
-        )
-        for key in left:
+        click.echo(str(erased))
+        for key in erased.left:
             _print_key(key, as_json)
-    context.exit(1 if left else 0)
+    context.exit(1 if erased.num_left or erased.has_data_key else 0)
 
 
-def _keys_of(service: SessionService, app_name: str, user_id: str) -> Iterator[StoredKey]:
-    seen = set()
-    for key in scan(service, app_name):
-        if key.user_id == user_id and key.key not in seen:
-            seen.add(key.key)
-            yield key
+class Erased(NamedTuple):
+    """What was deleted of a user, and what is left."""
+
+    num_sessions: int
+    num_state_keys: int
+    num_left: int  # keys
+    left: list[StoredKey]  # the first ones
+    has_data_key: bool | None = None  # None: there is no key store
+
+    def __str__(self) -> str:
+        text = (
+            f"Deleted {counted(self.num_sessions, 'session')} and"
+            f" {counted(self.num_state_keys, 'state key')}. Redis keys left: {self.num_left:,}"
+        )
+        if self.has_data_key is None:
+            return text
+        if self.has_data_key:
+            return f"{text}. The data key is left, because something was written meanwhile"
+        return f"{text}. The data key is gone: no copy of the data can be read any more"
+
+
+def erase_user(service: SessionService, app_name: str, user_id: str) -> Erased:
+    """Delete a user's sessions and state, and scan all keys for what is left."""
+    deleted = service.delete_user(app_name=app_name, user_id=user_id)
+    for key in scan(service, app_name, user_id):
+        if key.is_temporary:  # it would expire by itself within an hour
+            ask(service, ("UNLINK", key.key), writes=True)
+    num_left = 0
+    left: list[StoredKey] = []
+    for key in scan(service, app_name, user_id):
+        num_left += 1
+        if len(left) < _SHOWN:
+            left.append(key)
+    has_data_key = drive(_has_data_key(service._ops, app_name, user_id), service._executor)
+    return Erased(deleted.num_sessions, deleted.num_state_keys, num_left, left, has_data_key)
+
+
+def _has_data_key(ops: Ops, app_name: str, user_id: str) -> Flow[bool | None]:
+    """Whether the key store has a data key of a user; None without a key store."""
+    if ops.data_keys is None:
+        return None
+    name, _ = yield ops.data_keys.read_wrapped((app_name, user_id))
+    return name is not None
 
 
 def _print_key(key: StoredKey, as_json: bool) -> None:

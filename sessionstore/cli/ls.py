@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import heapq
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import click
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from ..calls import Flow
+from ..drive import drive
+from ..errors import BackendRejected
 from ..keys import StoredKey
-from ..model import Session, SessionKey
+from ..listing import Walk
+from ..model import SessionKey
 from ..ops import ids_of
+from ..replies import Place
 from ..sync import SessionService
 from ..times import from_us
-from .keyspace import ask, memory_of, places, scan
-from .opened import print_json, show_bytes, show_time, store_options
+from .keyspace import ask, ask_each, places, scan
+from .opened import print_json, show_bytes, show_time, store_options, visible
+from .progress import watched
+
+_USERS_PER_READ = 1000
 
 
 @click.command(
@@ -27,8 +35,11 @@ from .opened import print_json, show_bytes, show_time, store_options
     short_help="List applications, users or sessions.",
     help="""List applications, the users of an application, or the sessions of a user.
 
-Applications and users are found by a scan of all keys. Sessions are listed last updated first; the
-last line names the cursor of the next page. Nothing is changed, and no TTL is refreshed.""",
+Applications and users are found by a scan of the names of all keys, about a million a second, and
+are listed in order. Sessions are read from the index of the user, last updated first. If there are
+more than --limit, the last line names --after of the next page.
+
+Nothing is changed, and no TTL is refreshed.""",
 )
 @click.argument("app_name", metavar="[APP", required=False)
 @click.argument("user_id", metavar="[USER]]", required=False)
@@ -51,43 +62,135 @@ def ls(
     elif user_id is None:
         _show(_users(service, app_name, limit, after), as_json)
     else:
-        page = service.list_sessions(app_name=app_name, user_id=user_id, limit=limit, after=after)
-        _show([_describe(service, session) for session in page], as_json)
-        if page.cursor is not None:
-            click.echo(f"More: --after '{page.cursor}'", err=True)
+        rows, cursor = read_sessions(service, app_name, user_id, limit, after)
+        _show(rows, as_json)
+        if cursor is not None:
+            click.echo(f"More: --after '{cursor}'", err=True)
 
 
 def _applications(service: SessionService) -> Iterator[dict[str, Any]]:
-    users: defaultdict[str, set[str]] = defaultdict(set)
     num_sessions: Counter[str] = Counter()
-    for key in _watched(scan(service)):
-        users[key.app_name].update(filter(None, [key.user_id]))
+    num_users: Counter[str] = Counter()
+    with_state: list[StoredKey] = []
+    for key in watched(scan(service, kind="heads"), "keys"):
         num_sessions[key.app_name] += key.role == "session"
-    for app_name in sorted(users):
+        num_users[key.app_name] += key.role == "sessions"
+        if key.role == "userdata":
+            with_state.append(key)
+        if len(with_state) == _USERS_PER_READ:
+            num_users.update(_apps_of_users_without_sessions(service, with_state))
+            with_state.clear()
+    num_users.update(_apps_of_users_without_sessions(service, with_state))
+    for app_name in sorted(num_sessions):
         yield {
             "app": app_name,
-            "users": len(users[app_name]),
+            "users": num_users[app_name],
             "sessions": num_sessions[app_name],
         }
+
+
+def _apps_of_users_without_sessions(
+    service: SessionService, with_state: list[StoredKey]
+) -> Iterator[str]:
+    """The application of each of some users with state who has no session."""
+    keys = service._ops.options.keys
+    indexes = (keys.user(key.app_name, key.user_id).session_index for key in with_state)
+    exist = ask_each(service, (("EXISTS", index) for index in indexes))
+    return (key.app_name for key, exists in zip(with_state, exist, strict=True) if not exists)
 
 
 def _users(
     service: SessionService, app_name: str, limit: int, after: str | None
 ) -> Iterator[dict[str, Any]]:
+    """The first users in order. Only a few users are remembered."""
     num_sessions: Counter[str] = Counter()
-    for key in _watched(scan(service, app_name)):
-        if key.user_id:
-            num_sessions[key.user_id] += key.role == "session"
-    rest = sorted(user for user in num_sessions if after is None or user > after)
-    for user_id in rest[:limit]:
+    highest: str | None = None
+    for key in watched(scan(service, app_name, kind="heads"), "keys"):
+        user_id = key.user_id
+        if not user_id or (after is not None and user_id <= after):
+            continue
+        if highest is not None and user_id > highest:
+            continue
+        num_sessions[user_id] += key.role == "session"
+        if len(num_sessions) > 2 * limit + 1:
+            first = heapq.nsmallest(limit + 1, num_sessions)
+            num_sessions = Counter({each: num_sessions[each] for each in first})
+            highest = first[-1]
+    users = sorted(num_sessions)
+    for user_id in users[:limit]:
         newest = next(places(service, app_name, user_id, per_read=1), None)
         yield {
             "user": user_id,
             "sessions": num_sessions[user_id],
             "updated": None if newest is None else from_us(newest.updated_us),
         }
-    if len(rest) > limit:
-        click.echo(f"More: --after '{rest[limit - 1]}'", err=True)
+    if len(users) > limit:
+        click.echo(f"More: --after '{visible(users[limit - 1])}'", err=True)
+
+
+def read_sessions(
+    service: SessionService, app_name: str, user_id: str, limit: int, after: str | None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Rows of a user's sessions, last updated first, and the cursor of the next page.
+
+    Neither state nor events are read, so that large and damaged sessions are listed too. Expired
+    sessions stay in the index.
+    """
+    walk = Walk.from_cursor(after)
+    rows: dict[str, dict[str, Any]] = {}
+    while len(rows) < limit:
+        wanted = limit - len(rows)
+        is_first = walk.start is None
+        # One more shows whether there is a next page.
+        found = drive(_read_places(service, app_name, user_id, wanted + 1, walk), service._executor)
+        if is_first and not found:
+            return [], None
+        walk.start = walk.start or found[0]
+        for place in found[:wanted]:
+            walk.place = place
+        rows.update(_describe(service, app_name, user_id, found[:wanted]))
+        if len(found) > wanted:
+            continue
+        if is_first or walk.is_upward:
+            return list(rows.values()), None
+        walk.turn()
+    return list(rows.values()), walk.cursor()
+
+
+def _read_places(
+    service: SessionService, app_name: str, user_id: str, limit: int, walk: Walk
+) -> Flow[list[Place]]:
+    found: list[Place] = yield service._ops.list_places(
+        app_name, user_id, limit, walk.place, upward=walk.is_upward
+    )
+    return found
+
+
+def _describe(
+    service: SessionService, app_name: str, user_id: str, found: list[Place]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Id and row of each session that exists."""
+    if not found:
+        return
+    sessions = [SessionKey(app_name, user_id, place.session_id) for place in found]
+    keys = [service._ops.options.keys.session(*ids_of(each)) for each in sessions]
+    headers = ask(service, *(("HMGET", each.session, "version", "count") for each in keys))
+    lengths = ask(service, *(("ZCARD", each.events) for each in keys))
+    sizes = sizes_of(service, sessions)
+    for place, (version, count), length, size in zip(found, headers, lengths, sizes, strict=True):
+        if version is None and not length:
+            continue
+        yield (
+            place.session_id,
+            {
+                "session": place.session_id,
+                # A session of 0.1.0 does not count its events.
+                "events": int(count) if count and count.isdigit() else length,
+                "bytes": size.num_bytes,
+                "updated": from_us(place.updated_us),
+                "expires": size.expires_at,
+            },
+        )
 
 
 class Size(NamedTuple):
@@ -99,37 +202,25 @@ class Size(NamedTuple):
 
 def size_of(service: SessionService, key: SessionKey) -> Size:
     """The memory and the deadline of a session."""
-    session, events, *_ = service._ops.options.keys.session(*ids_of(key))
-    num_bytes = memory_of(service, session, events)
-    [deadline_ms] = ask(service, ("PEXPIRETIME", session))
-    return Size(num_bytes, from_us(deadline_ms * 1000) if deadline_ms > 0 else None)
+    [size] = sizes_of(service, [key])
+    return size
 
 
-def _describe(service: SessionService, session: Session) -> dict[str, Any]:
-    size = size_of(service, session.key)
-    return {
-        "session": session.id,
-        "events": session.event_count,
-        "bytes": size.num_bytes,
-        "updated": session.updated_at,
-        "expires": size.expires_at,
-    }
-
-
-def _watched(keys: Iterable[StoredKey]) -> Iterator[StoredKey]:
-    """The keys, with their number on stderr if it is a terminal."""
-    console = Console(stderr=True)
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.completed:,} keys"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task("scan", total=None)
-        for key in keys:
-            progress.advance(task)
-            yield key
+def sizes_of(service: SessionService, sessions: list[SessionKey]) -> list[Size]:
+    """The memory and the deadline of one or more sessions of a user, in two round trips."""
+    keys = [service._ops.options.keys.session(*ids_of(key)) for key in sessions]
+    deadlines_ms = ask(service, *(("PEXPIRETIME", each.session) for each in keys))
+    num_bytes: list[int | None]
+    try:
+        usages = [("MEMORY", "USAGE", key) for each in keys for key in each[:2]]
+        found = [size or 0 for size in ask(service, *usages, slot=keys[0].session)]
+        num_bytes = [sum(pair) for pair in zip(found[::2], found[1::2], strict=True)]
+    except BackendRejected:
+        num_bytes = [None] * len(keys)
+    return [
+        Size(size, from_us(deadline_ms * 1000) if deadline_ms > 0 else None)
+        for size, deadline_ms in zip(num_bytes, deadlines_ms, strict=True)
+    ]
 
 
 def _show(rows: Iterable[dict[str, Any]], as_json: bool) -> None:
@@ -157,4 +248,4 @@ def _text(name: str, value: Any) -> str:
         return show_bytes(value)
     if name in ("updated", "expires"):
         return show_time(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else visible(str(value))

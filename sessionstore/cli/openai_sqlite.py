@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ..model import Event
 from .archive import Archived, archive_events
-from .store import CannotStart
+from .sqlite_file import moment_of, sqlite_file
 
 _SESSIONS = "SELECT session_id, created_at, updated_at FROM agent_sessions ORDER BY session_id"
 _ITEMS = "SELECT id, message_data, created_at FROM agent_messages WHERE session_id = ? ORDER BY id"
@@ -27,16 +23,10 @@ def read_openai_sqlite(path: str, app_name: str, user_id: str) -> Iterator[Archi
     Raises:
         CannotStart: the file cannot be read, or is not of this library.
     """
-    if not Path(path).is_file():
-        raise CannotStart(f"{path}: there is no such file")
-    uri = f"{Path(path).resolve().as_uri()}?mode=ro"
-    try:
-        with closing(sqlite3.connect(uri, uri=True)) as database:
-            for session_id, created, updated in database.execute(_SESSIONS).fetchall():
-                rows = database.execute(_ITEMS, (session_id,)).fetchall()
-                yield _session(app_name, user_id, session_id, created, updated, rows)
-    except (sqlite3.Error, ValueError) as error:
-        raise CannotStart(f"{path}: {error}") from error
+    with sqlite_file(path) as database:
+        for session_id, created, updated in database.execute(_SESSIONS).fetchall():
+            rows = database.execute(_ITEMS, (session_id,)).fetchall()
+            yield _session(app_name, user_id, session_id, created, updated, rows)
 
 
 def _session(
@@ -45,7 +35,7 @@ def _session(
     events, positions = [], [0]
     for row_id, data, moment in rows:
         item = json.loads(data)
-        at = _moment(moment)
+        at = moment_of(moment)
         # As StoredSession does. The id is not random, so that an import can be repeated.
         author = next((item[key] for key in ("role", "type") if item.get(key)), "item")
         try:
@@ -60,12 +50,9 @@ def _session(
         app_name=app_name,
         user_id=user_id,
         session_id=session_id,
-        created_at=_moment(created),
-        updated_at=max([_moment(updated), _moment(created), *(each.timestamp for each in events)]),
+        created_at=moment_of(created),
+        updated_at=max(
+            [moment_of(updated), moment_of(created), *(each.timestamp for each in events)]
+        ),
         messages=archive_events(events, positions[1:]),
     )
-
-
-def _moment(text: str) -> datetime:
-    """A time of SQLite, which is in UTC and has no zone."""
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)

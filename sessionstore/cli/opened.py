@@ -1,5 +1,5 @@
 """The store of commands that look at existing data: --url, --key-prefix, --partition-by,
---dictionary, --json."""
+--dictionary, --key-ring, --key-store, --json."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
+from rich.text import Text
 
+from ..codec import CALL_SIZE_LIMIT
 from ..compression import Zstd
+from ..encryption import KeyRing
 from ..errors import InvalidArgument, SessionStoreError
 from ..sync import RedisSessionService, SessionService
 from .store import CannotStart, redact_url
 from .transcript import to_json
+
+_SIZE_LIMITS = ("event_size_limit", "value_size_limit", "summary_size_limit")
+
+CONNECTION_OPTIONS = ("key_prefix", "partition_by", "dictionary", "key_ring", "key_store")
+"""The parameters that `connection_options` adds and `opened_service` takes, beside the URL."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,6 +34,22 @@ def store_options(command: F) -> F:
 
     If the command has the options --ttl and --codec, the service gets them.
     """
+
+    @connection_options
+    @wraps(command)
+    def with_service(*, url: str, as_json: bool, **values: Any) -> Any:
+        options = {name: values.pop(name) for name in CONNECTION_OPTIONS}
+        for name, option in (("ttl", "session_ttl"), ("codec", "codec")):
+            if name in values:
+                options[option] = values.pop(name)
+        with opened_service(url, **options) as service:
+            return command(service=service, as_json=as_json, **values)
+
+    return with_service  # type: ignore[return-value]  # click adds the options
+
+
+def connection_options(command: F) -> F:
+    """Give a command `url`, `as_json` and CONNECTION_OPTIONS."""
 
     @click.option(
         "--url",
@@ -42,19 +67,27 @@ def store_options(command: F) -> F:
         help="The option of the services that wrote the data.",
     )
     @dictionary_option("--dictionary", "The first one compresses what is written.")
+    @click.option(
+        "--key-ring",
+        envvar="SESSIONSTORE_KEY_RING",
+        metavar="FILE",
+        help="The keys of encrypted data, a line NAME:BASE64 each. The first one encrypts."
+        "  [env: SESSIONSTORE_KEY_RING]",
+    )
+    @click.option(
+        "--key-store",
+        envvar="SESSIONSTORE_KEY_STORE",
+        metavar="URL",
+        help="The store of the data keys of users.  [env: SESSIONSTORE_KEY_STORE]",
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
     @wraps(command)
-    def with_service(*, url: str | None, as_json: bool, **values: Any) -> Any:
+    def with_url(*, url: str | None, **values: Any) -> Any:
         if not url:
             raise click.UsageError("Name the server: pass --url, or set SESSIONSTORE_URL.")
-        options = {name: values.pop(name) for name in ("key_prefix", "partition_by", "dictionary")}
-        for name, option in (("ttl", "session_ttl"), ("codec", "codec")):
-            if name in values:
-                options[option] = values.pop(name)
-        with opened_service(url, **options) as service:
-            return command(service=service, as_json=as_json, **values)
+        return command(url=url, **values)
 
-    return with_service  # type: ignore[return-value]  # click adds the options
+    return with_url  # type: ignore[return-value]  # click adds the options
 
 
 def dictionary_option(name: str, use: str) -> Callable[[F], F]:
@@ -68,17 +101,35 @@ def dictionary_option(name: str, use: str) -> Callable[[F], F]:
     )
 
 
-@contextmanager
-def opened_service(
-    url: str, *, dictionary: Sequence[str] = (), **options: Any
-) -> Iterator[SessionService]:
-    """A service that changes no TTL by reading. Its errors become one sentence and status 2."""
+def service_options(
+    *,
+    dictionary: Sequence[str] = (),
+    key_ring: str | None = None,
+    key_store: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The options of a service that the options of a command stand for.
+
+    It changes no TTL by reading, and stores values of any size: other services have accepted them.
+    """
+    if key_store is not None and key_ring is None:
+        raise click.UsageError("A key store needs a key ring: pass --key-ring, too.")
     try:
         compression = Zstd(dictionaries=dictionary) if dictionary else None
-        service = RedisSessionService(
-            url, refresh_ttl_on_read=False, compression=compression, **options
-        )
+        ring = None if key_ring is None else KeyRing.from_file(key_ring)
     except (InvalidArgument, ImportError) as error:
+        raise click.UsageError(f"{error}.") from error
+    stored_as = {"compression": compression, "encryption": ring, "key_store": key_store}
+    sizes = dict.fromkeys(_SIZE_LIMITS, CALL_SIZE_LIMIT)
+    return {"refresh_ttl_on_read": False, **stored_as, **sizes, **options}
+
+
+@contextmanager
+def opened_service(url: str, **options: Any) -> Iterator[SessionService]:
+    """A service of the command line. Its errors become one sentence and status 2."""
+    try:
+        service = RedisSessionService(url, **service_options(**options))
+    except InvalidArgument as error:
         raise click.UsageError(f"{error}.") from error
     with service:
         try:
@@ -87,6 +138,30 @@ def opened_service(
             raise click.UsageError(f"{error}.") from error
         except SessionStoreError as error:
             raise CannotStart(f"{redact_url(url)}: {error}") from error
+
+
+_CONTROLS = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
+    **dict.fromkeys(range(0x7F, 0xA0), "\N{REPLACEMENT CHARACTER}"),
+}
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are symbols, so that it cannot control a terminal."""
+    return text.translate(_CONTROLS)
+
+
+class TextConsole(Console):
+    """Prints lines on stdout. Control characters in them are symbols."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, markup=False, soft_wrap=True)
+
+    def show(self, line: Text | str) -> None:
+        """Print a line."""
+        text = Text(line) if isinstance(line, str) else line
+        text.plain = visible(text.plain)  # of the same length, so styles stay in place
+        self.print(text)
 
 
 def print_json(value: Any) -> None:

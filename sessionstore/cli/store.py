@@ -65,7 +65,7 @@ class Store(NamedTuple):
         if self.executor is None or not self.first_infos:
             return None
         with suppress(BackendError, KeyError):  # a run that lost its server reports this elsewhere
-            infos = await drive_async(_read_infos(self.executor), self.executor)
+            infos = await read_infos(self.executor)
             cpu_s = growth(self.first_infos, infos, "used_cpu_user", "used_cpu_sys")
             return cpu_s * 1e6, growth(self.first_infos, infos, "used_memory")
         return None
@@ -106,7 +106,7 @@ async def _open(url: str | None, stack: AsyncExitStack) -> Store:
     executor = connect_async(url, None, None, None, _INFO_TIMEOUT_S)
     stack.push_async_callback(executor.aclose)
     try:
-        infos = await drive_async(_read_infos(executor), executor)
+        infos = await read_infos(executor)
     except BackendRejected:  # the store works for a user who may not run INFO
         return Store(url, "unknown server", place, pid, executor)
     name, version = identify(infos)
@@ -115,7 +115,12 @@ async def _open(url: str | None, stack: AsyncExitStack) -> Store:
     return Store(url, name, place, pid, executor, infos)
 
 
-def _read_infos(executor: Any) -> Flow[list[Info]]:
+async def read_infos(executor: AsyncExecutor) -> list[Info]:
+    """INFO of all primaries."""
+    return await drive_async(_ask_infos(executor), executor)
+
+
+def _ask_infos(executor: Any) -> Flow[list[Info]]:
     slots: list[int | None] = [None]
     if executor.is_cluster:
         slots = yield replace(Ops.list_primaries(), name="INFO")  # errors show the name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,10 +18,13 @@ _RESULTS = {
     *("function_call_output", "tool_result", "tool-return"),
     *("functionResponse", "function_response", "tool"),
 }
+_IMAGES = ("image_url", "source", "inlineData", "inline_data")
+_MEDIA_TYPES = ("media_type", "mime_type", "mimeType")
+_is_image = re.compile(r"data:image/(?:png|jpeg|gif|webp|avif);base64,[A-Za-z0-9+/_-]+=*").fullmatch
 
 
 class Piece(NamedTuple):
-    """A part of an event. kind: "text", "call", "result" or "data"."""
+    """A part of an event. kind: "text", "call", "result", "data" or "image", as a data URL."""
 
     kind: str
     text: str
@@ -29,12 +34,29 @@ def pieces_of(content: Any) -> list[Piece]:
     """The parts of an event's content, in order. What has no known form is "data", as JSON."""
     if content is None:
         return []
-    return list(_pieces(content)) or [Piece("data", to_json(content))]
+    try:
+        return list(_pieces(content)) or [Piece("data", to_json(content))]
+    except RecursionError:  # nested too deeply
+        return [Piece("data", to_json(content))]
 
 
 def to_json(value: Any) -> str:
     """A value as compact JSON; what JSON cannot hold as its repr."""
     return _encode(value).decode()
+
+
+def show_image(data_url: str) -> str:
+    """What an image is: "[image/png, 34 KB]"."""
+    head, _, encoded = data_url.partition(";base64,")
+    return f"[{head.removeprefix('data:')}, {len(encoded) * 3 // 4000:,} KB]"
+
+
+def around(text: str, wanted: str) -> str:
+    """The part of a text around the first match, on one line."""
+    at = max(text.casefold().find(wanted), 0)
+    first, end = max(at - 60, 0), at + len(wanted) + 60
+    snippet = text[first:end]
+    return ("..." if first else "") + snippet + ("..." if end < len(text) else "")
 
 
 def _pieces(content: Any) -> Iterator[Piece]:
@@ -59,8 +81,12 @@ def _pieces_of_mapping(content: Mapping[str, Any]) -> Iterator[Piece]:
     inner = content.get("functionResponse") or content.get("function_response")
     if isinstance(inner, Mapping) or kind in _RESULTS:
         yield Piece("result", _result(inner or content))
+        yield from _images_in(inner or content)
         return
-    is_known = False
+    image = _image_url(content)
+    is_known = image is not None
+    if image is not None:
+        yield Piece("image", image)
     for key in _TEXT:
         if isinstance(content.get(key), str):
             is_known = True
@@ -89,3 +115,37 @@ def _result(result: Any) -> str:
             given = result[key]
             return given if isinstance(given, str) else to_json(given)
     return to_json(result)
+
+
+def _images_in(value: Any) -> Iterator[Piece]:
+    """The images anywhere in a value."""
+    if isinstance(value, list):
+        for part in value:
+            yield from _images_in(part)
+    elif isinstance(value, Mapping):
+        image = _image_url(value)
+        if image is not None:
+            yield Piece("image", image)
+            return
+        for part in value.values():
+            yield from _images_in(part)
+
+
+def _image_url(content: Mapping[str, Any]) -> str | None:
+    """The data URL of an image; None if a mapping holds no image, or only its address."""
+    for place in (content, *(content.get(key) for key in _IMAGES)):
+        url = place.get("url") or _encoded_image(place) if isinstance(place, Mapping) else place
+        if isinstance(url, str) and url.startswith("data:image/") and _is_image(url):
+            head, _, encoded = url.partition(",")
+            return f"{head},{encoded.replace('-', '+').replace('_', '/')}"
+    return None
+
+
+def _encoded_image(place: Mapping[str, Any]) -> str | None:
+    media_type = next((place[key] for key in _MEDIA_TYPES if key in place), None)
+    data = place.get("data") or place.get("base64")
+    if isinstance(data, bytes):
+        data = b64encode(data).decode()
+    if isinstance(media_type, str) and isinstance(data, str):
+        return f"data:{media_type};base64,{data}"
+    return None

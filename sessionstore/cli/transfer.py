@@ -1,37 +1,28 @@
-"""The commands `export`, `import` and `copy`: sessions move between stores, whole and unchanged."""
+"""Reads sessions from a store and writes them into another one, whole and unchanged."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from copy import copy
+from datetime import datetime
+from typing import Any, TypeVar
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from msgspec.structs import replace
 
-from ..errors import SessionNotFound
+from ..codec import CALL_SIZE_LIMIT, Codec
+from ..errors import InvalidArgument, LimitExceeded, SessionNotFound
 from ..model import SessionKey
+from ..ops import Ops
 from ..sync import SessionService
 from ..times import to_us
-from .archive import (
-    Archived,
-    archive_events,
-    archive_state,
-    archive_summary,
-    read_line,
-    write_line,
-)
-from .keyspace import places, scan
-from .openai_sqlite import read_openai_sqlite
-from .opened import counted, dictionary_option, opened_service, print_json, store_options
-from .store import CannotStart
-from .trpc_go import read_trpc_go
+from .archive import Archived, archive_events, archive_state, archive_summary, write_line
+from .keyspace import owners, session_names
+from .opened import counted
+
+T = TypeVar("T")
 
 _EVENTS_PER_PAGE = 1000
 _READS = 100  # of a session that others write to
@@ -45,6 +36,10 @@ class Counts(msgspec.Struct):
     replaced: int = 0
     conflicts: int = 0
 
+    def add(self, status: str) -> None:
+        """Count a session of this status."""
+        setattr(self, status, getattr(self, status) + 1)
+
     def report(self) -> str:
         """One line for people."""
         text = f"{counted(self.written, 'session')} written, {self.unchanged:,} already stored"
@@ -55,223 +50,6 @@ class Counts(msgspec.Struct):
         return text
 
 
-@click.command(
-    "export",
-    short_help="Write sessions to a file of JSON lines.",
-    help="""Write sessions to a file of JSON lines: events, positions, state of all tiers, times.
-
-Memory does not depend on the number of sessions. Nothing is changed, and no TTL is refreshed.""",
-)
-@click.argument("app_name", metavar="[APP", required=False)
-@click.argument("user_id", metavar="[USER", required=False)
-@click.argument("session_id", metavar="[SESSION]]]", required=False)
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
-    default="-",
-    help="Write to this file instead of stdout.",
-)
-@click.option(
-    "--since",
-    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]),
-    help="Only sessions that were written since this time, UTC.",
-)
-@store_options
-def export(
-    service: SessionService,
-    app_name: str | None,
-    user_id: str | None,
-    session_id: str | None,
-    output: Path,
-    since: datetime | None,
-    as_json: bool,  # noqa: ARG001  # the output is JSON lines anyway
-) -> None:
-    """Run the command; the help text is above."""
-    moment = None if since is None else since.replace(tzinfo=UTC)
-    num_sessions = 0
-    to_stdout = str(output) == "-"
-    file: BinaryIO = sys.stdout.buffer if to_stdout else output.open("wb")
-    try:
-        for archived in read_store(service, app_name, user_id, session_id, moment):
-            file.write(write_line(archived) + b"\n")
-            num_sessions += bool(archived.session_id)
-        file.flush()
-    finally:
-        if not to_stdout:
-            file.close()
-    click.echo(f"{counted(num_sessions, 'session')} exported.", err=True)
-
-
-@click.command(
-    "import",
-    short_help="Read sessions from a file of JSON lines, or from another library's store.",
-    help="""Read sessions from a file that `export` wrote, or from the store of another library.
-
-A session that is already stored is not changed, so an import can be repeated after an interruption.
---verify reads everything back and compares it with SOURCE. --json prints a line for each session,
-with the number of its events and a checksum of what SOURCE has.
-
---from trpc-go: SOURCE is the URL of the Redis of trpc-agent-go; both of its layouts are read.
-
---from openai-agents: SOURCE is the file of SQLiteSession of the OpenAI Agents SDK. Its sessions get
---app and --user, and StoredSession reads them.
-
-Exit status: 0 = every session of SOURCE is stored; 1 = stored sessions differ from SOURCE.""",
-)
-@click.argument("source", metavar="SOURCE")
-@click.option(
-    "--from",
-    "kind",
-    type=click.Choice(["export", "trpc-go", "openai-agents"]),
-    default="export",
-    show_default=True,
-    help="What wrote SOURCE.",
-)
-@click.option(
-    "--source-key-prefix", default="", metavar="TEXT", help="The key prefix of trpc-agent-go."
-)
-@click.option("--app", "app_name", metavar="APP", help="The application of sessions without one.")
-@click.option("--user", "user_id", metavar="USER", help="The user of sessions without one.")
-@click.option("--verify", is_flag=True, help="Read back and compare.")
-@click.option("--ttl", type=click.FloatRange(min=1), metavar="SECONDS", help="TTL of the sessions.")
-@click.option(
-    "--codec",
-    type=click.Choice(["json", "msgpack"]),
-    default="json",
-    show_default=True,
-    help="How values are written. Only msgpack can write nested bytes, times and int keys.",
-)
-@store_options
-@click.pass_context
-def import_sessions(
-    context: click.Context,
-    service: SessionService,
-    source: str,
-    kind: str,
-    source_key_prefix: str,
-    app_name: str | None,
-    user_id: str | None,
-    verify: bool,
-    as_json: bool,
-) -> None:
-    """Run the command; the help text is above."""
-    counts = Counts()
-    with ExitStack() as stack:
-        if kind == "trpc-go":
-            found = read_trpc_go(stack.enter_context(opened_service(source)), source_key_prefix)
-        elif kind == "openai-agents":
-            if app_name is None or user_id is None:
-                raise click.UsageError("--from openai-agents needs --app and --user.")
-            found = read_openai_sqlite(source, app_name, user_id)
-        else:
-            found = _lines(source, stack)
-        for archived in found:
-            try:
-                status = write(service, archived, counts, replaces=False, verifies=verify)
-            except ValueError as error:
-                key = " / ".join((archived.app_name, archived.user_id, archived.session_id))
-                raise CannotStart(f"{key}: {error}") from error
-            if as_json and archived.session_id:
-                print_json(_described(archived, status))
-    click.echo(counts.report() + ".", err=True)
-    context.exit(1 if counts.conflicts else 0)
-
-
-def _lines(path: str, stack: ExitStack) -> Iterator[Archived]:
-    """The lines of a file. CannotStart names the file, the line and the problem."""
-    number = 1
-    try:
-        for line in stack.enter_context(click.open_file(path, "rb")):
-            yield read_line(line)
-            number += 1
-    except OSError as error:
-        raise CannotStart(f"{path}: {error.strerror}") from error
-    except ValueError as error:  # msgspec's errors are ValueErrors
-        raise CannotStart(f"{path}:{number}: {error}") from error
-
-
-def _described(archived: Archived, status: str) -> dict[str, Any]:
-    return {
-        "app": archived.app_name,
-        "user": archived.user_id,
-        "session": archived.session_id,
-        "status": status,
-        "events": len(archived.messages),
-        "sha256": hashlib.sha256(write_line(archived)).hexdigest(),
-    }
-
-
-@click.command(
-    "copy",
-    short_help="Copy sessions to another store.",
-    help="""Copy sessions from the store of --url to the store at TARGET, while both are in use.
-
-A second run picks up what has changed: it replaces a copied session by its later version. So copy
-once while agents write, stop them, and copy again. Nothing else may write to TARGET meanwhile.
-TARGET must be another server, or have another --target-key-prefix.
-
-Values are written to TARGET as its options say: --target-dictionary compresses them, or without it
-they are not compressed there.""",
-)
-@click.argument("target", metavar="TARGET")
-@click.argument("app_name", metavar="[APP", required=False)
-@click.argument("user_id", metavar="[USER]]", required=False)
-@click.option(
-    "--target-key-prefix", default="", metavar="TEXT", help="The prefix of TARGET's keys."
-)
-@click.option(
-    "--target-partition-by",
-    type=click.Choice(["user", "app"]),
-    default="user",
-    show_default=True,
-    help="The option of the services that use TARGET.",
-)
-@click.option(
-    "--target-codec",
-    type=click.Choice(["json", "msgpack"]),
-    default="json",
-    show_default=True,
-    help="How values are written. Only msgpack can write nested bytes, times and int keys.",
-)
-@click.option(
-    "--target-ttl",
-    type=click.FloatRange(min=1),
-    metavar="SECONDS",
-    help="TTL of the sessions in TARGET; without it they do not expire.",
-)
-@dictionary_option("--target-dictionary", "The first one compresses what is written to TARGET.")
-@store_options
-@click.pass_context
-def copy(
-    context: click.Context,
-    service: SessionService,
-    target: str,
-    app_name: str | None,
-    user_id: str | None,
-    target_key_prefix: str,
-    target_partition_by: Any,
-    target_codec: Any,
-    target_ttl: float | None,
-    target_dictionary: tuple[str, ...],
-    as_json: bool,  # noqa: ARG001  # there is no output but counts
-) -> None:
-    """Run the command; the help text is above."""
-    if (context.params["url"], context.params["key_prefix"]) == (target, target_key_prefix):
-        raise click.UsageError("TARGET is the store of --url. Pass another --target-key-prefix.")
-    counts = Counts()
-    options = {
-        "key_prefix": target_key_prefix,
-        "partition_by": target_partition_by,
-        "codec": target_codec,
-        "session_ttl": target_ttl,
-        "dictionary": target_dictionary,
-    }
-    with opened_service(target, **options) as to:
-        for archived in read_store(service, app_name, user_id):
-            write(to, archived, counts, replaces=True, verifies=False)
-    click.echo(counts.report() + ".", err=True)
-
-
 def read_store(
     service: SessionService,
     app_name: str | None = None,
@@ -280,19 +58,30 @@ def read_store(
     since: datetime | None = None,
 ) -> Iterator[Archived]:
     """What a store holds, in the order of names: state of an application, then its users."""
-    for app, users in sorted(_users(service, app_name, user_id).items()):
-        state, encoded = archive_state(service.get_app_state(app))
-        if (state or encoded) and session_id is None:
-            yield Archived(app_name=app, app_state=state, encoded_state=encoded)
-        for user in _watched(sorted(users)):
-            state, encoded = archive_state(service.get_user_state(app, user))
-            if (state or encoded) and session_id is None:
-                yield Archived(app_name=app, user_id=user, user_state=state, encoded_state=encoded)
-            names = [session_id] if session_id is not None else _names(service, app, user, since)
-            for name in names:
-                archived = read_session(service, SessionKey(app, user, name))
-                if archived is not None:
-                    yield archived
+    since_us = 0 if since is None else to_us(since)
+    for app, user in owners(service, app_name, user_id):
+        if session_id is None:
+            yield from _read_state(service, app, user)
+        if not user:
+            continue
+        names = [session_id] if session_id is not None else None
+        for name in names or session_names(service, app, user, since_us):
+            archived = read_session(service, SessionKey(app, user, name))
+            if archived is not None:
+                yield archived
+
+
+def _read_state(service: SessionService, app_name: str, user_id: str) -> Iterator[Archived]:
+    """The state of an application or of a user, if there is any."""
+    if user_id:
+        state, encoded = archive_state(service.get_user_state(app_name, user_id))
+        found = Archived(app_name=app_name, user_id=user_id, user_state=state)
+    else:
+        state, encoded = archive_state(service.get_app_state(app_name))
+        found = Archived(app_name=app_name, app_state=state)
+    if state or encoded:
+        found.encoded_state = encoded
+        yield found
 
 
 def read_session(service: SessionService, key: SessionKey) -> Archived | None:
@@ -344,6 +133,18 @@ def read_session(service: SessionService, key: SessionKey) -> Archived | None:
         )
 
 
+def described(archived: Archived, status: str) -> dict[str, Any]:
+    """What happened to a session of the source, with a checksum of its line."""
+    return {
+        "app": archived.app_name,
+        "user": archived.user_id,
+        "session": archived.session_id,
+        "status": status,
+        "events": len(archived.messages),
+        "sha256": hashlib.sha256(write_line(archived)).hexdigest(),
+    }
+
+
 def write(
     service: SessionService,
     archived: Archived,
@@ -358,21 +159,39 @@ def write(
         service: the store.
         archived: the line.
         counts: is updated.
-        replaces: a stored session that differs is deleted first; otherwise it stays.
+        replaces: a stored session that was updated before that of the line is replaced; otherwise
+            it stays.
         verifies: read back what was written, and count a difference as a conflict.
     """
     if not archived.session_id:
-        _write_tier(service, archived, replaces)
+        _with_fallback(service, lambda service: _write_tier(service, archived, replaces))
         return "written"
     key = SessionKey(archived.app_name, archived.user_id, archived.session_id)
-    status = _write_session(service, key, archived, replaces)
+    status = _with_fallback(
+        service, lambda service: _write_session(service, key, archived, replaces)
+    )
     if verifies and status == "written":
         found = read_session(service, key)
         if found is None or not _is_same(found, archived):
             click.echo(f"{key} was not stored as it is in the source.", err=True)
             status = "conflicts"
-    setattr(counts, status, getattr(counts, status) + 1)
+    counts.add(status)
     return status
+
+
+def _with_fallback(service: SessionService, write: Callable[[SessionService], T]) -> T:
+    """Write, with MessagePack if the codec of the service cannot store the values unchanged."""
+    try:
+        return write(service)
+    except LimitExceeded:
+        raise
+    except InvalidArgument:
+        other = copy(service)
+        options = replace(
+            service._ops.options, codec=Codec("msgpack", CALL_SIZE_LIMIT, CALL_SIZE_LIMIT)
+        )
+        other._ops = Ops(options, app_in_own_slot=service._ops.app_in_own_slot)
+        return write(other)
 
 
 def _write_session(
@@ -381,7 +200,7 @@ def _write_session(
     stored = read_session(service, key)
     if stored is not None and _is_same(stored, archived):
         return "unchanged"
-    if stored is not None and not replaces:
+    if stored is not None and not (replaces and _is_later(archived, stored)):
         return "conflicts"
     ids = msgspec.structs.asdict(key)
     if stored is not None:
@@ -401,6 +220,13 @@ def _write_session(
     return "written" if stored is None else "replaced"
 
 
+def _is_later(wanted: Archived, stored: Archived) -> bool:
+    """Whether a session was written after the stored one, or when is not known."""
+    if wanted.updated_at is None or stored.updated_at is None:
+        return True
+    return wanted.updated_at > stored.updated_at
+
+
 def _is_same(stored: Archived, wanted: Archived) -> bool:
     """Whether two sessions are equal in all that the wanted one names."""
     stored_events, stored_positions = stored.events()
@@ -411,6 +237,8 @@ def _is_same(stored: Archived, wanted: Archived) -> bool:
         and stored.all_state() == wanted.all_state()
         and wanted.created_at in (None, stored.created_at)
         and wanted.updated_at in (None, stored.updated_at)
+        and wanted.event_limit in (msgspec.UNSET, stored.event_limit)
+        and wanted.forked_from in (None, stored.forked_from)
         and wanted.stored_summary() == stored.stored_summary()
     )
 
@@ -423,38 +251,3 @@ def _write_tier(service: SessionService, archived: Archived, replaces: bool) -> 
         service.update_user_state(archived.app_name, user_id, state, if_absent=if_absent)
     else:
         service.update_app_state(archived.app_name, state, if_absent=if_absent)
-
-
-def _users(
-    service: SessionService, app_name: str | None, user_id: str | None
-) -> dict[str, set[str]]:
-    if app_name is not None and user_id is not None:
-        return {app_name: {user_id}}
-    found: dict[str, set[str]] = {}
-    for key in scan(service, app_name):
-        found.setdefault(key.app_name, set()).update(filter(None, [key.user_id]))
-    return found
-
-
-def _names(
-    service: SessionService, app_name: str, user_id: str, since: datetime | None
-) -> list[str]:
-    """The user's sessions in the order of their names, those that were written since a time."""
-    since_us = 0 if since is None else to_us(since)
-    found = places(service, app_name, user_id)
-    return sorted({place.session_id for place in found if place.updated_us >= since_us})
-
-
-def _watched(users: Iterable[str]) -> Iterator[str]:
-    """The users, with their number on stderr if it is a terminal."""
-    console = Console(stderr=True)
-    found = list(users)
-    with Progress(
-        TextColumn("users"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        yield from progress.track(found)

@@ -12,10 +12,12 @@ from typing import Any, Self
 from msgspec import UNSET
 
 from .. import flows, history, live, restore
-from ..calls import Flow, R, SyncExecutor
+from ..calls import Flow, Observer, R, SyncExecutor
 from ..codec import Format
 from ..compression import Zstd
+from ..data_keys import KeyedExecutor
 from ..drive import drive
+from ..encryption import KeyRing
 from ..instances import address_to_show
 from ..keys import PartitionBy
 from ..model import (
@@ -36,6 +38,8 @@ from ..options import (
     EventLimit,
     ReadFrom,
     WaitReplicas,
+    check_key_store,
+    check_memory_key_store,
     check_options,
     check_read_from,
     check_seconds,
@@ -990,7 +994,7 @@ class SessionService:
         lua/update_session_state.lua; one round trip, O(keys).
         Without `if_version` sent again after a lost reply; a repeat writes the same once more.
         """
-        self._run(flows.update_session_state(self._ops, session, {}, keys, if_version))
+        self._run(flows.delete_session_state(self._ops, session, keys, if_version))
 
     def get_user_state(self, app_name: str, user_id: str) -> dict[str, Any]:
         """The state that all sessions of a user share. Keys have no prefix.
@@ -1068,7 +1072,7 @@ class SessionService:
         lua/update_tier_state.lua; one round trip, O(keys).
         Sent again after a lost reply; a repeat writes the same once more.
         """
-        self._run(flows.update_user_state(self._ops, app_name, user_id, {}, keys))
+        self._run(flows.delete_user_state(self._ops, app_name, user_id, keys))
 
     def get_app_state(self, app_name: str) -> dict[str, Any]:
         """The state that all users of an application share. Keys have no prefix.
@@ -1140,7 +1144,7 @@ class SessionService:
         lua/update_tier_state.lua; one round trip, O(keys).
         Sent again after a lost reply; a repeat writes the same once more.
         """
-        self._run(flows.update_app_state(self._ops, app_name, {}, keys))
+        self._run(flows.delete_app_state(self._ops, app_name, keys))
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -1176,8 +1180,8 @@ class SessionService:
     ) -> None:
         self.close()
 
-    def _run(self, flow: Flow[R]) -> R:
-        return drive(flow, self._executor)
+    def _run(self, flow: Flow[R], observer: Observer | None = None) -> R:
+        return drive(flow, self._executor, observer)
 
 
 class RedisSessionService(SessionService):
@@ -1198,6 +1202,10 @@ class RedisSessionService(SessionService):
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
             users whose sessions have expired.
+        app_state_max_age: how old the app tier may be that a read returns; None = it is current. In
+            a cluster with partition_by="user" reads then use a copy that the service keeps, and
+            save a call to a second server. Elsewhere it has no effect: there the app tier is read
+            together with the session. What the service itself writes is read back at once.
         stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
             they are not kept.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
@@ -1206,6 +1214,11 @@ class RedisSessionService(SessionService):
             Every service reads both.
         compression: a Zstd compresses what is written, with dictionaries that were trained on such
             data, and reads what was compressed with them; None = compress nothing.
+        encryption: a KeyRing, which encrypts events, state and summaries before they are sent. Ids,
+            state keys, integers, sizes and times stay visible, and which values are equal. It
+            needs the extra `encryption`.
+        key_store: the URL of another database or server, with a data key for each user, for
+            `encryption`. Then `delete_user` makes copies and backups of the user's data unreadable.
         partition_by: what shares a cluster slot: the keys of a "user" or of an "app". With "user",
             in a cluster, creating a session and writing `app:` state take one or two round trips
             more.
@@ -1235,11 +1248,14 @@ class RedisSessionService(SessionService):
         session_ttl: Duration | None = None,
         app_state_ttl: Duration | None = None,
         user_state_ttl: Duration | None = None,
+        app_state_max_age: Duration | None = None,
         stream_ttl: Duration | None = None,
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
         codec: Format = "json",
         compression: Zstd | None = None,
+        encryption: KeyRing | None = None,
+        key_store: str | None = None,
         partition_by: PartitionBy = "user",
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
@@ -1255,6 +1271,7 @@ class RedisSessionService(SessionService):
             session_ttl=session_ttl,
             app_state_ttl=app_state_ttl,
             user_state_ttl=user_state_ttl,
+            app_state_max_age=app_state_max_age,
             stream_ttl=stream_ttl,
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,
@@ -1264,9 +1281,11 @@ class RedisSessionService(SessionService):
             event_size_limit=event_size_limit,
             value_size_limit=value_size_limit,
             summary_size_limit=summary_size_limit,
+            encryption=encryption,
+            has_key_store=key_store is not None,
         )
         timeout = check_seconds("call_timeout", call_timeout)
-        executor = connect_sync(
+        data = connect_sync(
             url,
             instance_name,
             extra_options,
@@ -1276,7 +1295,11 @@ class RedisSessionService(SessionService):
             check_read_from(read_from, refreshes=refresh_ttl_on_read),
         )
         # With partition_by="app" the app tier shares the slot of its users.
-        app_in_own_slot = executor.is_cluster and partition_by == "user"
+        app_in_own_slot = data.is_cluster and partition_by == "user"
+        executor: SyncExecutor = data
+        if key_store is not None:
+            check_key_store(key_store, url)
+            executor = KeyedExecutor(data, connect_sync(key_store, None, None, None, timeout))
         super().__init__(Ops(options, app_in_own_slot=app_in_own_slot), executor)
         self._address = address_to_show(url, instance_name, client)
 
@@ -1295,12 +1318,15 @@ class InMemorySessionService(SessionService):
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
             users whose sessions have expired.
+        app_state_max_age: accepted as by `RedisSessionService`; in memory it has no effect.
         stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
             they are not kept.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
         compression: a Zstd compresses what is written; None = compress nothing.
+        encryption: a KeyRing, which encrypts what is stored, as on a server.
+        key_store: "memory://" gives each user a data key, as a key store would.
         partition_by: "user" or "app"; only affects the names of keys.
         event_size_limit: maximum size of an encoded event, in bytes; at most 64 MiB.
         value_size_limit: maximum size of an encoded state value, in bytes, likewise.
@@ -1321,11 +1347,14 @@ class InMemorySessionService(SessionService):
         session_ttl: Duration | None = None,
         app_state_ttl: Duration | None = None,
         user_state_ttl: Duration | None = None,
+        app_state_max_age: Duration | None = None,
         stream_ttl: Duration | None = None,
         refresh_ttl_on_read: bool = True,
         key_prefix: str = "",
         codec: Format = "json",
         compression: Zstd | None = None,
+        encryption: KeyRing | None = None,
+        key_store: str | None = None,
         partition_by: PartitionBy = "user",
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
@@ -1338,6 +1367,7 @@ class InMemorySessionService(SessionService):
             session_ttl=session_ttl,
             app_state_ttl=app_state_ttl,
             user_state_ttl=user_state_ttl,
+            app_state_max_age=app_state_max_age,
             stream_ttl=stream_ttl,
             refresh_ttl_on_read=refresh_ttl_on_read,
             key_prefix=key_prefix,
@@ -1347,6 +1377,9 @@ class InMemorySessionService(SessionService):
             event_size_limit=event_size_limit,
             value_size_limit=value_size_limit,
             summary_size_limit=summary_size_limit,
+            encryption=encryption,
+            has_key_store=key_store is not None,
         )
+        check_memory_key_store(key_store)
         memory = MemoryExecutor.of(options, cleanup_interval, clock)
         super().__init__(Ops(options, clock=clock or time.monotonic), memory)

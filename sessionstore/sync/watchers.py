@@ -40,6 +40,11 @@ class Watchers:
         self._waiting: set[threading.Event] = set()
         self._is_closed = False
 
+    @property
+    def count(self) -> int:
+        """How many watchers there are."""
+        return len(self._waiting)
+
     def watch(
         self, key: SessionKey, place: Place, idle_s: float | None
     ) -> Generator[Watched, None, None]:

@@ -23,7 +23,7 @@ from .failures import ConnectFailed
 from .location import Location, locate
 from .log import NodeLog, node_name
 from .redis_py import with_deadline
-from .retry import ConnectHistory
+from .retry import ConnectHistory, Traffic
 from .topology import ONLY, ClusterTopology, Node, SentinelTopology, SingleTopology, Topology
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -52,6 +52,10 @@ class Address:
     """Where one server is and how to connect to it: redis-py's class of connections and options.
 
     The commands of `greeting` end the handshake. `history` is shared by all nodes.
+
+    Attributes:
+        server: host and port, or the path of a socket and None.
+        database: its number.
     """
 
     def __init__(
@@ -65,16 +69,18 @@ class Address:
         self.connect_timeout_s: float = options["socket_connect_timeout"]
         self._factory = factory
         self._options = options
-        self._history = history
+        self.history = history
         connection = self.new_connection()
         path = getattr(connection, "path", None)
-        self.log = NodeLog(path or node_name(connection.host, connection.port))
+        self.server = (path, None) if path else (connection.host, connection.port)
+        self.database = int(options.get("db") or 0)
+        self._log = NodeLog(path or node_name(connection.host, connection.port))
 
     def at(self, node: Node, greeting: tuple[str, ...], **changes: Any) -> Address:
         """The address of another node, with the same options except for some changes."""
         options = {**self._options, "host": node.host, "port": node.port, **changes}
         options = {name: value for name, value in options.items() if value is not None}
-        return Address(self._factory, options, self._history, greeting)
+        return Address(self._factory, options, self.history, greeting)
 
     def new_connection(self) -> Any:
         """A redis-py connection, not yet connected."""
@@ -86,14 +92,20 @@ class Address:
 
     def report_connected(self) -> None:
         """Note that a connection was opened."""
-        self._history.has_connected = True
-        self.log.connected()
+        self.history.has_connected = True
+        self.history.opened += 1
+        self._log.connected()
+
+    def report_lost(self, reason: str, num_calls: int) -> None:
+        """Note that a connection ended unexpectedly; `num_calls` calls waited for replies."""
+        self.history.lost += 1
+        self._log.lost(reason, num_calls)
 
     def report_not_connected(self, failure: ConnectFailed, num_calls: int) -> None:
         """Note that no connection could be opened; `num_calls` calls waited for it."""
         # If no server was ever reached, or a retry cannot help, the caller gets an exception.
-        if self._history.has_connected and not failure.final:
-            self.log.not_connected(str(failure), num_calls)
+        if self.history.has_connected and not failure.final:
+            self._log.not_connected(str(failure), num_calls)
 
 
 class Deployment:
@@ -148,6 +160,11 @@ class Deployment:
             raise InvalidArgument(
                 "read_from='replica' needs a redis+cluster:// or redis+sentinel:// URL"
             )
+
+    def traffic(self, num_used: int, num_idle: int) -> Traffic:
+        """What all connections have done, given how many are in use and how many are not."""
+        server = None if self._location.kind else self._address.server
+        return Traffic(self.history, num_used, num_idle, server, self._address.database)
 
     def new_topology(self) -> Topology:
         """A topology that knows nothing yet."""

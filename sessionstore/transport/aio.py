@@ -30,7 +30,7 @@ from .failures import (
 )
 from .lanes import ReplySizes
 from .listening import Listener
-from .retry import Attempts, Discover, Pause, Reconnect, Send, Step, run_async
+from .retry import Attempts, Discover, Pause, Reconnect, Send, Step, Traffic, run_async
 from .shared_connection import SharedConnection, consume_exception, wait_shared
 from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
 from .wire import unpack
@@ -283,6 +283,11 @@ class Router:
         used = [connection for lanes in self._by_node.values() for connection in lanes.values()]
         return [*used, *self._retired, *self.listener.connections()]
 
+    def open_connections(self) -> list[SharedConnection]:
+        """The connections that are open. Any thread may call it."""
+        used = [each for lanes in list(self._by_node.values()) for each in list(lanes.values())]
+        return [each for each in [*used, *self.listener.used_connections()] if each.is_open]
+
     def _close(self, reason: str) -> None:
         for connection in self._connections():
             connection.close(reason, is_intended=True)
@@ -330,6 +335,13 @@ class AsyncRedisExecutor:
         if router is None or router.loop is not asyncio.get_running_loop():
             router = self._router()
         return router.execute(call)
+
+    def traffic(self) -> Traffic:
+        """What the connections have done, and how many are open now. Any thread may call it."""
+        routers = list(self._by_loop.values())
+        found = [each for router in routers for each in router.open_connections()]
+        num_used = sum(each.is_busy for each in found)
+        return self._deployment.traffic(num_used, len(found) - num_used)
 
     def listen(self, channel: bytes, notify: Callable[[Signal], None]) -> Callable[[], None]:
         """Receive the messages of a channel on the running loop. See `calls.Listen`."""

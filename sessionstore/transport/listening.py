@@ -65,6 +65,7 @@ class ChannelConnection(SharedConnection):
     def data_received(self, data: bytes) -> None:
         """Pass on messages and replies."""
         self._active_at = time.monotonic()
+        self._history.received += len(data)
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not NOTHING:
@@ -300,6 +301,10 @@ class Listener:
         self._want(channel)
 
     # -- the end -------------------------------------------------------------------------------
+
+    def used_connections(self) -> list[ChannelConnection]:
+        """The connections that receive messages, or will. Any thread may call it."""
+        return list(self._by_node.values())
 
     def connections(self) -> list[ChannelConnection]:
         """The connections whose socket may still be open."""

@@ -72,9 +72,48 @@ Steps = Generator[Step, Any, list[Any]]
 
 
 class ConnectHistory:
-    """Whether any server of a deployment was ever reached."""
+    """What has happened on the connections of a deployment, counted for telemetry.
 
-    has_connected = False
+    Threads may share it: a race costs a count at most.
+
+    Attributes:
+        has_connected: any server was ever reached.
+        opened: connections that were opened.
+        lost: connections that ended unexpectedly.
+        sent: bytes that were sent, without those of handshakes.
+        received: bytes that were received, likewise.
+        retries: attempts that were repeated, by the reason.
+    """
+
+    def __init__(self) -> None:
+        self.has_connected = False
+        self.opened = 0
+        self.lost = 0
+        self.sent = 0
+        self.received = 0
+        self.retries: dict[str, int] = {}
+
+    def count_retry(self, reason: str) -> None:
+        """Count an attempt that is repeated."""
+        self.retries[reason] = self.retries.get(reason, 0) + 1
+
+
+class Traffic(NamedTuple):
+    """What an executor's connections have done, and how many are open.
+
+    Attributes:
+        history: since the service was made.
+        num_used: connections on which calls wait for replies.
+        num_idle: the other open ones.
+        server: host and port, or the path of a socket and None; None if there are several servers.
+        database: its number.
+    """
+
+    history: ConnectHistory
+    num_used: int
+    num_idle: int
+    server: tuple[str, int | None] | None
+    database: int
 
 
 class Attempts:
@@ -115,6 +154,7 @@ class Attempts:
                 if node is not None and failure.kind == "WRONGTYPE":
                     self._wrong_key = yield from self._find_wrong_key(node, is_asking)
                 delay_s = self._next_delay(failure, node)
+                self._history.count_retry(failure.kind)
                 text = "%s: attempt %d failed (%s); retry in %.3f s"
                 logger.debug(text, self._call.name, self._num_failures, failure.kind, delay_s)
                 must_reconnect = isinstance(failure, ErrorReply) and failure.needs_new_connection

@@ -62,6 +62,7 @@ class SharedConnection(asyncio.Protocol):
         self._is_retired = False
         self._must_close = False
         self._address = address
+        self._history = address.history
         self._timeout_s = timeout_s
         self._count_calls = count_calls
         self._reply_sizes = reply_sizes
@@ -170,6 +171,7 @@ class SharedConnection(asyncio.Protocol):
             # calls of this tick are sent together.
             if self._timer is None:
                 self._timer = self._loop.call_at(deadline, self._check_deadlines)
+            self._history.sent += size
             self._transport.write(payload)
             return
         if not self._out:
@@ -187,7 +189,9 @@ class SharedConnection(asyncio.Protocol):
     def _flush(self) -> None:
         if self.is_open:
             out = self._out
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            payload = out[0] if len(out) == 1 else b"".join(out)
+            self._history.sent += len(payload)
+            self._transport.write(payload)
         self._out.clear()
 
     def _send_queued(self) -> None:
@@ -233,6 +237,7 @@ class SharedConnection(asyncio.Protocol):
         pending, partial = self._pending, self._partial
         self._active_at = time.monotonic()
         num_new = len(data)
+        self._history.received += num_new
         try:
             self._reader.feed(data)
             next_reply = self._reader.gets
@@ -264,6 +269,11 @@ class SharedConnection(asyncio.Protocol):
             self._send_queued()
         if self._is_retired and not pending:
             self.close(CLOSED, is_intended=True)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether calls wait for replies."""
+        return bool(self._pending)
 
     @property
     def num_calls(self) -> int:
@@ -321,7 +331,7 @@ class SharedConnection(asyncio.Protocol):
         """Take no more calls, and close when the calls in flight have their replies."""
         if self.is_open:
             self._flush()
-            self._address.log.lost(reason, self._count_calls())
+            self._address.report_lost(reason, self._count_calls())
             self.is_open, self._is_retired = False, True
             self._fail_queued(reason)
         if not self._pending:
@@ -352,7 +362,7 @@ class SharedConnection(asyncio.Protocol):
 
     def _fail(self, reason: str, *, timed_out: bool = False, is_intended: bool = False) -> None:
         if self.is_open and not is_intended:
-            self._address.log.lost(reason, self._count_calls())
+            self._address.report_lost(reason, self._count_calls())
         self.is_open = False
         if self._timer is not None:
             self._timer.cancel()

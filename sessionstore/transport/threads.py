@@ -35,7 +35,7 @@ from .failures import (
     NotSentInTime,
 )
 from .redis_py import open_sync
-from .retry import Attempts, Discover, Pause, Reconnect, Send, Step, run
+from .retry import Attempts, Discover, Pause, Reconnect, Send, Step, Traffic, run
 from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
 from .wire import pack, reply_count, unpack
 
@@ -52,6 +52,7 @@ class BlockingConnection:
 
     def __init__(self, address: Address, deadline: float) -> None:
         self.created_at = time.monotonic()
+        self._history = address.history
         self._connection = address.new_connection()
         self._socket = open_sync(self._connection, deadline, address.greeting)
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
@@ -88,6 +89,7 @@ class BlockingConnection:
             while sent < len(payload):
                 self._set_wait()
                 sent += self._retry(self._socket.send, payload[sent:])
+            self._history.sent += sent
             replies: list[Any] = []
             is_wait_set = True
             while len(replies) < count:
@@ -99,6 +101,7 @@ class BlockingConnection:
                     data = self._retry(self._socket.recv, _RECEIVE_SIZE)
                     if not data:
                         raise ConnectionLost(CLOSED_BY_SERVER)
+                    self._history.received += len(data)
                     self._reader.feed(data)
                 elif not isinstance(reply, hiredis.PushNotification):
                     replies.append(reply)
@@ -166,6 +169,12 @@ class RedisExecutor:
         self._pid = os.getpid()
         self._is_closed = False
 
+    def traffic(self) -> Traffic:
+        """What the connections have done, and how many are open now."""
+        num_open = sum(len(each) for each in list(self._open.values()))
+        num_idle = sum(len(each) for each in list(self._idle.values()))
+        return self._deployment.traffic(num_open - num_idle, num_idle)
+
     def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call."""
         now = time.monotonic()
@@ -232,7 +241,7 @@ class RedisExecutor:
         except BaseException as error:
             if isinstance(error, ConnectionLost):
                 num_calls = len(self._open[node]) - len(self._idle[node])
-                self._deployment.address_of(node).log.lost(str(error), num_calls)
+                self._deployment.address_of(node).report_lost(str(error), num_calls)
                 # Idle connections to the same node are probably lost too.
                 self._close_idle(node)
             self._close(connection, node)
@@ -294,7 +303,7 @@ class RedisExecutor:
             # The server may have closed it. A Call that is not idempotent could not be sent again.
             if call.idempotent or not connection.is_stale:
                 return connection
-            self._deployment.address_of(node).log.lost(CLOSED_BY_SERVER, num_calls=1)
+            self._deployment.address_of(node).report_lost(CLOSED_BY_SERVER, num_calls=1)
             self._close(connection, node)
         return self._connect(node, deadline)
 

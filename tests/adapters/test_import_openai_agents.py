@@ -34,7 +34,7 @@ def run(server: Server, path: Path, *more: str) -> tuple[int, str]:
     )
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return result.exit_code, result.stderr
+    return result.exit_code, result.stderr.splitlines(keepends=True)[-1]
 
 
 async def test_stored_session_reads_what_was_imported(server: Server, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from support.servers import Server
 
 from sessionstore import Event, SessionKey, sync
 from sessionstore.cli import command_line
+from sessionstore.cli.fleet.workload import load_trace
 from sessionstore.cli.transfer import read_session
 from sessionstore.sync import RedisSessionService
 
@@ -49,8 +50,11 @@ def run(server: Server, command: str, *arguments: str, exit_code: int = 0) -> Re
     return result
 
 
-def fill(service: RedisSessionService) -> None:
-    """Sessions with every kind of value, a long one, one with a summary, and one that is empty."""
+def fill(service: RedisSessionService, url: str) -> None:
+    """Sessions with every kind of value, a long one, one with a summary, and one that is empty.
+
+    Also a fork, and limits of events.
+    """
     state = {**VALUES, "user:lang": b"en", "app:plan": {"pro": True}}
     for app_name in ("shop", "a b:{x}"):
         session = service.create_session(
@@ -82,6 +86,11 @@ def fill(service: RedisSessionService) -> None:
             page = service.get_events(session)
             service.compact_session(session, upto=page.positions[4], summary={"text": b"four"})
     service.fork_session(keys[1], session_id="fork")
+    for limit in (None, 7):
+        with RedisSessionService(url, session_event_limit=limit, **TTLS) as limited:
+            name = f"limit {limit}"
+            session = limited.create_session(app_name="shop", user_id="bob", session_id=name)
+            limited.append_events(session, [Event("user", number) for number in range(9)])
     service.create_session(app_name="shop", user_id="empty", session_id="1")
     service.update_user_state("shop", "only state", {"k": 1})
 
@@ -101,20 +110,21 @@ def load_recording(service: RedisSessionService) -> int:
     return num_messages
 
 
+@pytest.mark.parametrize("codec", [(), ("--codec", "msgpack")])
 def test_what_is_exported_and_imported_is_exported_again_byte_for_byte(
-    server: Server, service: RedisSessionService, tmp_path: Path
+    server: Server, service: RedisSessionService, tmp_path: Path, codec: tuple[str, ...]
 ) -> None:
-    fill(service)
+    fill(service, server.url)
     first, second = tmp_path / "first", tmp_path / "second"
-    assert "6 sessions exported" in run(server, "export", "--output", str(first)).stderr
+    assert "8 sessions exported" in run(server, "export", "--output", str(first)).stderr
     server.empty()
-    options = ("--verify", "--codec", "msgpack")
+    options = ("--verify", *codec)
     text = run(server, "import", str(first), *options, "--ttl", "3600").stderr
-    assert text == "6 sessions written, 0 already stored.\n"
+    assert text.endswith("8 sessions written, 0 already stored.\n")
     run(server, "export", "--output", str(second))
     assert second.read_bytes() == first.read_bytes()
     text = run(server, "import", str(first), *options).stderr
-    assert text == "0 sessions written, 6 already stored.\n"
+    assert text.endswith("0 sessions written, 8 already stored.\n")
     limit_tiers(server)
 
 
@@ -139,29 +149,38 @@ def limit_tiers(server: Server) -> None:
 
 
 def test_an_export_can_be_limited(server: Server, service: RedisSessionService) -> None:
-    fill(service)
+    fill(service, server.url)
 
     def exported(*arguments: str) -> list[dict[str, Any]]:
         lines = run(server, "export", *arguments).stdout.splitlines()
         return [found for found in map(json.loads, lines) if "session_id" in found]
 
-    assert len(exported("shop")) == 5
+    assert len(exported("shop")) == 7
     assert [each["session_id"] for each in exported("shop", "ann")] == ["1", "long"]
     [only] = exported("shop", "ann", "long")
     assert len(only["messages"]) == 1500 - 500  # the limit of events
     assert exported("--since", "2100-01-01") == []
-    assert len(exported("--since", "2020-01-01")) == 6
+    assert len(exported("--since", "2020-01-01")) == 8
+
+
+def test_what_is_not_there_is_one_sentence(server: Server) -> None:
+    text = run(server, "export", "shop", "ann", "none", exit_code=2).stderr
+    assert "session 'none' of user 'ann' in app 'shop' does not exist" in text
+    text = run(server, "copy", "redis://localhost:1", exit_code=2).stderr
+    assert "Error: redis://localhost:1: " in text
+    text = run(server, "export", "--since", "yesterday", exit_code=2).stderr
+    assert "'yesterday' is not a time such as 2026-01-31T12:00:00" in text
 
 
 def test_an_import_leaves_a_session_alone_that_differs(
     server: Server, service: RedisSessionService, tmp_path: Path
 ) -> None:
-    fill(service)
+    fill(service, server.url)
     file = tmp_path / "file"
     run(server, "export", "shop", "bob", "--output", str(file))
     service.append_event(SessionKey("shop", "bob", "summary"), Event("user", "new"))
     text = run(server, "import", str(file), exit_code=1).stderr
-    assert text == ("0 sessions written, 1 already stored, 1 differ from the stored ones.\n")
+    assert text.endswith("0 sessions written, 3 already stored, 1 differ from the stored ones.\n")
     page = service.get_events(SessionKey("shop", "bob", "summary"))
     assert page.events[-1].content == "new"
 
@@ -169,7 +188,7 @@ def test_an_import_leaves_a_session_alone_that_differs(
 def test_an_import_leaves_state_alone_that_was_changed_since(
     server: Server, service: RedisSessionService, tmp_path: Path
 ) -> None:
-    fill(service)
+    fill(service, server.url)
     file = tmp_path / "file"
     run(server, "export", "--output", str(file))
     service.update_user_state("shop", "ann", {"lang": "fr"})
@@ -179,6 +198,58 @@ def test_an_import_leaves_state_alone_that_was_changed_since(
     assert service.get_user_state("shop", "ann") == {"lang": "fr"}
     assert service.get_app_state("shop") == {"plan": "new"}
     assert service.get_user_state("shop", "only state") == {"k": 1}
+    limit_tiers(server)
+
+
+def test_a_fleet_replays_an_export(
+    server: Server, service: RedisSessionService, tmp_path: Path
+) -> None:
+    fill(service, server.url)
+    file = tmp_path / "file"
+    run(server, "export", "shop", "--output", str(file))
+    found = load_trace(file)
+    assert len(found) == 6
+    assert {each.key.user_id for each in found} == {"ann", "bob"}  # without the empty session
+    assert sum(len(list(each.messages())) for each in found) > 1000
+
+
+def test_values_above_the_default_limits_are_moved(server: Server, tmp_path: Path) -> None:
+    large = "x" * (9 << 20)
+    key = SessionKey("shop", "ann", "large")
+    file = tmp_path / "file"
+    limits: Any = dict.fromkeys(("event_size_limit", "value_size_limit"), 16 << 20)
+    with RedisSessionService(server.url, **limits, **TTLS) as service:
+        session = service.create_session(
+            app_name="shop", user_id="ann", session_id="large", state={"x": large}
+        )
+        service.append_event(session, Event("user", large))
+        run(server, "export", "--output", str(file))
+        server.empty()
+        run(server, "import", str(file), "--ttl", "3600", "--verify")
+        assert service.get_events(key).events[0].content == large
+
+
+def test_an_import_can_replace_a_session_by_a_later_one(
+    server: Server, service: RedisSessionService, tmp_path: Path
+) -> None:
+    fill(service, server.url)
+    key = SessionKey("shop", "bob", "summary")
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(server, "export", "shop", "bob", "--output", str(first))
+    written = datetime.now(UTC)
+    service.append_event(key, Event("user", "new"))
+    run(server, "export", "--output", str(second), "--since", written.isoformat())
+    assert second.read_text().count('"session_id"') == 1
+    server.empty()
+    options = ("--ttl", "3600", "--codec", "msgpack")
+    run(server, "import", str(first), *options)
+    for expected in ("1 replaced with a later version", "0 sessions written, 1 already stored."):
+        assert expected in run(server, "import", str(second), "--replace", *options).stderr
+    assert service.get_events(key).events[-1].content == "new"
+    service.append_event(key, Event("user", "newer"))
+    text = run(server, "import", str(second), "--replace", *options, exit_code=1).stderr
+    assert "1 differ from the stored ones" in text
+    assert service.get_events(key).events[-1].content == "newer"
     limit_tiers(server)
 
 
@@ -207,7 +278,7 @@ def test_a_recorded_conversation_can_be_imported(server: Server, tmp_path: Path)
 def test_a_second_copy_picks_up_what_was_written_meanwhile(
     server: Server, service: RedisSessionService
 ) -> None:
-    fill(service)
+    fill(service, server.url)
     key = SessionKey("shop", "ann", "long")
     is_done = threading.Event()
 
@@ -225,10 +296,11 @@ def test_a_second_copy_picks_up_what_was_written_meanwhile(
     finally:
         is_done.set()
         writer.join()
+    service.append_event(key, Event("user", "last"))
     text = run(server, "copy", server.url, *target).stderr
     assert "replaced with a later version" in text
     text = run(server, "copy", server.url, *target).stderr
-    assert text == "0 sessions written, 6 already stored.\n"
+    assert text.endswith("0 sessions written, 8 already stored.\n")
     lines = [
         run(server, "export", "--key-prefix", prefix).stdout.splitlines()
         for prefix in ("", "copy:")
@@ -238,7 +310,7 @@ def test_a_second_copy_picks_up_what_was_written_meanwhile(
 
 
 def test_a_store_is_not_copied_to_itself(server: Server, service: RedisSessionService) -> None:
-    fill(service)
+    fill(service, server.url)
     result = run(server, "copy", server.url, exit_code=2)
     assert "TARGET is the store of --url" in result.stderr
     limit_tiers(server)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+import sessionstore
 import sessionstore.sync
 from sessionstore import RedisSessionService
 from sessionstore.ops import Ops
@@ -21,6 +23,9 @@ WITH_TTL: dict[str, Any] = {
     "stream_ttl": 60,
 }
 """A TTL in every tier. The check for leaked keys then finds a key without a deadline."""
+
+RING = sessionstore.KeyRing({"new": bytes(range(64)), "old": bytes(32)})
+"""The key ring of the backends that encrypt."""
 
 MODES = ["async", "sync"]
 both_modes = pytest.mark.parametrize("mode", MODES)
@@ -80,6 +85,11 @@ def make_options(**changes: Any) -> Options:
     return check_options(**{**arguments, **changes})
 
 
-def make_ops(*, app_in_own_slot: bool = False, **changes: Any) -> Ops:
+def make_ops(
+    *,
+    app_in_own_slot: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+    **changes: Any,
+) -> Ops:
     """The builders of Calls for default options, with changes."""
-    return Ops(make_options(**changes), app_in_own_slot=app_in_own_slot)
+    return Ops(make_options(**changes), app_in_own_slot=app_in_own_slot, clock=clock)

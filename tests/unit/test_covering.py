@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 from unittest.mock import patch
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.sessions import KEY
 
@@ -45,6 +45,9 @@ def ends_of(log: list[Event], keep: Window) -> list[int]:
 
 def expected_end(log: list[Event], trigger: Window, keep: Window, limit: int) -> int:
     """How many events are covered, if the first page is the whole log."""
+    most = [size for size in (trigger.max_turns, trigger.max_events) if size is not None]
+    if trigger.max_tokens is None and len(log) <= min(most):
+        return 0  # even if the first event is a result without its call, which no window has
     kept = find_start(keep, log, is_whole_log=True)
     if not kept or not find_start(trigger, log, is_whole_log=True):
         return 0
@@ -59,6 +62,14 @@ SIZES = st.integers(1, 3)
 
 
 @settings(max_examples=300)
+@example(
+    [("a", "-"), ("b", "u")],
+    Window(max_turns=2, calls=calls),
+    Window(max_turns=1, calls=calls),
+    1,
+    64,
+    1,
+)
 @given(
     STEPS,
     st.one_of(

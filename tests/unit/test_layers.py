@@ -16,14 +16,14 @@ PACKAGE = Path(sessionstore.__file__).parent
 # From the bottom up. A module imports only from lower lines. Modules of a package also import
 # each other.
 LAYERS: list[set[str]] = [
-    {"errors", "times", "scripts", "tiers_in_use", "transform"},
-    {"model", "compression"},
+    {"app_copies", "errors", "times", "scripts", "tiers_in_use", "transform"},
+    {"compression", "encryption", "model"},
     {"keys", "codec", "calls", "instances", "summaries"},
-    {"drive"},
+    {"data_keys", "drive"},
     {"tiers", "options"},
     {"replies", "windows"},
     {"ops"},
-    {"stream"},
+    {"keyed", "stream"},
     {"app_tier", "listing", "ops_history", "ops_watch"},
     {"flows"},
     {"covering", "history", "live"},
@@ -35,7 +35,8 @@ LAYERS: list[set[str]] = [
     {"runner", "sync"},
     {"embedded", "observe"},
     {"sessionstore"},  # the package's own __init__
-    {"adapters", "cli"},
+    {"adapters", "telemetry"},
+    {"cli"},
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
@@ -46,7 +47,12 @@ LIBRARIES = {
     "zstandard": {"compression"},
     "msgspec": set(RANKS) - {"errors", "times", "transform", "compression", "embedded"},
     "click": {"cli"},
+    "opentelemetry": {"telemetry"},
     "rich": {"cli"},
+    "cryptography": {"encryption"},
+    "jinja2": {"cli"},
+    "starlette": {"cli"},
+    "uvicorn": {"cli"},
 }
 
 

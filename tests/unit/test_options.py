@@ -65,6 +65,7 @@ BAD_OPTIONS: list[tuple[str, Any]] = [
     *(("session_ttl", value) for value in NO_TTLS),
     *(("user_state_ttl", value) for value in NO_TTLS),
     *(("app_state_ttl", value) for value in NO_TTLS),
+    *(("app_state_max_age", value) for value in NO_TTLS),
     *(("refresh_ttl_on_read", value) for value in (None, 0, 1, "yes")),
     *(("key_prefix", value) for value in ("{", "a}b", None, b"x", 5, "x" * 257, "\ud800")),
     *(("compression", value) for value in ("zstd", True, b"", 3)),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from ...errors import BackendRejected
 from ...scripts import SCRIPTS
 from ..keyspace import Node
+from ..opened import counted
 from ..store import parse_info
 from .finding import Finding, error, ok, unknown, warning
 
+_OLDEST_VERSION = 7
 _SLOW_PING_S = 0.01
 _CLOCK_OFFSET_S = 1.0
 _LAG_S = 10
@@ -25,8 +27,12 @@ RIGHTS = {
     " zremrangebyrank zremrangebyscore zscore",
     "wait_replicas": "wait",
     "list_users": "scan",
+    "watch_events without delay": "spublish ssubscribe sunsubscribe",
+    "the command line": "config|get info memory|usage scan slowlog|get zscan",
 }
 """The commands that a user needs, by feature. "" = every service."""
+
+_CLUSTER_RIGHTS = {"clusters": "asking cluster|slots", 'read_from="replica"': "readonly"}
 
 
 def check_server(node: Node) -> Iterator[Finding]:
@@ -49,7 +55,7 @@ def _version(node: Node) -> Finding:
     name = node.info.get("server_name", "redis")
     version = node.info.get("valkey_version") or node.info.get("redis_version", "0")
     saw = f"{name} {version}"
-    if int(node.info.get("redis_version", "0").split(".")[0]) < 7:
+    if int(node.info.get("redis_version", "0").split(".")[0]) < _OLDEST_VERSION:
         return error(
             "version", saw, "Scripts need commands of Redis 7.0.", "Update to Redis 7.0 or later."
         )
@@ -87,7 +93,14 @@ def _memory(node: Node) -> Iterator[Finding]:
             "Sessions lack events, or are gone.",
             "Set the policy noeviction, add memory, and run this command with --full.",
         )
-    if limit and used > limit * _FULL:
+    if not limit:
+        yield warning(
+            "memory",
+            f"{used:,} bytes are used, and maxmemory is not set",
+            "When the machine has no memory left, its system ends the server.",
+            "CONFIG SET maxmemory to what the machine can give; writes are then refused in time.",
+        )
+    elif used > limit * _FULL:
         yield error(
             "memory",
             f"{used:,} of {limit:,} bytes are used",
@@ -95,15 +108,12 @@ def _memory(node: Node) -> Iterator[Finding]:
             "Raise maxmemory, set a session_ttl, or lower session_event_limit.",
         )
     else:
-        yield ok(
-            "memory",
-            f"{used:,} bytes are used, " + (f"of {limit:,}" if limit else "without a limit"),
-        )
+        yield ok("memory", f"{used:,} of {limit:,} bytes are used")
 
 
 def _persistence(node: Node) -> Iterator[Finding]:
     try:
-        saves = bool(node.setting("save"))
+        saves, syncs = bool(node.setting("save")), node.setting("appendfsync")
     except BackendRejected:
         yield unknown("persistence", "CONFIG GET")
     else:
@@ -115,8 +125,15 @@ def _persistence(node: Node) -> Iterator[Finding]:
                 "A restart loses every session.",
                 "CONFIG SET appendonly yes",
             )
+        elif has_file and syncs == "no":
+            yield warning(
+                "persistence",
+                "appendfsync is no: the system decides when the file is written",
+                "If the machine fails, writes of about 30 seconds are lost.",
+                "CONFIG SET appendfsync everysec",
+            )
         else:
-            yield ok("persistence", "append-only file" if has_file else "snapshots")
+            yield ok("persistence", f"append-only file, {syncs}" if has_file else "snapshots")
     for field, what in (
         ("rdb_last_bgsave_status", "the last snapshot"),
         ("aof_last_bgrewrite_status", "the last rewrite of the append-only file"),
@@ -159,7 +176,9 @@ def _replication(node: Node) -> Finding:
             "A failover to one of them loses writes, and WAIT times out.",
             "Look at the log and the network of these replicas.",
         )
-    return ok("replication", f"{len(replicas)} connected replicas")
+    if not replicas:
+        return ok("replication", "no replicas: wait_replicas cannot be used")
+    return ok("replication", f"{counted(len(replicas), 'connected replica')}")
 
 
 def _connections(node: Node) -> Iterator[Finding]:
@@ -256,50 +275,90 @@ def _slow_scripts(node: Node) -> Finding:
 
 
 def _rights(node: Node) -> Finding:
+    """What the user of the doctor may do. A service that has another user needs the same rights."""
+    features = dict(RIGHTS)
+    if node.info.get("cluster_enabled") == "1":
+        features |= _CLUSTER_RIGHTS
     try:
         user = node.ask("ACL", "WHOAMI").decode()
-        missing: dict[str, list[str]] = {}
-        for feature, commands in RIGHTS.items():
-            for command in commands.split():
-                reply = node.ask("ACL", "DRYRUN", user, command, *_ARGUMENTS.get(command, ("k",)))
-                if b"no permissions to run" in reply:
-                    missing.setdefault(feature, []).append(command)
+        missing = {
+            feature: [each for each in words.split() if not _may(node, user, each)]
+            for feature, words in features.items()
+        }
+        keys = [key for key in node.example_keys if not _may(node, user, "hlen", key)]
     except BackendRejected:
         return unknown("rights", "ACL DRYRUN")
-    if missing.get(""):
+    if commands := missing.pop(""):
         return error(
             "rights",
-            f"user {user} may not run: {' '.join(missing[''])}",
+            f"user {user} may not run: {' '.join(commands)}",
             "Calls fail.",
-            f"ACL SETUSER {user} +{' +'.join(missing[''])}",
+            f"ACL SETUSER {user} +{' +'.join(commands)}",
         )
-    rest = "; ".join(f"{feature}: {' '.join(names)}" for feature, names in missing.items())
+    if keys:
+        patterns = [f"{key.partition(b'{')[0].decode()}*" for key in keys]
+        return error(
+            "rights",
+            f"user {user} may not use the keys {' '.join(patterns)}",
+            "Calls fail.",
+            f"ACL SETUSER {user} ~{' ~'.join(patterns)}",
+        )
+    rest = "; ".join(f"{feature}: {' '.join(names)}" for feature, names in missing.items() if names)
     return ok("rights", f"user {user}" + (f"; not usable without: {rest}" if rest else ""))
 
 
-_ARGUMENTS = {
+def _may(node: Node, user: str, command: str, key: bytes | None = None) -> bool:
+    """Whether a user may run a command; with a key: whether it may use the key."""
+    words = _WITHOUT_KEY.get(command)
+    if words is None:
+        example = key or node.example_keys[0]
+        words = (example, *(example if each == _KEY else each for each in _AFTER_KEY[command]))
+    name, *sub = command.split("|")
+    try:
+        reply = node.ask("ACL", "DRYRUN", user, name, *sub, *words)
+    except BackendRejected as problem:
+        if "not found" in str(problem):  # an old server, or one that has renamed it
+            return False
+        raise
+    is_channel = command in ("spublish", "ssubscribe", "sunsubscribe")
+    return reply == b"OK" if key or is_channel else b"no permissions to run" not in reply
+
+
+_KEY = "key"
+_WITHOUT_KEY: Mapping[str, tuple[str | bytes, ...]] = {
     "multi": (),
     "exec": (),
     "time": (),
+    "asking": (),
+    "readonly": (),
+    "cluster|slots": (),
+    "info": (),
+    "config|get": ("save",),
+    "slowlog|get": (),
     "eval": ("return 1", "0"),
     "evalsha": ("0" * 40, "0"),
-    "copy": ("k", "l"),
-    "rename": ("k", "l"),
-    "hdel": ("k", "f"),
-    "hexists": ("k", "f"),
-    "hget": ("k", "f"),
-    "hmget": ("k", "f"),
-    "hset": ("k", "f", "v"),
-    "pexpireat": ("k", "1"),
     "scan": ("0",),
     "wait": ("0", "0"),
-    "zadd": ("k", "1", "m"),
-    "zcount": ("k", "0", "1"),
-    "zrange": ("k", "0", "1"),
-    "zrem": ("k", "m"),
-    "zremrangebyrank": ("k", "0", "1"),
-    "zremrangebyscore": ("k", "0", "1"),
-    "zscore": ("k", "m"),
+}
+
+_AFTER_KEY: Mapping[str, tuple[str | bytes, ...]] = defaultdict(tuple) | {
+    "copy": (_KEY,),
+    "rename": (_KEY,),
+    "spublish": ("x",),
+    "hdel": ("f",),
+    "hexists": ("f",),
+    "hget": ("f",),
+    "hmget": ("f",),
+    "hset": ("f", "v"),
+    "pexpireat": ("1",),
+    "zadd": ("1", "m"),
+    "zcount": ("0", "1"),
+    "zrange": ("0", "1"),
+    "zrem": ("m",),
+    "zremrangebyrank": ("0", "1"),
+    "zremrangebyscore": ("0", "1"),
+    "zscan": ("0",),
+    "zscore": ("m",),
 }
 
 

@@ -1,0 +1,96 @@
+"""Copies of the app tiers that a service has read, for reads that may be a little old.
+
+A copy is the reply of the store, so every caller gets values of its own. Only tiers that have a
+cluster slot of their own are copied: elsewhere a session is read together with its app tier.
+
+A read that began before a write of the same service must not bring back what was there before. So
+each read has a number, and a write forgets the copy and refuses the replies to reads before it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+APPS_LIMIT = 1000
+"""How many copies a service keeps."""
+
+BYTES_LIMIT = 16 << 20
+"""How many bytes of values and keys all copies have together."""
+
+_WRITES_LIMIT = 10_000  # applications whose last write is remembered
+
+
+class Read(NamedTuple):
+    """A read that has begun: its number, and the time by the clock."""
+
+    number: int
+    began_at: float
+
+
+class _Copy(NamedTuple):
+    reply: Any
+    size: int
+    until: float
+
+
+class AppCopies:
+    """The copies of a service. Thread-safe.
+
+    Args:
+        max_age_s: how old a copy may be, in seconds; 0 = nothing is copied.
+        clock: returns seconds.
+    """
+
+    def __init__(self, max_age_s: float, clock: Callable[[], float]) -> None:
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._copies: dict[bytes, _Copy] = {}  # the oldest first
+        self._size = 0
+        self._number = 0
+        self._written: dict[bytes, int] = {}  # the number of the last write
+        self._forgotten = 0  # the number of the last write that is not remembered
+
+    def __bool__(self) -> bool:
+        return self._max_age_s > 0
+
+    def get(self, tier: bytes) -> Any:
+        """The copy of a tier; None if there is none or it is too old."""
+        found = self._copies.get(tier)
+        return found.reply if found is not None and self._clock() < found.until else None
+
+    def begin(self) -> Read:
+        """A read that begins now."""
+        return Read(self._number, self._clock())
+
+    def put(self, tier: bytes, read: Read, reply: Any, size: int) -> None:
+        """Keep the reply to a read, unless the service has written to the tier since it began."""
+        with self._lock:
+            if read.number < self._written.get(tier, self._forgotten):
+                return
+            self._remove(tier)
+            if size > BYTES_LIMIT:
+                return
+            self._copies[tier] = _Copy(reply, size, read.began_at + self._max_age_s)
+            self._size += size
+            while len(self._copies) > APPS_LIMIT or self._size > BYTES_LIMIT:
+                self._remove(next(iter(self._copies)))
+
+    def forget(self, tier: bytes) -> None:
+        """Drop the copy of a tier: the service writes to it, or has just written."""
+        if not self:
+            return
+        with self._lock:
+            self._remove(tier)
+            self._number += 1
+            if len(self._written) >= _WRITES_LIMIT:
+                self._written.clear()
+                self._forgotten = self._number
+            self._written[tier] = self._number
+
+    def _remove(self, tier: bytes) -> None:
+        found = self._copies.pop(tier, None)
+        if found is not None:
+            self._size -= found.size

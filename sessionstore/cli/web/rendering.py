@@ -1,0 +1,65 @@
+"""Renders the templates. Everything that is stored is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from starlette.responses import HTMLResponse
+
+from ..opened import counted, show_bytes, show_time
+from .addresses import address, place, visible
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+
+
+class Renderer:
+    """Makes pages of templates.
+
+    Args:
+        **shared: values that every template gets.
+    """
+
+    def __init__(self, **shared: Any) -> None:
+        self._templates = jinja2.Environment(
+            loader=jinja2.PackageLoader(__package__),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.globals |= {"address": address, "place": place, **shared}
+        self._templates.filters |= {
+            "ago": _ago,
+            "bytes": show_bytes,
+            "counted": counted,
+            "number": "{:,}".format,
+            "time": show_time,
+            "visible": visible,
+        }
+
+    def text(self, template: str, values: Mapping[str, Any]) -> str:
+        """A template as text."""
+        return self._templates.get_template(template).render(values)
+
+    def page(self, template: str, status_code: int = 200, **values: Any) -> HTMLResponse:
+        """A template as a response."""
+        text = self.text(template, values)
+        return HTMLResponse(text.encode("utf-8", "replace"), status_code)
+
+
+def _ago(moment: datetime | None) -> str:
+    """How long ago something was, or how soon it will be: "3 min ago", "in 2 h"."""
+    if moment is None:
+        return "never"
+    seconds = (datetime.now().astimezone() - moment).total_seconds()
+    amount = abs(seconds)
+    for unit, size in (("d", _DAY), ("h", _HOUR), ("min", _MINUTE), ("s", 1)):
+        if amount >= size or unit == "s":
+            break
+    if amount < 1:
+        return "now"
+    text = f"{amount // size:,.0f} {unit}"
+    return f"{text} ago" if seconds > 0 else f"in {text}"

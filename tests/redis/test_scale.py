@@ -1,0 +1,61 @@
+"""The bench of a million sessions, with a few."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from benchmarks.rigs.nodes import bundled_server
+from benchmarks.scale import million
+from benchmarks.scale.filling import event_of, messages
+
+needs_server = pytest.mark.skipif(bundled_server() is None, reason="no server is installed")
+
+
+@needs_server
+def test_a_small_fill_has_every_figure() -> None:
+    settings = million.Settings(
+        sessions=1000,
+        events=20,
+        event_bytes=400,
+        compression=True,
+        processes=1,
+        calls=20,
+        expiry_seconds=1.0,
+    )
+    found = million.run(settings)
+    assert [each["sessions"] for each in found["fills"]] == [8, 100, 1000]
+    for each in found["fills"]:
+        assert set(each["calls"]) == {"create", "append", "read 20", "list"}
+    memory = found["memory"]
+    # 20 events of about 400 bytes, which compression makes smaller. The sampled parts explain
+    # nearly all of the memory.
+    assert 2000 < memory["events: content"] < 4000
+    assert memory["other: tables of keys and deadlines"] < 0.1 * memory["together"]
+    assert found["expired in the index"]["wrong lists"] == 0
+    assert found["expired in the index"]["entries left in the index, of each user"] == 2
+    # Two keys of each session, two of each user; some have expired before.
+    assert found["restart"]["keys"] >= 2 * 1000 + 2 * 250 - 2 * 2 * 62
+    assert found["failover"]["keys"] >= found["restart"]["keys"]
+    expiry = found["expiry"]
+    assert expiry["expired keys"] >= 2 * 1000 + 2 * 250 - 2 * 2 * 62
+    assert expiry["keys left at the end"] <= 4 * 200 + 10
+    assert expiry["used memory after, bytes"] < expiry["used memory before, bytes"] / 2
+    outcome = million.outcome_of({"plain": found, "zstd": found})
+    assert json.loads(outcome.as_json())["name"] == "million"
+    assert "| zstd, dictionary |" in outcome.as_markdown()
+
+
+def test_messages_have_the_size_that_is_asked_for() -> None:
+    for size in (300, 400, 500):
+        contents = messages(size)
+        sizes = {len(msgspec.json.encode(event_of(each))) for each in contents}
+        assert len(sizes) > 50
+        assert messages(size) == contents
+    means = [
+        sum(len(str(each["content"])) for each in messages(size)) / len(messages(size))
+        for size in (300, 400, 500)
+    ]
+    assert means == sorted(means)
