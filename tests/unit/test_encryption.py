@@ -189,7 +189,7 @@ def test_the_vector_of_rfc_5297() -> None:
 
 
 def test_what_was_stored_earlier_is_read_and_written_again_with_the_same_bytes() -> None:
-    golden = json.loads((GOLDEN / "encrypted.json").read_text("utf-8"))
+    golden = json.loads((GOLDEN / "encrypted" / "values.json").read_text("utf-8"))
     of_user = golden["data_key"]
     owner = (of_user["app_name"], of_user["user_id"])
     data_key = DataKey(owner, of_user["name"], b64decode(of_user["key"]))
