@@ -473,6 +473,13 @@ def update_session_state(
         change.apply_to(handle.state)
 
 
+def delete_session_state(
+    ops: Ops, session: Session | SessionKey, keys: Iterable[str], if_version: int | None
+) -> Flow[None]:
+    """Remove state of all tiers."""
+    yield from update_session_state(ops, session, {}, keys, if_version)
+
+
 @keyed
 def increment_session_state(
     ops: Ops, session: Session | SessionKey, increments: Mapping[str, int]
@@ -563,6 +570,16 @@ def update_app_state(
     call = ops.update_app_state(app_name, change, if_absent=if_absent)  # checks the name, too
     if change.is_stored:
         yield from run_app_write(ops, app_name, call)
+
+
+def delete_user_state(ops: Ops, app_name: str, user_id: str, keys: Iterable[str]) -> Flow[None]:
+    """Remove state of the user tier."""
+    yield from update_user_state(ops, app_name, user_id, {}, keys)
+
+
+def delete_app_state(ops: Ops, app_name: str, keys: Iterable[str]) -> Flow[None]:
+    """Remove state of the app tier."""
+    yield from update_app_state(ops, app_name, {}, keys)
 
 
 def increment_user_state(

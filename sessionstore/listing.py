@@ -91,10 +91,8 @@ def list_sessions(
     offset: int,
     event_num: int,
     after: str | None = None,
-    *,
-    prunes: bool = True,
 ) -> Flow[SessionPage]:
-    """Read a page of a user's sessions and prune expired ones from the index, if `prunes`.
+    """Read a page of a user's sessions and prune expired ones from the index.
 
     A script can only use keys that it was given, so the ids are read first and then the sessions. A
     session that is deleted in between is left out. The page is short only at the end of the walk.
@@ -126,7 +124,7 @@ def list_sessions(
             ids = [place.session_id for place in places]
             sessions = yield from _read(ops, app_name, user_id, ids, event_num)
             found.update((session.id, session) for session in sessions)
-            if prunes and len(sessions) < len(ids):
+            if len(sessions) < len(ids):
                 yield ops.prune_index(app_name, user_id, ids)
                 if not is_end and len(found) < limit:
                     yield from _prune(ops, app_name, user_id, walk)

@@ -1,7 +1,8 @@
 """Fills a server with sessions, from several processes, through the library.
 
-Events are messages of synthetic conversations, so they compress as conversations do. Each session
-is created and its events are appended in one batch.
+Events are messages of synthetic conversations, so they compress as conversations do. The first
+session of each user is created and its events are appended in one batch. The others are forks of
+it: the server copies all keys, so they take as much memory.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import multiprocessing
+import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from functools import cache
-from importlib import import_module
 from itertools import islice
 from typing import Any
 
 import msgspec
 
-from sessionstore import Event, RedisSessionService
+from sessionstore import Event, RedisSessionService, Zstd
 from sessionstore.cli.fleet.synthetic import synthetic_conversations
+from sessionstore.compression import train_dictionary
 
 APP = "million"
 SESSIONS_PER_USER = 4
@@ -82,11 +85,18 @@ def event_of(content: Any, **fields: Any) -> Event:
 
 
 @cache
-def trained() -> Any:
-    """Compression with a dictionary of other conversations than the stored ones."""
-    compression = import_module("sessionstore.compression")
-    samples = [msgspec.json.encode(event_of(each)) for each in messages(10_000, seed=99)]
-    return compression.Zstd(dictionaries=[compression.train_dictionary(samples)])
+def trained() -> Zstd:
+    """Compression with a dictionary of other conversations than the stored ones.
+
+    Every process trains the same one.
+    """
+    rng = random.Random(99)
+    samples = []
+    for content in messages(10_000, seed=99):
+        moment = datetime.fromtimestamp(rng.randrange(1_700_000_000, 1_800_000_000), UTC)
+        event = event_of(content, id=f"{rng.getrandbits(128):032x}", timestamp=moment)
+        samples.append(msgspec.json.encode(event))
+    return Zstd(dictionaries=[train_dictionary(samples)])
 
 
 async def fill(
@@ -94,22 +104,24 @@ async def fill(
 ) -> None:
     """Create sessions with events."""
     pool = messages(mean_bytes)
-    numbers = iter(range(first, first + count))
+    users = iter(range(first, first + count, SESSIONS_PER_USER))
+    new_id = random.Random(first).getrandbits  # faster than the ids that events get by default
 
     async def work(service: RedisSessionService) -> None:
-        for number in numbers:
+        for number in users:
             session = await service.create_session(
                 app_name=APP,
                 user_id=user_of(number),
                 session_id=session_of(number),
                 state=STATE,
             )
-            at = number * events
             batch = [
-                event_of(pool[each % len(pool)], id=f"{each:032x}")  # faster than a random id
-                for each in range(at, at + events)
+                event_of(pool[each % len(pool)], id=f"{new_id(128):032x}")
+                for each in range(number * events, (number + 1) * events)
             ]
             await service.append_events(session.key, batch)
+            for other in range(number + 1, min(number + SESSIONS_PER_USER, first + count)):
+                await service.fork_session(session.key, session_id=session_of(other))
 
     async with connect(url, compression) as service:
         await asyncio.gather(*(work(service) for _ in range(_TASKS)))

@@ -26,7 +26,8 @@ from sessionstore.cli.fleet.agents import Fleet
 from sessionstore.cli.fleet.synthetic import NUM_SHARED_APP_KEYS, synthetic_conversations
 from sessionstore.cli.fleet.workload import Conversation
 from sessionstore.cli.sizing import encode_constants
-from sessionstore.cli.sizing.measuring import Counters, measure
+from sessionstore.cli.sizing.measuring import measure
+from sessionstore.cli.sizing.meter import Usage
 from sessionstore.cli.sizing.model import Constants, Servers, Workload, estimate
 from sessionstore.cli.store import Store, open_store
 
@@ -136,11 +137,11 @@ async def compare(
             conversations += mine
             fleets.append(await stack.enter_async_context(_fleet(store.url, mine, think)))
         await asyncio.sleep(_SETTLE_S)
-        before = await Counters.read(store.executor)
+        before = await Usage.read(store.executor)
         busy, own = busy_seconds(), time.process_time()
         await asyncio.gather(*(fleet.run_agents() for fleet in fleets))
         await asyncio.sleep(_SETTLE_S)
-        after = await Counters.read(store.executor)
+        after = await Usage.read(store.executor)
         busy, own = busy_seconds() - busy, time.process_time() - own
         for fleet in fleets:
             if fleet.failures:
@@ -149,8 +150,8 @@ async def compare(
             await fleet.clean_up()
         seconds = max(fleet.elapsed_seconds for fleet in fleets)
     found = estimate(workload_of(conversations, seconds), _ONE, constants)
-    server = (after.cpu_us - before.cpu_us) / 1e6
-    replicated = (after.replicated_bytes or 0.0) - (before.replicated_bytes or 0.0)
+    used = after.less(before)
+    server = used.cpu_us / 1e6
     return Comparison(
         agents,
         think,
@@ -166,10 +167,10 @@ async def compare(
         },
         measured={
             "CPU": server,
-            "memory": after.memory_bytes - before.memory_bytes,
-            "network in": after.in_bytes - before.in_bytes,
-            "network out": after.out_bytes - before.out_bytes,
-            "replication": replicated,
+            "memory": used.memory_bytes,
+            "network in": used.in_bytes,
+            "network out": used.out_bytes,
+            "replication": used.replicated_bytes,
         },
     )
 

@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 def main() -> None:
     """Run the command `sessionstore`. Exit with status 2 if the extra `cli` is not installed."""
     try:
-        command = command_line()
+        command_line()(prog_name="sessionstore")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in ("click", "rich"):
             raise
         print("The command needs the extra `cli`: pip install 'sessionstore[cli]'", file=sys.stderr)
         sys.exit(2)
-    command(prog_name="sessionstore")
 
 
 _COMMANDS = {

@@ -13,6 +13,7 @@ from ..sync import SessionService
 from .archive import write_line
 from .opened import counted, dictionary_option, opened_service, print_json, store_options
 from .progress import watched
+from .show import get_session
 from .store import redact_url
 from .transfer import Counts, described, read_store, write
 
@@ -82,6 +83,8 @@ def export(
     finally:
         if not to_stdout:
             file.close()
+    if app_name and user_id and session_id and not num_sessions:
+        get_session(service, app_name, user_id, session_id)  # raises SessionNotFound
     click.echo(f"{counted(num_sessions, 'session')} exported.", err=True)
 
 
@@ -162,6 +165,7 @@ def copy(
         "key_store": target_key_store,
     }
     with opened_service(target, **options) as to:
+        to.ping()  # better to fail now than after the first session was read
         for archived in watched(read_store(service, app_name, user_id), "lines", lines=True):
             status = write(to, archived, counts, replaces=True, verifies=False)
             if as_json and archived.session_id:

@@ -10,6 +10,8 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
+from rich.text import Text
 
 from ..codec import CALL_SIZE_LIMIT
 from ..compression import Zstd
@@ -136,6 +138,30 @@ def opened_service(url: str, **options: Any) -> Iterator[SessionService]:
             raise click.UsageError(f"{error}.") from error
         except SessionStoreError as error:
             raise CannotStart(f"{redact_url(url)}: {error}") from error
+
+
+_CONTROLS = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
+    **dict.fromkeys(range(0x7F, 0xA0), "\N{REPLACEMENT CHARACTER}"),
+}
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are symbols, so that it cannot control a terminal."""
+    return text.translate(_CONTROLS)
+
+
+class TextConsole(Console):
+    """Prints lines on stdout. Control characters in them are symbols."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, markup=False, soft_wrap=True)
+
+    def show(self, line: Text | str) -> None:
+        """Print a line."""
+        text = Text(line) if isinstance(line, str) else line
+        text.plain = visible(text.plain)  # of the same length, so styles stay in place
+        self.print(text)
 
 
 def print_json(value: Any) -> None:

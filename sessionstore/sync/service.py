@@ -996,7 +996,7 @@ class SessionService:
         lua/update_session_state.lua; one round trip, O(keys).
         Without `if_version` sent again after a lost reply; a repeat writes the same once more.
         """
-        self._run(flows.update_session_state(self._ops, session, {}, keys, if_version))
+        self._run(flows.delete_session_state(self._ops, session, keys, if_version))
 
     def get_user_state(self, app_name: str, user_id: str) -> dict[str, Any]:
         """The state that all sessions of a user share. Keys have no prefix.
@@ -1074,7 +1074,7 @@ class SessionService:
         lua/update_tier_state.lua; one round trip, O(keys).
         Sent again after a lost reply; a repeat writes the same once more.
         """
-        self._run(flows.update_user_state(self._ops, app_name, user_id, {}, keys))
+        self._run(flows.delete_user_state(self._ops, app_name, user_id, keys))
 
     def get_app_state(self, app_name: str) -> dict[str, Any]:
         """The state that all users of an application share. Keys have no prefix.
@@ -1146,7 +1146,7 @@ class SessionService:
         lua/update_tier_state.lua; one round trip, O(keys).
         Sent again after a lost reply; a repeat writes the same once more.
         """
-        self._run(flows.update_app_state(self._ops, app_name, {}, keys))
+        self._run(flows.delete_app_state(self._ops, app_name, keys))
 
     # -- life ----------------------------------------------------------------------------------
 

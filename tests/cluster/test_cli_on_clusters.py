@@ -43,6 +43,10 @@ def test_commands_see_the_data_of_all_primaries(request: pytest.FixtureRequest, 
     assert shown["events"][0]["event"]["content"] == "mug 7"
     [found] = run(group.url, "search", "mug 29", "shop")[1]
     assert found["user_id"] == "u29"
+    assert len(run(group.url, "tail", "shop", "u7", "--idle", "0.1")[1]) == 1
+    assert len(run(group.url, "tail", "shop", "u7", "1", "--idle", "0.1")[1]) == 2
+    _, [load, counted] = run(group.url, "stats", "--interval", "0.1")
+    assert (counted["sessions"], load["script_calls_per_second"]) == (NUM_USERS, 0)
     _, findings = run(group.url, "doctor", "--full")
     assert not [each for each in findings if each["status"] == "error"]
     assert f"{NUM_USERS} sessions" in next(e["saw"] for e in findings if e["check"] == "sessions")
@@ -61,13 +65,13 @@ USUAL = {"memory", "persistence"}  # the servers of the tests have no limit and 
 
 
 def test_the_doctor_names_slots_that_no_node_serves(cluster: Cluster) -> None:
-    node = cluster.owner_of(0)
+    node = cluster.owner_of(100)
     assert problems_of(cluster.url) <= USUAL
-    node.run("CLUSTER DELSLOTS", 0)
+    node.run("CLUSTER DELSLOTS", 100)
     try:
         assert "cluster" in problems_of(cluster.url) - USUAL
     finally:
-        node.run("CLUSTER ADDSLOTS", 0)
+        node.run("CLUSTER ADDSLOTS", 100)
 
 
 def test_the_doctor_names_a_slot_that_has_most_of_the_data(cluster: Cluster) -> None:

@@ -11,26 +11,24 @@ from support.servers import Server
 
 from benchmarks.scale import published, simulation, sizing
 from sessionstore.cli import command_line
-from sessionstore.cli.sizing import measuring
+from sessionstore.cli.sizing import measuring, meter
 from sessionstore.cli.sizing.model import Constants, load_constants
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure so little that only memory and bytes are right."""
-    for name, value in {
-        "_ROUNDS": 1,
-        "_AGENTS": 16,
-        "_CONNECTIONS": 2,
-        "_BUSY_CALLS": 32,
-        "_ALONE_CALLS": 32,
-        "_ALONE_PER_SECOND": 10_000,
-        "_IDLE_S": 0.05,
-        "_SETTLE_S": 0.02,
-        "_SESSIONS_OF_A_MEMORY_STEP": 200,
-        "_LOGS_OF_A_MEMORY_STEP": 50,
-    }.items():
-        monkeypatch.setattr(measuring, name, value)
+    for module, name, value in [
+        (measuring, "_ROUNDS", 1),
+        (measuring, "_SETTLE_S", 0.02),
+        (measuring, "_SESSIONS_OF_A_MEMORY_STEP", 200),
+        (measuring, "_LOGS_OF_A_MEMORY_STEP", 50),
+        (meter, "BUSY_CALLS", 64),
+        (meter, "ALONE_CALLS", 64),
+        (meter, "ALONE_PER_SECOND", 10_000),
+        (meter, "IDLE_S", 0.05),
+    ]:
+        monkeypatch.setattr(module, name, value)
 
 
 def measured(server: Server, tmp_path: Path) -> tuple[Constants, str]:

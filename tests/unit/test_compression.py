@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.compression import COMPRESSION, FIRST, FOLDER, READING, SECOND
 from unit_support import unhurried
@@ -170,6 +171,17 @@ def test_every_flipped_bit_is_found() -> None:
         except Unreadable:
             found += 1
     assert found > len(frame) * 8 - 8 - 4
+
+
+@settings(unhurried, max_examples=300)
+@given(st.binary(max_size=60), st.integers(0, 60), st.booleans())
+def test_random_bytes_are_unreadable_at_worst(noise: bytes, place: int, with_magic: bool) -> None:
+    frame = COMPRESSION.wrap(PLAIN)
+    magic = b"\x02\x28\xb5\x2f\xfd" if with_magic else b"\x02"
+    for bad in (magic + noise, frame[:place] + noise + frame[place + len(noise) :]):
+        if bad[:1] == b"\x02":
+            with contextlib.suppress(Unreadable):
+                COMPRESSION.unwrap(bad)
 
 
 def test_a_value_in_a_frame_in_a_frame_is_refused() -> None:

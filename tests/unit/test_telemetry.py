@@ -190,10 +190,6 @@ def test_at_a_high_rate_some_durations_are_recorded_and_all_operations_are_count
     assert telemetry.total("sessionstore.operations") == 2001
 
 
-# Operations that are special cases of others.
-SHARED = {f"delete_{tier}_state": f"update_{tier}_state" for tier in ("session", "user", "app")}
-
-
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 async def test_spans_have_the_names_of_operations(operation: Operation) -> None:
     telemetry = Telemetry()
@@ -204,7 +200,7 @@ async def test_spans_have_the_names_of_operations(operation: Operation) -> None:
     names = {span.name for span in telemetry.take_spans()}
     if operation.is_internal or operation.method == "watch_events":
         return
-    assert names == {SHARED.get(operation.method, operation.method)}
+    assert names == {operation.method}
 
 
 async def test_what_adapters_run_is_reported_too() -> None:

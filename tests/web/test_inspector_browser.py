@@ -221,6 +221,29 @@ HIDE = """(hidden) => {
 }"""
 
 
+def test_a_page_that_follows_for_long_stays_small(
+    browser: Browser, service: RedisSessionService, session: SessionKey
+) -> None:
+    page = browser.open(ADDRESS)
+    is_live(page)
+    page.evaluate("scrollTo(0, 0)")
+    for start in (0, 300):
+        texts = [f"live {number}" for number in range(start, start + 300)]
+        service.append_events(session, [Event("assistant", text) for text in texts])
+    fresh = page.get_by_role("button", name="600 new events")
+    fresh.wait_for()
+    assert len(shown(page)) == 650  # nothing goes while somebody reads further up
+    fresh.click()
+    fresh.wait_for(state="hidden")
+    service.append_event(session, Event("assistant", "live 600"))
+    page.get_by_text("live 600").wait_for()
+    assert shown(page) == [f"live {number}" for number in range(101, 601)]
+    assert 0 < page.locator("#events .event").last.bounding_box()["y"] < 720
+    with page.expect_navigation():
+        page.evaluate("location.assign(document.getElementById('older').href)")
+    assert shown(page) == [f"live {number}" for number in range(51, 101)]
+
+
 def test_a_page_shows_what_is_removed_replaced_and_deleted(
     browser: Browser, service: RedisSessionService, session: SessionKey
 ) -> None:
@@ -377,6 +400,16 @@ def test_images_are_shown(browser: Browser, service: RedisSessionService) -> Non
     service.append_event(session, Event("user", image))
     page = browser.open(ADDRESS)
     wait_for(page, "() => document.querySelector('.picture')?.naturalWidth === 96")
+
+
+def test_long_instructions_are_folded(browser: Browser, service: RedisSessionService) -> None:
+    session = service.create_session(app_name="shop", user_id="ann", session_id="today")
+    service.append_event(session, Event("system", "Be kind."))
+    service.append_event(session, Event("system", "Rules:\n" + "Be kind.\n" * 100))
+    page = browser.open(ADDRESS)
+    assert shown(page) == ["Be kind."]
+    page.locator("summary").first.click()
+    assert page.locator("#events pre").inner_text().startswith("Rules:\nBe kind.\nBe kind.")
 
 
 def test_huge_events_are_cut(browser: Browser, service: RedisSessionService) -> None:

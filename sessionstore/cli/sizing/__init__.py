@@ -76,13 +76,14 @@ def _option(name: str, kind: Any, default: Any, metavar: str, text: str) -> Call
 @click.option(
     "--sessions",
     type=click.IntRange(min=1),
-    help="Sessions that are stored.  [default: agents, turns and --session-ttl tell]",
+    help="Sessions that are stored.  [default: computed from agents, turns and --session-ttl]",
 )
 @_option("--sessions-per-user", _POSITIVE, 4, "N", "Stored sessions of a user.")
 @click.option(
     "--app-state-cached",
     is_flag=True,
-    help="The services keep a copy of the application's state, so that a cluster does not read it.",
+    help="The services have app_state_max_age, so that they rarely read the application's state"
+    " from a cluster.",
 )
 @_option("--replicas", click.IntRange(0, 100), 1, "N", "Replicas of each primary.")
 @_option("--memory-per-server", _POSITIVE, 16, "GIB", "Memory of a server.")
@@ -91,7 +92,7 @@ def _option(name: str, kind: Any, default: Any, metavar: str, text: str) -> Call
     _PERCENT,
     60,
     "PERCENT",
-    "Memory for data. The rest is for fragments, buffers and copies during a snapshot.",
+    "Memory for data. The rest is for fragmentation, buffers and copies during a snapshot.",
 )
 @_option(
     "--max-cpu",
@@ -219,7 +220,7 @@ def _print(console: Console, found: Estimate) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("need")
     table.add_column("all primaries", justify="right")
-    table.add_column("the busiest" if count > 1 else "of the one", justify="right")
+    table.add_column("the busiest one", justify="right")
     for row in rows:
         table.add_row(*row)
     console.print(
@@ -230,8 +231,8 @@ def _print(console: Console, found: Estimate) -> None:
         f"Servers    {_counted(count, 'primary', 'primaries')}, "
         f"{_counted(found.replicas, 'replica', 'replicas')}"
     )
-    limit = "Limit" if count > 1 else "Nearest limit"
-    console.print(f"{limit:<11}{'' if count > 1 else ' '}{found.limit}", end="\n\n")
+    what = "decides how many" if count > 1 else "is nearest to its limit"
+    console.print(f"Limit      {found.limit} {what}", end="\n\n")
     console.print(table)
     if found.note:
         console.print(f"\n{found.note}")

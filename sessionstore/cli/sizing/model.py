@@ -293,7 +293,7 @@ def _note(
     own = share - load.cores(constants.idle_cores, primaries)
     text = (
         f"One primary also answers all reads of the app tier: {own:.0%} of a core. "
-        "Services that keep a copy of it do not send them (--app-state-cached)."
+        "Services with app_state_max_age send few of them (--app-state-cached)."
     )
     if share > servers.max_cpu:
         return "More primaries do not help. " + text

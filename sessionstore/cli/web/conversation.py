@@ -15,6 +15,7 @@ from ..transcript import Piece, pieces_of, show_image, to_json
 
 _TEXT_LIMIT = 8000  # characters of a part that are shown
 _LINE_LIMIT = 120  # of what stands beside the name of a tool
+_FOLDED_FROM = 400  # characters of instructions for the agent
 _PARTS_LIMIT = 40  # of an event
 _VALUES_LIMIT = 200  # of a tier of state
 _IMAGE_BYTES = 8 << 20  # of a page
@@ -116,7 +117,7 @@ def _shown_event(position: int, event: Event, budget: Budget, starts_run: bool) 
         at=event.timestamp.astimezone(),
         run=event.invocation_id,
         branch=event.branch,
-        parts=[_part(piece, budget) for piece in pieces[:_PARTS_LIMIT]],
+        parts=[_part(piece, budget, kind == "system") for piece in pieces[:_PARTS_LIMIT]],
         details=list(_details(event)),
         num_left=max(len(pieces) - _PARTS_LIMIT, 0),
         starts_run=starts_run,
@@ -158,7 +159,7 @@ def _pieces(content: Any) -> list[Piece]:
         return [Piece("note", "This content is nested too deeply to be shown.")]
 
 
-def _part(piece: Piece, budget: Budget) -> Part:
+def _part(piece: Piece, budget: Budget, folds_text: bool = False) -> Part:
     if piece.kind == "image":
         if budget.takes(piece.text):
             return Part("image", piece.text, show_image(piece.text))
@@ -169,6 +170,8 @@ def _part(piece: Piece, budget: Budget) -> Part:
         return _folded("call", name, arguments.removesuffix(")"))
     if piece.kind in ("result", "data"):
         return _folded(piece.kind, "result" if piece.kind == "result" else "", piece.text)
+    if folds_text and len(piece.text) > _FOLDED_FROM:
+        return _folded("data", "", piece.text)
     return Part(piece.kind, piece.text[:_TEXT_LIMIT], num_left=_num_left(piece.text))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any, NamedTuple
 
 from starlette.requests import Request
@@ -20,8 +19,8 @@ from ...model import SessionKey
 from ...replies import members_with_scores
 from ...sync import SessionService
 from ...times import from_us
-from ..keyspace import Node, ask, ask_each, places, primaries
-from ..ls import describe_sessions, read_sessions
+from ..keyspace import Node, ask, ask_each, primaries
+from ..ls import read_sessions
 from .access import Access
 from .addresses import address, ids_in
 from .conversation import ShownEvent, value_parts
@@ -143,23 +142,13 @@ class Pages:
         """The sessions of a user, last updated first."""
         app_name, user_id = ids_in(request.query_params, 2)
         after = request.query_params.get("after")
-        rows: list[dict[str, Any]] = []
-        cursor, problem = None, ""
-        try:
-            page = read_sessions(self.service, app_name, user_id, _ROWS, after)
-            rows, cursor = describe_sessions(self.service, page), page.cursor
-        except CorruptData as error:
-            # One damaged session does not hide the others.
-            problem = str(error)
-            newest = islice(places(self.service, app_name, user_id), _ROWS)
-            rows = [
-                {"session": each.session_id, "updated": from_us(each.updated_us)} for each in newest
-            ]
+        rows, cursor = read_sessions(self.service, app_name, user_id, _ROWS, after)
         state: dict[str, Any] = {}
+        problem = ""
         try:
             state = self.service.get_user_state(app_name, user_id)
         except CorruptData as error:
-            problem = problem or str(error)
+            problem = str(error)
         return self.renderer.page(
             "sessions.html",
             500 if problem else 200,
