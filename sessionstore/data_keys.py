@@ -32,7 +32,7 @@ from .transform import Context, Unreadable
 KEPT_S = 300.0
 """How long a process keeps a data key that it has read, in seconds."""
 
-_KEPT_LIMIT = 10_000  # data keys, about 3 KB each
+_KEPT_LIMIT = 10_000  # data keys, about 5 KB each
 _KEY_BYTES = 64
 
 Owner = tuple[str, str]
