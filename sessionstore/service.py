@@ -43,6 +43,7 @@ from .options import (
     check_read_from,
     check_seconds,
     check_wait_replicas,
+    naming,
 )
 from .transport import connect_async
 from .twin import AsyncMemoryExecutor, MemoryExecutor
@@ -1310,7 +1311,9 @@ class RedisSessionService(SessionService):
         executor: AsyncExecutor = data
         if key_store is not None:
             check_key_store(key_store, url)
-            executor = AsyncKeyedExecutor(data, connect_async(key_store, None, None, None, timeout))
+            with naming("key_store"):
+                keys = connect_async(key_store, None, None, None, timeout)
+            executor = AsyncKeyedExecutor(data, keys)
         super().__init__(Ops(options, app_in_own_slot=app_in_own_slot), executor)
         self._address = address_to_show(url, instance_name, client)
 

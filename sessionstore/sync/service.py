@@ -44,6 +44,7 @@ from ..options import (
     check_read_from,
     check_seconds,
     check_wait_replicas,
+    naming,
 )
 from ..transport import connect_sync
 from ..twin import MemoryExecutor
@@ -1301,7 +1302,9 @@ class RedisSessionService(SessionService):
         executor: SyncExecutor = data
         if key_store is not None:
             check_key_store(key_store, url)
-            executor = KeyedExecutor(data, connect_sync(key_store, None, None, None, timeout))
+            with naming("key_store"):
+                keys = connect_sync(key_store, None, None, None, timeout)
+            executor = KeyedExecutor(data, keys)
         super().__init__(Ops(options, app_in_own_slot=app_in_own_slot), executor)
         self._address = address_to_show(url, instance_name, client)
 

@@ -10,9 +10,12 @@ import subprocess
 import sys
 from base64 import b64decode, b64encode, urlsafe_b64encode
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import sessionstore.sync
+from sessionstore import InMemorySessionService, RedisSessionService
 from sessionstore.data_keys import DataKey, DataKeys, UserEncryption
 from sessionstore.encryption import AuthenticatedKey, KeyRing
 from sessionstore.errors import InvalidArgument
@@ -174,6 +177,29 @@ def test_without_the_extra_one_sentence_names_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'sessionstore[encryption]'" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encryption": "x"}, "encryption must be a KeyRing, not str"),
+        ({"key_store": "redis://keys"}, "key_store needs encryption, a KeyRing"),
+        ({"encryption": RING, "key_store": 5}, "key_store must be a URL, not int"),
+        ({"encryption": RING, "key_store": "keys"}, "key_store: url must start with redis://"),
+        ({"encryption": RING, "key_store": "redis://data"}, "must be another server or database"),
+    ],
+)
+def test_options_of_a_service_are_checked(options: dict[str, Any], message: str) -> None:
+    for kind in (RedisSessionService, sessionstore.sync.RedisSessionService):
+        with pytest.raises(InvalidArgument, match=message):
+            kind("redis://data", **options)
+
+
+def test_a_key_store_in_memory_is_named_so() -> None:
+    with pytest.raises(InvalidArgument, match='key_store must be "memory://" or None in memory'):
+        InMemorySessionService(encryption=RING, key_store="redis://keys")
+    with pytest.raises(InvalidArgument, match="key_store needs encryption"):
+        InMemorySessionService(key_store="memory://")
 
 
 # -- stored bytes -------------------------------------------------------------------------------
