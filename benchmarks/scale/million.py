@@ -260,9 +260,13 @@ def run(settings: Settings, partial: Path | None = None) -> dict[str, Any]:
 
 def outcome_of(runs: dict[str, Any]) -> Outcome:
     """Tables of one or two runs: "plain", "zstd" or both."""
-    names = {"plain": "plain", "zstd": "zstd, dictionary"}
-    kinds = [kind for kind in names if kind in runs]
+    kinds = [kind for kind in ("plain", "zstd") if kind in runs]
     first = runs[kinds[0]]
+    counts = {kind: runs[kind]["settings"]["sessions"] for kind in kinds}
+    names = {
+        kind: kind if counts[kind] == counts[kinds[0]] else f"{kind}, {counts[kind]:,} sessions"
+        for kind in kinds
+    }
     tables = []
     for kind in kinds:
         fills = runs[kind]["fills"]
