@@ -27,6 +27,7 @@ BENCHES = (
     "bench_history",
     "bench_memory",
     "bench_compression",
+    "bench_encryption",
     "bench_scripts",
     "bench_bytes",
     "bench_in_memory",

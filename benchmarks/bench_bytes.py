@@ -72,7 +72,7 @@ class _Measured:
         self._url = f"redis://{HOST}:{primary.port}"
         self._compression = compression
         self._count = count
-        self._name = "compressed" if compression else "plain"
+        self._name = "dense" if compression else "plain"  # equally long
         pool = messages(_MEAN_BYTES)
         self._contents = [pool[number % len(pool)] for number in range(count)]
 

@@ -4,7 +4,7 @@ Three stores: users with ten sessions each in ten applications, one application 
 session, and one user with all sessions. Each session has three events. Every command runs in a
 process of its own, as an operator would start it. Its first output is the first byte that it
 prints, on stdout or stderr; the time includes the start of Python. The memory is the peak of the
-process.
+process. If the machine does other work too, only processor time and memory say something.
 """
 
 from __future__ import annotations
@@ -36,17 +36,19 @@ try:
     code = command.wait()
 except KeyboardInterrupt:
     code = command.wait()
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=open(sys.argv[1], "w"))
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss, file=open(sys.argv[1], "w"))
 sys.exit(code)
 """
 _ENDLESS_S = 1.5  # of commands that end at Ctrl-C
 
 
 class Run(NamedTuple):
-    """What an operator saw of a command."""
+    """What an operator saw of a command, and what it used."""
 
     first_output_s: float
     seconds: float
+    cpu_s: float
     peak_mib: float
 
 
@@ -102,11 +104,11 @@ def commands(folder: Path, target_url: str) -> Iterator[list[str]]:
 
 def measure(url: str, command: Sequence[str]) -> Run:
     """Run a command."""
-    with tempfile.NamedTemporaryFile() as peak:
+    with tempfile.NamedTemporaryFile() as used:
         begin = time.monotonic()
         with subprocess.Popen(
             [
-                *(sys.executable, "-c", _START, peak.name),
+                *(sys.executable, "-c", _START, used.name),
                 *(sys.executable, "-c", _ENTRY, command[0], "--url", url, *command[1:]),
             ],
             stdin=subprocess.DEVNULL,
@@ -118,7 +120,8 @@ def measure(url: str, command: Sequence[str]) -> Run:
         if process.returncode not in (0, 1):
             raise RuntimeError(f"{' '.join(command)} failed")
         unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-        return Run(first_s, time.monotonic() - begin, int(peak.read()) / unit)
+        cpu_s, peak = map(float, used.read().split())
+        return Run(first_s, time.monotonic() - begin, cpu_s, peak / unit)
 
 
 def _read_all(process: subprocess.Popen[bytes], begin: float, *, is_endless: bool) -> float:
@@ -168,6 +171,7 @@ def run(harness: Harness) -> Result:
             for what, value, unit in (
                 ("first output", seen.first_output_s, "s"),
                 ("end", seen.seconds, "s"),
+                ("processor time", seen.cpu_s, "s"),
                 ("peak memory", seen.peak_mib, "MiB"),
             ):
                 figures.append(Figure(f"{shape}: {name}: {what}", value, unit))

@@ -11,7 +11,7 @@
 -- ARGV[2] ttl_ms        int    duration; "0" = leave expiry alone
 -- ARGV[3] event_limit   int    newest events to keep; "0" = all; "" = the session's own limit
 -- ARGV[4] condition     bytes  when the session was created, in us; "" = whatever session is there;
---                              then "/" and a version, or "/t" and a token, if it has a condition;
+--                              then "/" and what check_condition reads, if it has a condition;
 --                              then " " and the age in us, if it is sent again: no attempt is older
 -- ARGV[5] event         bytes  encoded
 -- ARGV[6] timestamp_us  int    when the event happened
@@ -22,6 +22,7 @@
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn
+-- REPLY OTHER_KEY data_key                 the session's; the values have another one
 -- REPLY UNKNOWN                            an earlier attempt may be stored; this one is not
 -- REPLY CORRUPT key field
 -- REPLY NOT_INTEGER key field              the value cannot be incremented
@@ -49,12 +50,16 @@ end
 if not header[1] then
   return {'NOT_FOUND'}
 end
-local created_us, asked, age_us
+local created_us, asked, age_us, has_key
 if condition ~= '' and condition ~= header[7] then
   created_us, asked, age_us = string.match(condition, '^(%d*)/?(%S*) ?(%d*)$')
   if created_us ~= '' and created_us ~= header[7] then
     return {'NOT_FOUND'}
   end
+  -- Inlined: check_condition, for an attempt whose condition is only the right data key.
+  has_key = age_us == '' and string.byte(asked) == 64 -- @
+    and call('HGET', session, 'data_key') == string.sub(asked, 2)
+  asked = not has_key and asked or nil
 end
 -- Inlined: choose_limit.
 local limit = event_limit ~= '' and event_limit or header[4]
@@ -67,6 +72,7 @@ local count = header[5] == limit and num_limit or (header[5] or 0) + 0
 local flags, covered, num_before, is_watched = header[6], 0, nil, nil
 if flags and flags ~= '' then
   is_watched = string.find(flags, 'l', 1, true)
+  asked = asked or not has_key and string.find(flags, 'k', 1, true) and '' -- it has a data key
   if string.find(flags, 'c', 1, true) then -- a summary covers the oldest events
     covered = call('HGET', session, 'covered') + 0
     num_before = math.max(count, call('ZCARD', events))
@@ -87,7 +93,7 @@ if asked then
 --@include check_condition
   age_us = tonumber(age_us) or 0
   local refusal = check_batch(
-    session, events, ARGV, {5}, check_condition(session, asked, version),
+    session, events, ARGV, {5}, check_condition(session, asked, version, flags),
     age_us, now_us - age_us, {count = count, event_limit = num_limit}
   )
   if refusal then

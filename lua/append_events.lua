@@ -11,7 +11,7 @@
 -- ARGV[2] ttl_ms       int    duration; "0" = leave expiry alone
 -- ARGV[3] created_us   int    when the session was created; "" = whatever session is there
 -- ARGV[4] event_limit  int    newest events to keep; "0" = all; "" = the session's own limit
--- ARGV[5] condition    bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[5] condition    bytes  as check_condition reads it; "" = no condition
 -- ARGV[6] age_us       int    "" = first attempt; else the age of the call: no attempt is older
 -- ARGV[7...] tail      bytes  1 to 500 events. Each is: encoded event, timestamp_us, number of
 --                             arguments of its state change (0 = none), the change, as fold_changes
@@ -22,6 +22,7 @@
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn
+-- REPLY OTHER_KEY data_key                 the session's; the values have another one
 -- REPLY UNKNOWN                            an earlier attempt may be stored; this one is not
 -- REPLY CORRUPT key field
 -- REPLY NOT_INTEGER key field              the value cannot be incremented
@@ -69,7 +70,7 @@ local num_events, last_us = redis.call('ZCARD', events), header.last_us
 event_limit = choose_limit(event_limit, header.event_limit, num_events)
 local count, num_duplicates = header.count or num_events, 0
 refusal = check_batch(
-  session, events, ARGV, starts, check_condition(session, condition, header.version),
+  session, events, ARGV, starts, check_condition(session, condition, header.version, header.flags),
   age_us, now_us - age_us, {count = count, event_limit = event_limit}
 )
 if refusal then

@@ -6,7 +6,7 @@
 -- KEYS[2] stream   stream:{app:user}:sid   zset
 --
 -- ARGV[1] created_us     int    when the session was created; "" = whatever session is there
--- ARGV[2] condition      bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[2] condition      bytes  as check_condition reads it; "" = no condition
 -- ARGV[3] ttl_ms         int    how long the fragments are kept
 -- ARGV[4] num_fragments  int    1 to 500
 -- ARGV[5] fragments      bytes  all of them, encoded together; at most 8 MiB
@@ -16,6 +16,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                the caller does not hold the turn
+-- REPLY OTHER_KEY data_key  the session's; the values have another one
 -- COST O(log N + M) with M entries that are removed, at most 5,000
 --
 -- A call adds two members with the score of its last fragment. The first one only finds a repeat:
@@ -49,7 +50,7 @@ local stored = redis.call('ZSCORE', stream, mark)
 if stored then
   return {'OK', tonumber(stored)}
 end
-local refusal = check_condition(session, condition, tonumber(fields[1]))
+local refusal = check_condition(session, condition, tonumber(fields[1]), fields[4])
 if refusal then
   return refusal
 end

@@ -8,7 +8,8 @@
 --
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
--- ARGV[3...] tail     bytes  number of fields to compare; field and SHA-1 of its value, each, "" =
+-- ARGV[3] condition   bytes  as check_condition reads it; "" = no condition
+-- ARGV[4...] tail     bytes  number of fields to compare; field and SHA-1 of its value, each, "" =
 --                            absent; number of fields to extend; field and entry, each; then a
 --                            delta, as write_delta reads it
 --
@@ -16,7 +17,10 @@
 -- REPLY NOT_FOUND
 -- REPLY CORRUPT key field
 -- REPLY STALE version      a field that was compared has another value
+-- REPLY LOST               never
+-- REPLY OTHER_KEY data_key   the session's; the values have another one
 -- COST O(1) per field, and the length of the fields that are compared or extended
+--@include check_condition
 --@include read_checked_header
 --@include refresh_session_if_due
 --@include server_time_us
@@ -24,12 +28,16 @@
 --@include write_delta
 --@include write_header
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
-local session_id, ttl_ms = ARGV[1], tonumber(ARGV[2])
-local tail = 3
+local session_id, ttl_ms, condition = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local tail = 4
 
 local header, refusal = read_checked_header(session, events, index, session_id, '')
 if not header then
   return refusal or {'NOT_FOUND'}
+end
+refusal = check_condition(session, condition, header.version, header.flags)
+if refusal then
+  return refusal
 end
 local extended = tail + 1 + 2 * ARGV[tail]
 for pair = tail + 1, extended - 1, 2 do

@@ -6,7 +6,7 @@
 -- KEYS[2] events   events:{app:user}:sid   zset
 --
 -- ARGV[1] created_us  int    when the session was created; "" = whatever session is there
--- ARGV[2] condition   bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[2] condition   bytes  as check_condition reads it; "" = no condition
 -- ARGV[3...] tail     bytes  the encoded events that the write appends, if any
 --
 -- REPLY OK stored       stored: 1 or 0 for each event, 1 = it is stored already
@@ -14,6 +14,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST            the caller does not hold the turn
+-- REPLY OTHER_KEY data_key   the session's; the values have another one
 -- COST O(log N) an event
 --@include check_condition
 --@include read_header
@@ -32,7 +33,7 @@ for number = tail, #ARGV do
   is_repeat = is_repeat and is_stored
 end
 -- A repeat of a call that was accepted is accepted again.
-refusal = check_condition(session, condition, header.version)
+refusal = check_condition(session, condition, header.version, header.flags)
 if refusal and not is_repeat then
   return refusal
 end

@@ -8,8 +8,7 @@
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
 -- ARGV[3] created_us  int    when the session was created; "" = whatever session is there
--- ARGV[4] condition   bytes  a version, or "t" and the token of a turn, or "c" and that of a
---                            Compactor; "" = no condition
+-- ARGV[4] condition   bytes  as check_condition reads it; "" = no condition
 -- ARGV[5] age_us      int    "" = first attempt; else the age of the call: no attempt is older
 -- ARGV[6] upto        int    position of the last event that the summary covers
 -- ARGV[7] base        int    `upto` of the summary that is replaced; "" = there is none
@@ -25,6 +24,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                the caller does not hold the turn or the lease
+-- REPLY OTHER_KEY data_key  the session's; the values have another one
 -- COST O(log N), and O(M) with M events that are removed
 --@include check_condition
 --@include header_number
@@ -54,7 +54,7 @@ local now_us, num_events = server_time_us(), redis.call('ZCARD', events)
 local is_repeat = old and old.compacted_us == tonumber(upto)
   and redis.call('HGET', session, 'summary') == summary
 if not is_repeat then
-  refusal = check_condition(session, condition, header.version)
+  refusal = check_condition(session, condition, header.version, header.flags)
   if not refusal and (old and old.compacted_us) ~= base then
     refusal = {'SUPERSEDED', base or 0, old and old.compacted_us or 0}
   elseif not refusal and header.count and header.count > num_events then

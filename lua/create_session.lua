@@ -11,7 +11,8 @@
 -- ARGV[2] ttl_ms       int    duration; "0" = never expires
 -- ARGV[3] creation_id  bytes  random, stored as `generation`; a retry finds its own session
 -- ARGV[4] event_limit  int    newest events to keep; "0" = all; "" = 1,000
--- ARGV[5...] tail      bytes  initial state, as write_tiers reads it
+-- ARGV[5] data_key     bytes  data key of the session's values; "" = none
+-- ARGV[6...] tail      bytes  initial state, as write_tiers reads it
 --
 -- REPLY OK ids   ids: up to 256 sessions that may have expired; for prune_index
 -- REPLY EXISTS
@@ -20,8 +21,8 @@
 --@include write_create
 local session, events, index, user, app = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local session_id, ttl_ms, creation_id = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local event_limit = ARGV[4]
-local tail = 5
+local event_limit, data_key = ARGV[4], ARGV[5]
+local tail = 6
 
 check_create(events, index, session_id, user, app)
 local stored = redis.call('HMGET', session, 'version', 'generation')
@@ -37,6 +38,7 @@ if version then
 end
 redis.call('UNLINK', session, events)
 local ids = write_create(
-  session, index, user, app, session_id, ttl_ms, creation_id, event_limit, ARGV, tail
+  session, index, user, app, session_id, ttl_ms, creation_id, event_limit, data_key, ARGV,
+  tail
 )
 return {'OK', ids}

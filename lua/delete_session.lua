@@ -8,6 +8,7 @@
 --
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] age_us      int    "" = first attempt; else the age of the call: no attempt is older
+-- ARGV[3] data_key    bytes  a session with another data key stays; "" = delete it in any case
 --
 -- REPLY OK
 -- REPLY UNKNOWN   the first attempt may have deleted an earlier session; this one is newer
@@ -17,12 +18,15 @@
 --@include to_ms
 --@include wake_watchers
 local session, events, index = KEYS[1], KEYS[2], KEYS[3]
-local session_id, age_us = ARGV[1], tonumber(ARGV[2]) or 0
+local session_id, age_us, data_key = ARGV[1], tonumber(ARGV[2]) or 0, ARGV[3]
 
 redis.call('HLEN', session)
 redis.call('ZCARD', events)
 redis.call('ZSCORE', index, session_id)
 local flags = redis.call('HGET', session, 'flags')
+if data_key ~= '' and redis.call('HGET', session, 'data_key') ~= data_key then
+  return {'OK'}
+end
 if age_us > 0 then
   -- A session that was restored has the creation time that it had elsewhere.
   local times = redis.call('HMGET', session, 'created_us', 'restored_us')

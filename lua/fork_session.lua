@@ -13,7 +13,7 @@
 -- ARGV[1] copy_id      bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration; "0" = the deadline of the session
 -- ARGV[3] created_us   int    when the session was created; "" = whatever session is there
--- ARGV[4] condition    bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[4] condition    bytes  as check_condition reads it; "" = no condition
 -- ARGV[5] first        int    where the events begin that are not copied; "" = copy all
 -- ARGV[6] creation_id  bytes  random, stored as `generation`; a retry finds its own copy
 -- ARGV[7] origin       bytes  the id of the session, stored in the copy
@@ -28,6 +28,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                 the caller does not hold the turn
+-- REPLY OTHER_KEY data_key   the session's; the values have another one
 -- COST O(N log N) with at most max_events events, and O(S) with S state keys
 --@include check_condition
 --@include check_tiers
@@ -59,7 +60,7 @@ if not version then
   if not header then
     return refusal or {'NOT_FOUND'}
   end
-  refusal = check_condition(session, condition, header.version)
+  refusal = check_condition(session, condition, header.version, header.flags)
   if refusal then
     return refusal
   end
@@ -102,6 +103,10 @@ if summary and (first == '' or summary.compacted_us < tonumber(first)) then
   -- Its last events may be gone; what follows in the copy is not covered.
   last_us = math.max(tonumber(last_us), summary.compacted_us)
   fields.last_us = last_us
+end
+if header.flags and string.find(header.flags, 'k', 1, true) then
+  fields.flags = string.format('k%s', fields.flags)
+  fields.data_key = redis.call('HGET', copy, 'data_key') or ''
 end
 for field, value in pairs(fields) do
   redis.call('HSET', copy, field, value)

@@ -8,7 +8,7 @@
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
 -- ARGV[3] created_us  int    when the session was created; "" = whatever session is there
--- ARGV[4] condition   bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[4] condition   bytes  as check_condition reads it; "" = no condition
 --
 -- REPLY OK version now_us event
 -- REPLY EMPTY                    there is no event, or only covered ones
@@ -17,6 +17,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                     the caller does not hold the turn
+-- REPLY OTHER_KEY data_key       the session's; the values have another one
 -- COST O(log N)
 --@include check_condition
 --@include note_change

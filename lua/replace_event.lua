@@ -10,7 +10,7 @@
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
 -- ARGV[3] created_us  int    when the session was created; "" = whatever session is there
--- ARGV[4] condition   bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[4] condition   bytes  as check_condition reads it; "" = no condition
 -- ARGV[5] position    int    where the event stands
 -- ARGV[6] event       bytes  encoded, as it is stored
 -- ARGV[7] new_event   bytes  encoded; "" = remove the event
@@ -22,6 +22,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                the caller does not hold the turn
+-- REPLY OTHER_KEY data_key  the session's; the values have another one
 -- COST O(log N)
 --@include check_condition
 --@include lease_fields
@@ -42,7 +43,9 @@ local header, refusal = read_checked_header(session, events, index, session_id, 
 if not header then
   return refusal or {'NOT_FOUND'}
 end
-refusal = check_condition(session, condition, header.version)
+refusal = check_condition(
+  session, condition, header.version, new_event ~= '' and header.flags
+)
 if refusal then
   return refusal
 end

@@ -9,7 +9,7 @@
 -- ARGV[1] session_id   bytes  member of the index
 -- ARGV[2] ttl_ms       int    duration; "0" = leave expiry alone
 -- ARGV[3] event_limit  int    newest events to keep; "0" = all; "" = the session's own limit
--- ARGV[4] condition    bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[4] condition    bytes  as check_condition reads it; "" = no condition
 -- ARGV[5] first_kept   int    number of oldest events to remove
 -- ARGV[6] end_kept     int    number of oldest events before the first one to replace
 -- ARGV[7...] tail      bytes  0 to 500 new events. Each is: encoded event, timestamp_us
@@ -19,6 +19,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                          the caller does not hold the turn
+-- REPLY OTHER_KEY data_key            the session's; the values have another one
 -- REPLY MISSING key expected actual   the log holds fewer events than it should
 -- COST O(log N) per new event, O(N) for those that are removed
 --@include check_condition
@@ -45,7 +46,7 @@ local header, refusal = read_checked_header(session, events, index, session_id, 
 if not header then
   return refusal or {'NOT_FOUND'}
 end
-refusal = check_condition(session, condition, header.version)
+refusal = check_condition(session, condition, header.version, header.flags)
 if refusal then
   return refusal
 end

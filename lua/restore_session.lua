@@ -18,8 +18,9 @@
 -- ARGV[8] upto         int    position up to which a summary covers the log; "" = no summary
 -- ARGV[9] summary_us   int    when the summary was stored; "" = no summary
 -- ARGV[10] summary     bytes  encoded
--- ARGV[11] num_staged  int    how many events stage_events kept
--- ARGV[12...] tail     bytes  state: number of pairs, key, value, ..., 0; then up to 500 events,
+-- ARGV[11] data_key    bytes  data key of the session's values; "" = none
+-- ARGV[12] num_staged  int    how many events stage_events kept
+-- ARGV[13...] tail     bytes  state: number of pairs, key, value, ..., 0; then up to 500 events,
 --                             after the staged ones. Each is: position, encoded event
 --
 -- REPLY OK ids                 ids: up to 256 sessions that may have expired; for prune_index
@@ -36,8 +37,8 @@ local staged, user, app = KEYS[4], KEYS[5], KEYS[6]
 local session_id, ttl_ms, creation_id = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local event_limit, created_us, updated_us = tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local forked_from, upto, summary_us, summary = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
-local num_staged = tonumber(ARGV[11])
-local tail = 12
+local data_key, num_staged = ARGV[11], tonumber(ARGV[12])
+local tail = 13
 
 check_create(events, index, session_id, user, app)
 local num_found = redis.call('ZCARD', staged)
@@ -66,7 +67,8 @@ if num_staged > 0 then
   redis.call('PERSIST', events)
 end
 local ids, now_us = write_create(
-  session, index, nil, nil, session_id, ttl_ms, creation_id, event_limit, ARGV, tail
+  session, index, nil, nil, session_id, ttl_ms, creation_id, event_limit, data_key, ARGV,
+  tail
 )
 for number = first, #ARGV, 2 do
   redis.call('ZADD', events, ARGV[number], ARGV[number + 1])
@@ -82,7 +84,8 @@ if upto ~= '' then
   local num_covered = redis.call('ZCOUNT', events, '-inf', upto)
   -- Nobody knows whether events that it covers are gone. If one is, a rewind may not remove it.
   redis.call('HSET', session, 'summary', summary, 'compacted_us', upto, 'summary_us', summary_us,
-    'covered', num_covered, 'summary_events', num_covered + 1, 'flags', 'c')
+    'covered', num_covered, 'summary_events', num_covered + 1,
+    'flags', data_key ~= '' and 'kc' or 'c')
 end
 redis.call('ZADD', index, updated_us, session_id)
 refresh_session(session, events, index, to_ms(now_us), ttl_ms, last_us, false)

@@ -9,7 +9,7 @@
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
 -- ARGV[3] created_us  int    when the session was created; "" = whatever session is there
--- ARGV[4] condition   bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[4] condition   bytes  as check_condition reads it; "" = no condition
 -- ARGV[5] first       int    the position from which on events are removed
 -- ARGV[6...] tail     bytes  the new state: number of pairs, key, value, ...; nothing = it stays
 --
@@ -19,6 +19,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                the caller does not hold the turn
+-- REPLY OTHER_KEY data_key  the session's; the values have another one
 -- COST O(log N + M) with M removed events, and O(S) with S state keys if state is replaced
 --@include check_condition
 --@include note_change
@@ -39,7 +40,7 @@ local header, refusal = read_checked_header(session, events, index, session_id, 
 if not header then
   return refusal or {'NOT_FOUND'}
 end
-refusal = check_condition(session, condition, header.version)
+refusal = check_condition(session, condition, header.version, ARGV[tail] and header.flags)
 if refusal then
   return refusal
 end

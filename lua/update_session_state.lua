@@ -10,7 +10,7 @@
 -- ARGV[1] session_id  bytes  member of the index
 -- ARGV[2] ttl_ms      int    duration; "0" = leave expiry alone
 -- ARGV[3] created_us  int    when the session was created; "" = whatever session is there
--- ARGV[4] condition   bytes  a version, or "t" and a token; "" = no condition
+-- ARGV[4] condition   bytes  as check_condition reads it; "" = no condition
 -- ARGV[5] if_absent   bool   set only keys that are not there
 -- ARGV[6...] tail     bytes  the change, as fold_changes reads it
 --
@@ -20,6 +20,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                       the caller does not hold the turn
+-- REPLY OTHER_KEY data_key         the session's; the values have another one
 -- REPLY NOT_INTEGER key field      the value cannot be incremented
 -- REPLY OUT_OF_RANGE key field     the value or the sum is not below 2^53
 -- COST O(1) per key
@@ -41,7 +42,7 @@ local header, refusal = read_checked_header(session, events, index, session_id, 
 if not header then
   return refusal or {'NOT_FOUND'}
 end
-refusal = check_condition(session, condition, header.version)
+refusal = check_condition(session, condition, header.version, header.flags)
 if refusal then
   return refusal
 end

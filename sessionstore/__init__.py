@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .compactor import Compactor
 from .compression import Zstd
+from .encryption import KeyRing
 from .errors import (
     BackendError,
     BackendRejected,
@@ -61,6 +62,7 @@ __all__ = [
     "EventsMissing",
     "InMemorySessionService",
     "InvalidArgument",
+    "KeyRing",
     "LimitExceeded",
     "NotReplicated",
     "Ping",

@@ -58,6 +58,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
             after a space, in microseconds. It is added once the outcome of an attempt is unknown:
             the time since the call began, plus a second.
         slot: routes a Call without keys in a cluster: a slot, or a key in that slot.
+        for_key_store: it goes to the store of the data keys.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     is_bulk: bool = False
     slot: int | bytes | None = None
     age_argument: int | None = None
+    for_key_store: bool = False
 
 
 def decode_replies(call: Call[R], replies: list[Any]) -> R:
@@ -87,6 +89,30 @@ def decode_replies(call: Call[R], replies: list[Any]) -> R:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ScriptContractError(f"{call.name}: a reply has a wrong type or form") from error
+
+
+class CallNeeded(Exception):
+    """Replies can be decoded only after another Call. Drivers send it and decode again.
+
+    Attributes:
+        call: its result does not matter; its `decode` keeps what is needed.
+    """
+
+    def __init__(self, call: Call[Any]) -> None:
+        super().__init__(call.name)
+        self.call = call
+
+
+class OtherDataKey(CorruptData):
+    """A session has another data key than the values of a write. Nothing was written.
+
+    Attributes:
+        data_key: the name of the session's data key; "" = it has none.
+    """
+
+    def __init__(self, message: str, *, key: str, data_key: str) -> None:
+        super().__init__(message, key=key)
+        self.data_key = data_key
 
 
 Step = Call[Any] | tuple[Call[Any], ...]
@@ -202,8 +228,21 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
         expected, actual = reply[1:]
         message = f"the summary of {name} ends at {actual}, not at {expected} (0 = no summary)"
         raise StaleVersion(message, expected=expected, actual=actual)
+    if word == b"OTHER_KEY":
+        data_key = reply[1].decode()
+        text = (
+            f"{name} is encrypted with a data key of its user: encryption and key_store are needed"
+        )
+        raise OtherDataKey(text, key=name, data_key=data_key)
     check_increments(reply)
     raise ScriptContractError(f"a script replied {word!r}")
+
+
+def checked_reply(reply: Any, size: int) -> list[Any]:
+    """The reply of a script that has only one status word, OK."""
+    if not isinstance(reply, list) or len(reply) != size or reply[0] != b"OK":
+        raise ScriptContractError(f"a script replied {reply!r:.40}")
+    return reply
 
 
 def describe(key: SessionKey) -> str:

@@ -19,6 +19,7 @@ dict, and with MessagePack a bytearray as bytes. Comparing types too would slow 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from datetime import datetime
@@ -28,6 +29,7 @@ from typing import Any, Literal
 import msgspec
 
 from .compression import Zstd
+from .encryption import name_of_key
 from .errors import CorruptData, InvalidArgument, LimitExceeded
 from .model import Event, JsonEvent, made_defaults
 from .transform import COMPRESSED, ENCRYPTED, Context, Kind, Owner, Transform, Unreadable
@@ -113,6 +115,13 @@ class Codec:
         self._as_json._json = True
         self._as_json._encode = _encode_json
         self._as_json._decode_event = _decode_event_json
+
+    def with_encryption(self, encryption: Transform) -> Codec:
+        """The same codec with another encryption."""
+        changed, as_json = copy(self), copy(self._as_json)
+        for codec in (changed, as_json):
+            codec._encryption, codec._wraps, codec._as_json = encryption, True, as_json
+        return changed
 
     def for_event(self, event: Event) -> Codec:
         """The codec for an event and its state: JSON for a JsonEvent."""
@@ -253,7 +262,8 @@ class Codec:
         tags = {data[:1] for data in members}
         if ENCRYPTED in tags:
             if self._encryption is None:
-                raise Unreadable("it is encrypted: the option encryption is needed")
+                name = next(name_of_key(data) for data in members if data[:1] == ENCRYPTED)
+                raise Unreadable(f"it is encrypted with {name!r}: the option encryption is needed")
             decrypt, context = self._encryption.unwrap, _context(owner, kind, name)
             members = [
                 decrypt(data, context) if data[:1] == ENCRYPTED else data for data in members
@@ -262,6 +272,19 @@ class Codec:
         if COMPRESSED in tags:
             members = (self._compression or _read_compressed()).unwrap_all(members)
         return members
+
+    def resealed(self, data: bytes, owner: Owner, kind: Kind, name: str = "") -> bytes:
+        """Stored bytes, encrypted as this codec encrypts now. Unreadable if that is not possible.
+
+        What is compressed stays so. Integers that scripts can add to stay plain.
+        """
+        encryption = self._encryption
+        if encryption is None or (kind == "state" and _is_number_text(data)):
+            return data
+        context = _context(owner, kind, name)
+        if data[:1] == ENCRYPTED:
+            data = encryption.unwrap(data, context)
+        return encryption.wrap(data, context)
 
     def _is_too_deep(self, data: bytes, value: Any) -> bool:
         """Whether a value is nested too deeply. `data` is its encoded form, or contains it."""
@@ -385,6 +408,13 @@ def _children(value: Any) -> Iterable[Any]:
 def _is_number(value: object) -> bool:
     """Whether it is an integer that scripts can add to."""
     return type(value) is int and -(2**53) < value < 2**53
+
+
+_is_integer = re.compile(rb"-?[0-9]{1,16}").fullmatch
+
+
+def _is_number_text(data: bytes) -> bool:
+    return bool(_is_integer(data)) and _is_number(int(data))
 
 
 @cache

@@ -11,10 +11,21 @@ the flow ends, the first NotReplicated is raised, with the flow's return value a
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from .calls import AsyncExecutor, Call, Flow, Observer, R, SyncExecutor, decode_replies
-from .errors import NotReplicated
+from .calls import (
+    AsyncExecutor,
+    Call,
+    CallNeeded,
+    Flow,
+    Observer,
+    R,
+    SyncExecutor,
+    decode_replies,
+)
+from .errors import BackendError, NotReplicated
 
 # Decoding more than this takes over 10 ms. A thread does it, so that other tasks run meanwhile.
 _LONG_DECODE_BYTES = 2 << 20
@@ -44,10 +55,13 @@ async def drive_async(
                     except NotReplicated as error:
                         not_replicated.append(error)
                         replies = error.replies
-                    if step.commands and _takes_long(step, replies):
-                        result = await asyncio.to_thread(decode_replies, step, replies)
-                    else:
-                        result = decode_replies(step, replies)
+                    try:
+                        if step.commands and _takes_long(step, replies):
+                            result = await asyncio.to_thread(decode_replies, step, replies)
+                        else:
+                            result = decode_replies(step, replies)
+                    except CallNeeded as needed:
+                        result = await _decode_later(step, replies, executor, needed)
             except BaseException as error:
                 if observer is not None:
                     observer.ended(step, error)
@@ -74,7 +88,12 @@ def drive(flow: Flow[R], executor: SyncExecutor, observer: Observer | None = Non
         except NotReplicated as error:
             not_replicated.append(error)
             replies = error.replies
-        return decode_replies(call, replies)
+        while True:
+            try:
+                return decode_replies(call, replies)
+            except CallNeeded as needed:
+                with _after_a_write(call):
+                    decode_replies(needed.call, executor.execute(needed.call))
 
     try:
         step = next(flow)
@@ -106,9 +125,38 @@ async def _result(call: Call[R], executor: AsyncExecutor, not_replicated: list[N
     except NotReplicated as error:
         not_replicated.append(error)
         replies = error.replies
-    if call.commands and _takes_long(call, replies):
-        return await asyncio.to_thread(decode_replies, call, replies)
-    return decode_replies(call, replies)
+    try:
+        if call.commands and _takes_long(call, replies):
+            return await asyncio.to_thread(decode_replies, call, replies)
+        return decode_replies(call, replies)
+    except CallNeeded as needed:
+        return await _decode_later(call, replies, executor, needed)
+
+
+async def _decode_later(
+    call: Call[R], replies: list[Any], executor: AsyncExecutor, needed: CallNeeded
+) -> R:
+    """The result of a Call whose replies can be decoded only after other Calls."""
+    while True:
+        with _after_a_write(call):
+            found = await executor.execute(needed.call)
+        decode_replies(needed.call, found)
+        try:
+            if call.commands and _takes_long(call, replies):
+                return await asyncio.to_thread(decode_replies, call, replies)
+            return decode_replies(call, replies)
+        except CallNeeded as again:
+            needed = again
+
+
+@contextmanager
+def _after_a_write(call: Call[Any]) -> Iterator[None]:
+    """Within the context, errors say that a write may be applied: only its reply is not decoded."""
+    try:
+        yield
+    except BackendError as error:
+        error.maybe_applied = error.maybe_applied or call.writes
+        raise
 
 
 def _checked(value: R, not_replicated: list[NotReplicated]) -> R:

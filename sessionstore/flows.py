@@ -38,6 +38,7 @@ from .errors import (
     SessionNotFound,
     TurnLost,
 )
+from .keyed import introducing, introducing_if_new, keyed
 from .listing import count_sessions as count_sessions
 from .listing import delete_user as delete_user
 from .listing import from_primary, prune_index, read_whole
@@ -56,6 +57,7 @@ from .windows import Window, check_window, choose, first_page, may_be_trimmed
 # -- sessions -------------------------------------------------------------------------------------
 
 
+@introducing
 def create_session(
     ops: Ops, app_name: str, user_id: str, session_id: str | None, state: Mapping[str, Any] | None
 ) -> Flow[Session]:
@@ -72,6 +74,7 @@ def create_session(
     return session
 
 
+@introducing_if_new
 def get_or_create_session(
     ops: Ops,
     app_name: str,
@@ -233,6 +236,7 @@ def ping(ops: Ops) -> Flow[Ping]:
 # -- events ---------------------------------------------------------------------------------------
 
 
+@keyed
 def append_event(
     ops: Ops,
     session: Session | SessionKey,
@@ -268,6 +272,7 @@ def append_event(
     return copy
 
 
+@keyed
 def append_events(
     ops: Ops,
     session: Session | SessionKey,
@@ -360,6 +365,7 @@ def clear_events(ops: Ops, session: Session | SessionKey, if_version: int | None
         set_version(session, written)
 
 
+@keyed
 def replace_newest(
     ops: Ops, key: SessionKey, version: int, first_kept: int, end_kept: int, events: Iterable[Event]
 ) -> Flow[None]:
@@ -416,6 +422,7 @@ def free_turn(ops: Ops, session: Session | SessionKey) -> Flow[None]:
 # -- state ----------------------------------------------------------------------------------------
 
 
+@keyed
 def update_session_state(
     ops: Ops,
     session: Session | SessionKey,
@@ -466,6 +473,14 @@ def update_session_state(
         change.apply_to(handle.state)
 
 
+def delete_session_state(
+    ops: Ops, session: Session | SessionKey, keys: Iterable[str], if_version: int | None
+) -> Flow[None]:
+    """Remove state of all tiers."""
+    yield from update_session_state(ops, session, {}, keys, if_version)
+
+
+@keyed
 def increment_session_state(
     ops: Ops, session: Session | SessionKey, increments: Mapping[str, int]
 ) -> Flow[dict[str, int]]:
@@ -508,6 +523,30 @@ def update_user_state(
     if_absent: bool = False,
 ) -> Flow[None]:
     """Set and remove state of the user tier. Nothing is sent if nothing would change."""
+    change = _set_user_state if state else _change_user_state  # removing needs no data key
+    yield from change(ops, app_name, user_id, state, removed, if_absent)
+
+
+@introducing
+def _set_user_state(
+    ops: Ops,
+    app_name: str,
+    user_id: str,
+    state: Mapping[str, Any],
+    removed: Iterable[str],
+    if_absent: bool,
+) -> Flow[None]:
+    return _change_user_state(ops, app_name, user_id, state, removed, if_absent)
+
+
+def _change_user_state(
+    ops: Ops,
+    app_name: str,
+    user_id: str,
+    state: Mapping[str, Any],
+    removed: Iterable[str],
+    if_absent: bool,
+) -> Flow[None]:
     check_bool("if_absent", if_absent)
     owner = TierOwner(app_name, user_id)
     change = encode_change(ops.options.codec, owner, state, removed, tier="user")
@@ -531,6 +570,16 @@ def update_app_state(
     call = ops.update_app_state(app_name, change, if_absent=if_absent)  # checks the name, too
     if change.is_stored:
         yield from run_app_write(ops, app_name, call)
+
+
+def delete_user_state(ops: Ops, app_name: str, user_id: str, keys: Iterable[str]) -> Flow[None]:
+    """Remove state of the user tier."""
+    yield from update_user_state(ops, app_name, user_id, {}, keys)
+
+
+def delete_app_state(ops: Ops, app_name: str, keys: Iterable[str]) -> Flow[None]:
+    """Remove state of the app tier."""
+    yield from update_app_state(ops, app_name, {}, keys)
 
 
 def increment_user_state(

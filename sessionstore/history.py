@@ -12,6 +12,7 @@ from .calls import Flow
 from .codec import corrupt
 from .errors import InvalidArgument
 from .flows import check_turn, created_us_of, id_or_new, reread, session_key, set_version
+from .keyed import introducing, keyed
 from .model import Event, Session, SessionKey, Summary, Turn
 from .ops import LeaseName, Ops, ids_of
 from .options import check_int
@@ -24,6 +25,7 @@ from .windows import Window, check_window, is_cut
 _OTHERS = ("user:", "app:", "temp:")  # prefixes of state that does not belong to a session alone
 
 
+@keyed
 def compact_session(
     ops: Ops,
     session: Session | SessionKey,
@@ -82,6 +84,7 @@ def encode_summary(ops: Ops, key: SessionKey, summary: Any, path: str) -> tuple[
     return ops.options.codec.encode_value(summary, path, key, "", kind="summary", size_limit=limit)
 
 
+@keyed
 def rewind_session(
     ops: Ops,
     session: Session | SessionKey,
@@ -119,6 +122,7 @@ def rewind_session(
     return int(num_removed)
 
 
+@introducing
 def fork_session(
     ops: Ops,
     session: Session | SessionKey,
@@ -152,6 +156,7 @@ def fork_session(
     return copy
 
 
+@keyed
 def replace_event(
     ops: Ops,
     session: Session | SessionKey,
@@ -183,6 +188,7 @@ def replace_event(
     return copy
 
 
+@keyed
 def delete_event(
     ops: Ops,
     session: Session | SessionKey,

@@ -7,6 +7,7 @@
     events:{app:user}:sid      zset    the log
     events:{app:user}:sid:id   zset    events of a session that is being restored
     stream:{app:user}:sid      zset    fragments of events that are being written
+    datakey:{app:user}         hash    in a key store: the key that encrypts the user's data
 
 Every byte of an id outside `A-Z a-z 0-9 . _ ~ @ + = , -` is percent-encoded. An id therefore never
 contains `:`, `{` or `}`: no two (app, user, session) triples share a key, and no id can move a key
@@ -154,7 +155,7 @@ class StoredKey(NamedTuple):
     key: bytes
 
 
-_ROLES = ("appdata", "userdata", "sessions", "session", "events", "stream")
+_ROLES = ("appdata", "userdata", "sessions", "session", "events", "stream", "datakey")
 
 
 def escape_glob(text: str) -> str:
@@ -202,6 +203,11 @@ class Keys:
             user=f"{prefix}userdata:{tag}".encode(),
             app=f"{prefix}appdata:{{{app}}}".encode(),
         )
+
+    def data_key(self, app_name: str, user_id: str) -> bytes:
+        """The key of a key store that holds the data key of a user."""
+        app, user = encode_id("app_name", app_name), encode_id("user_id", user_id)
+        return f"{self._prefix}datakey:{self._tag(app, user)}".encode()
 
     def session(self, app_name: str, user_id: str, session_id: str) -> SessionKeys:
         """The keys of a session, its user and its application."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, unquote
+from uuid import uuid4
 
 import msgspec
 
@@ -90,10 +91,8 @@ def list_sessions(
     offset: int,
     event_num: int,
     after: str | None = None,
-    *,
-    prunes: bool = True,
 ) -> Flow[SessionPage]:
-    """Read a page of a user's sessions and prune expired ones from the index, if `prunes`.
+    """Read a page of a user's sessions and prune expired ones from the index.
 
     A script can only use keys that it was given, so the ids are read first and then the sessions. A
     session that is deleted in between is left out. The page is short only at the end of the walk.
@@ -125,7 +124,7 @@ def list_sessions(
             ids = [place.session_id for place in places]
             sessions = yield from _read(ops, app_name, user_id, ids, event_num)
             found.update((session.id, session) for session in sessions)
-            if prunes and len(sessions) < len(ids):
+            if len(sessions) < len(ids):
                 yield ops.prune_index(app_name, user_id, ids)
                 if not is_end and len(found) < limit:
                     yield from _prune(ops, app_name, user_id, walk)
@@ -267,6 +266,7 @@ def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:
 def delete_user(ops: Ops, app_name: str, user_id: str) -> Flow[DeletedUser]:
     """Delete the sessions that exist now, and then the state, unless there are new sessions.
 
+    The data key comes last, and only if no session was created and nothing written since `retire`.
     It walks upwards: a session that is written meanwhile moves up, so the walk still reaches it.
     """
     existed_us: int
@@ -284,9 +284,15 @@ def delete_user(ops: Ops, app_name: str, user_id: str) -> Flow[DeletedUser]:
             ids = [each.session_id for each in places]
             _, deleted = yield ops.delete_sessions(app_name, user_id, existed_us, ids)
             num_deleted += deleted
+    token = uuid4().hex
+    if ops.data_keys is not None:
+        yield ops.data_keys.retire((app_name, user_id), token)
     num_left, num_keys = yield ops.delete_user(app_name, user_id)
     created: list[str] = []
     if num_left:
         places = yield ops.list_places(app_name, user_id, num_left, for_write=True)
         created = [each.session_id for each in places]
-    return DeletedUser(num_deleted, num_keys, created)
+    has_data_key = False
+    if ops.data_keys is not None:
+        has_data_key = bool(num_left) or (yield ops.data_keys.delete((app_name, user_id), token))
+    return DeletedUser(num_deleted, num_keys, created, has_data_key)

@@ -272,11 +272,14 @@ class DeletedUser(msgspec.Struct, frozen=True):
         num_state_keys: number of keys of user state that were removed.
         created: ids of sessions that were created meanwhile. They stay, and so does the user's
             state. Empty if nothing is left of the user.
+        has_data_key: with a key store: the user's data key stays, because something was written
+            meanwhile.
     """
 
     num_sessions: int
     num_state_keys: int
     created: list[str]
+    has_data_key: bool = False
 
 
 class Ping(msgspec.Struct, frozen=True):

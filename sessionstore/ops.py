@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from datetime import datetime
 from hashlib import sha1
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from msgspec import structs
 from .app_copies import AppCopies
 from .calls import Call, Command, R, status
 from .codec import corrupt
+from .data_keys import DataKey, UserEncryption
 from .errors import CorruptData, InvalidArgument, ScriptContractError
 from .keys import SessionKeys
 from .model import Event, EventPage, Session, SessionKey, Turn
@@ -94,6 +96,9 @@ class Ops:
     ) -> None:
         self.options = options
         self.app_in_own_slot = app_in_own_slot
+        self.data_keys = options.data_keys  # None: there is no key store, or these Ops are bound
+        self.data_key = b""
+        self._unbound: Ops | None = None
         self._keys = options.keys
         self._codec = options.codec
         # As arguments, in the order in which all scripts take them.
@@ -117,6 +122,28 @@ class Ops:
         self._keeps_tiers = bool(self._tiers_in_use)
         self._keeps_app = with_user > 0
         self.summaries = Summaries()
+
+    @property
+    def unbound(self) -> Ops:
+        """The Ops that these were bound from, or these."""
+        return self if self._unbound is None else self._unbound
+
+    def bound_to(self, data_key: DataKey | None) -> Ops:
+        """The Ops that encrypt what belongs to a user with a data key; None = do not encrypt."""
+        if data_key is not None and data_key.ops is not None and data_key.ops.unbound is self:
+            bound: Ops = data_key.ops
+            return bound
+        assert self.data_keys is not None
+        bound = copy(self)
+        bound._unbound = self
+        bound.data_keys = None
+        if data_key is not None:
+            codec = self.options.codec.with_encryption(UserEncryption(self.data_keys, data_key))
+            bound.options = structs.replace(self.options, codec=codec)
+            bound._codec = codec
+            bound.data_key = data_key.name.encode()
+            data_key.ops = bound
+        return bound
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -190,7 +217,7 @@ class Ops:
             decode,
             SCRIPTS["check_session"],
             self._keys.session(*ids_of(key))[:2],
-            (created_us, condition_arg(key, if_version, turn), *events),
+            (created_us, self.condition(key, if_version, turn), *events),
             writes=False,
             is_bulk=sum(map(len, events)) > BULK_BYTES,
         )
@@ -447,16 +474,54 @@ class Ops:
         keys = self._keys.user(app_name, user_id)[:2]
         return Call("delete_user", decode_counts, SCRIPTS["delete_user"], keys)
 
-    def delete_session(self, key: SessionKey) -> Call[None]:
-        """Delete a session and its events."""
+    def delete_session(self, key: SessionKey, data_key: str = "") -> Call[None]:
+        """Delete a session and its events; only if it has this data key, if one is given."""
         return Call(
             "delete_session",
             lambda replies: _check_ok(replies, key),
             SCRIPTS["delete_session"],
             self._keys.session(*ids_of(key))[:3],
-            (key.session_id.encode(), _FIRST_ATTEMPT),
+            (key.session_id.encode(), _FIRST_ATTEMPT, data_key.encode()),
             age_argument=1,
         )
+
+    def set_data_key(self, key: SessionKey, data_key: str, old_key: str) -> Call[None]:
+        """Note in the header of a session which data key its next values have."""
+        return Call(
+            "set_data_key",
+            lambda replies: _check_ok(replies, key),
+            SCRIPTS["set_data_key"],
+            self._keys.session(*ids_of(key))[:1],
+            (data_key.encode(), old_key.encode()),
+        )
+
+    def reseal_values(
+        self,
+        hash_key: bytes,
+        events: bytes,
+        fields: Sequence[tuple[bytes, bytes, bytes]],
+        members: Sequence[tuple[int, bytes, bytes]] = (),
+    ) -> Call[int]:
+        """Put other bytes of the same values in the place of stored ones, unless these changed.
+
+        Args:
+            hash_key: the hash of a session or a tier.
+            events: the log; b"" = none.
+            fields: fields of the hash: name, stored bytes, new bytes.
+            members: events: position, stored bytes, new bytes.
+        """
+        args = [b"%d" % len(fields)]
+        for field, old, new in fields:
+            args += (field, sha1(old).hexdigest().encode(), new)
+        for position, old, new in members:
+            args += (b"%d" % position, old, new)
+        script, keys = SCRIPTS["reseal_values"], (hash_key, events) if events else (hash_key,)
+        return Call("rekey", decode_count, script, keys, tuple(args), is_bulk=True)
+
+    def undo_data_key(self, app_name: str, user_id: str, data_key: str) -> Call[None]:
+        """Remove state of the user tier that is encrypted with a data key."""
+        keys, args = (self._keys.user(app_name, user_id).user,), (data_key.encode(),)
+        return Call("undo_data_key", decode_ok, SCRIPTS["undo_data_key"], keys, args)
 
     def repair_session(self, key: SessionKey) -> Call[Session]:
         """Accept what is left of a session, and read it."""
@@ -490,7 +555,7 @@ class Ops:
         created_us: bytes = b"",
     ) -> Call[WriteResult]:
         """Append one encoded event with its state change."""
-        condition = condition_arg(key, if_version, turn)
+        condition = self.condition(key, if_version, turn)
         is_due = self._keeps_tiers and self._is_due(key)
         user = app = False
         tiers: tuple[bytes, ...] = ()
@@ -535,7 +600,7 @@ class Ops:
             self._session_ttl,
             created_us,
             self._limit,
-            condition_arg(key, if_version, turn),
+            self.condition(key, if_version, turn),
             _FIRST_ATTEMPT,
         ]
         for data, timestamp, change in events:
@@ -605,7 +670,7 @@ class Ops:
                 key.session_id.encode(),
                 self._session_ttl,
                 self._limit,
-                _version_arg(version),
+                self.condition(key, version),
                 b"%d" % first_kept,
                 b"%d" % end_kept,
                 *tail,
@@ -694,7 +759,10 @@ class Ops:
             SCRIPTS["update_session_state"],
             keys[: 3 + user + app],
             (
-                *self._write_args(key, created_us, if_version),
+                key.session_id.encode(),
+                self._session_ttl,
+                created_us,
+                self.condition(key, if_version),
                 _flag(if_absent),
                 *self._change_args(change, user, app),
             ),
@@ -717,7 +785,8 @@ class Ops:
             extended: fields of raw bytes, and what to add at their end unless they contain it.
             delta: fields to set and to remove.
         """
-        args = [key.session_id.encode(), self._session_ttl, b"%d" % len(compared)]
+        args = [key.session_id.encode(), self._session_ttl, self.condition(key)]
+        args.append(b"%d" % len(compared))
         for field, value in compared:
             args += (field, b"" if value is None else sha1(value).hexdigest().encode())
         args.append(b"%d" % len(extended))
@@ -859,7 +928,19 @@ class Ops:
         return decode
 
     def _create_args(self, key: SessionKey, creation_id: str) -> tuple[bytes, ...]:
-        return key.session_id.encode(), self._session_ttl, creation_id.encode(), self._limit
+        head = (key.session_id.encode(), self._session_ttl, creation_id.encode(), self._limit)
+        return (*head, self.data_key)
+
+    def condition(
+        self,
+        key: SessionKey,
+        if_version: int | None = None,
+        turn: Turn | None = None,
+        name: LeaseName = "turn",
+    ) -> bytes:
+        """The condition of a write to a session, with the data key of its values."""
+        condition = _condition(key, if_version, turn, name)
+        return b"%b@%b" % (condition, self.data_key) if self.data_key else condition
 
     def _write_args(
         self, key: SessionKey, created_us: bytes, if_version: int | None
@@ -968,8 +1049,8 @@ def log_commands(
     return (("ZRANGE", events, 0, -1),), False
 
 
-def condition_arg(
-    key: SessionKey, if_version: int | None, turn: Turn | None, name: LeaseName = "turn"
+def _condition(
+    key: SessionKey, if_version: int | None, turn: Turn | None, name: LeaseName
 ) -> bytes:
     if turn is None:
         return _version_arg(if_version)

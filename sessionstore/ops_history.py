@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .calls import Call, Command, status
 from .model import Event, Session, SessionKey, Turn
-from .ops import BULK_BYTES, LeaseName, Ops, condition_arg, ids_of
+from .ops import BULK_BYTES, LeaseName, Ops, ids_of
 from .options import check_bool, check_int
 from .replies import (
     WriteResult,
@@ -122,7 +122,7 @@ def compact_session(
         status(reply, key, if_version)
         return Compacted(*decode_numbers(reply, 6))
 
-    condition = condition_arg(key, if_version, turn, lease_name)
+    condition = ops.condition(key, if_version, turn, lease_name)
     return Call(
         "compact_session",
         decode,
@@ -163,7 +163,7 @@ def rewind_session(
         version, now_us, num_removed, old_version = decode_numbers(replies[0], 4)
         return WriteResult(version, now_us), num_removed, old_version
 
-    condition = condition_arg(key, if_version, turn)
+    condition = ops.condition(key, if_version, turn)
     return Call(
         "rewind_session",
         decode,
@@ -216,7 +216,7 @@ def replace_event(
             return None
         return decode_write_result(replies[0], key, if_version)
 
-    condition = condition_arg(key, if_version, turn)
+    condition = ops.condition(key, if_version, turn)
     ttl_ms = b"%d" % ops.options.session_ttl_ms
     head = (key.session_id.encode(), ttl_ms, created_us, condition)
     return Call(
@@ -259,7 +259,7 @@ def fork_session(
             copy.session_id.encode(),
             b"%d" % ops.options.session_ttl_ms,
             created_us,
-            condition_arg(key, if_version, turn),
+            ops.condition(key, if_version, turn),
             first,
             creation_id.encode(),
             key.session_id.encode(),
@@ -339,6 +339,7 @@ def restore_session(
             b"%d" % ops.options.session_ttl_ms,
             creation_id.encode(),
             *header,
+            ops.data_key,
             b"%d" % num_staged,
             *state.arguments(),
             *_event_args(rows),

@@ -11,6 +11,8 @@ from msgspec import UNSET, UnsetType
 
 from .codec import CALL_SIZE_LIMIT, SUMMARY_SIZE_LIMIT, Codec, Format
 from .compression import Zstd
+from .data_keys import DataKeys, UserEncryption
+from .encryption import KeyRing
 from .errors import InvalidArgument
 from .keys import Keys, PartitionBy
 from .transform import Transform
@@ -46,6 +48,7 @@ class Options(msgspec.Struct, frozen=True):
         stream_ttl_ms: how long fragments are kept; 0 = they are not kept.
         refresh_ttl_on_read: reads refresh TTLs too.
         summary_size_limit: maximum size of an encoded summary, in bytes.
+        data_keys: with a key store, the data keys of users.
     """
 
     keys: Keys
@@ -57,6 +60,7 @@ class Options(msgspec.Struct, frozen=True):
     refresh_ttl_on_read: bool
     summary_size_limit: int = SUMMARY_SIZE_LIMIT
     stream_ttl_ms: int = 0
+    data_keys: DataKeys | None = None
     app_state_max_age_ms: int = 0
 
     @property
@@ -82,16 +86,19 @@ def check_options(
     app_state_max_age: Duration | None = None,
     compression: Zstd | None = None,
     encryption: Transform | None = None,
+    has_key_store: bool = False,
 ) -> Options:
     """The options of a service, checked. InvalidArgument names the option that is not valid."""
+    keys = Keys(key_prefix, partition_by)
+    data_keys = _check_encryption(encryption, keys, has_key_store)
     return Options(
-        keys=Keys(key_prefix, partition_by),
+        keys=keys,
         codec=Codec(
             codec,
             check_int("event_size_limit", event_size_limit, low=1, high=CALL_SIZE_LIMIT),
             check_int("value_size_limit", value_size_limit, low=1, high=CALL_SIZE_LIMIT),
             _check_compression(compression),
-            encryption,
+            encryption if data_keys is None else UserEncryption(data_keys),
         ),
         session_event_limit=check_event_limit("session_event_limit", session_event_limit),
         session_ttl_ms=_check_ttl("session_ttl", session_ttl),
@@ -102,8 +109,20 @@ def check_options(
             "summary_size_limit", summary_size_limit, low=1, high=CALL_SIZE_LIMIT
         ),
         stream_ttl_ms=_check_ttl("stream_ttl", stream_ttl),
+        data_keys=data_keys,
         app_state_max_age_ms=_check_ttl("app_state_max_age", app_state_max_age),
     )
+
+
+def _check_encryption(ring: object, keys: Keys, has_key_store: bool) -> DataKeys | None:
+    """The data keys of a service with a key store."""
+    if ring is not None and not all(hasattr(ring, name) for name in ("wrap", "unwrap")):
+        raise InvalidArgument(f"encryption must be a KeyRing, not {type(ring).__name__}")
+    if not has_key_store:
+        return None
+    if not isinstance(ring, KeyRing):
+        raise InvalidArgument("key_store needs encryption, a KeyRing")
+    return DataKeys(ring, keys)
 
 
 # Each function below returns the value if it is valid and raises InvalidArgument otherwise. `name`
@@ -198,6 +217,20 @@ def check_read_from(value: object, *, refreshes: object) -> ReadFrom:
             "read_from='replica' needs refresh_ttl_on_read=False: a replica cannot refresh a TTL"
         )
     return "replica" if value == "replica" else "primary"
+
+
+def check_key_store(value: object, url: str | None) -> None:
+    """The URL of a key store, which must not be that of the data."""
+    if not isinstance(value, str):
+        raise InvalidArgument(f"key_store must be a URL, not {type(value).__name__}")
+    if value == url:
+        raise InvalidArgument("key_store must be another server or database than that of the data")
+
+
+def check_memory_key_store(value: object) -> None:
+    """The key store of a service in memory."""
+    if value not in (None, "memory://"):
+        raise InvalidArgument('key_store must be "memory://" or None in memory')
 
 
 def check_clock(value: object) -> Callable[[], float]:

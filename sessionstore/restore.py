@@ -19,6 +19,7 @@ from .calls import Flow
 from .errors import InvalidArgument
 from .flows import without_temp
 from .history import encode_summary, session_tier
+from .keyed import introducing
 from .keys import encode_id
 from .listing import prune_index
 from .model import Event, Session, SessionKey, Summary
@@ -32,6 +33,7 @@ _BYTES_PER_CALL = 1 << 20  # a larger event is sent alone
 _Row = tuple[int, bytes]  # position, encoded event
 
 
+@introducing
 def restore_session(
     ops: Ops,
     key: SessionKey,

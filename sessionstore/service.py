@@ -14,7 +14,9 @@ from . import flows, history, live, restore
 from .calls import AsyncExecutor, Flow, Observer, R
 from .codec import Format
 from .compression import Zstd
+from .data_keys import AsyncKeyedExecutor
 from .drive import drive_async
+from .encryption import KeyRing
 from .instances import address_to_show
 from .keys import PartitionBy
 from .model import (
@@ -35,6 +37,8 @@ from .options import (
     EventLimit,
     ReadFrom,
     WaitReplicas,
+    check_key_store,
+    check_memory_key_store,
     check_options,
     check_read_from,
     check_seconds,
@@ -997,7 +1001,7 @@ class SessionService:
         lua/update_session_state.lua; one round trip, O(keys).
         Without `if_version` sent again after a lost reply; a repeat writes the same once more.
         """
-        await self._run(flows.update_session_state(self._ops, session, {}, keys, if_version))
+        await self._run(flows.delete_session_state(self._ops, session, keys, if_version))
 
     async def get_user_state(self, app_name: str, user_id: str) -> dict[str, Any]:
         """The state that all sessions of a user share. Keys have no prefix.
@@ -1075,7 +1079,7 @@ class SessionService:
         lua/update_tier_state.lua; one round trip, O(keys).
         Sent again after a lost reply; a repeat writes the same once more.
         """
-        await self._run(flows.update_user_state(self._ops, app_name, user_id, {}, keys))
+        await self._run(flows.delete_user_state(self._ops, app_name, user_id, keys))
 
     async def get_app_state(self, app_name: str) -> dict[str, Any]:
         """The state that all users of an application share. Keys have no prefix.
@@ -1149,7 +1153,7 @@ class SessionService:
         lua/update_tier_state.lua; one round trip, O(keys).
         Sent again after a lost reply; a repeat writes the same once more.
         """
-        await self._run(flows.update_app_state(self._ops, app_name, {}, keys))
+        await self._run(flows.delete_app_state(self._ops, app_name, keys))
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -1219,6 +1223,11 @@ class RedisSessionService(SessionService):
             Every service reads both.
         compression: a Zstd compresses what is written, with dictionaries that were trained on such
             data, and reads what was compressed with them; None = compress nothing.
+        encryption: a KeyRing, which encrypts events, state and summaries before they are sent. Ids,
+            state keys, integers, sizes and times stay visible, and which values are equal. It
+            needs the extra `encryption`.
+        key_store: the URL of another database or server, with a data key for each user, for
+            `encryption`. Then `delete_user` makes copies and backups of the user's data unreadable.
         partition_by: what shares a cluster slot: the keys of a "user" or of an "app". With "user",
             in a cluster, creating a session and writing `app:` state take one or two round trips
             more.
@@ -1254,6 +1263,8 @@ class RedisSessionService(SessionService):
         key_prefix: str = "",
         codec: Format = "json",
         compression: Zstd | None = None,
+        encryption: KeyRing | None = None,
+        key_store: str | None = None,
         partition_by: PartitionBy = "user",
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
@@ -1279,9 +1290,11 @@ class RedisSessionService(SessionService):
             event_size_limit=event_size_limit,
             value_size_limit=value_size_limit,
             summary_size_limit=summary_size_limit,
+            encryption=encryption,
+            has_key_store=key_store is not None,
         )
         timeout = check_seconds("call_timeout", call_timeout)
-        executor = connect_async(
+        data = connect_async(
             url,
             instance_name,
             extra_options,
@@ -1291,7 +1304,11 @@ class RedisSessionService(SessionService):
             check_read_from(read_from, refreshes=refresh_ttl_on_read),
         )
         # With partition_by="app" the app tier shares the slot of its users.
-        app_in_own_slot = executor.is_cluster and partition_by == "user"
+        app_in_own_slot = data.is_cluster and partition_by == "user"
+        executor: AsyncExecutor = data
+        if key_store is not None:
+            check_key_store(key_store, url)
+            executor = AsyncKeyedExecutor(data, connect_async(key_store, None, None, None, timeout))
         super().__init__(Ops(options, app_in_own_slot=app_in_own_slot), executor)
         self._address = address_to_show(url, instance_name, client)
 
@@ -1317,6 +1334,8 @@ class InMemorySessionService(SessionService):
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
         compression: a Zstd compresses what is written; None = compress nothing.
+        encryption: a KeyRing, which encrypts what is stored, as on a server.
+        key_store: "memory://" gives each user a data key, as a key store would.
         partition_by: "user" or "app"; only affects the names of keys.
         event_size_limit: maximum size of an encoded event, in bytes; at most 64 MiB.
         value_size_limit: maximum size of an encoded state value, in bytes, likewise.
@@ -1343,6 +1362,8 @@ class InMemorySessionService(SessionService):
         key_prefix: str = "",
         codec: Format = "json",
         compression: Zstd | None = None,
+        encryption: KeyRing | None = None,
+        key_store: str | None = None,
         partition_by: PartitionBy = "user",
         event_size_limit: int = 8 << 20,
         value_size_limit: int = 8 << 20,
@@ -1365,6 +1386,9 @@ class InMemorySessionService(SessionService):
             event_size_limit=event_size_limit,
             value_size_limit=value_size_limit,
             summary_size_limit=summary_size_limit,
+            encryption=encryption,
+            has_key_store=key_store is not None,
         )
+        check_memory_key_store(key_store)
         memory = MemoryExecutor.of(options, cleanup_interval, clock)
         super().__init__(Ops(options, clock=clock or time.monotonic), AsyncMemoryExecutor(memory))

@@ -17,7 +17,7 @@ import msgspec
 from .calls import Call, Flow, status
 from .errors import LimitExceeded
 from .model import Event, SessionKey, Turn
-from .ops import BULK_BYTES, EVENTS_PER_CALL_LIMIT, Ops, condition_arg, ids_of
+from .ops import BULK_BYTES, EVENTS_PER_CALL_LIMIT, Ops, ids_of
 from .replies import decode_count, members_with_scores
 from .scripts import SCRIPTS
 
@@ -70,7 +70,7 @@ def store_fragments(
         status(replies[0], key, if_version)
         return decode_count(replies)
 
-    condition = condition_arg(key, if_version, turn)
+    condition = ops.condition(key, if_version, turn)
     ttl = b"%d" % ops.options.stream_ttl_ms
     return Call(
         "append_fragments",

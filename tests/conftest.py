@@ -15,7 +15,7 @@ import pytest
 from support.clock import Clock, pass_time
 from support.compression import COMPRESSION
 from support.servers import Group, Server, Servers, server_paths
-from support.services import WITH_TTL, Awaited, ServiceFactory
+from support.services import RING, WITH_TTL, Awaited, ServiceFactory
 
 import sessionstore
 import sessionstore.sync
@@ -33,6 +33,8 @@ ROUTED: dict[str, dict[str, Any]] = {
 }
 # A single server, and a user with no more rights than the ACL line of lua/README.md grants.
 LEAST_PRIVILEGE = "least_privilege-async"
+# In memory and with the least rights: compressed, and encrypted with a data key for each user.
+ENCRYPTED = ("encrypted_memory-async", "encrypted-sync")
 # In memory, with everything compressed that becomes smaller.
 COMPRESSED = "compressed-async"
 # Backends on which the app tier has its own slot, so a script cannot use it with other keys.
@@ -59,13 +61,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what uses a server on every server, and the contract on every backend."""
     names = list(server_paths(metafunc.config.getoption("--server")))
     if "backend" in metafunc.fixturenames:
-        backends: list[Any] = ["memory-async", "memory-sync"]
+        backends: list[Any] = ["memory-async", "memory-sync", ENCRYPTED[0]]
         if "make_service" in metafunc.fixturenames:
             backends.append(COMPRESSED)
         for name in names:
             backends += [f"{name}-async", f"{name}-sync"]
         if bundled_server():
             backends.append(LEAST_PRIVILEGE)
+            if "/contract/" in metafunc.module.__file__:
+                backends.append(ENCRYPTED[1])
             # Only `make_service` knows the options that a backend needs.
             backends += [
                 name
@@ -171,11 +175,11 @@ def backend(
 ) -> Iterator[tuple[str, Server | None]]:
     """The mode of a service ("async" or "sync") and its empty server, None for memory."""
     name, _, mode = request.param.rpartition("-")
-    if name == "memory" or request.param == COMPRESSED:
+    if name in ("memory", "encrypted_memory") or request.param == COMPRESSED:
         yield mode, None
         return
     found: Server
-    if request.param == LEAST_PRIVILEGE:
+    if request.param in (LEAST_PRIVILEGE, *ENCRYPTED):
         found = _servers.least_privilege()
     elif request.param in ROUTED:
         found = _servers.group(name.partition("_")[0])
@@ -211,6 +215,14 @@ def advance_time(backend: tuple[str, Server | None], _clock: Clock) -> Callable[
     return advance
 
 
+def encrypted(request: pytest.FixtureRequest, server: Server | None) -> dict[str, Any]:
+    """The options of the backends that encrypt. The key store is another database of the server."""
+    if request.node.callspec.params["backend"] not in ENCRYPTED:
+        return {}
+    key_store = "memory://" if server is None else server.key_store_url
+    return {"compression": COMPRESSION, "encryption": RING, "key_store": key_store}
+
+
 @pytest.fixture
 async def make_service(
     request: pytest.FixtureRequest, backend: tuple[str, Server | None], _clock: Clock
@@ -225,7 +237,7 @@ async def make_service(
     async with AsyncExitStack() as stack:
 
         def make(**options: Any) -> Any:
-            options = {**WITH_TTL, **needed, **options}
+            options = {**WITH_TTL, **needed, **encrypted(request, server), **options}
             service: Any
             if server is None and mode == "async":
                 service = sessionstore.InMemorySessionService(clock=_clock, **options)

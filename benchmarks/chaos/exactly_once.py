@@ -30,6 +30,7 @@ import sessionstore.sync
 from sessionstore import (
     BackendError,
     Event,
+    KeyRing,
     RedisSessionService,
     Session,
     SessionKey,
@@ -40,9 +41,9 @@ from sessionstore import (
 from ..results import table
 from ..rigs.nodes import CONFIG, Node, Unsettled, bundled_server, free_ports, wait_until
 from ..rigs.proxy import Direction, Proxy
-from .compressed import add_option, compression_for, named_events
 from .fleet import Threads
 from .history import Change, Kind, Made, SearchTooLong, Stored, Unexplained, explain, shown
+from .stored_as import add_options, compression_for, named_events, new_ring
 
 _KINDS = ((4, True), (20, True), (2, False))
 """Kinds of sessions: their event limit, and whether agents pop and clear their events. Small ones
@@ -306,12 +307,19 @@ class _Fuzz:
     """Agents, the proxy in front of their server, and the comparison after each round."""
 
     def __init__(
-        self, node: Node, proxy: Proxy, outcome: Outcome, seed: int, compression: Zstd | None
+        self,
+        node: Node,
+        proxy: Proxy,
+        outcome: Outcome,
+        seed: int,
+        compression: Zstd | None,
+        ring: KeyRing | None = None,
     ) -> None:
         self._node = node
         self._proxy = proxy
         self._outcome = outcome
         self._compression = compression
+        self._ring = ring
         self._random = random.Random(f"exactly once {seed}")
         self._sessions: list[_Shared] = []
         self._agents: list[_Agent] = []
@@ -323,7 +331,7 @@ class _Fuzz:
             options: dict[str, Any] = {
                 "session_event_limit": event_limit,
                 "session_ttl": 3600,
-                "compression": self._compression,
+                **self._stored_as(self._proxy.url),
             }
             url = self._proxy.url
             threads = sessionstore.sync.RedisSessionService(url, **options)
@@ -347,7 +355,13 @@ class _Fuzz:
 
     def _direct_service(self) -> RedisSessionService:
         url = f"redis://127.0.0.1:{self._node.port}"
-        return RedisSessionService(url, compression=self._compression)
+        return RedisSessionService(url, **self._stored_as(url))
+
+    def _stored_as(self, url: str) -> dict[str, Any]:
+        """How values are stored. Connections to the key store are cut, too."""
+        key_store = None if self._ring is None else f"{url}?db=1"
+        options = {"compression": self._compression, "encryption": self._ring}
+        return {**options, "key_store": key_store}
 
     async def run_round(self) -> None:
         """Let every agent make some calls, and compare every session with them."""
@@ -413,7 +427,13 @@ class _Fuzz:
 
 
 async def run(
-    program: str, *, seed: int, operations: int, agents: int = 240, compression: bool = False
+    program: str,
+    *,
+    seed: int,
+    operations: int,
+    agents: int = 240,
+    compression: bool = False,
+    encryption: bool = False,
 ) -> Outcome:
     """Run agents until they have made this many calls.
 
@@ -423,6 +443,7 @@ async def run(
         operations: the number of calls; the last round is finished.
         agents: number of agents; four share a session.
         compression: the services compress all they can.
+        encryption: they encrypt, with a data key for each user.
 
     Raises:
         SessionStoreError: a call raised what no cut connection can cause.
@@ -435,7 +456,7 @@ async def run(
         with Proxy(node.port) as proxy, _RetryCounter(outcome):
             async with AsyncExitStack() as stack:
                 zstd = compression_for(named_events()) if compression else None
-                fuzz = _Fuzz(node, proxy, outcome, seed, zstd)
+                fuzz = _Fuzz(node, proxy, outcome, seed, zstd, new_ring() if encryption else None)
                 await fuzz.add_agents(agents, stack)
                 while outcome.calls.total() < operations:
                     await fuzz.run_round()
@@ -474,7 +495,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--operations", type=int, default=50_000, help="number of calls")
     parser.add_argument("--agents", type=int, default=240, help="four share a session")
     parser.add_argument("--server", metavar="PATH", help="redis-server or valkey-server")
-    add_option(parser)
+    add_options(parser)
     arguments = parser.parse_args(argv)
     bundled = bundled_server()
     program = arguments.server or (bundled and bundled.path)
@@ -488,6 +509,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             operations=arguments.operations,
             agents=arguments.agents,
             compression=arguments.compression,
+            encryption=arguments.encryption,
         )
     )
     print(as_text(outcome))

@@ -26,15 +26,16 @@ from typing import Any
 import msgspec
 
 import sessionstore.sync
-from sessionstore import RedisSessionService, Zstd
+from sessionstore import RedisSessionService
+from sessionstore.embedded import EmbeddedServer
 
 from ..rigs.addresses import MovingAddress
 from ..rigs.clusters import Cluster, SentinelGroup
 from ..rigs.nodes import Group
 from . import faults
-from .compressed import add_option, compression_for, numbered_events
 from .fleet import CALM, Fleet, Threads
 from .report import Outcome, Plan, as_table, as_text, judge, judge_stalls
+from .stored_as import add_options, compression_for, new_ring, numbered_events
 
 _CALM_S = 0.4  # between two faults
 _EXTRA_S = 180.0  # the command stops when it takes this much longer than --seconds
@@ -68,7 +69,7 @@ async def run_fleet(
     seconds: float,
     agents: int,
     pause_s: float = 0.05,
-    compression: Zstd | None = None,
+    **stored_as: Any,
 ) -> Outcome:
     """Run a fleet while faults happen, each at least once; then audit it.
 
@@ -81,7 +82,7 @@ async def run_fleet(
         seconds: no fault starts after this time, except in the first round.
         agents: number of agents.
         pause_s: mean pause of an agent between two turns.
-        compression: an option of the services.
+        **stored_as: options of the services: how values are stored.
     """
     chosen = random.Random(f"{seed}-{plan.name}")
     outcome = Outcome(plan.name, plan.may_lose, group.timeout_s)
@@ -89,7 +90,7 @@ async def run_fleet(
         "session_event_limit": None,
         "call_timeout": _CALL_TIMEOUT_S,
         "partition_by": plan.partition_by,
-        "compression": compression,
+        **stored_as,
     }
     if plan.wait_replicas:
         options["wait_replicas"] = plan.wait_replicas
@@ -148,9 +149,7 @@ async def _run_faults(
 # -- the command ---------------------------------------------------------------------------------
 
 
-async def run_all(
-    seed: int, seconds: float, agents: int, compression: Zstd | None
-) -> list[Outcome]:
+async def run_all(seed: int, seconds: float, agents: int, **stored_as: Any) -> list[Outcome]:
     """All fleets, one after the other, with equal shares of the time."""
     share = seconds / len((*CLUSTER_PLANS, *SENTINEL_PLANS, *ADDRESS_PLANS))
     config = {"appendonly": "yes", "appendfsync": "always"}
@@ -166,7 +165,12 @@ async def run_all(
         try:
             for plan in plans:
                 outcome = await run_fleet(
-                    group, plan, seed=seed, seconds=share, agents=agents, compression=compression
+                    group,
+                    plan,
+                    seed=seed,
+                    seconds=share,
+                    agents=agents,
+                    **stored_as,
                 )
                 judge_stalls(outcome, plan)
                 outcomes.append(outcome)
@@ -185,13 +189,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=180.0, help="time for all fleets")
     parser.add_argument("--agents", type=int, default=200, help="agents in a fleet")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    add_option(parser)
+    add_options(parser)
     arguments = parser.parse_args(argv)
-    zstd = compression_for(numbered_events()) if arguments.compression else None
+    stored_as: dict[str, Any] = {}
+    if arguments.compression:
+        stored_as["compression"] = compression_for(numbered_events())
 
     async def bounded() -> list[Outcome]:
-        async with asyncio.timeout(arguments.seconds + _EXTRA_S):
-            return await run_all(arguments.seed, arguments.seconds, arguments.agents, zstd)
+        async with AsyncExitStack() as stack:
+            if arguments.encryption:
+                keys = await stack.enter_async_context(EmbeddedServer())
+                stored_as.update(encryption=new_ring(), key_store=keys.url)
+            await stack.enter_async_context(asyncio.timeout(arguments.seconds + _EXTRA_S))
+            return await run_all(arguments.seed, arguments.seconds, arguments.agents, **stored_as)
 
     print(f"# chaos: seed {arguments.seed}, {arguments.agents} agents", flush=True)
     outcomes = asyncio.run(bounded())

@@ -7,8 +7,10 @@
 -- write_create: write a new session with its initial state, after the caller has removed keys that
 -- an earlier session with the same id left behind. Returns ids of the index that should be checked,
 -- and the time.
+-- data_key: the name of the data key of the session's values; "" = none.
 local function write_create(
-  session, index, user, app, session_id, ttl_ms, creation_id, event_limit, args, tail
+  session, index, user, app, session_id, ttl_ms, creation_id, event_limit, data_key,
+  args, tail
 )
   local now_us = server_time_us()
   local now_ms = to_ms(now_us)
@@ -17,7 +19,11 @@ local function write_create(
   -- is empty: the server would look for a missing field behind all the state.
   redis.call('HSET', session, 'version', now_us, 'last_us', 0, 'deadline_ms', deadline_ms,
     'event_limit', event_limit ~= '' and event_limit or 1000, 'count', 0,
-    'flags', '', 'updated_us', now_us, 'created_us', now_us, 'generation', creation_id)
+    'flags', data_key ~= '' and 'k' or '', 'updated_us', now_us, 'created_us', now_us,
+    'generation', creation_id)
+  if data_key ~= '' then
+    redis.call('HSET', session, 'data_key', data_key)
+  end
   local is_new_member = redis.call('ZADD', index, now_us, session_id) == 1
   if ttl_ms > 0 then
     redis.call('PEXPIREAT', session, deadline_ms)

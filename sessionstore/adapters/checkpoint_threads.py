@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
-from typing import NamedTuple
+from functools import partial, wraps
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 from uuid import uuid4
 
 from msgspec.structs import replace
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from .. import errors, flows
 from ..calls import Flow
 from ..codec import corrupt
+from ..keyed import run_keyed
 from ..listing import from_primary
 from ..model import SessionKey
 from ..ops import Ops
@@ -73,6 +74,28 @@ class Plan:
         self.set.update((fields.part(name), stored.encode_raw(parts[name])) for name in parts)
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _keyed(
+    method: Callable[Concatenate[Thread, P], Flow[T]],
+) -> Callable[Concatenate[Thread, P], Flow[T]]:
+    """The flow of a Thread, run with the data key of its user: see keyed.py."""
+
+    @wraps(method)
+    def run(self: Thread, /, *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+        if self.ops.data_keys is None:
+            return method(self, *args, **kwargs)
+
+        def with_key(ops: Ops) -> Flow[T]:
+            return method(Thread(ops, self.key, self.threads), *args, **kwargs)
+
+        return run_keyed(self.ops, self.key, with_key)
+
+    return run
+
+
 class Thread:
     """A thread: one session.
 
@@ -89,6 +112,7 @@ class Thread:
 
     # -- reading -------------------------------------------------------------------------------
 
+    @_keyed
     def get(self, namespace: str, checkpoint_id: str | None) -> Flow[Found | None]:
         """A checkpoint, without an id the newest one; None if there is no such checkpoint.
 
@@ -123,11 +147,13 @@ class Thread:
                 return complete[0]
         raise self._broken(namespace)
 
+    @_keyed
     def namespaces(self) -> Flow[dict[str, str]]:
         """The namespaces of a thread, each with the root checkpoint that it belongs to."""
         found = yield from self._read([NAMESPACES])
         return dict(stored.decode_namespaces(NAMESPACES, found.get(NAMESPACES), self._unwrap))
 
+    @_keyed
     def ids(self, namespace: str) -> Flow[list[str]]:
         """The ids of all checkpoints of a namespace, in ascending order."""
         fields = Fields(namespace)
@@ -141,6 +167,7 @@ class Thread:
             }
         )
 
+    @_keyed
     def records(self, namespace: str, ids: Iterable[str]) -> Flow[dict[str, Found]]:
         """Checkpoints by id with their writes and no values, without those that do not exist."""
         fields = Fields(namespace)
@@ -155,6 +182,7 @@ class Thread:
             if point in found
         }
 
+    @_keyed
     def history(
         self, namespace: str, checkpoint_id: str | None, channels: Iterable[str]
     ) -> Flow[tuple[dict[str, Base], Record | None, dict[str, bytes]]]:
@@ -219,6 +247,7 @@ class Thread:
 
     # -- writing -------------------------------------------------------------------------------
 
+    @_keyed
     def put(self, namespace: str, root: str, build: Build) -> Flow[None]:
         """Store a checkpoint, then remove those that are too many.
 
@@ -268,6 +297,7 @@ class Thread:
             with suppress(errors.BackendError):  # this one is stored; the next put removes them
                 yield from self.remove(namespace, lambda ids: ids[:-keep])
 
+    @_keyed
     def put_writes(
         self,
         namespace: str,
@@ -288,6 +318,7 @@ class Thread:
                 yield from self._create()
         raise self._contended()
 
+    @_keyed
     def remove(
         self,
         namespace: str,
@@ -375,18 +406,31 @@ class Thread:
 
     def copy_to(self, target: Thread) -> Flow[None]:
         """Store a copy in place of another thread."""
-        if target.key == self.key or not (yield from self._read([stored.LAYOUT])):
+        if target.key == self.key:
             return
+        values = yield from self._all_fields()
+        if values is not None:
+            yield from target.delete()
+            yield from target._create()
+            yield from target._store(values)
+
+    @_keyed
+    def _all_fields(self) -> Flow[dict[bytes, bytes] | None]:
+        """All that is stored, by field; None: there is no thread."""
+        if not (yield from self._read([stored.LAYOUT])):
+            return None
         found: dict[bytes, bytes] = yield from_primary(self.ops.read_all_fields(self.key))
-        yield from target.delete()
-        yield from target._create()
-        # What makes checkpoints visible comes last.
         ours = sorted(field for field in found if field.startswith(stored.OURS))
-        ours.sort(key=lambda field: field.startswith((NAMESPACES, b".space/")))
-        values = {field: self._unwrap_all(field, found[field]) for field in ours}
-        copied = {field: target._wrap(field, value) for field, value in values.items()}
-        for pairs in stored.batches(copied):
-            yield self.ops.change_fields(target.key, [], [], Delta(pairs))
+        return {field: self._unwrap_all(field, found[field]) for field in ours}
+
+    @_keyed
+    def _store(self, values: Mapping[bytes, bytes]) -> Flow[None]:
+        """Store all fields of a thread."""
+        # What makes checkpoints visible comes last.
+        ours = sorted(values, key=lambda field: field.startswith((NAMESPACES, b".space/")))
+        wrapped = {field: self._wrap(field, values[field]) for field in ours}
+        for pairs in stored.batches(wrapped):
+            yield self.ops.change_fields(self.key, [], [], Delta(pairs))
 
     def delete(self) -> Flow[None]:
         """Remove the thread."""
@@ -418,6 +462,7 @@ class Thread:
             found, stored.decode_space(fields.space, found, self._unwrap) if found else Space()
         )
 
+    @_keyed
     def complete(self, namespace: str, found: Sequence[Found]) -> Flow[list[Found]]:
         """Checkpoints with their values, without those that were removed in between."""
         blobs = [blob for each in found for blob in each.blobs()]

@@ -22,6 +22,7 @@ from ..app_tier import write_apart
 from ..calls import Flow
 from ..errors import InvalidArgument, SessionNotFound
 from ..flows import created_us_of
+from ..keyed import keyed
 from ..model import Event, EventPage, Session, SessionKey, SessionPage, num_after_summary
 from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops
 from ..replies import WriteResult
@@ -256,6 +257,7 @@ def append(ops: Ops, key: SessionKey, events: Sequence[Event]) -> Flow[None]:
             yield from create_if_missing(ops, key)
 
 
+@keyed
 def append_with_state(
     ops: Ops, session: Session, events: Sequence[Event], state: dict[str, Any]
 ) -> Flow[WriteResult]:

@@ -264,9 +264,13 @@ class StoredStore(BaseStore):
         for depth, label in enumerate(namespace):
             owner = TierOwner(self._app_name, _children(namespace[:depth]))
             state = {f"user:{label}": True}
+            if ops.data_keys is not None:  # each user has another one
+                yield from flows.update_user_state(ops, *owner, state, (), if_absent=True)
+                continue
             change = encode_change(ops.options.codec, owner, state, tier="user")
             calls.append(ops.update_user_state(*owner, change, if_absent=True))
-        yield tuple(calls)
+        if calls:
+            yield tuple(calls)
 
     def _below(self, ops: Ops, prefix: Namespace) -> Flow[list[Namespace]]:
         """A namespace and those below it, in order. Forgets those that are empty."""

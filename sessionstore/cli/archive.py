@@ -37,7 +37,7 @@ _BEGIN = datetime(2000, 1, 1, tzinfo=UTC)  # of recorded messages, which have no
 class ArchivedMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
     """An event of a session; or a recorded message, whose other fields are not named here."""
 
-    role: str = "assistant"
+    role: str = ""
     name: str | None = None
     position: int | None = None
     event: msgspec.Raw = msgspec.Raw()
@@ -102,7 +102,7 @@ class Archived(msgspec.Struct, omit_defaults=True, kw_only=True):
     def _recorded(self, message: ArchivedMessage, data: msgspec.Raw, number: int) -> Event:
         seed = "\0".join((self.app_name, self.user_id, self.session_id, str(number)))
         return Event(
-            message.name or message.role,
+            message.name or message.role or "assistant",
             msgspec.json.decode(data),
             id=hashlib.blake2b(seed.encode(), digest_size=16).hexdigest(),
             timestamp=_BEGIN + timedelta(seconds=number),

@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 import click
 
+from ..calls import Flow
+from ..drive import drive
 from ..keys import StoredKey
+from ..ops import Ops
 from ..sync import SessionService
 from .keyspace import ask, scan
 from .opened import counted, print_json, store_options
@@ -58,13 +61,14 @@ def erase(
                 "state_keys": erased.num_state_keys,
                 "num_left": erased.num_left,
                 "left": [key.key.decode("utf-8", "replace") for key in erased.left],
+                "has_data_key": erased.has_data_key,
             }
         )
     else:
         click.echo(str(erased))
         for key in erased.left:
             _print_key(key, as_json)
-    context.exit(1 if erased.num_left else 0)
+    context.exit(1 if erased.num_left or erased.has_data_key else 0)
 
 
 class Erased(NamedTuple):
@@ -74,12 +78,18 @@ class Erased(NamedTuple):
     num_state_keys: int
     num_left: int  # keys
     left: list[StoredKey]  # the first ones
+    has_data_key: bool | None = None  # None: there is no key store
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"Deleted {counted(self.num_sessions, 'session')} and"
             f" {counted(self.num_state_keys, 'state key')}. Redis keys left: {self.num_left:,}"
         )
+        if self.has_data_key is None:
+            return text
+        if self.has_data_key:
+            return f"{text}. The data key is left, because something was written meanwhile"
+        return f"{text}. The data key is gone: no copy of the data can be read any more"
 
 
 def erase_user(service: SessionService, app_name: str, user_id: str) -> Erased:
@@ -94,7 +104,16 @@ def erase_user(service: SessionService, app_name: str, user_id: str) -> Erased:
         num_left += 1
         if len(left) < _SHOWN:
             left.append(key)
-    return Erased(deleted.num_sessions, deleted.num_state_keys, num_left, left)
+    has_data_key = drive(_has_data_key(service._ops, app_name, user_id), service._executor)
+    return Erased(deleted.num_sessions, deleted.num_state_keys, num_left, left, has_data_key)
+
+
+def _has_data_key(ops: Ops, app_name: str, user_id: str) -> Flow[bool | None]:
+    """Whether the key store has a data key of a user; None without a key store."""
+    if ops.data_keys is None:
+        return None
+    name, _ = yield ops.data_keys.read_wrapped((app_name, user_id))
+    return name is not None
 
 
 def _print_key(key: StoredKey, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from ..sync import SessionService
 from .archive import write_line
 from .opened import counted, dictionary_option, opened_service, print_json, store_options
 from .progress import watched
+from .show import get_session
 from .store import redact_url
 from .transfer import Counts, described, read_store, write
 
@@ -69,6 +70,8 @@ def export(
     """Run the command; the help text is above."""
     num_sessions = 0
     to_stdout = str(output) == "-"
+    if not to_stdout:
+        click.echo(f"Exporting to {output} ...", err=True)
     file: BinaryIO = sys.stdout.buffer if to_stdout else output.open("wb")
     try:
         found = read_store(service, app_name, user_id, session_id, since)
@@ -80,6 +83,8 @@ def export(
     finally:
         if not to_stdout:
             file.close()
+    if app_name and user_id and session_id and not num_sessions:
+        get_session(service, app_name, user_id, session_id)  # raises SessionNotFound
     click.echo(f"{counted(num_sessions, 'session')} exported.", err=True)
 
 
@@ -93,7 +98,8 @@ once while agents write, stop them, and copy again. A session that was written i
 was copied is not replaced. A session that is deleted meanwhile stays in TARGET.
 
 TARGET must be another server, or have another --target-key-prefix. Values are written to TARGET as
-its options say: --target-dictionary compresses them, or without it they are not compressed there.
+its options say: --target-dictionary compresses and --target-key-ring encrypts them. Without these
+options they are stored as they are.
 --json prints a line for each session, with a checksum.
 
 Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written by others.""",
@@ -125,6 +131,8 @@ Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written b
     help="TTL of the sessions in TARGET; without it they do not expire.",
 )
 @dictionary_option("--target-dictionary", "The first one compresses what is written to TARGET.")
+@click.option("--target-key-ring", metavar="FILE", help="The keys; the first encrypts in TARGET.")
+@click.option("--target-key-store", metavar="URL", help="The key store of TARGET.")
 @store_options
 @click.pass_context
 def copy(
@@ -138,6 +146,8 @@ def copy(
     target_codec: Any,
     target_ttl: float | None,
     target_dictionary: tuple[str, ...],
+    target_key_ring: str | None,
+    target_key_store: str | None,
     as_json: bool,
 ) -> None:
     """Run the command; the help text is above."""
@@ -151,8 +161,11 @@ def copy(
         "codec": target_codec,
         "session_ttl": target_ttl,
         "dictionary": target_dictionary,
+        "key_ring": target_key_ring,
+        "key_store": target_key_store,
     }
     with opened_service(target, **options) as to:
+        to.ping()  # better to fail now than after the first session was read
         for archived in watched(read_store(service, app_name, user_id), "lines", lines=True):
             status = write(to, archived, counts, replaces=True, verifies=False)
             if as_json and archived.session_id:

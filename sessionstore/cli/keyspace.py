@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
-from ..calls import Call, Command, Flow
+from ..calls import Call, CallNeeded, Command, Flow, decode_replies
 from ..drive import drive
 from ..errors import BackendRejected
 from ..keys import StoredKey
@@ -16,6 +16,8 @@ from ..ops import Ops
 from ..replies import Place
 from ..sync import SessionService
 from .store import parse_info
+
+T = TypeVar("T")
 
 _KEYS_PER_SCAN = 1000
 _PER_READ = 1000
@@ -149,6 +151,15 @@ def ask(
         str(commands[0][0]), list, commands=commands, writes=writes, slot=slot
     )
     return service._executor.execute(call)
+
+
+def with_data_keys(service: SessionService, decode: Callable[[], T]) -> T:
+    """What a function returns that decodes values. Data keys that it needs are read."""
+    while True:
+        try:
+            return decode()
+        except CallNeeded as needed:
+            decode_replies(needed.call, service._executor.execute(needed.call))
 
 
 def ask_each(service: SessionService, commands: Iterable[Command]) -> Iterator[Any]:

@@ -13,15 +13,18 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from ..calls import Flow
 from ..drive import drive
+from ..errors import BackendRejected
 from ..keys import StoredKey
-from ..listing import list_sessions
-from ..model import Session, SessionKey
+from ..listing import Walk
+from ..model import SessionKey
 from ..ops import ids_of
+from ..replies import Place
 from ..sync import SessionService
 from ..times import from_us
-from .keyspace import ask, ask_each, memory_of, places, scan
-from .opened import print_json, show_bytes, show_time, store_options
+from .keyspace import ask, ask_each, places, scan
+from .opened import print_json, show_bytes, show_time, store_options, visible
 from .progress import watched
 
 _USERS_PER_READ = 1000
@@ -59,12 +62,10 @@ def ls(
     elif user_id is None:
         _show(_users(service, app_name, limit, after), as_json)
     else:
-        # Not service.list_sessions, which removes expired sessions from the index.
-        flow = list_sessions(service._ops, app_name, user_id, limit, 0, 0, after, prunes=False)
-        page = drive(flow, service._executor)
-        _show([describe_session(service, session) for session in page], as_json)
-        if page.cursor is not None:
-            click.echo(f"More: --after '{page.cursor}'", err=True)
+        rows, cursor = read_sessions(service, app_name, user_id, limit, after)
+        _show(rows, as_json)
+        if cursor is not None:
+            click.echo(f"More: --after '{cursor}'", err=True)
 
 
 def _applications(service: SessionService) -> Iterator[dict[str, Any]]:
@@ -124,7 +125,72 @@ def _users(
             "updated": None if newest is None else from_us(newest.updated_us),
         }
     if len(users) > limit:
-        click.echo(f"More: --after '{users[limit - 1]}'", err=True)
+        click.echo(f"More: --after '{visible(users[limit - 1])}'", err=True)
+
+
+def read_sessions(
+    service: SessionService, app_name: str, user_id: str, limit: int, after: str | None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Rows of a user's sessions, last updated first, and the cursor of the next page.
+
+    Neither state nor events are read, so that large and damaged sessions are listed too. Expired
+    sessions stay in the index.
+    """
+    walk = Walk.from_cursor(after)
+    rows: dict[str, dict[str, Any]] = {}
+    while len(rows) < limit:
+        wanted = limit - len(rows)
+        is_first = walk.start is None
+        # One more shows whether there is a next page.
+        found = drive(_read_places(service, app_name, user_id, wanted + 1, walk), service._executor)
+        if is_first and not found:
+            return [], None
+        walk.start = walk.start or found[0]
+        for place in found[:wanted]:
+            walk.place = place
+        rows.update(_describe(service, app_name, user_id, found[:wanted]))
+        if len(found) > wanted:
+            continue
+        if is_first or walk.is_upward:
+            return list(rows.values()), None
+        walk.turn()
+    return list(rows.values()), walk.cursor()
+
+
+def _read_places(
+    service: SessionService, app_name: str, user_id: str, limit: int, walk: Walk
+) -> Flow[list[Place]]:
+    found: list[Place] = yield service._ops.list_places(
+        app_name, user_id, limit, walk.place, upward=walk.is_upward
+    )
+    return found
+
+
+def _describe(
+    service: SessionService, app_name: str, user_id: str, found: list[Place]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Id and row of each session that exists."""
+    if not found:
+        return
+    sessions = [SessionKey(app_name, user_id, place.session_id) for place in found]
+    keys = [service._ops.options.keys.session(*ids_of(each)) for each in sessions]
+    headers = ask(service, *(("HMGET", each.session, "version", "count") for each in keys))
+    lengths = ask(service, *(("ZCARD", each.events) for each in keys))
+    sizes = sizes_of(service, sessions)
+    for place, (version, count), length, size in zip(found, headers, lengths, sizes, strict=True):
+        if version is None and not length:
+            continue
+        yield (
+            place.session_id,
+            {
+                "session": place.session_id,
+                # A session of 0.1.0 does not count its events.
+                "events": int(count) if count and count.isdigit() else length,
+                "bytes": size.num_bytes,
+                "updated": from_us(place.updated_us),
+                "expires": size.expires_at,
+            },
+        )
 
 
 class Size(NamedTuple):
@@ -136,22 +202,25 @@ class Size(NamedTuple):
 
 def size_of(service: SessionService, key: SessionKey) -> Size:
     """The memory and the deadline of a session."""
-    session, events, *_ = service._ops.options.keys.session(*ids_of(key))
-    num_bytes = memory_of(service, session, events)
-    [deadline_ms] = ask(service, ("PEXPIRETIME", session))
-    return Size(num_bytes, from_us(deadline_ms * 1000) if deadline_ms > 0 else None)
+    [size] = sizes_of(service, [key])
+    return size
 
 
-def describe_session(service: SessionService, session: Session) -> dict[str, Any]:
-    """A row of a list of sessions: id, number of events, bytes, last update and deadline."""
-    size = size_of(service, session.key)
-    return {
-        "session": session.id,
-        "events": session.event_count,
-        "bytes": size.num_bytes,
-        "updated": session.updated_at,
-        "expires": size.expires_at,
-    }
+def sizes_of(service: SessionService, sessions: list[SessionKey]) -> list[Size]:
+    """The memory and the deadline of one or more sessions of a user, in two round trips."""
+    keys = [service._ops.options.keys.session(*ids_of(key)) for key in sessions]
+    deadlines_ms = ask(service, *(("PEXPIRETIME", each.session) for each in keys))
+    num_bytes: list[int | None]
+    try:
+        usages = [("MEMORY", "USAGE", key) for each in keys for key in each[:2]]
+        found = [size or 0 for size in ask(service, *usages, slot=keys[0].session)]
+        num_bytes = [sum(pair) for pair in zip(found[::2], found[1::2], strict=True)]
+    except BackendRejected:
+        num_bytes = [None] * len(keys)
+    return [
+        Size(size, from_us(deadline_ms * 1000) if deadline_ms > 0 else None)
+        for size, deadline_ms in zip(num_bytes, deadlines_ms, strict=True)
+    ]
 
 
 def _show(rows: Iterable[dict[str, Any]], as_json: bool) -> None:
@@ -179,4 +248,4 @@ def _text(name: str, value: Any) -> str:
         return show_bytes(value)
     if name in ("updated", "expires"):
         return show_time(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else visible(str(value))

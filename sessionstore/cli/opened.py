@@ -1,5 +1,5 @@
 """The store of commands that look at existing data: --url, --key-prefix, --partition-by,
---dictionary, --json."""
+--dictionary, --key-ring, --key-store, --json."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
+from rich.text import Text
 
 from ..codec import CALL_SIZE_LIMIT
 from ..compression import Zstd
+from ..encryption import KeyRing
 from ..errors import InvalidArgument, SessionStoreError
 from ..sync import RedisSessionService, SessionService
 from .store import CannotStart, redact_url
@@ -20,7 +23,7 @@ from .transcript import to_json
 
 _SIZE_LIMITS = ("event_size_limit", "value_size_limit", "summary_size_limit")
 
-CONNECTION_OPTIONS = ("key_prefix", "partition_by", "dictionary")
+CONNECTION_OPTIONS = ("key_prefix", "partition_by", "dictionary", "key_ring", "key_store")
 """The parameters that `connection_options` adds and `opened_service` takes, beside the URL."""
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,6 +67,19 @@ def connection_options(command: F) -> F:
         help="The option of the services that wrote the data.",
     )
     @dictionary_option("--dictionary", "The first one compresses what is written.")
+    @click.option(
+        "--key-ring",
+        envvar="SESSIONSTORE_KEY_RING",
+        metavar="FILE",
+        help="The keys of encrypted data, a line NAME:BASE64 each. The first one encrypts."
+        "  [env: SESSIONSTORE_KEY_RING]",
+    )
+    @click.option(
+        "--key-store",
+        envvar="SESSIONSTORE_KEY_STORE",
+        metavar="URL",
+        help="The store of the data keys of users.  [env: SESSIONSTORE_KEY_STORE]",
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
     @wraps(command)
     def with_url(*, url: str | None, **values: Any) -> Any:
@@ -85,17 +101,27 @@ def dictionary_option(name: str, use: str) -> Callable[[F], F]:
     )
 
 
-def service_options(*, dictionary: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+def service_options(
+    *,
+    dictionary: Sequence[str] = (),
+    key_ring: str | None = None,
+    key_store: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """The options of a service that the options of a command stand for.
 
     It changes no TTL by reading, and stores values of any size: other services have accepted them.
     """
+    if key_store is not None and key_ring is None:
+        raise click.UsageError("A key store needs a key ring: pass --key-ring, too.")
     try:
         compression = Zstd(dictionaries=dictionary) if dictionary else None
+        ring = None if key_ring is None else KeyRing.from_file(key_ring)
     except (InvalidArgument, ImportError) as error:
         raise click.UsageError(f"{error}.") from error
+    stored_as = {"compression": compression, "encryption": ring, "key_store": key_store}
     sizes = dict.fromkeys(_SIZE_LIMITS, CALL_SIZE_LIMIT)
-    return {"refresh_ttl_on_read": False, "compression": compression, **sizes, **options}
+    return {"refresh_ttl_on_read": False, **stored_as, **sizes, **options}
 
 
 @contextmanager
@@ -112,6 +138,30 @@ def opened_service(url: str, **options: Any) -> Iterator[SessionService]:
             raise click.UsageError(f"{error}.") from error
         except SessionStoreError as error:
             raise CannotStart(f"{redact_url(url)}: {error}") from error
+
+
+_CONTROLS = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
+    **dict.fromkeys(range(0x7F, 0xA0), "\N{REPLACEMENT CHARACTER}"),
+}
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are symbols, so that it cannot control a terminal."""
+    return text.translate(_CONTROLS)
+
+
+class TextConsole(Console):
+    """Prints lines on stdout. Control characters in them are symbols."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, markup=False, soft_wrap=True)
+
+    def show(self, line: Text | str) -> None:
+        """Print a line."""
+        text = Text(line) if isinstance(line, str) else line
+        text.plain = visible(text.plain)  # of the same length, so styles stay in place
+        self.print(text)
 
 
 def print_json(value: Any) -> None:

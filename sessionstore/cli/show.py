@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 from rich.text import Text
 
 from ..errors import SessionNotFound
@@ -18,7 +17,7 @@ from ..replies import members_with_scores
 from ..sync import SessionService
 from .keyspace import ask, ask_each, places, scan
 from .ls import size_of
-from .opened import counted, print_json, show_bytes, show_time, store_options
+from .opened import TextConsole, counted, print_json, show_bytes, show_time, store_options
 from .progress import watched
 from .transcript import around, pieces_of, show_image, to_json
 
@@ -73,7 +72,7 @@ def show(
         }
         print_json(described)
         return
-    console = console_of_text()
+    console = TextConsole()
     for name, text in (
         ("session", f"{session.app_name} / {session.user_id} / {session.id}"),
         ("events", f"{session.event_count:,} of at most {session.event_limit or 'any number'}"),
@@ -83,14 +82,14 @@ def show(
         ("expires", show_time(size.expires_at)),
         ("version", str(session.version)),
     ):
-        console.print(Text.assemble((f"{name:<8} ", "bold"), text))
+        console.show(Text.assemble((f"{name:<8} ", "bold"), text))
     for tier, state in tiers_of(session).items():
         for key, value in sorted(state.items()):
             line = Text.assemble((f"{tier:<8} ", "bold"), f"{key} = {to_json(value)}")
             line.truncate(_FOLDED, overflow="ellipsis")
-            console.print(line)
+            console.show(line)
     if page.positions and page.positions[0] is not None and session.event_count > len(page.events):
-        console.print(Text(f"older: --before {page.positions[0]}", "dim"))
+        console.show(Text(f"older: --before {page.positions[0]}", "dim"))
     for event in page.events:
         print_event(console, event)
 
@@ -148,7 +147,7 @@ def search(
     as_json: bool,
 ) -> None:
     """Run the command; the help text is above."""
-    console = console_of_text()
+    console = TextConsole()
     if user_id is not None and session_id is not None:
         keys, num_left_out, has_others = [SessionKey(app_name, user_id, session_id)], 0, False
     else:
@@ -169,7 +168,7 @@ def search(
             else:
                 place = f"{key.user_id} / {key.session_id} / {position} "
                 snippet = around(to_json(event.content), wanted)
-                console.print(Text.assemble((place, "dim"), (event.author, "bold"), " ", snippet))
+                console.show(Text.assemble((place, "dim"), (event.author, "bold"), " ", snippet))
             if num_found == limit:
                 click.echo(f"Stopped after {counted(limit, 'event')} (--limit).", err=True)
                 return
@@ -278,14 +277,14 @@ def tiers_of(session: Session) -> dict[str, dict[str, Any]]:
     return tiers
 
 
-def print_event(console: Console, event: Event) -> None:
+def print_event(console: TextConsole, event: Event) -> None:
     """Print an event: its text whole, tool calls and data cut to one line."""
     at = event.timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     style = "bold green" if event.author == "user" else "bold cyan"
     head = Text.assemble((at, "dim"), " ", (event.author, style))
     pieces = pieces_of(event.content)
     if not pieces:
-        console.print(head)
+        console.show(head)
     for kind, text in pieces:
         line = Text.assemble(head, " ")
         if kind == "text":
@@ -295,9 +294,4 @@ def print_event(console: Console, event: Event) -> None:
         else:
             line.append({"call": "-> ", "result": "<- ", "data": ""}[kind] + text, "dim")
             line.truncate(_FOLDED, overflow="ellipsis")
-        console.print(line)
-
-
-def console_of_text() -> Console:
-    """A console that prints text as it is."""
-    return Console(highlight=False, markup=False, soft_wrap=True)
+        console.show(line)

@@ -73,8 +73,8 @@ def stats(service: SessionService, interval: float, watch: bool, as_json: bool) 
         each = None if size is None else size // max(count, 1)
         table.add_row(KINDS[kind["kind"]], f"{count:,}", show_bytes(size), show_bytes(each))
     Console(highlight=False, markup=False).print(table)
-    per_session = show_bytes(summary["bytes_per_session"])
-    click.echo(f"{counted(summary['sessions'], 'session')}, {per_session} each")
+    each = f", {show_bytes(summary['bytes_per_session'])} each" if summary["sessions"] else ""
+    click.echo(counted(summary["sessions"], "session") + each)
 
 
 def _summary(kinds: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -99,6 +99,9 @@ def _loads(
         elapsed_s = end - begin
         yield {
             "calls_per_second": round(grown("total_commands_processed") / elapsed_s, 1),
+            "script_calls_per_second": round(
+                (sum(map(_script_calls, after)) - sum(map(_script_calls, before))) / elapsed_s, 1
+            ),
             "cpu_percent": round(100 * grown("used_cpu_user", "used_cpu_sys") / elapsed_s, 1),
             "bytes_in_per_second": round(grown("total_net_input_bytes") / elapsed_s),
             "bytes_out_per_second": round(grown("total_net_output_bytes") / elapsed_s),
@@ -109,12 +112,22 @@ def _loads(
         before, begin = after, end
 
 
+def _script_calls(node: Node) -> int:
+    """Scripts that the server has run: nearly every operation but plain reads is one."""
+    calls = 0
+    for command in ("evalsha", "eval"):
+        fields = node.info.get(f"cmdstat_{command}", "")
+        calls += int(fields.partition("calls=")[2].partition(",")[0] or 0)
+    return calls
+
+
 def _print_load(load: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(load)
         return
     click.echo(
-        f"{load['calls_per_second']:,.0f} commands/s, {load['cpu_percent']:.0f} % of a core, "
+        f"{load['calls_per_second']:,.0f} commands/s, "
+        f"{load['script_calls_per_second']:,.0f} scripts/s, {load['cpu_percent']:.0f} % of a core, "
         f"{show_bytes(load['bytes_in_per_second'])}/s in, "
         f"{show_bytes(load['bytes_out_per_second'])}/s out, "
         f"{show_bytes(load['memory_bytes'])} memory "

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 from rich.text import Text
 
 from ..calls import Flow
@@ -19,8 +18,8 @@ from ..replies import Place
 from ..sync import SessionService
 from ..times import from_us
 from .keyspace import ask
-from .opened import counted, print_json, show_time, store_options
-from .show import console_of_text, get_session, print_event
+from .opened import TextConsole, counted, print_json, show_time, store_options
+from .show import get_session, print_event
 from .transcript import pieces_of
 
 _POLL_S = 1.0
@@ -81,7 +80,7 @@ def tail(
     as_json: bool,
 ) -> None:
     """Run the command; the help text is above."""
-    console = console_of_text()
+    console = TextConsole()
     if session_id is None:
         for update in _updates(service, app_name, user_id, num_sessions, idle):
             print_json(update) if as_json else _print_update(console, update)
@@ -140,13 +139,13 @@ def _as_json(item: Watched) -> dict[str, Any]:
     return {"type": names[type(item)], **fields}
 
 
-def _print_item(console: Console, item: Watched) -> None:
+def _print_item(console: TextConsole, item: Watched) -> None:
     if isinstance(item, WatchEntry):
         print_event(console, item.event)
     elif isinstance(item, WatchChange):
         first, last = show_time(from_us(max(item.first, 0))), show_time(from_us(item.last))
         what = "replaced by:" if item.events else "removed"
-        console.print(Text(f"-- Events from {first} to {last} were {what}", "yellow"))
+        console.show(Text(f"-- Events from {first} to {last} were {what}", "yellow"))
         for event in item.events:
             print_event(console, event)
     else:
@@ -169,6 +168,9 @@ def _updates(
         begin = time.monotonic()
         try:
             updated, num_others = _updated_since(service, app_name, user_id, newest_us, limit)
+            if newest_us is None and not updated:
+                newest_us = 0
+                click.echo("The user has no sessions yet.", err=True)
             for place in updated:
                 newest_us = place.updated_us
                 heard = time.monotonic()
@@ -222,7 +224,7 @@ def _described(session: Session) -> dict[str, Any]:
     }
 
 
-def _print_update(console: Console, update: dict[str, Any]) -> None:
+def _print_update(console: TextConsole, update: dict[str, Any]) -> None:
     newest: Event | None = update["newest"]
     line = Text.assemble(
         (show_time(update["updated"]), "dim"),
@@ -235,4 +237,4 @@ def _print_update(console: Console, update: dict[str, Any]) -> None:
         said = Text.assemble("  ", (newest.author, "bold"), " ", text)
         said.truncate(_SNIPPET, overflow="ellipsis")
         line.append_text(said)
-    console.print(line)
+    console.show(line)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -17,7 +19,7 @@ from ..ops import ids_of
 from ..replies import hash_items
 from ..sync import SessionService
 from ..transform import Unreadable
-from .keyspace import ask, scan
+from .keyspace import ask, scan, with_data_keys
 from .opened import counted, print_json, show_bytes, store_options
 from .store import CannotStart
 
@@ -34,7 +36,8 @@ _HELD_OUT = 5  # every fifth session is only measured
 
 It reads up to 50 random events and the state of each sampled session. Every fifth session is not
 trained on, but shows what the dictionary would save. The file is needed as long as there is data
-that was compressed with it: keep it like the data. Nothing stored is changed.""",
+that was compressed with it. It holds parts of the sampled sessions. So keep and protect it like the
+data. Nothing stored is changed.""",
 )
 @click.argument("app_name", metavar="APP")
 @click.option(
@@ -80,7 +83,7 @@ def train_dictionary(
     except (InvalidArgument, ImportError) as error:
         raise CannotStart(f"{error}") from error
     try:
-        with output.open("xb") as file:
+        with open(output, "xb", opener=partial(os.open, mode=0o600)) as file:
             file.write(dictionary)
     except OSError as error:
         raise CannotStart(f"{output}: {error.strerror}") from error
@@ -136,7 +139,8 @@ def _sample(
     held_out: list[bytes] = []
     size = 0
     for number, key in enumerate(chosen):
-        values = list(_values(service, SessionKey(*key[1:4])))
+        session = SessionKey(*key[1:4])
+        values = with_data_keys(service, partial(_values, service, session))
         size += sum(map(len, values))
         (samples if number % _HELD_OUT else held_out).extend(values)
         if size > _BYTES_LIMIT:
@@ -144,7 +148,7 @@ def _sample(
     return samples, held_out
 
 
-def _values(service: SessionService, key: SessionKey) -> Iterator[bytes]:
+def _values(service: SessionService, key: SessionKey) -> list[bytes]:
     """Some encoded values of a session, as they are before compression."""
     codec = service._ops.options.codec
     keys = service._ops.options.keys.session(*ids_of(key))
@@ -154,16 +158,16 @@ def _values(service: SessionService, key: SessionKey) -> Iterator[bytes]:
         ("HGETALL", keys.session),
     )
     try:
-        for data in events:
-            yield codec.unwrap(data, key, "event")
+        found = [codec.unwrap(data, key, "event") for data in events]
         for field, data in hash_items(state):
             if field == b"summary":
-                yield codec.unwrap(data, key, "summary")
+                found.append(codec.unwrap(data, key, "summary"))
             elif field[:1] == b".":
-                yield codec.unwrap(data, key, "state", field[1:].decode())
+                found.append(codec.unwrap(data, key, "state", field[1:].decode()))
     except Unreadable as error:
         where = " / ".join(ids_of(key))
         raise CannotStart(f"{where}: a value cannot be read: {error}") from error
+    return found
 
 
 def _size(values: Sequence[bytes], zstd: Zstd) -> int:

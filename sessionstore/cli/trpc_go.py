@@ -11,9 +11,13 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
+
+import click
 
 from ..keys import escape_glob
 from ..model import Event
@@ -78,7 +82,7 @@ class _Source:
                 yield _session(
                     (app_name, user_id, name),
                     json.loads(data),
-                    [json.loads(event) for event in events],
+                    _valid_events(name, events),
                     json.loads(summaries.get(name, "{}")),
                     tracks,
                 )
@@ -99,12 +103,21 @@ class _Source:
             numbers = sorted(self._ask("ZRANGE", key, "0", "-1"), key=int)
             tracks[track] = self._values(f"hashidx:trkdata:{place}:{track}", numbers)
         summaries = json.loads(self._ask("GET", f"hashidx:sesssum:{place}") or "{}")
-        return _session(ids, meta, [json.loads(event) for event in events], summaries, tracks)
+        return _session(ids, meta, _valid_events(ids[2], events), summaries, tracks)
 
     def _tracks(self, head: str) -> Iterator[tuple[str, str]]:
         """The names of a session's tracks, and their keys."""
-        for key in self._keys(head):
-            yield key.removeprefix(head), key
+        keys = self._track_keys
+        first = bisect_left(keys, head)
+        for number in range(first, len(keys)):
+            if not keys[number].startswith(head):
+                return
+            yield keys[number].removeprefix(head), keys[number]
+
+    @cached_property
+    def _track_keys(self) -> list[str]:
+        """The keys of all tracks, in order. One scan for all sessions."""
+        return sorted([*self._keys("track:{"), *self._keys("hashidx:trkidx:time:")])
 
     def _keys(self, head: str) -> list[str]:
         """The keys that begin with a text, without the prefix of all keys."""
@@ -133,6 +146,17 @@ class _Source:
             values = self._ask("HMGET", key, *names[first : first + _PER_READ])
             found += [value for value in values if value is not None]
         return found
+
+
+def _valid_events(session_id: str, stored: Iterable[bytes]) -> list[dict[str, Any]]:
+    """Events of JSON, without those that are not valid, which trpc-agent-go skips too."""
+    events = []
+    for data in stored:
+        try:
+            events.append(json.loads(data))
+        except ValueError:
+            click.echo(f"Skipped an event of session {session_id!r} that is not JSON.", err=True)
+    return events
 
 
 def _session(

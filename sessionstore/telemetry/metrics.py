@@ -64,7 +64,8 @@ class Exported:
             description="Duration of database client operations.",
             explicit_bucket_boundaries_advisory=DURATION_BOUNDS_S,
         )
-        self._lock = threading.Lock()
+        # Reentrant: while it is held, garbage collection may end a service, which calls `remove`.
+        self._lock = threading.RLock()
         self._reporting: list[Instrumentation] = []
         self._ended = _Counts()  # counts of services that no longer report
         for name, (unit, text) in _COUNTERS.items():
@@ -87,7 +88,7 @@ class Exported:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
             with self._lock:
                 found = _Counts(self._ended)
-                for service in self._reporting:
+                for service in list(self._reporting):
                     found.update(dict(_counters_of(service)))
                     found.update(dict(_gauges_of(service)))
             for (metric, attributes), count in found.items():

@@ -230,7 +230,7 @@ class SpanObserver:
             self._num_calls += 1
             if self._num_calls == 1:
                 attributes |= self._session_of(call)
-            # Of several scripts the one of the operation, or the first.
+            # Of several scripts the one of the operation, or that of the first Call.
             script = "" if call.script is None else call.script.name
             if script and (self._num_calls == 1 or script == self._name):
                 attributes["db.stored_procedure.name"] = script

@@ -286,7 +286,7 @@ class Router:
     def open_connections(self) -> list[SharedConnection]:
         """The connections that are open. Any thread may call it."""
         used = [each for lanes in list(self._by_node.values()) for each in list(lanes.values())]
-        return [each for each in [*used, *self.listener.connections()] if each.is_open]
+        return [each for each in [*used, *self.listener.used_connections()] if each.is_open]
 
     def _close(self, reason: str) -> None:
         for connection in self._connections():

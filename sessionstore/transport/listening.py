@@ -302,6 +302,10 @@ class Listener:
 
     # -- the end -------------------------------------------------------------------------------
 
+    def used_connections(self) -> list[ChannelConnection]:
+        """The connections that receive messages, or will. Any thread may call it."""
+        return list(self._by_node.values())
+
     def connections(self) -> list[ChannelConnection]:
         """The connections whose socket may still be open."""
         return [*self._by_node.values(), *self._closing]

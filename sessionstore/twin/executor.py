@@ -24,6 +24,8 @@ _SET_BACK_US = 1_000_000  # a clock that goes back by more than this was set
 class MemoryExecutor:
     """An executor with a keyspace of its own instead of a server. Thread-safe.
 
+    Calls for the key store have another keyspace.
+
     Args:
         cleanup_s: seconds between sweeps that remove expired keys; None = never.
         clock: returns seconds since 1970.
@@ -33,6 +35,7 @@ class MemoryExecutor:
         self, cleanup_s: float | None = None, clock: Callable[[], float] | None = None
     ) -> None:
         self.keyspace = Keyspace()
+        self.key_store = Keyspace()
         self._clock = clock or time.time
         self._cleanup_s = cleanup_s
         self._swept_at = self._clock()
@@ -75,6 +78,7 @@ class MemoryExecutor:
             if self.keyspace.now_us - _SET_BACK_US <= now_us <= self.keyspace.now_us:
                 now_us = self.keyspace.now_us + 1
             self.keyspace.now_us = now_us
+            keyspace = self.key_store if call.for_key_store else self.keyspace
             if self._cleanup_s is not None and now - self._swept_at >= self._cleanup_s:
                 self._swept_at = now
                 self.keyspace.sweep()
@@ -83,10 +87,10 @@ class MemoryExecutor:
                 if call.script is not None:
                     twin = TWINS[call.script.name]
                     try:
-                        replies.append(twin(self.keyspace, call.keys, call.args))
+                        replies.append(twin(keyspace, call.keys, call.args))
                     except Refused as refused:
                         replies.append(refused.reply)
-                replies += [self._run_command(command) for command in call.commands]
+                replies += [self._run_command(keyspace, command) for command in call.commands]
             except WrongType as error:
                 raise reply_error(call, "WRONGTYPE", error.key) from None
             return replies
@@ -123,10 +127,10 @@ class MemoryExecutor:
         """Drop all data; later calls fail with BackendUnavailable."""
         with self._lock:
             self._closed = True
-            self.keyspace = Keyspace()
+            self.keyspace, self.key_store = Keyspace(), Keyspace()
             self._listeners = {}
 
-    def _run_command(self, command: Command) -> Any:
+    def _run_command(self, keyspace: Keyspace, command: Command) -> Any:
         if command == ("HELLO",):
             return {b"role": b"master"}
         name, key, *rest = command
@@ -134,12 +138,12 @@ class MemoryExecutor:
             return self._scan(str(rest[1]))
         assert isinstance(key, bytes)
         if name == "HGETALL":
-            return self.keyspace.hgetall(key)
+            return keyspace.hgetall(key)
         if name == "HMGET":
             fields = (f if isinstance(f, bytes) else str(f).encode() for f in rest)
-            return self.keyspace.hmget(key, *fields)
+            return keyspace.hmget(key, *fields)
         if name == "ZCARD":
-            return self.keyspace.zcard(key)
+            return keyspace.zcard(key)
         if name == "ZRANGE":
             return self._zrange(key, *rest)
         raise AssertionError(f"the twin does not know the command {name!r}")

@@ -100,9 +100,18 @@ def read_checked_header(
 
 
 def check_condition(
-    keyspace: Keyspace, session: bytes, condition: bytes, version: int
+    keyspace: Keyspace,
+    session: bytes,
+    condition: bytes,
+    version: int,
+    flags: bytes | None = None,
 ) -> Reply | None:
     """lua/lib/check_condition.lua"""
+    condition, at, data_key = condition.partition(b"@")
+    if at or b"k" in (flags or b""):
+        stored = keyspace.hget(session, b"data_key") or b""
+        if stored != data_key:
+            return [b"OTHER_KEY", stored]
     if condition == b"":
         return None
     if condition[:1] in (b"t", b"c"):
@@ -448,7 +457,9 @@ def ids_to_check(
     return [member for _, member in keyspace.zrange_by_rank(index, first, first + 255, rev=False)]
 
 
-def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> list[bytes]:
+def write_create(
+    keyspace: Keyspace, keys: Keys, args: Args, data_key: bytes, tail: int
+) -> list[bytes]:
     """lua/lib/write_create.lua"""
     session, _, index = keys[:3]
     session_id, ttl, creation_id, event_limit = args[:4]
@@ -457,8 +468,9 @@ def write_create(keyspace: Keyspace, keys: Keys, args: Args, tail: int) -> list[
     deadline_ms = new_deadline(keyspace, ttl_ms) if ttl_ms > 0 else -1
     fields = (b"version", now_us, b"created_us", now_us, b"updated_us", now_us, b"last_us", b"0")
     deadline = (b"deadline_ms", decimal(deadline_ms))
-    log = (b"count", b"0", b"event_limit", event_limit or b"1000", b"flags", b"")
-    keyspace.hset(session, (*fields, *deadline, *log, b"generation", creation_id))
+    log = (b"count", b"0", b"event_limit", event_limit or b"1000")
+    flags = (b"flags", b"k", b"data_key", data_key) if data_key else (b"flags", b"")
+    keyspace.hset(session, (*fields, *deadline, *log, *flags, b"generation", creation_id))
     is_new_member = keyspace.zadd(index, keyspace.now_us, session_id) == 1
     if ttl_ms > 0:
         keyspace.pexpireat(session, deadline_ms)

@@ -37,7 +37,7 @@ def compact_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     stored = keyspace.hget(session, b"summary")
     is_repeat = old is not None and old.compacted_us == position and stored == summary
     if not is_repeat:
-        refusal = check_condition(keyspace, session, condition, header.version)
+        refusal = check_condition(keyspace, session, condition, header.version, header.flags)
         old_base = decimal(old.compacted_us) if old else b""
         if not refusal and old_base != base:
             refusal = [b"SUPERSEDED", int(base or 0), old.compacted_us if old else 0]
@@ -87,7 +87,8 @@ def rewind_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     session_id, ttl_ms, created_us, condition, first = args[:5]
     session, events = keys[:2]
     header = read_checked_header(keyspace, keys, session_id, created_us)
-    refusal = check_condition(keyspace, session, condition, header.version)
+    flags = header.flags if len(args) > 5 else None
+    refusal = check_condition(keyspace, session, condition, header.version, flags)
     if refusal:
         return refusal
     summary = read_summary(keyspace, session, header.flags)
@@ -117,7 +118,8 @@ def replace_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     session_id, ttl_ms, created_us, condition, position, event, new_event = args
     session, events = keys[:2]
     header = read_checked_header(keyspace, keys, session_id, created_us)
-    refusal = check_condition(keyspace, session, condition, header.version)
+    flags = header.flags if new_event else None
+    refusal = check_condition(keyspace, session, condition, header.version, flags)
     if refusal:
         return refusal
     summary = read_summary(keyspace, session, header.flags)
@@ -153,7 +155,7 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if version is not None:
         return [b"OK"] if stored_creation_id == creation_id else [b"EXISTS"]
     header = read_checked_header(keyspace, keys[:3], copy_id, created_us)
-    refusal = check_condition(keyspace, session, condition, header.version)
+    refusal = check_condition(keyspace, session, condition, header.version, header.flags)
     if refusal:
         return refusal
     summary = read_summary(keyspace, session, header.flags)
@@ -190,6 +192,9 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         fields |= {b"flags": b"c", b"summary": keyspace.hget(session, b"summary") or b""}
         last_us = max(last_us, summary.compacted_us)
         fields[b"last_us"] = decimal(last_us)
+    if b"k" in (header.flags or b""):
+        fields[b"flags"] = b"k" + fields[b"flags"]
+        fields[b"data_key"] = keyspace.hget(session, b"data_key") or b""
     keyspace.hset(copy, [part for pair in fields.items() for part in pair])
     header_fields = [field for field in keyspace.hgetall(copy) if field[:1] != b"."]
     keyspace.hdel(copy, [field for field in header_fields if field not in fields])
@@ -212,7 +217,7 @@ def stage_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def restore_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/restore_session.lua"""
     session_id, ttl, creation_id, limit, created_us, updated_us, origin = args[:7]
-    upto, summary_us, summary, num_staged, *tail = args[7:]
+    upto, summary_us, summary, data_key, num_staged, *tail = args[7:]
     session, events, index, staged = keys[:4]
     check_create(keyspace, [*keys[:3], *keys[4:]], session_id)
     num_found = keyspace.zcard(staged)
@@ -234,7 +239,7 @@ def restore_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         keyspace.rename(staged, events)
         keyspace.persist(events)
     head = (session_id, ttl, creation_id, event_limit)
-    ids = write_create(keyspace, keys[:3], (*head, *tail), 4)
+    ids = write_create(keyspace, keys[:3], (*head, *tail), data_key, 4)
     for at in range(first, len(tail), 2):
         keyspace.zadd(events, int(tail[at]), tail[at + 1])
     fields = {
@@ -254,7 +259,7 @@ def restore_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
             b"summary_us": summary_us,
             b"covered": decimal(num_covered),
             b"summary_events": decimal(num_covered + 1),
-            b"flags": b"c",
+            b"flags": b"kc" if data_key else b"c",
         }
     keyspace.hset(session, [part for pair in fields.items() for part in pair])
     keyspace.zadd(index, int(updated_us), session_id)

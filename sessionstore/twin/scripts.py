@@ -12,6 +12,14 @@ import re
 from collections.abc import Callable
 from types import MappingProxyType
 
+from .data_keys import (
+    delete_data_key,
+    reseal_values,
+    retire_data_key,
+    set_data_key,
+    undo_data_key,
+    use_data_key,
+)
 from .fragments import (
     Args,
     Keys,
@@ -70,12 +78,12 @@ def create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if version is not None:
         return [b"OK", []] if stored_creation_id == creation_id else [b"EXISTS"]
     keyspace.unlink(*keys[:2])
-    return [b"OK", write_create(keyspace, keys, args, 4)]
+    return [b"OK", write_create(keyspace, keys, args, args[4], 5)]
 
 
 def get_or_create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/get_or_create_session.lua"""
-    session_id, ttl, _, _, refresh, *tier_ttls = args[:7]
+    session_id, ttl, _, _, data_key, refresh, *tier_ttls = args[:8]
     check_create(keyspace, keys, session_id)
     try:
         header = read_header(keyspace, keys[0], b"")
@@ -85,7 +93,7 @@ def get_or_create_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         if keyspace.zcard(keys[1]):
             raise Refused(b"CORRUPT", keys[0], b"version") from None
         keyspace.unlink(*keys[:2])
-        return [b"CREATED", write_create(keyspace, keys, args, 7)]
+        return [b"CREATED", write_create(keyspace, keys, args, data_key, 8)]
     if refresh == b"1":
         ttl_ms = int(ttl)
         refresh_session_if_due(keyspace, keys, header.deadline_ms, ttl_ms, header.last_us, False)
@@ -99,7 +107,7 @@ def check_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     created_us, condition, *sent = args
     header = read_header(keyspace, session, created_us)
     stored = [int(keyspace.zscore(events, event) is not None) for event in sent]
-    refusal = check_condition(keyspace, session, condition, header.version)
+    refusal = check_condition(keyspace, session, condition, header.version, header.flags)
     if refusal and not (stored and all(stored)):
         return refusal
     return [b"OK", stored]
@@ -125,10 +133,12 @@ def touch_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def delete_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/delete_session.lua"""
     session, events, index = keys
-    session_id, age_us = args[0], int(args[1] or 0)
+    session_id, age_us, data_key = args[0], int(args[1] or 0), args[2]
     keyspace.hlen(session)
     keyspace.zcard(events)
     keyspace.zscore(index, session_id)
+    if data_key and keyspace.hget(session, b"data_key") != data_key:
+        return [b"OK"]
     created_us, restored_us = keyspace.hmget(session, b"created_us", b"restored_us")
     existed_us = header_number(created_us if restored_us is None else restored_us)
     if age_us > 0 and existed_us is not None and existed_us > keyspace.now_us - age_us:
@@ -220,7 +230,7 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
             return [b"CORRUPT", session, b"covered"]
         covered = number
     ttl_ms, age_us, timestamp_us = int(ttl), int(age or 0), int(timestamp)
-    refusal = check_condition(keyspace, session, condition, version)
+    refusal = check_condition(keyspace, session, condition, version, flags)
     if (age_us or refusal) and keyspace.zscore(events, event) is None:
         since_us = keyspace.now_us - age_us
         if age_us and (
@@ -276,7 +286,7 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 
     starts, has_increments = event_starts(args, 6)
     num_duplicates = 0
-    refusal = check_condition(keyspace, session, condition, version)
+    refusal = check_condition(keyspace, session, condition, version, flags)
     refusal = check_batch(keyspace, keys, args, starts, refusal, age_us, count, limit)
     if refusal:
         return refusal
@@ -337,7 +347,7 @@ def append_fragments(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     created_us, condition, ttl, num_fragments, fragments = args
     ttl_ms = int(ttl)
     names = (b"version", b"created_us", b"last_us")
-    version, created, last_us = keyspace.hmget(session, *names)
+    version, created, last_us, flags = keyspace.hmget(session, *names, b"flags")
     if version is None or created_us not in (b"", created):
         return [b"NOT_FOUND"]
     for name, field in zip(names, (version, created, last_us), strict=True):
@@ -349,7 +359,7 @@ def append_fragments(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     stored = keyspace.zscore(stream, mark)
     if stored is not None:
         return [b"OK", int(stored)]
-    refusal = check_condition(keyspace, session, condition, int(version))
+    refusal = check_condition(keyspace, session, condition, int(version), flags)
     if refusal:
         return refusal
     before, last = 0, 0
@@ -425,7 +435,7 @@ def replace_newest(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     session_id, ttl, event_limit, condition, first, end, *tail = args
     session, events = keys[:2]
     header = read_checked_header(keyspace, keys, session_id, b"")
-    refusal = check_condition(keyspace, session, condition, header.version)
+    refusal = check_condition(keyspace, session, condition, header.version, header.flags)
     if refusal:
         return refusal
     summary = read_summary(keyspace, session, header.flags)
@@ -589,7 +599,7 @@ def update_session_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     session_id, ttl, created_us, condition, if_absent = args[:5]
     header = read_checked_header(keyspace, keys, session_id, created_us)
     version, last_us, deadline_ms = header[:3]
-    refusal = check_condition(keyspace, keys[0], condition, version)
+    refusal = check_condition(keyspace, keys[0], condition, version, header.flags)
     if refusal:
         return refusal
     check_tiers(keyspace, keys)
@@ -611,10 +621,13 @@ def update_session_state(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def change_fields(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/change_fields.lua"""
     session = keys[0]
-    session_id, ttl, num_compared = args[:3]
+    session_id, ttl, condition, num_compared = args[:4]
     header = read_checked_header(keyspace, keys, session_id, b"")
-    extended = 3 + 2 * int(num_compared)
-    for pair in range(3, extended, 2):
+    refusal = check_condition(keyspace, session, condition, header.version, header.flags)
+    if refusal:
+        return refusal
+    extended = 4 + 2 * int(num_compared)
+    for pair in range(4, extended, 2):
         value = keyspace.hget(session, args[pair])
         found = b"" if value is None else hashlib.sha1(value).hexdigest().encode()
         if found != args[pair + 1]:
@@ -673,6 +686,7 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             clear_events,
             compact_session,
             create_session,
+            delete_data_key,
             delete_session,
             delete_sessions,
             delete_user,
@@ -686,13 +700,18 @@ TWINS: MappingProxyType[str, Callable[[Keyspace, Keys, Args], Reply]] = MappingP
             repair_session,
             replace_event,
             replace_newest,
+            reseal_values,
             restore_session,
+            retire_data_key,
             rewind_session,
+            set_data_key,
             stage_events,
             touch_session,
             touch_tier,
+            undo_data_key,
             update_session_state,
             update_tier_state,
+            use_data_key,
         )
     }
 )

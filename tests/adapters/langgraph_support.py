@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypedDict
 
 import msgspec
 from adapters_support import needs
+from support.compression import plain
 
 base: Any = needs("langgraph.checkpoint.base", "langgraph")
 ids: Any = needs("langgraph.checkpoint.base.id", "langgraph")
@@ -115,30 +116,30 @@ async def fields_of(service: Any, kind: str = "", **where: Any) -> set[str]:
     return {name for name in session.state if name.startswith(kind)} if session else set()
 
 
-def plain(_: bytes, data: bytes) -> bytes:
-    """An encoded value that was stored as it is."""
-    return data
+def unwrap(_: bytes, data: bytes) -> bytes:
+    """The encoded value in the bytes of a field or of an entry."""
+    return plain(data)
 
 
 async def check_no_orphans(service: Any, **where: Any) -> None:
     """Every part of a value that is stored belongs to a checkpoint or a write, and is there."""
     state = (await session_of(service, **where)).state
     names = b"\0" + state.get("langgraph/namespaces", b"")
-    for name, _ in stored.decode_namespaces(stored.NAMESPACES, names, plain):
+    for name, _ in stored.decode_namespaces(stored.NAMESPACES, names, unwrap):
         fields = stored.Fields(name)
         prefix = fields.part("").decode()[1:]
         found = {field for field in state if field.startswith(prefix)}
         space = msgspec.convert(state[fields.space.decode()[1:]], stored.Space)
         ids: set[str] = set()
         for field in fields.all_ids(space.count):
-            ids.update(stored.decode_ids(field, b"\0" + state[field.decode()[1:]], plain))
+            ids.update(stored.decode_ids(field, b"\0" + state[field.decode()[1:]], unwrap))
         assert (len(ids), max(ids)) == (space.count, space.head)
         needed: set[str] = set()
         for each in ids:
             record = msgspec.convert(state[fields.point(each).decode()[1:]], stored.Record)
             field = fields.writes(each)
             needed |= record.parts()
-            needed |= stored.all_parts(field, b"\0" + state.get(field.decode()[1:], b""), plain)
+            needed |= stored.all_parts(field, b"\0" + state.get(field.decode()[1:], b""), unwrap)
         assert found == {prefix + part for part in needed}
         points = fields.point("").decode()[1:]
         assert len([field for field in state if field.startswith(points)]) == len(ids)

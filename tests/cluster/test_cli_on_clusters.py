@@ -43,6 +43,10 @@ def test_commands_see_the_data_of_all_primaries(request: pytest.FixtureRequest, 
     assert shown["events"][0]["event"]["content"] == "mug 7"
     [found] = run(group.url, "search", "mug 29", "shop")[1]
     assert found["user_id"] == "u29"
+    assert len(run(group.url, "tail", "shop", "u7", "--idle", "0.1")[1]) == 1
+    assert len(run(group.url, "tail", "shop", "u7", "1", "--idle", "0.1")[1]) == 2
+    _, [load, counted] = run(group.url, "stats", "--interval", "0.1")
+    assert (counted["sessions"], load["script_calls_per_second"]) == (NUM_USERS, 0)
     _, findings = run(group.url, "doctor", "--full")
     assert not [each for each in findings if each["status"] == "error"]
     assert f"{NUM_USERS} sessions" in next(e["saw"] for e in findings if e["check"] == "sessions")
@@ -61,13 +65,13 @@ USUAL = {"memory", "persistence"}  # the servers of the tests have no limit and 
 
 
 def test_the_doctor_names_slots_that_no_node_serves(cluster: Cluster) -> None:
-    node = cluster.owner_of(0)
+    node = cluster.owner_of(100)
     assert problems_of(cluster.url) <= USUAL
-    node.run("CLUSTER DELSLOTS", 0)
+    node.run("CLUSTER DELSLOTS", 100)
     try:
         assert "cluster" in problems_of(cluster.url) - USUAL
     finally:
-        node.run("CLUSTER ADDSLOTS", 0)
+        node.run("CLUSTER ADDSLOTS", 100)
 
 
 def test_the_doctor_names_a_slot_that_has_most_of_the_data(cluster: Cluster) -> None:
@@ -95,6 +99,33 @@ def test_the_doctor_names_a_replica_that_lags(
         wait_until(lambda: "replication" in problems_of(sentinel_group.url), "it is named")
     finally:
         replica.cont()
+
+
+@pytest.mark.parametrize("by_app", [False, True])
+def test_a_store_is_copied_to_a_cluster_and_back(
+    cluster: Cluster, sentinel_group: SentinelGroup, by_app: bool
+) -> None:
+    partition = "app" if by_app else "user"
+    with RedisSessionService(sentinel_group.url, session_ttl=3600, codec="msgpack") as service:
+        for number in range(10):
+            session = service.create_session(
+                app_name="shop", user_id=f"u{number}", state={"app:x": b"1", "user:y": [b"2"]}
+            )
+            service.append_event(session, Event("user", {1: b"mug"}, state_increments={"n": 1}))
+
+    def copy(source: str, target: str, *options: str) -> list[str]:
+        done = run(source, "copy", target, "--target-ttl", "3600", *options)
+        assert done[0] == 0
+        return [line["status"] for line in done[1]]
+
+    there = ("--target-partition-by", partition, "--target-key-prefix", "c:")
+    back = ("--partition-by", partition, "--key-prefix", "c:", "--target-key-prefix", "b:")
+    assert copy(sentinel_group.url, cluster.url, *there) == ["written"] * 10
+    assert copy(sentinel_group.url, cluster.url, *there) == ["unchanged"] * 10
+    assert copy(cluster.url, sentinel_group.url, *back) == ["written"] * 10
+    first = run(sentinel_group.url, "export")[1]
+    assert run(sentinel_group.url, "export", "--key-prefix", "b:")[1] == first
+    assert len(first) == 21  # the state of the application, and of ten users with a session each
 
 
 @pytest.mark.parametrize("kind", ["cluster", "sentinel_group"])

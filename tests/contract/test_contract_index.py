@@ -120,7 +120,7 @@ async def test_an_index_keeps_a_session_that_never_expires(
 
 
 async def test_a_create_of_a_small_index_is_one_call(make_service: ServiceFactory) -> None:
-    service = make_service(session_ttl=60)
+    service = make_service(session_ttl=60, encryption=None, key_store=None)
     names: list[str] = []
 
     def noting(flow: Flow[Any]) -> Flow[Any]:

@@ -181,7 +181,7 @@ async def test_a_long_log_is_visible_only_when_it_is_complete(make_service: Serv
 
 
 async def test_a_repeat_sends_only_what_is_missing(make_service: ServiceFactory) -> None:
-    service = make_service()
+    service = make_service(encryption=None, key_store=None)
     events = numbered(*range(1200))
     await interrupt(service, 2, events=events)  # what is staged; 500 events
     ops = service._ops

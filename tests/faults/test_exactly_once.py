@@ -16,14 +16,15 @@ _OPERATIONS = 2000
 
 
 @pytest.mark.timeout(90)  # several times the usual time
-@pytest.mark.parametrize("compression", [False, True], ids=["plain", "compressed"])
-async def test_every_call_does_what_it_announces(server: Server, compression: bool) -> None:
+@pytest.mark.parametrize("stored_as", ["plain", "compressed", "compressed and encrypted"])
+async def test_every_call_does_what_it_announces(server: Server, stored_as: str) -> None:
     outcome = await exactly_once.run(
         server.embedded.executable,
         seed=7,
         operations=_OPERATIONS,
         agents=120,
-        compression=compression,
+        compression="compressed" in stored_as,
+        encryption="encrypted" in stored_as,
     )
     assert outcome.violations == []
     assert outcome.too_long == 0

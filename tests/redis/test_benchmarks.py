@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_adapters
+from benchmarks import bench_adapters, copy_under_load
 from benchmarks.__main__ import BENCHES
 from benchmarks.harness import Harness, Variant, VariantFailedError
 from benchmarks.peers import registry
@@ -36,6 +36,7 @@ EXPECTED = {
     "bench_history": (7, 6),
     "bench_memory": (1, 0),
     "bench_compression": (3, 2),
+    "bench_encryption": (4, 2),
     "bench_scripts": (0, 9),
     "bench_bytes": (0, 0),
     "bench_in_memory": (1, 4),
@@ -163,3 +164,10 @@ def test_report(tmp_path: Path) -> None:
     assert written[0]["groups"][0]["rows"][0]["median"]["us"] > 0
     assert "## Targets: " in (tmp_path / "report.md").read_text("utf-8")
     assert "sessionstore" in (tmp_path / "bench_list.svg").read_text("utf-8")
+
+
+def test_a_copy_while_agents_write_loses_and_duplicates_nothing() -> None:
+    [outcome] = copy_under_load.run(10, 3, 0.05, ["another server"])
+    assert outcome.sessions == 10
+    assert outcome.events > 60
+    assert (outcome.lost, outcome.duplicated, outcome.different) == (0, 0, 0)

@@ -97,6 +97,41 @@ def test_ls_pages(server: Server, service: RedisSessionService) -> None:
     assert len(rows(server, "ls", "shop", "ann", "--after", cursor)) == 1
 
 
+def test_ls_of_a_user_misses_no_session_that_is_written_meanwhile(
+    server: Server, service: RedisSessionService
+) -> None:
+    for number in range(9):
+        service.create_session(app_name="shop", user_id="ann", session_id=f"s{number}")
+    seen: list[str] = []
+    after: list[str] = []
+    while True:
+        page = run(server, "ls", "shop", "ann", "--limit", "2", "--json", *after)
+        seen += [json.loads(line)["session"] for line in page.stdout.splitlines()]
+        if not page.stderr:
+            break
+        after = ["--after", page.stderr.partition("--after '")[2].partition("'")[0]]
+        if len(seen) == 2:  # it moves from the end to the top
+            service.append_event(SessionKey("shop", "ann", "s0"), Event("user", "one more"))
+    assert seen == ["s8", "s7", "s6", "s5", "s4", "s3", "s2", "s1", "s0"]
+
+
+def test_ls_lists_damaged_and_large_sessions_and_leaves_expired_ones_alone(
+    server: Server, service: RedisSessionService
+) -> None:
+    fill(service)
+    key = SessionKey("shop", "ann", "1")
+    service.update_session_state(key, {"large": "x" * 1_000_000})
+    server.raw.hset(f"{PREFIX}session:{{shop:ann}}:1", "created_us", "x")
+    server.raw.hdel(f"{PREFIX}session:{{shop:ann}}:1", "count")  # as 0.1.0 stored it
+    server.raw.zadd(f"{PREFIX}sessions:{{shop:ann}}", {"expired": 2**52})
+    found = {row["session"]: row for row in rows(server, "ls", "shop", "ann")}
+    assert set(found) == {"1", HOSTILE}
+    assert found["1"]["events"] == 3
+    assert found["1"]["bytes"] > 100  # an estimate of the server
+    assert len(rows(server, "ls", "shop", "ann", "--limit", "1")) == 1
+    assert server.raw.zscore(f"{PREFIX}sessions:{{shop:ann}}", "expired") == 2**52
+
+
 def test_ls_says_that_nothing_is_stored(server: Server, service: RedisSessionService) -> None:
     fill(service)
     result = run(server, "ls", "nobody")
@@ -120,6 +155,29 @@ def test_show_prints_header_state_and_events(server: Server, service: RedisSessi
     [row] = rows(server, "show", "shop", "ann", "1")
     assert [each["event"]["content"] for each in row["events"]] == ["mug 0", "mug 1", "mug 2"]
     assert deadlines(server) == before
+
+
+def test_stored_text_cannot_control_a_terminal(
+    server: Server, service: RedisSessionService
+) -> None:
+    name = "\x1b]0;title\x07"
+    session = service.create_session(
+        app_name="shop", user_id=name, session_id=name, state={name: 1}
+    )
+    service.append_event(session, Event(name, f"{name}\x9b31m and\r\x08 more"))
+    server.raw.zadd(f"{PREFIX}sessions:{{shop:%1B%5D0%3Btitle%07}}", {name + "2": 1})
+    for arguments in (
+        ("ls", "shop"),
+        ("ls", "shop", name),
+        ("show", "shop", name, name),
+        ("search", "more", "shop"),
+        ("tail", "shop", name, "--idle", "0.1"),
+        ("tail", "shop", name, name, "--idle", "0.1"),
+        ("doctor",),
+    ):
+        result = run(server, *arguments, exit_code=arguments == ("doctor",))
+        assert "title" in result.stdout
+        assert not {"\x1b", "\x07", "\x9b", "\r", "\x08"} & {*result.output}
 
 
 def test_show_names_a_session_that_does_not_exist(

@@ -87,6 +87,7 @@ def test_a_trained_dictionary_compresses_other_sessions(server: Server, tmp_path
     file = tmp_path / "shop.zdict"
     arguments = ("shop", "--url", server.url, "--output", str(file), "--size", "2048")
     shown = run("train-dictionary", *arguments).output
+    assert file.stat().st_mode & 0o777 == 0o600
     assert f"{file}: dictionary {dictionary_id(file.read_bytes())}, " in shown
     assert "trained on 1,0" in shown
     assert "without a dictionary" in shown

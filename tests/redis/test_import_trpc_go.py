@@ -90,6 +90,16 @@ def wanted(expected: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def test_an_event_that_is_not_json_is_skipped(server: Server, service: RedisSessionService) -> None:
+    load(server, "zset")
+    raw: Any = server.raw
+    [log] = [name for name in raw.keys("event:*") if name.endswith(b":G/01")]
+    raw.zadd(log, {"{": 1})
+    assert {each["status"] for each in run(server)} == {"written"}
+    key = SessionKey("greenhouse", "顾客-零三", "G/01")
+    assert len(service.get_events(key).events) == 7
+
+
 @pytest.mark.parametrize("layouts", [("zset",), ("hashidx",), ("zset", "hashidx")])
 def test_the_samples_are_imported_as_trpc_agent_go_reads_them(
     server: Server, service: RedisSessionService, layouts: tuple[str, ...]
@@ -123,8 +133,12 @@ def test_the_samples_are_imported_as_trpc_agent_go_reads_them(
         assert list(map(shown, page.events)) == list(map(wanted, session["events"]))
         assert set(found.state.get("trpc:tracks", {})) == set(session["tracks"])
         for name, entries in session["tracks"].items():
-            assert len(found.state["trpc:tracks"][name]) == len(entries)
-        assert set(found.state.get("trpc:summaries", {})) == set(session["summaries"])
+            tracks = found.state["trpc:tracks"][name]
+            assert [each.get("payload") for each in tracks] == [each["payload"] for each in entries]
+        summaries = found.state.get("trpc:summaries", {})
+        assert {name: each["summary"] for name, each in summaries.items()} == {
+            name: each["summary"] for name, each in session["summaries"].items()
+        }
         if found.summary is not None:
             assert found.summary.content == session["summaries"][""]["summary"]
     if len(layouts) == 1:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.clock import pass_time
+from support.compression import COMPRESSION
 from support.events import NOON, ids_of, make_event
 from support.servers import Server
 
@@ -44,12 +45,12 @@ STATE = {
 class Old:
     """A server with a stored keyspace, and a service of today with its options."""
 
-    def __init__(self, server: Server, name: str, codec: Any = "json") -> None:
+    def __init__(self, server: Server, name: str, codec: Any = "json", **options: Any) -> None:
         golden = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
         for command in golden["commands"]:
             server.raw.execute_command(*map(_raw_value, command))  # type: ignore[no-untyped-call]  # redis-py has no types for it
         self.options = golden["options"]
-        self.service = RedisSessionService(server.url, codec=codec, **self.options)
+        self.service = RedisSessionService(server.url, codec=codec, **self.options, **options)
         self.keys = Keys(self.options["key_prefix"], self.options["partition_by"]).session(**IDS)
         self.is_msgpack = name.startswith("msgpack")
         self.events = [
@@ -97,10 +98,14 @@ async def old(request: pytest.FixtureRequest, server: Server) -> AsyncIterator[O
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("codec", ["json", "msgpack"])
-async def test_a_stored_keyspace_stays_readable(server: Server, name: str, codec: Any) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"codec": "msgpack"}, {"compression": COMPRESSION}], ids=repr
+)
+async def test_a_stored_keyspace_stays_readable(
+    server: Server, name: str, options: dict[str, Any]
+) -> None:
     """A service reads every format, whichever it writes."""
-    old = Old(server, name, codec)
+    old = Old(server, name, **options)
     before = server.snapshot()
     async with old.service as service:
         found = await service.get_session(**IDS)

@@ -16,6 +16,7 @@ from support.servers import Server
 
 from sessionstore import Event, SessionKey, sync
 from sessionstore.cli import command_line
+from sessionstore.cli.fleet.workload import load_trace
 from sessionstore.cli.transfer import read_session
 from sessionstore.sync import RedisSessionService
 
@@ -162,6 +163,15 @@ def test_an_export_can_be_limited(server: Server, service: RedisSessionService) 
     assert len(exported("--since", "2020-01-01")) == 8
 
 
+def test_what_is_not_there_is_one_sentence(server: Server) -> None:
+    text = run(server, "export", "shop", "ann", "none", exit_code=2).stderr
+    assert "session 'none' of user 'ann' in app 'shop' does not exist" in text
+    text = run(server, "copy", "redis://localhost:1", exit_code=2).stderr
+    assert "Error: redis://localhost:1: " in text
+    text = run(server, "export", "--since", "yesterday", exit_code=2).stderr
+    assert "'yesterday' is not a time such as 2026-01-31T12:00:00" in text
+
+
 def test_an_import_leaves_a_session_alone_that_differs(
     server: Server, service: RedisSessionService, tmp_path: Path
 ) -> None:
@@ -189,6 +199,18 @@ def test_an_import_leaves_state_alone_that_was_changed_since(
     assert service.get_app_state("shop") == {"plan": "new"}
     assert service.get_user_state("shop", "only state") == {"k": 1}
     limit_tiers(server)
+
+
+def test_a_fleet_replays_an_export(
+    server: Server, service: RedisSessionService, tmp_path: Path
+) -> None:
+    fill(service, server.url)
+    file = tmp_path / "file"
+    run(server, "export", "shop", "--output", str(file))
+    found = load_trace(file)
+    assert len(found) == 6
+    assert {each.key.user_id for each in found} == {"ann", "bob"}  # without the empty session
+    assert sum(len(list(each.messages())) for each in found) > 1000
 
 
 def test_values_above_the_default_limits_are_moved(server: Server, tmp_path: Path) -> None:
@@ -274,6 +296,7 @@ def test_a_second_copy_picks_up_what_was_written_meanwhile(
     finally:
         is_done.set()
         writer.join()
+    service.append_event(key, Event("user", "last"))
     text = run(server, "copy", server.url, *target).stderr
     assert "replaced with a later version" in text
     text = run(server, "copy", server.url, *target).stderr

@@ -18,6 +18,10 @@ READING = Zstd(dictionaries=[FIRST], read_only=True)
 """Reads what COMPRESSION has compressed, and compresses nothing."""
 
 
+NEWER = Zstd(dictionaries=[SECOND, FIRST], min_bytes=0)
+"""Compresses with another dictionary, and reads both."""
+
+
 def plain(data: bytes) -> bytes:
     """The encoded value in stored bytes."""
-    return COMPRESSION.unwrap(data) if data[:1] == b"\x02" else data
+    return NEWER.unwrap(data)

@@ -38,6 +38,7 @@ SUBSTITUTIONS = (
     # Names of this project.
     (r"\baclose\b", "close"),
     (r"\bAsyncExecutor\b", "SyncExecutor"),
+    (r"\bAsyncKeyedExecutor\b", "KeyedExecutor"),
     (r"\bdrive_async\b", "drive"),
     (r"\bconnect_async\b", "connect_sync"),
     (r"\bAsyncMemoryExecutor\(memory\)", "memory"),

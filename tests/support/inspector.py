@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,12 +26,18 @@ class Inspector:
     Args:
         url: the server.
         *options: of the command.
+        terminal: the end of a pseudo terminal that the command has as its own.
     """
 
-    def __init__(self, url: str, *options: str, stdin: int = subprocess.DEVNULL) -> None:
+    def __init__(self, url: str, *options: str, terminal: int | None = None) -> None:
+        def take_terminal() -> None:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
         self._process = subprocess.Popen(
             [sys.executable, "-c", MAIN, "web", "--url", url, "--json", *options],
-            stdin=stdin,
+            stdin=subprocess.DEVNULL if terminal is None else terminal,
+            start_new_session=True,
+            preexec_fn=None if terminal is None else take_terminal,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -49,6 +58,11 @@ class Inspector:
         self._process.send_signal(signal.SIGINT)
         _, errors = self._process.communicate(timeout=15)
         return self._process.returncode, errors
+
+    def memory_mb(self) -> int:
+        """The memory that the process uses, on Linux."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text("utf-8")
+        return int(status.partition("VmRSS:")[2].split()[0]) // 1024
 
     def kill(self) -> None:
         """End the process, if it still runs."""

@@ -19,6 +19,9 @@ from sessionstore.embedded import EmbeddedServer, find_servers
 AGENT = "agent:password@"
 """The credentials of the user that the ACL line of lua/README.md creates, as a URL has them."""
 
+KEY_AGENT = "keys:password@"
+"""The same for the user of a key store."""
+
 KEY_PREFIXES = ("p:", "one:", "two:", "limit-*:")
 """Values of `key_prefix` in the contract tests, as patterns of an ACL rule."""
 
@@ -29,6 +32,7 @@ class Server:
     def __init__(self, embedded: EmbeddedServer, user: str = "") -> None:
         self.embedded = embedded
         self.url = embedded.url.replace("://", f"://{user}")
+        self.key_store_url = embedded.url.replace("://", f"://{KEY_AGENT}") + "?db=1"
         self.raw = redis.Redis(unix_socket_path=embedded.socket_path, decode_responses=False)
 
     def clients(self) -> list[redis.Redis]:
@@ -128,6 +132,7 @@ class Servers:
             server = self._running[name] = Server(_started(bundled.path), AGENT)
             command: Any = server.raw.execute_command
             command("ACL", "SETUSER", *acl_user("scan"))
+            command("ACL", "SETUSER", *acl_user(name="keys"))
         return self._running[name]
 
     def group(self, kind: str) -> Group:
@@ -174,20 +179,21 @@ def server_paths(further_paths: list[str]) -> dict[str, str]:
     return paths
 
 
-def acl_user(*further: str) -> list[str]:
-    """The name and the rules of the user that the ACL line of lua/README.md creates.
+def acl_user(*further: str, name: str = "agent") -> list[str]:
+    """The name and the rules of a user that an ACL line of lua/README.md creates.
 
     The keys are allowed with `KEY_PREFIXES`, too.
 
     Args:
         *further: more commands to allow.
+        name: the user.
     """
     readme = (Path(__file__).parents[2] / "lua/README.md").read_text("utf-8")
-    [line] = re.findall(r"^ACL SETUSER (.+)$", readme, re.MULTILINE)
+    [line] = re.findall(rf"^ACL SETUSER ({name} .+)$", readme, re.MULTILINE)
     rules = line.split()
     keys = [rule[1:] for rule in rules if rule.startswith("~")]
     prefixed = [f"~{prefix}{name}" for prefix in KEY_PREFIXES for name in keys]
-    return [*rules, *prefixed, *(f"+{name}" for name in further)]
+    return [*rules, *prefixed, *(f"+{command}" for command in further)]
 
 
 def _started(path: str) -> EmbeddedServer:

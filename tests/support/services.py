@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import sessionstore
 import sessionstore.sync
 from sessionstore import RedisSessionService
 from sessionstore.ops import Ops
@@ -22,6 +23,9 @@ WITH_TTL: dict[str, Any] = {
     "stream_ttl": 60,
 }
 """A TTL in every tier. The check for leaked keys then finds a key without a deadline."""
+
+RING = sessionstore.KeyRing({"new": bytes(range(64)), "old": bytes(32)})
+"""The key ring of the backends that encrypt."""
 
 MODES = ["async", "sync"]
 both_modes = pytest.mark.parametrize("mode", MODES)

@@ -6,7 +6,7 @@ import inspect
 from types import ModuleType
 
 from sessionstore.scripts import SCRIPTS, lua_directory
-from sessionstore.twin import fragments, history, scripts
+from sessionstore.twin import data_keys, fragments, history, scripts
 from sessionstore.twin.scripts import TWINS
 
 SERVER_TIME = {"server_time_us", "to_ms"}  # the keyspace has the time
@@ -33,5 +33,5 @@ def test_every_fragment_has_a_twin() -> None:
 def test_every_script_has_a_twin() -> None:
     # run_reads only takes the place of MULTI on a server that is out of memory.
     assert set(TWINS) == set(SCRIPTS) - {"run_reads"}
-    found = functions_of(scripts) | functions_of(history)
+    found = functions_of(scripts) | functions_of(history) | functions_of(data_keys)
     assert found == {name: f"lua/{name}.lua" for name in TWINS}

@@ -25,6 +25,7 @@ KEY_PATTERNS = {
     "staged": Keys.staged(_spelled, "staged").decode(),
     "user": _spelled.user.decode(),
     "app": _spelled.app.decode(),
+    "data_key": Keys().data_key("app", "user").decode(),
 }
 """The pattern of each key as keys.py spells it, by the name that scripts use."""
 

@@ -7,14 +7,24 @@ from typing import Any
 
 import pytest
 from support.clock import Clock
+from support.operations import OPERATIONS, Operation
+from support.scene import set_scene, shown, stored
 from support.services import make_ops
 from support.sessions import APP, IDS, KEY, OWNER, create, read
 
-from sessionstore import BackendUnavailable, Event, InMemorySessionService, SessionService
+from sessionstore import (
+    BackendUnavailable,
+    Event,
+    InMemorySessionService,
+    SessionKey,
+    SessionService,
+)
 from sessionstore.app_copies import APPS_LIMIT, BYTES_LIMIT, AppCopies
 from sessionstore.calls import Call
 from sessionstore.observe import wrap_executor
 from sessionstore.twin import AsyncMemoryExecutor, MemoryExecutor
+
+WITH_APP_STATE = [operation for operation in OPERATIONS if operation.uses("app")]
 
 REPLY = [b"k", b"1"]
 A, B = b"appdata:{a}", b"appdata:{b}"
@@ -129,6 +139,10 @@ class Place:
             make_ops(app_in_own_slot=True), AsyncMemoryExecutor(self.memory)
         )
 
+    def expire(self, key: SessionKey) -> None:
+        names = self.service._ops.options.keys.session(key.app_name, key.user_id, key.session_id)
+        self.memory.keyspace.unlink(names.session, names.events)
+
     def take(self) -> list[str]:
         """The names of the Calls since the last call of `take`."""
         names, self.sent.names = self.sent.names, []
@@ -195,6 +209,21 @@ async def test_own_writes_are_visible_at_once(place: Place) -> None:
     (await read(service)).state["app:b"].append(3)  # no caller shares a value
     (await service.get_app_state(APP))["b"].append(3)
     await check(b=[2])
+
+
+@pytest.mark.parametrize("operation", WITH_APP_STATE, ids=lambda operation: operation.name)
+async def test_every_operation_gives_the_same_with_copies(operation: Operation) -> None:
+    results = []
+    for options in ({}, {"app_state_max_age": 600}):
+        place = Place(**options)
+        service = place.service
+        scene = await set_scene(service, operation, expire=place.expire)
+        await service.get_app_state(scene.key.app_name)  # makes a copy
+        result = shown(await operation.run(service, scene))
+        after = [shown(await read(service, scene.key)) if operation.kind != "delete" else None]
+        after += [await stored(service, scene.key), await stored(place.other, scene.key)]
+        results.append((result, *after))
+    assert results[0] == results[1]
 
 
 async def test_a_read_that_a_write_overtakes_brings_back_nothing(place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.compression import COMPRESSION, FIRST, FOLDER, READING, SECOND
 from unit_support import unhurried
@@ -30,6 +31,7 @@ from sessionstore.transform import TierOwner, Unreadable
 
 OWNER = TierOwner("app", "user")
 EVENT = Event("user", {"text": "please book a seat by the window " * 4}, id="e1")
+TEXT = "please book a seat by the window " * 4
 PLAIN = Codec().encode_event(EVENT, "event", OWNER)[0]
 FRAMES = sorted(path.name for path in FOLDER.glob("*.zst"))
 
@@ -171,6 +173,17 @@ def test_every_flipped_bit_is_found() -> None:
     assert found > len(frame) * 8 - 8 - 4
 
 
+@settings(unhurried, max_examples=300)
+@given(st.binary(max_size=60), st.integers(0, 60), st.booleans())
+def test_random_bytes_are_unreadable_at_worst(noise: bytes, place: int, with_magic: bool) -> None:
+    frame = COMPRESSION.wrap(PLAIN)
+    magic = b"\x02\x28\xb5\x2f\xfd" if with_magic else b"\x02"
+    for bad in (magic + noise, frame[:place] + noise + frame[place + len(noise) :]):
+        if bad[:1] == b"\x02":
+            with contextlib.suppress(Unreadable):
+                COMPRESSION.unwrap(bad)
+
+
 def test_a_value_in_a_frame_in_a_frame_is_refused() -> None:
     nested = b"\x02" + zstandard.ZstdCompressor().compress(Zstd().wrap(PLAIN))
     with pytest.raises(ValueError, match="unknown format"):
@@ -273,6 +286,47 @@ async def test_reads_without_the_dictionary_raise_corrupt_data(compression: Zstd
 
 
 IDS: dict[str, Any] = {"app_name": "app", "user_id": "user", "session_id": "sid"}
+
+
+async def test_a_dictionary_is_introduced_to_readers_first() -> None:
+    before, ready, writer = (
+        InMemorySessionService(compression=option)
+        for option in (None, Zstd(dictionaries=[FIRST], read_only=True), COMPRESSION)
+    )
+    session = await before.create_session(**IDS, state={"a": TEXT})
+    await before.append_event(session, Event("user", TEXT, id="1"))
+    for service in (ready, writer):
+        service._executor = before._executor
+    await ready.append_event(session.key, Event("user", TEXT, id="2"))
+    assert [event.id for event in (await before.get_events(session)).events] == ["1", "2"]
+    await writer.append_event(session.key, Event("user", TEXT, id="3"))
+    for service in (ready, writer):
+        found = await service.get_session(**IDS)
+        assert found is not None
+        assert [event.id for event in found.events] == ["1", "2", "3"]
+    with pytest.raises(CorruptData):
+        await before.get_events(session)
+
+
+async def test_a_repeat_is_recognized_unless_the_first_dictionary_has_changed() -> None:
+    old, new = (
+        InMemorySessionService(compression=COMPRESSION),
+        InMemorySessionService(compression=Zstd(dictionaries=[SECOND, FIRST])),
+    )
+    new._executor = old._executor
+    session = await old.create_session(**IDS)
+    event = Event("user", TEXT)
+    for _ in range(2):
+        await old.append_event(session.key, event)
+    assert (await new.get_events(session)).events == [event]
+    for _ in range(2):
+        await new.append_event(session.key, event)
+    page = await new.get_events(session)
+    assert page.events == [event, event]
+    # What another dictionary compressed can be changed.
+    await new.replace_event(session.key, page.positions[0] or 0, event, Event("user", "new"))
+    assert await new.delete_event(session.key, page.positions[1] or 0, event)
+    assert [found.content for found in (await new.get_events(session)).events] == ["new"]
 
 
 def test_integers_of_state_stay_text_and_can_be_added_to() -> None:

@@ -49,6 +49,7 @@ SAMPLES: dict[str, Any] = {
     "maybe_applied": True,
     "confirmed": 1,
     "replies": [[b"OK", 1]],
+    "data_key": "~key",
 }
 
 

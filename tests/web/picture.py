@@ -1,4 +1,7 @@
-"""Makes the picture of the inspector in README.md: `.venv/bin/python tests/web/picture.py`."""
+"""Makes the picture of the inspector in README.md: `.venv/bin/python tests/web/picture.py`.
+
+Another file can be named.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ PICTURE = Path(__file__).parent / "inspector.png"
 SIZE: Any = {"width": 1080, "height": 960}
 
 
-def main() -> None:
+def main(target: Path) -> None:
     """Fill a server, start the inspector, and take the picture."""
     from playwright.sync_api import sync_playwright
 
@@ -42,9 +45,9 @@ def main() -> None:
             page.goto(inspector.link)
             page.goto(inspector.origin + address("session", *demo.IDS))
             page.locator('#live[data-state="on"]').wait_for()
-            PICTURE.write_bytes(smaller(page.screenshot()))
+            target.write_bytes(smaller(page.screenshot()))
             browser.close()
-    print(f"{PICTURE.relative_to(ROOT)}: {PICTURE.stat().st_size:,} bytes")
+    print(f"{target}: {target.stat().st_size:,} bytes")
 
 
 def smaller(png: bytes) -> bytes:
@@ -63,4 +66,4 @@ def smaller(png: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURE)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import demo
@@ -120,7 +123,7 @@ def test_every_page_can_be_reached_by_links(browser: Browser) -> None:
     page = browser.open("/?again=1")
     page.get_by_role("link", name="shop").click()
     page.get_by_role("link", name="ann").click()
-    assert "State of the user" in page.inner_text("main")
+    page.get_by_text("State of the user").wait_for()
     page.get_by_role("link", name="today").click()
     is_live(page)
     facts = page.inner_text("#facts")
@@ -128,7 +131,7 @@ def test_every_page_can_be_reached_by_links(browser: Browser) -> None:
     assert re.search(r"State of the application\s+currency\s+\"EUR\"", facts)
     assert re.search(r"State of the session\s+cart\s+\[\"mug\"\]", facts)
     page.locator("#events .event").last.get_by_role("link", name="raw").click()
-    assert '"content": "mug 129"' in page.inner_text("body")
+    page.get_by_text('"content": "mug 129"').wait_for()
     page.goto("/")
     page.get_by_role("link", name=re.compile("health|checking|problem")).click()
     page.locator("#found:not([data-again])").wait_for()
@@ -165,10 +168,12 @@ def test_pages_work_without_scripts(browser: Browser) -> None:
     page = browser.open(ADDRESS, java_script_enabled=False)
     seen = shown(page)
     while page.get_by_role("link", name="Older events").count():
-        page.get_by_role("link", name="Older events").click()
+        with page.expect_navigation():
+            page.get_by_role("link", name="Older events").click()
         seen = shown(page) + seen
     assert seen == [f"mug {number}" for number in range(130)]
-    page.get_by_role("link", name="Newer events").click()
+    with page.expect_navigation():
+        page.get_by_role("link", name="Newer events").click()
     assert shown(page) == [f"mug {number}" for number in range(30, 80)]
 
 
@@ -214,6 +219,29 @@ HIDE = """(hidden) => {
   Object.defineProperty(document, "hidden", { value: hidden, configurable: true })
   document.dispatchEvent(new Event("visibilitychange"))
 }"""
+
+
+def test_a_page_that_follows_for_long_stays_small(
+    browser: Browser, service: RedisSessionService, session: SessionKey
+) -> None:
+    page = browser.open(ADDRESS)
+    is_live(page)
+    page.evaluate("scrollTo(0, 0)")
+    for start in (0, 300):
+        texts = [f"live {number}" for number in range(start, start + 300)]
+        service.append_events(session, [Event("assistant", text) for text in texts])
+    fresh = page.get_by_role("button", name="600 new events")
+    fresh.wait_for()
+    assert len(shown(page)) == 650  # nothing goes while somebody reads further up
+    fresh.click()
+    fresh.wait_for(state="hidden")
+    service.append_event(session, Event("assistant", "live 600"))
+    page.get_by_text("live 600").wait_for()
+    assert shown(page) == [f"live {number}" for number in range(101, 601)]
+    assert 0 < page.locator("#events .event").last.bounding_box()["y"] < 720
+    with page.expect_navigation():
+        page.evaluate("location.assign(document.getElementById('older').href)")
+    assert shown(page) == [f"live {number}" for number in range(51, 101)]
 
 
 def test_a_page_shows_what_is_removed_replaced_and_deleted(
@@ -374,6 +402,16 @@ def test_images_are_shown(browser: Browser, service: RedisSessionService) -> Non
     wait_for(page, "() => document.querySelector('.picture')?.naturalWidth === 96")
 
 
+def test_long_instructions_are_folded(browser: Browser, service: RedisSessionService) -> None:
+    session = service.create_session(app_name="shop", user_id="ann", session_id="today")
+    service.append_event(session, Event("system", "Be kind."))
+    service.append_event(session, Event("system", "Rules:\n" + "Be kind.\n" * 100))
+    page = browser.open(ADDRESS)
+    assert shown(page) == ["Be kind."]
+    page.locator("summary").first.click()
+    assert page.locator("#events pre").inner_text().startswith("Rules:\nBe kind.\nBe kind.")
+
+
 def test_huge_events_are_cut(browser: Browser, service: RedisSessionService) -> None:
     session = service.create_session(app_name="shop", user_id="ann", session_id="today")
     for number in range(8):
@@ -475,16 +513,23 @@ def test_deleting_asks_for_the_id(
     page.get_by_role("link", name="Delete this session").click()
     page.get_by_label("To confirm").fill("ann")
     page.get_by_role("button", name="Delete").click()
-    assert "That is another id. Nothing was deleted." in page.inner_text("main")
+    page.get_by_text("That is another id. Nothing was deleted.").wait_for()
     assert service.get_events(session).events
     page.get_by_label("To confirm").fill("today")
     page.get_by_role("button", name="Delete").click()
-    assert "The session was deleted." in page.inner_text("main")
+    page.get_by_text("The session was deleted.").wait_for()
     page.get_by_role("link", name="Back").click()
-    assert "This user has no sessions." in page.inner_text("main")
+    page.get_by_text("This user has no sessions.").wait_for()
     page.get_by_role("link", name="Erase this user").click()
     page.get_by_label("To confirm").fill("ann")
     page.get_by_role("button", name="Erase").click()
-    assert "Deleted 0 sessions and 1 state key. Redis keys left: 0" in page.inner_text("main")
+    page.get_by_text("Deleted 0 sessions and 1 state key. Redis keys left: 0").wait_for()
     assert service.list_users("shop") == []
     browser.problems = [each for each in browser.problems if "status of 400" not in each]
+
+
+def test_the_picture_of_the_readme_can_be_made(tmp_path: Path) -> None:
+    target = tmp_path / "inspector.png"
+    command = [sys.executable, str(Path(__file__).parent / "picture.py"), str(target)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    assert 50_000 < target.stat().st_size < 150_000

@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 import click
-from rich.console import Console
 from rich.text import Text
 
 from ...errors import BackendError
 from ...sync import SessionService
 from ..keyspace import Node, primaries, scan
-from ..opened import counted, print_json, store_options
+from ..opened import TextConsole, counted, print_json, store_options
 from ..progress import watched
 from .data_checks import Damage, findings_of, look_at, repair
 from .finding import Finding, error
@@ -48,7 +47,7 @@ def doctor(
     as_json: bool,
 ) -> None:
     """Run the command; the help text is above."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = TextConsole()
     damage = Damage()
     statuses: Counter[str] = Counter()
     for finding in _findings(service, damage, None if full else _SAMPLE):
@@ -62,7 +61,7 @@ def doctor(
         summary = f"{counted(statuses.total(), 'check')}: {counted(num_problems, 'problem')}"
         if statuses["unknown"]:
             summary += f", {statuses['unknown']} not made (--verbose shows why)"
-        console.print(summary)
+        console.show(summary)
     if repairs and damage.users_to_repair:
         count = repair(service, damage)
         click.echo(
@@ -74,7 +73,15 @@ def doctor(
 def _findings(service: SessionService, damage: Damage, limit: int | None) -> Iterator[Finding]:
     """All findings, as soon as they are known. `damage` is what was found in the sessions."""
     for slot in primaries(service):
-        yield from check_server(Node(service, slot))
+        try:
+            yield from check_server(Node(service, slot))
+        except BackendError as problem:
+            yield error(
+                "server",
+                f"the node of slot {slot} does not answer: {problem}",
+                "Calls on its users fail.",
+                "Look at the log of the server, and at the network.",
+            )
     try:
         keys = watched(scan(service), "keys", lines=True)
         look_at(service, keys, limit, damage)
@@ -88,8 +95,8 @@ def _findings(service: SessionService, damage: Damage, limit: int | None) -> Ite
     yield from findings_of(damage)
 
 
-def _print(console: Console, finding: Finding) -> None:
-    console.print(
+def _print(console: TextConsole, finding: Finding) -> None:
+    console.show(
         Text.assemble(
             (f"{finding.status:<8}", _STYLES[finding.status]),
             (f"{finding.check}: ", "bold"),
@@ -98,4 +105,4 @@ def _print(console: Console, finding: Finding) -> None:
     )
     for line in (finding.why, finding.fix):
         if line:
-            console.print(Text(f"        {line}"))
+            console.show(Text(f"        {line}"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -19,7 +20,7 @@ from ...replies import hash_items
 from ...sync import SessionService
 from ...transform import TierOwner, Unreadable
 from ...transport.topology import slot_of_key
-from ..keyspace import ask, ask_each, index_entries
+from ..keyspace import ask, ask_each, index_entries, with_data_keys
 from ..opened import counted, show_bytes
 from .finding import Finding, error, ok, warning
 
@@ -264,13 +265,17 @@ class _Look:
         try:
             [fields] = ask(self._service, ("HGETALL", stored.key))
             for field, value in hash_items(fields):
-                self._codec.decode_value(value, owner, prefix + field.decode())
+                self._decode(self._codec.decode_value, value, owner, prefix + field.decode())
         except Unreadable as problem:
             self.damage.unreadable.add(f"{where}: {problem}")
         except ValueError:
             self.damage.corrupt.add(where)
         except BackendRejected as problem:
             self._note_wrong_type(where, problem)
+
+    def _decode(self, decode: Callable[..., object], *arguments: Any) -> None:
+        """Decode a value. ValueError if that is not possible."""
+        with_data_keys(self._service, partial(decode, *arguments))
 
     def _note_wrong_type(self, where: str, problem: BackendRejected) -> None:
         if "WRONGTYPE" not in str(problem):  # such as a missing right
@@ -337,10 +342,10 @@ class _Look:
                 damage.missing_events.add(f"{name}: {num_events} of {int(count)}")
             numbers = [int(each) for each in (version, created_us, deadline_ms or b"-1") if each]
             for data in newest:
-                self._codec.decode_event(data, key)
+                self._decode(self._codec.decode_event, data, key)
             for field, value in hash_items(state):
                 if field[:1] == b".":
-                    self._codec.decode_value(value, key, field[1:].decode())
+                    self._decode(self._codec.decode_value, value, key, field[1:].decode())
             self._check_leases(name, leases)
         except Unreadable as problem:
             damage.unreadable.add(f"{name}: {problem}")

@@ -23,6 +23,8 @@ from ..store import CannotStart
 Message = dict[str, Any]
 """A message as recorded: `role` and any other fields."""
 
+_EXPORTED = {"app_state", "user_state", "encoded_state", "created_at"}  # `export` writes them
+
 _TOOL_ROLES = ("tool", "function")
 
 TRACE_LINE = (
@@ -106,7 +108,8 @@ class _TraceLine(msgspec.Struct):
 def load_trace(path: Path) -> list[Conversation]:
     """The conversations of a file of JSON lines in UTF-8, one session a line, as TRACE_LINE.
 
-    Empty lines are skipped. The lines stay in memory as bytes and are decoded again for a replay.
+    Empty lines are skipped, and state and empty sessions, which `export` writes. The other lines
+    stay in memory as bytes and are decoded again for a replay.
 
     Raises:
         CannotStart: the trace is not valid; names the file, the line and the problem.
@@ -123,6 +126,8 @@ def load_trace(path: Path) -> list[Conversation]:
                     conversation = _trace_conversation(line)
                 except (msgspec.DecodeError, ValueError, RecursionError) as error:
                     raise CannotStart(f"{place}: {error}") from error
+                if conversation is None:
+                    continue
                 earlier = line_numbers.setdefault(conversation.key, number)
                 if earlier != number:
                     raise CannotStart(f"{place}: the same session as in line {earlier}")
@@ -134,8 +139,12 @@ def load_trace(path: Path) -> list[Conversation]:
     return conversations
 
 
-def _trace_conversation(line: bytes) -> Conversation:
-    checked = msgspec.convert(msgspec.json.decode(line), _TraceLine)
+def _trace_conversation(line: bytes) -> Conversation | None:
+    """The conversation of a line; None for state and empty sessions, which `export` writes."""
+    found = msgspec.json.decode(line)
+    if isinstance(found, dict) and "messages" not in found and not _EXPORTED.isdisjoint(found):
+        return None
+    checked = msgspec.convert(found, _TraceLine)
     key = SessionKey(checked.app_name, checked.user_id, checked.session_id)
     for name, value in asdict(key).items():
         encode_id(name, value)

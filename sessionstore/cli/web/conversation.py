@@ -15,6 +15,7 @@ from ..transcript import Piece, pieces_of, show_image, to_json
 
 _TEXT_LIMIT = 8000  # characters of a part that are shown
 _LINE_LIMIT = 120  # of what stands beside the name of a tool
+_FOLDED_FROM = 400  # characters of instructions for the agent
 _PARTS_LIMIT = 40  # of an event
 _VALUES_LIMIT = 200  # of a tier of state
 _IMAGE_BYTES = 8 << 20  # of a page
@@ -49,7 +50,6 @@ class ShownEvent(msgspec.Struct, frozen=True):
         at: when it happened, in the local zone.
         run: its invocation_id.
         branch: its branch.
-        id: its id.
         parts: the content.
         details: what else it holds.
         num_left: parts that are not shown.
@@ -63,7 +63,6 @@ class ShownEvent(msgspec.Struct, frozen=True):
     at: datetime
     run: str
     branch: str
-    id: str
     parts: list[Part]
     details: list[Part]
     num_left: int = 0
@@ -88,22 +87,17 @@ class Budget:
         return self._left >= 0
 
 
-def shown_events(
-    positions: Iterable[int], events: Iterable[Event], budget: Budget | None = None
-) -> list[ShownEvent]:
+def shown_events(positions: Iterable[int], events: Iterable[Event]) -> list[ShownEvent]:
     """Events of a session, one after another."""
-    budget = budget or Budget()
+    budget = Budget()
     shown: list[ShownEvent] = []
     for position, event in zip(positions, events, strict=True):
         starts_run = bool(shown) and shown[-1].run != event.invocation_id
-        shown.append(shown_event(position, event, budget, starts_run))
+        shown.append(_shown_event(position, event, budget, starts_run))
     return shown
 
 
-def shown_event(
-    position: int, event: Event, budget: Budget, starts_run: bool = False
-) -> ShownEvent:
-    """One event."""
+def _shown_event(position: int, event: Event, budget: Budget, starts_run: bool) -> ShownEvent:
     pieces = _pieces(event.content)
     role = event.content.get("role") if isinstance(event.content, Mapping) else None
     role = role if isinstance(role, str) else ""
@@ -123,8 +117,7 @@ def shown_event(
         at=event.timestamp.astimezone(),
         run=event.invocation_id,
         branch=event.branch,
-        id=event.id,
-        parts=[_part(piece, budget) for piece in pieces[:_PARTS_LIMIT]],
+        parts=[_part(piece, budget, kind == "system") for piece in pieces[:_PARTS_LIMIT]],
         details=list(_details(event)),
         num_left=max(len(pieces) - _PARTS_LIMIT, 0),
         starts_run=starts_run,
@@ -166,7 +159,7 @@ def _pieces(content: Any) -> list[Piece]:
         return [Piece("note", "This content is nested too deeply to be shown.")]
 
 
-def _part(piece: Piece, budget: Budget) -> Part:
+def _part(piece: Piece, budget: Budget, folds_text: bool = False) -> Part:
     if piece.kind == "image":
         if budget.takes(piece.text):
             return Part("image", piece.text, show_image(piece.text))
@@ -177,6 +170,8 @@ def _part(piece: Piece, budget: Budget) -> Part:
         return _folded("call", name, arguments.removesuffix(")"))
     if piece.kind in ("result", "data"):
         return _folded(piece.kind, "result" if piece.kind == "result" else "", piece.text)
+    if folds_text and len(piece.text) > _FOLDED_FROM:
+        return _folded("data", "", piece.text)
     return Part(piece.kind, piece.text[:_TEXT_LIMIT], num_left=_num_left(piece.text))
 
 

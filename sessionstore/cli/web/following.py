@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from ... import SessionService
-from ...errors import EventsMissing, SessionNotFound, SessionStoreError
+from ...errors import CorruptData, SessionNotFound, SessionStoreError
 from ...model import SessionKey, WatchChange, Watched, WatchEnd
 from ..transcript import to_json
 from .addresses import ids_in
-from .conversation import Budget, plain_text, shown_event, shown_events
+from .conversation import plain_text, shown_events
 
 if TYPE_CHECKING:
     from .pages import Pages
@@ -54,7 +54,7 @@ class Following:
             async with aclosing(watched):
                 async for item in watched:
                     yield await run_in_threadpool(self._message, key, item)
-        except (EventsMissing, SessionNotFound) as error:
+        except (CorruptData, SessionNotFound) as error:
             yield _text(kind="end", text=f"The session cannot be followed: {error}")
         except SessionStoreError as error:
             # The browser connects again, with its last cursor.
@@ -85,7 +85,8 @@ class Following:
                 author=event.author,
                 text=plain_text(event),
             )
-        html = self._pages.event_html(key, shown_event(item.position, event, Budget()))
+        [shown] = shown_events([item.position], [event])
+        html = self._pages.event_html(key, shown)
         return _text(item.cursor, kind="event", position=item.position, writer=writer, html=html)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any, NamedTuple
 
 from starlette.requests import Request
@@ -17,10 +16,11 @@ from ...errors import (
     SessionStoreError,
 )
 from ...model import SessionKey
+from ...replies import members_with_scores
 from ...sync import SessionService
 from ...times import from_us
-from ..keyspace import Node, ask, places, primaries
-from ..ls import describe_session
+from ..keyspace import Node, ask, ask_each, primaries
+from ..ls import read_sessions
 from .access import Access
 from .addresses import address, ids_in
 from .conversation import ShownEvent, value_parts
@@ -118,15 +118,20 @@ class Pages:
         self.survey.keys.start(again="again" in request.query_params)
         text, after = request.query_params.get("text", ""), request.query_params.get("after")
         found, num_found = self.survey.keys.users(app_name, text, after, _ROWS + 1)
-        rows = []
-        for user in found[:_ROWS]:
-            newest = next(places(self.service, app_name, user.user_id, per_read=1), None)
-            rows.append((user, None if newest is None else from_us(newest.updated_us)))
+        keys = self.service._ops.options.keys
+        indexes = [keys.user(app_name, user.user_id).session_index for user in found[:_ROWS]]
+        newest = ask_each(
+            self.service, (("ZRANGE", index, 0, 0, "REV", "WITHSCORES") for index in indexes)
+        )
+        updated = [
+            from_us(int(entries[0][1])) if entries else None
+            for entries in map(members_with_scores, newest)
+        ]
         return self.renderer.page(
             "users.html",
             app_name=app_name,
             keys=self.survey.keys,
-            rows=rows,
+            rows=list(zip(found, updated, strict=False)),
             num_found=num_found,
             text=text,
             after=after,
@@ -137,25 +142,13 @@ class Pages:
         """The sessions of a user, last updated first."""
         app_name, user_id = ids_in(request.query_params, 2)
         after = request.query_params.get("after")
-        rows: list[dict[str, Any]] = []
-        cursor, problem = None, ""
-        try:
-            page = self.service.list_sessions(
-                app_name=app_name, user_id=user_id, limit=_ROWS, after=after
-            )
-            rows, cursor = [describe_session(self.service, each) for each in page], page.cursor
-        except CorruptData as error:
-            # One damaged session does not hide the others.
-            problem = str(error)
-            newest = islice(places(self.service, app_name, user_id), _ROWS)
-            rows = [
-                {"session": each.session_id, "updated": from_us(each.updated_us)} for each in newest
-            ]
+        rows, cursor = read_sessions(self.service, app_name, user_id, _ROWS, after)
         state: dict[str, Any] = {}
+        problem = ""
         try:
             state = self.service.get_user_state(app_name, user_id)
         except CorruptData as error:
-            problem = problem or str(error)
+            problem = str(error)
         return self.renderer.page(
             "sessions.html",
             500 if problem else 200,

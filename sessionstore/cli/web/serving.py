@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -58,7 +59,9 @@ def serve(
                 log_level=logging.ERROR,
                 access_log=False,
                 lifespan="off",
+                http="h11",
                 ws="none",
+                proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=_STOP_S,
             )
@@ -89,16 +92,23 @@ class _Server(uvicorn.Server):
 
 def _offer_new_links(access: Access, announce: Callable[[str], None]) -> None:
     """Announce a new link each time that Enter is pressed in the terminal."""
-    if not sys.stdin.isatty():
+    if not sys.stdin.isatty() or not _is_in_foreground():
         return
     loop = asyncio.get_running_loop()
 
     def read() -> None:
-        if sys.stdin.readline():
+        if _is_in_foreground() and sys.stdin.readline():
             announce(access.new_link())
-        else:  # Ctrl-D
+        else:  # Ctrl-D, or in the background, where reading stops the process
             loop.remove_reader(sys.stdin)
 
     with suppress(NotImplementedError, PermissionError):  # an event loop without this
         loop.add_reader(sys.stdin, read)
         click.echo("The link works once. Enter: a new link. Ctrl-C: stop.", err=True)
+
+
+def _is_in_foreground() -> bool:
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except OSError:  # not the terminal of this process
+        return False

@@ -64,11 +64,23 @@ class SessionPages:
         key = SessionKey(*ids_in(parameters, 3))
         facts = self._facts(key)
         limit = _limit(facts, _EVENTS, _PAGE_BYTES)
-        head, page, problem = None, EventPage([], None, None), ""
+        before, after, middle = (
+            number_in(parameters, name) for name in ("before", "after", "around")
+        )
+        head, page, has_older, problem = None, EventPage([], None, None), False, ""
         try:
-            is_part = any(name in parameters for name in ("before", "after", "around"))
-            head = None if is_part else drive(_begin(self._service, key), self._service._executor)
-            page = self._events(key, limit, parameters)
+            if middle is not None:
+                page, has_older = self._events_around(key, middle, max(limit // 2, 1))
+            elif before is not None:
+                page = self._service.get_events(key, before=before, limit=limit)
+                has_older = len(page.events) == limit
+            elif after is not None:
+                page = self._service.get_events(key, after=after, limit=limit)
+                has_older = True
+            else:
+                head = drive(_begin(self._service, key), self._service._executor)
+                page = self._service.get_events(key, limit=limit, newest=True)
+                has_older = facts.session.event_count > len(page.events)
         except CorruptData as error:
             problem = str(error)
         return self._renderer.page(
@@ -77,11 +89,9 @@ class SessionPages:
             key=key,
             facts=facts,
             events=shown_events(page.positions, page.events),
-            first=page.first if _has_older(facts, page, limit, parameters) else None,
+            first=page.first if has_older and page.events else None,
             last=None if head else page.last,
             cursor=None if head is None else _cursor(head, page),
-            marked=number_in(parameters, "around"),
-            text="",
             problem=problem,
         )
 
@@ -107,6 +117,7 @@ class SessionPages:
                 if len(found) == _FOUND:
                     break
         is_full = len(found) == _FOUND
+        next_before = page.first if len(page.events) == limit else None
         return self._renderer.page(
             "search.html",
             key=key,
@@ -116,11 +127,7 @@ class SessionPages:
             num_events=facts.session.event_count,
             num_searched=len(page.events),
             is_full=is_full,
-            next_before=found[-1][0]
-            if is_full
-            else page.first
-            if len(page.events) == limit
-            else None,
+            next_before=found[-1][0] if is_full else next_before,
         )
 
     def raw_event(self, request: Request) -> Response:
@@ -150,7 +157,7 @@ class SessionPages:
         [(until_us, holder), (seconds, micros)] = ask(
             self._service, ("HMGET", name, "turn_until_us", "turn_holder"), ("TIME",)
         )
-        until = int(until_us or 0)
+        until = int(until_us) if until_us and until_us.isdigit() else 0
         is_held = until > int(seconds) * 10**6 + int(micros)
         summary = session.summary
         return Facts(
@@ -162,21 +169,13 @@ class SessionPages:
             None if summary is None else parts_of(summary.content),
         )
 
-    def _events(self, key: SessionKey, limit: int, parameters: Any) -> EventPage:
-        before, after, middle = (
-            number_in(parameters, name) for name in ("before", "after", "around")
-        )
-        if middle is None:
-            is_newest = before is None and after is None
-            return self._service.get_events(
-                key, before=before, after=after, limit=limit, newest=is_newest
-            )
-        half = max(limit // 2, 1)
-        older = self._service.get_events(key, before=middle + 1, limit=half)
-        newer = self._service.get_events(key, after=middle, limit=half)
-        return EventPage(
-            older.events + newer.events, older.first, newer.last, older.positions + newer.positions
-        )
+    def _events_around(self, key: SessionKey, position: int, half: int) -> tuple[EventPage, bool]:
+        """The events up to a position and after it, and whether there may be older ones."""
+        older = self._service.get_events(key, before=position + 1, limit=half)
+        newer = self._service.get_events(key, after=position, limit=half)
+        events, positions = older.events + newer.events, older.positions + newer.positions
+        page = EventPage(events, older.first, newer.last, positions)
+        return page, len(older.events) == half
 
 
 def _begin(service: Any, key: SessionKey) -> Flow[Head | None]:
@@ -201,13 +200,6 @@ def _limit(facts: Facts, most: int, num_bytes: int) -> int:
         return _EVENTS_IF_UNKNOWN
     each = facts.size.num_bytes // max(facts.session.event_count, 1)
     return max(min(most, num_bytes // max(each, 1)), 1)
-
-
-def _has_older(facts: Facts, page: EventPage, limit: int, parameters: Any) -> bool:
-    if not page.events:
-        return False
-    is_full = len(page.events) == limit or "before" not in parameters
-    return is_full and facts.session.event_count > len(page.events)
 
 
 def _marked(content: str, wanted: str) -> tuple[str, str, str]:

@@ -3,7 +3,9 @@
 // Every page works without this file, but for following a session. HTML that is inserted here comes
 // from the templates of the inspector, which escape what is stored.
 
-const MOST_EVENTS = 500 // in the page while it follows
+// In the page while it follows: at its end, and while somebody reads further up.
+const MOST_EVENTS = 500
+const MOST_EVENTS_IF_READ = 2000
 const byId = (id) => document.getElementById(id)
 
 async function load(address) {
@@ -60,8 +62,8 @@ function insert(element) {
 }
 
 // Older events go when there are too many; the link to them stays right.
-function trim() {
-  const surplus = shownEvents().slice(0, -MOST_EVENTS)
+function trim(most) {
+  const surplus = shownEvents().slice(0, -most)
   for (const event of surplus) event.remove()
   if (surplus.length) pointOlderTo(positionOf(shownEvents()[0]))
 }
@@ -149,7 +151,7 @@ function follow() {
         element.classList.add("fresh-event")
         insert(element)
       }
-      trim()
+      trim(wasAtEnd ? MOST_EVENTS : MOST_EVENTS_IF_READ)
       announce(wasAtEnd)
       readFacts()
     },

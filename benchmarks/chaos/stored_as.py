@@ -1,11 +1,12 @@
-"""Compression for the agents: with a dictionary that was trained on events like theirs."""
+"""How agents store values: compressed, with a dictionary for events like theirs, or encrypted."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable
 
-from sessionstore import Event, Zstd
+from sessionstore import Event, KeyRing, Zstd
 from sessionstore.compression import train_dictionary
 
 from ..dictionary import encoded
@@ -14,11 +15,19 @@ _SAMPLES = 2000
 _DICTIONARY_BYTES = 2048
 
 
-def add_option(parser: argparse.ArgumentParser) -> None:
-    """The option --compression of a command."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options --compression and --encryption of a command."""
     parser.add_argument(
         "--compression", action="store_true", help="the services compress all they can"
     )
+    parser.add_argument(
+        "--encryption", action="store_true", help="they encrypt, with a data key for each user"
+    )
+
+
+def new_ring() -> KeyRing:
+    """A key ring with a random key."""
+    return KeyRing({"chaos": os.urandom(64)})
 
 
 def compression_for(events: Iterable[Event]) -> Zstd:

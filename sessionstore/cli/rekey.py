@@ -1,0 +1,292 @@
+"""The commands `rekey` and `new-key`: encrypt what is stored with the first key; make a key."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+import click
+import msgspec
+from msgspec.structs import asdict, replace
+
+from ..adapters.checkpoints import LAYOUT, change_entries, is_of_entries
+from ..calls import Call, Command, Flow, OtherDataKey
+from ..codec import corrupt
+from ..drive import drive
+from ..keyed import introducing, keyed
+from ..model import SessionKey
+from ..ops import Ops, ids_of
+from ..replies import hash_items, members_with_scores
+from ..sync import SessionService
+from ..transform import Kind, Owner, TierOwner
+from .keyspace import places, scan
+from .opened import counted, print_json, store_options
+from .progress import watched
+
+_EVENTS_PER_CALL = 500
+_BYTES_PER_CALL = 1 << 20
+
+Row = TypeVar("Row", bound=tuple[Any, bytes, bytes])
+
+
+class Counts(msgspec.Struct):
+    """What a run of `rekey` did."""
+
+    users: int = 0
+    sessions: int = 0
+    changed: int = 0
+    current: int = 0
+    unreadable: int = 0
+
+    def report(self) -> str:
+        """One line for people."""
+        return (
+            f"{counted(self.sessions, 'session')} of {counted(self.users, 'user')}: "
+            f"{counted(self.changed, 'value')} encrypted with the first key, "
+            f"{self.current:,} had it already, {self.unreadable:,} cannot be read"
+        )
+
+
+@click.command(
+    "rekey",
+    short_help="Encrypt what is stored with the first key.",
+    help="""Encrypt events, state and summaries with the first key of --key-ring, while they are in
+use. With --key-store, sessions get the data key of their user, and data keys are encrypted with the
+first key.
+
+What others change meanwhile is left alone: their services write with the first key. Versions and
+deadlines stay as they are. The command may be interrupted and started again: it changes only what
+has another key. Once a run reports 0 values, no value needs the older keys, except events of an
+import that was interrupted within the last hour.
+
+Exit status: 0 = done; 1 = some values cannot be read. Their keys are printed.""",
+)
+@click.argument("app_name", metavar="[APP", required=False)
+@click.argument("user_id", metavar="[USER]]", required=False)
+@click.option("--after", nargs=2, metavar="APP USER", help="Continue after this user.")
+@store_options
+@click.pass_context
+def rekey(
+    context: click.Context,
+    service: SessionService,
+    app_name: str | None,
+    user_id: str | None,
+    after: tuple[str, str] | None,
+    as_json: bool,
+) -> None:
+    """Run the command; the help text is above."""
+    if context.params["key_ring"] is None:
+        raise click.UsageError("Name the keys: pass --key-ring.")
+    counts = Counts()
+    last: tuple[str, str] | None = after
+    found = _users(service, app_name)
+    try:
+        for app in sorted(found):
+            if user_id is None and (after is None or app > after[0]):
+                _run(service, _rekey_tier, TierOwner(app), counts)
+            for user in watched(sorted(found[app]), "users", lines=True):
+                if user_id in (None, user) and (after is None or (app, user) > after):
+                    _rekey_user(service, app, user, counts)
+                    counts.users += 1
+                    last = (app, user)
+    except BaseException:
+        if last is not None:
+            click.echo(f"Continue with: --after {last[0]!r} {last[1]!r}", err=True)
+        raise
+    if as_json:
+        print_json(asdict(counts))
+    else:
+        click.echo(counts.report() + ".")
+    context.exit(1 if counts.unreadable else 0)
+
+
+@click.command(
+    "new-key",
+    short_help="Print a new key for a key ring.",
+    help="""Print a line with a new random key, for a key ring: sessionstore new-key >> keys
+
+NAME is stored with every value; by default it is the date of today.""",
+)
+@click.argument("name", metavar="[NAME]", required=False)
+def new_key(name: str | None) -> None:
+    """Run the command; the help text is above."""
+    name = name or datetime.now(UTC).strftime("%Y-%m-%d")
+    click.echo(f"{name}:{base64.b64encode(os.urandom(64)).decode()}")
+
+
+def _users(service: SessionService, app_name: str | None) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for key in scan(service, app_name):
+        found.setdefault(key.app_name, set()).update(filter(None, [key.user_id]))
+    return found
+
+
+def _rekey_user(service: SessionService, app_name: str, user_id: str, counts: Counts) -> None:
+    if service._ops.data_keys is not None:
+        _run(service, _rewrap, app_name, user_id, counts)
+    _run(service, _rekey_user_tier, app_name, user_id, counts)
+    for place in places(service, app_name, user_id):
+        _run(service, _rekey_session, SessionKey(app_name, user_id, place.session_id), counts)
+        counts.sessions += 1
+
+
+def _run(service: SessionService, flow: Callable[..., Flow[None]], *args: Any) -> None:
+    drive(flow(service._ops, *args), service._executor)
+
+
+# -- flows ----------------------------------------------------------------------------------------
+
+
+def _rewrap(ops: Ops, app_name: str, user_id: str, counts: Counts) -> Flow[None]:
+    """Encrypt the data key of a user with the first key of the ring."""
+    keys, owner = ops.data_keys, (app_name, user_id)
+    assert keys is not None
+    name, wrapped = yield keys.read_wrapped(owner)
+    if name is None or wrapped is None:
+        return
+    new = keys.rewrapped(owner, name, wrapped)
+    if new != wrapped:
+        where = ops.options.keys.data_key(*owner)
+        call = ops.reseal_values(where, b"", [(b"wrapped", wrapped, new)])
+        counts.changed += yield replace(call, for_key_store=True)
+
+
+@introducing
+def _rekey_user_tier(ops: Ops, app_name: str, user_id: str, counts: Counts) -> Flow[None]:
+    """Reseal the state of a user."""
+    yield from _rekey_tier(ops, TierOwner(app_name, user_id), counts)
+
+
+def _rekey_tier(ops: Ops, owner: TierOwner, counts: Counts) -> Flow[None]:
+    """Reseal the state of an application or of a user."""
+    keys = ops.options.keys
+    if owner.user_id:
+        where, prefix = keys.user(*owner).user, "user:"
+    else:
+        where, prefix = keys.app(owner.app_name), "app:"
+    pairs = yield from _read_hash(where)
+    resealed = _Resealed(ops, owner, counts)
+    for field, value in pairs.items():
+        resealed.add_field(where, field, value, prefix + field.decode("utf-8", "replace"))
+    yield from resealed.store(where, b"")
+
+
+@keyed
+def _rekey_session(ops: Ops, key: SessionKey, counts: Counts) -> Flow[None]:
+    """Reseal a session: state, summary and events."""
+    keys = ops.options.keys.session(*ids_of(key))
+    pairs = yield from _read_hash(keys.session)
+    if b"version" not in pairs:
+        return
+    data_key = pairs.get(b"data_key", b"")
+    if ops.data_key and data_key != ops.data_key:
+        where = keys.session.decode()
+        raise OtherDataKey("", key=where, data_key=data_key.decode("utf-8", "replace"))
+    resealed = _Resealed(ops, key, counts)
+    for field, value in pairs.items():
+        if field[:1] == b".":
+            resealed.add_field(keys.session, field, value, field[1:].decode("utf-8", "replace"))
+        elif field == b"summary":
+            resealed.add_field(keys.session, field, value, "", "summary")
+    after = 0
+    while True:
+        bounds = (b"(%d" % after, "+inf", "BYSCORE", "LIMIT", 0, _EVENTS_PER_CALL, "WITHSCORES")
+        found = yield _read(("ZRANGE", keys.events, *bounds))
+        entries = members_with_scores(found)
+        for member, position in entries:
+            resealed.add_event(keys.events, position, member)
+        yield from resealed.store(keys.session, keys.events)
+        if len(entries) < _EVENTS_PER_CALL:
+            return
+        after = entries[-1][1]
+
+
+class _Resealed:
+    """Values of one owner that get another key, until they are stored.
+
+    Args:
+        ops: its codec encrypts.
+        owner: whose values these are.
+        counts: is updated.
+    """
+
+    def __init__(self, ops: Ops, owner: Owner, counts: Counts) -> None:
+        self._ops = ops
+        self._owner = owner
+        self._counts = counts
+        self._fields: list[tuple[bytes, bytes, bytes]] = []
+        self._members: list[tuple[int, bytes, bytes]] = []
+
+    def add_field(
+        self, where: bytes, field: bytes, value: bytes, name: str, kind: Kind = "state"
+    ) -> None:
+        """Add a field of a hash, if its value has another key."""
+        change = partial(self._reseal, where, name, kind)
+        if field == LAYOUT:
+            return
+        # A script adds to these, so that each of their entries is encrypted by itself.
+        new = change_entries(value, change) if is_of_entries(field) else change(value)
+        if self._is_other(value, new):
+            self._fields.append((field, value, new))
+
+    def add_event(self, where: bytes, position: int, member: bytes) -> None:
+        """Add an event, if it has another key."""
+        new = self._reseal(where, "", "event", member)
+        if self._is_other(member, new):
+            self._members.append((position, member, new))
+
+    def store(self, hash_key: bytes, events: bytes) -> Flow[None]:
+        """Store what was added, in bounded steps."""
+        fields, self._fields = self._fields, []
+        members, self._members = self._members, []
+        for some in _parts(fields):
+            self._counts.changed += yield self._ops.reseal_values(hash_key, b"", some)
+        for part in _parts(members):
+            self._counts.changed += yield self._ops.reseal_values(hash_key, events, [], part)
+
+    def _reseal(self, where: bytes, name: str, kind: Kind, data: bytes) -> bytes:
+        try:
+            return self._ops.options.codec.resealed(data, self._owner, kind, name)
+        except ValueError as error:
+            shown = corrupt(where, error, name.encode() if name else None)
+            click.echo(f"{shown}.", err=True)
+            self._counts.unreadable += 1
+            return data
+
+    def _is_other(self, old: bytes, new: bytes) -> bool:
+        self._counts.current += new == old
+        return new != old
+
+
+def _parts(rows: list[Row]) -> Iterator[list[Row]]:
+    """The rows in parts that one call takes."""
+    part: list[Row] = []
+    size = 0
+    for row in rows:
+        part.append(row)
+        size += len(row[1]) + len(row[2])
+        if size > _BYTES_PER_CALL or len(part) == _EVENTS_PER_CALL:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _read_hash(where: bytes) -> Flow[dict[bytes, bytes]]:
+    found = yield _read(("HGETALL", where))
+    return dict(hash_items(found))
+
+
+def _read(command: Command) -> Call[Any]:
+    return Call(
+        "rekey",
+        lambda replies: replies[0],
+        commands=(command,),
+        writes=False,
+        from_primary=True,
+        is_bulk=True,
+    )

@@ -1,0 +1,235 @@
+"""Encryption of stored values with AES-SIV, and the keys for it. It needs the extra `encryption`.
+
+    0x03, the size of the key's name, the name, 16 bytes that authenticate, the encrypted bytes
+
+AES-SIV is deterministic: equal values at equal places give equal bytes, so that a repeat of an
+append finds its event. Application, user, kind and state key are authenticated with each value, so
+no value can be moved to another user or another field. The session is not, because a fork copies
+values.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from base64 import b64decode
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .errors import InvalidArgument
+from .transform import ENCRYPTED, Context, Unreadable
+
+KEY_SIZES = (32, 64)
+"""Sizes of a key in bytes: AES-128-SIV and AES-256-SIV, which need two AES keys each."""
+
+DATA_KEY_MARK = "~"
+"""Names of data keys begin with it, those of a ring cannot."""
+
+_is_name = re.compile(r"[A-Za-z0-9._-]{1,32}", re.ASCII).fullmatch
+
+
+class KeyRing:
+    """The option `encryption` of a service: named keys. The first encrypts, all are for reading.
+
+    To change keys, first add a new one at the end of the ring of every process. Then move it to the
+    front, run `sessionstore rekey`, and remove the old key.
+
+    Args:
+        keys: keys by name: 64 bytes (AES-256) or 32 bytes (AES-128), or the same as Base64 text. A
+            name has up to 32 of the characters `A-Z a-z 0-9 . _ -`. It is part of every stored
+            value.
+        read_only: encrypt nothing new. Services that have this option can read what others encrypt.
+
+    Raises:
+        InvalidArgument: a name or a key is not valid. The message does not show the key.
+        ImportError: the extra `encryption` is not installed.
+    """
+
+    def __init__(self, keys: Mapping[str, bytes | str], *, read_only: bool = False) -> None:
+        if not isinstance(keys, Mapping) or not keys:
+            raise InvalidArgument("keys must be a dict with at least one key by its name")
+        if not isinstance(read_only, bool):
+            raise InvalidArgument(
+                f"read_only must be True or False, not {type(read_only).__name__}"
+            )
+        self._keys = {_check_name(name): _check_key(name, key) for name, key in keys.items()}
+        self.read_only = read_only
+        self._ciphers = {name: AuthenticatedKey(name, key) for name, key in self._keys.items()}
+        self.first = self._ciphers[next(iter(self._keys))]
+
+    @classmethod
+    def from_text(cls, text: str, *, read_only: bool = False) -> KeyRing:
+        """The ring in a text like `2026-01:BASE64,2026-07:BASE64`.
+
+        Commas or ends of lines separate the keys. Lines that begin with # are comments.
+
+        Raises:
+            InvalidArgument: an entry is not valid. The message does not show the key.
+        """
+        lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
+        keys: dict[str, bytes | str] = {}
+        for entry in filter(None, re.split(r"[\s,]+", "\n".join(lines))):
+            name, colon, key = entry.partition(":")
+            if not colon:
+                raise InvalidArgument("a key must be written as NAME:BASE64")
+            if name in keys:
+                raise InvalidArgument(f"two keys have the name {name!r}")
+            keys[name] = key
+        return cls(keys, read_only=read_only)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> KeyRing:
+        """The ring in a file, as `from_text` reads it.
+
+        Raises:
+            InvalidArgument: the file cannot be read, or an entry is not valid.
+        """
+        try:
+            text = Path(path).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not a text file"
+            raise InvalidArgument(
+                f"the key ring {os.fspath(path)} cannot be read: {reason}"
+            ) from None
+        return cls.from_text(text, read_only=read_only)
+
+    @classmethod
+    def from_env(cls, variable: str, *, read_only: bool = False) -> KeyRing:
+        """The ring in an environment variable, as `from_text` reads it.
+
+        Raises:
+            InvalidArgument: the variable is not set, or an entry is not valid.
+        """
+        text = os.environ.get(variable)
+        if not text:
+            raise InvalidArgument(f"the environment variable {variable} has no key ring")
+        return cls.from_text(text, read_only=read_only)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the keys; the first one encrypts."""
+        return list(self._keys)
+
+    def wrap(self, data: bytes, context: Context) -> bytes:
+        """An encoded value, encrypted with the first key."""
+        return data if self.read_only else self.first.seal(data, describe(*context))
+
+    def unwrap(self, data: bytes, context: Context) -> bytes:
+        """What `wrap` was given. Unreadable if no key of the ring opens it."""
+        return self.key_named(name_of_key(data)).open(data, describe(*context))
+
+    def key_named(self, name: str) -> AuthenticatedKey:
+        """A key of the ring. Unreadable if it does not have the key."""
+        key = self._ciphers.get(name)
+        if key is None and name.startswith(DATA_KEY_MARK):
+            raise Unreadable(
+                f"it is encrypted with a data key of its user, {name!r}: the option "
+                "key_store is needed"
+            )
+        if key is None:
+            raise Unreadable(
+                f"it is encrypted with the key {name!r}, which encryption= does not have"
+            )
+        return key
+
+    def __repr__(self) -> str:
+        return f"KeyRing({', '.join(self._keys)})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, KeyRing):
+            return NotImplemented
+        same_order = list(self._keys.items()) == list(other._keys.items())
+        return same_order and self.read_only == other.read_only
+
+    def __hash__(self) -> int:
+        return hash((tuple(self._keys), self.read_only))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_again, (self._keys, self.read_only)
+
+
+def _made_again(keys: dict[str, bytes], read_only: bool) -> KeyRing:
+    return KeyRing(keys, read_only=read_only)
+
+
+class AuthenticatedKey:
+    """One key with its name.
+
+    Args:
+        name: is stored with every value.
+        key: 32 or 64 bytes.
+    """
+
+    def __init__(self, name: str, key: bytes) -> None:
+        self.name = name
+        self._cipher, self._invalid_tag = _make_cipher(key)
+        encoded = name.encode()
+        self._head = ENCRYPTED + bytes([len(encoded)]) + encoded
+
+    def __repr__(self) -> str:
+        return f"AuthenticatedKey({self.name})"
+
+    def seal(self, data: bytes, place: bytes) -> bytes:
+        """Encrypted data that can only be opened as of the same place."""
+        sealed: bytes = self._cipher.encrypt(data, [place])
+        return self._head + sealed
+
+    def open(self, data: bytes, place: bytes) -> bytes:
+        """The data that was sealed. Unreadable if it was changed or moved."""
+        try:
+            opened: bytes = self._cipher.decrypt(data[len(self._head) :], [place])
+        except (self._invalid_tag, ValueError):
+            raise Unreadable(
+                f"the key {self.name!r} does not open it: it was changed, or it belongs to another "
+                "user or field"
+            ) from None
+        return opened
+
+
+@lru_cache(maxsize=4096)
+def describe(*parts: str) -> bytes:
+    """The place of a value as bytes: no two places have the same ones."""
+    return "".join([f"{len(part)}:{part}" for part in parts]).encode("utf-8", "surrogatepass")
+
+
+def name_of_key(data: bytes) -> str:
+    """The name of the key that encrypted a value. Unreadable if it has none."""
+    end = 2 + data[1] if len(data) > 1 else 0
+    if not 2 < end < len(data):
+        raise Unreadable("it is encrypted, but cut off")
+    return data[2:end].decode("ascii", "replace")
+
+
+def _check_name(name: object) -> str:
+    if not isinstance(name, str) or not _is_name(name):
+        raise InvalidArgument(
+            f"the name of a key must have 1 to 32 of the characters A-Z a-z 0-9 . _ -, not {name!r}"
+        )
+    return name
+
+
+def _check_key(name: str, key: object) -> bytes:
+    if isinstance(key, str):
+        try:
+            key = b64decode(key.replace("-", "+").replace("_", "/"), validate=True)
+        except ValueError:
+            raise InvalidArgument(f"the key {name!r} is not valid Base64") from None
+    if not isinstance(key, bytes):
+        kind = type(key).__name__
+        raise InvalidArgument(f"the key {name!r} must be bytes or Base64 text, not {kind}")
+    if len(key) not in KEY_SIZES:
+        raise InvalidArgument(f"the key {name!r} has {len(key)} bytes; 64 or 32 are needed")
+    return key
+
+
+def _make_cipher(key: bytes) -> tuple[Any, type[Exception]]:
+    """An AES-SIV cipher, and what it raises for changed data."""
+    try:
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+    except ImportError as error:
+        message = "encryption= needs the extra: pip install 'sessionstore[encryption]'"
+        raise ImportError(message, name=error.name, path=error.path) from error
+    return AESSIV(key), InvalidTag
