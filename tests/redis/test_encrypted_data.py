@@ -368,3 +368,28 @@ def test_options_of_commands_are_checked(server: Server, tmp_path: Path) -> None
     ring.write_text(run("new-key").stdout)
     same = run("ls", *url, "--key-ring", str(ring), "--key-store", server.url, exit_code=2)
     assert "another server or database" in same.stderr
+
+
+@pytest.mark.parametrize("with_store", [False, True])
+def test_a_copy_also_encrypts_values_that_json_cannot_hold(
+    server: Server, ring_file: Path, with_store: bool
+) -> None:
+    secret = b"a secret in bytes"
+    with RedisSessionService(server.url, codec="msgpack", session_ttl=3600) as service:
+        service.create_session(
+            app_name="shop", user_id="ann", session_id="1", state={"nested": [secret]}
+        )
+    target: tuple[str, ...] = ("--target-key-prefix", "copy:", "--target-key-ring", str(ring_file))
+    if with_store:
+        target = (*target, "--target-key-store", f"{server.url}?db=1")
+    run("copy", server.url, *target, "--target-ttl", "3600", "--url", server.url)
+    stored = [value for key in server.raw.keys("copy:session:*") for value in server.raw.hvals(key)]
+    assert len(stored) > 5
+    assert not [value for value in stored if secret in value]
+    store = f"{server.url}?db=1" if with_store else None
+    copied = open_service(
+        server.url, KeyRing.from_file(ring_file), key_store=store, key_prefix="copy:"
+    )
+    found = copied.get_session(app_name="shop", user_id="ann", session_id="1")
+    assert found is not None
+    assert found.state == {"nested": [secret]}
