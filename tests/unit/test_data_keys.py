@@ -137,22 +137,6 @@ def test_what_is_created_while_a_user_is_deleted_stays_readable(name: str, is_kn
 
 
 @pytest.mark.parametrize("name", INTRODUCING)
-def test_what_others_write_before_a_key_turns_out_to_be_gone_stays_readable(name: str) -> None:
-    for num_steps in range(8):
-        memory = MemoryExecutor()
-        writer, other = process(memory), process(memory)
-        writer.create_session(**OWNER, session_id="old", state=STATE)
-        other.get_user_state(**OWNER)
-        process(memory).delete_user(**OWNER)
-        write = Steps(INTRODUCING[name](writer._ops), memory)
-        write.run(num_steps)
-        with suppress(SessionNotFound):
-            other.update_session_state(KEY, {"user:c": "secret"})
-        write.run()
-        check_readable(memory)
-
-
-@pytest.mark.parametrize("name", INTRODUCING)
 def test_a_delete_that_is_interrupted_at_any_step_may_be_repeated(name: str) -> None:
     for num_steps in range(8):
         memory = MemoryExecutor()
@@ -370,3 +354,20 @@ def test_removing_state_makes_no_data_key() -> None:
     memory = MemoryExecutor()
     process(memory).delete_user_state(APP, USER, "b")
     assert memory.key_store.keys() == []
+
+
+@pytest.mark.parametrize("if_absent", [False, True])
+def test_a_key_store_that_lost_a_key_costs_no_values_of_others(if_absent: bool) -> None:
+    """Its backup may bring the key back."""
+    memory = MemoryExecutor()
+    service = process(memory)
+    service.update_user_state(APP, USER, {"a": "secret", "b": "secret"})
+    backup = dict(memory.key_store.hgetall(b"datakey:{app:user}"))
+    memory.key_store.unlink(b"datakey:{app:user}")
+    service.update_user_state(APP, USER, {"b": "new", "c": "new"}, if_absent=if_absent)
+    found = memory.keyspace.hgetall(b"userdata:{app:user}")
+    assert sorted(found) == [b"a", b"b", b"c"]
+    old = backup[b"name"]
+    assert [name for name, value in sorted(found.items()) if old in value] == (
+        [b"a", b"b"] if if_absent else [b"a"]
+    )
