@@ -240,3 +240,12 @@ def test_what_was_stored_earlier_is_read_and_written_again_with_the_same_bytes()
     found = keys.find(owner).decode(reply)
     assert found is not None
     assert found.key.seal(DATA, b"") == data_key.key.seal(DATA, b"")
+
+
+def test_a_stored_data_key_is_no_value_of_any_user() -> None:
+    keys = DataKeys(RING, Keys())
+    call = keys.use(("shop", "state"))
+    name, wrapped = call.args
+    assert call.decode([[b"OK", name, wrapped]]).name == name.decode()
+    with pytest.raises(Unreadable, match="does not open it"):
+        RING.unwrap(wrapped, Context("data key", "shop", "state", name.decode()))
