@@ -144,10 +144,11 @@ def _is_kept(
     try:
         still: DataKey = yield keys.use(data_key.owner)
         if still.name != data_key.name:
-            if written:
-                yield ops.undo_data_key(*data_key.owner, written)
+            # The session first: as long as it is there, others may write to the user tier with it.
             if session is not None:
                 yield ops.delete_session(session, data_key.name)
+            if written:
+                yield ops.undo_data_key(*data_key.owner, written)
     except BackendError as error:
         error.maybe_applied = True
         raise
