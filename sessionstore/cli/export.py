@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
 from ..sync import SessionService
 from .archive import write_line
 from .opened import counted, dictionary_option, opened_service, print_json, store_options
+from .output_file import output_file
 from .progress import watched
 from .show import get_session
 from .store import redact_url
@@ -48,7 +50,7 @@ To continue later, note the time before an export, and pass it as --since to the
     "--output",
     type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
     default="-",
-    help="Write to this file instead of stdout.",
+    help="Write to this file instead of stdout. A file of this name is replaced at the end.",
 )
 @click.option(
     "--since",
@@ -72,19 +74,15 @@ def export(
     to_stdout = str(output) == "-"
     if not to_stdout:
         click.echo(f"Exporting to {output} ...", err=True)
-    file: BinaryIO = sys.stdout.buffer if to_stdout else output.open("wb")
-    try:
+    with nullcontext(sys.stdout.buffer) if to_stdout else output_file(output) as file:
         found = read_store(service, app_name, user_id, session_id, since)
         # A terminal that shows the lines has no place for their number.
         for archived in found if to_stdout else watched(found, "lines", lines=True):
             file.write(write_line(archived) + b"\n")
             num_sessions += bool(archived.session_id)
+        if app_name and user_id and session_id and not num_sessions:
+            get_session(service, app_name, user_id, session_id)  # raises SessionNotFound
         file.flush()
-    finally:
-        if not to_stdout:
-            file.close()
-    if app_name and user_id and session_id and not num_sessions:
-        get_session(service, app_name, user_id, session_id)  # raises SessionNotFound
     click.echo(f"{counted(num_sessions, 'session')} exported.", err=True)
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ...errors import SessionStoreError
 from ..opened import print_json, show_bytes
+from ..output_file import output_file
 from ..store import CannotStart, open_store, redact_url, url_option
 from .measuring import measure
 from .model import SHIPPED, Constants, Estimate, Servers, Workload, estimate, load_constants
@@ -179,14 +180,12 @@ def _measure(url: str | None, output: Path, as_json: bool) -> None:
             click.echo(f"Measuring {store.name} for about 40 seconds.", err=True)
             return await measure(store, lambda text: click.echo(f"Note: {text}", err=True))
 
-    try:
-        constants = asyncio.run(run())
-    except SessionStoreError as error:
-        raise CannotStart(f"{redact_url(url) if url else 'the server'}: {error}") from error
-    try:
-        output.write_bytes(encode_constants(constants))
-    except OSError as error:
-        raise CannotStart(f"{output}: {error.strerror or error}") from error
+    with output_file(output) as file:  # it is opened first: measuring takes a while
+        try:
+            constants = asyncio.run(run())
+        except SessionStoreError as error:
+            raise CannotStart(f"{redact_url(url) if url else 'the server'}: {error}") from error
+        file.write(encode_constants(constants))
     if as_json:
         print_json(constants)
     else:

@@ -1,0 +1,87 @@
+"""What goes wrong at the command line is one sentence, and loses nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from support.servers import Server
+
+from sessionstore import Event
+from sessionstore.cli import command_line
+from sessionstore.sync import RedisSessionService
+
+NOBODY = "redis://127.0.0.1:1"
+
+
+@pytest.fixture
+def service(server: Server) -> Iterator[RedisSessionService]:
+    server.raw.flushall()
+    with RedisSessionService(server.url, session_ttl=3600) as found:
+        session = found.create_session(app_name="shop", user_id="ann", session_id="1")
+        found.append_event(session, Event("user", "mug"))
+        yield found
+
+
+def refused(*arguments: str | os.PathLike[str], exit_code: int = 2) -> str:
+    """The last line of a command that does not succeed."""
+    result = CliRunner().invoke(command_line(), [os.fspath(each) for each in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == exit_code, result.output
+    return result.stderr.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("service")
+def test_a_file_that_cannot_be_written_is_named_at_once(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "no folder" / "x"
+    for command in ("export",), ("size", "--measure"), ("train-dictionary", "shop"):
+        said = refused(*command, "--url", server.url, "--output", path)
+        assert said == f"Error: {path}: No such file or directory"
+
+
+def test_an_export_that_fails_leaves_the_file_of_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "backup"
+    path.write_text("yesterday")
+    path.chmod(0o640)
+    refused("export", "--url", NOBODY, "--output", path)
+    assert [each.name for each in tmp_path.iterdir()] == ["backup"]
+    assert path.read_text() == "yesterday"
+
+
+def test_an_export_replaces_a_file_at_the_end(
+    server: Server, service: RedisSessionService, tmp_path: Path
+) -> None:
+    path, link = tmp_path / "backup", tmp_path / "link"
+    path.touch(0o640)
+    link.symlink_to(path)
+    command = ["export", "--url", server.url, "--output", str(link)]
+    assert CliRunner().invoke(command_line(), command).exit_code == 0
+    assert link.is_symlink()
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert path.read_text().count("\n") == service.count_sessions(app_name="shop", user_id="ann")
+    assert refused("export", "shop", "ann", "none", "--url", server.url, "--output", path)
+    assert path.read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.usefixtures("service")
+def test_a_full_disk_is_one_sentence(server: Server) -> None:
+    for command in ("ls",), ("ls", "--json"), ("export",), ("export", "--output", "/dev/full"):
+        with Path("/dev/full").open("w") as full:
+            process = subprocess.run(
+                [sys.executable, "-c", "from sessionstore.cli import main; main()", *command],
+                env={**os.environ, "SESSIONSTORE_URL": server.url},
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert process.returncode == 2
+        assert process.stderr.endswith("No space left on device\n")
+        assert "Traceback" not in process.stderr
