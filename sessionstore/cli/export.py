@@ -16,7 +16,7 @@ from .opened import counted, dictionary_option, opened_service, print_json, stor
 from .output_file import output_file
 from .progress import watched
 from .show import get_session
-from .store import redact_url
+from .store import Number, redact_url
 from .transfer import Counts, described, read_store, write
 
 
@@ -124,7 +124,7 @@ Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written b
 )
 @click.option(
     "--target-ttl",
-    type=click.FloatRange(min=1),
+    type=Number(min=1),
     metavar="SECONDS",
     help="TTL of the sessions in TARGET; without it they do not expire.",
 )

@@ -14,7 +14,7 @@ from .langgraph_sqlite import APP, USER, import_langgraph
 from .openai_sqlite import read_openai_sqlite
 from .opened import opened_service, print_json, store_options
 from .progress import watched
-from .store import CannotStart, redact_url
+from .store import CannotStart, Number, redact_url
 from .transfer import Counts, described, write
 from .trpc_go import read_trpc_go
 
@@ -68,7 +68,7 @@ Exit status: 0 = every session of SOURCE is stored; 1 = stored sessions differ f
     help="Replace a stored session if SOURCE has one that was written later, and set state that"
     " is stored already.",
 )
-@click.option("--ttl", type=click.FloatRange(min=1), metavar="SECONDS", help="TTL of the sessions.")
+@click.option("--ttl", type=Number(min=1), metavar="SECONDS", help="TTL of the sessions.")
 @click.option(
     "--codec",
     type=click.Choice(["json", "msgpack"]),

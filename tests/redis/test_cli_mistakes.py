@@ -85,3 +85,31 @@ def test_a_full_disk_is_one_sentence(server: Server) -> None:
         assert process.returncode == 2
         assert process.stderr.endswith("No space left on device\n")
         assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "1e300"])
+def test_a_number_that_is_no_amount_is_refused(number: str) -> None:
+    usual = ("size", "--agents", "10", "--turns-per-hour", "20")
+    for command in (
+        ("size", "--agents", "10", "--turns-per-hour", number),
+        (*usual, "--event-bytes", number),
+        (*usual, "--session-ttl", number),
+        (*usual, "--state-changes", number),
+        ("fleet", "--think", number),
+        ("fleet", "--ttl", number),
+        ("tail", "shop", "ann", "--idle", number),
+    ):
+        assert refused(*command).startswith(f"Error: Invalid value for '{command[-2]}': ")
+    said = refused(*usual, "--sessions", "1000000000000", "--sessions-per-user", "1e-300")
+    assert said == "Error: These numbers are too far apart for an estimate."
+
+
+def test_a_search_that_saw_all_events_says_so(server: Server, service: RedisSessionService) -> None:
+    def said(*arguments: str) -> str:
+        command = ["search", "mug", "shop", "--url", server.url, *arguments]
+        return CliRunner().invoke(command_line(), command).stderr
+
+    session = service.create_session(app_name="shop", user_id="ann", session_id="2")
+    service.append_events(session, [Event("user", "mug") for _ in range(3)])
+    assert said("--events", "3") == "Found 4 events in 2 sessions.\n"
+    assert "Not searched: older events of 1 session (--events)." in said("--events", "2")
