@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,8 +12,15 @@ from typing import Any
 import click
 
 from ..sync import SessionService
-from .archive import write_line
-from .opened import counted, dictionary_option, opened_service, print_json, store_options
+from .archive import Archived, write_line
+from .opened import (
+    counted,
+    dictionary_option,
+    named_errors,
+    opened_service,
+    print_json,
+    store_options,
+)
 from .output_file import output_file
 from .progress import watched
 from .show import get_session
@@ -151,6 +159,8 @@ def copy(
     """Run the command; the help text is above."""
     if (context.params["url"], context.params["key_prefix"]) == (target, target_key_prefix):
         raise click.UsageError("TARGET is the store of --url. Pass another --target-key-prefix.")
+    if "://" not in target:
+        raise click.UsageError(f"TARGET must be a URL such as redis://new:6379, not {target!r}.")
     click.echo(f"Copying to {redact_url(target)} ...", err=True)
     counts = Counts()
     options = {
@@ -164,9 +174,18 @@ def copy(
     }
     with opened_service(target, **options) as to:
         to.ping()  # better to fail now than after the first session was read
-        for archived in watched(read_store(service, app_name, user_id), "lines", lines=True):
+        found = _read(service, context.params["url"], app_name, user_id)
+        for archived in watched(found, "lines", lines=True):
             status = write(to, archived, counts, replaces=True, verifies=False)
             if as_json and archived.session_id:
                 print_json(described(archived, status))
     click.echo(counts.report() + ".", err=True)
     context.exit(1 if counts.conflicts else 0)
+
+
+def _read(
+    service: SessionService, url: str, app_name: str | None, user_id: str | None
+) -> Iterator[Archived]:
+    """What the store of --url holds. An error names this store, not TARGET."""
+    with named_errors(url):
+        yield from read_store(service, app_name, user_id)

@@ -92,6 +92,10 @@ def import_sessions(
 ) -> None:
     """Run the command; the help text is above."""
     shown = redact_url(source) if "://" in source else source
+    if kind == "export" and "://" in source:
+        raise click.UsageError(f"{shown} is a URL. Pass --from, or use `sessionstore copy`.")
+    if kind == "trpc-go" and "://" not in source:
+        raise click.UsageError(f"--from trpc-go needs a URL such as redis://old:6379, not {shown}.")
     click.echo(f"Importing {shown} ...", err=True)
     counts = Counts()
     if kind == "langgraph":
@@ -127,7 +131,7 @@ def _read(
 ) -> Iterator[Archived]:
     """What SOURCE has, as lines."""
     if kind == "trpc-go":
-        return read_trpc_go(stack.enter_context(opened_service(source)), source_key_prefix)
+        return _read_trpc_go(source, source_key_prefix)
     if kind == "adk":
         return read_adk_database(source)
     if kind == "openai-agents":
@@ -137,13 +141,20 @@ def _read(
     return _lines(source, stack)
 
 
+def _read_trpc_go(url: str, key_prefix: str) -> Iterator[Archived]:
+    """The sessions of another store. An error of it names its URL, not that of --url."""
+    with opened_service(url) as service:
+        yield from read_trpc_go(service, key_prefix)
+
+
 def _lines(path: str, stack: ExitStack) -> Iterator[Archived]:
     """The lines of a file. CannotStart names the file, the line and the problem."""
-    number = 1
+    number = 0
     try:
         for line in stack.enter_context(click.open_file(path, "rb")):
-            yield read_line(line)
             number += 1
+            if line.strip():
+                yield read_line(line)
     except OSError as error:
         raise CannotStart(f"{path}: {error.strerror}") from error
     except ValueError as error:  # msgspec's errors are ValueErrors

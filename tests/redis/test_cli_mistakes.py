@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,41 @@ def test_a_search_that_saw_all_events_says_so(server: Server, service: RedisSess
     service.append_events(session, [Event("user", "mug") for _ in range(3)])
     assert said("--events", "3") == "Found 4 events in 2 sessions.\n"
     assert "Not searched: older events of 1 session (--events)." in said("--events", "2")
+
+
+@pytest.mark.usefixtures("service")
+def test_what_is_no_source_is_named(server: Server, tmp_path: Path) -> None:
+    url = ("--url", server.url)
+    file = tmp_path / "x"
+    assert refused("import", server.url, *url).endswith("or use `sessionstore copy`.")
+    assert "needs a URL such as redis://" in refused("import", file, "--from", "trpc-go", *url)
+    assert "TARGET must be a URL such as redis://" in refused("copy", "new:6379", *url)
+    for kind in ("adk", "langgraph", "openai-agents"):
+        command = ("import", file, "--from", kind, "--app", "a", "--user", "u", *url)
+        file.unlink(missing_ok=True)
+        assert refused(*command) == f"Error: {file}: there is no such file"
+        with closing(sqlite3.connect(file)) as database:
+            database.execute("CREATE TABLE other (x)")
+        assert "this is not a database of" in refused(*command) or "not installed" in refused(
+            *command
+        )
+
+
+def test_an_import_takes_empty_lines_and_no_events_without_a_session(
+    server: Server, service: RedisSessionService, tmp_path: Path
+) -> None:
+    file = tmp_path / "x"
+    line = '{"app_name": "shop", "user_id": "bob", "messages": [{"role": "user", "content": "Hi"}]}'
+    with_id = line.replace("bob", 'bob", "session_id": "1')
+    file.write_text(f"\n{with_id}\n\n{line}\n\n")
+    said = refused("import", file, "--url", server.url, "--ttl", "3600")
+    assert said == f"Error: {file}:4: messages need a `user_id` and a `session_id`"
+    assert service.count_sessions(app_name="shop", user_id="bob") == 1
+
+
+@pytest.mark.usefixtures("service")
+def test_a_copy_names_the_store_that_fails(server: Server) -> None:
+    server.raw.zadd("events:{shop:ann}:1", {b"broken": 2**52})
+    target = server.url.replace("unix:///", "unix:////")
+    said = refused("copy", target, "--url", server.url, "--target-key-prefix", "copy:")
+    assert said.startswith(f"Error: {server.url}: events:{{shop:ann}}:1 ")
