@@ -54,7 +54,7 @@ class KeyRing:
             raise InvalidArgument(
                 f"read_only must be True or False, not {type(read_only).__name__}"
             )
-        self._keys = {_check_name(name): _check_key(name, key) for name, key in keys.items()}
+        self._keys = {check_key_name(name): _check_key(name, key) for name, key in keys.items()}
         self.read_only = read_only
         self._ciphers = {name: AuthenticatedKey(name, key) for name, key in self._keys.items()}
         self.first = self._ciphers[next(iter(self._keys))]
@@ -77,6 +77,8 @@ class KeyRing:
             if name in keys:
                 raise InvalidArgument(f"two keys have the name {name!r}")
             keys[name] = key
+        if not keys:
+            raise InvalidArgument("it has no keys; `sessionstore new-key` prints one")
         return cls(keys, read_only=read_only)
 
     @classmethod
@@ -93,7 +95,10 @@ class KeyRing:
             raise InvalidArgument(
                 f"the key ring {os.fspath(path)} cannot be read: {reason}"
             ) from None
-        return cls.from_text(text, read_only=read_only)
+        try:
+            return cls.from_text(text, read_only=read_only)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"the key ring {os.fspath(path)}: {error}") from None
 
     @classmethod
     def from_env(cls, variable: str, *, read_only: bool = False) -> KeyRing:
@@ -202,7 +207,7 @@ def name_of_key(data: bytes) -> str:
     return data[2:end].decode("ascii", "replace")
 
 
-def _check_name(name: object) -> str:
+def check_key_name(name: object) -> str:
     if not isinstance(name, str) or not _is_name(name):
         raise InvalidArgument(
             f"the name of a key must have 1 to 32 of the characters A-Z a-z 0-9 . _ -, not {name!r}"
@@ -230,6 +235,6 @@ def _make_cipher(key: bytes) -> tuple[Any, type[Exception]]:
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESSIV
     except ImportError as error:
-        message = "encryption= needs the extra: pip install 'sessionstore[encryption]'"
+        message = "encryption needs the extra `encryption`: pip install 'sessionstore[encryption]'"
         raise ImportError(message, name=error.name, path=error.path) from error
     return AESSIV(key), InvalidTag

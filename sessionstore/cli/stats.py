@@ -131,7 +131,8 @@ def _print_load(load: dict[str, Any], as_json: bool) -> None:
         f"{show_bytes(load['bytes_in_per_second'])}/s in, "
         f"{show_bytes(load['bytes_out_per_second'])}/s out, "
         f"{show_bytes(load['memory_bytes'])} memory "
-        f"({load['memory_growth_per_second']:+,} bytes/s), {load['connections']:,} connections"
+        f"({load['memory_growth_per_second']:+,} bytes/s), "
+        f"{counted(load['connections'], 'connection')}"
     )
 
 

@@ -82,7 +82,10 @@ def train_dictionary(
         try:
             dictionary = train(samples, size)
         except (InvalidArgument, ImportError) as error:
-            raise CannotStart(f"{error}") from error
+            hint = (
+                "" if isinstance(error, ImportError) else "; sample more, or pass a smaller --size"
+            )
+            raise CannotStart(f"{error}{hint}") from error
         file.write(dictionary)
     before = sum(map(len, held_out))
     after = _size(held_out, Zstd(dictionaries=[dictionary], level=level))
@@ -110,6 +113,8 @@ def train_dictionary(
         f"{show_bytes(after)} with it ({_share(after, before)}), "
         f"{show_bytes(without)} without a dictionary ({_share(without, before)})"
     )
+    if after >= without:
+        click.echo("It saves nothing. Train it again when more sessions are stored.", err=True)
 
 
 def _choose(service: SessionService, app_name: str, count: int) -> list[StoredKey]:

@@ -153,3 +153,44 @@ def test_a_copy_names_the_store_that_fails(server: Server) -> None:
     target = server.url.replace("unix:///", "unix:////")
     said = refused("copy", target, "--url", server.url, "--target-key-prefix", "copy:")
     assert said.startswith(f"Error: {server.url}: events:{{shop:ann}}:1 ")
+
+
+def test_a_user_without_sessions_may_have_state(
+    server: Server, service: RedisSessionService
+) -> None:
+    service.update_user_state("shop", "bob", {"lang": "en"})
+    server.raw.expire("userdata:{shop:bob}", 3600)
+    command = ["ls", "shop", "bob", "--url", server.url]
+    assert CliRunner().invoke(command_line(), command).stderr == "The user has no sessions.\n"
+
+
+def test_nothing_is_erased_if_nobody_can_answer(
+    server: Server, service: RedisSessionService
+) -> None:
+    said = refused("erase", "shop", "ann", "--url", server.url, exit_code=1)
+    assert said.endswith("Nothing was deleted; --yes deletes without a question")
+    assert service.count_sessions(app_name="shop", user_id="ann") == 1
+
+
+@pytest.mark.usefixtures("service")
+def test_too_little_data_for_a_dictionary_is_said(server: Server, tmp_path: Path) -> None:
+    said = refused("train-dictionary", "shop", "--url", server.url, "--output", tmp_path / "x")
+    assert said.endswith("sample more, or pass a smaller --size")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_ring_and_a_key_store_that_are_not_valid_are_named(tmp_path: Path) -> None:
+    ring = tmp_path / "ring"
+    command = ("ls", "--url", NOBODY, "--key-ring", ring)
+    ring.write_text("# none yet\n")
+    assert refused(*command) == (
+        f"Error: the key ring {ring}: it has no keys; `sessionstore new-key` prints one."
+    )
+    ring.write_text("secret")
+    said = refused(*command)
+    assert said == f"Error: the key ring {ring}: a key must be written as NAME:BASE64."
+    for name in ("a:b", "with space", "#1"):
+        assert "the name of a key must have" in refused("new-key", name)
+    ring.write_text(CliRunner().invoke(command_line(), ["new-key", "2026-01"]).stdout)
+    said = refused(*command, "--key-store", "localhost:6379")
+    assert said == "Error: key_store must be a URL such as redis://host:6379."
