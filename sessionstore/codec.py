@@ -116,6 +116,11 @@ class Codec:
         self._as_json._encode = _encode_json
         self._as_json._decode_event = _decode_event_json
 
+    def with_msgpack(self) -> Codec:
+        """This codec, but it writes MessagePack."""
+        sizes = self._event_size_limit, self._value_size_limit
+        return Codec("msgpack", *sizes, self._compression, self._encryption)
+
     def with_encryption(self, encryption: Transform) -> Codec:
         """The same codec with another encryption."""
         changed, as_json = copy(self), copy(self._as_json)

@@ -23,7 +23,7 @@ import msgspec
 
 from .calls import AsyncExecutor, Call, CallNeeded, Command, SyncExecutor, checked_reply
 from .codec import corrupt
-from .encryption import DATA_KEY_MARK, AuthenticatedKey, KeyRing, describe, name_of_key
+from .encryption import DATA_KEY_MARK, AuthenticatedKey, KeyRing, describe, name_of_key, place_of
 from .errors import ScriptContractError
 from .keys import Keys
 from .scripts import SCRIPTS
@@ -32,7 +32,7 @@ from .transform import Context, Unreadable
 KEPT_S = 300.0
 """How long a process caches a data key that it has read, in seconds."""
 
-_KEPT_LIMIT = 10_000  # data keys, about 3 KB each
+_KEPT_LIMIT = 10_000  # data keys, about 5 KB each
 _KEY_BYTES = 64
 
 Owner = tuple[str, str]
@@ -240,17 +240,18 @@ class UserEncryption:
             return data
         if data_key is None or data_key.owner != context[:2]:
             raise ScriptContractError("a value of a user was to be written without its data key")
-        return data_key.key.seal(data, describe(*context))
+        return data_key.key.seal(data, place_of(context))
 
     def unwrap(self, data: bytes, context: Context) -> bytes:
         """The decrypted value. Raises CallNeeded if the data key must be read first."""
+        owner = context[:2]
+        data_key = self._data_key or self._keys.known(owner)
+        if data_key is not None and data_key.owner == owner and data.startswith(data_key.key.head):
+            return data_key.key.open(data, place_of(context))
         name = name_of_key(data)
         if not name.startswith(DATA_KEY_MARK):
             return self._keys.ring.unwrap(data, context)
-        own = self._data_key
-        if own is not None and own.name == name and own.owner == context[:2]:
-            return own.key.open(data, describe(*context))
-        return self._keys.key_named(context[:2], name).open(data, describe(*context))
+        return self._keys.key_named(owner, name).open(data, place_of(context))
 
 
 class AsyncKeyedExecutor:

@@ -57,6 +57,7 @@ class KeyRing:
         self._keys = {_check_name(name): _check_key(name, key) for name, key in keys.items()}
         self.read_only = read_only
         self._ciphers = {name: AuthenticatedKey(name, key) for name, key in self._keys.items()}
+        self._by_head = {key.head: key for key in self._ciphers.values()}
         self.first = self._ciphers[next(iter(self._keys))]
 
     @classmethod
@@ -114,11 +115,12 @@ class KeyRing:
 
     def wrap(self, data: bytes, context: Context) -> bytes:
         """An encoded value, encrypted with the first key."""
-        return data if self.read_only else self.first.seal(data, describe(*context))
+        return data if self.read_only else self.first.seal(data, place_of(context))
 
     def unwrap(self, data: bytes, context: Context) -> bytes:
         """The decrypted value. Raises Unreadable if the key is not in the ring or does not fit."""
-        return self.key_named(name_of_key(data)).open(data, describe(*context))
+        key = self._by_head.get(head_of(data)) or self.key_named(name_of_key(data))
+        return key.open(data, place_of(context))
 
     def key_named(self, name: str) -> AuthenticatedKey:
         """A key of the ring. Raises Unreadable if the ring does not have it."""
@@ -157,6 +159,9 @@ def _unpickle(keys: dict[str, bytes], read_only: bool) -> KeyRing:
 class AuthenticatedKey:
     """One key with its name.
 
+    Attributes:
+        head: how every value begins that it encrypts.
+
     Args:
         name: is stored with every value.
         key: 32 or 64 bytes.
@@ -166,7 +171,8 @@ class AuthenticatedKey:
         self.name = name
         self._cipher, self._invalid_tag = _make_cipher(key)
         encoded = name.encode()
-        self._head = ENCRYPTED + bytes([len(encoded)]) + encoded
+        self.head = ENCRYPTED + bytes([len(encoded)]) + encoded
+        self._size = len(self.head)
 
     def __repr__(self) -> str:
         return f"AuthenticatedKey({self.name})"
@@ -174,12 +180,12 @@ class AuthenticatedKey:
     def seal(self, data: bytes, place: bytes) -> bytes:
         """The data, encrypted. `open` needs the same place."""
         sealed: bytes = self._cipher.encrypt(data, [place])
-        return self._head + sealed
+        return self.head + sealed
 
     def open(self, data: bytes, place: bytes) -> bytes:
         """The data that was sealed. Raises Unreadable if it was changed or moved."""
         try:
-            opened: bytes = self._cipher.decrypt(data[len(self._head) :], [place])
+            opened: bytes = self._cipher.decrypt(data[self._size :], [place])
         except (self._invalid_tag, ValueError):
             raise Unreadable(
                 f"the key {self.name!r} does not open it: it was changed, or it belongs to another "
@@ -189,9 +195,19 @@ class AuthenticatedKey:
 
 
 @lru_cache(maxsize=4096)
+def place_of(context: Context) -> bytes:
+    """The place of a value."""
+    return describe(*context)
+
+
 def describe(*parts: str) -> bytes:
     """The place of a value as bytes. Different places have different bytes."""
     return "".join([f"{len(part)}:{part}" for part in parts]).encode("utf-8", "surrogatepass")
+
+
+def head_of(data: bytes) -> bytes:
+    """How an encrypted value begins: with the name of its key."""
+    return data[: 2 + data[1]] if len(data) > 1 else data
 
 
 def name_of_key(data: bytes) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -225,6 +226,15 @@ def check_key_store(value: object, url: str | None) -> None:
         raise InvalidArgument(f"key_store must be a URL, not {type(value).__name__}")
     if value == url:
         raise InvalidArgument("key_store must be another server or database than that of the data")
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Within the context, error messages about an option begin with its name."""
+    try:
+        yield
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{name}: {error}") from None
 
 
 def check_memory_key_store(value: object) -> None:

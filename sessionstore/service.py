@@ -43,6 +43,7 @@ from .options import (
     check_read_from,
     check_seconds,
     check_wait_replicas,
+    naming,
 )
 from .transport import connect_async
 from .twin import AsyncMemoryExecutor, MemoryExecutor
@@ -292,7 +293,8 @@ class SessionService:
         """Delete a user: sessions with their events, index and state. A missing user is fine.
 
         It removes the sessions that exist when it starts, 100 in a step. If no session was created
-        meanwhile, it then removes the state. Each step is atomic, all of them together are not:
+        meanwhile, it then removes the state, and with a `key_store` the user's data key, so that no
+        copy of the data can be read any more. Each step is atomic, all of them together are not:
         after an error some sessions may be gone, and calling it again removes the rest. To keep new
         sessions away, stop the user's agents first. It waits while the user's slot is migrated.
 
@@ -309,7 +311,8 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/delete_sessions.lua, plain ZRANGE, lua/delete_user.lua; four round trips, two for every
-        100 sessions more; O(sessions), and O(events) in the background of the server.
+        100 sessions more; O(sessions), and O(events) in the background of the server. With a
+        `key_store` also lua/retire_data_key.lua and lua/delete_data_key.lua, one round trip each.
         """
         return await self._run(flows.delete_user(self._ops, app_name, user_id))
 
@@ -1308,7 +1311,9 @@ class RedisSessionService(SessionService):
         executor: AsyncExecutor = data
         if key_store is not None:
             check_key_store(key_store, url)
-            executor = AsyncKeyedExecutor(data, connect_async(key_store, None, None, None, timeout))
+            with naming("key_store"):
+                keys = connect_async(key_store, None, None, None, timeout)
+            executor = AsyncKeyedExecutor(data, keys)
         super().__init__(Ops(options, app_in_own_slot=app_in_own_slot), executor)
         self._address = address_to_show(url, instance_name, client)
 

@@ -64,8 +64,12 @@ class Run:
         self.node = node
         self.client = client_of(node)
         self.url = f"redis://{HOST}:{node.port}"
-        self.note = note
+        self._note = note
         self.found: dict[str, Any] = {"settings": msgspec.to_builtins(settings)}
+
+    def note(self, what: str) -> None:
+        """Say what comes next, with all that was found so far."""
+        self._note(what, self.found)
 
     def run(self, spare: Node) -> dict[str, Any]:
         """All phases. `spare` becomes the replica; one of both is killed."""
@@ -226,14 +230,16 @@ def available_bytes() -> int:
     return found["MemAvailable"] * 1024
 
 
-def run(settings: Settings) -> dict[str, Any]:
-    """Fill a new server and measure."""
+def run(settings: Settings, partial: Path | None = None) -> dict[str, Any]:
+    """Fill a new server and measure. What is found is also written to `partial` as it comes."""
     server = bundled_server()
     assert server is not None
     ports = free_ports(4)
     start = time.perf_counter()
 
-    def note(what: str) -> None:
+    def note(what: str, found: dict[str, Any]) -> None:
+        if partial is not None:
+            partial.write_bytes(msgspec.json.encode(found))
         print(f"{time.perf_counter() - start:6.0f} s  {what}", file=sys.stderr, flush=True)
 
     node = Node("primary", (ports[0], ports[1]), server.path, _CONFIG)
@@ -254,9 +260,13 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def outcome_of(runs: dict[str, Any]) -> Outcome:
     """Tables of one or two runs: "plain", "zstd" or both."""
-    names = {"plain": "plain", "zstd": "zstd, dictionary"}
-    kinds = [kind for kind in names if kind in runs]
+    kinds = [kind for kind in ("plain", "zstd") if kind in runs]
     first = runs[kinds[0]]
+    counts = {kind: runs[kind]["settings"]["sessions"] for kind in kinds}
+    names = {
+        kind: kind if counts[kind] == counts[kinds[0]] else f"{kind}, {counts[kind]:,} sessions"
+        for kind in kinds
+    }
     tables = []
     for kind in kinds:
         fills = runs[kind]["fills"]
@@ -330,7 +340,7 @@ def main() -> int:
     add("--expiry-seconds", type=float, default=60.0, help="in which all sessions expire")
     add("--compression", action="store_true", help="compress; beside the published plain run")
     arguments = parser.parse_args()
-    found = run(_settings(arguments))
+    found = run(_settings(arguments), arguments.output)
     runs: dict[str, Any] = {"zstd" if arguments.compression else "plain": found}
     if arguments.compression and arguments.publish:
         runs = {**load("million").data, **runs}

@@ -58,7 +58,9 @@ To continue later, note the time before an export, and pass it as --since to the
     " 2026-01-31T12:00:00.5+02:00. UTC if it names no zone.",
 )
 @store_options
+@click.pass_context
 def export(
+    context: click.Context,
     service: SessionService,
     app_name: str | None,
     user_id: str | None,
@@ -68,13 +70,13 @@ def export(
     as_json: bool,  # noqa: ARG001  # the output is JSON lines anyway
 ) -> None:
     """Run the command; the help text is above."""
-    num_sessions = 0
+    num_sessions, counts = 0, Counts()
     to_stdout = str(output) == "-"
     if not to_stdout:
         click.echo(f"Exporting to {output} ...", err=True)
     file: BinaryIO = sys.stdout.buffer if to_stdout else output.open("wb")
     try:
-        found = read_store(service, app_name, user_id, session_id, since)
+        found = read_store(service, app_name, user_id, session_id, since, counts=counts)
         # A terminal that shows the lines has no place for their number.
         for archived in found if to_stdout else watched(found, "lines", lines=True):
             file.write(write_line(archived) + b"\n")
@@ -85,7 +87,9 @@ def export(
             file.close()
     if app_name and user_id and session_id and not num_sessions:
         get_session(service, app_name, user_id, session_id)  # raises SessionNotFound
-    click.echo(f"{counted(num_sessions, 'session')} exported.", err=True)
+    left_out = f", {counts.unreadable:,} could not be read" if counts.unreadable else ""
+    click.echo(f"{counted(num_sessions, 'session')} exported{left_out}.", err=True)
+    context.exit(1 if counts.unreadable else 0)
 
 
 @click.command(
@@ -102,7 +106,8 @@ its options say: --target-dictionary compresses and --target-key-ring encrypts t
 options they are stored as they are.
 --json prints a line for each session, with a checksum.
 
-Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written by others.""",
+Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written by others, or damaged
+ones were left out.""",
 )
 @click.argument("target", metavar="TARGET")
 @click.argument("app_name", metavar="[APP", required=False)
@@ -166,9 +171,11 @@ def copy(
     }
     with opened_service(target, **options) as to:
         to.ping()  # better to fail now than after the first session was read
-        for archived in watched(read_store(service, app_name, user_id), "lines", lines=True):
+        for archived in watched(
+            read_store(service, app_name, user_id, counts=counts), "lines", lines=True
+        ):
             status = write(to, archived, counts, replaces=True, verifies=False)
             if as_json and archived.session_id:
                 print_json(described(archived, status))
     click.echo(counts.report() + ".", err=True)
-    context.exit(1 if counts.conflicts else 0)
+    context.exit(1 if counts.conflicts or counts.unreadable else 0)

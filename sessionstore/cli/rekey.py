@@ -13,7 +13,7 @@ import click
 import msgspec
 from msgspec.structs import asdict, replace
 
-from ..adapters.checkpoints import LAYOUT, change_entries, is_of_entries
+from ..adapters.checkpoints import LAYOUT, LAYOUT_VALUE, change_entries, is_of_entries
 from ..calls import Call, Command, Flow, OtherDataKey
 from ..codec import corrupt
 from ..drive import drive
@@ -186,7 +186,7 @@ def _rekey_session(ops: Ops, key: SessionKey, counts: Counts) -> Flow[None]:
     if ops.data_key and data_key != ops.data_key:
         where = keys.session.decode()
         raise OtherDataKey("", key=where, data_key=data_key.decode("utf-8", "replace"))
-    resealed = _Resealed(ops, key, counts)
+    resealed = _Resealed(ops, key, counts, is_thread=pairs.get(LAYOUT) == LAYOUT_VALUE)
     for field, value in pairs.items():
         if field[:1] == b".":
             resealed.add_field(keys.session, field, value, field[1:].decode("utf-8", "replace"))
@@ -212,12 +212,14 @@ class _Resealed:
         ops: its codec encrypts.
         owner: whose values these are.
         counts: is updated.
+        is_thread: it is a thread of LangGraph, some of whose fields consist of entries.
     """
 
-    def __init__(self, ops: Ops, owner: Owner, counts: Counts) -> None:
+    def __init__(self, ops: Ops, owner: Owner, counts: Counts, *, is_thread: bool = False) -> None:
         self._ops = ops
         self._owner = owner
         self._counts = counts
+        self._is_thread = is_thread
         self._fields: list[tuple[bytes, bytes, bytes]] = []
         self._members: list[tuple[int, bytes, bytes]] = []
 
@@ -226,10 +228,9 @@ class _Resealed:
     ) -> None:
         """Add a field of a hash, if its value has another key."""
         change = partial(self._reseal, where, name, kind)
-        if field == LAYOUT:
-            return
         # A script adds to these, so that each of their entries is encrypted by itself.
-        new = change_entries(value, change) if is_of_entries(field) else change(value)
+        has_entries = self._is_thread and is_of_entries(field)
+        new = change_entries(value, change) if has_entries else change(value)
         if self._is_other(value, new):
             self._fields.append((field, value, new))
 

@@ -23,7 +23,8 @@ from .keyspace import ask, scan, with_data_keys
 from .opened import counted, print_json, show_bytes, store_options
 from .store import CannotStart
 
-_EVENTS_PER_SESSION = 50
+_EVENTS_PER_SESSION = 20
+_FIELDS_PER_SESSION = 50  # of the hash, which has state and header
 _CANDIDATES = 20  # sessions that are scanned for each one that is sampled
 _BYTES_LIMIT = 32 << 20  # of samples
 _HELD_OUT = 5  # every fifth session is only measured
@@ -34,10 +35,10 @@ _HELD_OUT = 5  # every fifth session is only measured
     short_help="Train a dictionary for compression on stored sessions.",
     help="""Train a dictionary for the option compression, on a random sample of sessions of APP.
 
-It reads up to 50 random events and the state of each sampled session. Every fifth session is not
-trained on, but shows what the dictionary would save. The file is needed as long as there is data
-that was compressed with it. It holds parts of the sampled sessions. So keep and protect it like the
-data. Nothing stored is changed.""",
+It reads random events and state of each sampled session, no more than 32 MiB in all. Every fifth
+session is not trained on, but shows what the dictionary would save. The file is needed as long as
+there is data that was compressed with it. It holds parts of the sampled sessions. So keep and
+protect it like the data. Nothing stored is changed.""",
 )
 @click.argument("app_name", metavar="APP")
 @click.option(
@@ -152,14 +153,16 @@ def _values(service: SessionService, key: SessionKey) -> list[bytes]:
     """Some encoded values of a session, as they are before compression."""
     codec = service._ops.options.codec
     keys = service._ops.options.keys.session(*ids_of(key))
-    events, state = ask(
+    events, fields = ask(
         service,
         ("ZRANDMEMBER", keys.events, _EVENTS_PER_SESSION),
-        ("HGETALL", keys.session),
+        ("HRANDFIELD", keys.session, _FIELDS_PER_SESSION, "WITHVALUES"),
     )
+    if fields and isinstance(fields[0], list):  # pairs in RESP3
+        fields = [part for pair in fields for part in pair]
     try:
         found = [codec.unwrap(data, key, "event") for data in events]
-        for field, data in hash_items(state):
+        for field, data in hash_items(fields):
             if field == b"summary":
                 found.append(codec.unwrap(data, key, "summary"))
             elif field[:1] == b".":

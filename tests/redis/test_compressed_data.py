@@ -95,7 +95,8 @@ def test_a_trained_dictionary_compresses_other_sessions(server: Server, tmp_path
         f"Error: {file} exists"
     )
     other = tmp_path / "other.zdict"
-    again = (*arguments[:4], str(other), "--json")
+    url = f"{server.url}?protocol=3"  # replies have another form
+    again = ("shop", "--url", url, "--output", str(other), "--json")
     found = json.loads(run("train-dictionary", *again).output)
     assert found["id"] == dictionary_id(other.read_bytes())
     assert found["compressed_bytes"] < found["compressed_bytes_without_dictionary"]

@@ -124,7 +124,26 @@ def look_at(
 def findings_of(damage: Damage) -> Iterator[Finding]:
     """What an operator should know of it."""
     yield ok("sessions", f"{counted(damage.num_sessions, 'session')} checked")
-    for check, found, why, fix in (
+    for problem, rows in ((error, _errors(damage)), (warning, _warnings(damage))):
+        for check, found, why, fix in rows:
+            yield problem(check, str(found), why, fix) if found.count else ok(check, "none")
+    if damage.ended_leases.count:
+        yield ok("ended leases", f"{damage.ended_leases}; their runs ended without releasing them")
+    yield from _never_expiring(damage)
+    yield from _hot_slots(damage)
+    if damage.biggest:
+        sizes = ", ".join(
+            f"{name} {show_bytes(size)}" for size, name in sorted(damage.biggest)[::-1]
+        )
+        yield ok("biggest sessions", sizes)
+
+
+_Row = tuple[str, Found, str, str]
+"""A check, what it found, why it matters, and what to do."""
+
+
+def _errors(damage: Damage) -> tuple[_Row, ...]:
+    return (
         (
             "missing events",
             damage.missing_events,
@@ -150,9 +169,11 @@ def findings_of(damage: Damage) -> Iterator[Finding]:
             "If something is needed, give it to this command and to the services. "
             "Otherwise restore the session from a backup, or delete it.",
         ),
-    ):
-        yield error(check, str(found), why, fix) if found.count else ok(check, "none")
-    for check, found, why, fix in (
+    )
+
+
+def _warnings(damage: Damage) -> tuple[_Row, ...]:
+    return (
         (
             "keys without deadline",
             damage.without_deadline,
@@ -183,17 +204,7 @@ def findings_of(damage: Damage) -> Iterator[Finding]:
             "They take memory until somebody lists the user's sessions.",
             "This command with --repair removes them.",
         ),
-    ):
-        yield warning(check, str(found), why, fix) if found.count else ok(check, "none")
-    if damage.ended_leases.count:
-        yield ok("ended leases", f"{damage.ended_leases}; their runs ended without releasing them")
-    yield from _never_expiring(damage)
-    yield from _hot_slots(damage)
-    if damage.biggest:
-        sizes = ", ".join(
-            f"{name} {show_bytes(size)}" for size, name in sorted(damage.biggest)[::-1]
-        )
-        yield ok("biggest sessions", sizes)
+    )
 
 
 def _never_expiring(damage: Damage) -> Iterator[Finding]:
