@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- undo_data_key: remove from the user tier the values with a data key that delete_user has removed.
--- Values with another key stay.
+-- undo_data_key: remove what was written to the user tier with a data key that delete_user removed
+-- meanwhile. Values with another key stay.
 --
 -- KEYS[1] user  userdata:{app:user}  hash
 --

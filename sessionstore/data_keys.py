@@ -224,7 +224,7 @@ class UserEncryption:
 
     Args:
         keys: the data keys.
-        data_key: encrypts what is written; None = no data of a user is written.
+        data_key: what is written is encrypted with it; None = nothing of a user is written.
     """
 
     def __init__(self, keys: DataKeys, data_key: DataKey | None = None) -> None:

@@ -135,9 +135,9 @@ def _reload(keys: DataKeys, owner: Owner, refused: OtherDataKey) -> Flow[None]:
 
 
 def _is_kept(ops: Ops, keys: DataKeys, data_key: DataKey, session: SessionKey | None) -> Flow[bool]:
-    """Whether a data key that was used at a new place is still stored, and stays.
+    """Whether a data key that was brought to a new place is still there, and stays.
 
-    If it was removed, this removes what was written with it.
+    If not, what was written with it is removed.
     """
     try:
         still: DataKey = yield keys.use(data_key.owner)
