@@ -225,11 +225,18 @@ class UserEncryption:
     Args:
         keys: the data keys.
         data_key: what is written is encrypted with it; None = nothing of a user is written.
+        written: receives keys and values of the user tier that are encrypted.
     """
 
-    def __init__(self, keys: DataKeys, data_key: DataKey | None = None) -> None:
+    def __init__(
+        self,
+        keys: DataKeys,
+        data_key: DataKey | None = None,
+        written: list[bytes] | None = None,
+    ) -> None:
         self._keys = keys
         self._data_key = data_key
+        self._written = written
 
     def wrap(self, data: bytes, context: Context) -> bytes:
         """An encoded value, encrypted."""
@@ -240,7 +247,10 @@ class UserEncryption:
             return data
         if data_key is None or data_key.owner != context[:2]:
             raise ScriptContractError("a value of a user was to be written without its data key")
-        return data_key.key.seal(data, place_of(context))
+        sealed = data_key.key.seal(data, place_of(context))
+        if self._written is not None and context.name.startswith("user:"):
+            self._written += (context.name.removeprefix("user:").encode(), sealed)
+        return sealed
 
     def unwrap(self, data: bytes, context: Context) -> bytes:
         """The decrypted value. Raises CallNeeded if the data key must be read first."""
@@ -272,8 +282,10 @@ class AsyncKeyedExecutor:
 
     async def aclose(self) -> None:
         """Close both."""
-        await self._data.aclose()
-        await self._keys.aclose()
+        try:
+            await self._data.aclose()
+        finally:
+            await self._keys.aclose()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
@@ -292,8 +304,10 @@ class KeyedExecutor:
 
     def close(self) -> None:
         """Close both."""
-        self._data.close()
-        self._keys.close()
+        try:
+            self._data.close()
+        finally:
+            self._keys.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)

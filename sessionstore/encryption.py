@@ -27,6 +27,7 @@ KEY_SIZES = (32, 64)
 DATA_KEY_MARK = "~"
 """The first character of the names of data keys. Names in a ring cannot begin with it."""
 
+_NAME_LIMIT = 32
 _is_name = re.compile(r"[A-Za-z0-9._-]{1,32}", re.ASCII).fullmatch
 
 
@@ -75,7 +76,7 @@ class KeyRing:
             name, colon, key = entry.partition(":")
             if not colon:
                 raise InvalidArgument("a key must be written as NAME:BASE64")
-            if name in keys:
+            if _check_name(name) in keys:
                 raise InvalidArgument(f"two keys have the name {name!r}")
             keys[name] = key
         return cls(keys, read_only=read_only)
@@ -220,8 +221,11 @@ def name_of_key(data: bytes) -> str:
 
 def _check_name(name: object) -> str:
     if not isinstance(name, str) or not _is_name(name):
+        # A long one may be the key itself: the two may be in the wrong order.
+        is_short = isinstance(name, (str, int)) and len(str(name)) <= _NAME_LIMIT
+        shown = repr(name) if is_short else "what was given"
         raise InvalidArgument(
-            f"the name of a key must have 1 to 32 of the characters A-Z a-z 0-9 . _ -, not {name!r}"
+            f"the name of a key must have 1 to 32 of the characters A-Z a-z 0-9 . _ -, not {shown}"
         )
     return name
 

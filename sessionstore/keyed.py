@@ -26,8 +26,8 @@ _ATTEMPTS = 8  # a data key changes only if a user is deleted and created again
 def keyed(flow: Callable[Concatenate[Ops, P], Flow[T]]) -> Callable[Concatenate[Ops, P], Flow[T]]:
     """The flow of a write to a session, run with Ops that encrypt with the user's data key.
 
-    Its first argument after `ops` is a Session or a SessionKey. A session that has no data key yet
-    gets one.
+    Its first arguments after `ops` are a Session or a SessionKey, or an application and a user. A
+    session that has no data key yet gets one.
     """
     return _decorated(flow, _never)
 
@@ -37,8 +37,7 @@ def introducing(
 ) -> Callable[Concatenate[Ops, P], Flow[T]]:
     """The flow of a write that uses the data key at a new place, run as `keyed` does.
 
-    It creates a session and returns it, or writes to the user tier. Its first arguments are those
-    of a keyed flow, or an application and a user.
+    It creates a session and returns it, or writes to the user tier.
     """
     return _decorated(flow, _always)
 
@@ -88,8 +87,9 @@ def _run(
             # If the key store has none, write with a new one: the script refuses it if the session
             # has another, and names that one.
             data_key = data_key or keys.make(owner)
+        written: list[bytes] | None = None if introduces is _never else []
         try:
-            result = yield from flow(ops.bound_to(data_key), *args, **kwargs)
+            result = yield from flow(ops.bound_to(data_key, written), *args, **kwargs)
         except CallNeeded as needed:
             yield needed.call
             continue
@@ -103,7 +103,7 @@ def _run(
         if data_key is None or not introduces(result):
             return result
         session = result.key if isinstance(result, Session) else None
-        if (yield from _is_kept(ops, keys, data_key, session)):
+        if (yield from _is_kept(ops, keys, data_key, session, written or [])):
             return result
     raise _keeps_changing(owner)
 
@@ -134,17 +134,21 @@ def _reload(keys: DataKeys, owner: Owner, refused: OtherDataKey) -> Flow[None]:
         raise CorruptData(f"{refused.key}: {text}", key=refused.key) from None
 
 
-def _is_kept(ops: Ops, keys: DataKeys, data_key: DataKey, session: SessionKey | None) -> Flow[bool]:
+def _is_kept(
+    ops: Ops, keys: DataKeys, data_key: DataKey, session: SessionKey | None, written: list[bytes]
+) -> Flow[bool]:
     """Whether a data key that was brought to a new place is still there, and stays.
 
-    If not, what was written with it is removed.
+    If not, what was written with it is removed: a new session, keys and values of the user tier.
     """
     try:
         still: DataKey = yield keys.use(data_key.owner)
         if still.name != data_key.name:
-            yield ops.undo_data_key(*data_key.owner, data_key.name)
+            # The session first: as long as it is there, others may write to the user tier with it.
             if session is not None:
                 yield ops.delete_session(session, data_key.name)
+            if written:
+                yield ops.undo_data_key(*data_key.owner, written)
     except BackendError as error:
         error.maybe_applied = True
         raise

@@ -17,7 +17,7 @@ from ..adapters.checkpoints import LAYOUT, LAYOUT_VALUE, change_entries, is_of_e
 from ..calls import Call, Command, Flow, OtherDataKey
 from ..codec import corrupt
 from ..drive import drive
-from ..keyed import introducing, keyed
+from ..keyed import keyed
 from ..model import SessionKey
 from ..ops import Ops, ids_of
 from ..replies import hash_items, members_with_scores
@@ -155,10 +155,20 @@ def _rewrap(ops: Ops, app_name: str, user_id: str, counts: Counts) -> Flow[None]
         counts.changed += yield replace(call, for_key_store=True)
 
 
-@introducing
 def _rekey_user_tier(ops: Ops, app_name: str, user_id: str, counts: Counts) -> Flow[None]:
-    """Reseal the state of a user."""
-    yield from _rekey_tier(ops, TierOwner(app_name, user_id), counts)
+    """Reseal the state of a user.
+
+    The data key is made first. If `delete_user` removes it meanwhile, it has removed the values
+    before, so nothing is put in their place.
+    """
+    if ops.data_keys is not None:
+        yield ops.data_keys.use((app_name, user_id))
+    yield from _rekey_keyed_tier(ops, app_name, user_id, counts)
+
+
+@keyed
+def _rekey_keyed_tier(ops: Ops, app_name: str, user_id: str, counts: Counts) -> Flow[None]:
+    return _rekey_tier(ops, TierOwner(app_name, user_id), counts)
 
 
 def _rekey_tier(ops: Ops, owner: TierOwner, counts: Counts) -> Flow[None]:

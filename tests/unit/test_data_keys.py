@@ -354,3 +354,20 @@ def test_removing_state_makes_no_data_key() -> None:
     memory = MemoryExecutor()
     process(memory).delete_user_state(APP, USER, "b")
     assert memory.key_store.keys() == []
+
+
+@pytest.mark.parametrize("if_absent", [False, True])
+def test_a_key_store_that_lost_a_key_costs_no_values_of_others(if_absent: bool) -> None:
+    """Its backup may bring the key back."""
+    memory = MemoryExecutor()
+    service = process(memory)
+    service.update_user_state(APP, USER, {"a": "secret", "b": "secret"})
+    backup = dict(memory.key_store.hgetall(b"datakey:{app:user}"))
+    memory.key_store.unlink(b"datakey:{app:user}")
+    service.update_user_state(APP, USER, {"b": "new", "c": "new"}, if_absent=if_absent)
+    found = memory.keyspace.hgetall(b"userdata:{app:user}")
+    assert sorted(found) == [b"a", b"b", b"c"]
+    old = backup[b"name"]
+    assert [name for name, value in sorted(found.items()) if old in value] == (
+        [b"a", b"b"] if if_absent else [b"a"]
+    )

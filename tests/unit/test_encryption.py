@@ -27,6 +27,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 OLD, NEW = bytes(range(64)), bytes(range(100, 132))
 RING = KeyRing({"2026-07": NEW, "2026-01": OLD})
 PLACE = Context("shop", "ann", "state", "step")
+KEY_FIRST = f"{'secret' * 8}:a"
 DATA = b'{"secret":"tea"}'
 
 # -- values -------------------------------------------------------------------------------------
@@ -140,6 +141,8 @@ def test_a_ring_is_read_from_a_file_and_from_the_environment(
         ({"~a": OLD}, "the name of a key"),
         ({"a" * 33: OLD}, "the name of a key"),
         ({5: OLD}, "the name of a key"),
+        ({b"secret-in-place-of-its-name!": "a"}, "the name of a key"),
+        ({b64encode(b"secret" + OLD[6:]).decode() + ".secret": "a"}, "the name of a key"),
     ],
 )
 def test_a_key_that_is_not_valid_is_refused_and_not_shown(keys: object, message: str) -> None:
@@ -148,7 +151,9 @@ def test_a_key_that_is_not_valid_is_refused_and_not_shown(keys: object, message:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["secret", "a:secret", "a:secret,a:secret", ""])
+@pytest.mark.parametrize(
+    "text", ["secret", "a:secret", "a:secret,a:secret", "", KEY_FIRST, f"{KEY_FIRST},{KEY_FIRST}"]
+)
 def test_text_that_is_not_valid_is_refused_and_not_shown(text: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         KeyRing.from_text(text)
