@@ -1,7 +1,6 @@
-"""Runs flows that write what belongs to a user with the user's data key, if there is a key store.
+"""Runs flows that write data of a user. With a key store, they encrypt it with the user's data key.
 
-A flow begins again if it turns out that the session has another data key. Without a key store it
-runs as it is.
+A flow starts again if the session has another data key. Without a key store a flow runs unchanged.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def keyed(flow: Callable[Concatenate[Ops, P], Flow[T]]) -> Callable[Concatenate[
 def introducing(
     flow: Callable[Concatenate[Ops, P], Flow[T]],
 ) -> Callable[Concatenate[Ops, P], Flow[T]]:
-    """The flow of a write that brings the data key to a new place, run as `keyed` does.
+    """The flow of a write that uses the data key at a new place, run as `keyed` does.
 
     It creates a session and returns it, or writes to the user tier.
     """
@@ -46,7 +45,7 @@ def introducing(
 def introducing_if_new(
     flow: Callable[Concatenate[Ops, P], Flow[T]],
 ) -> Callable[Concatenate[Ops, P], Flow[T]]:
-    """The same for a flow that returns a session which may be older."""
+    """The same for a flow that returns a session, perhaps one that existed already."""
     return _decorated(flow, _is_new)
 
 
@@ -61,9 +60,9 @@ def _decorated(
         owner = None if keys is None else _owner(args)
         if keys is None or owner is None:
             return flow(ops, *args, **kwargs)
-        run_again = _run(ops, keys, owner, flow, introduces, args, kwargs)
-        run_again.__name__ = flow.__name__  # type: ignore[attr-defined]  # it names the operation
-        return run_again
+        keyed_flow = _run(ops, keys, owner, flow, introduces, args, kwargs)
+        keyed_flow.__name__ = flow.__name__  # type: ignore[attr-defined]  # it names the operation
+        return keyed_flow
 
     return run
 
@@ -85,7 +84,8 @@ def _run(
             data_key = keys.known(owner)
             if data_key is None:
                 data_key = yield (keys.find if introduces is _never else keys.use)(owner)
-            # Without a stored key no session has one. The reply tells what the session has.
+            # If the key store has none, write with a new one: the script refuses it if the session
+            # has another, and names that one.
             data_key = data_key or keys.make(owner)
         written: list[bytes] | None = None if introduces is _never else []
         try:
@@ -105,7 +105,7 @@ def _run(
         session = result.key if isinstance(result, Session) else None
         if (yield from _is_kept(ops, keys, data_key, session, written or [])):
             return result
-    raise _never_the_same(owner)
+    raise _keeps_changing(owner)
 
 
 def give_data_key(ops: Ops, keys: DataKeys, key: SessionKey) -> Flow[None]:
@@ -123,7 +123,7 @@ def give_data_key(ops: Ops, keys: DataKeys, key: SessionKey) -> Flow[None]:
         if still.name == data_key.name:
             return
         old = data_key.name
-    raise _never_the_same(owner)
+    raise _keeps_changing(owner)
 
 
 def _reload(keys: DataKeys, owner: Owner, refused: OtherDataKey) -> Flow[None]:
@@ -156,7 +156,7 @@ def _is_kept(
 
 
 def _owner(args: tuple[Any, ...]) -> Owner | None:
-    """The user of a flow; None if the arguments are not valid: the flow says so."""
+    """The user of a flow; None if the arguments are not valid: then the flow raises the error."""
     if args and isinstance(args[0], (Session, SessionKey)):
         return args[0].app_name, args[0].user_id
     if len(args) > 1 and isinstance(args[0], str) and isinstance(args[1], str):
@@ -177,7 +177,7 @@ def _is_new(result: Any) -> bool:
     return bool(result.version == to_us(result.created_at))
 
 
-def _never_the_same(owner: Owner) -> CorruptData:
+def _keeps_changing(owner: Owner) -> CorruptData:
     app_name, user_id = owner
     where = f"user {user_id!r} of app {app_name!r}"
     return CorruptData(f"the data key of {where} changes with every attempt", key=where)
