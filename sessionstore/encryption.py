@@ -1,11 +1,11 @@
 """Encryption of stored values with AES-SIV, and the keys for it. It needs the extra `encryption`.
 
-    0x03, the size of the key's name, the name, 16 bytes that authenticate, the encrypted bytes
+    0x03, the length of the key's name, the name, a tag of 16 bytes, the encrypted bytes
 
-AES-SIV is deterministic: equal values at equal places give equal bytes, so that a repeat of an
-append finds its event. Application, user, kind and state key are authenticated with each value, so
-no value can be moved to another user or another field. The session is not, because a fork copies
-values.
+AES-SIV is deterministic: equal values at equal places give equal bytes. So a repeated append finds
+its event. The place is authenticated with each value: application, user, kind and state key. So
+nobody can move a value to another user or another field. The session is not a part of the place,
+because a fork copies values.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ KEY_SIZES = (32, 64)
 """Sizes of a key in bytes: AES-128-SIV and AES-256-SIV, which need two AES keys each."""
 
 DATA_KEY_MARK = "~"
-"""Names of data keys begin with it, those of a ring cannot."""
+"""The first character of the names of data keys. Names in a ring cannot begin with it."""
 
 _NAME_LIMIT = 32
 _is_name = re.compile(r"[A-Za-z0-9._-]{1,32}", re.ASCII).fullmatch
 
 
 class KeyRing:
-    """The option `encryption` of a service: named keys. The first encrypts, all are for reading.
+    """The option `encryption` of a service: named keys. The first encrypts, all of them decrypt.
 
     To change keys, first add a new one at the end of the ring of every process. Then move it to the
     front, run `sessionstore rekey`, and remove the old key.
@@ -124,12 +124,12 @@ class KeyRing:
         return data if self.read_only else self.first.seal(data, place_of(context))
 
     def unwrap(self, data: bytes, context: Context) -> bytes:
-        """What `wrap` was given. Unreadable if no key of the ring opens it."""
+        """The decrypted value. Raises Unreadable if the key is not in the ring or does not fit."""
         key = self._by_head.get(head_of(data)) or self.key_named(name_of_key(data))
         return key.open(data, place_of(context))
 
     def key_named(self, name: str) -> AuthenticatedKey:
-        """A key of the ring. Unreadable if it does not have the key."""
+        """A key of the ring. Raises Unreadable if the ring does not have it."""
         key = self._ciphers.get(name)
         if key is None and name.startswith(DATA_KEY_MARK):
             raise Unreadable(
@@ -155,10 +155,10 @@ class KeyRing:
         return hash((tuple(self._keys), self.read_only))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _made_again, (self._keys, self.read_only)
+        return _unpickle, (self._keys, self.read_only)
 
 
-def _made_again(keys: dict[str, bytes], read_only: bool) -> KeyRing:
+def _unpickle(keys: dict[str, bytes], read_only: bool) -> KeyRing:
     return KeyRing(keys, read_only=read_only)
 
 
@@ -184,12 +184,12 @@ class AuthenticatedKey:
         return f"AuthenticatedKey({self.name})"
 
     def seal(self, data: bytes, place: bytes) -> bytes:
-        """Encrypted data that can only be opened as of the same place."""
+        """The data, encrypted. `open` needs the same place."""
         sealed: bytes = self._cipher.encrypt(data, [place])
         return self.head + sealed
 
     def open(self, data: bytes, place: bytes) -> bytes:
-        """The data that was sealed. Unreadable if it was changed or moved."""
+        """The data that was sealed. Raises Unreadable if it was changed or moved."""
         try:
             opened: bytes = self._cipher.decrypt(data[self._size :], [place])
         except (self._invalid_tag, ValueError):
@@ -207,7 +207,7 @@ def place_of(context: Context) -> bytes:
 
 
 def describe(*parts: str) -> bytes:
-    """The place of a value as bytes: no two places have the same ones."""
+    """The place of a value as bytes. Different places have different bytes."""
     return "".join([f"{len(part)}:{part}" for part in parts]).encode("utf-8", "surrogatepass")
 
 
@@ -217,7 +217,7 @@ def head_of(data: bytes) -> bytes:
 
 
 def name_of_key(data: bytes) -> str:
-    """The name of the key that encrypted a value. Unreadable if it has none."""
+    """The name of the key that encrypted a value. Raises Unreadable if it is cut off."""
     end = 2 + data[1] if len(data) > 1 else 0
     if not 2 < end < len(data):
         raise Unreadable("it is encrypted, but cut off")

@@ -32,18 +32,18 @@ with the number of its events and a checksum of what SOURCE has.
 --from trpc-go: SOURCE is the URL of the Redis of trpc-agent-go; both of its layouts are read.
 
 --from adk: SOURCE is the SQLite file of a session service of Google ADK, or the URL of its
-DatabaseSessionService, as you pass it to ADK. AdkSessionService reads the sessions. A SQLite file
-whose events are pickled (ADK before 1.22), and a URL of another database, need the extra `adk`, and
-the URL its driver.
+DatabaseSessionService, as you pass it to ADK. AdkSessionService reads the sessions. The extra `adk`
+is needed for the URL of another database, together with its driver, and for a SQLite file with
+pickled events (ADK before 1.22).
 
 --from openai-agents: SOURCE is the file of SQLiteSession of the OpenAI Agents SDK. Its sessions get
 --app and --user, and StoredSession reads them.
 
 --from langgraph: SOURCE is the file of SqliteSaver or AsyncSqliteSaver. StoredCheckpointSaver reads
 the threads, as sessions of --app (langgraph) and --user (threads). All checkpoints and pending
-writes of all namespaces are stored; keep_checkpoints of the saver applies when it writes next.
-Values are copied as they are serialized, so the classes of the application are not needed. It needs
-the extra `langgraph`.
+writes of all namespaces are stored. The saver applies keep_checkpoints when it writes next.
+Serialized values are copied unchanged, so the classes of the application are not needed. The extra
+`langgraph` is needed.
 
 Exit status: 0 = every session of SOURCE is stored; 1 = stored sessions differ from SOURCE.""",
 )
@@ -129,7 +129,7 @@ def _read(
     app_name: str | None,
     user_id: str | None,
 ) -> Iterator[Archived]:
-    """What SOURCE has, as lines."""
+    """The sessions and the state in SOURCE."""
     if kind == "trpc-go":
         return _read_trpc_go(source, source_key_prefix)
     if kind == "adk":
@@ -148,7 +148,7 @@ def _read_trpc_go(url: str, key_prefix: str) -> Iterator[Archived]:
 
 
 def _lines(path: str, stack: ExitStack) -> Iterator[Archived]:
-    """The lines of a file. CannotStart names the file, the line and the problem."""
+    """The lines of a file. Raises CannotStart, which names the file, the line and the problem."""
     number = 0
     try:
         for line in stack.enter_context(click.open_file(path, "rb")):

@@ -69,19 +69,19 @@ def connection_options(command: F) -> F:
         show_default=True,
         help="The option of the services that wrote the data.",
     )
-    @dictionary_option("--dictionary", "The first one compresses what is written.")
+    @dictionary_option("--dictionary", "The first one compresses new values.")
     @click.option(
         "--key-ring",
         envvar="SESSIONSTORE_KEY_RING",
         metavar="FILE",
-        help="The keys of encrypted data, a line NAME:BASE64 each. The first one encrypts."
+        help="A file of encryption keys, one line NAME:BASE64 for each. The first one encrypts."
         "  [env: SESSIONSTORE_KEY_RING]",
     )
     @click.option(
         "--key-store",
         envvar="SESSIONSTORE_KEY_STORE",
         metavar="URL",
-        help="The store of the data keys of users.  [env: SESSIONSTORE_KEY_STORE]",
+        help="The key store, which has the data keys of users.  [env: SESSIONSTORE_KEY_STORE]",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
     @wraps(command)
@@ -100,7 +100,7 @@ def dictionary_option(name: str, use: str) -> Callable[[F], F]:
         multiple=True,
         type=click.Path(exists=True, dir_okay=False),
         metavar="FILE",
-        help=f"A dictionary of compressed values, repeatable. {use}",
+        help=f"A dictionary for compressed values; may be repeated. {use}",
     )
 
 
@@ -111,9 +111,9 @@ def service_options(
     key_store: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """The options of a service that the options of a command stand for.
+    """The options of a service, from the options of a command.
 
-    It changes no TTL by reading, and stores values of any size: other services have accepted them.
+    Reads change no TTL. Values of any size are stored, because other services have accepted them.
     """
     if key_store is not None and key_ring is None:
         raise click.UsageError("A key store needs a key ring: pass --key-ring, too.")

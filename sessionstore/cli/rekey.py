@@ -60,9 +60,9 @@ class Counts(msgspec.Struct):
 use. With --key-store, sessions get the data key of their user, and data keys are encrypted with the
 first key.
 
-What others change meanwhile is left alone: their services write with the first key. Versions and
-deadlines stay as they are. The command may be interrupted and started again: it changes only what
-has another key. Once a run reports 0 values, no value needs the older keys, except events of an
+Values that change meanwhile are skipped: services write them with the first key. Versions and
+deadlines stay as they are. The command may be interrupted and started again: it changes only values
+with another key. Once a run reports 0 values, no value needs the older keys, except events of an
 import that was interrupted within the last hour.
 
 Exit status: 0 = done; 1 = some values cannot be read. Their keys are printed.""",
@@ -222,7 +222,7 @@ def _rekey_session(ops: Ops, key: SessionKey, counts: Counts) -> Flow[None]:
 
 
 class _Resealed:
-    """Values of one owner that get another key, until they are stored.
+    """Values of one owner with another encryption, until they are stored.
 
     Args:
         ops: its codec encrypts.
@@ -242,16 +242,16 @@ class _Resealed:
     def add_field(
         self, where: bytes, field: bytes, value: bytes, name: str, kind: Kind = "state"
     ) -> None:
-        """Add a field of a hash, if its value has another key."""
+        """Add a field of a hash, if its value must be encrypted again."""
         change = partial(self._reseal, where, name, kind)
-        # A script adds to these, so that each of their entries is encrypted by itself.
+        # A script adds entries to these fields, so each entry is encrypted on its own.
         has_entries = self._is_thread and is_of_entries(field)
         new = change_entries(value, change) if has_entries else change(value)
         if self._is_other(value, new):
             self._fields.append((field, value, new))
 
     def add_event(self, where: bytes, position: int, member: bytes) -> None:
-        """Add an event, if it has another key."""
+        """Add an event, if it must be encrypted again."""
         new = self._reseal(where, "", "event", member)
         if self._is_other(member, new):
             self._members.append((position, member, new))

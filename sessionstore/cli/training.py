@@ -1,4 +1,4 @@
-"""The command `train-dictionary`: learns from stored sessions what their values have in common."""
+"""The command `train-dictionary`: trains a dictionary for compression on stored sessions."""
 
 from __future__ import annotations
 
@@ -63,7 +63,11 @@ protect it like the data. Nothing stored is changed.""",
     help="Maximum size of the dictionary, in bytes.",
 )
 @click.option(
-    "--level", type=click.IntRange(1, 19), default=3, show_default=True, help="To measure with."
+    "--level",
+    type=click.IntRange(1, 19),
+    default=3,
+    show_default=True,
+    help="The compression level for the measured savings.",
 )
 @store_options
 def train_dictionary(
@@ -121,7 +125,7 @@ def train_dictionary(
 def _choose(service: SessionService, app_name: str, count: int) -> list[StoredKey]:
     """A random sample of the sessions of an application.
 
-    Servers return keys in the order of a hash, so the first ones of a scan are a sample, too.
+    A scan returns keys in the order of a hash table, so its first keys are a random sample, too.
     """
     found: dict[tuple[str, str], StoredKey] = {}
     for key in scan(service, app_name):

@@ -25,7 +25,7 @@ from .opened import counted, visible
 T = TypeVar("T")
 
 _EVENTS_PER_PAGE = 1000
-_READS = 100  # of a session that others write to
+_READS = 100  # attempts, if others write to the session
 
 
 class Counts(msgspec.Struct):
@@ -105,9 +105,9 @@ def _read_state(service: SessionService, app_name: str, user_id: str) -> Iterato
 
 
 def read_session(service: SessionService, key: SessionKey) -> Archived | None:
-    """A session as it is at one time; None if there is none (any more).
+    """A snapshot of a session; None if the session does not exist.
 
-    If others write to it each time that it is read, events and state may be of different times.
+    If others write to it during every attempt, events and state may be from different times.
     """
     ids = msgspec.structs.asdict(key)
     session = service.get_session(**ids, event_num=0)

@@ -1205,18 +1205,18 @@ class RedisSessionService(SessionService):
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
             users whose sessions have expired.
-        app_state_max_age: how old the app tier may be that a read returns; None = it is current. In
-            a cluster with partition_by="user" reads then use a copy that the service keeps, and
-            save a call to a second server. Elsewhere it has no effect: there the app tier is read
-            together with the session. What the service itself writes is read back at once.
+        app_state_max_age: reads may return a copy of the app tier that is up to this old, which
+            saves a call to a second server; None = no copies. It has an effect only in a cluster
+            with partition_by="user": elsewhere the app tier is read together with the session.
+            Reads see the writes of their own service at once.
         stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
             they are not kept.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
             Every service reads both.
-        compression: a Zstd compresses what is written, with dictionaries that were trained on such
-            data, and reads what was compressed with them; None = compress nothing.
+        compression: a Zstd compresses what is written, and reads values that were compressed with
+            its dictionaries; None = compress nothing. It needs the extra `zstd`.
         encryption: a KeyRing, which encrypts events, state and summaries before they are sent. Ids,
             state keys, integers, sizes and times stay visible, and which values are equal. It
             needs the extra `encryption`.

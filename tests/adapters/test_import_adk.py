@@ -166,7 +166,7 @@ async def test_values_that_are_not_valid_json_are_read_as_the_adapter_would_stor
     assert state == {"x": None, "y": "\ufffd"}
 
 
-def test_a_source_that_cannot_be_read_is_one_sentence(server: Server, tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_read_gives_one_sentence(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "file"
     for source, expected in (
         (str(path), f"Error: {path}: there is no such file\n"),

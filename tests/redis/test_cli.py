@@ -349,7 +349,7 @@ def test_stats_count_the_keys_of_each_kind(server: Server, service: RedisSession
     assert "commands/s" in text
 
 
-def test_a_missing_server_is_one_sentence() -> None:
+def test_a_missing_server_gives_one_sentence() -> None:
     url = "redis://localhost:1"
     result = CliRunner().invoke(command_line(), ["ls", "--url", url])
     assert result.exit_code == 2

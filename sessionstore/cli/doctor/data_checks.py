@@ -31,7 +31,7 @@ _PLACES_PER_USER = 1000  # of the index that are looked at, without --full
 _USERS_TO_REPAIR = 10_000  # that are remembered
 _SHOWN = 5
 _HOT_PART = 0.25  # of all bytes in one cluster slot
-_HOT_SAMPLE = 100  # sessions, at least, of which this is a problem
+_HOT_SAMPLE = 100  # with fewer sessions this is not a problem
 
 _HEADER = (
     *("version", "created_us", "count", "deadline_ms"),
@@ -57,7 +57,7 @@ class Found(msgspec.Struct):
 
 
 class Damage(msgspec.Struct):
-    """What was found in the sessions that were looked at. Its size does not grow with them."""
+    """What was found in the checked sessions. Its size does not depend on their number."""
 
     num_sessions: int = 0
     missing_events: Found = msgspec.field(default_factory=Found)
@@ -90,7 +90,7 @@ def look_at(
         service: the service of the command.
         keys: keys of the store, as a scan finds them.
         limit: how many sessions to look at; None = all.
-        damage: what was found is added to it, so that it is known if this fails.
+        damage: findings are added to it, so that they are kept if this function fails.
 
     Returns:
         What was found.
@@ -122,7 +122,7 @@ def look_at(
 
 
 def findings_of(damage: Damage) -> Iterator[Finding]:
-    """What an operator should know of it."""
+    """The findings for an operator."""
     yield ok("sessions", f"{counted(damage.num_sessions, 'session')} checked")
     for problem, rows in ((error, _errors(damage)), (warning, _warnings(damage))):
         for check, found, why, fix in rows:
@@ -166,7 +166,7 @@ def _errors(damage: Damage) -> tuple[_Row, ...]:
             "unreadable values",
             damage.unreadable,
             "Reads raise CorruptData.",
-            "If something is needed, give it to this command and to the services. "
+            "If a dictionary, key or option is needed, pass it to this command and the services. "
             "Otherwise restore the session from a backup, or delete it.",
         ),
     )
@@ -177,7 +177,7 @@ def _warnings(damage: Damage) -> tuple[_Row, ...]:
         (
             "keys without deadline",
             damage.without_deadline,
-            "They stay for ever, and take memory.",
+            "They never expire, and take memory.",
             "Any write to the session sets its deadlines; delete fragments with DEL.",
         ),
         (

@@ -27,9 +27,8 @@ _HELP = """Estimate how many servers a fleet of agents needs.
 It prints processor time, memory, network and replication of all servers, how many there are, and
 what limits them. Give the figures of your busiest hour.
 
-The estimate uses measured constants. Those that come with the package are from one machine; measure
-your own server with --measure, which takes less than a minute, uses keys of its own, and deletes
-them:
+The estimate uses measured constants. Those in the package are from one machine. So measure your own
+server with --measure. It takes less than a minute, and deletes the keys that it writes:
 
 \b
   sessionstore size --measure --url redis://localhost --output constants.json
@@ -50,7 +49,11 @@ def _option(name: str, kind: Any, default: Any, metavar: str, text: str) -> Call
 @click.option("--turns-per-hour", type=_POSITIVE, help="Turns of each agent in an hour.")
 @_option("--events-per-turn", _POSITIVE, 3.5, "N", "Events of a turn, with the user's message.")
 @_option(
-    "--event-bytes", _POSITIVE, 800, "BYTES", "Size of a stored event; its content and about 140."
+    "--event-bytes",
+    _POSITIVE,
+    800,
+    "BYTES",
+    "Size of a stored event: its content and about 140 bytes.",
 )
 @_option(
     "--read-events", _NOT_NEGATIVE, 20, "N", "Events that an agent reads at the start of a turn."
@@ -233,7 +236,7 @@ def _print(console: Console, found: Estimate) -> None:
         f"Servers    {_counted(count, 'primary', 'primaries')}, "
         f"{_counted(found.replicas, 'replica', 'replicas')}"
     )
-    what = "decides how many" if count > 1 else "is nearest to its limit"
+    what = "decides the number of servers" if count > 1 else "is nearest to its limit"
     console.print(f"Limit      {found.limit} {what}", end="\n\n")
     console.print(table)
     if found.note:
