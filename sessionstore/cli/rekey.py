@@ -184,7 +184,7 @@ def _rekey_tier(ops: Ops, owner: TierOwner, counts: Counts) -> Flow[None]:
         where, prefix = keys.user(*owner).user, "user:"
     else:
         where, prefix = keys.app(owner.app_name), "app:"
-    pairs = yield from _read_hash(where)
+    pairs = yield from read_hash(where)
     resealed = _Resealed(ops, owner, counts)
     for field, value in pairs.items():
         resealed.add_field(where, field, value, prefix + field.decode("utf-8", "replace"))
@@ -195,7 +195,7 @@ def _rekey_tier(ops: Ops, owner: TierOwner, counts: Counts) -> Flow[None]:
 def _rekey_session(ops: Ops, key: SessionKey, counts: Counts) -> Flow[None]:
     """Reseal a session: state, summary and events."""
     keys = ops.options.keys.session(*ids_of(key))
-    pairs = yield from _read_hash(keys.session)
+    pairs = yield from read_hash(keys.session)
     if b"version" not in pairs:
         return
     data_key = pairs.get(b"data_key", b"")
@@ -260,9 +260,9 @@ class _Resealed:
         """Store what was added, in bounded steps."""
         fields, self._fields = self._fields, []
         members, self._members = self._members, []
-        for some in _parts(fields):
+        for some in parts(fields):
             self._counts.changed += yield self._ops.reseal_values(hash_key, b"", some)
-        for part in _parts(members):
+        for part in parts(members):
             self._counts.changed += yield self._ops.reseal_values(hash_key, events, [], part)
 
     def _reseal(self, where: bytes, name: str, kind: Kind, data: bytes) -> bytes:
@@ -279,7 +279,7 @@ class _Resealed:
         return new != old
 
 
-def _parts(rows: list[Row]) -> Iterator[list[Row]]:
+def parts(rows: list[Row]) -> Iterator[list[Row]]:
     """The rows in parts that one call takes."""
     part: list[Row] = []
     size = 0
@@ -293,7 +293,7 @@ def _parts(rows: list[Row]) -> Iterator[list[Row]]:
         yield part
 
 
-def _read_hash(where: bytes) -> Flow[dict[bytes, bytes]]:
+def read_hash(where: bytes) -> Flow[dict[bytes, bytes]]:
     found = yield _read(("HGETALL", where))
     return dict(hash_items(found))
 

@@ -21,6 +21,7 @@ from ..times import to_us
 from .archive import Archived, archive_events, archive_state, archive_summary, write_line
 from .keyspace import owners, session_names
 from .opened import counted, visible
+from .threads import is_thread, with_plain_entries, wrap_entries
 
 T = TypeVar("T")
 
@@ -137,7 +138,7 @@ def read_session(service: SessionService, key: SessionKey) -> Archived | None:
             for name, value in session.state.items()
             if not name.startswith(("user:", "app:"))
         }
-        state, encoded = archive_state(own)
+        state, encoded = archive_state(with_plain_entries(service, key, own))
         return Archived(
             app_name=key.app_name,
             user_id=key.user_id,
@@ -218,6 +219,8 @@ def _write_session(
 ) -> str:
     stored = read_session(service, key)
     if stored is not None and _is_same(stored, archived):
+        if is_thread(archived.all_state()):  # an earlier run may have been interrupted
+            service._run(wrap_entries(service._ops, key))
         return "unchanged"
     if stored is not None and not (replaces and _is_later(archived, stored)):
         return "conflicts"
@@ -236,6 +239,8 @@ def _write_session(
         forked_from=archived.forked_from,
         summary=archived.stored_summary(),
     )
+    if is_thread(archived.all_state()):
+        service._run(wrap_entries(service._ops, key))
     return "written" if stored is None else "replaced"
 
 

@@ -10,9 +10,10 @@ import pytest
 from adapters_support import WITH_TTL, needs
 from click.testing import CliRunner
 from langgraph_support import chat
+from support.compression import FIRST
 from support.servers import Server
 
-from sessionstore import CorruptData, KeyRing, RedisSessionService
+from sessionstore import CorruptData, KeyRing, RedisSessionService, Zstd
 from sessionstore.cli import command_line
 
 langgraph: Any = needs("sessionstore.adapters.langgraph", "langgraph")
@@ -53,3 +54,44 @@ async def test_rekey_encrypts_each_entry_of_a_thread(
     async with RedisSessionService(server.url, **WITH_TTL) as service:
         with pytest.raises(CorruptData, match="encrypt"):
             await langgraph.StoredCheckpointSaver(service).aget_tuple(THREAD)
+
+
+READERS: dict[str, Any] = {"plain": {}, "compressed": {"compression": Zstd(min_bytes=0)}}
+READERS["encrypted"] = {"encryption": KeyRing({"one": ONE})}
+
+
+@pytest.mark.parametrize("source", READERS)
+@pytest.mark.parametrize("target", ["plain", "compressed", "encrypted", "key store"])
+async def test_a_thread_is_copied_to_a_store_that_stores_values_in_another_way(
+    server: Server, tmp_path: Path, source: str, target: str
+) -> None:
+    (tmp_path / "one").write_text(f"one:{b64encode(ONE).decode()}\n")
+    (tmp_path / "two").write_text(f"two:{b64encode(TWO).decode()}\n")
+    (tmp_path / "first").write_bytes(FIRST)
+    arguments = ["copy", server.url, "--url", server.url, "--target-key-prefix", "c:"]
+    arguments += ["--target-ttl", "3600"]
+    options: dict[str, Any] = {}
+    if source == "encrypted":
+        arguments += ["--key-ring", str(tmp_path / "one")]
+    if target == "compressed":
+        arguments += ["--target-dictionary", str(tmp_path / "first")]
+        options = {"compression": Zstd(dictionaries=[FIRST])}
+    elif target != "plain":
+        arguments += ["--target-key-ring", str(tmp_path / "two")]
+        options = {"encryption": KeyRing({"two": TWO})}
+    if target == "key store":
+        options["key_store"] = f"{server.url}?db=1"
+        arguments += ["--target-key-store", options["key_store"]]
+    async with RedisSessionService(server.url, **READERS[source], **WITH_TTL) as service:
+        for _ in range(3):
+            await chat(langgraph.StoredCheckpointSaver(service)).ainvoke({"log": [TEXT]}, THREAD)
+    for expected in ("1 session written", "1 already stored"):
+        result = CliRunner().invoke(command_line(), arguments)
+        assert result.exit_code == 0, result.output
+        assert expected in result.output
+    async with RedisSessionService(server.url, key_prefix="c:", **options, **WITH_TTL) as service:
+        saver = langgraph.StoredCheckpointSaver(service)
+        await chat(saver).ainvoke({"log": [TEXT]}, THREAD)
+        snapshot = await chat(saver).aget_state(THREAD)
+        assert snapshot.values["log"].count(TEXT) == 4
+        assert len([each async for each in saver.alist(THREAD)]) > 8
