@@ -22,7 +22,7 @@
 -- REPLY NOT_FOUND
 -- REPLY STALE version
 -- REPLY LOST                               the caller does not hold the turn
--- REPLY OTHER_KEY data_key                 the session's; the values have another one
+-- REPLY OTHER_KEY data_key                 of the session; the values have another one
 -- REPLY UNKNOWN                            an earlier attempt may be stored; this one is not
 -- REPLY CORRUPT key field
 -- REPLY NOT_INTEGER key field              the value cannot be incremented

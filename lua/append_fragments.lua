@@ -16,7 +16,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                the caller does not hold the turn
--- REPLY OTHER_KEY data_key  the session's; the values have another one
+-- REPLY OTHER_KEY data_key  of the session; the values have another one
 -- COST O(log N + M) with M entries that are removed, at most 5,000
 --
 -- A call adds two members with the score of its last fragment. The first one only finds a repeat:

@@ -18,7 +18,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version      a field that was compared has another value
 -- REPLY LOST               never
--- REPLY OTHER_KEY data_key   the session's; the values have another one
+-- REPLY OTHER_KEY data_key   of the session; the values have another one
 -- COST O(1) per field, and the length of the fields that are compared or extended
 --@include check_condition
 --@include read_checked_header

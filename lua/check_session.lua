@@ -14,7 +14,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST            the caller does not hold the turn
--- REPLY OTHER_KEY data_key   the session's; the values have another one
+-- REPLY OTHER_KEY data_key   of the session; the values have another one
 -- COST O(log N) an event
 --@include check_condition
 --@include read_header

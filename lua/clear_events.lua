@@ -16,7 +16,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                the caller does not hold the turn
--- REPLY OTHER_KEY data_key  the session's; the values have another one
+-- REPLY OTHER_KEY data_key  of the session; the values have another one
 -- COST O(1), and O(N) in the background
 --@include check_condition
 --@include note_change

@@ -24,7 +24,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                the caller does not hold the turn or the lease
--- REPLY OTHER_KEY data_key  the session's; the values have another one
+-- REPLY OTHER_KEY data_key  of the session; the values have another one
 -- COST O(log N), and O(M) with M events that are removed
 --@include check_condition
 --@include header_number

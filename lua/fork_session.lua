@@ -28,7 +28,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                 the caller does not hold the turn
--- REPLY OTHER_KEY data_key   the session's; the values have another one
+-- REPLY OTHER_KEY data_key   of the session; the values have another one
 -- COST O(N log N) with at most max_events events, and O(S) with S state keys
 --@include check_condition
 --@include check_tiers

@@ -19,7 +19,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                          the caller does not hold the turn
--- REPLY OTHER_KEY data_key            the session's; the values have another one
+-- REPLY OTHER_KEY data_key            of the session; the values have another one
 -- REPLY MISSING key expected actual   the log holds fewer events than it should
 -- COST O(log N) per new event, O(N) for those that are removed
 --@include check_condition

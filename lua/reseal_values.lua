@@ -1,6 +1,6 @@
 #!lua
--- reseal_values: put other bytes of the same values in the place of stored ones: state, summaries,
--- events. What others have changed meanwhile stays. It changes no version and no deadline.
+-- reseal_values: replace stored values (state, summaries, events) with the same values in another
+-- encryption. Values that others changed meanwhile stay. It changes no version and no deadline.
 --
 -- KEYS[1] hash    session:{app:user}:sid|userdata:{app:user}|appdata:{app}|datakey:{app:user} hash
 -- KEYS[2] events  events:{app:user}:sid  zset  optional

@@ -1,11 +1,11 @@
 #!lua
--- set_data_key: note in the header of a session which data key its next values have. It changes no
--- version and no deadline.
+-- set_data_key: store in the header of a session the name of the data key for its next values. It
+-- changes no version and no deadline.
 --
 -- KEYS[1] session  session:{app:user}:sid  hash   must exist
 --
 -- ARGV[1] data_key  bytes  the name of the key
--- ARGV[2] old_key   bytes  what the session must have; "" = none
+-- ARGV[2] old_key   bytes  the name that the session must have now; "" = no data key
 --
 -- REPLY OK
 -- REPLY NOT_FOUND

@@ -1,21 +1,21 @@
 #!lua flags=allow-oom
--- undo_data_key: remove what was written to the user tier with a data key that delete_user removed
--- meanwhile. Values with another key stay.
+-- undo_data_key: remove what a call has just written to the user tier with a data key that is gone.
+-- Whatever others have written stays.
 --
 -- KEYS[1] user  userdata:{app:user}  hash
 --
--- ARGV[1] data_key  bytes  the name of the key
+-- ARGV[1...] tail  bytes  up to 10,000 keys, and the value that each must have
 --
 -- REPLY OK
--- COST O(K) with K state keys of the user
+-- COST O(1) per key
 local user = KEYS[1]
-local data_key = ARGV[1]
+local tail = 1
 
-local begins = table.concat({'\3', string.char(#data_key), data_key})
+redis.call('HLEN', user)
 local removed = {}
-for _, field in ipairs(redis.call('HKEYS', user)) do
-  if string.sub(redis.call('HGET', user, field), 1, #begins) == begins then
-    removed[#removed + 1] = field
+for number = tail, #ARGV, 2 do
+  if redis.call('HGET', user, ARGV[number]) == ARGV[number + 1] then
+    removed[#removed + 1] = ARGV[number]
   end
 end
 

@@ -20,7 +20,7 @@
 -- REPLY CORRUPT key field
 -- REPLY STALE version
 -- REPLY LOST                       the caller does not hold the turn
--- REPLY OTHER_KEY data_key         the session's; the values have another one
+-- REPLY OTHER_KEY data_key         of the session; the values have another one
 -- REPLY NOT_INTEGER key field      the value cannot be incremented
 -- REPLY OUT_OF_RANGE key field     the value or the sum is not below 2^53
 -- COST O(1) per key

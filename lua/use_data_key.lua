@@ -1,6 +1,6 @@
 #!lua
--- use_data_key: the data key of a user, in a key store. A new one is stored if there is none. If
--- delete_user is about to remove it, it stays, because a call needs it.
+-- use_data_key: read the data key of a user in a key store. A new one is stored if there is none.
+-- A delete_user that is about to remove the key then keeps it, because a call needs it.
 --
 -- KEYS[1] data_key  datakey:{app:user}  hash
 --

@@ -1,10 +1,10 @@
 """Copies of the app tiers that a service has read, for reads that may be a little old.
 
-A copy is the reply of the store, so every caller gets values of its own. Only tiers that have a
-cluster slot of their own are copied: elsewhere a session is read together with its app tier.
+A copy is the reply of the store. Each read decodes it again, so callers share no values. Only app
+tiers that have a cluster slot of their own are copied; others are read together with the session.
 
-A read that began before a write of the same service must not bring back what was there before. So
-each read has a number, and a write forgets the copy and refuses the replies to reads before it.
+A read that began before a write of the same service must not bring back the old value. So reads are
+numbered: a write drops the copy, and replies to earlier reads are not kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ APPS_LIMIT = 1000
 """How many copies a service keeps."""
 
 BYTES_LIMIT = 16 << 20
-"""How many bytes of values and keys all copies have together."""
+"""How many bytes of keys and values all copies of a service have together."""
 
 _WRITES_LIMIT = 10_000  # applications whose last write is remembered
 

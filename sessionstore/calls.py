@@ -58,7 +58,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
             after a space, in microseconds. It is added once the outcome of an attempt is unknown:
             the time since the call began, plus a second.
         slot: routes a Call without keys in a cluster: a slot, or a key in that slot.
-        for_key_store: it goes to the store of the data keys.
+        for_key_store: it goes to the key store.
     """
 
     name: str
@@ -95,7 +95,7 @@ class CallNeeded(Exception):
     """Replies can be decoded only after another Call. Drivers send it and decode again.
 
     Attributes:
-        call: its result does not matter; its `decode` keeps what is needed.
+        call: the Call to send. Its `decode` stores what is needed; its result is not used.
     """
 
     def __init__(self, call: Call[Any]) -> None:

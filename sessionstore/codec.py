@@ -78,7 +78,7 @@ DEPTH_LIMIT = 200
 class Codec:
     """Encodes the values of one service, and decodes those of every service.
 
-    Each value has an owner: a transform needs to know where it stands.
+    Each value has an owner, which a transform needs to know.
 
     Args:
         format: "json", or "msgpack", which can also store nested bytes, timezone-aware datetimes
@@ -115,6 +115,11 @@ class Codec:
         self._as_json._json = True
         self._as_json._encode = _encode_json
         self._as_json._decode_event = _decode_event_json
+
+    def with_msgpack(self) -> Codec:
+        """This codec, but it writes MessagePack."""
+        sizes = self._event_size_limit, self._value_size_limit
+        return Codec("msgpack", *sizes, self._compression, self._encryption)
 
     def with_encryption(self, encryption: Transform) -> Codec:
         """The same codec with another encryption."""
@@ -251,7 +256,7 @@ class Codec:
         return events
 
     def unwrap(self, data: bytes, owner: Owner, kind: Kind, name: str = "") -> bytes:
-        """The encoded value in stored bytes. Unreadable if that is not possible."""
+        """The encoded value in stored bytes. Raises Unreadable if that is not possible."""
         if data[:1] in _WRAPPED:
             [data] = self._unwrap_all([data], owner, kind, name)
         return data
@@ -274,9 +279,12 @@ class Codec:
         return members
 
     def resealed(self, data: bytes, owner: Owner, kind: Kind, name: str = "") -> bytes:
-        """Stored bytes, encrypted as this codec encrypts now. Unreadable if that is not possible.
+        """Stored bytes, encrypted as this codec encrypts now.
 
-        What is compressed stays so. Integers that scripts can add to stay plain.
+        A compressed value stays compressed. Integers that scripts can add to are not encrypted.
+
+        Raises:
+            Unreadable: the bytes cannot be decrypted.
         """
         encryption = self._encryption
         if encryption is None or (kind == "state" and _is_number_text(data)):
@@ -419,7 +427,7 @@ def _is_number_text(data: bytes) -> bool:
 
 @cache
 def _read_compressed() -> Zstd:
-    """Reads what was compressed without a dictionary."""
+    """Reads values that were compressed without a dictionary."""
     try:
         return Zstd(read_only=True)
     except ImportError as error:

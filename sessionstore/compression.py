@@ -1,7 +1,7 @@
 """Compression of stored values with zstd and dictionaries that are trained on them.
 
 Events are small, and much of each is the same as in others: names of fields, tools, phrases. A
-dictionary holds what they have in common, so a frame is a fraction of what it is without one.
+dictionary holds what they have in common, so a compressed event is much smaller with it.
 
 A stored value is the tag 0x02 and a zstd frame with its size, its checksum, and the id of its
 dictionary. The id of a dictionary is a digest of it, so a damaged file is refused.
@@ -34,15 +34,15 @@ _MISSING = "compression needs the extra `zstd`: pip install 'sessionstore[zstd]'
 
 
 class _OfThread(threading.local):
-    """What a thread uses: contexts of zstd are not thread-safe, and expensive to make."""
+    """The zstd contexts of a thread: they are not thread-safe, and expensive to make."""
 
     def __init__(self) -> None:
         self.compress: Any = None
-        self.decompress: dict[int, Any] = {}  # by the id of the dictionary; 0 = none
+        self.decompress: dict[int, Any] = {}  # by the id of the dictionary; 0 = without one
 
 
 class Zstd:
-    """The option `compression` of a service: writes values compressed, and reads those that are.
+    """The option `compression` of a service: compresses values, and reads compressed ones.
 
     Values that do not become smaller are stored as they are, and so are integers, which scripts add
     to. Size limits apply to values before they are compressed. One object may serve any number of
@@ -54,8 +54,8 @@ class Zstd:
 
     Args:
         dictionaries: files that `sessionstore train-dictionary` wrote, or their content. The first
-            one compresses; all are for reading. Values cannot be read without the dictionary that
-            they were written with, so keep every dictionary as long as there is such data.
+            one compresses; all of them decompress. A value can only be read with the dictionary
+            that compressed it, so keep every dictionary as long as there is such data.
         level: 1 = fast to 19 = small.
         min_bytes: smaller values are stored as they are, 0 or more.
         read_only: compress nothing. Services that have this option can read what others compress.
@@ -130,14 +130,14 @@ class Zstd:
                     continue
                 frame = data[1:]
                 found = parameters(frame)
-                # A frame that does not tell its size has the largest possible one.
+                # content_size of a frame without a size is the largest integer.
                 if found.content_size > DECOMPRESSED_LIMIT:
                     raise Unreadable("its zstd frame is too long, or does not tell its size")
                 name = found.dict_id
                 if name not in decompress:
                     decompress[name] = self._decompressor(name)
                 value = decompress[name](frame, 0, False, False)  # one frame, and nothing after it
-                if len(value) != found.content_size:  # a frame that older releases skip
+                if len(value) != found.content_size:  # older releases of zstd skip some frames
                     raise Unreadable("its zstd frame is damaged")
                 values.append(value)
         except self._zstd.ZstdError:

@@ -1,14 +1,14 @@
 """Data keys: with a key store every user has one. It encrypts all that belongs to the user.
 
-A data key is stored encrypted with the key ring, in another database or server than the data. When
-it is removed there, no copy of the data can be read any more. A process keeps data keys that it has
-read for up to five minutes.
+A data key is encrypted with the key ring, and stored in another database or server than the data.
+When it is removed there, no copy of the data can be read any more. A process caches data keys that
+it has read for up to five minutes.
 
 A session stores the name of its data key, and refuses values with another one. So a process that
-has kept an old key cannot write with it. Whatever brings a data key to a place that had none (a new
-session, the user tier) is followed by `use`: either the data key is still there and stays, or what
-was written is removed and written again. So of delete_user and a write at the same time, one sees
-the other.
+has cached an old key cannot write with it. A flow that uses a data key at a place that had none (a
+new session, the user tier) calls `use` afterwards. If the data key is still stored, it stays.
+Otherwise the flow removes what it wrote, and starts again. So if delete_user and a write run at the
+same time, one of them notices the other.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ import msgspec
 
 from .calls import AsyncExecutor, Call, CallNeeded, Command, SyncExecutor, checked_reply
 from .codec import corrupt
-from .encryption import DATA_KEY_MARK, AuthenticatedKey, KeyRing, describe, name_of_key
+from .encryption import DATA_KEY_MARK, AuthenticatedKey, KeyRing, describe, name_of_key, place_of
 from .errors import ScriptContractError
 from .keys import Keys
 from .scripts import SCRIPTS
 from .transform import Context, Unreadable
 
 KEPT_S = 300.0
-"""How long a process keeps a data key that it has read, in seconds."""
+"""How long a process caches a data key that it has read, in seconds."""
 
-_KEPT_LIMIT = 10_000  # data keys, about 3 KB each
+_KEPT_LIMIT = 10_000  # data keys, about 5 KB each
 _KEY_BYTES = 64
 
 Owner = tuple[str, str]
@@ -44,9 +44,9 @@ class DataKey:
 
     Attributes:
         owner: whose key it is.
-        name: is stored with every value.
+        name: its name, which is stored with every value.
         key: encrypts and decrypts.
-        ops: the Ops that write with it, once they are needed. (They are of a higher layer.)
+        ops: the Ops that write with it; None until they are needed. (Ops are of a higher layer.)
     """
 
     def __init__(self, owner: Owner, name: str, key: bytes) -> None:
@@ -64,8 +64,8 @@ class _Known:
 
     Attributes:
         data_key: the key; None = there is none.
-        gone: names that the key store was asked for and does not have.
-        until: when it has to be read again.
+        gone: names of keys that the key store does not have any more.
+        until: when it must be read again.
     """
 
     def __init__(self, data_key: DataKey | None, gone: frozenset[str]) -> None:
@@ -98,7 +98,7 @@ class DataKeys:
         self._known.pop(owner, None)
 
     def make(self, owner: Owner) -> DataKey:
-        """A new data key that is stored nowhere."""
+        """A new data key, which is not stored yet."""
         name = DATA_KEY_MARK + urlsafe_b64encode(os.urandom(9)).decode()
         return DataKey(owner, name, os.urandom(_KEY_BYTES))
 
@@ -106,7 +106,7 @@ class DataKeys:
         """The key that encrypted a value of a user.
 
         Raises:
-            CallNeeded: it has to be read.
+            CallNeeded: it must be read first.
             Unreadable: it was removed.
         """
         found = self._known.get(owner)
@@ -132,7 +132,7 @@ class DataKeys:
         return msgspec.structs.replace(read, decode=decode)  # type: ignore[arg-type]  # another result
 
     def read_wrapped(self, owner: Owner) -> Call[tuple[bytes | None, bytes | None]]:
-        """Read the name and the encrypted bytes of a user's data key; None: there is none."""
+        """Read the name and the encrypted bytes of a user's data key; None if the user has none."""
         where = self._keys.data_key(*owner)
 
         def decode(replies: list[Any]) -> tuple[bytes | None, bytes | None]:
@@ -150,13 +150,13 @@ class DataKeys:
         )
 
     def rewrapped(self, owner: Owner, name: bytes, wrapped: bytes) -> bytes:
-        """A data key, encrypted with the first key of the ring. CorruptData if none opens it."""
+        """A data key, encrypted with the first key of the ring. Raises CorruptData."""
         where = self._keys.data_key(*owner)
         key = self._open(owner, where, name.decode(), wrapped)
         return self.ring.first.seal(key, _place(owner, name.decode()))
 
     def use(self, owner: Owner) -> Call[DataKey]:
-        """The data key of a user, made if there is none. delete_user then does not remove it."""
+        """The data key of a user, made if there is none. A running delete_user then keeps it."""
         where = self._keys.data_key(*owner)
         name = DATA_KEY_MARK + urlsafe_b64encode(os.urandom(9)).decode()
         wrapped = self.ring.first.seal(os.urandom(_KEY_BYTES), _place(owner, name))
@@ -180,7 +180,7 @@ class DataKeys:
         return self._call("retire_data_key", owner, token, decode)
 
     def delete(self, owner: Owner, token: str) -> Call[bool]:
-        """Remove the data key of a user, unless it was used since `retire`. Is it still there?"""
+        """Remove the data key of a user, unless it was used since `retire`. True = it was used."""
 
         def decode(replies: list[Any]) -> bool:
             _, num_left = checked_reply(replies[0], 2)
@@ -225,11 +225,18 @@ class UserEncryption:
     Args:
         keys: the data keys.
         data_key: what is written is encrypted with it; None = nothing of a user is written.
+        written: receives keys and values of the user tier that are encrypted.
     """
 
-    def __init__(self, keys: DataKeys, data_key: DataKey | None = None) -> None:
+    def __init__(
+        self,
+        keys: DataKeys,
+        data_key: DataKey | None = None,
+        written: list[bytes] | None = None,
+    ) -> None:
         self._keys = keys
         self._data_key = data_key
+        self._written = written
 
     def wrap(self, data: bytes, context: Context) -> bytes:
         """An encoded value, encrypted."""
@@ -240,21 +247,25 @@ class UserEncryption:
             return data
         if data_key is None or data_key.owner != context[:2]:
             raise ScriptContractError("a value of a user was to be written without its data key")
-        return data_key.key.seal(data, describe(*context))
+        sealed = data_key.key.seal(data, place_of(context))
+        if self._written is not None and context.name.startswith("user:"):
+            self._written += (context.name.removeprefix("user:").encode(), sealed)
+        return sealed
 
     def unwrap(self, data: bytes, context: Context) -> bytes:
-        """What `wrap` was given. CallNeeded if the data key has to be read first."""
+        """The decrypted value. Raises CallNeeded if the data key must be read first."""
+        owner = context[:2]
+        data_key = self._data_key or self._keys.known(owner)
+        if data_key is not None and data_key.owner == owner and data.startswith(data_key.key.head):
+            return data_key.key.open(data, place_of(context))
         name = name_of_key(data)
         if not name.startswith(DATA_KEY_MARK):
             return self._keys.ring.unwrap(data, context)
-        own = self._data_key
-        if own is not None and own.name == name and own.owner == context[:2]:
-            return own.key.open(data, describe(*context))
-        return self._keys.key_named(context[:2], name).open(data, describe(*context))
+        return self._keys.key_named(owner, name).open(data, place_of(context))
 
 
 class AsyncKeyedExecutor:
-    """Sends the Calls for the key store to its executor, and all others to that of the data.
+    """Sends Calls for the key store to one executor, and all other Calls to another.
 
     Args:
         data: the executor of the data.
@@ -271,8 +282,10 @@ class AsyncKeyedExecutor:
 
     async def aclose(self) -> None:
         """Close both."""
-        await self._data.aclose()
-        await self._keys.aclose()
+        try:
+            await self._data.aclose()
+        finally:
+            await self._keys.aclose()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
@@ -291,8 +304,10 @@ class KeyedExecutor:
 
     def close(self) -> None:
         """Close both."""
-        self._data.close()
-        self._keys.close()
+        try:
+            self._data.close()
+        finally:
+            self._keys.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)

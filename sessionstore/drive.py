@@ -26,9 +26,11 @@ from .calls import (
     decode_replies,
 )
 from .errors import BackendError, NotReplicated
+from .transform import COMPRESSED, ENCRYPTED
 
 # Decoding more than this takes over 10 ms. A thread does it, so that other tasks run meanwhile.
 _LONG_DECODE_BYTES = 2 << 20
+_LONG_UNWRAP_BYTES = _LONG_DECODE_BYTES // 4  # of values that are compressed or encrypted
 
 
 async def drive_async(
@@ -170,8 +172,18 @@ def _checked(value: R, not_replicated: list[NotReplicated]) -> R:
 def _takes_long(call: Call[Any], replies: list[Any]) -> bool:
     """Whether decoding would delay other tasks noticeably."""
     # The last reply has the events. In bulk reads other replies can be large too.
-    size = sum(map(_size, replies)) if call.is_bulk else _size(replies[-1])
-    return size > _LONG_DECODE_BYTES
+    parts = replies if call.is_bulk else replies[-1:]
+    size = sum(map(_size, parts))
+    if size <= _LONG_UNWRAP_BYTES:
+        return False
+    return size > _LONG_DECODE_BYTES or any(map(_is_wrapped, parts))
+
+
+def _is_wrapped(reply: Any) -> bool:
+    """Whether the first or the last part of a reply is compressed or encrypted."""
+    if not isinstance(reply, list):
+        return isinstance(reply, bytes) and reply.startswith((COMPRESSED, ENCRYPTED))
+    return bool(reply) and (_is_wrapped(reply[0]) or _is_wrapped(reply[-1]))
 
 
 def _size(reply: Any) -> int:

@@ -1,11 +1,11 @@
 """Encryption of stored values with AES-SIV, and the keys for it. It needs the extra `encryption`.
 
-    0x03, the size of the key's name, the name, 16 bytes that authenticate, the encrypted bytes
+    0x03, the length of the key's name, the name, a tag of 16 bytes, the encrypted bytes
 
-AES-SIV is deterministic: equal values at equal places give equal bytes, so that a repeat of an
-append finds its event. Application, user, kind and state key are authenticated with each value, so
-no value can be moved to another user or another field. The session is not, because a fork copies
-values.
+AES-SIV is deterministic: equal values at equal places give equal bytes. So a repeated append finds
+its event. The place is authenticated with each value: application, user, kind and state key. So
+nobody can move a value to another user or another field. The session is not a part of the place,
+because a fork copies values.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ KEY_SIZES = (32, 64)
 """Sizes of a key in bytes: AES-128-SIV and AES-256-SIV, which need two AES keys each."""
 
 DATA_KEY_MARK = "~"
-"""Names of data keys begin with it, those of a ring cannot."""
+"""The first character of the names of data keys. Names in a ring cannot begin with it."""
 
+_NAME_LIMIT = 32
 _is_name = re.compile(r"[A-Za-z0-9._-]{1,32}", re.ASCII).fullmatch
 
 
 class KeyRing:
-    """The option `encryption` of a service: named keys. The first encrypts, all are for reading.
+    """The option `encryption` of a service: named keys. The first encrypts, all of them decrypt.
 
     To change keys, first add a new one at the end of the ring of every process. Then move it to the
     front, run `sessionstore rekey`, and remove the old key.
@@ -54,9 +55,10 @@ class KeyRing:
             raise InvalidArgument(
                 f"read_only must be True or False, not {type(read_only).__name__}"
             )
-        self._keys = {_check_name(name): _check_key(name, key) for name, key in keys.items()}
+        self._keys = {check_key_name(name): _check_key(name, key) for name, key in keys.items()}
         self.read_only = read_only
         self._ciphers = {name: AuthenticatedKey(name, key) for name, key in self._keys.items()}
+        self._by_head = {key.head: key for key in self._ciphers.values()}
         self.first = self._ciphers[next(iter(self._keys))]
 
     @classmethod
@@ -74,9 +76,11 @@ class KeyRing:
             name, colon, key = entry.partition(":")
             if not colon:
                 raise InvalidArgument("a key must be written as NAME:BASE64")
-            if name in keys:
+            if check_key_name(name) in keys:
                 raise InvalidArgument(f"two keys have the name {name!r}")
             keys[name] = key
+        if not keys:
+            raise InvalidArgument("it has no keys; `sessionstore new-key` prints one")
         return cls(keys, read_only=read_only)
 
     @classmethod
@@ -93,7 +97,10 @@ class KeyRing:
             raise InvalidArgument(
                 f"the key ring {os.fspath(path)} cannot be read: {reason}"
             ) from None
-        return cls.from_text(text, read_only=read_only)
+        try:
+            return cls.from_text(text, read_only=read_only)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"the key ring {os.fspath(path)}: {error}") from None
 
     @classmethod
     def from_env(cls, variable: str, *, read_only: bool = False) -> KeyRing:
@@ -114,14 +121,15 @@ class KeyRing:
 
     def wrap(self, data: bytes, context: Context) -> bytes:
         """An encoded value, encrypted with the first key."""
-        return data if self.read_only else self.first.seal(data, describe(*context))
+        return data if self.read_only else self.first.seal(data, place_of(context))
 
     def unwrap(self, data: bytes, context: Context) -> bytes:
-        """What `wrap` was given. Unreadable if no key of the ring opens it."""
-        return self.key_named(name_of_key(data)).open(data, describe(*context))
+        """The decrypted value. Raises Unreadable if the key is not in the ring or does not fit."""
+        key = self._by_head.get(head_of(data)) or self.key_named(name_of_key(data))
+        return key.open(data, place_of(context))
 
     def key_named(self, name: str) -> AuthenticatedKey:
-        """A key of the ring. Unreadable if it does not have the key."""
+        """A key of the ring. Raises Unreadable if the ring does not have it."""
         key = self._ciphers.get(name)
         if key is None and name.startswith(DATA_KEY_MARK):
             raise Unreadable(
@@ -147,15 +155,18 @@ class KeyRing:
         return hash((tuple(self._keys), self.read_only))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _made_again, (self._keys, self.read_only)
+        return _unpickle, (self._keys, self.read_only)
 
 
-def _made_again(keys: dict[str, bytes], read_only: bool) -> KeyRing:
+def _unpickle(keys: dict[str, bytes], read_only: bool) -> KeyRing:
     return KeyRing(keys, read_only=read_only)
 
 
 class AuthenticatedKey:
     """One key with its name.
+
+    Attributes:
+        head: how every value begins that it encrypts.
 
     Args:
         name: is stored with every value.
@@ -166,20 +177,21 @@ class AuthenticatedKey:
         self.name = name
         self._cipher, self._invalid_tag = _make_cipher(key)
         encoded = name.encode()
-        self._head = ENCRYPTED + bytes([len(encoded)]) + encoded
+        self.head = ENCRYPTED + bytes([len(encoded)]) + encoded
+        self._size = len(self.head)
 
     def __repr__(self) -> str:
         return f"AuthenticatedKey({self.name})"
 
     def seal(self, data: bytes, place: bytes) -> bytes:
-        """Encrypted data that can only be opened as of the same place."""
+        """The data, encrypted. `open` needs the same place."""
         sealed: bytes = self._cipher.encrypt(data, [place])
-        return self._head + sealed
+        return self.head + sealed
 
     def open(self, data: bytes, place: bytes) -> bytes:
-        """The data that was sealed. Unreadable if it was changed or moved."""
+        """The data that was sealed. Raises Unreadable if it was changed or moved."""
         try:
-            opened: bytes = self._cipher.decrypt(data[len(self._head) :], [place])
+            opened: bytes = self._cipher.decrypt(data[self._size :], [place])
         except (self._invalid_tag, ValueError):
             raise Unreadable(
                 f"the key {self.name!r} does not open it: it was changed, or it belongs to another "
@@ -189,23 +201,36 @@ class AuthenticatedKey:
 
 
 @lru_cache(maxsize=4096)
+def place_of(context: Context) -> bytes:
+    """The place of a value."""
+    return describe(*context)
+
+
 def describe(*parts: str) -> bytes:
-    """The place of a value as bytes: no two places have the same ones."""
+    """The place of a value as bytes. Different places have different bytes."""
     return "".join([f"{len(part)}:{part}" for part in parts]).encode("utf-8", "surrogatepass")
 
 
+def head_of(data: bytes) -> bytes:
+    """How an encrypted value begins: with the name of its key."""
+    return data[: 2 + data[1]] if len(data) > 1 else data
+
+
 def name_of_key(data: bytes) -> str:
-    """The name of the key that encrypted a value. Unreadable if it has none."""
+    """The name of the key that encrypted a value. Raises Unreadable if it is cut off."""
     end = 2 + data[1] if len(data) > 1 else 0
     if not 2 < end < len(data):
         raise Unreadable("it is encrypted, but cut off")
     return data[2:end].decode("ascii", "replace")
 
 
-def _check_name(name: object) -> str:
+def check_key_name(name: object) -> str:
     if not isinstance(name, str) or not _is_name(name):
+        # A long one may be the key itself: the two may be in the wrong order.
+        is_short = isinstance(name, (str, int)) and len(str(name)) <= _NAME_LIMIT
+        shown = repr(name) if is_short else "what was given"
         raise InvalidArgument(
-            f"the name of a key must have 1 to 32 of the characters A-Z a-z 0-9 . _ -, not {name!r}"
+            f"the name of a key must have 1 to 32 of the characters A-Z a-z 0-9 . _ -, not {shown}"
         )
     return name
 
@@ -230,6 +255,6 @@ def _make_cipher(key: bytes) -> tuple[Any, type[Exception]]:
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESSIV
     except ImportError as error:
-        message = "encryption= needs the extra: pip install 'sessionstore[encryption]'"
+        message = "encryption needs the extra `encryption`: pip install 'sessionstore[encryption]'"
         raise ImportError(message, name=error.name, path=error.path) from error
     return AESSIV(key), InvalidTag

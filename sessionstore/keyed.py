@@ -1,7 +1,6 @@
-"""Runs flows that write what belongs to a user with the user's data key, if there is a key store.
+"""Runs flows that write data of a user. With a key store, they encrypt it with the user's data key.
 
-A flow begins again if it turns out that the session has another data key. Without a key store it
-runs as it is.
+A flow starts again if the session has another data key. Without a key store a flow runs unchanged.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ _ATTEMPTS = 8  # a data key changes only if a user is deleted and created again
 def keyed(flow: Callable[Concatenate[Ops, P], Flow[T]]) -> Callable[Concatenate[Ops, P], Flow[T]]:
     """The flow of a write to a session, run with Ops that encrypt with the user's data key.
 
-    Its first argument after `ops` is a Session or a SessionKey. A session that has no data key yet
-    gets one.
+    Its first arguments after `ops` are a Session or a SessionKey, or an application and a user. A
+    session that has no data key yet gets one.
     """
     return _decorated(flow, _never)
 
@@ -36,10 +35,9 @@ def keyed(flow: Callable[Concatenate[Ops, P], Flow[T]]) -> Callable[Concatenate[
 def introducing(
     flow: Callable[Concatenate[Ops, P], Flow[T]],
 ) -> Callable[Concatenate[Ops, P], Flow[T]]:
-    """The flow of a write that brings the data key to a new place, run as `keyed` does.
+    """The flow of a write that uses the data key at a new place, run as `keyed` does.
 
-    It creates a session and returns it, or writes to the user tier. Its first arguments are those
-    of a keyed flow, or an application and a user.
+    It creates a session and returns it, or writes to the user tier.
     """
     return _decorated(flow, _always)
 
@@ -47,7 +45,7 @@ def introducing(
 def introducing_if_new(
     flow: Callable[Concatenate[Ops, P], Flow[T]],
 ) -> Callable[Concatenate[Ops, P], Flow[T]]:
-    """The same for a flow that returns a session which may be older."""
+    """The same for a flow that returns a session, perhaps one that existed already."""
     return _decorated(flow, _is_new)
 
 
@@ -62,9 +60,9 @@ def _decorated(
         owner = None if keys is None else _owner(args)
         if keys is None or owner is None:
             return flow(ops, *args, **kwargs)
-        run_again = _run(ops, keys, owner, flow, introduces, args, kwargs)
-        run_again.__name__ = flow.__name__  # type: ignore[attr-defined]  # it names the operation
-        return run_again
+        keyed_flow = _run(ops, keys, owner, flow, introduces, args, kwargs)
+        keyed_flow.__name__ = flow.__name__  # type: ignore[attr-defined]  # it names the operation
+        return keyed_flow
 
     return run
 
@@ -86,10 +84,12 @@ def _run(
             data_key = keys.known(owner)
             if data_key is None:
                 data_key = yield (keys.find if introduces is _never else keys.use)(owner)
-            # Without a stored key no session has one. The reply tells what the session has.
+            # If the key store has none, write with a new one: the script refuses it if the session
+            # has another, and names that one.
             data_key = data_key or keys.make(owner)
+        written: list[bytes] | None = None if introduces is _never else []
         try:
-            result = yield from flow(ops.bound_to(data_key), *args, **kwargs)
+            result = yield from flow(ops.bound_to(data_key, written), *args, **kwargs)
         except CallNeeded as needed:
             yield needed.call
             continue
@@ -103,9 +103,9 @@ def _run(
         if data_key is None or not introduces(result):
             return result
         session = result.key if isinstance(result, Session) else None
-        if (yield from _is_kept(ops, keys, data_key, session)):
+        if (yield from _is_kept(ops, keys, data_key, session, written or [])):
             return result
-    raise _never_the_same(owner)
+    raise _keeps_changing(owner)
 
 
 def give_data_key(ops: Ops, keys: DataKeys, key: SessionKey) -> Flow[None]:
@@ -123,7 +123,7 @@ def give_data_key(ops: Ops, keys: DataKeys, key: SessionKey) -> Flow[None]:
         if still.name == data_key.name:
             return
         old = data_key.name
-    raise _never_the_same(owner)
+    raise _keeps_changing(owner)
 
 
 def _reload(keys: DataKeys, owner: Owner, refused: OtherDataKey) -> Flow[None]:
@@ -134,17 +134,21 @@ def _reload(keys: DataKeys, owner: Owner, refused: OtherDataKey) -> Flow[None]:
         raise CorruptData(f"{refused.key}: {text}", key=refused.key) from None
 
 
-def _is_kept(ops: Ops, keys: DataKeys, data_key: DataKey, session: SessionKey | None) -> Flow[bool]:
+def _is_kept(
+    ops: Ops, keys: DataKeys, data_key: DataKey, session: SessionKey | None, written: list[bytes]
+) -> Flow[bool]:
     """Whether a data key that was brought to a new place is still there, and stays.
 
-    If not, what was written with it is removed.
+    If not, what was written with it is removed: a new session, keys and values of the user tier.
     """
     try:
         still: DataKey = yield keys.use(data_key.owner)
         if still.name != data_key.name:
-            yield ops.undo_data_key(*data_key.owner, data_key.name)
+            # The session first: as long as it is there, others may write to the user tier with it.
             if session is not None:
                 yield ops.delete_session(session, data_key.name)
+            if written:
+                yield ops.undo_data_key(*data_key.owner, written)
     except BackendError as error:
         error.maybe_applied = True
         raise
@@ -152,7 +156,7 @@ def _is_kept(ops: Ops, keys: DataKeys, data_key: DataKey, session: SessionKey | 
 
 
 def _owner(args: tuple[Any, ...]) -> Owner | None:
-    """The user of a flow; None if the arguments are not valid: the flow says so."""
+    """The user of a flow; None if the arguments are not valid: then the flow raises the error."""
     if args and isinstance(args[0], (Session, SessionKey)):
         return args[0].app_name, args[0].user_id
     if len(args) > 1 and isinstance(args[0], str) and isinstance(args[1], str):
@@ -173,7 +177,7 @@ def _is_new(result: Any) -> bool:
     return bool(result.version == to_us(result.created_at))
 
 
-def _never_the_same(owner: Owner) -> CorruptData:
+def _keeps_changing(owner: Owner) -> CorruptData:
     app_name, user_id = owner
     where = f"user {user_id!r} of app {app_name!r}"
     return CorruptData(f"the data key of {where} changes with every attempt", key=where)

@@ -128,9 +128,17 @@ class Ops:
         """The Ops that these were bound from, or these."""
         return self if self._unbound is None else self._unbound
 
-    def bound_to(self, data_key: DataKey | None) -> Ops:
-        """The Ops that encrypt what belongs to a user with a data key; None = do not encrypt."""
-        if data_key is not None and data_key.ops is not None and data_key.ops.unbound is self:
+    def bound_to(self, data_key: DataKey | None, written: list[bytes] | None = None) -> Ops:
+        """The Ops that encrypt what belongs to a user with a data key; None = do not encrypt.
+
+        `written` receives keys and values of the user tier that they encrypt.
+        """
+        if (
+            written is None
+            and data_key is not None
+            and data_key.ops is not None
+            and data_key.ops.unbound is self
+        ):
             bound: Ops = data_key.ops
             return bound
         assert self.data_keys is not None
@@ -138,11 +146,13 @@ class Ops:
         bound._unbound = self
         bound.data_keys = None
         if data_key is not None:
-            codec = self.options.codec.with_encryption(UserEncryption(self.data_keys, data_key))
+            encryption = UserEncryption(self.data_keys, data_key, written)
+            codec = self.options.codec.with_encryption(encryption)
             bound.options = structs.replace(self.options, codec=codec)
             bound._codec = codec
             bound.data_key = data_key.name.encode()
-            data_key.ops = bound
+            if written is None:
+                data_key.ops = bound
         return bound
 
     # -- sessions ------------------------------------------------------------------------------
@@ -518,10 +528,10 @@ class Ops:
         script, keys = SCRIPTS["reseal_values"], (hash_key, events) if events else (hash_key,)
         return Call("rekey", decode_count, script, keys, tuple(args), is_bulk=True)
 
-    def undo_data_key(self, app_name: str, user_id: str, data_key: str) -> Call[None]:
-        """Remove state of the user tier that is encrypted with a data key."""
-        keys, args = (self._keys.user(app_name, user_id).user,), (data_key.encode(),)
-        return Call("undo_data_key", decode_ok, SCRIPTS["undo_data_key"], keys, args)
+    def undo_data_key(self, app_name: str, user_id: str, pairs: Sequence[bytes]) -> Call[None]:
+        """Remove state of the user tier that still has these values: key, value, key, ..."""
+        keys, script = (self._keys.user(app_name, user_id).user,), SCRIPTS["undo_data_key"]
+        return Call("undo_data_key", decode_ok, script, keys, tuple(pairs))
 
     def repair_session(self, key: SessionKey) -> Call[Session]:
         """Accept what is left of a session, and read it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -223,8 +224,19 @@ def check_key_store(value: object, url: str | None) -> None:
     """The URL of a key store, which must not be that of the data."""
     if not isinstance(value, str):
         raise InvalidArgument(f"key_store must be a URL, not {type(value).__name__}")
+    if "://" not in value:
+        raise InvalidArgument("key_store must be a URL such as redis://host:6379")
     if value == url:
         raise InvalidArgument("key_store must be another server or database than that of the data")
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Within the context, error messages about an option begin with its name."""
+    try:
+        yield
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{name}: {error}") from None
 
 
 def check_memory_key_store(value: object) -> None:

@@ -43,6 +43,7 @@ from .options import (
     check_read_from,
     check_seconds,
     check_wait_replicas,
+    naming,
 )
 from .transport import connect_async
 from .twin import AsyncMemoryExecutor, MemoryExecutor
@@ -292,7 +293,8 @@ class SessionService:
         """Delete a user: sessions with their events, index and state. A missing user is fine.
 
         It removes the sessions that exist when it starts, 100 in a step. If no session was created
-        meanwhile, it then removes the state. Each step is atomic, all of them together are not:
+        meanwhile, it then removes the state, and with a `key_store` the user's data key, so that no
+        copy of the data can be read any more. Each step is atomic, all of them together are not:
         after an error some sessions may be gone, and calling it again removes the rest. To keep new
         sessions away, stop the user's agents first. It waits while the user's slot is migrated.
 
@@ -309,7 +311,8 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/delete_sessions.lua, plain ZRANGE, lua/delete_user.lua; four round trips, two for every
-        100 sessions more; O(sessions), and O(events) in the background of the server.
+        100 sessions more; O(sessions), and O(events) in the background of the server. With a
+        `key_store` also lua/retire_data_key.lua and lua/delete_data_key.lua, one round trip each.
         """
         return await self._run(flows.delete_user(self._ops, app_name, user_id))
 
@@ -1211,18 +1214,18 @@ class RedisSessionService(SessionService):
         app_state_ttl: the same for the app tier.
         user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
             users whose sessions have expired.
-        app_state_max_age: how old the app tier may be that a read returns; None = it is current. In
-            a cluster with partition_by="user" reads then use a copy that the service keeps, and
-            save a call to a second server. Elsewhere it has no effect: there the app tier is read
-            together with the session. What the service itself writes is read back at once.
+        app_state_max_age: reads may return a copy of the app tier that is up to this old, which
+            saves a call to a second server; None = no copies. It has an effect only in a cluster
+            with partition_by="user": elsewhere the app tier is read together with the session.
+            Reads see the writes of their own service at once.
         stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
             they are not kept.
         refresh_ttl_on_read: reads refresh the TTL, too; writes always do.
         key_prefix: text before every key, without braces, up to 256 bytes.
         codec: "json", or "msgpack", which can also store nested bytes, datetimes and int keys.
             Every service reads both.
-        compression: a Zstd compresses what is written, with dictionaries that were trained on such
-            data, and reads what was compressed with them; None = compress nothing.
+        compression: a Zstd compresses what is written, and reads values that were compressed with
+            its dictionaries; None = compress nothing. It needs the extra `zstd`.
         encryption: a KeyRing, which encrypts events, state and summaries before they are sent. Ids,
             state keys, integers, sizes and times stay visible, and which values are equal. It
             needs the extra `encryption`.
@@ -1308,7 +1311,9 @@ class RedisSessionService(SessionService):
         executor: AsyncExecutor = data
         if key_store is not None:
             check_key_store(key_store, url)
-            executor = AsyncKeyedExecutor(data, connect_async(key_store, None, None, None, timeout))
+            with naming("key_store"):
+                keys = connect_async(key_store, None, None, None, timeout)
+            executor = AsyncKeyedExecutor(data, keys)
         super().__init__(Ops(options, app_in_own_slot=app_in_own_slot), executor)
         self._address = address_to_show(url, instance_name, client)
 

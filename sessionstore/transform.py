@@ -1,7 +1,7 @@
-"""What may be done to encoded values before they are stored: compression, then encryption.
+"""Changes of encoded values before they are stored: compression, then encryption.
 
-The first byte of stored bytes tells what was done to them: COMPRESSED, ENCRYPTED, or nothing. What
-is encrypted may be compressed; neither is done twice.
+The first byte of a stored value says what it is: COMPRESSED, ENCRYPTED, or neither. An encrypted
+value may contain a compressed one. Nothing is compressed or encrypted twice.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class Owner(Protocol):
 
 
 class TierOwner(NamedTuple):
-    """The owner of a user tier; of an app tier, whose user is ""."""
+    """The owner of a user tier or of an app tier."""
 
     app_name: str
     user_id: str = ""
 
 
 class Context(NamedTuple):
-    """Where a value stands. A session is not part of it: a fork copies values.
+    """The place of a value. The session is not a part of it, because a fork copies values.
 
     Attributes:
         app_name: the application.
         user_id: the user; "" for the app tier.
         kind: what the value is.
-        name: of state the key, with the prefix of its tier; otherwise "".
+        name: for state the key, with the prefix of its tier; otherwise "".
     """
 
     app_name: str
@@ -52,17 +52,18 @@ class Context(NamedTuple):
 class Transform(Protocol):
     """Changes encoded and perhaps compressed values before they are stored, and back.
 
-    It is deterministic: equal values with an equal context give equal bytes. So a repeat of an
-    append finds its event.
+    It is deterministic: equal values with equal contexts give equal bytes. So a repeated append
+    finds its event.
     """
 
     def wrap(self, data: bytes, context: Context) -> bytes:
         """Encoded bytes as they are stored, with the tag of the transform; or unchanged."""
 
     def unwrap(self, data: bytes, context: Context) -> bytes:
-        """The bytes that `wrap` was given. Unreadable says why that is not possible.
+        """The bytes that `wrap` was given. `data` begins with the tag of the transform.
 
-        `data` begins with the tag of the transform.
+        Raises:
+            Unreadable: that is not possible; the message says why.
         """
 
 

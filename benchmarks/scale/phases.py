@@ -46,7 +46,7 @@ def cpu_us(client: Any) -> float:
 
 
 def quantiles(times_s: list[float]) -> dict[str, float]:
-    """Milliseconds that 50, 99 and 99.9 of 100 calls did not exceed, and the longest."""
+    """The percentiles p50, p99 and p99.9 in milliseconds, and the longest time."""
     ordered, last = sorted(times_s), len(times_s) - 1
     at = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
     found = {name: ordered[min(int((last + 1) * part), last)] for name, part in at.items()}
@@ -57,7 +57,7 @@ def quantiles(times_s: list[float]) -> dict[str, float]:
 
 
 def memory(client: Any, sessions: int, events: int) -> dict[str, float]:
-    """Bytes per session, by part. The parts are sampled; `other` is what they do not explain."""
+    """Bytes per session, by part. The parts are sampled; `other` is the rest of the memory."""
     info = client.info("memory")
     rng = random.Random(1)
     numbers = [rng.randrange(sessions) for _ in range(_KEYS_SAMPLED)]
@@ -247,7 +247,7 @@ def _set_deadlines(client: Any, sessions: int, begin_ms: int, seconds: float) ->
 async def lists_with_expired(
     service: RedisSessionService, client: Any, sessions: int, users: int
 ) -> dict[str, float]:
-    """List users of whose sessions half have expired, while the index still names them."""
+    """List users whose index still has all sessions, although half of them have expired."""
     rng = random.Random(4)
     numbers = rng.sample(range(sessions // SESSIONS_PER_USER), users)
     expired = []

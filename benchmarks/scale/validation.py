@@ -144,7 +144,7 @@ async def _requests(url: str, count: int) -> list[tuple[bytes, int]]:
 
 @contextmanager
 def real_time(*pids: int) -> Iterator[None]:
-    """Within the context these processes go before others, if the system allows it."""
+    """Within the context these processes have real-time priority, if the system allows it."""
     with suppress(AttributeError, OSError):
         for pid in pids:
             os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(1))

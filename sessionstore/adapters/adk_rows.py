@@ -34,15 +34,20 @@ async def read_rows(url: str) -> AsyncGenerator[tuple[Any, ...], None]:
     try:
         engine = create_async_engine(url)
     except (SQLAlchemyError, ImportError, ValueError) as error:
-        raise InvalidArgument(f"the database cannot be opened: {error}") from error
+        raise InvalidArgument(f"the database cannot be opened: {_reason(error)}") from error
     try:
         async with aclosing(_read(engine)) as rows:
             async for row in rows:
                 yield row
     except (SQLAlchemyError, OSError) as error:
-        raise InvalidArgument(f"the database cannot be read: {error}") from error
+        raise InvalidArgument(f"the database cannot be read: {_reason(error)}") from error
     finally:
         await engine.dispose()
+
+
+def _reason(error: Exception) -> str:
+    """The first line: SQLAlchemy adds the statement, and where to read about the error."""
+    return str(error).partition("\n")[0]
 
 
 async def _read(engine: AsyncEngine) -> AsyncGenerator[tuple[Any, ...], None]:

@@ -1,7 +1,7 @@
 """Reads the session services of Google ADK that use a database, for `import --from adk`.
 
-A SQLite file whose events are JSON is read as it is, without ADK. Other databases, and events that
-are pickled (releases before 1.22), are read by ADK's own models.
+A SQLite file with JSON events is read without ADK. Other databases, and pickled events (releases
+before 1.22), are read with ADK's own models.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_adk_database(source: str) -> Iterator[Archived]:
         source: the path of a SQLite file, or a URL of SQLAlchemy.
 
     Raises:
-        CannotStart: it cannot be read, or is not of ADK.
+        CannotStart: it cannot be read, or was not written by ADK.
     """
     found = _sqlite_url(source)
     path = found[1] if found else source
@@ -134,7 +134,7 @@ def _session_line(
 
 
 def _event(data: dict[str, Any]) -> Event:
-    """An event as `AdkSessionService` stores it: its state delta stands beside its JSON."""
+    """An event as `AdkSessionService` stores it: the state delta is not a part of its JSON."""
     actions = dict(data.get("actions") or {})
     delta = actions.pop("state_delta", None) or {}
     return Event(

@@ -1,4 +1,4 @@
-"""The command `sessionstore erase`: delete all data of a user, and prove it."""
+"""The command `sessionstore erase`: delete all data of a user, and check that nothing is left."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN = 100  # keys that are left
 
 @click.command(
     "erase",
-    short_help="Delete all data of a user, and prove it.",
+    short_help="Delete all data of a user, and check that nothing is left.",
     help="""Delete a user's sessions and state, and then scan all keys for what is left.
 
 State of the application stays: it belongs to all users. Stop the user's agents first: a session
@@ -51,7 +51,12 @@ def erase(
         index = service._ops.options.keys.user(app_name, user_id).session_index
         [number] = ask(service, ("ZCARD", index))
         what = f"all data of user {user_id!r} of {app_name!r}, {counted(number, 'session')}"
-        click.confirm(f"Delete {what}?", abort=True, err=True)
+        try:
+            click.confirm(f"Delete {what}?", abort=True, err=True)
+        except click.Abort:
+            raise click.ClickException(
+                "Nothing was deleted; --yes deletes without a question"
+            ) from None
     click.echo(f"Deleting user {user_id!r} of {app_name!r} ...", err=True)
     erased = erase_user(service, app_name, user_id)
     if as_json:
@@ -89,7 +94,7 @@ class Erased(NamedTuple):
             return text
         if self.has_data_key:
             return f"{text}. The data key is left, because something was written meanwhile"
-        return f"{text}. The data key is gone: no copy of the data can be read any more"
+        return f"{text}. The data key was removed: no copy of the data can be read any more"
 
 
 def erase_user(service: SessionService, app_name: str, user_id: str) -> Erased:

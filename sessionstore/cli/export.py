@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
 from ..sync import SessionService
-from .archive import write_line
-from .opened import counted, dictionary_option, opened_service, print_json, store_options
+from .archive import Archived, write_line
+from .opened import (
+    counted,
+    dictionary_option,
+    named_errors,
+    opened_service,
+    print_json,
+    store_options,
+)
+from .output_file import output_file
 from .progress import watched
 from .show import get_session
-from .store import redact_url
+from .store import Number, redact_url
 from .transfer import Counts, described, read_store, write
 
 
@@ -35,8 +45,8 @@ def _to_moment(_: click.Context, __: click.Parameter, value: str | None) -> date
     help="""Write sessions to JSON lines: events, positions, state of all tiers, summary, times.
 
 Each session is one line, in the order of application, user and session. Memory does not depend on
-the number of sessions, only on the size of the largest one. A session is written as it was at one
-time, also if agents write to it.
+the number of sessions, only on the size of the largest one. Each line is a consistent snapshot of a
+session, also if agents write to it.
 
 To continue later, note the time before an export, and pass it as --since to the next one. `import
 --replace` then replaces what has changed. Nothing is changed, and no TTL is refreshed.""",
@@ -48,7 +58,7 @@ To continue later, note the time before an export, and pass it as --since to the
     "--output",
     type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
     default="-",
-    help="Write to this file instead of stdout.",
+    help="Write to this file instead of stdout. A file of this name is replaced at the end.",
 )
 @click.option(
     "--since",
@@ -58,7 +68,9 @@ To continue later, note the time before an export, and pass it as --since to the
     " 2026-01-31T12:00:00.5+02:00. UTC if it names no zone.",
 )
 @store_options
+@click.pass_context
 def export(
+    context: click.Context,
     service: SessionService,
     app_name: str | None,
     user_id: str | None,
@@ -68,24 +80,22 @@ def export(
     as_json: bool,  # noqa: ARG001  # the output is JSON lines anyway
 ) -> None:
     """Run the command; the help text is above."""
-    num_sessions = 0
+    num_sessions, counts = 0, Counts()
     to_stdout = str(output) == "-"
     if not to_stdout:
         click.echo(f"Exporting to {output} ...", err=True)
-    file: BinaryIO = sys.stdout.buffer if to_stdout else output.open("wb")
-    try:
-        found = read_store(service, app_name, user_id, session_id, since)
+    with nullcontext(sys.stdout.buffer) if to_stdout else output_file(output) as file:
+        found = read_store(service, app_name, user_id, session_id, since, counts=counts)
         # A terminal that shows the lines has no place for their number.
         for archived in found if to_stdout else watched(found, "lines", lines=True):
             file.write(write_line(archived) + b"\n")
             num_sessions += bool(archived.session_id)
+        if app_name and user_id and session_id and not num_sessions:
+            get_session(service, app_name, user_id, session_id)  # raises SessionNotFound
         file.flush()
-    finally:
-        if not to_stdout:
-            file.close()
-    if app_name and user_id and session_id and not num_sessions:
-        get_session(service, app_name, user_id, session_id)  # raises SessionNotFound
-    click.echo(f"{counted(num_sessions, 'session')} exported.", err=True)
+    left_out = f", {counts.unreadable:,} could not be read" if counts.unreadable else ""
+    click.echo(f"{counted(num_sessions, 'session')} exported{left_out}.", err=True)
+    context.exit(1 if counts.unreadable else 0)
 
 
 @click.command(
@@ -102,7 +112,8 @@ its options say: --target-dictionary compresses and --target-key-ring encrypts t
 options they are stored as they are.
 --json prints a line for each session, with a checksum.
 
-Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written by others.""",
+Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written by others, or damaged
+ones were left out.""",
 )
 @click.argument("target", metavar="TARGET")
 @click.argument("app_name", metavar="[APP", required=False)
@@ -126,7 +137,7 @@ Exit status: 0 = TARGET has every session; 1 = sessions in TARGET were written b
 )
 @click.option(
     "--target-ttl",
-    type=click.FloatRange(min=1),
+    type=Number(min=1),
     metavar="SECONDS",
     help="TTL of the sessions in TARGET; without it they do not expire.",
 )
@@ -153,6 +164,8 @@ def copy(
     """Run the command; the help text is above."""
     if (context.params["url"], context.params["key_prefix"]) == (target, target_key_prefix):
         raise click.UsageError("TARGET is the store of --url. Pass another --target-key-prefix.")
+    if "://" not in target:
+        raise click.UsageError(f"TARGET must be a URL such as redis://new:6379, not {target!r}.")
     click.echo(f"Copying to {redact_url(target)} ...", err=True)
     counts = Counts()
     options = {
@@ -166,9 +179,18 @@ def copy(
     }
     with opened_service(target, **options) as to:
         to.ping()  # better to fail now than after the first session was read
-        for archived in watched(read_store(service, app_name, user_id), "lines", lines=True):
+        found = _read(service, context.params["url"], app_name, user_id, counts)
+        for archived in watched(found, "lines", lines=True):
             status = write(to, archived, counts, replaces=True, verifies=False)
             if as_json and archived.session_id:
                 print_json(described(archived, status))
     click.echo(counts.report() + ".", err=True)
-    context.exit(1 if counts.conflicts else 0)
+    context.exit(1 if counts.conflicts or counts.unreadable else 0)
+
+
+def _read(
+    service: SessionService, url: str, app_name: str | None, user_id: str | None, counts: Counts
+) -> Iterator[Archived]:
+    """What the store of --url holds. An error names this store, not TARGET."""
+    with named_errors(url):
+        yield from read_store(service, app_name, user_id, counts=counts)

@@ -1,8 +1,8 @@
 """Reads SqliteSaver and AsyncSqliteSaver of LangGraph, for `import --from langgraph`.
 
-Values stay serialized: only the outer MessagePack of a checkpoint is decoded and encoded again, and
-what is inside as an extension (messages, objects of the application) is copied as it is. So the
-application's classes are not needed.
+Values stay serialized. Only the outer MessagePack of a checkpoint is decoded and encoded again;
+extensions in it (messages, objects of the application) are copied unchanged. So the classes of the
+application are not needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..adapters.checkpoint_threads import CheckpointRemoved
 from ..adapters.checkpoints import Parts, Write
 from ..drive import drive
 from ..sync import SessionService
-from .sqlite_file import columns_of, sqlite_file
+from .sqlite_file import check_sqlite_file, columns_of, sqlite_file
 from .store import CannotStart
 
 APP, USER = "langgraph", "threads"  # where StoredCheckpointSaver keeps threads by default
@@ -62,10 +62,10 @@ class _Row(NamedTuple):
 
 
 class _Raw:
-    """A serializer of LangGraph that leaves what MessagePack calls extensions as they are.
+    """A serializer of LangGraph that does not decode extensions of MessagePack.
 
     Args:
-        other: for what is not MessagePack, as old versions have written it.
+        other: for values of old versions, which are not MessagePack.
     """
 
     def __init__(self, other: Any) -> None:
@@ -86,14 +86,15 @@ class _Raw:
 def import_langgraph(
     service: SessionService, path: str, app_name: str, user_id: str, *, verifies: bool
 ) -> Iterator[Imported]:
-    """Store all threads of a file, the one written last at the end, as StoredCheckpointSaver does.
+    """Store all threads of a file as StoredCheckpointSaver does, in the order of their last writes.
 
-    Checkpoints and writes that are stored already are left alone. `verifies`: each thread is read
-    back and compared.
+    Checkpoints and writes that are stored already do not change. With `verifies` each thread is
+    read back and compared.
 
     Raises:
         CannotStart: the file cannot be read or is not of LangGraph, or the extra is missing.
     """
+    check_sqlite_file(path)  # before the extra is installed for nothing
     try:
         from ..adapters.langgraph import StoredCheckpointSaver
     except ImportError as error:
@@ -137,7 +138,7 @@ def _import_checkpoint(service: SessionService, saver: Any, thread_id: str, row:
     checkpoint = saver.serde.loads_typed(row.checkpoint)
     try:
         stored = saver.get_tuple(config)
-    except CheckpointRemoved:  # it was imported, and the saver does not keep it any longer
+    except CheckpointRemoved:  # it was imported, and removed by keep_checkpoints
         return "unchanged"
     thread = saver._threads.at(service._ops, thread_id)
     known: set[tuple[str, int]] = set()

@@ -26,6 +26,9 @@ _SIZE_LIMITS = ("event_size_limit", "value_size_limit", "summary_size_limit")
 CONNECTION_OPTIONS = ("key_prefix", "partition_by", "dictionary", "key_ring", "key_store")
 """The parameters that `connection_options` adds and `opened_service` takes, beside the URL."""
 
+_OPTIONS = {"encryption": "--key-ring", "key_store": "--key-store"}
+"""What options of a service are called here."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -66,19 +69,19 @@ def connection_options(command: F) -> F:
         show_default=True,
         help="The option of the services that wrote the data.",
     )
-    @dictionary_option("--dictionary", "The first one compresses what is written.")
+    @dictionary_option("--dictionary", "The first one compresses new values.")
     @click.option(
         "--key-ring",
         envvar="SESSIONSTORE_KEY_RING",
         metavar="FILE",
-        help="The keys of encrypted data, a line NAME:BASE64 each. The first one encrypts."
+        help="A file of encryption keys, one line NAME:BASE64 for each. The first one encrypts."
         "  [env: SESSIONSTORE_KEY_RING]",
     )
     @click.option(
         "--key-store",
         envvar="SESSIONSTORE_KEY_STORE",
         metavar="URL",
-        help="The store of the data keys of users.  [env: SESSIONSTORE_KEY_STORE]",
+        help="The key store, which has the data keys of users.  [env: SESSIONSTORE_KEY_STORE]",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
     @wraps(command)
@@ -97,7 +100,7 @@ def dictionary_option(name: str, use: str) -> Callable[[F], F]:
         multiple=True,
         type=click.Path(exists=True, dir_okay=False),
         metavar="FILE",
-        help=f"A dictionary of compressed values, repeatable. {use}",
+        help=f"A dictionary for compressed values; may be repeated. {use}",
     )
 
 
@@ -108,9 +111,9 @@ def service_options(
     key_store: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """The options of a service that the options of a command stand for.
+    """The options of a service, from the options of a command.
 
-    It changes no TTL by reading, and stores values of any size: other services have accepted them.
+    Reads change no TTL. Values of any size are stored, because other services have accepted them.
     """
     if key_store is not None and key_ring is None:
         raise click.UsageError("A key store needs a key ring: pass --key-ring, too.")
@@ -131,13 +134,22 @@ def opened_service(url: str, **options: Any) -> Iterator[SessionService]:
         service = RedisSessionService(url, **service_options(**options))
     except InvalidArgument as error:
         raise click.UsageError(f"{error}.") from error
-    with service:
-        try:
-            yield service
-        except InvalidArgument as error:
-            raise click.UsageError(f"{error}.") from error
-        except SessionStoreError as error:
-            raise CannotStart(f"{redact_url(url)}: {error}") from error
+    with service, named_errors(url):
+        yield service
+
+
+@contextmanager
+def named_errors(url: str) -> Iterator[None]:
+    """Errors of a store become one sentence, which names the store, and status 2."""
+    try:
+        yield
+    except InvalidArgument as error:
+        raise click.UsageError(f"{error}.") from error
+    except SessionStoreError as error:
+        text = str(error)
+        for name, option in _OPTIONS.items():
+            text = text.replace(f"the option {name} is needed", f"pass {option}")
+        raise CannotStart(f"{redact_url(url)}: {text}") from error
 
 
 _CONTROLS = {

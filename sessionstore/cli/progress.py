@@ -1,4 +1,4 @@
-"""Shows on stderr how far a command has come."""
+"""Shows the progress of a command on stderr."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ _LINE_EVERY_S = 10.0
 
 
 def watched(items: Iterable[T], noun: str, *, lines: bool = False) -> Iterator[T]:
-    """The items, with their number so far on stderr.
+    """The items. Their number so far is shown on stderr.
 
-    A terminal shows the number all the time. Otherwise, with `lines`, there is a line every ten
-    seconds, for a log.
+    A terminal shows it all the time. Without a terminal, `lines` prints a line every ten seconds.
     """
     console = Console(stderr=True)
     if not console.is_terminal:

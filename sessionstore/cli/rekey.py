@@ -13,11 +13,13 @@ import click
 import msgspec
 from msgspec.structs import asdict, replace
 
-from ..adapters.checkpoints import LAYOUT, change_entries, is_of_entries
+from ..adapters.checkpoints import LAYOUT, LAYOUT_VALUE, change_entries, is_of_entries
 from ..calls import Call, Command, Flow, OtherDataKey
 from ..codec import corrupt
 from ..drive import drive
-from ..keyed import introducing, keyed
+from ..encryption import check_key_name
+from ..errors import InvalidArgument
+from ..keyed import keyed
 from ..model import SessionKey
 from ..ops import Ops, ids_of
 from ..replies import hash_items, members_with_scores
@@ -58,9 +60,9 @@ class Counts(msgspec.Struct):
 use. With --key-store, sessions get the data key of their user, and data keys are encrypted with the
 first key.
 
-What others change meanwhile is left alone: their services write with the first key. Versions and
-deadlines stay as they are. The command may be interrupted and started again: it changes only what
-has another key. Once a run reports 0 values, no value needs the older keys, except events of an
+Values that change meanwhile are skipped: services write them with the first key. Versions and
+deadlines stay as they are. The command may be interrupted and started again: it changes only values
+with another key. Once a run reports 0 values, no value needs the older keys, except events of an
 import that was interrupted within the last hour.
 
 Exit status: 0 = done; 1 = some values cannot be read. Their keys are printed.""",
@@ -114,6 +116,10 @@ NAME is stored with every value; by default it is the date of today.""",
 @click.argument("name", metavar="[NAME]", required=False)
 def new_key(name: str | None) -> None:
     """Run the command; the help text is above."""
+    try:
+        name = name and check_key_name(name)
+    except InvalidArgument as error:
+        raise click.UsageError(f"{error}.") from error
     name = name or datetime.now(UTC).strftime("%Y-%m-%d")
     click.echo(f"{name}:{base64.b64encode(os.urandom(64)).decode()}")
 
@@ -155,10 +161,20 @@ def _rewrap(ops: Ops, app_name: str, user_id: str, counts: Counts) -> Flow[None]
         counts.changed += yield replace(call, for_key_store=True)
 
 
-@introducing
 def _rekey_user_tier(ops: Ops, app_name: str, user_id: str, counts: Counts) -> Flow[None]:
-    """Reseal the state of a user."""
-    yield from _rekey_tier(ops, TierOwner(app_name, user_id), counts)
+    """Reseal the state of a user.
+
+    The data key is made first. If `delete_user` removes it meanwhile, it has removed the values
+    before, so nothing is put in their place.
+    """
+    if ops.data_keys is not None:
+        yield ops.data_keys.use((app_name, user_id))
+    yield from _rekey_keyed_tier(ops, app_name, user_id, counts)
+
+
+@keyed
+def _rekey_keyed_tier(ops: Ops, app_name: str, user_id: str, counts: Counts) -> Flow[None]:
+    return _rekey_tier(ops, TierOwner(app_name, user_id), counts)
 
 
 def _rekey_tier(ops: Ops, owner: TierOwner, counts: Counts) -> Flow[None]:
@@ -186,7 +202,7 @@ def _rekey_session(ops: Ops, key: SessionKey, counts: Counts) -> Flow[None]:
     if ops.data_key and data_key != ops.data_key:
         where = keys.session.decode()
         raise OtherDataKey("", key=where, data_key=data_key.decode("utf-8", "replace"))
-    resealed = _Resealed(ops, key, counts)
+    resealed = _Resealed(ops, key, counts, is_thread=pairs.get(LAYOUT) == LAYOUT_VALUE)
     for field, value in pairs.items():
         if field[:1] == b".":
             resealed.add_field(keys.session, field, value, field[1:].decode("utf-8", "replace"))
@@ -206,35 +222,36 @@ def _rekey_session(ops: Ops, key: SessionKey, counts: Counts) -> Flow[None]:
 
 
 class _Resealed:
-    """Values of one owner that get another key, until they are stored.
+    """Values of one owner with another encryption, until they are stored.
 
     Args:
         ops: its codec encrypts.
         owner: whose values these are.
         counts: is updated.
+        is_thread: it is a thread of LangGraph, some of whose fields consist of entries.
     """
 
-    def __init__(self, ops: Ops, owner: Owner, counts: Counts) -> None:
+    def __init__(self, ops: Ops, owner: Owner, counts: Counts, *, is_thread: bool = False) -> None:
         self._ops = ops
         self._owner = owner
         self._counts = counts
+        self._is_thread = is_thread
         self._fields: list[tuple[bytes, bytes, bytes]] = []
         self._members: list[tuple[int, bytes, bytes]] = []
 
     def add_field(
         self, where: bytes, field: bytes, value: bytes, name: str, kind: Kind = "state"
     ) -> None:
-        """Add a field of a hash, if its value has another key."""
+        """Add a field of a hash, if its value must be encrypted again."""
         change = partial(self._reseal, where, name, kind)
-        if field == LAYOUT:
-            return
-        # A script adds to these, so that each of their entries is encrypted by itself.
-        new = change_entries(value, change) if is_of_entries(field) else change(value)
+        # A script adds entries to these fields, so each entry is encrypted on its own.
+        has_entries = self._is_thread and is_of_entries(field)
+        new = change_entries(value, change) if has_entries else change(value)
         if self._is_other(value, new):
             self._fields.append((field, value, new))
 
     def add_event(self, where: bytes, position: int, member: bytes) -> None:
-        """Add an event, if it has another key."""
+        """Add an event, if it must be encrypted again."""
         new = self._reseal(where, "", "event", member)
         if self._is_other(member, new):
             self._members.append((position, member, new))

@@ -20,6 +20,7 @@ from ..times import from_us
 from .keyspace import ask
 from .opened import TextConsole, counted, print_json, show_time, store_options
 from .show import get_session, print_event
+from .store import Number
 from .transcript import pieces_of
 
 _POLL_S = 1.0
@@ -36,12 +37,12 @@ appear when they are complete. It looks for new events up to 20 times a second w
 some, and otherwise once a second.
 
 Without SESSION follow a user: print the sessions that were updated last, and then each session when
-it is updated, with its newest event. It reads once a second, and each time at most --sessions
-sessions; of more it prints the number.
+it is updated, with its newest event. It reads once a second, at most --sessions sessions each time,
+and prints how many others were updated.
 
 It ends at Ctrl-C, with --idle, or when the session is deleted. If the server cannot be reached, it
-tries again. It refreshes no TTL and changes nothing, except that a followed session notes in its
-header that changes of old events must be remembered.""",
+tries again. It refreshes no TTL. The only change is a note in the header of a followed session, so
+that changes of old events are recorded.""",
 )
 @click.argument("app_name", metavar="APP")
 @click.argument("user_id", metavar="USER")
@@ -52,7 +53,7 @@ header that changes of old events must be remembered.""",
     type=click.IntRange(1, 10_000),
     default=5,
     show_default=True,
-    help="Newest events of the session to begin with.",
+    help="How many of the newest events to print first.",
 )
 @click.option(
     "--sessions",
@@ -64,7 +65,7 @@ header that changes of old events must be remembered.""",
 )
 @click.option(
     "--idle",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="SECONDS",
     help="End if nothing happens for this long.",
 )
@@ -95,7 +96,7 @@ def tail(
 def _items(
     service: SessionService, key: SessionKey, num_events: int, idle: float | None
 ) -> Iterator[Watched]:
-    """What happens in a session, and in those that are created again in its place."""
+    """What happens in a session, and in sessions that are created again with its id."""
     session = get_session(service, key.app_name, key.user_id, key.session_id)
     after: str | int | None = None
     is_first = True

@@ -1,8 +1,7 @@
-"""The command `train-dictionary`: learns from stored sessions what their values have in common."""
+"""The command `train-dictionary`: trains a dictionary for compression on stored sessions."""
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -21,9 +20,11 @@ from ..sync import SessionService
 from ..transform import Unreadable
 from .keyspace import ask, scan, with_data_keys
 from .opened import counted, print_json, show_bytes, store_options
+from .output_file import output_file
 from .store import CannotStart
 
-_EVENTS_PER_SESSION = 50
+_EVENTS_PER_SESSION = 20
+_FIELDS_PER_SESSION = 50  # of the hash, which has state and header
 _CANDIDATES = 20  # sessions that are scanned for each one that is sampled
 _BYTES_LIMIT = 32 << 20  # of samples
 _HELD_OUT = 5  # every fifth session is only measured
@@ -34,10 +35,10 @@ _HELD_OUT = 5  # every fifth session is only measured
     short_help="Train a dictionary for compression on stored sessions.",
     help="""Train a dictionary for the option compression, on a random sample of sessions of APP.
 
-It reads up to 50 random events and the state of each sampled session. Every fifth session is not
-trained on, but shows what the dictionary would save. The file is needed as long as there is data
-that was compressed with it. It holds parts of the sampled sessions. So keep and protect it like the
-data. Nothing stored is changed.""",
+It reads random events and state of each sampled session, no more than 32 MiB in all. Every fifth
+session is not trained on, but shows what the dictionary would save. The file is needed as long as
+there is data that was compressed with it. It holds parts of the sampled sessions. So keep and
+protect it like the data. Nothing stored is changed.""",
 )
 @click.argument("app_name", metavar="APP")
 @click.option(
@@ -62,7 +63,11 @@ data. Nothing stored is changed.""",
     help="Maximum size of the dictionary, in bytes.",
 )
 @click.option(
-    "--level", type=click.IntRange(1, 19), default=3, show_default=True, help="To measure with."
+    "--level",
+    type=click.IntRange(1, 19),
+    default=3,
+    show_default=True,
+    help="The compression level for the measured savings.",
 )
 @store_options
 def train_dictionary(
@@ -77,16 +82,16 @@ def train_dictionary(
     """Run the command; the help text is above."""
     if output.exists():
         raise CannotStart(f"{output} exists; data that was compressed with it may need it")
-    samples, held_out = _sample(service, _choose(service, app_name, num_sessions))
-    try:
-        dictionary = train(samples, size)
-    except (InvalidArgument, ImportError) as error:
-        raise CannotStart(f"{error}") from error
-    try:
-        with open(output, "xb", opener=partial(os.open, mode=0o600)) as file:
-            file.write(dictionary)
-    except OSError as error:
-        raise CannotStart(f"{output}: {error.strerror}") from error
+    with output_file(output, mode=0o600) as file:
+        samples, held_out = _sample(service, _choose(service, app_name, num_sessions))
+        try:
+            dictionary = train(samples, size)
+        except (InvalidArgument, ImportError) as error:
+            hint = (
+                "" if isinstance(error, ImportError) else "; sample more, or pass a smaller --size"
+            )
+            raise CannotStart(f"{error}{hint}") from error
+        file.write(dictionary)
     before = sum(map(len, held_out))
     after = _size(held_out, Zstd(dictionaries=[dictionary], level=level))
     without = _size(held_out, Zstd(level=level))
@@ -113,12 +118,14 @@ def train_dictionary(
         f"{show_bytes(after)} with it ({_share(after, before)}), "
         f"{show_bytes(without)} without a dictionary ({_share(without, before)})"
     )
+    if after >= without:
+        click.echo("It saves nothing. Train it again when more sessions are stored.", err=True)
 
 
 def _choose(service: SessionService, app_name: str, count: int) -> list[StoredKey]:
     """A random sample of the sessions of an application.
 
-    Servers return keys in the order of a hash, so the first ones of a scan are a sample, too.
+    A scan returns keys in the order of a hash table, so its first keys are a random sample, too.
     """
     found: dict[tuple[str, str], StoredKey] = {}
     for key in scan(service, app_name):
@@ -152,14 +159,16 @@ def _values(service: SessionService, key: SessionKey) -> list[bytes]:
     """Some encoded values of a session, as they are before compression."""
     codec = service._ops.options.codec
     keys = service._ops.options.keys.session(*ids_of(key))
-    events, state = ask(
+    events, fields = ask(
         service,
         ("ZRANDMEMBER", keys.events, _EVENTS_PER_SESSION),
-        ("HGETALL", keys.session),
+        ("HRANDFIELD", keys.session, _FIELDS_PER_SESSION, "WITHVALUES"),
     )
+    if fields and isinstance(fields[0], list):  # pairs in RESP3
+        fields = [part for pair in fields for part in pair]
     try:
         found = [codec.unwrap(data, key, "event") for data in events]
-        for field, data in hash_items(state):
+        for field, data in hash_items(fields):
             if field == b"summary":
                 found.append(codec.unwrap(data, key, "summary"))
             elif field[:1] == b".":

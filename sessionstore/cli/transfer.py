@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from datetime import datetime
 from typing import Any, TypeVar
@@ -12,20 +13,19 @@ import click
 import msgspec
 from msgspec.structs import replace
 
-from ..codec import CALL_SIZE_LIMIT, Codec
-from ..errors import InvalidArgument, LimitExceeded, SessionNotFound
+from ..errors import CorruptData, InvalidArgument, LimitExceeded, SessionNotFound
 from ..model import SessionKey
 from ..ops import Ops
 from ..sync import SessionService
 from ..times import to_us
 from .archive import Archived, archive_events, archive_state, archive_summary, write_line
 from .keyspace import owners, session_names
-from .opened import counted
+from .opened import counted, visible
 
 T = TypeVar("T")
 
 _EVENTS_PER_PAGE = 1000
-_READS = 100  # of a session that others write to
+_READS = 100  # attempts, if others write to the session
 
 
 class Counts(msgspec.Struct):
@@ -35,6 +35,7 @@ class Counts(msgspec.Struct):
     unchanged: int = 0
     replaced: int = 0
     conflicts: int = 0
+    unreadable: int = 0
 
     def add(self, status: str) -> None:
         """Count a session of this status."""
@@ -47,6 +48,8 @@ class Counts(msgspec.Struct):
             text += f", {self.replaced:,} replaced with a later version"
         if self.conflicts:
             text += f", {self.conflicts:,} differ from the stored ones"
+        if self.unreadable:
+            text += f", {self.unreadable:,} could not be read"
         return text
 
 
@@ -56,19 +59,36 @@ def read_store(
     user_id: str | None = None,
     session_id: str | None = None,
     since: datetime | None = None,
+    *,
+    counts: Counts,
 ) -> Iterator[Archived]:
-    """What a store holds, in the order of names: state of an application, then its users."""
+    """What a store holds, in the order of names: state of an application, then its users.
+
+    What is damaged is named on stderr, counted and left out.
+    """
     since_us = 0 if since is None else to_us(since)
     for app, user in owners(service, app_name, user_id):
         if session_id is None:
-            yield from _read_state(service, app, user)
+            with _counting_damage(f"the state of {app} / {user}", counts):
+                yield from _read_state(service, app, user)
         if not user:
             continue
         names = [session_id] if session_id is not None else None
         for name in names or session_names(service, app, user, since_us):
-            archived = read_session(service, SessionKey(app, user, name))
+            archived = None
+            with _counting_damage(f"{app} / {user} / {name}", counts):
+                archived = read_session(service, SessionKey(app, user, name))
             if archived is not None:
                 yield archived
+
+
+@contextmanager
+def _counting_damage(what: str, counts: Counts) -> Iterator[None]:
+    try:
+        yield
+    except CorruptData as problem:
+        counts.unreadable += 1
+        click.echo(visible(f"Left out {what}: {problem}"), err=True)
 
 
 def _read_state(service: SessionService, app_name: str, user_id: str) -> Iterator[Archived]:
@@ -85,9 +105,9 @@ def _read_state(service: SessionService, app_name: str, user_id: str) -> Iterato
 
 
 def read_session(service: SessionService, key: SessionKey) -> Archived | None:
-    """A session as it is at one time; None if there is none (any more).
+    """A snapshot of a session; None if the session does not exist.
 
-    If others write to it each time that it is read, events and state may be of different times.
+    If others write to it during every attempt, events and state may be from different times.
     """
     ids = msgspec.structs.asdict(key)
     session = service.get_session(**ids, event_num=0)
@@ -187,9 +207,8 @@ def _with_fallback(service: SessionService, write: Callable[[SessionService], T]
         raise
     except InvalidArgument:
         other = copy(service)
-        options = replace(
-            service._ops.options, codec=Codec("msgpack", CALL_SIZE_LIMIT, CALL_SIZE_LIMIT)
-        )
+        options = service._ops.options
+        options = replace(options, codec=options.codec.with_msgpack())
         other._ops = Ops(options, app_in_own_slot=service._ops.app_in_own_slot)
         return write(other)
 

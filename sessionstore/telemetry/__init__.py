@@ -59,9 +59,9 @@ def instrument(
     Raises:
         InvalidArgument: an argument is not valid, or the service is instrumented already.
 
-    Counting an operation costs a microsecond or two, recording its duration as much as an append.
-    So beyond 200 operations a second of a service only some durations are recorded, at equal
-    distances. `sessionstore.operations` always counts all.
+    Counting an operation costs two or three microseconds. Recording its duration costs more than an
+    append, so beyond 200 operations a second of a service only some durations are recorded, at
+    equal distances. `sessionstore.operations` always counts all.
     """
     _check_service(service)
     check_bool("user_ids", user_ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from time import perf_counter
+from types import TracebackType
 from typing import Any
 
 from opentelemetry import trace
@@ -22,7 +23,7 @@ from opentelemetry.trace import (
 import sessionstore.sync
 
 from .. import __version__
-from ..calls import Call, Flow, Step
+from ..calls import Call, Flow, Observer, Step
 from ..observe import AsyncRun, SyncRun
 from ..replies import WriteResult
 from ..service import SessionService
@@ -90,7 +91,7 @@ class Instrumentation:
         self._duration = duration
         self._tracer = trace.get_tracer(SCOPE, __version__, tracer_provider)
         self._stride = 1  # one of so many durations is recorded
-        self._num_skipped = 0
+        self._num_skipped = 1
         self._num_in_window = 0
         self._window_until = perf_counter() + _WINDOW_S
 
@@ -110,18 +111,17 @@ class Instrumentation:
 
         async def observed(flow: Flow[Any]) -> Any:
             name: str = flow.__name__  # type: ignore[attr-defined]  # it is a function's generator
-            span = self.start_span(name)
-            observer = self if span is None else SpanObserver(self, span, name)
-            self.num_started += 1
-            started = perf_counter()
-            error = ""
-            try:
+            operation = self.begin(name)
+            if operation is None:  # fast path
+                try:
+                    result = await run(flow, self)
+                except BaseException as failure:
+                    self.operations[name, type(failure).__name__].count += 1
+                    raise
+                self.operations[name].count += 1
+                return result
+            with operation as observer:
                 return await run(flow, observer)
-            except BaseException as failure:
-                error = type(failure).__name__
-                raise
-            finally:
-                self.end(name, error, started, span)
 
         return observed
 
@@ -130,55 +130,58 @@ class Instrumentation:
 
         def observed(flow: Flow[Any]) -> Any:
             name: str = flow.__name__  # type: ignore[attr-defined]  # it is a function's generator
-            span = self.start_span(name)
-            observer = self if span is None else SpanObserver(self, span, name)
-            self.num_started += 1
-            started = perf_counter()
-            error = ""
-            try:
+            operation = self.begin(name)
+            if operation is None:  # fast path
+                try:
+                    result = run(flow, self)
+                except BaseException as failure:
+                    self.operations[name, type(failure).__name__].count += 1
+                    raise
+                self.operations[name].count += 1
+                return result
+            with operation as observer:
                 return run(flow, observer)
-            except BaseException as failure:
-                error = type(failure).__name__
-                raise
-            finally:
-                self.end(name, error, started, span)
 
         return observed
 
-    def start_span(self, name: str) -> Span | None:
-        """A span that is recorded, or None."""
+    def begin(self, name: str) -> Operation | None:
+        """An operation that starts now; None if it is only counted."""
+        self.num_started += 1
+        now = perf_counter()
+        is_due = now >= self._window_until or self._num_skipped >= self._stride
+        if is_due:
+            self._choose_stride(now)
+        else:
+            self._num_skipped += 1
         parent = get_current_span().get_span_context()
-        if not parent.trace_flags and parent.is_valid:
-            return None  # making a span only to drop it costs several times as much
+        # A span that is only made to be dropped costs several times as much as this check.
+        if parent.trace_flags or not parent.is_valid:
+            span = self._start_span(name)
+        elif is_due:
+            span = None
+        else:
+            return None
+        return Operation(self, name, span, now if is_due else None)
+
+    def _start_span(self, name: str) -> Span | None:
         attributes = {**dict(self.common), "db.operation.name": name}
         span = self._tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
         return span if span.is_recording() else None
 
-    def end(self, name: str, error: str, started: float, span: Span | None) -> None:
-        """Count an operation that has ended, record its duration if it is due, end its span."""
-        now = perf_counter()
-        cell = self.operations[(name, error) if error else name]
-        cell.count += 1
-        self._num_skipped += 1
-        if error or self._num_skipped >= self._stride or now >= self._window_until:
-            context = None if span is None else set_span_in_context(span)
-            self._duration.record(now - started, cell.attributes, context)
-            self._choose_stride(now)
-        if span is not None:
-            if error:
-                span.set_attribute("error.type", error)
-                span.set_status(Status(StatusCode.ERROR))
-            span.end()
-
     def _choose_stride(self, now: float) -> None:
         """Measure the rate of operations now and then, and choose how many durations to record."""
         self._num_in_window += self._num_skipped
-        self._num_skipped = 0
+        self._num_skipped = 1
         if now >= self._window_until or self._num_in_window >= _OPERATIONS_PER_RATE:
             elapsed_s = max(now - self._window_until + _WINDOW_S, 1e-6)
             self._stride = 1 + int(self._num_in_window / elapsed_s / _DURATIONS_PER_S)
             self._num_in_window = 0
             self._window_until = now + _WINDOW_S
+
+    def record(self, cell: Cell, duration_s: float, span: Span | None) -> None:
+        """Record the duration of an operation."""
+        context = None if span is None else set_span_in_context(span)
+        self._duration.record(duration_s, cell.attributes, context)
 
     def ended(self, step: Step, result: Any) -> None:
         """Count the Calls of a step, and events that were stored already."""
@@ -213,17 +216,49 @@ class Instrumentation:
         return (*self.common, ("db.stored_procedure.name", script)) if script else self.common
 
 
-class SpanObserver:
-    """Notes on the span of an operation what the operation sends."""
+class Operation:
+    """An operation that has a span, or whose duration is recorded.
 
-    def __init__(self, instrumentation: Instrumentation, span: Span, name: str) -> None:
+    As a context it gives an observer of what the operation sends.
+
+    Args:
+        instrumentation: counts it.
+        name: its name.
+        span: its span, if it has one.
+        started: when it started, if its duration is recorded.
+    """
+
+    def __init__(
+        self, instrumentation: Instrumentation, name: str, span: Span | None, started: float | None
+    ) -> None:
         self._instrumentation = instrumentation
-        self._span = span
         self._name = name
+        self._span = span
+        self._started = started
         self._num_calls = 0
 
+    def __enter__(self) -> Observer:
+        return self._instrumentation if self._span is None else self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        name, span = self._name, self._span
+        cell = self._instrumentation.operations[name if kind is None else (name, kind.__name__)]
+        cell.count += 1
+        if self._started is not None:
+            self._instrumentation.record(cell, perf_counter() - self._started, span)
+        if span is not None:
+            if kind is not None:
+                span.set_attribute("error.type", kind.__name__)
+                span.set_status(Status(StatusCode.ERROR))
+            span.end()
+
     def ended(self, step: Step, result: Any) -> None:
-        """Note the Calls of a step."""
+        """Note the Calls of a step on the span."""
         self._instrumentation.ended(step, result)
         attributes: dict[str, str | int] = {}
         for call in step if isinstance(step, tuple) else (step,):
@@ -236,6 +271,7 @@ class SpanObserver:
                 attributes["db.stored_procedure.name"] = script
         if self._num_calls > 1:
             attributes["sessionstore.calls"] = self._num_calls
+        assert self._span is not None
         self._span.set_attributes(attributes)
 
     def _session_of(self, call: Call[Any]) -> dict[str, str]:

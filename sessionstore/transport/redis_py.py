@@ -10,7 +10,8 @@ import asyncio
 import math
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import redis
@@ -38,7 +39,7 @@ async def open_async(
             await connection.connect()
             for command in greeting:
                 await connection.send_command(command)
-                with suppress(redis.exceptions.NoPermissionError):
+                with _accepted():
                     await connection.read_response()
     except BaseException as error:
         writer = connection._writer
@@ -52,6 +53,18 @@ async def open_async(
     unread = bytes(connection._reader._buffer)
     transport.set_protocol(protocol)
     return transport, unread
+
+
+@contextmanager
+def _accepted() -> Iterator[None]:
+    """Ignore refusals of PING after which the server still serves reads."""
+    try:
+        yield
+    except redis.exceptions.NoPermissionError:
+        pass
+    except redis.ResponseError as error:
+        if not str(error).startswith("MISCONF"):  # it cannot save its data, and refuses writes
+            raise
 
 
 def forget_async(connection: Any) -> None:
@@ -84,7 +97,7 @@ def open_sync(connection: Any, deadline: float, greeting: tuple[str, ...]) -> so
         connection.connect()
         for command in greeting:
             connection.send_command(command)
-            with suppress(redis.exceptions.NoPermissionError):
+            with _accepted():
                 connection.read_response()
     except Exception as error:  # a credential_provider may raise anything
         connection.disconnect()

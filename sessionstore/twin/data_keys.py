@@ -57,10 +57,9 @@ def set_data_key(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
 def undo_data_key(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     """lua/undo_data_key.lua"""
     [user] = keys
-    [data_key] = args
-    begins = b"\x03%c%b" % (len(data_key), data_key)
-    found = keyspace.hgetall(user).items()
-    keyspace.hdel(user, [field for field, value in found if value.startswith(begins)])
+    keyspace.hlen(user)
+    pairs = zip(args[::2], args[1::2], strict=True)
+    keyspace.hdel(user, [field for field, value in pairs if keyspace.hget(user, field) == value])
     return [b"OK"]
 
 

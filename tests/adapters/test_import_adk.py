@@ -166,7 +166,7 @@ async def test_values_that_are_not_valid_json_are_read_as_the_adapter_would_stor
     assert state == {"x": None, "y": "\ufffd"}
 
 
-def test_a_source_that_cannot_be_read_is_one_sentence(server: Server, tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_read_gives_one_sentence(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "file"
     for source, expected in (
         (str(path), f"Error: {path}: there is no such file\n"),
@@ -176,6 +176,9 @@ def test_a_source_that_cannot_be_read_is_one_sentence(server: Server, tmp_path: 
         assert code == 2
         assert expected in text
         assert "secret" not in text
+    sqlite3.connect(path).execute("CREATE TABLE events (id TEXT, actions BLOB)").connection.close()
+    text = run(server, str(path))[2]
+    assert text.splitlines()[-1].startswith("Error: the database cannot be read: ")
     path.write_text("no database")
     assert "file is not a database" in run(server, str(path))[2]
     sqlite3.connect(tmp_path / "empty").close()

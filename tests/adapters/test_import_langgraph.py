@@ -199,7 +199,7 @@ async def test_a_file_of_the_asynchronous_saver_is_read(server: Server, tmp_path
         assert ours.get_tuple(stored) == expected
 
 
-def test_a_file_that_is_not_of_the_saver_is_one_sentence(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_is_not_of_the_saver_gives_one_sentence(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "file"
     assert "there is no such file" in run(server, path)[2]
     sqlite3.connect(path).close()

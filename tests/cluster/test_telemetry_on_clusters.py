@@ -12,7 +12,7 @@ from benchmarks.rigs.clusters import Cluster
 
 
 @both_modes
-async def test_a_redirected_operation_is_one_span_and_its_redirection_a_retry(
+async def test_a_redirected_operation_is_one_span_and_counts_a_retry(
     cluster: Cluster, mode: str
 ) -> None:
     service = make_service(mode, cluster.url)

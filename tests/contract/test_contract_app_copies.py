@@ -48,7 +48,7 @@ async def test_concurrent_writers_and_readers_end_with_the_last_write(
     assert (await read(service)).state == {"app:a": 9, "app:b": 9}
 
 
-async def test_writes_of_others_are_visible_after_that_time(
+async def test_writes_of_other_services_are_visible_after_the_maximum_age(
     make_service: ServiceFactory, backend: tuple[str, Any]
 ) -> None:
     service = make_service(app_state_max_age=0.2)

@@ -66,7 +66,7 @@ async def test_operations_are_spans_and_are_counted(
         assert count("sessionstore.connections.lost") == 0
 
 
-async def test_watchers_are_counted_and_their_reads_are_no_spans(
+async def test_watchers_are_counted_and_their_reads_make_no_spans(
     make_service: ServiceFactory,
 ) -> None:
     service = make_service()

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from support.services import MODES, make_service
 from support.waiting import poll_until, wait_until
 
 from benchmarks.rigs.proxy import Proxy
-from sessionstore import BackendUnavailable, Event, SessionKey
+from sessionstore import BackendRejected, BackendUnavailable, Event, SessionKey
 from sessionstore.embedded import EmbeddedServer
 
 both_modes = pytest.mark.parametrize("mode", MODES)
@@ -154,3 +155,26 @@ async def test_a_connection_that_lost_its_rights_is_replaced(server: Server, mod
         await service.append_event(KEY, make_event(1))
         assert stored_count(server, KEY) == 1
         await service.aclose()
+
+
+@both_modes
+async def test_a_server_that_cannot_save_its_data_serves_reads(
+    own: EmbeddedServer, mode: str
+) -> None:
+    """It refuses PING, too, with which a connection begins. Refreshing a TTL is a write."""
+    before = make_service(mode, own.url)
+    await before.create_session(app_name="a", user_id="u", session_id="s")
+    await before.aclose()
+    with raw_client(own) as raw:
+        # A snapshot is renamed into place, which fails if a folder is there.
+        folder = Path(raw.config_get("dir")["dir"]) / raw.config_get("dbfilename")["dbfilename"]
+        folder.mkdir()
+        raw.config_set("save", "3600 1")
+        raw.bgsave()
+        wait_until(lambda: raw.info()["rdb_last_bgsave_status"] == "err", "the snapshot fails")
+    service = make_service(mode, own.url, refresh_ttl_on_read=False)
+    found = await service.get_session(app_name="a", user_id="u", session_id="s")
+    assert found is not None
+    with pytest.raises(BackendRejected, match="cannot save its data"):
+        await service.append_event(found, Event("user", "hello"))
+    await service.aclose()

@@ -36,7 +36,7 @@ EXPECTED = {
     "bench_history": (7, 6),
     "bench_memory": (1, 0),
     "bench_compression": (3, 2),
-    "bench_encryption": (4, 2),
+    "bench_encryption": (2, 2),
     "bench_scripts": (0, 9),
     "bench_bytes": (0, 0),
     "bench_in_memory": (1, 4),

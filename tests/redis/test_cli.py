@@ -309,6 +309,12 @@ def test_search_reports_what_it_did_not_search(
     text = run(server, "search", "mug", "shop", "--sessions", "1", "--events", "2").stderr
     assert "Not searched: 3 older sessions" in text
     assert "Not searched: older events of 1 session " in text
+    text = run(server, "search", "mug", "shop", "--users", "1").stderr
+    assert "Found 6 events in 2 sessions." in text
+    assert "Not searched: users beyond the first 1 (--users)." in text
+    assert "Found 0 events" in run(server, "search", 'say "no"', "shop").stderr
+    service.append_event(SessionKey("shop", "ann", "1"), Event("user", 'Say "no"\n'))
+    assert "Found 1 event " in run(server, "search", 'say "no"\n', "shop").stderr
 
 
 def test_erase_leaves_nothing_of_a_user(server: Server, service: RedisSessionService) -> None:
@@ -343,7 +349,7 @@ def test_stats_count_the_keys_of_each_kind(server: Server, service: RedisSession
     assert "commands/s" in text
 
 
-def test_a_missing_server_is_one_sentence() -> None:
+def test_a_missing_server_gives_one_sentence() -> None:
     url = "redis://localhost:1"
     result = CliRunner().invoke(command_line(), ["ls", "--url", url])
     assert result.exit_code == 2

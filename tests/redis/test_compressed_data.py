@@ -95,7 +95,8 @@ def test_a_trained_dictionary_compresses_other_sessions(server: Server, tmp_path
         f"Error: {file} exists"
     )
     other = tmp_path / "other.zdict"
-    again = (*arguments[:4], str(other), "--json")
+    url = f"{server.url}?protocol=3"  # replies have another form
+    again = ("shop", "--url", url, "--output", str(other), "--json")
     found = json.loads(run("train-dictionary", *again).output)
     assert found["id"] == dictionary_id(other.read_bytes())
     assert found["compressed_bytes"] < found["compressed_bytes_without_dictionary"]
@@ -121,7 +122,7 @@ def test_a_dictionary_is_trained_on_compressed_data_too(server: Server, tmp_path
     Zstd(dictionaries=[tmp_path / "new.zdict"])
 
 
-def test_training_on_too_little_says_so(server: Server, tmp_path: Path) -> None:
+def test_training_on_too_few_values_gives_one_sentence(server: Server, tmp_path: Path) -> None:
     arguments = ("--url", server.url, "--output", str(tmp_path / "new.zdict"))
     assert (
         "'shop' has no sessions" in run("train-dictionary", "shop", *arguments, exit_code=2).output

@@ -99,7 +99,6 @@ def fail_a_snapshot(raw: Any) -> None:
     folder = Path(raw.config_get("dir")["dir"]) / raw.config_get("dbfilename")["dbfilename"]
     folder.unlink(missing_ok=True)
     folder.mkdir()
-    raw.config_set("stop-writes-on-bgsave-error", "no")  # otherwise it refuses connections, too
     raw.bgsave()
     wait_until(lambda: raw.info()["rdb_last_bgsave_status"] == "err", "the save fails")
     folder.rmdir()

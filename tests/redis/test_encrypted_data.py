@@ -257,6 +257,20 @@ def test_rekey_encrypts_everything_with_the_first_key(
     assert again["current"] > 900
 
 
+def test_rekey_keeps_state_whose_names_are_those_of_langgraph(
+    server: Server, ring_file: Path
+) -> None:
+    service = open_service(server.url, KeyRing({"one": ONE}))
+    names = ("writes/1", "ids/x", "langgraph/namespaces", "langgraph/layout", "data/x")
+    state = {name: [MARKER] for name in names} | {"ids/raw": b"\x00\x00"}
+    service.create_session(app_name="shop", user_id="ann", session_id="1", state=state)
+    assert rekey(server, ring_file)["changed"] == len(state)
+    only_two = open_service(server.url, KeyRing({"two": TWO}))
+    session = only_two.get_session(app_name="shop", user_id="ann", session_id="1")
+    assert session is not None
+    assert session.state == state
+
+
 def test_rekey_gives_sessions_the_data_keys_of_their_users(server: Server, ring_file: Path) -> None:
     service = open_service(server.url, KeyRing({"one": ONE}))
     fill(service)
@@ -312,7 +326,7 @@ def test_commands_read_and_copy_encrypted_data(
     expected = all_of(service)
     source = ("--url", server.url, "--key-ring", str(ring_file), "--key-store", key_store)
     assert MARKER in run("show", "shop", "ann", "1", *source).stdout
-    assert "encryption" in run("show", "shop", "ann", "1", "--url", server.url, exit_code=2).stderr
+    assert "--key-ring" in run("show", "shop", "ann", "1", "--url", server.url, exit_code=2).stderr
     lines = run("doctor", "--json", *source, exit_code=1).stdout.splitlines()  # no persistence
     checks = {each["check"]: each["status"] for each in map(json.loads, lines)}
     assert checks["corrupt values"] == checks["unreadable values"] == "ok"
@@ -354,3 +368,28 @@ def test_options_of_commands_are_checked(server: Server, tmp_path: Path) -> None
     ring.write_text(run("new-key").stdout)
     same = run("ls", *url, "--key-ring", str(ring), "--key-store", server.url, exit_code=2)
     assert "another server or database" in same.stderr
+
+
+@pytest.mark.parametrize("with_store", [False, True])
+def test_a_copy_also_encrypts_values_that_json_cannot_hold(
+    server: Server, ring_file: Path, with_store: bool
+) -> None:
+    secret = b"a secret in bytes"
+    with RedisSessionService(server.url, codec="msgpack", session_ttl=3600) as service:
+        service.create_session(
+            app_name="shop", user_id="ann", session_id="1", state={"nested": [secret]}
+        )
+    target: tuple[str, ...] = ("--target-key-prefix", "copy:", "--target-key-ring", str(ring_file))
+    if with_store:
+        target = (*target, "--target-key-store", f"{server.url}?db=1")
+    run("copy", server.url, *target, "--target-ttl", "3600", "--url", server.url)
+    stored = [value for key in server.raw.keys("copy:session:*") for value in server.raw.hvals(key)]
+    assert len(stored) > 5
+    assert not [value for value in stored if secret in value]
+    store = f"{server.url}?db=1" if with_store else None
+    copied = open_service(
+        server.url, KeyRing.from_file(ring_file), key_store=store, key_prefix="copy:"
+    )
+    found = copied.get_session(app_name="shop", user_id="ann", session_id="1")
+    assert found is not None
+    assert found.state == {"nested": [secret]}

@@ -172,6 +172,26 @@ def test_what_is_not_there_is_one_sentence(server: Server) -> None:
     assert "'yesterday' is not a time such as 2026-01-31T12:00:00" in text
 
 
+def test_damaged_sessions_are_named_and_left_out(
+    server: Server, service: RedisSessionService, tmp_path: Path
+) -> None:
+    fill(service, server.url)
+    raw: Any = server.raw
+    raw.zpopmin("events:{shop:ann}:long")
+    raw.hset("session:{shop:bob}:fork", "version", "x")
+    raw.hset("userdata:{shop:only%20state}", "k", "{")
+    file = tmp_path / "file"
+    text = run(server, "export", "--output", str(file), exit_code=1).stderr
+    assert "Left out shop / ann / long: " in text
+    assert "Left out shop / bob / fork: " in text
+    assert "Left out the state of shop / only state: " in text
+    assert text.endswith("6 sessions exported, 3 could not be read.\n")
+    target = ("--target-key-prefix", "copy:", "--target-ttl", "3600")
+    text = run(server, "copy", server.url, *target, exit_code=1).stderr
+    assert text.endswith("6 sessions written, 0 already stored, 3 could not be read.\n")
+    limit_tiers(server)
+
+
 def test_an_import_leaves_a_session_alone_that_differs(
     server: Server, service: RedisSessionService, tmp_path: Path
 ) -> None:

@@ -150,7 +150,8 @@ class Calls:
         return PLAIN.set_data_key(key, name or "~three", self._random.choice(_NAMES))
 
     def undo(self, _: SessionKey, name: str, __: Ops, ___: str) -> Call[Any]:
-        return PLAIN.undo_data_key(*_OWNER, name or "~one")
+        pairs = [part for text in "01234" for part in (b"k" + text.encode(), sealed(name, text))]
+        return PLAIN.undo_data_key(*_OWNER, pairs)
 
     def delete(self, key: SessionKey, name: str, _: Ops, __: str) -> Call[Any]:
         return PLAIN.delete_session(key, name)

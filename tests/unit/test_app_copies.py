@@ -226,7 +226,9 @@ async def test_every_operation_gives_the_same_with_copies(operation: Operation) 
     assert results[0] == results[1]
 
 
-async def test_a_read_that_a_write_overtakes_brings_back_nothing(place: Place) -> None:
+async def test_a_read_that_a_write_overtakes_does_not_bring_back_the_old_value(
+    place: Place,
+) -> None:
     service, sent = place.service, place.sent
     await service.update_app_state(APP, {"n": 1})
     sent.held = "get_app_state"

@@ -175,7 +175,9 @@ def test_every_flipped_bit_is_found() -> None:
 
 @settings(unhurried, max_examples=300)
 @given(st.binary(max_size=60), st.integers(0, 60), st.booleans())
-def test_random_bytes_are_unreadable_at_worst(noise: bytes, place: int, with_magic: bool) -> None:
+def test_random_bytes_raise_no_other_error_than_unreadable(
+    noise: bytes, place: int, with_magic: bool
+) -> None:
     frame = COMPRESSION.wrap(PLAIN)
     magic = b"\x02\x28\xb5\x2f\xfd" if with_magic else b"\x02"
     for bad in (magic + noise, frame[:place] + noise + frame[place + len(noise) :]):

@@ -26,9 +26,10 @@ from sessionstore import (
     listing,
     restore,
 )
-from sessionstore.calls import Flow
+from sessionstore.calls import Call, Flow, SyncExecutor
 from sessionstore.drive import drive
 from sessionstore.model import SessionKey
+from sessionstore.observe import wrap_executor
 from sessionstore.ops import Ops
 from sessionstore.sync import InMemorySessionService, SessionService
 from sessionstore.twin import MemoryExecutor
@@ -213,9 +214,26 @@ def stored(memory: MemoryExecutor) -> list[Any]:
     return found
 
 
-def test_nothing_is_stored_in_the_clear_but_integers_and_names() -> None:
+class Recorder:
+    """Keeps the arguments of all Calls."""
+
+    def __init__(self, inner: SyncExecutor) -> None:
+        self._inner = inner
+        self.sent: list[bytes] = []
+
+    def execute(self, call: Call[Any]) -> list[Any]:
+        self.sent += call.args
+        return self._inner.execute(call)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def test_nothing_is_sent_or_stored_in_the_clear_but_integers_and_names() -> None:
     memory = MemoryExecutor()
     service = process(memory)
+    recorder = Recorder(memory)
+    wrap_executor(service, lambda _: recorder)
     for number, (name, write) in enumerate(WRITES.items()):
         key = SessionKey(APP, USER, "sid")
         service.delete_session(**IDS)
@@ -225,6 +243,8 @@ def test_nothing_is_stored_in_the_clear_but_integers_and_names() -> None:
         service.append_events(key, [Event("user", f"secret {name} {number}") for _ in range(3)])
         write(service, service.get_session(**IDS) or session, service.get_events(key))
         assert not [value for value in stored(memory) if b"secret" in value]
+    assert len(recorder.sent) > 100
+    assert not [value for value in recorder.sent if b"secret" in value]
 
 
 def test_a_session_from_before_the_key_store_gets_a_data_key_with_its_next_value() -> None:
@@ -334,3 +354,20 @@ def test_removing_state_makes_no_data_key() -> None:
     memory = MemoryExecutor()
     process(memory).delete_user_state(APP, USER, "b")
     assert memory.key_store.keys() == []
+
+
+@pytest.mark.parametrize("if_absent", [False, True])
+def test_a_key_store_that_lost_a_key_costs_no_values_of_others(if_absent: bool) -> None:
+    """Its backup may bring the key back."""
+    memory = MemoryExecutor()
+    service = process(memory)
+    service.update_user_state(APP, USER, {"a": "secret", "b": "secret"})
+    backup = dict(memory.key_store.hgetall(b"datakey:{app:user}"))
+    memory.key_store.unlink(b"datakey:{app:user}")
+    service.update_user_state(APP, USER, {"b": "new", "c": "new"}, if_absent=if_absent)
+    found = memory.keyspace.hgetall(b"userdata:{app:user}")
+    assert sorted(found) == [b"a", b"b", b"c"]
+    old = backup[b"name"]
+    assert [name for name, value in sorted(found.items()) if old in value] == (
+        [b"a", b"b"] if if_absent else [b"a"]
+    )

@@ -47,6 +47,11 @@ def flow(call: Call[int], times: int) -> Generator[Any, Any, Any]:
         ([[LARGE, 1.5]] * 20, False),
         ([1, 2, 3], False),
         ([b"OK", 1, None], False),
+        ([b"\x02" + LARGE] * 6, True),  # compressed
+        ([b"\x03" + LARGE] * 6, True),  # encrypted
+        ([[b"\x02" + LARGE, 1.5]] * 6, True),
+        ([b"version", b"7", b".state", b"\x03" + LARGE * 6], True),
+        ([b"\x02" + LARGE] * 5, False),
     ],
 )
 async def test_only_large_replies_are_decoded_in_a_thread(

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import pickle
 import subprocess
 import sys
-from base64 import b64encode, urlsafe_b64encode
+from base64 import b64decode, b64encode, urlsafe_b64encode
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sessionstore.encryption import KeyRing
+import sessionstore.sync
+from sessionstore import InMemorySessionService, RedisSessionService
+from sessionstore.data_keys import DataKey, DataKeys, UserEncryption
+from sessionstore.encryption import AuthenticatedKey, KeyRing
 from sessionstore.errors import InvalidArgument
-from sessionstore.transform import Context, Unreadable
+from sessionstore.keys import Keys
+from sessionstore.transform import Context, Transform, Unreadable
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 OLD, NEW = bytes(range(64)), bytes(range(100, 132))
 RING = KeyRing({"2026-07": NEW, "2026-01": OLD})
 PLACE = Context("shop", "ann", "state", "step")
+KEY_FIRST = f"{'secret' * 8}:a"
 DATA = b'{"secret":"tea"}'
 
 # -- values -------------------------------------------------------------------------------------
@@ -132,6 +141,8 @@ def test_a_ring_is_read_from_a_file_and_from_the_environment(
         ({"~a": OLD}, "the name of a key"),
         ({"a" * 33: OLD}, "the name of a key"),
         ({5: OLD}, "the name of a key"),
+        ({b"secret-in-place-of-its-name!": "a"}, "the name of a key"),
+        ({b64encode(b"secret" + OLD[6:]).decode() + ".secret": "a"}, "the name of a key"),
     ],
 )
 def test_a_key_that_is_not_valid_is_refused_and_not_shown(keys: object, message: str) -> None:
@@ -140,7 +151,9 @@ def test_a_key_that_is_not_valid_is_refused_and_not_shown(keys: object, message:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["secret", "a:secret", "a:secret,a:secret", ""])
+@pytest.mark.parametrize(
+    "text", ["secret", "a:secret", "a:secret,a:secret", "", KEY_FIRST, f"{KEY_FIRST},{KEY_FIRST}"]
+)
 def test_text_that_is_not_valid_is_refused_and_not_shown(text: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         KeyRing.from_text(text)
@@ -169,3 +182,61 @@ def test_without_the_extra_one_sentence_names_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'sessionstore[encryption]'" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encryption": "x"}, "encryption must be a KeyRing, not str"),
+        ({"key_store": "redis://keys"}, "key_store needs encryption, a KeyRing"),
+        ({"encryption": RING, "key_store": 5}, "key_store must be a URL, not int"),
+        ({"encryption": RING, "key_store": "keys"}, "key_store: url must start with redis://"),
+        ({"encryption": RING, "key_store": "redis://data"}, "must be another server or database"),
+    ],
+)
+def test_options_of_a_service_are_checked(options: dict[str, Any], message: str) -> None:
+    for kind in (RedisSessionService, sessionstore.sync.RedisSessionService):
+        with pytest.raises(InvalidArgument, match=message):
+            kind("redis://data", **options)
+
+
+def test_a_key_store_in_memory_is_named_so() -> None:
+    with pytest.raises(InvalidArgument, match='key_store must be "memory://" or None in memory'):
+        InMemorySessionService(encryption=RING, key_store="redis://keys")
+    with pytest.raises(InvalidArgument, match="key_store needs encryption"):
+        InMemorySessionService(key_store="memory://")
+
+
+# -- stored bytes -------------------------------------------------------------------------------
+
+
+def test_the_vector_of_rfc_5297() -> None:
+    """Appendix A.1, deterministic authenticated encryption."""
+    key = bytes.fromhex("fffefdfcfbfaf9f8f7f6f5f4f3f2f1f0f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff")
+    place = bytes.fromhex("101112131415161718191a1b1c1d1e1f2021222324252627")
+    sealed = AuthenticatedKey("rfc", key).seal(bytes.fromhex("112233445566778899aabbccddee"), place)
+    expected = "85632d07c6e8f37f950acd320a2ecc9340c02b9690c4dc04daef7f6afe5c"
+    assert sealed == b"\x03\x03rfc" + bytes.fromhex(expected)
+
+
+def test_what_was_stored_earlier_is_read_and_written_again_with_the_same_bytes() -> None:
+    golden = json.loads((GOLDEN / "encrypted" / "values.json").read_text("utf-8"))
+    of_user = golden["data_key"]
+    owner = (of_user["app_name"], of_user["user_id"])
+    data_key = DataKey(owner, of_user["name"], b64decode(of_user["key"]))
+    for row in golden["values"]:
+        context, encoded = Context(*row["context"]), b64decode(row["encoded"])
+        stored = b64decode(row["stored"])
+        encryption: Transform
+        if row["key"] == of_user["name"]:
+            encryption = UserEncryption(DataKeys(RING, Keys()), data_key)
+        else:
+            encryption = KeyRing({row["key"]: golden["keys"][row["key"]]})
+        assert encryption.wrap(encoded, context) == stored
+        assert encryption.unwrap(stored, context) == encoded
+    [old, *_] = golden["keys"].items()
+    keys = DataKeys(KeyRing(dict([old])), Keys())
+    reply = [[of_user["name"].encode(), b64decode(of_user["wrapped"])]]
+    found = keys.find(owner).decode(reply)
+    assert found is not None
+    assert found.key.seal(DATA, b"") == data_key.key.seal(DATA, b"")

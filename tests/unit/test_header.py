@@ -196,6 +196,7 @@ TAILS: dict[str, TailReader] = {
     "replace_newest": lambda _, args: len(args) // 2 * 2,
     "create_session": read_tiers,
     "reseal_values": read_resealed,
+    "undo_data_key": lambda _, args: len(args) // 2 * 2,
     "delete_sessions": lambda keys, _: (len(keys) - 2) // 2,
     "fork_session": read_state,
     "get_or_create_session": read_tiers,
@@ -321,7 +322,7 @@ SHAPES: dict[str, Callable[[Ops], list[Call[Any]]]] = {
         for events in ([], [(5, b"old", b"new")])
     ],
     "set_data_key": lambda ops: [ops.set_data_key(KEY, "~new", old) for old in ("", "~old")],
-    "undo_data_key": lambda ops: [ops.undo_data_key("app", "user", "~old")],
+    "undo_data_key": lambda ops: [ops.undo_data_key("app", "user", [b"a", b"value"])],
     "update_app_state": lambda ops: [
         ops.update_app_state("app", one) for one in changes(ops, "app")
     ],

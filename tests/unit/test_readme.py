@@ -56,6 +56,12 @@ def test_every_link_leads_somewhere(readme: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("readme", readmes(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_readme_has_marks_of_a_merge(readme: Path) -> None:
+    marks = re.compile(r"^(?:<{7}|={7}|>{7})(?: .*)?$", re.MULTILINE)
+    assert marks.findall(readme.read_text("utf-8")) == []
+
+
 @pytest.mark.parametrize("end", ["sessionstore fleet", "/pytest"])
 def test_the_set_up_commands_are_one_line_each(end: str) -> None:
     pattern = re.compile(rf"^python3 -m venv .*{re.escape(end)}$", re.MULTILINE)

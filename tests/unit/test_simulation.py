@@ -42,7 +42,7 @@ def simulated() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("utilization", [0.3, 0.6, 0.8])
-def test_the_queue_is_that_of_theory(utilization: float) -> None:
+def test_the_simulated_queue_agrees_with_queueing_theory(utilization: float) -> None:
     # M/D/1: Poisson arrivals, constant service time of 1 ms.
     service_s = 0.001
     found = serve(
@@ -108,7 +108,7 @@ def test_a_copy_of_the_app_tier_takes_load_off_its_primary() -> None:
     assert cluster_model.primary_of_app(3) in range(3)
 
 
-def test_the_tables_and_the_picture(tmp_path: Path) -> None:
+def test_the_tables_and_the_picture_are_made(tmp_path: Path) -> None:
     found = simulated()
     outcome = simulation.outcome_of(found, [], CONSTANTS)
     assert len(outcome.tables) == 3

@@ -178,7 +178,7 @@ def test_the_text_names_need_limit_and_constants(tmp_path: Path) -> None:
     lines = size(*arguments).stdout.splitlines()
     assert lines[0].startswith("Load ")
     assert lines[1].split() == ["Servers", "5", "primaries,", "5", "replicas"]
-    assert lines[2].split() == ["Limit", "memory", "decides", "how", "many"]
+    assert lines[2] == "Limit      memory decides the number of servers"
     assert any(line.startswith("processor") for line in lines)
     assert "Some 1.0, a machine, 2026-01-01" in lines[-1]
 

@@ -124,7 +124,7 @@ def test_spans_name_the_user_on_request() -> None:
     assert users == [KEY.user_id, KEY.user_id, None, None]
 
 
-def test_a_span_is_a_child_of_the_callers_and_shares_its_fate() -> None:
+def test_a_span_is_a_child_of_the_callers_span_and_sampled_like_it() -> None:
     telemetry = Telemetry()
     service = SyncService()
     telemetry.instrument(service)

@@ -384,7 +384,7 @@ def test_links_to_older_and_newer_events_lead_to_events(client: Client) -> None:
     assert part("around", at[30]) == (list(range(6, 56)), {"older", "newer"})
 
 
-def test_events_that_were_trimmed_meanwhile_are_an_end(
+def test_events_that_were_trimmed_meanwhile_end_the_stream(
     store: EmbeddedServer, client: Client, session: SessionKey
 ) -> None:
     [cursor] = re.findall(r'data-cursor="([^"]+)"', client.get(f"/session?{AT}").text)
@@ -478,7 +478,7 @@ def test_ctrl_c_ends_it_while_pages_follow(store: EmbeddedServer) -> None:
             assert inspector.stop() == (0, "")
 
 
-def test_a_port_that_is_in_use_is_one_sentence(store: EmbeddedServer) -> None:
+def test_a_port_that_is_in_use_gives_one_sentence(store: EmbeddedServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         result = CliRunner().invoke(
@@ -488,7 +488,7 @@ def test_a_port_that_is_in_use_is_one_sentence(store: EmbeddedServer) -> None:
     assert result.stderr == f"Error: cannot use port {port}: Address already in use\n"
 
 
-def test_a_missing_server_is_one_sentence() -> None:
+def test_a_missing_server_gives_one_sentence() -> None:
     result = CliRunner().invoke(command_line(), ["web", "--url", "redis://localhost:1"])
     assert result.exit_code == 2
     assert result.stderr.startswith("Error: redis://localhost:1: ")

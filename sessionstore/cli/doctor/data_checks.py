@@ -31,7 +31,7 @@ _PLACES_PER_USER = 1000  # of the index that are looked at, without --full
 _USERS_TO_REPAIR = 10_000  # that are remembered
 _SHOWN = 5
 _HOT_PART = 0.25  # of all bytes in one cluster slot
-_HOT_SAMPLE = 100  # sessions, at least, of which this is a problem
+_HOT_SAMPLE = 100  # with fewer sessions this is not a problem
 
 _HEADER = (
     *("version", "created_us", "count", "deadline_ms"),
@@ -57,7 +57,7 @@ class Found(msgspec.Struct):
 
 
 class Damage(msgspec.Struct):
-    """What was found in the sessions that were looked at. Its size does not grow with them."""
+    """What was found in the checked sessions. Its size does not depend on their number."""
 
     num_sessions: int = 0
     missing_events: Found = msgspec.field(default_factory=Found)
@@ -90,7 +90,7 @@ def look_at(
         service: the service of the command.
         keys: keys of the store, as a scan finds them.
         limit: how many sessions to look at; None = all.
-        damage: what was found is added to it, so that it is known if this fails.
+        damage: findings are added to it, so that they are kept if this function fails.
 
     Returns:
         What was found.
@@ -122,9 +122,28 @@ def look_at(
 
 
 def findings_of(damage: Damage) -> Iterator[Finding]:
-    """What an operator should know of it."""
+    """The findings for an operator."""
     yield ok("sessions", f"{counted(damage.num_sessions, 'session')} checked")
-    for check, found, why, fix in (
+    for problem, rows in ((error, _errors(damage)), (warning, _warnings(damage))):
+        for check, found, why, fix in rows:
+            yield problem(check, str(found), why, fix) if found.count else ok(check, "none")
+    if damage.ended_leases.count:
+        yield ok("ended leases", f"{damage.ended_leases}; their runs ended without releasing them")
+    yield from _never_expiring(damage)
+    yield from _hot_slots(damage)
+    if damage.biggest:
+        sizes = ", ".join(
+            f"{name} {show_bytes(size)}" for size, name in sorted(damage.biggest)[::-1]
+        )
+        yield ok("biggest sessions", sizes)
+
+
+_Row = tuple[str, Found, str, str]
+"""A check, what it found, why it matters, and what to do."""
+
+
+def _errors(damage: Damage) -> tuple[_Row, ...]:
+    return (
         (
             "missing events",
             damage.missing_events,
@@ -147,16 +166,18 @@ def findings_of(damage: Damage) -> Iterator[Finding]:
             "unreadable values",
             damage.unreadable,
             "Reads raise CorruptData.",
-            "If something is needed, give it to this command and to the services. "
+            "If a dictionary, key or option is needed, pass it to this command and the services. "
             "Otherwise restore the session from a backup, or delete it.",
         ),
-    ):
-        yield error(check, str(found), why, fix) if found.count else ok(check, "none")
-    for check, found, why, fix in (
+    )
+
+
+def _warnings(damage: Damage) -> tuple[_Row, ...]:
+    return (
         (
             "keys without deadline",
             damage.without_deadline,
-            "They stay for ever, and take memory.",
+            "They never expire, and take memory.",
             "Any write to the session sets its deadlines; delete fragments with DEL.",
         ),
         (
@@ -183,17 +204,7 @@ def findings_of(damage: Damage) -> Iterator[Finding]:
             "They take memory until somebody lists the user's sessions.",
             "This command with --repair removes them.",
         ),
-    ):
-        yield warning(check, str(found), why, fix) if found.count else ok(check, "none")
-    if damage.ended_leases.count:
-        yield ok("ended leases", f"{damage.ended_leases}; their runs ended without releasing them")
-    yield from _never_expiring(damage)
-    yield from _hot_slots(damage)
-    if damage.biggest:
-        sizes = ", ".join(
-            f"{name} {show_bytes(size)}" for size, name in sorted(damage.biggest)[::-1]
-        )
-        yield ok("biggest sessions", sizes)
+    )
 
 
 def _never_expiring(damage: Damage) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Measures on a server what the parts of the work cost, for model.py.
+"""Measures the costs of the parts of model.py on a server.
 
 It takes less than a minute. Every key starts with a prefix of its own, has a TTL, and is deleted at
 the end. Agents on several connections make each kind of call at two speeds: with random pauses, so
@@ -212,7 +212,7 @@ async def _measure_parts(meter: Meter, rounds: int, has_replica: bool) -> Parts:
     await meter.clean_up()
 
     def part(name: str, *, less: Part | None = None, at: int = 0, divided_by: int = 1) -> Part:
-        """A part from its points; less another part at a size, and divided."""
+        """A part from its points, minus another part at a size, divided by a number."""
         sizes = [size for kind, size in points if kind == name]
         alone = [medians(points[name, size].alone) for size in sizes]
         busy = [medians(points[name, size].busy) for size in sizes]
@@ -244,7 +244,7 @@ async def _measure_parts(meter: Meter, rounds: int, has_replica: bool) -> Parts:
 
 
 def _fit(sizes: list[int], values: list[float]) -> Line:
-    """The line nearest to the points, but no cost that is negative or falls with the size."""
+    """The line nearest to the points, without a negative cost or slope."""
     if len(sizes) == 1:
         return Line(round(values[0], 3))
     slope, fixed = linear_regression(sizes, values)
@@ -302,7 +302,7 @@ async def _measure_memory(meter: Meter) -> dict[str, Any]:
 
 
 async def _growth(meter: Meter, steps: list[Step], divided_by: int) -> float:
-    """Growth of the memory by these steps, divided. Then all is deleted."""
+    """How much memory grows by these steps, divided by a number. Then all keys are deleted."""
     await asyncio.sleep(_SETTLE_S)
     before = await meter.read()
     for first in range(0, len(steps), AGENTS):

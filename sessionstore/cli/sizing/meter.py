@@ -1,4 +1,4 @@
-"""Agents that make calls on a server, and what the calls cost it."""
+"""Agents that make calls on a server, and the costs of these calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..store import Store, read_infos
 
 APP = "size"
 AGENTS = 64
-CONNECTIONS = 16  # as many processes would have; each opens one
+CONNECTIONS = 16  # one for each of as many processes
 BUSY_CALLS = 1280
 ALONE_CALLS = 256
 ALONE_PER_SECOND = 800
@@ -74,7 +74,7 @@ NOTHING = Usage(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class Meter:
-    """Makes calls on a server and finds what they cost it. Use `opened`.
+    """Makes calls on a server and measures their cost. Use `opened`.
 
     Attributes:
         idle: what the server uses in a second without calls of this meter.
@@ -98,7 +98,7 @@ class Meter:
         ttls: Any = dict.fromkeys(("session_ttl", "user_state_ttl", "app_state_ttl"), _TTL_S)
 
         def connect(session_event_limit: int | None = None) -> RedisSessionService:
-            # One slot, so that one primary of a cluster does all the work, as a server would.
+            # One slot: in a cluster, one primary does all the work, like a single server.
             return RedisSessionService(
                 store.url,
                 key_prefix=prefix,

@@ -61,7 +61,7 @@ class Parts(Struct, frozen=True):
 
 
 class Constants(Struct, frozen=True):
-    """What `sessionstore size --measure` found on a server."""
+    """The constants that `sessionstore size --measure` found on a server."""
 
     server: str  # name and version
     machine: str  # on which the command ran; the server may run elsewhere
@@ -97,7 +97,7 @@ class Workload(Struct, frozen=True, kw_only=True):
 
 
 class Servers(Struct, frozen=True, kw_only=True):
-    """What one server may carry."""
+    """The limits of one server."""
 
     replicas: int  # of each primary
     memory_bytes: float
@@ -129,7 +129,7 @@ class Estimate(Struct, frozen=True, kw_only=True):
 
 
 class _Load(Struct):
-    """What calls cost per second: cores if all find the server idle, if all find it busy; bytes."""
+    """The cost of all calls in a second: cores if the server is idle or busy, and bytes."""
 
     alone: float = 0.0
     busy: float = 0.0
@@ -166,7 +166,7 @@ def load_constants(path: Path) -> Constants:
 
     Raises:
         OSError: it cannot be read.
-        msgspec.MsgspecError: it has other content; names the field.
+        msgspec.MsgspecError: its content is not valid; the message names the field.
     """
     return msgspec.json.decode(path.read_bytes(), type=Constants)
 
@@ -257,7 +257,7 @@ def _memory(workload: Workload, constants: Constants, sessions: float) -> tuple[
 
 
 def interpolate(points: list[tuple[float, float]], at: float) -> float:
-    """The value of a line through points, in order of x; beyond them it goes on straight."""
+    """The value of a line through points in order of x. Outside of them it is extrapolated."""
     for (x0, y0), (x1, y1) in pairwise(points):
         if at <= x1 or (x1, y1) == points[-1]:
             return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
@@ -270,10 +270,10 @@ def _network(load: _Load, replicas: int) -> float:
 
 
 def _primaries(load: _Load, app_reads: _Load, idle_cores: float, max_cpu: float) -> int:
-    """The fewest primaries of which none is busier than it may be.
+    """The smallest number of primaries with which even the busiest stays below `max_cpu`.
 
-    If the reads of one app tier alone are too many for a primary, more primaries do not help; then
-    as many as the rest needs.
+    If the reads of one app tier alone are too many for a primary, more primaries do not help. Then
+    it is the number that all other calls need.
     """
     if load.cores(idle_cores) <= max_cpu:
         return 1

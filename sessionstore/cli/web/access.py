@@ -1,4 +1,4 @@
-"""Who may see the pages: whoever opened the link that the command printed."""
+"""Access to the pages: a browser must have opened the link that the command printed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""On every response. Nothing from elsewhere is loaded, and no script or style stands in a page."""
+"""On every response. Pages load nothing from other hosts, and have no inline scripts or styles."""
 
 _OPEN_PATHS = ("/enter", "/static/")  # the link, and files of the package
 
@@ -45,12 +45,12 @@ class Access:
         self.form_token = secrets.token_urlsafe(32)
 
     def new_link(self) -> str:
-        """A link that gives access once. The one before does not work any longer."""
+        """A link that gives access once. Older links stop working."""
         self._link_token = secrets.token_urlsafe(32)
         return f"http://127.0.0.1:{self._port}/enter?token={self._link_token}"
 
     def use_link(self, token: str) -> bool:
-        """Whether a token is that of the link. It is not valid any longer then."""
+        """Whether a token is that of the newest link. A token is valid once."""
         with self._lock:
             is_valid = bool(self._link_token) and _equal(token, self._link_token)
             if is_valid:
@@ -58,7 +58,7 @@ class Access:
             return is_valid
 
     def set_cookie(self, response: Response) -> None:
-        """Give access to whoever receives a response."""
+        """Give access to the browser that receives a response."""
         response.set_cookie(self._cookie_name, self._cookie, httponly=True, samesite="strict")
 
     def has_cookie(self, request: Request) -> bool:
@@ -66,19 +66,19 @@ class Access:
         return _equal(request.cookies.get(self._cookie_name, ""), self._cookie)
 
     def is_own_form(self, request: Request, token: str) -> bool:
-        """Whether a form was sent by a page of ours."""
+        """Whether a form was sent by a page of this command."""
         origin = request.headers.get("origin")
         is_same = origin is None or urlsplit(origin).netloc == request.headers.get("host")
         return is_same and _equal(token, self.form_token)
 
 
 class Guard:
-    """Refuses requests from elsewhere, and adds HEADERS to every response.
+    """Refuses requests without the cookie, and adds HEADERS to every response.
 
     Args:
         app: the application.
         access: the cookie.
-        refuse: the page for a request without it.
+        refuse: the page for a request without the cookie.
     """
 
     def __init__(self, app: ASGIApp, access: Access, refuse: ASGIApp) -> None:
@@ -104,9 +104,10 @@ class Guard:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a Host header names this machine. A page elsewhere can point its own name at it.
+    """Whether a Host header names this machine.
 
-    The port may be another one, at the near end of a tunnel.
+    Another site can point its own host name at this machine (DNS rebinding). Any port is accepted,
+    because a tunnel may use another one.
     """
     try:
         name = urlsplit(f"//{host}").hostname

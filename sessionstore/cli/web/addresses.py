@@ -35,7 +35,7 @@ def ids_in(parameters: Mapping[str, str], number: int) -> list[str]:
     """The ids in the parameters of a request.
 
     Raises:
-        InvalidArgument: there are not as many, or one is not valid.
+        InvalidArgument: there are more or fewer ids, or one is not valid.
     """
     try:
         ids = [unquote(part, errors="strict") for part in parameters.get("at", "").split("/")]
@@ -66,7 +66,7 @@ _VISIBLE = 300  # characters of a name; longer than any id
 
 
 def visible(text: str) -> str:
-    """A name in which control characters and marks of direction can be seen; a long one is cut."""
+    """A name with control characters and direction marks escaped; a long name is cut."""
     if len(text) > _VISIBLE:
         text = text[:_VISIBLE] + "…"
     if text.isprintable():

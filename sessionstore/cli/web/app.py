@@ -32,7 +32,7 @@ def make_app(pages: Pages, following: Following, access: Access) -> ASGIApp:
     Args:
         pages: the pages about the store.
         following: the streams of live events.
-        access: who may see them.
+        access: the link and the cookie.
     """
     session = SessionPages(pages)
     routes = [
@@ -49,7 +49,7 @@ def make_app(pages: Pages, following: Following, access: Access) -> ASGIApp:
         Route("/raw/session", session.raw_session),
         Route("/live", following.follow),
         Mount("/static", StaticFiles(directory=_STATIC)),
-        Route("/favicon.ico", _icon),  # of pages that are not HTML
+        Route("/favicon.ico", _icon),  # browsers ask for it on pages that are not HTML
     ]
     if pages.allow_delete:
         deleting = DeletingPages(pages)

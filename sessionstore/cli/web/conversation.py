@@ -14,7 +14,7 @@ from ..opened import show_bytes
 from ..transcript import Piece, pieces_of, show_image, to_json
 
 _TEXT_LIMIT = 8000  # characters of a part that are shown
-_LINE_LIMIT = 120  # of what stands beside the name of a tool
+_LINE_LIMIT = 120  # characters beside the name of a tool
 _FOLDED_FROM = 400  # characters of instructions for the agent
 _PARTS_LIMIT = 40  # of an event
 _VALUES_LIMIT = 200  # of a tier of state
@@ -26,10 +26,10 @@ class Part(msgspec.Struct, frozen=True):
 
     Attributes:
         kind: "text", "call", "result", "data", "image", "more" or "note".
-        text: what is shown; of an image the data URL.
-        title: of what is folded: the name of the tool.
-        line: of what is folded: the beginning, on one line.
-        num_left: characters that are not shown.
+        text: the text; for an image its data URL.
+        title: for a folded part: the name of the tool.
+        line: for a folded part: the beginning of the text, on one line.
+        num_left: how many characters are not shown.
     """
 
     kind: str
@@ -46,14 +46,14 @@ class ShownEvent(msgspec.Struct, frozen=True):
         position: where it stands in the log.
         author: who wrote it.
         kind: "user", "agent", "tool" or "system": how it looks.
-        role: the role in the content, if it says more than the author.
-        at: when it happened, in the local zone.
+        role: the role in the content, if it is not the author.
+        at: its timestamp, in the local time zone.
         run: its invocation_id.
         branch: its branch.
         parts: the content.
-        details: what else it holds.
-        num_left: parts that are not shown.
-        starts_run: the event before belongs to another run.
+        details: state changes and metadata.
+        num_left: how many parts are not shown.
+        starts_run: the previous event belongs to another run.
     """
 
     position: int
@@ -139,7 +139,7 @@ def value_part(value: Any, kind: str = "data", title: str = "") -> Part:
 
 
 def value_parts(values: Mapping[str, Any]) -> list[tuple[str, Part]]:
-    """Values by name, in alphabetical order; the beginning of a long one, and of many."""
+    """Values by name, in alphabetical order. Long values, and many values, are cut."""
     shown = sorted(values)[:_VALUES_LIMIT]
     parts = [(name, value_part(values[name])) for name in shown]
     if len(values) > len(shown):
@@ -164,7 +164,7 @@ def _part(piece: Piece, budget: Budget, folds_text: bool = False) -> Part:
         if budget.takes(piece.text):
             return Part("image", piece.text, show_image(piece.text))
         size = show_bytes(len(piece.text) * 3 // 4)
-        return Part("note", f"An image of {size} is not shown: the page has too many.")
+        return Part("note", f"An image of {size} is not shown: the page has too many images.")
     if piece.kind == "call":
         name, _, arguments = piece.text.partition("(")
         return _folded("call", name, arguments.removesuffix(")"))

@@ -27,7 +27,7 @@ _ENDS = {
 
 
 class Following:
-    """The stream of what is new in a session.
+    """The stream of new events of a session.
 
     Args:
         service: an asyncio service, which watches.
@@ -39,7 +39,7 @@ class Following:
         self._pages = pages
 
     async def follow(self, request: Request) -> Response:
-        """What is new after the cursor `after`, or after the header Last-Event-ID."""
+        """New events after the cursor `after`, or after the header Last-Event-ID."""
         key = SessionKey(*ids_in(request.query_params, 3))
         after = request.headers.get("last-event-id") or request.query_params.get("after")
         watched = self._service.watch_events(key, after=after, partial=True)

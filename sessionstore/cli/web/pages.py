@@ -46,8 +46,8 @@ class Pages:
 
     Args:
         service: reads the data.
-        survey: what is found in the background.
-        access: for the page behind the link.
+        survey: scans the keys and checks the server, in the background.
+        access: the link and the cookie.
         url: the server, without credentials.
         allow_delete: the pages can delete.
     """
@@ -101,12 +101,12 @@ class Pages:
         )
 
     def health(self, request: Request) -> Response:
-        """What the doctor says."""
+        """The findings of the doctor."""
         self.survey.health.start(again="again" in request.query_params)
         return self.renderer.page("health.html", health=self.survey.health)
 
     def go(self, request: Request) -> Response:
-        """Leads to the application, user or session whose ids were entered."""
+        """Redirects to the application, user or session whose ids were entered."""
         ids = [request.query_params.get(name, "") for name in ("app", "user", "session")]
         given = ids[: ids.index("")] if "" in ids else ids
         pages = ("", "users", "sessions", "session")

@@ -1,4 +1,4 @@
-"""Renders the templates. Everything that is stored is escaped."""
+"""Renders the templates. Stored text is always escaped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
 class Renderer:
-    """Makes pages of templates.
+    """Makes pages from templates.
 
     Args:
         **shared: values that every template gets.
@@ -51,7 +51,7 @@ class Renderer:
 
 
 def _ago(moment: datetime | None) -> str:
-    """How long ago something was, or how soon it will be: "3 min ago", "in 2 h"."""
+    """A time relative to now: "3 min ago", "in 2 h"."""
     if moment is None:
         return "never"
     seconds = (datetime.now().astimezone() - moment).total_seconds()

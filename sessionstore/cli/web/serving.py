@@ -24,7 +24,7 @@ from .following import Following
 from .pages import Pages
 from .survey import Survey
 
-_STOP_S = 5  # how long requests may take at the end
+_STOP_S = 5  # how long open requests may take after Ctrl-C
 
 
 def serve(
@@ -40,8 +40,8 @@ def serve(
 
     Args:
         service: reads the data. It is closed at the end.
-        url: its server.
-        options: its other options, for a service that follows sessions.
+        url: the server of the service.
+        options: the other options of the service, for another one that follows sessions.
         listener: a socket of the loopback interface.
         announce: called with the link, and with each new one.
         allow_delete: the pages can delete.
@@ -68,7 +68,7 @@ def serve(
             _offer_new_links(access, announce)
             await _Server(config, [live.aclose, survey.stop, service.close]).serve([listener])
 
-    # A browser that leaves while a large page is sent is no reason for a warning.
+    # Do not warn if a browser disconnects while a large page is sent.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     announce(access.new_link())
     with suppress(KeyboardInterrupt):
@@ -76,7 +76,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """Ends what takes long before it waits for requests."""
+    """Stops watchers and scans before it waits for open requests."""
 
     def __init__(self, config: uvicorn.Config, closers: list[Callable[[], Any]]) -> None:
         super().__init__(config)
@@ -102,7 +102,7 @@ def _offer_new_links(access: Access, announce: Callable[[str], None]) -> None:
         else:  # Ctrl-D, or in the background, where reading stops the process
             loop.remove_reader(sys.stdin)
 
-    with suppress(NotImplementedError, PermissionError):  # an event loop without this
+    with suppress(NotImplementedError, PermissionError):  # not every event loop can do this
         loop.add_reader(sys.stdin, read)
         click.echo("The link works once. Enter: a new link. Ctrl-C: stop.", err=True)
 

@@ -30,11 +30,11 @@ _PAGE_BYTES = 16 << 20  # of events that a page reads
 _SEARCHED_EVENTS = 2000
 _SEARCHED_BYTES = 16 << 20
 _FOUND = 50
-_EVENTS_IF_UNKNOWN = 10  # read at once, if the user may not ask how large they are
+_EVENTS_IF_UNKNOWN = 10  # read at once if the size is unknown: MEMORY USAGE is not allowed
 
 
 class Facts(NamedTuple):
-    """What a page shows of a session beside its events."""
+    """What a page shows about a session, without its events."""
 
     session: Session
     size: Size
@@ -56,7 +56,7 @@ class SessionPages:
         self._renderer = pages.renderer
 
     def session(self, request: Request) -> Response:
-        """A part of the conversation, with state and header; the end of it is followed live.
+        """A part of the conversation, with state and header. The newest part is followed live.
 
         `before`, `after` and `around` are positions; without them the newest events are shown.
         """
@@ -96,7 +96,7 @@ class SessionPages:
         )
 
     def facts(self, request: Request) -> Response:
-        """State and header alone, which the page reads again while it follows."""
+        """State and header, which the page reads again while it follows."""
         key = SessionKey(*ids_in(request.query_params, 3))
         return self._renderer.page("facts.html", key=key, facts=self._facts(key))
 
@@ -139,7 +139,7 @@ class SessionPages:
         page = self._service.get_events(key, after=position - 1, before=position + 1, limit=1)
         if not page.events:
             raise SessionNotFound(
-                f"no event stands at position {position} of this session; it was removed or trimmed"
+                f"no event is at position {position} of this session; it was removed or trimmed"
             )
         return _json({"position": position, "event": page.events[0]})
 
@@ -179,11 +179,11 @@ class SessionPages:
 
 
 def _begin(service: Any, key: SessionKey) -> Flow[Head | None]:
-    """Let the session remember changes of its events from now on, and read where its log ends."""
+    """Let the header record changes of old events from now on, and read where the log ends."""
     head: Head | None
     try:
         head = yield listen_session(service._ops, key, 0)
-    except BackendRejected:  # the user may not write: changes are not shown until a watcher reads
+    except BackendRejected:  # the user may not write: a change is shown when a watcher reads
         head = yield read_head(service._ops, key)
     return head
 
@@ -195,7 +195,7 @@ def _cursor(head: Head, page: EventPage) -> str:
 
 
 def _limit(facts: Facts, most: int, num_bytes: int) -> int:
-    """How many events to read at once, so that they are not larger than a number of bytes."""
+    """How many events to read at once, at most about this many bytes."""
     if facts.size.num_bytes is None:
         return _EVENTS_IF_UNKNOWN
     each = facts.size.num_bytes // max(facts.session.event_count, 1)

@@ -1,4 +1,4 @@
-"""What a scan of all keys finds, and what the doctor says. Both run beside the pages."""
+"""A scan of all keys, and the checks of the doctor. Both run in background threads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SESSIONS_CHECKED = 300
 
 
 class AppCount(NamedTuple):
-    """An application, with what the scan found of it so far."""
+    """An application, with the numbers that the scan found so far."""
 
     app_name: str
     num_users: int
@@ -51,7 +51,7 @@ class Kind(NamedTuple):
 class Survey:
     """Counts of all keys, and the findings of the doctor.
 
-    A thread makes each of them when it is first asked for. Readers see what there is so far.
+    Each is found by a thread, which starts with the first request. Pages show what is known so far.
     """
 
     def __init__(self, service: SessionService) -> None:
@@ -68,8 +68,8 @@ class _Task:
     """Something that a thread does once, and again on request.
 
     Attributes:
-        problem: why the last run has failed; empty if it has not.
-        ended_at: when the last run ended; None: it is running, or never ran.
+        problem: why the last run failed; "" = it did not.
+        ended_at: when the last run ended; None = it is running, or there was none.
     """
 
     def __init__(self, service: SessionService) -> None:
@@ -116,7 +116,7 @@ class _Census(_Task):
 
     Attributes:
         num_keys: keys that were looked at so far.
-        is_cut: the scan has stopped because there are too many users to keep.
+        is_cut: the scan stopped early, because there are too many users.
         kinds: the kinds of keys, once the scan has ended.
     """
 
@@ -192,10 +192,10 @@ class _Census(_Task):
 
 
 class _Health(_Task):
-    """What the doctor finds.
+    """The checks of the doctor.
 
     Attributes:
-        findings: what it found so far.
+        findings: the findings so far.
     """
 
     def __init__(self, service: SessionService) -> None:
