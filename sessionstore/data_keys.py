@@ -314,4 +314,5 @@ class KeyedExecutor:
 
 
 def _place(owner: Owner, name: str) -> bytes:
-    return describe("data key", *owner, name)
+    # No value stands there: an application has a name.
+    return describe("", "data key", *owner, name)

@@ -344,7 +344,7 @@ def test_commands_read_and_copy_encrypted_data(
     server.raw.persist("appdata:{shop}")
     server.raw.unlink(*server.raw.keys("copy:*"))
     erased = run("erase", "shop", "ann", "--yes", *source)
-    assert "data key is gone" in erased.stdout
+    assert "data key was removed" in erased.stdout
     assert json.loads(run("erase", "shop", "ann", "--yes", "--json", *source).stdout) == {
         "sessions": 0,
         "state_keys": 0,

@@ -190,7 +190,7 @@ def test_without_the_extra_one_sentence_names_it() -> None:
         ({"encryption": "x"}, "encryption must be a KeyRing, not str"),
         ({"key_store": "redis://keys"}, "key_store needs encryption, a KeyRing"),
         ({"encryption": RING, "key_store": 5}, "key_store must be a URL, not int"),
-        ({"encryption": RING, "key_store": "keys"}, "key_store: url must start with redis://"),
+        ({"encryption": RING, "key_store": "keys"}, "key_store must be a URL such as redis://"),
         ({"encryption": RING, "key_store": "redis://data"}, "must be another server or database"),
     ],
 )
@@ -240,3 +240,12 @@ def test_what_was_stored_earlier_is_read_and_written_again_with_the_same_bytes()
     found = keys.find(owner).decode(reply)
     assert found is not None
     assert found.key.seal(DATA, b"") == data_key.key.seal(DATA, b"")
+
+
+def test_a_stored_data_key_is_no_value_of_any_user() -> None:
+    keys = DataKeys(RING, Keys())
+    call = keys.use(("shop", "state"))
+    name, wrapped = call.args
+    assert call.decode([[b"OK", name, wrapped]]).name == name.decode()
+    with pytest.raises(Unreadable, match="does not open it"):
+        RING.unwrap(wrapped, Context("data key", "shop", "state", name.decode()))
