@@ -16,6 +16,7 @@ from support.servers import Server
 
 from sessionstore import Event
 from sessionstore.cli import command_line
+from sessionstore.cli.export import _place
 from sessionstore.sync import RedisSessionService
 
 NOBODY = "redis://127.0.0.1:1"
@@ -195,3 +196,12 @@ def test_a_key_ring_and_a_key_store_that_are_not_valid_are_named(tmp_path: Path)
     ring.write_text(CliRunner().invoke(command_line(), ["new-key", "2026-01"]).stdout)
     said = refused(*command, "--key-store", "localhost:6379")
     assert said.startswith("Error: key_store: url must start with redis://")
+
+
+def test_a_store_is_recognized_by_any_of_its_names() -> None:
+    names = ("redis://localhost", "redis://127.0.0.1:6379/0", "redis://me:x@LOCALHOST?db=0")
+    for name in names:
+        assert refused("copy", name, "--url", names[0]).startswith("Error: TARGET is the store")
+    for other in ("redis://localhost/1", "redis://localhost?db=1", "redis://localhost:1"):
+        assert _place(other) != _place(names[0])
+    assert "TARGET is the store" in refused("copy", "unix:///a/b", "--url", "unix:///a/b?db=0")
