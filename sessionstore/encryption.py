@@ -55,7 +55,7 @@ class KeyRing:
             raise InvalidArgument(
                 f"read_only must be True or False, not {type(read_only).__name__}"
             )
-        self._keys = {_check_name(name): _check_key(name, key) for name, key in keys.items()}
+        self._keys = {check_key_name(name): _check_key(name, key) for name, key in keys.items()}
         self.read_only = read_only
         self._ciphers = {name: AuthenticatedKey(name, key) for name, key in self._keys.items()}
         self._by_head = {key.head: key for key in self._ciphers.values()}
@@ -76,9 +76,11 @@ class KeyRing:
             name, colon, key = entry.partition(":")
             if not colon:
                 raise InvalidArgument("a key must be written as NAME:BASE64")
-            if _check_name(name) in keys:
+            if check_key_name(name) in keys:
                 raise InvalidArgument(f"two keys have the name {name!r}")
             keys[name] = key
+        if not keys:
+            raise InvalidArgument("it has no keys; `sessionstore new-key` prints one")
         return cls(keys, read_only=read_only)
 
     @classmethod
@@ -95,7 +97,10 @@ class KeyRing:
             raise InvalidArgument(
                 f"the key ring {os.fspath(path)} cannot be read: {reason}"
             ) from None
-        return cls.from_text(text, read_only=read_only)
+        try:
+            return cls.from_text(text, read_only=read_only)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"the key ring {os.fspath(path)}: {error}") from None
 
     @classmethod
     def from_env(cls, variable: str, *, read_only: bool = False) -> KeyRing:
@@ -219,7 +224,7 @@ def name_of_key(data: bytes) -> str:
     return data[2:end].decode("ascii", "replace")
 
 
-def _check_name(name: object) -> str:
+def check_key_name(name: object) -> str:
     if not isinstance(name, str) or not _is_name(name):
         # A long one may be the key itself: the two may be in the wrong order.
         is_short = isinstance(name, (str, int)) and len(str(name)) <= _NAME_LIMIT
@@ -250,6 +255,6 @@ def _make_cipher(key: bytes) -> tuple[Any, type[Exception]]:
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESSIV
     except ImportError as error:
-        message = "encryption= needs the extra: pip install 'sessionstore[encryption]'"
+        message = "encryption needs the extra `encryption`: pip install 'sessionstore[encryption]'"
         raise ImportError(message, name=error.name, path=error.path) from error
     return AESSIV(key), InvalidTag

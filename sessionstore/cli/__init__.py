@@ -23,6 +23,9 @@ def main() -> None:
             raise
         print("The command needs the extra `cli`: pip install 'sessionstore[cli]'", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # such as a full disk, where stdout is a file
+        print(f"Error: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
 
 
 _COMMANDS = {

@@ -111,7 +111,10 @@ class Archived(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 def read_line(line: bytes) -> Archived:
     """A line. Raises msgspec.DecodeError or ValueError if it is not valid."""
-    return msgspec.json.decode(line, type=Archived)
+    archived = msgspec.json.decode(line, type=Archived)
+    if archived.messages and not (archived.user_id and archived.session_id):
+        raise ValueError("messages need a `user_id` and a `session_id`")
+    return archived
 
 
 def write_line(archived: Archived) -> bytes:

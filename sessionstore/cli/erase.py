@@ -51,7 +51,12 @@ def erase(
         index = service._ops.options.keys.user(app_name, user_id).session_index
         [number] = ask(service, ("ZCARD", index))
         what = f"all data of user {user_id!r} of {app_name!r}, {counted(number, 'session')}"
-        click.confirm(f"Delete {what}?", abort=True, err=True)
+        try:
+            click.confirm(f"Delete {what}?", abort=True, err=True)
+        except click.Abort:
+            raise click.ClickException(
+                "Nothing was deleted; --yes deletes without a question"
+            ) from None
     click.echo(f"Deleting user {user_id!r} of {app_name!r} ...", err=True)
     erased = erase_user(service, app_name, user_id)
     if as_json:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
 from ..sync import SessionService
-from .archive import write_line
-from .opened import counted, dictionary_option, opened_service, print_json, store_options
+from .archive import Archived, write_line
+from .opened import (
+    counted,
+    dictionary_option,
+    named_errors,
+    opened_service,
+    print_json,
+    store_options,
+)
+from .output_file import output_file
 from .progress import watched
 from .show import get_session
-from .store import redact_url
+from .store import Number, redact_url
 from .transfer import Counts, described, read_store, write
 
 
@@ -48,7 +58,7 @@ To continue later, note the time before an export, and pass it as --since to the
     "--output",
     type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
     default="-",
-    help="Write to this file instead of stdout.",
+    help="Write to this file instead of stdout. A file of this name is replaced at the end.",
 )
 @click.option(
     "--since",
@@ -74,19 +84,15 @@ def export(
     to_stdout = str(output) == "-"
     if not to_stdout:
         click.echo(f"Exporting to {output} ...", err=True)
-    file: BinaryIO = sys.stdout.buffer if to_stdout else output.open("wb")
-    try:
+    with nullcontext(sys.stdout.buffer) if to_stdout else output_file(output) as file:
         found = read_store(service, app_name, user_id, session_id, since, counts=counts)
         # A terminal that shows the lines has no place for their number.
         for archived in found if to_stdout else watched(found, "lines", lines=True):
             file.write(write_line(archived) + b"\n")
             num_sessions += bool(archived.session_id)
+        if app_name and user_id and session_id and not num_sessions:
+            get_session(service, app_name, user_id, session_id)  # raises SessionNotFound
         file.flush()
-    finally:
-        if not to_stdout:
-            file.close()
-    if app_name and user_id and session_id and not num_sessions:
-        get_session(service, app_name, user_id, session_id)  # raises SessionNotFound
     left_out = f", {counts.unreadable:,} could not be read" if counts.unreadable else ""
     click.echo(f"{counted(num_sessions, 'session')} exported{left_out}.", err=True)
     context.exit(1 if counts.unreadable else 0)
@@ -131,7 +137,7 @@ ones were left out.""",
 )
 @click.option(
     "--target-ttl",
-    type=click.FloatRange(min=1),
+    type=Number(min=1),
     metavar="SECONDS",
     help="TTL of the sessions in TARGET; without it they do not expire.",
 )
@@ -158,6 +164,8 @@ def copy(
     """Run the command; the help text is above."""
     if (context.params["url"], context.params["key_prefix"]) == (target, target_key_prefix):
         raise click.UsageError("TARGET is the store of --url. Pass another --target-key-prefix.")
+    if "://" not in target:
+        raise click.UsageError(f"TARGET must be a URL such as redis://new:6379, not {target!r}.")
     click.echo(f"Copying to {redact_url(target)} ...", err=True)
     counts = Counts()
     options = {
@@ -171,11 +179,18 @@ def copy(
     }
     with opened_service(target, **options) as to:
         to.ping()  # better to fail now than after the first session was read
-        for archived in watched(
-            read_store(service, app_name, user_id, counts=counts), "lines", lines=True
-        ):
+        found = _read(service, context.params["url"], app_name, user_id, counts)
+        for archived in watched(found, "lines", lines=True):
             status = write(to, archived, counts, replaces=True, verifies=False)
             if as_json and archived.session_id:
                 print_json(described(archived, status))
     click.echo(counts.report() + ".", err=True)
     context.exit(1 if counts.conflicts or counts.unreadable else 0)
+
+
+def _read(
+    service: SessionService, url: str, app_name: str | None, user_id: str | None, counts: Counts
+) -> Iterator[Archived]:
+    """What the store of --url holds. An error names this store, not TARGET."""
+    with named_errors(url):
+        yield from read_store(service, app_name, user_id, counts=counts)

@@ -14,7 +14,7 @@ from .langgraph_sqlite import APP, USER, import_langgraph
 from .openai_sqlite import read_openai_sqlite
 from .opened import opened_service, print_json, store_options
 from .progress import watched
-from .store import CannotStart, redact_url
+from .store import CannotStart, Number, redact_url
 from .transfer import Counts, described, write
 from .trpc_go import read_trpc_go
 
@@ -68,7 +68,7 @@ Exit status: 0 = every session of SOURCE is stored; 1 = stored sessions differ f
     help="Replace a stored session if SOURCE has one that was written later, and set state that"
     " is stored already.",
 )
-@click.option("--ttl", type=click.FloatRange(min=1), metavar="SECONDS", help="TTL of the sessions.")
+@click.option("--ttl", type=Number(min=1), metavar="SECONDS", help="TTL of the sessions.")
 @click.option(
     "--codec",
     type=click.Choice(["json", "msgpack"]),
@@ -92,6 +92,10 @@ def import_sessions(
 ) -> None:
     """Run the command; the help text is above."""
     shown = redact_url(source) if "://" in source else source
+    if kind == "export" and "://" in source:
+        raise click.UsageError(f"{shown} is a URL. Pass --from, or use `sessionstore copy`.")
+    if kind == "trpc-go" and "://" not in source:
+        raise click.UsageError(f"--from trpc-go needs a URL such as redis://old:6379, not {shown}.")
     click.echo(f"Importing {shown} ...", err=True)
     counts = Counts()
     if kind == "langgraph":
@@ -127,7 +131,7 @@ def _read(
 ) -> Iterator[Archived]:
     """The sessions and the state in SOURCE."""
     if kind == "trpc-go":
-        return read_trpc_go(stack.enter_context(opened_service(source)), source_key_prefix)
+        return _read_trpc_go(source, source_key_prefix)
     if kind == "adk":
         return read_adk_database(source)
     if kind == "openai-agents":
@@ -137,13 +141,20 @@ def _read(
     return _lines(source, stack)
 
 
+def _read_trpc_go(url: str, key_prefix: str) -> Iterator[Archived]:
+    """The sessions of another store. An error of it names its URL, not that of --url."""
+    with opened_service(url) as service:
+        yield from read_trpc_go(service, key_prefix)
+
+
 def _lines(path: str, stack: ExitStack) -> Iterator[Archived]:
     """The lines of a file. Raises CannotStart, which names the file, the line and the problem."""
-    number = 1
+    number = 0
     try:
         for line in stack.enter_context(click.open_file(path, "rb")):
-            yield read_line(line)
             number += 1
+            if line.strip():
+                yield read_line(line)
     except OSError as error:
         raise CannotStart(f"{path}: {error.strerror}") from error
     except ValueError as error:  # msgspec's errors are ValueErrors

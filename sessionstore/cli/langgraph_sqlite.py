@@ -19,7 +19,7 @@ from ..adapters.checkpoint_threads import CheckpointRemoved
 from ..adapters.checkpoints import Parts, Write
 from ..drive import drive
 from ..sync import SessionService
-from .sqlite_file import columns_of, sqlite_file
+from .sqlite_file import check_sqlite_file, columns_of, sqlite_file
 from .store import CannotStart
 
 APP, USER = "langgraph", "threads"  # where StoredCheckpointSaver keeps threads by default
@@ -94,6 +94,7 @@ def import_langgraph(
     Raises:
         CannotStart: the file cannot be read or is not of LangGraph, or the extra is missing.
     """
+    check_sqlite_file(path)  # before the extra is installed for nothing
     try:
         from ..adapters.langgraph import StoredCheckpointSaver
     except ImportError as error:

@@ -63,7 +63,7 @@ def ls(
         _show(_users(service, app_name, limit, after), as_json)
     else:
         rows, cursor = read_sessions(service, app_name, user_id, limit, after)
-        _show(rows, as_json)
+        _show(rows, as_json, "The user has no sessions.")
         if cursor is not None:
             click.echo(f"More: --after '{cursor}'", err=True)
 
@@ -223,7 +223,9 @@ def sizes_of(service: SessionService, sessions: list[SessionKey]) -> list[Size]:
     ]
 
 
-def _show(rows: Iterable[dict[str, Any]], as_json: bool) -> None:
+def _show(
+    rows: Iterable[dict[str, Any]], as_json: bool, nothing: str = "Nothing is stored."
+) -> None:
     if as_json:
         for row in rows:
             print_json(row)
@@ -231,7 +233,7 @@ def _show(rows: Iterable[dict[str, Any]], as_json: bool) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     shown = list(rows)
     if not shown:
-        click.echo("Nothing is stored.", err=True)
+        click.echo(nothing, err=True)
         return
     for name in shown[0]:
         is_number = name in ("users", "sessions", "events", "bytes")

@@ -11,7 +11,8 @@ import msgspec
 
 from ..model import Event
 from .archive import Archived, archive_events
-from .sqlite_file import moment_of, sqlite_file
+from .sqlite_file import columns_of, moment_of, sqlite_file
+from .store import CannotStart
 
 _SESSIONS = "SELECT session_id, created_at, updated_at FROM agent_sessions ORDER BY session_id"
 _ITEMS = "SELECT id, message_data, created_at FROM agent_messages WHERE session_id = ? ORDER BY id"
@@ -24,6 +25,8 @@ def read_openai_sqlite(path: str, app_name: str, user_id: str) -> Iterator[Archi
         CannotStart: the file cannot be read, or is not of this library.
     """
     with sqlite_file(path) as database:
+        if not columns_of(database, "agent_sessions"):
+            raise CannotStart(f"{path}: this is not a database of the SDK's SQLiteSession")
         for session_id, created, updated in database.execute(_SESSIONS).fetchall():
             rows = database.execute(_ITEMS, (session_id,)).fetchall()
             yield _session(app_name, user_id, session_id, created, updated, rows)

@@ -26,6 +26,9 @@ _SIZE_LIMITS = ("event_size_limit", "value_size_limit", "summary_size_limit")
 CONNECTION_OPTIONS = ("key_prefix", "partition_by", "dictionary", "key_ring", "key_store")
 """The parameters that `connection_options` adds and `opened_service` takes, beside the URL."""
 
+_OPTIONS = {"encryption": "--key-ring", "key_store": "--key-store"}
+"""What options of a service are called here."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -131,13 +134,22 @@ def opened_service(url: str, **options: Any) -> Iterator[SessionService]:
         service = RedisSessionService(url, **service_options(**options))
     except InvalidArgument as error:
         raise click.UsageError(f"{error}.") from error
-    with service:
-        try:
-            yield service
-        except InvalidArgument as error:
-            raise click.UsageError(f"{error}.") from error
-        except SessionStoreError as error:
-            raise CannotStart(f"{redact_url(url)}: {error}") from error
+    with service, named_errors(url):
+        yield service
+
+
+@contextmanager
+def named_errors(url: str) -> Iterator[None]:
+    """Errors of a store become one sentence, which names the store, and status 2."""
+    try:
+        yield
+    except InvalidArgument as error:
+        raise click.UsageError(f"{error}.") from error
+    except SessionStoreError as error:
+        text = str(error)
+        for name, option in _OPTIONS.items():
+            text = text.replace(f"the option {name} is needed", f"pass {option}")
+        raise CannotStart(f"{redact_url(url)}: {text}") from error
 
 
 _CONTROLS = {

@@ -17,6 +17,8 @@ from ..adapters.checkpoints import LAYOUT, LAYOUT_VALUE, change_entries, is_of_e
 from ..calls import Call, Command, Flow, OtherDataKey
 from ..codec import corrupt
 from ..drive import drive
+from ..encryption import check_key_name
+from ..errors import InvalidArgument
 from ..keyed import keyed
 from ..model import SessionKey
 from ..ops import Ops, ids_of
@@ -114,6 +116,10 @@ NAME is stored with every value; by default it is the date of today.""",
 @click.argument("name", metavar="[NAME]", required=False)
 def new_key(name: str | None) -> None:
     """Run the command; the help text is above."""
+    try:
+        name = name and check_key_name(name)
+    except InvalidArgument as error:
+        raise click.UsageError(f"{error}.") from error
     name = name or datetime.now(UTC).strftime("%Y-%m-%d")
     click.echo(f"{name}:{base64.b64encode(os.urandom(64)).decode()}")
 

@@ -157,9 +157,12 @@ def search(
     wanted = to_json(text)[1:-1].casefold()  # as it stands in JSON
     num_found = num_cut = 0
     for key in keys:
-        num_read = 0
-        for position, event in _newest_events(service, key, num_events, session_id is not None):
-            num_read += 1
+        # One more shows whether there are older events.
+        found_in = _newest_events(service, key, num_events + 1, session_id is not None)
+        for number, (position, event) in enumerate(found_in):
+            if number == num_events:
+                num_cut += 1
+                break
             if wanted not in to_json(event.content).casefold():
                 continue
             num_found += 1
@@ -172,7 +175,6 @@ def search(
             if num_found == limit:
                 click.echo(f"Stopped after {counted(limit, 'event')} (--limit).", err=True)
                 return
-        num_cut += num_read == num_events
     found = counted(num_found, "event")
     click.echo(f"Found {found} in {counted(len(keys), 'session')}.", err=True)
     if num_left_out:

@@ -18,14 +18,19 @@ def sqlite_file(path: str) -> Iterator[sqlite3.Connection]:
     Raises:
         CannotStart: there is no such file, or what is read in the context is not as expected.
     """
-    if not Path(path).is_file():
-        raise CannotStart(f"{path}: there is no such file")
+    check_sqlite_file(path)
     uri = f"{Path(path).resolve().as_uri()}?mode=ro"
     try:
         with closing(sqlite3.connect(uri, uri=True)) as database:
             yield database
     except (sqlite3.Error, ValueError, LookupError, TypeError) as error:
         raise CannotStart(f"{path}: {error}") from error
+
+
+def check_sqlite_file(path: str) -> None:
+    """CannotStart if there is no such file."""
+    if not Path(path).is_file():
+        raise CannotStart(f"{path}: there is no such file")
 
 
 def columns_of(database: sqlite3.Connection, table: str) -> set[str]:

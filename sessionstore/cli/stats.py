@@ -16,7 +16,7 @@ from ..sync import SessionService
 from .keyspace import Node, memory_of, primaries, scan
 from .opened import counted, print_json, show_bytes, store_options
 from .progress import watched
-from .store import growth, identify
+from .store import Number, growth, identify
 
 _SAMPLES_PER_ROLE = 1000  # keys whose memory is measured; more are estimated from them
 KINDS = {
@@ -42,7 +42,7 @@ scan of all keys.
 )
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1, 3600),
+    type=Number(0.1, 3600),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
@@ -131,7 +131,8 @@ def _print_load(load: dict[str, Any], as_json: bool) -> None:
         f"{show_bytes(load['bytes_in_per_second'])}/s in, "
         f"{show_bytes(load['bytes_out_per_second'])}/s out, "
         f"{show_bytes(load['memory_bytes'])} memory "
-        f"({load['memory_growth_per_second']:+,} bytes/s), {load['connections']:,} connections"
+        f"({load['memory_growth_per_second']:+,} bytes/s), "
+        f"{counted(load['connections'], 'connection')}"
     )
 
 

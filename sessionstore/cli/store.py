@@ -21,6 +21,7 @@ from ..transport import connect_async
 MEMORY_URL = "memory://"
 _OLDEST_VERSION = (7, 0)
 _INFO_TIMEOUT_S = 5.0
+_LARGEST = 1e12
 
 url_option = click.option(
     "--url",
@@ -29,6 +30,17 @@ url_option = click.option(
     " redis+sentinel://host:port,.../master; or memory://.  [default: a server that is started"
     " for the run]",
 )
+
+
+class Number(click.FloatRange):
+    """A number in a range, at most 1e12. NaN is in no range, and infinity is no amount."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """The number."""
+        number: float = super().convert(value, param, ctx)
+        if not number <= _LARGEST:
+            self.fail(f"{value} is not a number up to {_LARGEST:.0e}.", param, ctx)
+        return number
 
 
 class CannotStart(click.ClickException):

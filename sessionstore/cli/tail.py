@@ -20,6 +20,7 @@ from ..times import from_us
 from .keyspace import ask
 from .opened import TextConsole, counted, print_json, show_time, store_options
 from .show import get_session, print_event
+from .store import Number
 from .transcript import pieces_of
 
 _POLL_S = 1.0
@@ -64,7 +65,7 @@ that changes of old events are recorded.""",
 )
 @click.option(
     "--idle",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="SECONDS",
     help="End if nothing happens for this long.",
 )

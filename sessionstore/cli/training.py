@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -21,6 +20,7 @@ from ..sync import SessionService
 from ..transform import Unreadable
 from .keyspace import ask, scan, with_data_keys
 from .opened import counted, print_json, show_bytes, store_options
+from .output_file import output_file
 from .store import CannotStart
 
 _EVENTS_PER_SESSION = 20
@@ -82,16 +82,16 @@ def train_dictionary(
     """Run the command; the help text is above."""
     if output.exists():
         raise CannotStart(f"{output} exists; data that was compressed with it may need it")
-    samples, held_out = _sample(service, _choose(service, app_name, num_sessions))
-    try:
-        dictionary = train(samples, size)
-    except (InvalidArgument, ImportError) as error:
-        raise CannotStart(f"{error}") from error
-    try:
-        with open(output, "xb", opener=partial(os.open, mode=0o600)) as file:
-            file.write(dictionary)
-    except OSError as error:
-        raise CannotStart(f"{output}: {error.strerror}") from error
+    with output_file(output, mode=0o600) as file:
+        samples, held_out = _sample(service, _choose(service, app_name, num_sessions))
+        try:
+            dictionary = train(samples, size)
+        except (InvalidArgument, ImportError) as error:
+            hint = (
+                "" if isinstance(error, ImportError) else "; sample more, or pass a smaller --size"
+            )
+            raise CannotStart(f"{error}{hint}") from error
+        file.write(dictionary)
     before = sum(map(len, held_out))
     after = _size(held_out, Zstd(dictionaries=[dictionary], level=level))
     without = _size(held_out, Zstd(level=level))
@@ -118,6 +118,8 @@ def train_dictionary(
         f"{show_bytes(after)} with it ({_share(after, before)}), "
         f"{show_bytes(without)} without a dictionary ({_share(without, before)})"
     )
+    if after >= without:
+        click.echo("It saves nothing. Train it again when more sessions are stored.", err=True)
 
 
 def _choose(service: SessionService, app_name: str, count: int) -> list[StoredKey]:

@@ -326,7 +326,7 @@ def test_commands_read_and_copy_encrypted_data(
     expected = all_of(service)
     source = ("--url", server.url, "--key-ring", str(ring_file), "--key-store", key_store)
     assert MARKER in run("show", "shop", "ann", "1", *source).stdout
-    assert "encryption" in run("show", "shop", "ann", "1", "--url", server.url, exit_code=2).stderr
+    assert "--key-ring" in run("show", "shop", "ann", "1", "--url", server.url, exit_code=2).stderr
     lines = run("doctor", "--json", *source, exit_code=1).stdout.splitlines()  # no persistence
     checks = {each["check"]: each["status"] for each in map(json.loads, lines)}
     assert checks["corrupt values"] == checks["unreadable values"] == "ok"

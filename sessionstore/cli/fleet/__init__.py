@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from ..store import url_option
+from ..store import Number, url_option
 from .report import EXIT_INTERRUPTED
 from .run import FleetOptions, run_fleet
 from .workload import TRACE_LINE
@@ -40,7 +40,7 @@ start; 130 = stopped by Ctrl-C, nothing was lost.
 
 _LEAST_LIMIT = 1000  # so that no turn is trimmed before it is summarized or rewound
 _COUNT = click.IntRange(1, 100_000)
-_SECONDS = click.FloatRange(min=0)
+_SECONDS = Number(min=0)
 
 
 @click.command(help=_HELP, context_settings={"show_default": True})
@@ -81,7 +81,7 @@ _SECONDS = click.FloatRange(min=0)
 )
 @click.option(
     "--ttl",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(0, 10**9, min_open=True),
     metavar="SECONDS",
     help="TTL of sessions and state; must be longer than the run.  [default: none]",
 )

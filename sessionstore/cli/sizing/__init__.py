@@ -15,7 +15,8 @@ from rich.table import Table
 
 from ...errors import SessionStoreError
 from ..opened import print_json, show_bytes
-from ..store import CannotStart, open_store, redact_url, url_option
+from ..output_file import output_file
+from ..store import CannotStart, Number, open_store, redact_url, url_option
 from .measuring import measure
 from .model import SHIPPED, Constants, Estimate, Servers, Workload, estimate, load_constants
 
@@ -34,9 +35,9 @@ server with --measure. It takes less than a minute, and deletes the keys that it
   sessionstore size --agents 10000 --turns-per-hour 20 --constants constants.json
 """
 
-_POSITIVE = click.FloatRange(min=0, min_open=True)
-_NOT_NEGATIVE = click.FloatRange(min=0)
-_PERCENT = click.FloatRange(0, 100, min_open=True)
+_POSITIVE = Number(min=0, min_open=True)
+_NOT_NEGATIVE = Number(min=0)
+_PERCENT = Number(0, 100, min_open=True)
 
 
 def _option(name: str, kind: Any, default: Any, metavar: str, text: str) -> Callable[[F], F]:
@@ -44,7 +45,7 @@ def _option(name: str, kind: Any, default: Any, metavar: str, text: str) -> Call
 
 
 @click.command("size", help=_HELP, context_settings={"show_default": True})
-@click.option("--agents", type=click.IntRange(min=1), help="Agents that work at the same time.")
+@click.option("--agents", type=click.IntRange(1, 10**9), help="Agents that work at the same time.")
 @click.option("--turns-per-hour", type=_POSITIVE, help="Turns of each agent in an hour.")
 @_option("--events-per-turn", _POSITIVE, 3.5, "N", "Events of a turn, with the user's message.")
 @_option(
@@ -60,7 +61,7 @@ def _option(name: str, kind: Any, default: Any, metavar: str, text: str) -> Call
 @_option("--state-bytes", _NOT_NEGATIVE, 200, "BYTES", "State of a session.")
 @_option("--user-state-bytes", _NOT_NEGATIVE, 200, "BYTES", "State of a user.")
 @_option("--app-state-bytes", _NOT_NEGATIVE, 1000, "BYTES", "State of the application.")
-@_option("--state-changes", click.FloatRange(0, 100), 40, "PERCENT", "Events that change state.")
+@_option("--state-changes", Number(0, 100), 40, "PERCENT", "Events that change state.")
 @_option("--turns-per-session", _POSITIVE, 10, "N", "Turns of a session.")
 @_option(
     "--event-limit",
@@ -143,7 +144,10 @@ def size(context: click.Context, /, **values: Any) -> None:
             f"--memory-per-server and --max-memory leave no memory for data: an empty server takes "
             f"{show_bytes(int(constants.startup_bytes))}."
         )
-    found = estimate(workload, servers, constants)
+    try:
+        found = estimate(workload, servers, constants)
+    except OverflowError as error:
+        raise click.UsageError("These numbers are too far apart for an estimate.") from error
     if values["as_json"]:
         print_json(found)
     else:
@@ -182,14 +186,12 @@ def _measure(url: str | None, output: Path, as_json: bool) -> None:
             click.echo(f"Measuring {store.name} for about 40 seconds.", err=True)
             return await measure(store, lambda text: click.echo(f"Note: {text}", err=True))
 
-    try:
-        constants = asyncio.run(run())
-    except SessionStoreError as error:
-        raise CannotStart(f"{redact_url(url) if url else 'the server'}: {error}") from error
-    try:
-        output.write_bytes(encode_constants(constants))
-    except OSError as error:
-        raise CannotStart(f"{output}: {error.strerror or error}") from error
+    with output_file(output) as file:  # it is opened first: measuring takes a while
+        try:
+            constants = asyncio.run(run())
+        except SessionStoreError as error:
+            raise CannotStart(f"{redact_url(url) if url else 'the server'}: {error}") from error
+        file.write(encode_constants(constants))
     if as_json:
         print_json(constants)
     else:
