@@ -123,9 +123,9 @@ class Session(msgspec.Struct):
             created again. For `if_version=`.
         created_at: when the session was created, UTC, by the store's clock.
         updated_at: when it was last written, UTC, by the store's clock.
-        event_count: how many events the store holds, of which `events` may be a part. Those that
-            the summary covers are included. Writes through this object are counted, those of others
-            from the next read on.
+        event_count: how many events the store holds; `events` may be a part of them. Events that
+            the summary covers are included. Writes through this object are counted at once, writes
+            of others with the next read.
         event_limit: how many of the newest events the store keeps; None = all.
         forked_from: the id of the session that `fork_session` copied; None = it is no copy.
         summary: what stands for the oldest events; None = there is no summary.
@@ -230,13 +230,13 @@ class WatchChange(msgspec.Struct, frozen=True, tag=True):
     """A part of the log that has changed although the watcher was past it.
 
     Events were removed (by `rewind_session`, `pop_event`, `clear_events` or `delete_event`) or
-    replaced (by `replace_event`). Whoever shows the log replaces what it shows from `first` to
-    `last` with `events`.
+    replaced (by `replace_event`). A program that shows the log replaces what it shows from `first`
+    to `last` with `events`.
 
     Attributes:
         first: the position at which the changed part begins.
         last: the position at which it ends; every later entry comes after it.
-        events: the events that stand there now, oldest first; usually none.
+        events: the events that are there now, oldest first; usually empty.
         positions: their positions.
         cursor: continues after this change, like the cursor of a WatchEntry. A change of a long
             part comes as several items, and only the cursor of the last one does not repeat it.

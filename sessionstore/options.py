@@ -224,8 +224,6 @@ def check_key_store(value: object, url: str | None) -> None:
     """The URL of a key store, which must not be that of the data."""
     if not isinstance(value, str):
         raise InvalidArgument(f"key_store must be a URL, not {type(value).__name__}")
-    if "://" not in value:
-        raise InvalidArgument("key_store must be a URL such as redis://host:6379")
     if value == url:
         raise InvalidArgument("key_store must be another server or database than that of the data")
 

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import click
 
@@ -162,7 +163,9 @@ def copy(
     as_json: bool,
 ) -> None:
     """Run the command; the help text is above."""
-    if (context.params["url"], context.params["key_prefix"]) == (target, target_key_prefix):
+    if _place(context.params["url"]) == _place(target) and (
+        context.params["key_prefix"] == target_key_prefix
+    ):
         raise click.UsageError("TARGET is the store of --url. Pass another --target-key-prefix.")
     if "://" not in target:
         raise click.UsageError(f"TARGET must be a URL such as redis://new:6379, not {target!r}.")
@@ -186,6 +189,17 @@ def copy(
                 print_json(described(archived, status))
     click.echo(counts.report() + ".", err=True)
     context.exit(1 if counts.conflicts or counts.unreadable else 0)
+
+
+def _place(url: str) -> tuple[str, str]:
+    """The servers and the database of a URL, which has several ways to name them."""
+    parts = urlsplit(url)
+    place = parts.netloc.rpartition("@")[2].lower().replace("localhost", "127.0.0.1")
+    if parts.scheme == "unix":
+        place, path = parts.path, ""
+    else:
+        place, path = place if ":" in place else f"{place}:6379", parts.path.strip("/")
+    return place, parse_qs(parts.query).get("db", [path or "0"])[0]
 
 
 def _read(

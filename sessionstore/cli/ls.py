@@ -58,7 +58,8 @@ def ls(
     if app_name is None:
         if after is not None:
             raise click.UsageError("--after needs an application.")
-        _show(_applications(service), as_json)
+        nothing = "Nothing is stored. Is --key-prefix that of your services?"
+        _show(_applications(service), as_json, nothing)
     elif user_id is None:
         _show(_users(service, app_name, limit, after), as_json)
     else:

@@ -137,6 +137,8 @@ def test_ls_says_that_nothing_is_stored(server: Server, service: RedisSessionSer
     result = run(server, "ls", "nobody")
     assert result.stdout == ""
     assert result.stderr == "Nothing is stored.\n"
+    server.raw.flushall()
+    assert "Is --key-prefix that of your services?" in run(server, "ls").stderr
 
 
 def test_show_prints_header_state_and_events(server: Server, service: RedisSessionService) -> None:

@@ -16,6 +16,7 @@ from support.servers import Server
 
 from sessionstore import Event
 from sessionstore.cli import command_line
+from sessionstore.cli.export import _place
 from sessionstore.sync import RedisSessionService
 
 NOBODY = "redis://127.0.0.1:1"
@@ -149,10 +150,11 @@ def test_an_import_takes_empty_lines_and_no_events_without_a_session(
 
 @pytest.mark.usefixtures("service")
 def test_a_copy_names_the_store_that_fails(server: Server) -> None:
-    server.raw.zadd("events:{shop:ann}:1", {b"broken": 2**52})
+    server.raw.set("sessions:{shop:ann}", "not an index", ex=3600)
     target = server.url.replace("unix:///", "unix:////")
     said = refused("copy", target, "--url", server.url, "--target-key-prefix", "copy:")
-    assert said.startswith(f"Error: {server.url}: events:{{shop:ann}}:1 ")
+    assert said.startswith(f"Error: {server.url}: ")
+    assert "sessions:{shop:ann}" in said
 
 
 def test_a_user_without_sessions_may_have_state(
@@ -193,4 +195,13 @@ def test_a_key_ring_and_a_key_store_that_are_not_valid_are_named(tmp_path: Path)
         assert "the name of a key must have" in refused("new-key", name)
     ring.write_text(CliRunner().invoke(command_line(), ["new-key", "2026-01"]).stdout)
     said = refused(*command, "--key-store", "localhost:6379")
-    assert said == "Error: key_store must be a URL such as redis://host:6379."
+    assert said.startswith("Error: key_store: url must start with redis://")
+
+
+def test_a_store_is_recognized_by_any_of_its_names() -> None:
+    names = ("redis://localhost", "redis://127.0.0.1:6379/0", "redis://me:x@LOCALHOST?db=0")
+    for name in names:
+        assert refused("copy", name, "--url", names[0]).startswith("Error: TARGET is the store")
+    for other in ("redis://localhost/1", "redis://localhost?db=1", "redis://localhost:1"):
+        assert _place(other) != _place(names[0])
+    assert "TARGET is the store" in refused("copy", "unix:///a/b", "--url", "unix:///a/b?db=0")

@@ -410,7 +410,7 @@ def test_header_state_summary_and_turn_are_shown(
     assert "currency" not in shown
     assert "State of the application b 2 State of the user a 1 State of the session c 3" in shown
     assert "They want mugs &lt;b&gt;" in shown
-    assert f"events up to {page.positions[-1]}, of which 30 are still stored" in shown
+    assert f"events up to {page.positions[-1]}. The log still has 30 of them." in shown
     assert re.search(r"turn held by \w+ , ends in \d+ s", shown)
     assert "The summary stands for the events above" in client.get(f"/session?{AT}").text
     copy = client.get("/session?at=shop/ann/copy").text
