@@ -190,7 +190,7 @@ def test_without_the_extra_one_sentence_names_it() -> None:
         ({"encryption": "x"}, "encryption must be a KeyRing, not str"),
         ({"key_store": "redis://keys"}, "key_store needs encryption, a KeyRing"),
         ({"encryption": RING, "key_store": 5}, "key_store must be a URL, not int"),
-        ({"encryption": RING, "key_store": "keys"}, "key_store must be a URL such as redis://"),
+        ({"encryption": RING, "key_store": "keys"}, "key_store: url must start with redis://"),
         ({"encryption": RING, "key_store": "redis://data"}, "must be another server or database"),
     ],
 )
