@@ -269,11 +269,17 @@ def test_a_server_that_is_too_old(
 
 def test_a_server_that_is_busy(started: EmbeddedServer, raw: Any) -> None:
     is_done = threading.Event()
-    loop = "for _ = 1, 30 do local text = string.rep('x', 100000) end"
+    loop = "for _ = 1, ARGV[1] do local text = string.rep('x', 100000) end"
+    number, took_s = 16, 0.0
+    while took_s < 0.015:  # of one script
+        number *= 2
+        begin = time.perf_counter()
+        raw.eval(loop, 0, number)
+        took_s = time.perf_counter() - begin
 
     def keep_busy() -> None:
         while not is_done.is_set():
-            raw.eval(loop, 0)
+            raw.eval(loop, 0, number)
 
     with ThreadPoolExecutor(2) as pool:
         working = [pool.submit(keep_busy) for _ in range(2)]
