@@ -99,8 +99,7 @@ class DataKeys:
 
     def make(self, owner: Owner) -> DataKey:
         """A new data key, which is not stored yet."""
-        name = DATA_KEY_MARK + urlsafe_b64encode(os.urandom(9)).decode()
-        return DataKey(owner, name, os.urandom(_KEY_BYTES))
+        return DataKey(owner, _new_name(), os.urandom(_KEY_BYTES))
 
     def key_named(self, owner: Owner, name: str) -> AuthenticatedKey:
         """The key that encrypted a value of a user.
@@ -158,7 +157,7 @@ class DataKeys:
     def use(self, owner: Owner) -> Call[DataKey]:
         """The data key of a user, made if there is none. A running delete_user then keeps it."""
         where = self._keys.data_key(*owner)
-        name = DATA_KEY_MARK + urlsafe_b64encode(os.urandom(9)).decode()
+        name = _new_name()
         wrapped = self.ring.first.seal(os.urandom(_KEY_BYTES), _place(owner, name))
 
         def decode(replies: list[Any]) -> DataKey:
@@ -311,6 +310,10 @@ class KeyedExecutor:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
+
+
+def _new_name() -> str:
+    return DATA_KEY_MARK + urlsafe_b64encode(os.urandom(9)).decode()
 
 
 def _place(owner: Owner, name: str) -> bytes:

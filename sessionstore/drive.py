@@ -51,7 +51,7 @@ async def drive_async(
                     results = (_result(call, executor, not_replicated) for call in step)
                     result: Any = await asyncio.gather(*results)
                 else:
-                    # Inlined: _result.
+                    # Inlined: _result and _decoded.
                     try:
                         replies = await executor.execute(step)
                     except NotReplicated as error:
@@ -63,7 +63,7 @@ async def drive_async(
                         else:
                             result = decode_replies(step, replies)
                     except CallNeeded as needed:
-                        result = await _decode_later(step, replies, executor, needed)
+                        result = await _decoded(step, replies, executor, needed)
             except BaseException as error:
                 if observer is not None:
                     observer.ended(step, error)
@@ -127,22 +127,18 @@ async def _result(call: Call[R], executor: AsyncExecutor, not_replicated: list[N
     except NotReplicated as error:
         not_replicated.append(error)
         replies = error.replies
-    try:
-        if call.commands and _takes_long(call, replies):
-            return await asyncio.to_thread(decode_replies, call, replies)
-        return decode_replies(call, replies)
-    except CallNeeded as needed:
-        return await _decode_later(call, replies, executor, needed)
+    return await _decoded(call, replies, executor)
 
 
-async def _decode_later(
-    call: Call[R], replies: list[Any], executor: AsyncExecutor, needed: CallNeeded
+async def _decoded(
+    call: Call[R], replies: list[Any], executor: AsyncExecutor, needed: CallNeeded | None = None
 ) -> R:
-    """The result of a Call whose replies can be decoded only after other Calls."""
+    """The result of a Call. `needed`: what must be read before its replies can be decoded."""
     while True:
-        with _after_a_write(call):
-            found = await executor.execute(needed.call)
-        decode_replies(needed.call, found)
+        if needed is not None:
+            with _after_a_write(call):
+                found = await executor.execute(needed.call)
+            decode_replies(needed.call, found)
         try:
             if call.commands and _takes_long(call, replies):
                 return await asyncio.to_thread(decode_replies, call, replies)

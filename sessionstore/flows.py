@@ -527,18 +527,6 @@ def update_user_state(
     yield from change(ops, app_name, user_id, state, removed, if_absent)
 
 
-@introducing
-def _set_user_state(
-    ops: Ops,
-    app_name: str,
-    user_id: str,
-    state: Mapping[str, Any],
-    removed: Iterable[str],
-    if_absent: bool,
-) -> Flow[None]:
-    return _change_user_state(ops, app_name, user_id, state, removed, if_absent)
-
-
 def _change_user_state(
     ops: Ops,
     app_name: str,
@@ -554,6 +542,9 @@ def _change_user_state(
     call = ops.update_user_state(app_name, user_id, change, if_absent=if_absent)
     if change.is_stored:
         yield call
+
+
+_set_user_state = introducing(_change_user_state)
 
 
 def update_app_state(

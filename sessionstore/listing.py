@@ -109,18 +109,10 @@ def list_sessions(
     while len(found) < limit:
         wanted = limit - len(found)
         is_first = walk.start is None
-        # One more shows whether there is a next page.
-        places: list[Place] = yield ops.list_places(
-            app_name, user_id, wanted + 1, walk.place, upward=walk.is_upward
-        )
-        is_end = len(places) <= wanted
-        if is_first:
-            if not places:
-                break
-            walk.start = places[0]
+        places, is_end = yield from next_places(ops, app_name, user_id, walk, wanted)
+        if is_first and not places:
+            break
         if places:
-            places = places[:wanted]
-            walk.place = places[-1]
             ids = [place.session_id for place in places]
             sessions = yield from _read(ops, app_name, user_id, ids, event_num)
             found.update((session.id, session) for session in sessions)
@@ -136,6 +128,19 @@ def list_sessions(
             return SessionPage(found.values())
         walk.turn()
     return SessionPage(found.values(), walk.cursor() if found else None)
+
+
+def next_places(
+    ops: Ops, app_name: str, user_id: str, walk: Walk, num_wanted: int
+) -> Flow[tuple[list[Place], bool]]:
+    """Walk past up to `num_wanted` places. Returns them, and whether no more follow."""
+    found: list[Place] = yield ops.list_places(
+        app_name, user_id, num_wanted + 1, walk.place, upward=walk.is_upward
+    )
+    places = found[:num_wanted]
+    if places:
+        walk.start, walk.place = walk.start or places[0], places[-1]
+    return places, len(found) <= num_wanted
 
 
 def _read(

@@ -13,11 +13,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ..calls import Flow
 from ..drive import drive
 from ..errors import BackendRejected
 from ..keys import StoredKey
-from ..listing import Walk
+from ..listing import Walk, next_places
 from ..model import SessionKey
 from ..ops import ids_of
 from ..replies import Place
@@ -142,29 +141,17 @@ def read_sessions(
     while len(rows) < limit:
         wanted = limit - len(rows)
         is_first = walk.start is None
-        # One more shows whether there is a next page.
-        found = drive(_read_places(service, app_name, user_id, wanted + 1, walk), service._executor)
+        step = next_places(service._ops, app_name, user_id, walk, wanted)
+        found, is_end = drive(step, service._executor)
         if is_first and not found:
             return [], None
-        walk.start = walk.start or found[0]
-        for place in found[:wanted]:
-            walk.place = place
-        rows.update(_describe(service, app_name, user_id, found[:wanted]))
-        if len(found) > wanted:
+        rows.update(_describe(service, app_name, user_id, found))
+        if not is_end:
             continue
         if is_first or walk.is_upward:
             return list(rows.values()), None
         walk.turn()
     return list(rows.values()), walk.cursor()
-
-
-def _read_places(
-    service: SessionService, app_name: str, user_id: str, limit: int, walk: Walk
-) -> Flow[list[Place]]:
-    found: list[Place] = yield service._ops.list_places(
-        app_name, user_id, limit, walk.place, upward=walk.is_upward
-    )
-    return found
 
 
 def _describe(

@@ -217,9 +217,9 @@ def _with_fallback(service: SessionService, write: Callable[[SessionService], T]
 def _write_session(
     service: SessionService, key: SessionKey, archived: Archived, replaces: bool
 ) -> str:
-    stored = read_session(service, key)
+    stored, state = read_session(service, key), archived.all_state()
     if stored is not None and _is_same(stored, archived):
-        if is_thread(archived.all_state()):  # an earlier run may have been interrupted
+        if is_thread(state):  # an earlier run may have been interrupted
             service._run(wrap_entries(service._ops, key))
         return "unchanged"
     if stored is not None and not (replaces and _is_later(archived, stored)):
@@ -232,14 +232,14 @@ def _write_session(
         **ids,
         events=events,
         positions=positions,
-        state=archived.all_state(),
+        state=state,
         created_at=archived.created_at,
         updated_at=archived.updated_at,
         event_limit=archived.event_limit,
         forked_from=archived.forked_from,
         summary=archived.stored_summary(),
     )
-    if is_thread(archived.all_state()):
+    if is_thread(state):
         service._run(wrap_entries(service._ops, key))
     return "written" if stored is None else "replaced"
 

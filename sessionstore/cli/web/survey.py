@@ -69,7 +69,7 @@ class _Task:
 
     Attributes:
         problem: why the last run failed; "" = it did not.
-        ended_at: when the last run ended; None = it is running, or there was none.
+        ended_at: when the last run ended; None = no run has started, or one is running.
     """
 
     def __init__(self, service: SessionService) -> None:
