@@ -291,22 +291,26 @@ class AsyncKeyedExecutor:
 
 
 class KeyedExecutor:
-    """The same for threads."""
+    """The same for threads.
+
+    Attributes:
+        keys: the executor of the key store.
+    """
 
     def __init__(self, data: SyncExecutor, keys: SyncExecutor) -> None:
         self._data = data
-        self._keys = keys
+        self.keys = keys
 
     def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call."""
-        return (self._keys if call.for_key_store else self._data).execute(call)
+        return (self.keys if call.for_key_store else self._data).execute(call)
 
     def close(self) -> None:
         """Close both."""
         try:
             self._data.close()
         finally:
-            self._keys.close()
+            self.keys.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)

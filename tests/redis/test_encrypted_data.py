@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from click.testing import CliRunner, Result
 from support.servers import Server
 from support.services import RING
@@ -301,6 +302,51 @@ def test_rekey_continues_and_reports_what_it_cannot_read(server: Server, ring_fi
     one = rekey(server, ring_file, "shop", "u0")
     assert (one["users"], one["sessions"]) == (1, 1)
     assert one["changed"] > 6
+
+
+def test_rekey_encrypts_data_keys_of_users_of_whom_nothing_is_stored(
+    server: Server, ring_file: Path
+) -> None:
+    key_store = f"{server.url}?db=1"
+    service = open_service(server.url, KeyRing({"one": ONE}), key_store=key_store)
+    ids: Any = {"app_name": "shop", "user_id": "ann", "session_id": "1"}
+    service.create_session(**ids)
+    service.delete_session(**ids)  # or it expired
+    assert rekey(server, ring_file, "--key-store", key_store, "b")["changed"] == 0
+    assert rekey(server, ring_file, "--key-store", key_store)["changed"] == 1
+    only_two = open_service(server.url, KeyRing({"two": TWO}), key_store=key_store)
+    only_two.create_session(**ids)
+    assert rekey(server, ring_file, "--key-store", key_store)["changed"] == 0
+
+
+def test_rekey_finds_sessions_that_no_index_has(server: Server, ring_file: Path) -> None:
+    service = open_service(server.url, KeyRing({"one": ONE}))
+    fill(service)
+    before = all_of(service)
+    server.raw.unlink("sessions:{shop:ann}")
+    assert rekey(server, ring_file)["sessions"] == 1
+    assert all_of(open_service(server.url, KeyRing({"two": TWO}))) == before
+    assert rekey(server, ring_file)["changed"] == 0
+
+
+def test_rekey_goes_on_after_a_user_whose_data_key_is_lost_or_damaged(
+    server: Server, ring_file: Path
+) -> None:
+    key_store = f"{server.url}?db=1"
+    service = open_service(server.url, KeyRing({"one": ONE}), key_store=key_store)
+    keys = [SessionKey("shop", user_id, "1") for user_id in ("ann", "bob", "cat")]
+    for key in keys:
+        fill(service, key)
+    before = all_of(service, keys[-1])
+    raw = redis.Redis.from_url(key_store)
+    raw.unlink("datakey:{shop:ann}")
+    raw.hset("datakey:{shop:bob}", "wrapped", b"\x03\x03one" + bytes(80))
+    counts = rekey(server, ring_file, "--key-store", key_store, exit_code=1)
+    assert (counts["users"], counts["sessions"]) == (3, 3)
+    assert counts["unreadable"] > 2
+    only_two = open_service(server.url, KeyRing({"two": TWO}), key_store=key_store)
+    assert all_of(only_two, keys[-1]) == before
+    raw.close()
 
 
 def test_what_is_written_with_an_old_key_after_rekey_is_found_by_the_next_run(
