@@ -24,7 +24,7 @@ import msgspec
 from .calls import AsyncExecutor, Call, CallNeeded, Command, SyncExecutor, checked_reply
 from .codec import corrupt
 from .encryption import DATA_KEY_MARK, AuthenticatedKey, KeyRing, describe, name_of_key, place_of
-from .errors import ScriptContractError
+from .errors import InvalidArgument, ScriptContractError
 from .keys import Keys
 from .scripts import SCRIPTS
 from .transform import Context, Unreadable
@@ -95,7 +95,8 @@ class DataKeys:
 
     def forget(self, owner: Owner) -> None:
         """Read the data key of a user again when it is needed."""
-        self._known.pop(owner, None)
+        with self._lock:
+            self._known.pop(owner, None)
 
     def make(self, owner: Owner) -> DataKey:
         """A new data key, which is not stored yet."""
@@ -269,9 +270,13 @@ class AsyncKeyedExecutor:
     Args:
         data: the executor of the data.
         keys: the executor of the key store.
+
+    Raises:
+        InvalidArgument: both use the same database.
     """
 
     def __init__(self, data: AsyncExecutor, keys: AsyncExecutor) -> None:
+        _check_apart(data, keys)
         self._data = data
         self._keys = keys
 
@@ -298,6 +303,7 @@ class KeyedExecutor:
     """
 
     def __init__(self, data: SyncExecutor, keys: SyncExecutor) -> None:
+        _check_apart(data, keys)
         self._data = data
         self.keys = keys
 
@@ -314,6 +320,15 @@ class KeyedExecutor:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
+
+
+def _check_apart(data: Any, keys: Any) -> None:
+    places = []
+    for each in (data.traffic(), keys.traffic()):
+        host, port = each.server or ("", None)  # several servers: only their URLs are compared
+        places.append(("127.0.0.1" if host == "localhost" else host, port, each.database))
+    if places[0] == places[1] and places[0][0]:
+        raise InvalidArgument("key_store must be another server or database than that of the data")
 
 
 def _new_name() -> str:
