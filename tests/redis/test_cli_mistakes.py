@@ -105,6 +105,8 @@ def test_a_number_that_is_no_amount_is_refused(number: str) -> None:
         assert refused(*command).startswith(f"Error: Invalid value for '{command[-2]}': ")
     said = refused(*usual, "--sessions", "1000000000000", "--sessions-per-user", "1e-300")
     assert said == "Error: These numbers are too far apart for an estimate."
+    said = refused(*usual, "--turns-per-session", "1e-200", "--events-per-turn", "1e-200")
+    assert said == "Error: These numbers are too far apart for an estimate."
 
 
 def test_a_search_that_saw_all_events_says_so(server: Server, service: RedisSessionService) -> None:
