@@ -17,6 +17,7 @@ from support.services import RING
 from benchmarks.rigs.nodes import bundled_server
 from sessionstore import (
     BackendError,
+    BackendRejected,
     CorruptData,
     Event,
     KeyRing,
@@ -144,6 +145,25 @@ def test_a_key_store_that_is_down_is_no_missing_data(server: Server) -> None:
             call()
     assert len(service.get_events(session).events) == 6  # it has kept the key
     assert fresh.get_app_state("shop") == {"text": f"{MARKER} app:text"}
+
+
+def test_a_full_key_store_is_named_and_spares_appends_and_delete_user(server: Server) -> None:
+    with EmbeddedServer() as keys:
+        service = open_service(server.url, key_store=keys.url)
+        session = fill(service)
+        with redis.Redis(unix_socket_path=keys.socket_path) as raw:
+            raw.config_set("maxmemory", 1)
+        new = open_service(server.url, key_store=keys.url)
+        with pytest.raises(BackendRejected, match=r"use_data_key .* out of memory") as caught:
+            new.create_session(app_name="shop", user_id="bob")
+        assert not caught.value.maybe_applied
+        text = "^the data is written, its data key is not confirmed: use_data_key .* out of memory"
+        with pytest.raises(BackendRejected, match=text) as caught:
+            service.update_user_state("shop", "ann", {"a": "b"})  # it has kept the key
+        assert caught.value.maybe_applied
+        assert new.get_user_state("shop", "ann")["a"] == "b"
+        new.append_event(session, Event("user", "x"))
+        assert not new.delete_user(app_name="shop", user_id="ann").has_data_key
 
 
 def keys_url_of(stopped: EmbeddedServer) -> str:
