@@ -565,7 +565,9 @@ class Ops:
         created_us: bytes = b"",
     ) -> Call[WriteResult]:
         """Append one encoded event with its state change."""
-        condition = self.condition(key, if_version, turn)
+        condition = b""
+        if if_version is not None or turn is not None or self.data_key:
+            condition = self.condition(key, if_version, turn)
         is_due = self._keeps_tiers and self._is_due(key)
         user = app = False
         tiers: tuple[bytes, ...] = ()
