@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from ..adapters.checkpoints import LAYOUT, LAYOUT_VALUE, change_entries, is_of_entries
-from ..calls import Call, Command, Flow, OtherDataKey
+from ..calls import Call, Command, Flow, OtherDataKey, describe
 from ..codec import corrupt
 from ..data_keys import KeyedExecutor
 from ..drive import drive
@@ -247,6 +247,8 @@ def _rekey_session(ops: Ops, key: SessionKey, counts: Counts) -> Flow[None]:
     if b"version" not in pairs:
         return
     data_key = pairs.get(b"data_key", b"")
+    if data_key and ops.unbound.data_keys is None:
+        raise click.UsageError(f"{describe(key)} has a data key: pass --key-store.")
     if ops.data_key and data_key != ops.data_key:
         where = keys.session.decode()
         raise OtherDataKey("", key=where, data_key=data_key.decode("utf-8", "replace"))

@@ -301,6 +301,9 @@ def test_rekey_gives_sessions_the_data_keys_of_their_users(server: Server, ring_
         open_service(server.url, KeyRing({"one": ONE}), key_store=key_store),
         SessionKey("b", "u", "1"),
     )
+    without = ("rekey", "--url", server.url, "--key-ring", str(ring_file))
+    said = run(*without, "b", "u", exit_code=2).stderr
+    assert "session '1' of user 'u' in app 'b' has a data key: pass --key-store" in said
     assert rekey(server, ring_file, "--key-store", key_store)["changed"] > 10
     only_two = open_service(server.url, KeyRing({"two": TWO}), key_store=key_store)
     assert all_of(only_two) == before
