@@ -220,6 +220,11 @@ def head_of(data: bytes) -> bytes:
     return data[: 2 + data[1]] if len(data) > 1 else data
 
 
+def is_of_data_key(data: bytes) -> bool:
+    """Whether a stored value is encrypted with a data key."""
+    return data[:1] == ENCRYPTED and data[2:3] == DATA_KEY_MARK.encode()
+
+
 def name_of_key(data: bytes) -> str:
     """The name of the key that encrypted a value. Raises Unreadable if it is cut off."""
     end = 2 + data[1] if len(data) > 1 else 0

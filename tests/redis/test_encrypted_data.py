@@ -424,6 +424,25 @@ def test_commands_read_and_copy_encrypted_data(
     server.raw.flushall()
 
 
+@pytest.mark.parametrize("only", ["sessions", "user state"])
+def test_erase_without_the_key_store_says_that_the_data_key_is_left(
+    server: Server, only: str
+) -> None:
+    key_store = f"{server.url}?db=1"
+    service = open_service(server.url, key_store=key_store)
+    if only == "sessions":
+        service.create_session(app_name="shop", user_id="ann")
+    else:
+        service.update_user_state("shop", "ann", {"a": "b"})
+    command = ("erase", "shop", "ann", "--yes", "--url", server.url)
+    said = run(*command, exit_code=1).stdout
+    assert "The data key is left: `sessionstore erase` with --key-store removes it" in said
+    with redis.Redis.from_url(key_store) as raw:
+        assert raw.exists("datakey:{shop:ann}")
+        assert "left: 0\n" in run(*command).stdout  # nothing says so any more
+        raw.flushall()
+
+
 def test_options_of_commands_are_checked(server: Server, tmp_path: Path) -> None:
     url = ("--url", server.url)
     (tmp_path / "bad").write_text("a:secret")
