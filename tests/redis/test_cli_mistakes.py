@@ -127,6 +127,7 @@ def test_what_is_no_source_is_named(server: Server, tmp_path: Path) -> None:
     assert refused("import", server.url, *url).endswith("or use `sessionstore copy`.")
     assert "needs a URL such as redis://" in refused("import", file, "--from", "trpc-go", *url)
     assert "TARGET must be a URL such as redis://" in refused("copy", "new:6379", *url)
+    assert "url is not valid" in refused("copy", "redis://[x", *url)
     for kind in ("adk", "langgraph", "openai-agents"):
         command = ("import", file, "--from", kind, "--app", "a", "--user", "u", *url)
         file.unlink(missing_ok=True)
