@@ -19,7 +19,7 @@ from .app_copies import AppCopies
 from .calls import Call, Command, R, status
 from .codec import corrupt
 from .data_keys import DataKey, UserEncryption
-from .errors import CorruptData, InvalidArgument, ScriptContractError
+from .errors import InvalidArgument, ScriptContractError
 from .keys import SessionKeys
 from .model import Event, EventPage, Session, SessionKey, Turn
 from .options import Options, check_bool, check_instant, check_int
@@ -27,6 +27,7 @@ from .replies import (
     Place,
     SharedState,
     WriteResult,
+    after_write,
     check_count,
     check_no_events,
     decode_count,
@@ -165,7 +166,8 @@ class Ops:
 
         def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
-            session = decode_session(self._codec, key, keys, self.with_app_tier(replies[1:]))
+            with after_write("the session was created"):
+                session = decode_session(self._codec, key, keys, self.with_app_tier(replies[1:]))
             return session, decode_ids_to_check(replies[0])
 
         return Call(
@@ -641,10 +643,8 @@ class Ops:
             reply = replies[0]
             if status(reply, key, if_version) == b"EMPTY":
                 return None
-            try:
+            with after_write("the event was removed"):
                 [event] = decode_log(self._codec, key, keys.events, reply[3:])
-            except CorruptData as error:
-                raise CorruptData(f"{error}; the event was removed", key=error.key) from None
             return event, decode_write_result(reply[:3], key, if_version)
 
         args = self._write_args(key, created_us, if_version)

@@ -11,6 +11,7 @@ from .ops import BULK_BYTES, LeaseName, Ops, ids_of
 from .options import check_bool, check_int
 from .replies import (
     WriteResult,
+    after_write,
     decode_ids_to_check,
     decode_log,
     decode_numbers,
@@ -247,7 +248,9 @@ def fork_session(
     def decode(replies: list[Any]) -> Session:
         reply = replies[0]
         status(reply, copy if reply[:1] == [b"EXISTS"] else key, if_version)
-        return decode_session(ops.options.codec, copy, copy_keys, ops.with_app_tier(replies[1:]))
+        with after_write("the copy was created"):
+            parts = ops.with_app_tier(replies[1:])
+            return decode_session(ops.options.codec, copy, copy_keys, parts)
 
     first = b"" if position is None else b"%d" % (check_int("upto", position, low=0) + 1)
     return Call(
@@ -326,7 +329,8 @@ def restore_session(
 
     def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
         status(replies[0], key)
-        session = decode_session(ops.options.codec, key, keys, ops.with_app_tier(replies[1:]))
+        with after_write("the session was restored"):
+            session = decode_session(ops.options.codec, key, keys, ops.with_app_tier(replies[1:]))
         return session, decode_ids_to_check(replies[0])
 
     return Call(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +11,7 @@ import msgspec
 
 from .calls import check_increments, events_missing, header_damage, status
 from .codec import Codec, corrupt, decode_value
-from .errors import ScriptContractError
+from .errors import CorruptData, ScriptContractError
 from .keys import SessionKeys, encode_id
 from .model import Event, Session, SessionKey, Summary, num_after_summary
 from .tiers import Tier, decode_tier
@@ -147,6 +148,16 @@ def decode_numbers(reply: Any, count: int) -> list[int]:
         if len(numbers) == count and all(type(number) is int for number in numbers):
             return numbers
     raise ScriptContractError(f"a script replied {reply!r}")
+
+
+@contextmanager
+def after_write(what: str) -> Iterator[None]:
+    """Within the context, CorruptData says what was written: only the reply does not decode."""
+    try:
+        yield
+    except CorruptData as error:
+        error.args = (f"{error}; {what}",)
+        raise
 
 
 def decode_ids_to_check(reply: list[Any]) -> list[bytes]:

@@ -116,6 +116,19 @@ def test_an_unknown_key_is_named_and_a_plain_service_says_what_it_needs(server: 
     assert plain.count_sessions("shop", "ann") == 1
 
 
+def test_a_write_whose_reply_cannot_be_read_says_that_it_is_done(server: Server) -> None:
+    fill(open_service(server.url))
+    plain = open_service(server.url, None)
+    ids: Any = {"app_name": "shop", "user_id": "ann"}
+    with pytest.raises(CorruptData, match=r"needed.; the session was created$"):
+        plain.create_session(**ids, session_id="2")
+    with pytest.raises(CorruptData, match=r"needed.; the copy was created$"):
+        plain.fork_session(ANN, session_id="3")
+    with pytest.raises(CorruptData, match=r"needed.; the session was restored$"):
+        plain.restore_session(**ids, session_id="4", events=[])
+    assert plain.count_sessions(**ids) == 4
+
+
 def test_plain_values_stay_readable_and_integers_can_be_incremented(server: Server) -> None:
     plain = RedisSessionService(server.url, codec="msgpack", **TTLS)
     session = fill(plain)
