@@ -36,9 +36,19 @@ from .phases import (
     save,
     wait_for,
 )
-from .published import Outcome, Table, finish, load, options
+from .published import Outcome, Table, finish, load, options, parse
 
 FILLS = (0.01, 0.1, 1.0)
+
+LEAST = {
+    "sessions": 400,  # 1 % of them are one user's
+    "events": 1,
+    "event_bytes": 1,
+    "processes": 1,
+    "calls": 1,
+    "expiry_seconds": 0.1,
+}
+"""The lowest value of each option."""
 
 _CONFIG = {**CONFIG, "repl-backlog-size": "64mb", "repl-timeout": "600"}
 _HEADROOM = 2.4  # memory that a replica, its snapshot and its buffers need, in data sets
@@ -339,7 +349,7 @@ def main() -> int:
     add("--calls", type=int, default=2000, help="of each kind that are timed; default: 2000")
     add("--expiry-seconds", type=float, default=60.0, help="in which all sessions expire")
     add("--compression", action="store_true", help="compress; beside the published plain run")
-    arguments = parser.parse_args()
+    arguments = parse(parser, LEAST)
     found = run(_settings(arguments), arguments.output)
     runs: dict[str, Any] = {"zstd" if arguments.compression else "plain": found}
     if arguments.compression and arguments.publish:

@@ -7,6 +7,7 @@ and its tables go to the page, between `<!-- NAME -->` and `<!-- end -->`. A tes
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ def options(description: str | None) -> argparse.ArgumentParser:
         "--publish", action="store_true", help="keep the result, and put its tables on the page"
     )
     return parser
+
+
+def parse(parser: argparse.ArgumentParser, least: Mapping[str, float]) -> argparse.Namespace:
+    """The arguments of a command. Ends it if one is below its lowest value."""
+    arguments = parser.parse_args()
+    for name, lowest in least.items():
+        if not getattr(arguments, name) >= lowest:  # NaN is not, either
+            parser.error(f"--{name.replace('_', '-')} must be at least {lowest}")
+    return arguments
 
 
 def finish(outcome: Outcome, arguments: argparse.Namespace) -> None:

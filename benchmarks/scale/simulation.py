@@ -42,7 +42,18 @@ from .cluster_model import (
     serve_agents,
     shares_of_primaries,
 )
-from .published import MEASURED, Outcome, Table, finish, options
+from .published import MEASURED, Outcome, Table, finish, options, parse
+
+LEAST = {
+    "agents": 1000,  # fewer make too few calls for the figures
+    "primaries": 2,  # one fails over
+    "users": 1,
+    "turn_seconds": 0.1,
+    "seconds": 1,
+    "processes": 1,
+    "max_age": 0.001,
+}
+"""The lowest value of each option."""
 
 DISTRIBUTIONS = {
     "even": "each user the same",
@@ -390,7 +401,7 @@ def main() -> int:
     add("--seed", type=int, default=1)
     add("--patience", type=float, default=30, help="seconds to wait until others are quiet")
     add("--skip-validation", action="store_true", help="compare with no real server")
-    arguments = parser.parse_args()
+    arguments = parse(parser, LEAST)
     constants = load_constants(arguments.constants)
     loads = [0.25, 0.5, 1.0, 2.0, 3.0]
     checks = []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
 
 from benchmarks.rigs.nodes import bundled_server
-from benchmarks.scale import million
+from benchmarks.scale import million, simulation
 from benchmarks.scale.filling import event_of, messages
 
 needs_server = pytest.mark.skipif(bundled_server() is None, reason="no server is installed")
@@ -48,6 +49,29 @@ def test_a_small_fill_has_every_figure() -> None:
     outcome = million.outcome_of({"plain": found, "zstd": found})
     assert json.loads(outcome.as_json())["name"] == "million"
     assert [each.head[-1] for each in outcome.tables if len(each.head) == 3] == ["zstd"] * 6
+
+
+@pytest.mark.parametrize(
+    ("bench", "name", "value"),
+    [
+        (million, "--sessions", "399"),
+        (million, "--calls", "0"),
+        (million, "--expiry-seconds", "nan"),
+        (simulation, "--agents", "0"),
+        (simulation, "--seconds", "0"),
+    ],
+)
+def test_a_number_that_is_too_small_is_refused_before_a_server_starts(
+    bench: Any,
+    name: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench", name, value])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert f"{name} must be at least" in capsys.readouterr().err
 
 
 def test_messages_have_the_size_that_is_asked_for() -> None:
