@@ -76,12 +76,12 @@ def _run(
     args: Any,
     kwargs: Any,
 ) -> Flow[T]:
-    args = [_Kept(each) if isinstance(each, Iterator) else each for each in args]
+    args = [_Replayed(each) if isinstance(each, Iterator) else each for each in args]
     writes = not keys.ring.read_only
     for _ in range(_ATTEMPTS):
         data_key: DataKey | None = None
         if writes:
-            data_key = keys.known(owner)
+            data_key = keys.cached(owner)
             if data_key is None:
                 data_key = yield (keys.find if introduces is _never else keys.use)(owner)
             # If the key store has none, write with a new one: the script refuses it if the session
@@ -183,7 +183,7 @@ def _keeps_changing(owner: Owner) -> CorruptData:
     return CorruptData(f"the data key of {where} changes with every attempt", key=where)
 
 
-class _Kept:
+class _Replayed:
     """An iterator whose items are kept, so that it can be read again."""
 
     def __init__(self, rest: Iterator[Any]) -> None:

@@ -58,8 +58,9 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """The newest whole turns of a session that fit, for `get_session(window=)` and Runner.
 
     A turn is one run of an agent: the user's message and all that the agent adds in reply. The
-    newest turn is always whole, even if it does not fit. Runs that overlap count as one turn. Such
-    a run may be cut only where it paused for more events than all that follow.
+    newest turn is always whole, even if it does not fit. Runs that overlap count as one turn. One
+    exception: a run may be cut where it paused, if others added more events during the pause than
+    follow it.
 
     Attributes:
         max_turns: at most this many turns, from 1; None = any number.

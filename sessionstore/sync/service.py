@@ -271,7 +271,7 @@ class SessionService:
         return self._run(flows.list_users(self._ops, app_name))
 
     def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
-        """Delete a session with its events and state. A missing session is fine.
+        """Delete a session with its events and state. No error if it does not exist.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
@@ -283,13 +283,13 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/delete_session.lua; one round trip, O(1).
-        Sent again after a lost reply; a repeat spares a session that was created meanwhile and ends
-        with `maybe_applied`.
+        Sent again after a lost reply. A repeat does not delete a session that was created
+        meanwhile, but ends with `maybe_applied`.
         """
         self._run(flows.delete_session(self._ops, app_name, user_id, session_id))
 
     def delete_user(self, *, app_name: str, user_id: str) -> DeletedUser:
-        """Delete a user: sessions with their events, index and state. A missing user is fine.
+        """Delete a user: sessions with their events, index and state. No error if there are none.
 
         It removes the sessions that exist when it starts, 100 in a step. If no session was created
         meanwhile, it then removes the state, and with a `key_store` the user's data key, so that no
@@ -316,10 +316,10 @@ class SessionService:
         return self._run(flows.delete_user(self._ops, app_name, user_id))
 
     def repair_session(self, session: Session | SessionKey) -> Session:
-        """A session whose events or header were lost or damaged, accepted as it is now.
+        """Accept what is left of a session whose events or header were lost or damaged.
 
-        It has the events that are left. A lost header is replaced by a new one. Then the session's
-        state is lost too, and older Session objects can no longer be used.
+        From then on, reads return the events that are left. A lost header is replaced by a new one.
+        Then the session's state is lost too, and older Session objects can no longer be used.
 
         Args:
             session: the session, or its key.
@@ -333,7 +333,8 @@ class SessionService:
             CorruptData: an event or a state value does not decode.
             BackendError: the store refused the call or did not answer.
 
-        lua/repair_session.lua; one round trip, O(events). Re-sent; a repeat changes only `version`.
+        lua/repair_session.lua; one round trip, O(events).
+        Sent again after a lost reply; a repeat changes only `version`.
         """
         return self._run(flows.repair_session(self._ops, session))
 
@@ -507,21 +508,22 @@ class SessionService:
     ) -> Generator[Watched, None, None]:
         """An iterator over a session's log: first what is there, then what is appended.
 
-        Any number of processes may append and watch. Every event comes once, in the order of
-        positions, also if connections break: the log is read, and messages of the server only say
-        when. Close the iterator (`contextlib.aclosing`) if you leave the loop early.
+        Any number of processes may append and watch. Every event is yielded once, in the order of
+        positions, even if connections break: events are read from the log, and messages of the
+        server only say when. If you leave the loop early, close the iterator with
+        `contextlib.aclosing`.
 
         Args:
             session: the session, or its key.
             after: the cursor of an earlier entry, or a position (`EventPage.last`), to continue
                 after it; None = from the oldest event.
-            partial: also give the fragments of events that are being written, which writers with
+            partial: also yield the fragments of events that are being written, which writers with
                 a `stream_ttl` keep: first those so far, then new ones. An entry is a fragment if
-                `entry.event.partial` is True; when its event is complete, that follows.
-            idle_timeout: end after this time without anything new; None = go on.
+                `entry.event.partial` is True. The complete event follows.
+            idle_timeout: end after this time without anything new; None = never.
 
         Yields:
-            WatchEntry for each event. WatchChange when events that came before were removed or
+            WatchEntry for each event. WatchChange when events that were yielded are removed or
             replaced. WatchEnd, last, when the session is deleted or expires, or after
             `idle_timeout`. Watching does not refresh the session's TTL.
 
@@ -534,11 +536,11 @@ class SessionService:
             BackendError: the store could not be read for `call_timeout`, or the service was closed.
                 Continue with the last cursor.
 
-        lua/listen_session.lua and plain reads of the primary. One read, shared by all watchers of
-        the session in an event loop, for every message of an append. Without messages: one look at
-        the header a second (with more than 1,000 sessions, 1,000 looks a second in all). A service
-        for threads gets no messages, except in memory: it looks at the header, soon after news,
-        then up to a second apart.
+        lua/listen_session.lua and plain reads of the primary. All watchers of the session in an
+        event loop share one read for every message of an append, and one read of the header about
+        once a second. A process makes at most 1,000 of the latter a second, for all sessions. A
+        service for threads gets no messages, except in memory: it reads the header soon after a
+        change, then less often, at most a second apart.
         """
         key, place = live.start(self._ops, session, after, partial)
         idle_s = None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout)
@@ -558,7 +560,7 @@ class SessionService:
         turn: Turn | None = None,
         window: Window | None = None,
     ) -> Summary:
-        """Let a summary stand for the oldest events of a session, in one atomic step.
+        """Store a summary of the oldest events of a session. Reads return it in their place.
 
         From then on `session.summary` is the summary, and reads of the session return only the
         events after it. `get_events` still reads the whole log. Covered events count towards the
@@ -566,7 +568,7 @@ class SessionService:
         removes it, and so does rewinding behind it, or replacing or deleting a covered event.
 
         The summary must end where a turn ends, by the rules of a window: no invocation and no tool
-        call may go on after it. The 32 events before and after that place are looked at.
+        call may go on after it. The client checks the 32 events before and after that position.
 
         Args:
             session: the session, or its key. A Session is updated too.
@@ -614,17 +616,17 @@ class SessionService:
         if_version: int | None = None,
         turn: Turn | None = None,
     ) -> int:
-        """Remove all events after a position, in one atomic step. Later events get later positions.
+        """Remove all events after a position, in one atomic step. Their positions are never reused.
 
         If that removes events that the summary covers, the summary is removed too. This is refused
-        if other covered events have been trimmed or dropped: only the summary knows of them.
+        if other covered events were trimmed or dropped: nothing but the summary tells of them.
 
         Args:
             session: the session, or its key. A Session is updated too.
             to: the position of the last event that stays, as `EventPage.positions` has it; 0 =
                 remove all events.
-            state: what the session's own state is from now on, keys without a prefix; None = the
-                state stays as it is.
+            state: replaces the session's own state, keys without a prefix; None = the state does
+                not change.
             if_version: rewind only if the session has this version.
             turn: rewind only if the caller holds this turn. Not together with `if_version`.
 
@@ -632,7 +634,8 @@ class SessionService:
             How many events were removed.
 
         Raises:
-            InvalidArgument: an argument is not valid; names it. Or covered events are gone.
+            InvalidArgument: an argument is not valid; names it. Or the summary covers events that
+                are gone.
             SessionNotFound: the session does not exist.
             StaleVersion: the session has another version than `if_version`.
             TurnLost: the caller does not hold `turn`.
@@ -696,7 +699,7 @@ class SessionService:
         if_version: int | None = None,
         turn: Turn | None = None,
     ) -> Event:
-        """Put another event in the place of one, for example to redact it. State is not changed.
+        """Replace an event with another one, for example to redact it. State is not changed.
 
         The new event may keep the id of the old one. Its state changes are stored with it and are
         not applied. A summary that covers the event is removed: it may repeat what the event said.
@@ -713,8 +716,8 @@ class SessionService:
             A copy of `new`, as it is stored. A repeat finds it there and changes nothing.
 
         Raises:
-            InvalidArgument: an argument is not valid, another event or none stands at `position`,
-                or `new` is stored elsewhere in the session.
+            InvalidArgument: an argument is not valid, `event` is not at `position`, or `new` is
+                stored elsewhere in the session.
             SessionNotFound: the session does not exist.
             StaleVersion: the session has another version than `if_version`.
             TurnLost: the caller does not hold `turn`.
@@ -781,11 +784,11 @@ class SessionService:
         forked_from: str | None = None,
         summary: Summary | None = None,
     ) -> Session:
-        """A session with the events, positions and times that it had elsewhere, for imports.
+        """A session with the events, positions and times that it had in another store, for imports.
 
         The session exists only when all of it is stored. So calling this again with the same
-        arguments is safe at any time. It continues where a call was interrupted. If the session
-        already exists, it changes nothing, also if others have written to the session.
+        arguments is safe at any time. It continues where a call was interrupted. If the session was
+        restored already, nothing changes, even if others have written to it since.
 
         State of the user and of the application is not part of a session: see `update_user_state`
         and `update_app_state`. Turns are not restored. The session's TTL starts again.
@@ -843,7 +846,7 @@ class SessionService:
     # -- turns ---------------------------------------------------------------------------------
 
     def acquire_turn(self, session: Session | SessionKey, *, lease: Duration = 30.0) -> Turn:
-        """The turn of a session. At most one caller holds it at a time. Does not wait.
+        """The turn of a session, which at most one caller holds at a time. It does not wait.
 
         The turn protects only appends that pass it: see `append_event(turn=...)`.
 
@@ -883,7 +886,7 @@ class SessionService:
         return self._run(flows.renew_turn(self._ops, turn, lease))
 
     def release_turn(self, turn: Turn) -> None:
-        """Release a turn. A lost turn or a deleted session is fine.
+        """Release a turn. No error if it is lost, or the session was deleted.
 
         Args:
             turn: a turn from `acquire_turn` or `renew_turn`.
@@ -898,7 +901,7 @@ class SessionService:
         self._run(flows.release_turn(self._ops, turn))
 
     def free_turn(self, session: Session | SessionKey) -> None:
-        """Take the turn of a session from its holder. For operators; a free turn is fine.
+        """Take the turn of a session from its holder, for operators. No error if nobody holds it.
 
         The holder cannot renew the turn or append with it any more: it gets TurnLost. Use it if the
         holder is known to be dead, or hangs, and its lease is long.
@@ -933,8 +936,8 @@ class SessionService:
             session: the session, or its key. A Session is updated too.
             state: values to set; `app:`, `user:` and `temp:` keys go to their tier.
             if_version: write only if the session has this version.
-            if_absent: set only keys that are not there: of several writers the first wins. None is
-                a value that is there. A Session shows the values that are stored.
+            if_absent: set only keys that do not exist: of several writers the first wins. A key
+                whose value is None exists. A Session gets the values that are stored.
 
         Raises:
             InvalidArgument: a key or a value is not valid; names it.
@@ -943,7 +946,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_session_state.lua; one round trip, O(keys).
-        Without `if_version` sent again after a lost reply; a repeat writes the same once more.
+        Without `if_version` sent again after a lost reply; a repeat writes the same again.
         """
         self._run(flows.update_session_state(self._ops, session, state, (), if_version, if_absent))
 
@@ -979,7 +982,7 @@ class SessionService:
     def delete_session_state(
         self, session: Session | SessionKey, *keys: str, if_version: int | None = None
     ) -> None:
-        """Remove state of a session. Missing keys are fine.
+        """Remove state of a session. No error for keys that do not exist.
 
         Without keys, and without `if_version`, nothing is sent.
 
@@ -995,7 +998,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_session_state.lua; one round trip, O(keys).
-        Without `if_version` sent again after a lost reply; a repeat writes the same once more.
+        Without `if_version` sent again after a lost reply; a repeat writes the same again.
         """
         self._run(flows.delete_session_state(self._ops, session, keys, if_version))
 
@@ -1024,14 +1027,14 @@ class SessionService:
             app_name: 1 to 256 bytes of UTF-8.
             user_id: likewise.
             state: values to set; keys with or without `user:`, no other prefix.
-            if_absent: set only keys that are not there: of several writers the first wins.
+            if_absent: set only keys that do not exist: of several writers the first wins.
 
         Raises:
             InvalidArgument: a key or a value is not valid; names it.
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
-        Sent again after a lost reply; a repeat writes the same once more.
+        Sent again after a lost reply; a repeat writes the same again.
         """
         self._run(flows.update_user_state(self._ops, app_name, user_id, state, (), if_absent))
 
@@ -1061,7 +1064,7 @@ class SessionService:
         return self._run(flows.increment_user_state(self._ops, app_name, user_id, increments))
 
     def delete_user_state(self, app_name: str, user_id: str, *keys: str) -> None:
-        """Remove state that all sessions of a user share. Missing keys are fine.
+        """Remove state that all sessions of a user share. No error for keys that do not exist.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
@@ -1073,7 +1076,7 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
-        Sent again after a lost reply; a repeat writes the same once more.
+        Sent again after a lost reply; a repeat writes the same again.
         """
         self._run(flows.delete_user_state(self._ops, app_name, user_id, keys))
 
@@ -1100,14 +1103,14 @@ class SessionService:
         Args:
             app_name: 1 to 256 bytes of UTF-8.
             state: values to set; keys with or without `app:`, no other prefix.
-            if_absent: set only keys that are not there: of several writers the first wins.
+            if_absent: set only keys that do not exist: of several writers the first wins.
 
         Raises:
             InvalidArgument: a key or a value is not valid; names it.
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
-        Sent again after a lost reply; a repeat writes the same once more.
+        Sent again after a lost reply; a repeat writes the same again.
         """
         self._run(flows.update_app_state(self._ops, app_name, state, (), if_absent))
 
@@ -1134,7 +1137,7 @@ class SessionService:
         return self._run(flows.increment_app_state(self._ops, app_name, increments))
 
     def delete_app_state(self, app_name: str, *keys: str) -> None:
-        """Remove state that all users of an application share. Missing keys are fine.
+        """Remove state that all users of an application share. No error for keys that do not exist.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
@@ -1145,11 +1148,11 @@ class SessionService:
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
-        Sent again after a lost reply; a repeat writes the same once more.
+        Sent again after a lost reply; a repeat writes the same again.
         """
         self._run(flows.delete_app_state(self._ops, app_name, keys))
 
-    # -- life ----------------------------------------------------------------------------------
+    # -- connection ----------------------------------------------------------------------------
 
     def ping(self) -> Ping:
         """How long a server takes to answer, and its role. It reads and writes no data.
@@ -1203,7 +1206,7 @@ class RedisSessionService(SessionService):
             given applies to every session from its next append on, and is stored there.
         session_ttl: idle time after which a session expires; None = never.
         app_state_ttl: the same for the app tier.
-        user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
+        user_state_ttl: the same for the user tier. None keeps the state of users forever, also of
             users whose sessions have expired.
         app_state_max_age: reads may return a copy of the app tier that is up to this old, which
             saves a call to a second server; None = no copies. It has an effect only in a cluster
@@ -1321,7 +1324,7 @@ class InMemorySessionService(SessionService):
             given applies to every session from its next append on, and is stored there.
         session_ttl: idle time after which a session expires; None = never.
         app_state_ttl: the same for the app tier.
-        user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
+        user_state_ttl: the same for the user tier. None keeps the state of users forever, also of
             users whose sessions have expired.
         app_state_max_age: accepted as by `RedisSessionService`; in memory it has no effect.
         stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =
