@@ -175,7 +175,7 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
     Raises:
         SessionNotFound, SessionExists, StaleVersion, TurnTaken, TurnLost, CorruptData,
             EventsMissing: the status word says so.
-        InvalidArgument, LimitExceeded: the session does not allow what was asked for.
+        InvalidArgument, LimitExceeded: the session does not allow the call.
         BackendUnavailable: the outcome of an earlier attempt is unknown.
         BackendRejected: a state value cannot be incremented.
         ScriptContractError: no script declares this reply.

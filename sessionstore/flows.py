@@ -113,7 +113,7 @@ def get_or_create_session(
 
 
 def _create(ops: Ops, key: SessionKey, call: Call[tuple[Session, list[bytes]]]) -> Flow[Session]:
-    """Create a session. Sometimes look at others that may have expired."""
+    """Create a session. Each 64th time remove expired ones from the index."""
     session: Session
     session, to_check = yield call
     if to_check:
@@ -213,7 +213,7 @@ def _cut_to_window(session: Session, window: Window) -> bool:
 
 
 def delete_session(ops: Ops, app_name: str, user_id: str, session_id: str) -> Flow[None]:
-    """Delete a session and its log. A missing session is fine."""
+    """Delete a session and its log. No error if it does not exist."""
     yield ops.delete_session(SessionKey(app_name, user_id, session_id))
 
 
@@ -409,7 +409,7 @@ def renew_turn(ops: Ops, turn: Turn, lease: Duration, name: LeaseName = "turn") 
 
 
 def release_turn(ops: Ops, turn: Turn, name: LeaseName = "turn") -> Flow[None]:
-    """Release a turn, or another lease. A lost lease or a deleted session is fine."""
+    """Release a turn, or another lease. No error if it is lost, or the session was deleted."""
     with suppress(TurnLost, SessionNotFound):
         yield ops.renew_turn(check_turn(turn), 0, name=name)
 

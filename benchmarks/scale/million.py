@@ -68,7 +68,7 @@ class Run:
         self.found: dict[str, Any] = {"settings": msgspec.to_builtins(settings)}
 
     def note(self, what: str) -> None:
-        """Say what comes next, with all that was found so far."""
+        """Report the next phase, and all figures so far."""
         self._note(what, self.found)
 
     def run(self, spare: Node) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Run:
         return not any(self._fits_twice(each / share) for each in larger)
 
     def _fail_over(self, spare: Node, share: float) -> dict[str, Any]:
-        """A replica of this fill takes over; then the fill goes on on the old primary."""
+        """A replica of this fill takes over; then the old primary is filled further."""
         self.note(f"failover at {share:.0%}")
         settings = self.settings
         sessions = self.found["fills"][-1]["sessions"]
@@ -338,7 +338,7 @@ def main() -> int:
     add("--processes", type=int, default=2, help="that fill the server; default: 2")
     add("--calls", type=int, default=2000, help="of each kind that are timed; default: 2000")
     add("--expiry-seconds", type=float, default=60.0, help="in which all sessions expire")
-    add("--compression", action="store_true", help="compress; beside the published plain run")
+    add("--compression", action="store_true", help="compress; published next to the plain run")
     arguments = parser.parse_args()
     found = run(_settings(arguments), arguments.output)
     runs: dict[str, Any] = {"zstd" if arguments.compression else "plain": found}

@@ -1,7 +1,7 @@
 """What the session services for Google ADK and tRPC-Agent have in common.
 
 Both frameworks have the same interface of a session service, and Events and Sessions of one shape.
-An event is stored as the framework's own JSON, its state delta beside it where the store applies
+An event is stored as the framework's own JSON, its state delta next to it, where the store applies
 it. The frameworks' prefixes of state keys are the store's: `app:`, `user:`, `temp:` and none.
 """
 
@@ -79,7 +79,7 @@ class SessionServiceAdapter:
         return f"{self._name}({self._service!r})"
 
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
-        """Remove a session with its events and its state; a missing one is fine. One round trip."""
+        """Remove a session with its events and state, if it exists. One round trip."""
         await self._service.delete_session(
             app_name=app_name, user_id=user_id, session_id=session_id.strip()
         )

@@ -191,7 +191,7 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
         is left keeps its value.
 
         Raises:
-            InvalidArgument: only events that are gone know the value; names the keys.
+            InvalidArgument: only events that are gone have the value; names the keys.
         """
         found = await self._service.get_session(**ids_of(session))
         if found is None:

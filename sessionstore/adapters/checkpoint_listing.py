@@ -1,4 +1,4 @@
-"""Lists the checkpoints of a LangGraph saver, reading no more of them than are asked for."""
+"""Lists the checkpoints of a LangGraph saver, reading only as many as needed."""
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ class Thread:
             known = known or (yield from self._load(namespace))
             record, parts = build(known.head)
             space, plan, old = known.space, Plan(), None
-            if record.id <= space.head:  # it is put again, or late
+            if record.id <= space.head:  # it is stored again, or late
                 found = yield from self.records(namespace, [record.id])
                 old = found[record.id].record if found else None
             if old is None:
@@ -442,7 +442,7 @@ class Thread:
     def _read(self, fields: Sequence[bytes]) -> Flow[dict[bytes, bytes]]:
         """Fields that exist, by name. Converts what release 0.1.0 stored.
 
-        Runs go on from what they read, so a replica that lags behind is not asked.
+        Runs continue from what they read, so it reads no replica: replicas lag behind.
         """
         found: dict[bytes, bytes] = {}
         for first in range(0, len(fields), _FIELDS_PER_READ):

@@ -47,7 +47,7 @@ class Services:
     Args:
         adapter: the adapter's name, for error messages.
         service: a service for asyncio or one of `sessionstore.sync`.
-        sync_service: one of `sessionstore.sync` beside one for asyncio.
+        sync_service: one of `sessionstore.sync`, in addition to one for asyncio.
 
     Raises:
         InvalidArgument: these are not services, or both are of one kind.
@@ -72,7 +72,7 @@ class Services:
             if not isinstance(sync_service, sessionstore.sync.SessionService):
                 raise InvalidArgument("sync_service must be a service of sessionstore.sync")
             if self._for_asyncio is None:
-                raise InvalidArgument("beside sync_service, service must be one for asyncio")
+                raise InvalidArgument("with sync_service, service must be one for asyncio")
 
     def __repr__(self) -> str:
         return repr(self._service)
@@ -308,7 +308,7 @@ def pop_event(ops: Ops, key: SessionKey) -> Flow[Event | None]:
 
 
 def clear_events(ops: Ops, key: SessionKey) -> Flow[None]:
-    """Remove all events; a missing session is fine."""
+    """Remove all events. No error if the session does not exist."""
     with suppress(SessionNotFound):
         yield from flows.clear_events(ops, key, None)
 

@@ -35,7 +35,7 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
             threads; or one for asyncio, which has only those.
         app_name: 1 to 256 bytes of UTF-8.
         user_id: likewise.
-        sync_service: one of `sessionstore.sync` beside one for asyncio, to have both kinds of
+        sync_service: one of `sessionstore.sync`, with one for asyncio, to have both kinds of
             methods without threads. In memory the two would share nothing.
 
     Raises:

@@ -68,7 +68,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         app_name: 1 to 256 bytes of UTF-8.
         user_id: the user whose sessions the threads are; or a function from a thread id to a user,
             which spreads threads over the slots of a cluster.
-        sync_service: a service of `sessionstore.sync` beside one for asyncio, on the same server.
+        sync_service: a service of `sessionstore.sync` on the same server, with one for asyncio.
         serde: LangGraph's serializer; None = its default.
         keep_checkpoints: how many checkpoints of each namespace are kept, 1 or more; None = all.
 
@@ -280,7 +280,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
                 yield self._tuple(*each)
 
     def _delete_thread(self, ops: Ops, thread_id: str) -> Flow[None]:
-        """Remove a thread with all its namespaces; a missing one is fine."""
+        """Remove a thread with all its namespaces. No error if it does not exist."""
         thread = self._threads.at(ops, thread_id)
         if (yield ops.read_fields(thread.key, [LAYOUT])) == [None]:
             old = yield from checkpoints_0_1.read_thread(ops, thread.key)
@@ -290,7 +290,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
     delete_thread, adelete_thread = both(_delete_thread)
 
     def _copy_thread(self, ops: Ops, source_thread_id: str, target_thread_id: str) -> Flow[None]:
-        """Copy all that is stored of a thread in place of another one; a missing one is fine.
+        """Replace a thread by a copy of another one. No error if that does not exist.
 
         O(size of the thread). Not atomic: the newest checkpoints appear last. To complete a copy
         that failed, copy again.

@@ -71,7 +71,7 @@ class StoredStore(BaseStore):
             TTL of items that are stored without one; reads refresh TTLs if its
             `refresh_ttl_on_read` says so.
         app_name: 1 to 256 bytes of UTF-8. Nothing else may use this application.
-        sync_service: a service of `sessionstore.sync` beside one for asyncio, on the same server.
+        sync_service: a service of `sessionstore.sync` on the same server, with one for asyncio.
         index: LangGraph's IndexConfig with the embedding function: `search(query=...)` then ranks
             the items that it looks at by their similarity. None = queries are not supported.
         scan_limit: the maximum number of items, or of namespaces, that a call looks at; more raise

@@ -506,7 +506,7 @@ class SessionService:
         partial: bool = False,
         idle_timeout: Duration | None = None,
     ) -> Generator[Watched, None, None]:
-        """An iterator over a session's log: first what is there, then what is appended.
+        """An iterator over a session's log: first the stored events, then new ones.
 
         Any number of processes may append and watch. Every event is yielded once, in the order of
         positions, even if connections break: events are read from the log, and messages of the

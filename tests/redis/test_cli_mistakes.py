@@ -104,7 +104,7 @@ def test_a_number_that_is_no_amount_is_refused(number: str) -> None:
     ):
         assert refused(*command).startswith(f"Error: Invalid value for '{command[-2]}': ")
     said = refused(*usual, "--sessions", "1000000000000", "--sessions-per-user", "1e-300")
-    assert said == "Error: These numbers are too far apart for an estimate."
+    assert said == "Error: These numbers are too large or too small to estimate."
 
 
 def test_a_search_that_saw_all_events_says_so(server: Server, service: RedisSessionService) -> None:

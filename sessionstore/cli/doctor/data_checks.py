@@ -27,7 +27,7 @@ from .finding import Finding, error, ok, warning
 _SESSIONS_PER_READ = 20
 _EVENTS_PER_SESSION = 20  # newest events that are decoded
 _LONG_LEASE_US = 3_600_000_000
-_PLACES_PER_USER = 1000  # of the index that are looked at, without --full
+_PLACES_PER_USER = 1000  # entries of the index that are checked, without --full
 _USERS_TO_REPAIR = 10_000  # that are remembered
 _SHOWN = 5
 _HOT_PART = 0.25  # of all bytes in one cluster slot
@@ -89,7 +89,7 @@ def look_at(
     Args:
         service: the service of the command.
         keys: keys of the store, as a scan finds them.
-        limit: how many sessions to look at; None = all.
+        limit: how many sessions to check; None = all.
         damage: findings are added to it, so that they are kept if this function fails.
 
     Returns:
