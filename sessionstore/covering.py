@@ -140,7 +140,7 @@ def check_part(ops: Ops, key: SessionKey, part: Part, keep: Window) -> Flow[None
     while True:
         page = yield from get_events(ops, key, after, None, _LARGEST_PAGE)
         if _related(part.events, page.events, keep, is_first=False):
-            raise InvalidArgument("a turn that the summary covers went on meanwhile")
+            raise InvalidArgument("a turn that the summary covers got more events meanwhile")
         if len(page.events) < _LARGEST_PAGE:
             return
         after = page.positions[-1]

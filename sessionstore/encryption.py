@@ -51,7 +51,7 @@ class KeyRing:
 
     def __init__(self, keys: Mapping[str, bytes | str], *, read_only: bool = False) -> None:
         if not isinstance(keys, Mapping) or not keys:
-            raise InvalidArgument("keys must be a dict of at least one key by its name")
+            raise InvalidArgument("keys must be a dict of names and keys, with at least one")
         if not isinstance(read_only, bool):
             raise InvalidArgument(
                 f"read_only must be True or False, not {type(read_only).__name__}"
@@ -81,7 +81,7 @@ class KeyRing:
                 raise InvalidArgument(f"two keys have the name {name!r}")
             keys[name] = key
         if not keys:
-            raise InvalidArgument("it has no keys; `sessionstore new-key` prints one")
+            raise InvalidArgument("no keys found; `sessionstore new-key` prints one")
         return cls(keys, read_only=read_only)
 
     @classmethod

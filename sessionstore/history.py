@@ -56,13 +56,13 @@ def compact_session(
         may_be_newest = if_version is not None or (held is not None and lease_name == "turn")
         if is_there and not after and not may_be_newest:
             raise InvalidArgument(
-                "upto is the newest event, whose turn may go on: this needs if_version or turn"
+                "upto is the newest event, whose turn may not have ended: pass if_version or turn"
             )
         if is_there and after and not is_cut(rules, [*before, *after], len(before)):
-            raise InvalidArgument(f"no turn ends at position {upto}, so upto cannot be there")
+            raise InvalidArgument(f"no turn ends at position {upto}: upto must be where one ends")
     found: ops_history.Compacted | None = yield call
     if found is None:
-        raise InvalidArgument(f"no event stands at position {upto}")
+        raise InvalidArgument(f"there is no event at position {upto}")
     stored = Summary(content, upto, from_us(found.summary_us), found.num_covered)
     ops.summaries.put(key, upto)
     if isinstance(session, Session):
@@ -136,7 +136,7 @@ def fork_session(
     key = session_key(session)
     copy_key = SessionKey(key.app_name, key.user_id, id_or_new(session_id))
     if copy_key == key:
-        raise InvalidArgument("session_id must be another than that of the session")
+        raise InvalidArgument("session_id must differ from the id of the session")
     call = ops_history.fork_session(
         ops,
         key,
@@ -178,7 +178,7 @@ def replace_event(
         if stored == data:
             return copy
         if stored is None:
-            raise InvalidArgument(f"no event stands at position {position}")
+            raise InvalidArgument(f"there is no event at position {position}")
         if (yield from _swap(ops, session, position, event, stored, data, if_version, turn)):
             break
     if isinstance(session, Session):
@@ -237,7 +237,7 @@ def _swap(
     except ValueError as error:
         raise corrupt(ops.options.keys.session(*ids_of(key)).events, error) from None
     if found != event:
-        raise InvalidArgument(f"another event than `event` stands at position {position}")
+        raise InvalidArgument(f"the event at position {position} is not `event`")
     held = None if turn is None else check_turn(turn)
     since = created_us_of(session)
     written = yield ops_history.replace_event(

@@ -225,7 +225,9 @@ def check_key_store(value: object, url: str | None) -> None:
     if not isinstance(value, str):
         raise InvalidArgument(f"key_store must be a URL, not {type(value).__name__}")
     if value == url:
-        raise InvalidArgument("key_store must be another server or database than that of the data")
+        raise InvalidArgument(
+            "key_store must not be the URL of the data: name another server or database"
+        )
 
 
 @contextmanager

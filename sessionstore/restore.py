@@ -136,7 +136,7 @@ def _rows(
     given = None if positions is None else list(positions)
     if given is not None and len(given) != len(events):
         raise InvalidArgument(
-            f"positions must be as many as events: {len(events)}, not {len(given)}"
+            f"there must be one position for each event: {len(events)}, not {len(given)}"
         )
     last = 0
     seen: dict[bytes, int] = {}

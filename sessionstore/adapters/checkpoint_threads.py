@@ -527,7 +527,7 @@ class Thread:
 
     def _contended(self) -> errors.BackendUnavailable:
         return errors.BackendUnavailable(
-            f"others change thread {self.key.session_id!r} all the time; nothing was written",
+            f"others changed thread {self.key.session_id!r} in every attempt; nothing was written",
             maybe_applied=False,
         )
 

@@ -202,7 +202,9 @@ class StoredStore(BaseStore):
             except (SessionExists, SessionNotFound):
                 continue
             return
-        raise InvalidArgument(f"others create and delete item {key.session_id!r} all the time")
+        raise InvalidArgument(
+            f"item {key.session_id!r} was created and deleted by others in every attempt"
+        )
 
     def _search(self, ops: Ops, op: SearchOp, vector: list[float] | None) -> Flow[list[SearchItem]]:
         if op.query and vector is None:
@@ -347,7 +349,7 @@ def _user_id(namespace: Namespace) -> str:
     for label in namespace:
         if not isinstance(label, str) or not label or "." in label:
             raise InvalidArgument(
-                f"namespace {namespace!r} must consist of texts that are not empty, without '.'"
+                f"namespace {namespace!r} must consist of non-empty strings without '.'"
             )
     name = ".".join(namespace)
     size = len(name.encode("utf-8", "replace"))

@@ -125,7 +125,11 @@ class Runner:
             raise InvalidArgument(f"history must be a Window, not {type(history).__name__}")
         if compactor is not None:
             if not isinstance(compactor, Compactor):
-                raise InvalidArgument(f"compactor must be a {Compactor}, not {type(compactor)}")
+                given = type(compactor)
+                raise InvalidArgument(
+                    f"compactor must be a {Compactor.__module__}.Compactor, not "
+                    f"{given.__module__}.{given.__qualname__}"
+                )
             if compactor.session_service is not session_service:
                 raise InvalidArgument("compactor must have the Runner's session_service")
         self._app_name = app_name

@@ -587,7 +587,7 @@ class SessionService:
             The summary as stored.
 
         Raises:
-            InvalidArgument: an argument is not valid, no event stands at `upto`, or no turn ends
+            InvalidArgument: an argument is not valid, there is no event at `upto`, or no turn ends
                 there. LimitExceeded if the summary is too large.
             SessionNotFound: the session does not exist.
             StaleVersion: the session has another summary than `if_summary`, or another version than
@@ -752,7 +752,7 @@ class SessionService:
             turn: delete only if the caller holds this turn. Not together with `if_version`.
 
         Returns:
-            True if the event was removed; False if no event stands at `position`.
+            True if the event was removed; False if there is no event at `position`.
 
         Raises:
             InvalidArgument: an argument is not valid, or another event stands at `position`.

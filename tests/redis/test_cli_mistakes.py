@@ -186,7 +186,7 @@ def test_a_key_ring_and_a_key_store_that_are_not_valid_are_named(tmp_path: Path)
     command = ("ls", "--url", NOBODY, "--key-ring", ring)
     ring.write_text("# none yet\n")
     assert refused(*command) == (
-        f"Error: the key ring {ring}: it has no keys; `sessionstore new-key` prints one."
+        f"Error: the key ring {ring}: no keys found; `sessionstore new-key` prints one."
     )
     ring.write_text("secret")
     said = refused(*command)

@@ -191,7 +191,7 @@ def test_without_the_extra_one_sentence_names_it() -> None:
         ({"key_store": "redis://keys"}, "key_store needs encryption, a KeyRing"),
         ({"encryption": RING, "key_store": 5}, "key_store must be a URL, not int"),
         ({"encryption": RING, "key_store": "keys"}, "key_store: url must start with redis://"),
-        ({"encryption": RING, "key_store": "redis://data"}, "must be another server or database"),
+        ({"encryption": RING, "key_store": "redis://data"}, "must not be the URL of the data"),
     ],
 )
 def test_options_of_a_service_are_checked(options: dict[str, Any], message: str) -> None:
