@@ -567,7 +567,7 @@ class Threads:
         return Thread(ops, SessionKey(self._app_name, user_id, thread), self)
 
     def ids(self, ops: Ops) -> Flow[list[str]]:
-        """All threads, the one written last at the end. Some may be gone.
+        """All threads, the last written at the end. Some may no longer exist.
 
         Raises:
             InvalidArgument: every thread may belong to another user.

@@ -75,8 +75,8 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
     Raises:
         InvalidArgument: an argument is not valid.
 
-    Methods raise BackendError if the store did not carry them out, or (maybe_applied) did not say
-    so, and CorruptData if stored bytes do not decode.
+    Methods raise BackendError if the store refused the call or did not answer (maybe_applied), and
+    CorruptData if stored bytes do not decode.
     """
 
     def __init__(
@@ -266,7 +266,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
         Args:
             config: names the thread, and if wanted namespace and checkpoint; None = all threads,
-                the one written last first.
+                the last written first.
             filter: metadata that the checkpoints must have, by key.
             before: a config that names a checkpoint: only earlier ones.
             limit: most checkpoints to give; None = all.
@@ -336,7 +336,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         """Remove history.
 
         Args:
-            thread_ids: the threads; missing ones are fine.
+            thread_ids: the threads. Missing ones are ignored.
             strategy: "keep_latest" keeps the newest checkpoints of each namespace, their writes,
                 and what delta channels need; "delete" removes the threads.
             keep_last: how many "keep_latest" keeps, 1 or more.

@@ -63,7 +63,7 @@ class StoredStore(BaseStore):
 
     Reading an item takes one round trip, or two if it has a TTL. Storing one takes three, the first
     of a namespace a few more. A search reads the items of its namespaces one after the other, in
-    each the one updated last first, until it has found enough. There is no index of values: a
+    each the most recently updated first, until it has found enough. There is no index of values: a
     filter, and a query in words, look at up to `scan_limit` items.
 
     Args:
@@ -124,7 +124,7 @@ class StoredStore(BaseStore):
             InvalidArgument: a namespace, a key or a value cannot be stored, or there is a query and
                 no embedding function.
             LimitExceeded: more than `scan_limit` items or namespaces would be read.
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so.
+            BackendError: the store refused the call or did not answer (maybe_applied).
         """
         wanted = list(ops)
         texts, queries = self._texts(wanted), self._queries(wanted)

@@ -53,7 +53,7 @@ class StoredSession:
 
     Raises:
         InvalidArgument: `service` or `session_settings` is not valid.
-        BackendError: methods: the store did not carry it out, or (maybe_applied) did not say so.
+        BackendError: methods: the store refused the call or did not answer (maybe_applied).
     """
 
     def __init__(
