@@ -166,7 +166,7 @@ def replace_event(
     if_version: int | None,
     turn: Turn | None,
 ) -> Flow[Event]:
-    """Put another event in the place of one. Returns the copy that is stored."""
+    """Replace an event with another one. Returns the copy that is stored."""
     _check_event("event", event)
     _check_event("new", new)
     if new.partial:
@@ -197,7 +197,7 @@ def delete_event(
     if_version: int | None,
     turn: Turn | None,
 ) -> Flow[bool]:
-    """Remove one event. False if none stands at the position."""
+    """Remove one event. False if there is no event at the position."""
     _check_event("event", event)
     while True:
         stored = yield from _read_event(ops, session, position)
@@ -230,7 +230,7 @@ def _swap(
     if_version: int | None,
     turn: Turn | None,
 ) -> Flow[bool]:
-    """Write other bytes in the place of the stored ones. False if these are no longer there."""
+    """Replace stored bytes with others. False if they are no longer stored."""
     key = session_key(session)
     try:
         found = ops.options.codec.decode_event(stored, key)
