@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 made_defaults = count()
-"""Goes up with every id and timestamp that an Event gets by default."""
+"""Counts the ids and timestamps that Events got by default."""
 
 
 def _new_id() -> str:
@@ -200,8 +200,8 @@ class EventPage(msgspec.Struct, frozen=True):
         last: position of the last event; `after=page.last` reads the page after.
         positions: the position of every event, in the order of `events`.
 
-    Positions are integer microseconds. On an empty page both are the cursor of the request, or None
-    without one, so a reader can poll with `after=page.last`.
+    Positions are integer microseconds. On an empty page `first` and `last` are the cursor of the
+    request, or None without one, so a reader can poll with `after=page.last`.
     """
 
     events: list[Event]

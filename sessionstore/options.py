@@ -22,7 +22,7 @@ Duration = timedelta | float
 """A timedelta, or seconds."""
 
 EventLimit = int | UnsetType | None
-"""How many of its newest events a session keeps; None = all; UNSET = its own limit."""
+"""How many of its newest events a session keeps; None = all; UNSET = the session's own limit."""
 
 WaitReplicas = tuple[int, Duration]
 """How many replicas must confirm a write, 1 or more, and how long to wait for them."""
