@@ -71,8 +71,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
         starts_turn: whether an event starts a turn. By default an event does if its
             `invocation_id` differs from that of the event before it; an event without one does if
             its author is "user". There is never a cut between events of one invocation. If an
-            invocation begins with another author than "user", or overlaps others, it may take one
-            more read to find where it begins.
+            invocation begins with another author than "user", or overlaps others, further reads
+            may be needed to find where it begins.
         calls: the ids of the tool calls that an event opens, and of those that it closes. There is
             never a cut between a call and its result, and a result whose call is no longer stored
             is left out. By default no event has calls.
