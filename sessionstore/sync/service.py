@@ -539,8 +539,8 @@ class SessionService:
         lua/listen_session.lua and plain reads of the primary. All watchers of the session in an
         event loop share one read for every message of an append, and one read of the header about
         once a second. A process makes at most 1,000 of the latter a second, for all sessions. A
-        service for threads gets no messages, except in memory: it reads the header soon after a
-        change, then less often, at most a second apart.
+        service for threads gets no messages, except in memory: it reads the header within 0.1 s
+        after a change, then at intervals that double, up to a second.
         """
         key, place = live.start(self._ops, session, after, partial)
         idle_s = None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout)
