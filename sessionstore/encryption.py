@@ -51,7 +51,7 @@ class KeyRing:
 
     def __init__(self, keys: Mapping[str, bytes | str], *, read_only: bool = False) -> None:
         if not isinstance(keys, Mapping) or not keys:
-            raise InvalidArgument("keys must be a dict of names and keys, with at least one")
+            raise InvalidArgument("keys must be a dict of names and keys, with at least one key")
         if not isinstance(read_only, bool):
             raise InvalidArgument(
                 f"read_only must be True or False, not {type(read_only).__name__}"

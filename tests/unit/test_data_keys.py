@@ -322,7 +322,7 @@ def test_kept_keys_are_read_again_after_a_time(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_few_keys_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_keys, "_KEPT_LIMIT", 3)
+    monkeypatch.setattr(data_keys, "_CACHED_LIMIT", 3)
     memory = MemoryExecutor()
     service = process(memory)
     for number in range(10):
