@@ -111,7 +111,7 @@ async def test_every_way_to_read_leaves_out_what_is_covered(make_service: Servic
 
 async def test_a_summary_of_everything(service: Any) -> None:
     session, positions = await filled(service)
-    with pytest.raises(InvalidArgument, match="needs if_version or turn"):
+    with pytest.raises(InvalidArgument, match="pass if_version or turn"):
         await service.compact_session(session, upto=positions[-1], summary="s")
     await service.compact_session(
         session, upto=positions[-1], summary="s", if_version=session.version
