@@ -109,7 +109,10 @@ def rekey(
 @click.command(
     "new-key",
     short_help="Print a new key for a key ring.",
-    help="""Print a line with a new random key, for a key ring: sessionstore new-key >> keys
+    help="""Print a line with a new random key, for a key ring.
+
+\b
+  sessionstore new-key >> keys
 
 NAME is stored with every value. The default is today's date (UTC).""",
 )
