@@ -17,7 +17,7 @@ from ..replies import (
 )
 from ..scripts import SCRIPTS
 from ..tiers import Delta
-from .base import BULK_BYTES, BaseOps, LeaseName, ids_of
+from .base import BULK_BYTES, FIRST_ATTEMPT, BaseOps, LeaseName, flag, ids_of
 
 EVENTS_PER_FORK_LIMIT = 20_000
 """Maximum number of events of a session that is copied."""
@@ -53,7 +53,7 @@ class HistoryOps(BaseOps):
         self, key: SessionKey, position: int
     ) -> Call[tuple[list[Event], list[Event], bool]]:
         """Read events up to a position and after it, and whether one is at the position."""
-        keys = self.options.keys.session(*ids_of(key))
+        keys = self._keys.session(*ids_of(key))
         check_int("upto", position, low=0)
         limit = ("LIMIT", 0, EVENTS_AROUND)
         commands: tuple[Command, ...] = (
@@ -67,10 +67,10 @@ class HistoryOps(BaseOps):
             if version is None:
                 status([b"NOT_FOUND"], key)  # raises SessionNotFound
             entries = members_with_scores(before)
-            codec, members = self.options.codec, (member for member, _ in reversed(entries))
-            events = decode_log(codec, key, keys.events, members)
+            members = (member for member, _ in reversed(entries))
+            events = decode_log(self._codec, key, keys.events, members)
             is_there = bool(entries) and entries[0][1] == position
-            return events, decode_log(codec, key, keys.events, after), is_there
+            return events, decode_log(self._codec, key, keys.events, after), is_there
 
         return Call("compact_session", decode, commands=commands, writes=False, from_primary=True)
 
@@ -100,16 +100,16 @@ class HistoryOps(BaseOps):
             "compact_session",
             decode,
             SCRIPTS["compact_session"],
-            self.options.keys.session(*ids_of(key))[:3],
+            self._keys.session(*ids_of(key))[:3],
             (
                 key.session_id.encode(),
-                b"%d" % self.options.session_ttl_ms,
+                self._session_ttl,
                 created_us,
                 condition,
-                b"",  # the age of a repeat
+                FIRST_ATTEMPT,
                 b"%d" % upto,
                 b"" if base is None else b"%d" % base,
-                b"1" if check_bool("drop", drop) else b"0",
+                flag(check_bool("drop", drop)),
                 summary,
             ),
             is_bulk=len(summary) > BULK_BYTES,
@@ -140,10 +140,10 @@ class HistoryOps(BaseOps):
             "rewind_session",
             decode,
             SCRIPTS["rewind_session"],
-            self.options.keys.session(*ids_of(key))[:3],
+            self._keys.session(*ids_of(key))[:3],
             (
                 key.session_id.encode(),
-                b"%d" % self.options.session_ttl_ms,
+                self._session_ttl,
                 created_us,
                 condition,
                 b"%d" % (check_int("to", position, low=0) + 1),
@@ -154,7 +154,7 @@ class HistoryOps(BaseOps):
 
     def read_event(self, key: SessionKey, position: int) -> Call[bytes | None]:
         """Read the bytes of the event at a position."""
-        keys = self.options.keys.session(*ids_of(key))
+        keys = self._keys.session(*ids_of(key))
         check_int("position", position, low=0)
         commands: tuple[Command, ...] = (
             ("HMGET", keys.session, "version"),
@@ -187,13 +187,12 @@ class HistoryOps(BaseOps):
             return decode_write_result(replies[0], key, if_version)
 
         condition = self.condition(key, if_version, turn)
-        ttl_ms = b"%d" % self.options.session_ttl_ms
-        head = (key.session_id.encode(), ttl_ms, created_us, condition)
+        head = (key.session_id.encode(), self._session_ttl, created_us, condition)
         return Call(
             "replace_event" if new_event else "delete_event",
             decode,
             SCRIPTS["replace_event"],
-            self.options.keys.session(*ids_of(key))[:3],
+            self._keys.session(*ids_of(key))[:3],
             (*head, b"%d" % position, event, new_event),
             idempotent=False,  # a repeat would not find the event
         )
@@ -210,15 +209,13 @@ class HistoryOps(BaseOps):
         created_us: bytes,
     ) -> Call[Session]:
         """Copy a session to a new one, and read that without its events."""
-        keys = self.options.keys.session(*ids_of(key))
-        copy_keys = self.options.keys.session(*ids_of(copy))
+        keys = self._keys.session(*ids_of(key))
+        copy_keys = self._keys.session(*ids_of(copy))
 
         def decode(replies: list[Any]) -> Session:
             reply = replies[0]
             status(reply, copy if reply[:1] == [b"EXISTS"] else key, if_version)
-            return decode_session(
-                self.options.codec, copy, copy_keys, self.with_app_tier(replies[1:])
-            )
+            return decode_session(self._codec, copy, copy_keys, self.with_app_tier(replies[1:]))
 
         first = b"" if position is None else b"%d" % (check_int("upto", position, low=0) + 1)
         return Call(
@@ -228,7 +225,7 @@ class HistoryOps(BaseOps):
             (*keys[:3], *copy_keys[:2], *self.script_keys(keys)[3:]),
             (
                 copy.session_id.encode(),
-                b"%d" % self.options.session_ttl_ms,
+                self._session_ttl,
                 created_us,
                 self.condition(key, if_version, turn),
                 first,

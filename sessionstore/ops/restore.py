@@ -46,11 +46,11 @@ class RestoreOps(BaseOps):
 
         SessionExists if there is another session.
         """
-        keys = self.options.keys.session(*ids_of(key))
+        keys = self._keys.session(*ids_of(key))
         tiers = self.script_keys(keys)[3:]
         commands: tuple[Command, ...] = (
             ("HMGET", keys.session, "version", "generation"),
-            ("ZCARD", self.options.keys.staged(keys, creation_id)),
+            ("ZCARD", self._keys.staged(keys, creation_id)),
             # A key of a wrong type is found before anything is staged.
             ("ZCARD", keys.events),
             ("ZCARD", keys.session_index),
@@ -71,7 +71,7 @@ class RestoreOps(BaseOps):
         self, key: SessionKey, creation_id: str, rows: Sequence[tuple[int, bytes]]
     ) -> Call[None]:
         """Keep events for `restore_session`: the position and the bytes of each."""
-        staged = self.options.keys.staged(self.options.keys.session(*ids_of(key)), creation_id)
+        staged = self._keys.staged(self._keys.session(*ids_of(key)), creation_id)
         args = (b"%d" % STAGED_FOR_MS, *_event_args(rows))
         return Call(
             "restore_session", decode_ok, SCRIPTS["stage_events"], (staged,), args, is_bulk=True
@@ -90,22 +90,22 @@ class RestoreOps(BaseOps):
 
         Also returns ids that `prune_index` should check.
         """
-        keys = self.options.keys.session(*ids_of(key))
+        keys = self._keys.session(*ids_of(key))
         script_keys = self.script_keys(keys)
 
         def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
-            session = decode_session(self.options.codec, key, keys, self.with_app_tier(replies[1:]))
+            session = decode_session(self._codec, key, keys, self.with_app_tier(replies[1:]))
             return session, decode_ids_to_check(replies[0])
 
         return Call(
             "restore_session",
             decode,
             SCRIPTS["restore_session"],
-            (*script_keys[:3], self.options.keys.staged(keys, creation_id), *script_keys[3:]),
+            (*script_keys[:3], self._keys.staged(keys, creation_id), *script_keys[3:]),
             (
                 key.session_id.encode(),
-                b"%d" % self.options.session_ttl_ms,
+                self._session_ttl,
                 creation_id.encode(),
                 *header,
                 self.data_key,

@@ -49,7 +49,7 @@ class StreamOps(BaseOps):
         created_us: bytes,
     ) -> Call[int]:
         """Keep encoded fragments. Returns the sequence of the last one."""
-        keys = self.options.keys.session(*ids_of(key))
+        keys = self._keys.session(*ids_of(key))
         batch = _encode_batch(fragments)
         if len(batch) > STREAM_SIZE_LIMIT:
             raise LimitExceeded(

@@ -86,7 +86,7 @@ class WatchingOps(BaseOps):
 
     def listen_session(self, key: SessionKey, lease_ms: int) -> Call[Head | None]:
         """Let writes to a session publish messages for some time; None without a session."""
-        keys = self.options.keys.session(*ids_of(key))
+        keys = self._keys.session(*ids_of(key))
 
         def decode(replies: list[Any]) -> Head | None:
             if replies[0] == [b"NOT_FOUND"]:
@@ -100,7 +100,7 @@ class WatchingOps(BaseOps):
 
     def read_head(self, key: SessionKey) -> Call[Head | None]:
         """Read the header fields that watchers compare; None without a session."""
-        keys = self.options.keys.session(*ids_of(key))
+        keys = self._keys.session(*ids_of(key))
 
         def decode(replies: list[Any]) -> Head | None:
             return None if replies[0][0] is None else _head(keys, replies[0])
@@ -119,7 +119,7 @@ class WatchingOps(BaseOps):
             is_first: also let the session remember changes of old events, before it is read.
             sequence: also read the fragments after this sequence; negative = no fragments.
         """
-        keys = self.options.keys.session(*ids_of(key))
+        keys = self._keys.session(*ids_of(key))
         commands: tuple[Command, ...] = (
             (
                 "HMGET",
@@ -185,7 +185,7 @@ class WatchingOps(BaseOps):
 
     def read_range(self, key: SessionKey, first: int, last: int) -> Call[list[tuple[int, Event]]]:
         """Read up to EVENTS_PER_READ events from one position to another, both included."""
-        keys = self.options.keys.session(*ids_of(key))
+        keys = self._keys.session(*ids_of(key))
 
         def decode(replies: list[Any]) -> list[tuple[int, Event]]:
             return self._entries(key, keys, replies[0])
@@ -200,7 +200,7 @@ class WatchingOps(BaseOps):
             entries = members_with_scores(found)
         except (ValueError, OverflowError) as error:  # a score is not finite
             raise corrupt(keys.events, error) from None
-        events = decode_log(self.options.codec, key, keys.events, (member for member, _ in entries))
+        events = decode_log(self._codec, key, keys.events, (member for member, _ in entries))
         return [(position, event) for (_, position), event in zip(entries, events, strict=True)]
 
 
