@@ -21,7 +21,7 @@ from ..windows import Window, check_window, is_cut
 from .app_tier import add_app_state, read_app_state
 from .data_keys import introducing, keyed
 from .sessions import reread
-from .shared import check_turn, created_us_of, id_or_new, session_key, set_version
+from .shared import check_event, check_turn, created_us_of, id_or_new, session_key, set_version
 
 _OTHERS = ("user:", "app:", "temp:")  # prefixes of state that does not belong to a session alone
 
@@ -166,8 +166,8 @@ def replace_event(
     turn: Turn | None,
 ) -> Flow[Event]:
     """Put another event in the place of one. Returns the copy that is stored."""
-    _check_event("event", event)
-    _check_event("new", new)
+    check_event("event", event)
+    check_event("new", new)
     if new.partial:
         raise InvalidArgument("new must not be partial: partial Events are not stored")
     key = session_key(session)
@@ -197,7 +197,7 @@ def delete_event(
     turn: Turn | None,
 ) -> Flow[bool]:
     """Remove one event. False if none stands at the position."""
-    _check_event("event", event)
+    check_event("event", event)
     while True:
         stored = yield from _read_event(ops, session, position)
         if stored is None:
@@ -252,11 +252,6 @@ def _read_event(ops: Ops, session: Session | SessionKey, position: int) -> Flow[
     check_int("position", position, low=0)
     data: bytes | None = yield ops.read_event(session_key(session), position)
     return data
-
-
-def _check_event(name: str, event: object) -> None:
-    if not isinstance(event, Event):
-        raise InvalidArgument(f"{name} must be an Event, not {type(event).__name__}")
 
 
 def session_tier(ops: Ops, key: SessionKey, state: Mapping[str, Any] | None) -> Change:

@@ -26,6 +26,7 @@ from .data_keys import introducing
 from .events import without_temp
 from .history import encode_summary, session_tier
 from .listing import prune_index
+from .shared import check_event
 
 _LATEST_US = 2**52  # in 2112; positions after it are still exact
 _BYTES_PER_CALL = 1 << 20  # a larger event is sent alone
@@ -142,8 +143,7 @@ def _rows(
     seen: dict[bytes, int] = {}
     for number, event in enumerate(events):
         path = f"events[{number}]"
-        if not isinstance(event, Event):
-            raise InvalidArgument(f"{path} must be an Event, not {type(event).__name__}")
+        check_event(path, event)
         if event.partial:
             raise InvalidArgument(f"{path} must not be partial: partial Events are not stored")
         codec = ops.options.codec.for_event(event)

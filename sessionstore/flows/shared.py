@@ -9,7 +9,7 @@ import msgspec
 
 from ..calls import Call, Flow
 from ..errors import EventsMissing, InvalidArgument
-from ..model import Session, SessionKey, Turn
+from ..model import Event, Session, SessionKey, Turn
 from ..options import check_instant
 from ..replies import WriteResult
 from ..times import from_us, to_us
@@ -32,6 +32,12 @@ def created_us_of(session: Session | SessionKey) -> bytes:
         return b""
     created_us = to_us(check_instant("session.created_at", session.created_at))
     return b"%d" % created_us if created_us else b""
+
+
+def check_event(name: str, event: object) -> None:
+    """InvalidArgument unless an argument is an Event."""
+    if not isinstance(event, Event):
+        raise InvalidArgument(f"{name} must be an Event, not {type(event).__name__}")
 
 
 def check_turn(turn: object) -> Turn:
