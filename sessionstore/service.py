@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from msgspec import UNSET
 
-from . import flows, history, live, restore
+from . import flows
 from .calls import AsyncExecutor, Flow, Observer, R
 from .codec import Format
 from .compression import Zstd
@@ -543,7 +543,7 @@ class SessionService:
         for threads gets no messages, except in memory: it looks at the header, soon after news,
         then up to a second apart.
         """
-        key, place = live.start(self._ops, session, after, partial)
+        key, place = flows.watching.start(self._ops, session, after, partial)
         idle_s = None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout)
         return self._watchers.watch(key, place, idle_s)
 
@@ -603,7 +603,7 @@ class SessionService:
         removed meanwhile, the call ends with `maybe_applied`.
         """
         return await self._run(
-            history.compact_session(
+            flows.compact_session(
                 self._ops, session, upto, summary, if_summary, drop, if_version, turn, window
             )
         )
@@ -645,7 +645,7 @@ class SessionService:
         Not sent again: a repeat would remove what was appended meanwhile.
         """
         return await self._run(
-            history.rewind_session(self._ops, session, to, state, if_version, turn)
+            flows.rewind_session(self._ops, session, to, state, if_version, turn)
         )
 
     async def fork_session(
@@ -688,7 +688,7 @@ class SessionService:
         Sent again after a lost reply; a repeat finds the copy.
         """
         return await self._run(
-            history.fork_session(self._ops, session, session_id, upto, state, if_version, turn)
+            flows.fork_session(self._ops, session, session_id, upto, state, if_version, turn)
         )
 
     async def replace_event(
@@ -730,7 +730,7 @@ class SessionService:
         Not sent again.
         """
         return await self._run(
-            history.replace_event(self._ops, session, position, event, new, if_version, turn)
+            flows.replace_event(self._ops, session, position, event, new, if_version, turn)
         )
 
     async def delete_event(
@@ -768,7 +768,7 @@ class SessionService:
         Not sent again.
         """
         return await self._run(
-            history.delete_event(self._ops, session, position, event, if_version, turn)
+            flows.delete_event(self._ops, session, position, event, if_version, turn)
         )
 
     async def restore_session(
@@ -831,7 +831,7 @@ class SessionService:
         Sent again after a lost reply; a repeat finds its own session.
         """
         return await self._run(
-            restore.restore_session(
+            flows.restore_session(
                 self._ops,
                 SessionKey(app_name, user_id, session_id),
                 events,

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from msgspec import UNSET
 
-from .. import flows, history, live, restore
+from .. import flows
 from ..calls import Flow, Observer, R, SyncExecutor
 from ..codec import Format
 from ..compression import Zstd
@@ -540,7 +540,7 @@ class SessionService:
         for threads gets no messages, except in memory: it looks at the header, soon after news,
         then up to a second apart.
         """
-        key, place = live.start(self._ops, session, after, partial)
+        key, place = flows.watching.start(self._ops, session, after, partial)
         idle_s = None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout)
         return self._watchers.watch(key, place, idle_s)
 
@@ -600,7 +600,7 @@ class SessionService:
         removed meanwhile, the call ends with `maybe_applied`.
         """
         return self._run(
-            history.compact_session(
+            flows.compact_session(
                 self._ops, session, upto, summary, if_summary, drop, if_version, turn, window
             )
         )
@@ -641,7 +641,7 @@ class SessionService:
         lua/rewind_session.lua; one round trip, O(log N + M) with M removed events.
         Not sent again: a repeat would remove what was appended meanwhile.
         """
-        return self._run(history.rewind_session(self._ops, session, to, state, if_version, turn))
+        return self._run(flows.rewind_session(self._ops, session, to, state, if_version, turn))
 
     def fork_session(
         self,
@@ -683,7 +683,7 @@ class SessionService:
         Sent again after a lost reply; a repeat finds the copy.
         """
         return self._run(
-            history.fork_session(self._ops, session, session_id, upto, state, if_version, turn)
+            flows.fork_session(self._ops, session, session_id, upto, state, if_version, turn)
         )
 
     def replace_event(
@@ -725,7 +725,7 @@ class SessionService:
         Not sent again.
         """
         return self._run(
-            history.replace_event(self._ops, session, position, event, new, if_version, turn)
+            flows.replace_event(self._ops, session, position, event, new, if_version, turn)
         )
 
     def delete_event(
@@ -762,9 +762,7 @@ class SessionService:
         A plain read and lua/replace_event.lua; two round trips, O(log N).
         Not sent again.
         """
-        return self._run(
-            history.delete_event(self._ops, session, position, event, if_version, turn)
-        )
+        return self._run(flows.delete_event(self._ops, session, position, event, if_version, turn))
 
     def restore_session(
         self,
@@ -826,7 +824,7 @@ class SessionService:
         Sent again after a lost reply; a repeat finds its own session.
         """
         return self._run(
-            restore.restore_session(
+            flows.restore_session(
                 self._ops,
                 SessionKey(app_name, user_id, session_id),
                 events,
