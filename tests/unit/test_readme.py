@@ -117,7 +117,7 @@ def test_the_options_in_memory_are_those_that_it_names() -> None:
 def test_every_operation_is_listed() -> None:
     listed = set(re.findall(r"`(\w+)`", section("Operations").partition("\n\n")[0]))
     listed |= {f"{verb}_app_state" for verb in ("get", "update", "increment", "delete")}
-    methods = {name for name in vars(SessionService) if name[0] != "_"}
+    methods = {name for name in dir(SessionService) if name[0] != "_"}
     assert listed - {"app_state"} == methods - {"aclose"}
 
 
