@@ -58,8 +58,9 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """The newest whole turns of a session that fit, for `get_session(window=)` and Runner.
 
     A turn is one run of an agent: the user's message and all that the agent adds in reply. The
-    newest turn is always whole, even if it does not fit. Runs that overlap count as one turn. Such
-    a run may be cut only where it paused for more events than all that follow.
+    newest turn is always whole, even if it does not fit. Runs that overlap count as one turn. One
+    exception: a run may be cut where it paused, if others added more events during the pause than
+    follow it.
 
     Attributes:
         max_turns: at most this many turns, from 1; None = any number.
@@ -69,8 +70,9 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
             `tokens_in_metadata` reads the usage that events carry.
         starts_turn: whether an event starts a turn. By default an event does if its
             `invocation_id` differs from that of the event before it; an event without one does if
-            its author is "user". There is never a cut between events of one invocation. An
-            invocation that other authors begin, or that overlaps others, may take another read.
+            its author is "user". There is never a cut between events of one invocation. If an
+            invocation begins with another author than "user", or overlaps others, further reads
+            may be needed to find where it begins.
         calls: the ids of the tool calls that an event opens, and of those that it closes. There is
             never a cut between a call and its result, and a result whose call is no longer stored
             is left out. By default no event has calls.

@@ -347,10 +347,9 @@ def rewrite_aof(client: Any) -> float:
 async def fail_over(
     primary: Node, replica: Node, compression: bool, sessions: int, mean_bytes: int
 ) -> dict[str, float]:
-    """Synchronise a replica, kill the primary, and let the replica take over.
+    """Synchronize a replica, kill the primary, and let the replica take over.
 
-    An operator (or Sentinel) needs time to see that the primary is gone; it is not in these
-    figures.
+    These figures leave out the time that an operator or Sentinel needs to notice the failure.
     """
     client = client_of(replica)
     replica.run("REPLICAOF", HOST, primary.port)

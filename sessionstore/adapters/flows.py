@@ -47,7 +47,7 @@ class Services:
     Args:
         adapter: the adapter's name, for error messages.
         service: a service for asyncio or one of `sessionstore.sync`.
-        sync_service: one of `sessionstore.sync` beside one for asyncio.
+        sync_service: one of `sessionstore.sync`, in addition to one for asyncio.
 
     Raises:
         InvalidArgument: these are not services, or both are of one kind.
@@ -72,7 +72,7 @@ class Services:
             if not isinstance(sync_service, sessionstore.sync.SessionService):
                 raise InvalidArgument("sync_service must be a service of sessionstore.sync")
             if self._for_asyncio is None:
-                raise InvalidArgument("beside sync_service, service must be one for asyncio")
+                raise InvalidArgument("with sync_service, service must be one for asyncio")
 
     def __repr__(self) -> str:
         return repr(self._service)
@@ -90,7 +90,7 @@ class Services:
     def run(
         self, flow: Callable[Concatenate[Ops, P], Flow[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """What a flow returns. With only a service for asyncio, it runs on that one's loop.
+        """What a flow returns. With only a service for asyncio, it runs on that service's loop.
 
         Raises:
             NotImplementedError: there is only a service for asyncio, and its loop does not run, or
@@ -158,10 +158,10 @@ _unknown: WeakKeyDictionary[AnyService, dict[SessionKey, _Unknown]] = WeakKeyDic
 class Appender:
     """Appends events that have no ids of their own, so that a repeat stores nothing twice.
 
-    A repeat is recognized if an append failed with an unknown outcome, was of the same events but
-    for their ids and timestamps, and is the newest append of the service to the session. It is also
-    recognized if it is the first append of this object, the framework gave an id to each of its
-    items, and they are the newest ones of the session.
+    A repeat is recognized if the newest append of the service to the session has an unknown
+    outcome, and was of events that are equal except for ids and timestamps. It is also recognized
+    if it is the first append of this object, the framework gave an id to each of its items, and
+    they are the newest ones of the session.
     """
 
     def __init__(self, services: Services, key: SessionKey) -> None:
@@ -213,7 +213,7 @@ class Appender:
 
 
 def _digest(events: Iterable[Event]) -> bytes:
-    """The same for events that differ only in ids and timestamps."""
+    """A digest that is equal for events that differ only in ids and timestamps."""
     parts = [(event.author, event.metadata, event.content) for event in events]
     return blake2b(msgspec.json.encode(parts, enc_hook=repr)).digest()
 
@@ -308,7 +308,7 @@ def pop_event(ops: Ops, key: SessionKey) -> Flow[Event | None]:
 
 
 def clear_events(ops: Ops, key: SessionKey) -> Flow[None]:
-    """Remove all events; a missing session is fine."""
+    """Remove all events. No error if the session does not exist."""
     with suppress(SessionNotFound):
         yield from flows.clear_events(ops, key, None)
 
@@ -324,7 +324,7 @@ def list_all(
     limit: int | None = None,
     convert: Callable[[Session], Any] = lambda session: session,
 ) -> Flow[list[Any]]:
-    """The sessions of a user, the one updated last first, each with its newest events.
+    """The sessions of a user, the last updated first, each with its newest events.
 
     Args:
         ops: builds the Calls.

@@ -168,7 +168,7 @@ def _parts_of(value: Any) -> list[tuple[str, Any]]:
 
 
 def without_surrogates(value: Any) -> Any:
-    """A copy of JSON values in which U+FFFD takes the place of lone surrogates."""
+    """A copy of JSON values in which U+FFFD replaces lone surrogates."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):

@@ -68,15 +68,15 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         app_name: 1 to 256 bytes of UTF-8.
         user_id: the user whose sessions the threads are; or a function from a thread id to a user,
             which spreads threads over the slots of a cluster.
-        sync_service: a service of `sessionstore.sync` beside one for asyncio, on the same server.
+        sync_service: a service of `sessionstore.sync` on the same server, with one for asyncio.
         serde: LangGraph's serializer; None = its default.
         keep_checkpoints: how many checkpoints of each namespace are kept, 1 or more; None = all.
 
     Raises:
         InvalidArgument: an argument is not valid.
 
-    Methods raise BackendError if the store did not carry them out, or (maybe_applied) did not say
-    so, and CorruptData if stored bytes do not decode.
+    Methods raise BackendError if the store refused the call or did not answer (maybe_applied), and
+    CorruptData if stored bytes do not decode.
     """
 
     def __init__(
@@ -266,7 +266,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
         Args:
             config: names the thread, and if wanted namespace and checkpoint; None = all threads,
-                the one written last first.
+                the last written first.
             filter: metadata that the checkpoints must have, by key.
             before: a config that names a checkpoint: only earlier ones.
             limit: most checkpoints to give; None = all.
@@ -280,7 +280,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
                 yield self._tuple(*each)
 
     def _delete_thread(self, ops: Ops, thread_id: str) -> Flow[None]:
-        """Remove a thread with all its namespaces; a missing one is fine."""
+        """Remove a thread with all its namespaces. No error if it does not exist."""
         thread = self._threads.at(ops, thread_id)
         if (yield ops.read_fields(thread.key, [LAYOUT])) == [None]:
             old = yield from checkpoints_0_1.read_thread(ops, thread.key)
@@ -290,7 +290,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
     delete_thread, adelete_thread = both(_delete_thread)
 
     def _copy_thread(self, ops: Ops, source_thread_id: str, target_thread_id: str) -> Flow[None]:
-        """Copy all that is stored of a thread in place of another one; a missing one is fine.
+        """Replace a thread by a copy of another one. No error if that does not exist.
 
         O(size of the thread). Not atomic: the newest checkpoints appear last. To complete a copy
         that failed, copy again.
@@ -336,7 +336,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         """Remove history.
 
         Args:
-            thread_ids: the threads; missing ones are fine.
+            thread_ids: the threads. Missing ones are ignored.
             strategy: "keep_latest" keeps the newest checkpoints of each namespace, their writes,
                 and what delta channels need; "delete" removes the threads.
             keep_last: how many "keep_latest" keeps, 1 or more.

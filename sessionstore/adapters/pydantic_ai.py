@@ -46,18 +46,19 @@ class StoredMessageHistory:
 
     Args:
         session_id: the conversation, 1 to 256 bytes of UTF-8. The first message creates it.
-        service: a service for asyncio, which has only the asynchronous methods; or one of
-            `sessionstore.sync`, with which those run in threads.
+        service: a service for asyncio, on whose event loop the methods without await run, so only
+            other threads can call them; or one of `sessionstore.sync`, with which the asynchronous
+            methods run in threads.
         app_name: 1 to 256 bytes of UTF-8.
         user_id: likewise.
-        sync_service: one of `sessionstore.sync` beside one for asyncio, to have both kinds of
-            methods without threads. In memory the two would share nothing.
+        sync_service: one of `sessionstore.sync` on the same server, in addition to one for asyncio.
+            Then both kinds of methods work everywhere. In memory the two would share nothing.
 
     Raises:
         InvalidArgument: a service is not valid, or both are of one kind.
-        NotImplementedError: methods without await: there is only a service for asyncio.
-        BackendError: methods: the store refused the call, or its outcome is unknown
-            (maybe_applied).
+        NotImplementedError: methods without await: there is only a service for asyncio, and its
+            event loop does not run, or runs in this thread.
+        BackendError: methods: the store refused the call or did not answer (maybe_applied).
     """
 
     def __init__(

@@ -43,7 +43,7 @@ def check_windows(trigger: object, keep: object) -> None:
     """Check the windows of a Compactor.
 
     Raises:
-        InvalidArgument: one is not a Window, or what is kept would always be too much.
+        InvalidArgument: one is not a Window, `trigger` has no limit, or `keep` is not smaller.
     """
     for name, window in (("trigger", trigger), ("keep", keep)):
         if not isinstance(window, Window):
@@ -135,13 +135,13 @@ def check_part(ops: Ops, key: SessionKey, part: Part, keep: Window) -> Flow[None
     """Check that no event of the turns of a part was appended since it was read.
 
     Raises:
-        InvalidArgument: one was.
+        InvalidArgument: an event was appended.
     """
     after = part.newest
     while True:
         page = yield from get_events(ops, key, after, None, _LARGEST_PAGE)
         if _related(part.events, page.events, keep, is_first=False):
-            raise InvalidArgument("a turn that the summary covers went on meanwhile")
+            raise InvalidArgument("a turn that the summary covers got more events meanwhile")
         if len(page.events) < _LARGEST_PAGE:
             return
         after = page.positions[-1]

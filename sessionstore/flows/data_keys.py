@@ -20,7 +20,7 @@ from ..times import to_us
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ATTEMPTS = 8  # a data key changes only if a user is deleted and created again
+_ATTEMPTS = 8  # a data key only changes if a user is deleted and created again
 
 
 def keyed(flow: Callable[Concatenate[Ops, P], Flow[T]]) -> Callable[Concatenate[Ops, P], Flow[T]]:
@@ -35,9 +35,10 @@ def keyed(flow: Callable[Concatenate[Ops, P], Flow[T]]) -> Callable[Concatenate[
 def introducing(
     flow: Callable[Concatenate[Ops, P], Flow[T]],
 ) -> Callable[Concatenate[Ops, P], Flow[T]]:
-    """The flow of a write that uses the data key at a new place, run as `keyed` does.
+    """The flow of a write that may use a data key where there was none, run as `keyed` does.
 
-    It creates a session and returns it, or writes to the user tier.
+    It creates a session and returns it, or writes to the user tier. Afterwards it checks that the
+    data key is still stored.
     """
     return _decorated(flow, _always)
 
@@ -45,7 +46,7 @@ def introducing(
 def introducing_if_new(
     flow: Callable[Concatenate[Ops, P], Flow[T]],
 ) -> Callable[Concatenate[Ops, P], Flow[T]]:
-    """The same for a flow that returns a session, perhaps one that existed already."""
+    """The same for a flow that returns a session, which may have existed already."""
     return _decorated(flow, _is_new)
 
 
@@ -76,12 +77,12 @@ def _run(
     args: Any,
     kwargs: Any,
 ) -> Flow[T]:
-    args = [_Kept(each) if isinstance(each, Iterator) else each for each in args]
+    args = [_Replayed(each) if isinstance(each, Iterator) else each for each in args]
     writes = not keys.ring.read_only
     for _ in range(_ATTEMPTS):
         data_key: DataKey | None = None
         if writes:
-            data_key = keys.known(owner)
+            data_key = keys.cached(owner)
             if data_key is None:
                 data_key = yield (keys.find if introduces is _never else keys.use)(owner)
             # If the key store has none, write with a new one: the script refuses it if the session
@@ -109,9 +110,9 @@ def _run(
 
 
 def give_data_key(ops: Ops, keys: DataKeys, key: SessionKey) -> Flow[None]:
-    """Note in the header of a session that it has the user's data key from now on.
+    """Store the name of the user's data key in the header of a session that has none.
 
-    What is stored stays as it is: see `sessionstore rekey`.
+    Its values do not change: see `sessionstore rekey`.
     """
     old = ""
     owner = (key.app_name, key.user_id)
@@ -137,7 +138,7 @@ def _reload(keys: DataKeys, owner: Owner, refused: OtherDataKey) -> Flow[None]:
 def _is_kept(
     ops: Ops, keys: DataKeys, data_key: DataKey, session: SessionKey | None, written: list[bytes]
 ) -> Flow[bool]:
-    """Whether a data key that was brought to a new place is still there, and stays.
+    """Whether the data key that a flow wrote with is still stored. Then `delete_user` keeps it.
 
     If not, what was written with it is removed: a new session, keys and values of the user tier.
     """
@@ -156,7 +157,7 @@ def _is_kept(
 
 
 def _owner(args: tuple[Any, ...]) -> Owner | None:
-    """The user of a flow; None if the arguments are not valid: then the flow raises the error."""
+    """The user of a flow; None if its arguments are not valid, for which the flow raises."""
     if args and isinstance(args[0], (Session, SessionKey)):
         return args[0].app_name, args[0].user_id
     if len(args) > 1 and isinstance(args[0], str) and isinstance(args[1], str):
@@ -164,7 +165,7 @@ def _owner(args: tuple[Any, ...]) -> Owner | None:
     return None
 
 
-def _never(result: object) -> bool:  # noqa: ARG001  # decides whether a flow introduces its key
+def _never(result: object) -> bool:  # noqa: ARG001  # whether a flow used its key at a new place
     return False
 
 
@@ -183,8 +184,8 @@ def _keeps_changing(owner: Owner) -> CorruptData:
     return CorruptData(f"the data key of {where} changes with every attempt", key=where)
 
 
-class _Kept:
-    """An iterator whose items are kept, so that it can be read again."""
+class _Replayed:
+    """An iterator that can be read again."""
 
     def __init__(self, rest: Iterator[Any]) -> None:
         self._items: list[Any] = []

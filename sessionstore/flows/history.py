@@ -57,13 +57,13 @@ def compact_session(
         may_be_newest = if_version is not None or (held is not None and lease_name == "turn")
         if is_there and not after and not may_be_newest:
             raise InvalidArgument(
-                "upto is the newest event, whose turn may go on: this needs if_version or turn"
+                "upto is the newest event, whose turn may not have ended: pass if_version or turn"
             )
         if is_there and after and not is_cut(rules, [*before, *after], len(before)):
-            raise InvalidArgument(f"no turn ends at position {upto}, so upto cannot be there")
+            raise InvalidArgument(f"no turn ends at position {upto}: upto must be where one ends")
     found: Compacted | None = yield call
     if found is None:
-        raise InvalidArgument(f"no event stands at position {upto}")
+        raise InvalidArgument(f"there is no event at position {upto}")
     stored = Summary(content, upto, from_us(found.summary_us), found.num_covered)
     ops.summaries.put(key, upto)
     if isinstance(session, Session):
@@ -136,7 +136,7 @@ def fork_session(
     key = session_key(session)
     copy_key = SessionKey(key.app_name, key.user_id, id_or_new(session_id))
     if copy_key == key:
-        raise InvalidArgument("session_id must be another than that of the session")
+        raise InvalidArgument("session_id must differ from the id of the session")
     call = ops.fork_session(
         key,
         copy_key,
@@ -165,7 +165,7 @@ def replace_event(
     if_version: int | None,
     turn: Turn | None,
 ) -> Flow[Event]:
-    """Put another event in the place of one. Returns the copy that is stored."""
+    """Replace an event with another one. Returns the copy that is stored."""
     check_event("event", event)
     check_event("new", new)
     if new.partial:
@@ -177,7 +177,7 @@ def replace_event(
         if stored == data:
             return copy
         if stored is None:
-            raise InvalidArgument(f"no event stands at position {position}")
+            raise InvalidArgument(f"there is no event at position {position}")
         if (yield from _swap(ops, session, position, event, stored, data, if_version, turn)):
             break
     if isinstance(session, Session):
@@ -196,7 +196,7 @@ def delete_event(
     if_version: int | None,
     turn: Turn | None,
 ) -> Flow[bool]:
-    """Remove one event. False if none stands at the position."""
+    """Remove one event. False if there is no event at the position."""
     check_event("event", event)
     while True:
         stored = yield from _read_event(ops, session, position)
@@ -229,14 +229,14 @@ def _swap(
     if_version: int | None,
     turn: Turn | None,
 ) -> Flow[bool]:
-    """Write other bytes in the place of the stored ones. False if these are no longer there."""
+    """Replace stored bytes with others. False if they are no longer stored."""
     key = session_key(session)
     try:
         found = ops.options.codec.decode_event(stored, key)
     except ValueError as error:
         raise corrupt(ops.options.keys.session(*ids_of(key)).events, error) from None
     if found != event:
-        raise InvalidArgument(f"another event than `event` stands at position {position}")
+        raise InvalidArgument(f"the event at position {position} is not `event`")
     held = None if turn is None else check_turn(turn)
     since = created_us_of(session)
     written = yield ops.replace_event(key, position, stored, data, if_version, held, since)

@@ -219,7 +219,7 @@ def _prune(ops: Ops, app_name: str, user_id: str, walk: Walk) -> Flow[None]:
 
 
 def prune_index(ops: Ops, app_name: str, user_id: str, members: list[bytes]) -> Flow[None]:
-    """Remove those of some sessions from the index that have expired. Failing does not matter."""
+    """Remove those of some sessions that have expired from the index. Ignores failures."""
     with suppress(BackendError, CorruptData, ValueError):
         yield ops.prune_index(app_name, user_id, [member.decode() for member in members])
 

@@ -1,4 +1,4 @@
-"""Restoring a session: it is created whole, with the positions and times that it had elsewhere.
+"""Restoring a session: it is created whole, with the positions and times of another store.
 
 The last step creates the session. Before it, the first events of a long log are staged under a key
 that no reader knows, and the last step makes that key the log of the session. The name of the key
@@ -137,7 +137,7 @@ def _rows(
     given = None if positions is None else list(positions)
     if given is not None and len(given) != len(events):
         raise InvalidArgument(
-            f"positions must be as many as events: {len(events)}, not {len(given)}"
+            f"there must be one position for each event: {len(events)}, not {len(given)}"
         )
     last = 0
     seen: dict[bytes, int] = {}

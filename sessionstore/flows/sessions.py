@@ -83,7 +83,7 @@ def get_or_create_session(
 
 
 def _create(ops: Ops, key: SessionKey, call: Call[tuple[Session, list[bytes]]]) -> Flow[Session]:
-    """Create a session. Sometimes look at others that may have expired."""
+    """Create a session. Each 64th time remove expired ones from the index."""
     session: Session
     session, to_check = yield call
     if to_check:
@@ -199,7 +199,7 @@ def reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) -
 
 
 def delete_session(ops: Ops, app_name: str, user_id: str, session_id: str) -> Flow[None]:
-    """Delete a session and its log. A missing session is fine."""
+    """Delete a session and its log. No error if it does not exist."""
     yield ops.delete_session(SessionKey(app_name, user_id, session_id))
 
 

@@ -1,6 +1,6 @@
 """Flows about fragments of events that are being written, and which fragments are obsolete.
 
-A fragment is an Event with `partial=True`. Fragments are kept beside the log, for as long as
+A fragment is an Event with `partial=True`. Fragments are kept apart from the log, for as long as
 `stream_ttl`. A fragment is obsolete once its event is complete: a complete event of the same
 invocation, author and branch stands in the log behind the position at which the log ended when the
 fragment was stored. It is also obsolete if its event may be no longer in the log: if events were

@@ -32,7 +32,7 @@ def renew_turn(ops: Ops, turn: Turn, lease: Duration, name: LeaseName = "turn") 
 
 
 def release_turn(ops: Ops, turn: Turn, name: LeaseName = "turn") -> Flow[None]:
-    """Release a turn, or another lease. A lost lease or a deleted session is fine."""
+    """Release a turn, or another lease. No error if it is lost, or the session was deleted."""
     with suppress(TurnLost, SessionNotFound):
         yield ops.renew_turn(check_turn(turn), 0, name=name)
 

@@ -1,8 +1,8 @@
 """Flows that watch a session: cursors, and what is new in a log. watchers.py waits between them.
 
-A watcher stands at a place: every event up to a position, every change of older events up to a
-version and, if it wants them, every fragment up to a sequence was shown to it. It reads what came
-after, in any process, so a cursor is this place as text.
+A watcher has a place: it was shown every event up to a position, every change of older events up to
+a version and, if it wants them, every fragment up to a sequence. It reads what came later. A cursor
+is this place as text, so it works in any process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Place(NamedTuple):
     """How far a watcher has read.
 
     Attributes:
-        created_us: when its session was created; 0 = whatever session is there.
+        created_us: when its session was created; 0 = any session with this name.
         position: it was shown every event up to here.
         change: it was shown every change up to this version.
         sequence: it was shown every fragment up to here; negative = it wants none.

@@ -30,7 +30,7 @@ class HistoryOperations(ServiceBase):
         turn: Turn | None = None,
         window: Window | None = None,
     ) -> Summary:
-        """Let a summary stand for the oldest events of a session, in one atomic step.
+        """Store a summary of the oldest events of a session. Reads return it in their place.
 
         From then on `session.summary` is the summary, and reads of the session return only the
         events after it. `get_events` still reads the whole log. Covered events count towards the
@@ -38,7 +38,7 @@ class HistoryOperations(ServiceBase):
         removes it, and so does rewinding behind it, or replacing or deleting a covered event.
 
         The summary must end where a turn ends, by the rules of a window: no invocation and no tool
-        call may go on after it. The 32 events before and after that place are looked at.
+        call may go on after it. The client checks the 32 events before and after that position.
 
         Args:
             session: the session, or its key. A Session is updated too.
@@ -57,7 +57,7 @@ class HistoryOperations(ServiceBase):
             The summary as stored.
 
         Raises:
-            InvalidArgument: an argument is not valid, no event stands at `upto`, or no turn ends
+            InvalidArgument: an argument is not valid, there is no event at `upto`, or no turn ends
                 there. LimitExceeded if the summary is too large.
             SessionNotFound: the session does not exist.
             StaleVersion: the session has another summary than `if_summary`, or another version than
@@ -86,17 +86,17 @@ class HistoryOperations(ServiceBase):
         if_version: int | None = None,
         turn: Turn | None = None,
     ) -> int:
-        """Remove all events after a position, in one atomic step. Later events get later positions.
+        """Remove all events after a position, in one atomic step. Their positions are never reused.
 
         If that removes events that the summary covers, the summary is removed too. This is refused
-        if other covered events have been trimmed or dropped: only the summary knows of them.
+        if other covered events were trimmed or dropped: nothing but the summary tells of them.
 
         Args:
             session: the session, or its key. A Session is updated too.
             to: the position of the last event that stays, as `EventPage.positions` has it; 0 =
                 remove all events.
-            state: what the session's own state is from now on, keys without a prefix; None = the
-                state stays as it is.
+            state: replaces the session's own state, keys without a prefix; None = the state does
+                not change.
             if_version: rewind only if the session has this version.
             turn: rewind only if the caller holds this turn. Not together with `if_version`.
 
@@ -104,7 +104,8 @@ class HistoryOperations(ServiceBase):
             How many events were removed.
 
         Raises:
-            InvalidArgument: an argument is not valid; names it. Or covered events are gone.
+            InvalidArgument: an argument is not valid; names it. Or the summary covers events that
+                are gone.
             SessionNotFound: the session does not exist.
             StaleVersion: the session has another version than `if_version`.
             TurnLost: the caller does not hold `turn`.
@@ -170,7 +171,7 @@ class HistoryOperations(ServiceBase):
         if_version: int | None = None,
         turn: Turn | None = None,
     ) -> Event:
-        """Put another event in the place of one, for example to redact it. State is not changed.
+        """Replace an event with another one, for example to redact it. State is not changed.
 
         The new event may keep the id of the old one. Its state changes are stored with it and are
         not applied. A summary that covers the event is removed: it may repeat what the event said.
@@ -187,8 +188,8 @@ class HistoryOperations(ServiceBase):
             A copy of `new`, as it is stored. A repeat finds it there and changes nothing.
 
         Raises:
-            InvalidArgument: an argument is not valid, another event or none stands at `position`,
-                or `new` is stored elsewhere in the session.
+            InvalidArgument: an argument is not valid, `event` is not at `position`, or `new` is
+                stored elsewhere in the session.
             SessionNotFound: the session does not exist.
             StaleVersion: the session has another version than `if_version`.
             TurnLost: the caller does not hold `turn`.
@@ -223,7 +224,7 @@ class HistoryOperations(ServiceBase):
             turn: delete only if the caller holds this turn. Not together with `if_version`.
 
         Returns:
-            True if the event was removed; False if no event stands at `position`.
+            True if the event was removed; False if there is no event at `position`.
 
         Raises:
             InvalidArgument: an argument is not valid, or another event stands at `position`.
@@ -255,11 +256,11 @@ class HistoryOperations(ServiceBase):
         forked_from: str | None = None,
         summary: Summary | None = None,
     ) -> Session:
-        """A session with the events, positions and times that it had elsewhere, for imports.
+        """A session with the events, positions and times that it had in another store, for imports.
 
         The session exists only when all of it is stored. So calling this again with the same
-        arguments is safe at any time. It continues where a call was interrupted. If the session
-        already exists, it changes nothing, also if others have written to the session.
+        arguments is safe at any time. It continues where a call was interrupted. If the session was
+        restored already, nothing changes, even if others have written to it since.
 
         State of the user and of the application is not part of a session: see `update_user_state`
         and `update_app_state`. Turns are not restored. The session's TTL starts again.

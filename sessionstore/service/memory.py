@@ -29,7 +29,7 @@ class InMemorySessionService(SessionService):
             given applies to every session from its next append on, and is stored there.
         session_ttl: idle time after which a session expires; None = never.
         app_state_ttl: the same for the app tier.
-        user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
+        user_state_ttl: the same for the user tier. None keeps the state of users forever, even of
             users whose sessions have expired.
         app_state_max_age: accepted as by `RedisSessionService`; in memory it has no effect.
         stream_ttl: how long fragments (events with `partial=True`) are kept for watchers; None =

@@ -218,7 +218,7 @@ class SessionOperations(ServiceBase):
         return await self._run(flows.list_users(self._ops, app_name))
 
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
-        """Delete a session with its events and state. A missing session is fine.
+        """Delete a session with its events and state. No error if it does not exist.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
@@ -230,13 +230,13 @@ class SessionOperations(ServiceBase):
             BackendError: the store refused the call or did not answer.
 
         lua/delete_session.lua; one round trip, O(1).
-        Sent again after a lost reply; a repeat spares a session that was created meanwhile and ends
-        with `maybe_applied`.
+        Sent again after a lost reply. A repeat does not delete a session that was created
+        meanwhile, but ends with `maybe_applied`.
         """
         await self._run(flows.delete_session(self._ops, app_name, user_id, session_id))
 
     async def delete_user(self, *, app_name: str, user_id: str) -> DeletedUser:
-        """Delete a user: sessions with their events, index and state. A missing user is fine.
+        """Delete a user: sessions with their events, index and state. No error if there are none.
 
         It removes the sessions that exist when it starts, 100 in a step. If no session was created
         meanwhile, it then removes the state, and with a `key_store` the user's data key, so that no
@@ -263,10 +263,10 @@ class SessionOperations(ServiceBase):
         return await self._run(flows.delete_user(self._ops, app_name, user_id))
 
     async def repair_session(self, session: Session | SessionKey) -> Session:
-        """A session whose events or header were lost or damaged, accepted as it is now.
+        """Accept what is left of a session whose events or header were lost or damaged.
 
-        It has the events that are left. A lost header is replaced by a new one. Then the session's
-        state is lost too, and older Session objects can no longer be used.
+        From then on, reads return the events that are left. A lost header is replaced by a new one.
+        Then the session's state is lost too, and older Session objects can no longer be used.
 
         Args:
             session: the session, or its key.
@@ -280,6 +280,7 @@ class SessionOperations(ServiceBase):
             CorruptData: an event or a state value does not decode.
             BackendError: the store refused the call or did not answer.
 
-        lua/repair_session.lua; one round trip, O(events). Re-sent; a repeat changes only `version`.
+        lua/repair_session.lua; one round trip, O(events).
+        Sent again after a lost reply; a repeat changes only `version`.
         """
         return await self._run(flows.repair_session(self._ops, session))

@@ -12,7 +12,7 @@ class TurnOperations(ServiceBase):
     """Operations on the turn of a session."""
 
     async def acquire_turn(self, session: Session | SessionKey, *, lease: Duration = 30.0) -> Turn:
-        """The turn of a session. At most one caller holds it at a time. Does not wait.
+        """The turn of a session, which at most one caller holds at a time. It does not wait.
 
         The turn protects only appends that pass it: see `append_event(turn=...)`.
 
@@ -52,7 +52,7 @@ class TurnOperations(ServiceBase):
         return await self._run(flows.renew_turn(self._ops, turn, lease))
 
     async def release_turn(self, turn: Turn) -> None:
-        """Release a turn. A lost turn or a deleted session is fine.
+        """Release a turn. No error if it is lost, or the session was deleted.
 
         Args:
             turn: a turn from `acquire_turn` or `renew_turn`.
@@ -67,7 +67,7 @@ class TurnOperations(ServiceBase):
         await self._run(flows.release_turn(self._ops, turn))
 
     async def free_turn(self, session: Session | SessionKey) -> None:
-        """Take the turn of a session from its holder. For operators; a free turn is fine.
+        """Take the turn of a session from its holder, for operators. No error if nobody holds it.
 
         The holder cannot renew the turn or append with it any more: it gets TurnLost. Use it if the
         holder is known to be dead, or hangs, and its lease is long.

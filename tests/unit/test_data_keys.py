@@ -191,7 +191,7 @@ def test_a_process_with_the_key_of_a_deleted_user_writes_with_the_new_one(name: 
     page = new.get_events(session)
     keys = old._ops.data_keys
     assert keys is not None
-    known = keys.known((APP, USER))
+    known = keys.cached((APP, USER))
     assert known is not None
     assert known.name.encode() not in memory.key_store.hgetall(b"datakey:{app:user}").values()
     WRITES[name](old, session, page)
@@ -312,20 +312,20 @@ def test_kept_keys_are_read_again_after_a_time(monkeypatch: pytest.MonkeyPatch) 
     service.create_session(**IDS, state=STATE)
     memory.key_store.unlink(*memory.key_store.keys())
     assert service.get_session(**IDS) is not None
-    now = time.monotonic() + data_keys.KEPT_S
+    now = time.monotonic() + data_keys.CACHED_S
     monkeypatch.setattr("time.monotonic", lambda: now)
     with pytest.raises(CorruptData, match="was deleted"):
         service.get_session(**IDS)
 
 
 def test_few_keys_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_keys, "_KEPT_LIMIT", 3)
+    monkeypatch.setattr(data_keys, "_CACHED_LIMIT", 3)
     memory = MemoryExecutor()
     service = process(memory)
     for number in range(10):
         service.create_session(app_name="app", user_id=f"u{number}", state=STATE)
     assert service._ops.data_keys is not None
-    assert len(service._ops.data_keys._known) == 3
+    assert len(service._ops.data_keys._cached) == 3
     for number in range(10):
         assert service.get_user_state("app", f"u{number}") == {"b": "secret"}
 

@@ -178,23 +178,24 @@ class EventOperations(ServiceBase):
         partial: bool = False,
         idle_timeout: Duration | None = None,
     ) -> Generator[Watched, None, None]:
-        """An iterator over a session's log: first what is there, then what is appended.
+        """An iterator over a session's log: first the stored events, then new ones.
 
-        Any number of processes may append and watch. Every event comes once, in the order of
-        positions, also if connections break: the log is read, and messages of the server only say
-        when. Close the iterator (`contextlib.aclosing`) if you leave the loop early.
+        Any number of processes may append and watch. Every event is yielded once, in the order of
+        positions, even if connections break: events are read from the log, and messages of the
+        server only say when. If you leave the loop early, close the iterator with
+        `contextlib.aclosing`.
 
         Args:
             session: the session, or its key.
             after: the cursor of an earlier entry, or a position (`EventPage.last`), to continue
                 after it; None = from the oldest event.
-            partial: also give the fragments of events that are being written, which writers with
+            partial: also yield the fragments of events that are being written, which writers with
                 a `stream_ttl` keep: first those so far, then new ones. An entry is a fragment if
-                `entry.event.partial` is True; when its event is complete, that follows.
-            idle_timeout: end after this time without anything new; None = go on.
+                `entry.event.partial` is True. The complete event follows.
+            idle_timeout: end after this time without anything new; None = never.
 
         Yields:
-            WatchEntry for each event. WatchChange when events that came before were removed or
+            WatchEntry for each event. WatchChange when events that were yielded are removed or
             replaced. WatchEnd, last, when the session is deleted or expires, or after
             `idle_timeout`. Watching does not refresh the session's TTL.
 
@@ -207,11 +208,11 @@ class EventOperations(ServiceBase):
             BackendError: the store could not be read for `call_timeout`, or the service was closed.
                 Continue with the last cursor.
 
-        lua/listen_session.lua and plain reads of the primary. One read, shared by all watchers of
-        the session in an event loop, for every message of an append. Without messages: one look at
-        the header a second (with more than 1,000 sessions, 1,000 looks a second in all). A service
-        for threads gets no messages, except in memory: it looks at the header, soon after news,
-        then up to a second apart.
+        lua/listen_session.lua and plain reads of the primary. All watchers of the session in an
+        event loop share one read for every message of an append, and one read of the header about
+        once a second. A process makes at most 1,000 of the latter a second, for all sessions. A
+        service for threads gets no messages, except in memory: it reads the header within 0.1 s
+        after a change, then at intervals that double, up to a second.
         """
         key, place = flows.watching.start(self._ops, session, after, partial)
         idle_s = None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout)

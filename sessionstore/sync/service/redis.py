@@ -48,7 +48,7 @@ class RedisSessionService(SessionService):
             given applies to every session from its next append on, and is stored there.
         session_ttl: idle time after which a session expires; None = never.
         app_state_ttl: the same for the app tier.
-        user_state_ttl: the same for the user tier. None keeps the state of users for ever, also of
+        user_state_ttl: the same for the user tier. None keeps the state of users forever, even of
             users whose sessions have expired.
         app_state_max_age: reads may return a copy of the app tier that is up to this old, which
             saves a call to a second server; None = no copies. It has an effect only in a cluster

@@ -30,8 +30,8 @@ class StateOperations(ServiceBase):
             session: the session, or its key. A Session is updated too.
             state: values to set; `app:`, `user:` and `temp:` keys go to their tier.
             if_version: write only if the session has this version.
-            if_absent: set only keys that are not there: of several writers the first wins. None is
-                a value that is there. A Session shows the values that are stored.
+            if_absent: set only keys that do not exist: of several writers the first wins. A key
+                whose value is None exists. A Session gets the values that are stored.
 
         Raises:
             InvalidArgument: a key or a value is not valid; names it.
@@ -40,7 +40,7 @@ class StateOperations(ServiceBase):
             BackendError: the store refused the call or did not answer.
 
         lua/update_session_state.lua; one round trip, O(keys).
-        Without `if_version` sent again after a lost reply; a repeat writes the same once more.
+        Without `if_version` sent again after a lost reply; a repeat writes the same again.
         """
         self._run(flows.update_session_state(self._ops, session, state, (), if_version, if_absent))
 
@@ -76,7 +76,7 @@ class StateOperations(ServiceBase):
     def delete_session_state(
         self, session: Session | SessionKey, *keys: str, if_version: int | None = None
     ) -> None:
-        """Remove state of a session. Missing keys are fine.
+        """Remove state of a session. No error for keys that do not exist.
 
         Without keys, and without `if_version`, nothing is sent.
 
@@ -92,7 +92,7 @@ class StateOperations(ServiceBase):
             BackendError: the store refused the call or did not answer.
 
         lua/update_session_state.lua; one round trip, O(keys).
-        Without `if_version` sent again after a lost reply; a repeat writes the same once more.
+        Without `if_version` sent again after a lost reply; a repeat writes the same again.
         """
         self._run(flows.delete_session_state(self._ops, session, keys, if_version))
 
@@ -121,14 +121,14 @@ class StateOperations(ServiceBase):
             app_name: 1 to 256 bytes of UTF-8.
             user_id: likewise.
             state: values to set; keys with or without `user:`, no other prefix.
-            if_absent: set only keys that are not there: of several writers the first wins.
+            if_absent: set only keys that do not exist: of several writers the first wins.
 
         Raises:
             InvalidArgument: a key or a value is not valid; names it.
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
-        Sent again after a lost reply; a repeat writes the same once more.
+        Sent again after a lost reply; a repeat writes the same again.
         """
         self._run(flows.update_user_state(self._ops, app_name, user_id, state, (), if_absent))
 
@@ -158,7 +158,7 @@ class StateOperations(ServiceBase):
         return self._run(flows.increment_user_state(self._ops, app_name, user_id, increments))
 
     def delete_user_state(self, app_name: str, user_id: str, *keys: str) -> None:
-        """Remove state that all sessions of a user share. Missing keys are fine.
+        """Remove state that all sessions of a user share. No error for keys that do not exist.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
@@ -170,7 +170,7 @@ class StateOperations(ServiceBase):
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
-        Sent again after a lost reply; a repeat writes the same once more.
+        Sent again after a lost reply; a repeat writes the same again.
         """
         self._run(flows.delete_user_state(self._ops, app_name, user_id, keys))
 
@@ -197,14 +197,14 @@ class StateOperations(ServiceBase):
         Args:
             app_name: 1 to 256 bytes of UTF-8.
             state: values to set; keys with or without `app:`, no other prefix.
-            if_absent: set only keys that are not there: of several writers the first wins.
+            if_absent: set only keys that do not exist: of several writers the first wins.
 
         Raises:
             InvalidArgument: a key or a value is not valid; names it.
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
-        Sent again after a lost reply; a repeat writes the same once more.
+        Sent again after a lost reply; a repeat writes the same again.
         """
         self._run(flows.update_app_state(self._ops, app_name, state, (), if_absent))
 
@@ -231,7 +231,7 @@ class StateOperations(ServiceBase):
         return self._run(flows.increment_app_state(self._ops, app_name, increments))
 
     def delete_app_state(self, app_name: str, *keys: str) -> None:
-        """Remove state that all users of an application share. Missing keys are fine.
+        """Remove state that all users of an application share. No error for keys that do not exist.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
@@ -242,6 +242,6 @@ class StateOperations(ServiceBase):
             BackendError: the store refused the call or did not answer.
 
         lua/update_tier_state.lua; one round trip, O(keys).
-        Sent again after a lost reply; a repeat writes the same once more.
+        Sent again after a lost reply; a repeat writes the same again.
         """
         self._run(flows.delete_app_state(self._ops, app_name, keys))
