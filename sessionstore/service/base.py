@@ -14,7 +14,7 @@ from ..ops import Ops
 from ..watchers import Watchers
 
 
-class ServiceBase:
+class BaseService:
     """Runs flows on an executor. The operations are in its subclasses."""
 
     _address = ""  # shown by repr

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Iterable
 from .. import flows
 from ..model import Event, EventPage, Session, SessionKey, Turn, Watched
 from ..options import Duration, check_seconds
-from .base import ServiceBase
+from .base import BaseService
 
 
-class EventOperations(ServiceBase):
+class EventOperations(BaseService):
     """Operations on the log of a session."""
 
     async def append_event(

@@ -7,10 +7,10 @@ from typing import Any
 
 from .. import flows
 from ..model import Session, SessionKey
-from .base import ServiceBase
+from .base import BaseService
 
 
-class StateOperations(ServiceBase):
+class StateOperations(BaseService):
     """Operations on the state of sessions, users and applications."""
 
     async def update_session_state(

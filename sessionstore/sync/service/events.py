@@ -8,10 +8,10 @@ from collections.abc import Generator, Iterable
 from ... import flows
 from ...model import Event, EventPage, Session, SessionKey, Turn, Watched
 from ...options import Duration, check_seconds
-from .base import ServiceBase
+from .base import BaseService
 
 
-class EventOperations(ServiceBase):
+class EventOperations(BaseService):
     """Operations on the log of a session."""
 
     def append_event(

@@ -13,10 +13,10 @@ from ... import flows
 from ...model import Event, Session, SessionKey, Summary, Turn
 from ...options import EventLimit
 from ...windows import Window
-from .base import ServiceBase
+from .base import BaseService
 
 
-class HistoryOperations(ServiceBase):
+class HistoryOperations(BaseService):
     """Operations that change what a log holds."""
 
     def compact_session(

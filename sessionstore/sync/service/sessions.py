@@ -10,10 +10,10 @@ from typing import Any
 from ... import flows
 from ...model import DeletedUser, Session, SessionKey, SessionPage
 from ...windows import Window
-from .base import ServiceBase
+from .base import BaseService
 
 
-class SessionOperations(ServiceBase):
+class SessionOperations(BaseService):
     """Operations on whole sessions, and on users."""
 
     def create_session(

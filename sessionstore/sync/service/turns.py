@@ -6,10 +6,10 @@ from __future__ import annotations
 from ... import flows
 from ...model import Session, SessionKey, Turn
 from ...options import Duration
-from .base import ServiceBase
+from .base import BaseService
 
 
-class TurnOperations(ServiceBase):
+class TurnOperations(BaseService):
     """Operations on the turn of a session."""
 
     def acquire_turn(self, session: Session | SessionKey, *, lease: Duration = 30.0) -> Turn:
