@@ -1,4 +1,4 @@
-"""Decodes replies of the store into typed results, for the Calls of ops.py."""
+"""Decodes replies of the store into typed results, for the Calls of ops/."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from .. import errors, flows
 from ..calls import Flow
 from ..codec import corrupt
-from ..keyed import run_keyed
-from ..listing import from_primary
+from ..flows.data_keys import run_keyed
+from ..flows.shared import from_primary
 from ..model import SessionKey
 from ..ops import Ops
 from ..replies import Place
@@ -81,7 +81,7 @@ T = TypeVar("T")
 def _keyed(
     method: Callable[Concatenate[Thread, P], Flow[T]],
 ) -> Callable[Concatenate[Thread, P], Flow[T]]:
-    """The flow of a Thread, run with the data key of its user: see keyed.py."""
+    """The flow of a Thread, run with the data key of its user: see flows/data_keys.py."""
 
     @wraps(method)
     def run(self: Thread, /, *args: P.args, **kwargs: P.kwargs) -> Flow[T]:

@@ -18,11 +18,11 @@ import msgspec
 import sessionstore.sync
 
 from .. import flows
-from ..app_tier import write_apart
 from ..calls import Flow
 from ..errors import InvalidArgument, SessionNotFound
-from ..flows import created_us_of
-from ..keyed import keyed
+from ..flows.app_tier import write_apart
+from ..flows.data_keys import keyed
+from ..flows.shared import created_us_of
 from ..model import Event, EventPage, Session, SessionKey, SessionPage, num_after_summary
 from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops
 from ..replies import WriteResult

@@ -19,7 +19,7 @@ from ..codec import corrupt
 from ..drive import drive
 from ..encryption import check_key_name
 from ..errors import InvalidArgument
-from ..keyed import keyed
+from ..flows.data_keys import keyed
 from ..model import SessionKey
 from ..ops import Ops, ids_of
 from ..replies import hash_items, members_with_scores

@@ -10,10 +10,10 @@ from typing import Any
 
 from msgspec import structs
 
-from ..covering import check_content, check_part, check_windows, find_part, is_due, on_primary
 from ..errors import InvalidArgument, TurnLost, TurnTaken
-from ..flows import session_key
-from ..history import compact_session
+from ..flows import compact_session
+from ..flows.covering import check_content, check_part, check_windows, find_part, is_due, on_primary
+from ..flows.shared import session_key
 from ..model import Event, Session, SessionKey, Summary
 from ..options import Duration, check_bool, check_int, check_milliseconds
 from ..windows import Window

@@ -22,9 +22,6 @@ from sessionstore import (
     SessionNotFound,
     data_keys,
     flows,
-    history,
-    listing,
-    restore,
 )
 from sessionstore.calls import Call, Flow, SyncExecutor
 from sessionstore.drive import drive
@@ -90,7 +87,7 @@ INTRODUCING: dict[str, Write] = {
     "get_or_create_session": lambda ops: flows.get_or_create_session(
         ops, APP, USER, "sid", STATE, None, None
     ),
-    "restore_session": lambda ops: restore.restore_session(
+    "restore_session": lambda ops: flows.restore_session(
         ops, KEY, [Event("u", "secret")], None, {"a": "secret"}, None, None, 100, None
     ),
     "update_user_state": lambda ops: flows.update_user_state(ops, APP, USER, {"b": "secret"}, ()),
@@ -121,7 +118,7 @@ def test_what_is_created_while_a_user_is_deleted_stays_readable(name: str, is_kn
         if is_known:
             writer.get_user_state(**OWNER)
         write = Steps(INTRODUCING[name](writer._ops), memory)
-        delete = Steps(listing.delete_user(deleter._ops, **OWNER), memory)
+        delete = Steps(flows.delete_user(deleter._ops, **OWNER), memory)
         if not (write.run(before) and delete.run(within)):
             continue
         num_tried += 1
@@ -142,7 +139,7 @@ def test_a_delete_that_is_interrupted_at_any_step_may_be_repeated(name: str) -> 
         memory = MemoryExecutor()
         writer, deleter = process(memory), process(memory)
         writer.create_session(**OWNER, session_id="old", state=STATE)
-        Steps(listing.delete_user(deleter._ops, **OWNER), memory).run(num_steps)  # it is killed
+        Steps(flows.delete_user(deleter._ops, **OWNER), memory).run(num_steps)  # it is killed
         drive(INTRODUCING[name](writer._ops), memory)
         check_readable(memory)
         deleted = deleter.delete_user(**OWNER)
@@ -291,7 +288,7 @@ def test_a_write_to_a_session_that_does_not_exist_makes_no_data_key() -> None:
     with pytest.raises(SessionNotFound):
         service.append_event(KEY, Event("u", "x"))
     with pytest.raises(SessionNotFound):
-        drive(history.rewind_session(service._ops, KEY, 1, None, None, None), memory)
+        drive(flows.rewind_session(service._ops, KEY, 1, None, None, None), memory)
     assert memory.key_store.keys() == []
 
 

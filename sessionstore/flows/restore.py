@@ -13,19 +13,20 @@ from datetime import datetime
 from hashlib import blake2b
 from typing import Any
 
-from . import ops_history
+from ..calls import Flow
+from ..errors import InvalidArgument
+from ..keys import encode_id
+from ..model import Event, Session, SessionKey, Summary
+from ..ops import EVENTS_PER_CALL_LIMIT, Ops
+from ..ops.restore import RestoredHeader
+from ..options import EventLimit, check_event_limit, check_instant, check_int
+from ..times import to_us
 from .app_tier import add_app_state, read_app_state
-from .calls import Flow
-from .errors import InvalidArgument
-from .flows import without_temp
+from .data_keys import introducing
+from .events import without_temp
 from .history import encode_summary, session_tier
-from .keyed import introducing
-from .keys import encode_id
 from .listing import prune_index
-from .model import Event, Session, SessionKey, Summary
-from .ops import EVENTS_PER_CALL_LIMIT, Ops
-from .options import EventLimit, check_event_limit, check_instant, check_int
-from .times import to_us
+from .shared import check_event
 
 _LATEST_US = 2**52  # in 2112; positions after it are still exact
 _BYTES_PER_CALL = 1 << 20  # a larger event is sent alone
@@ -53,15 +54,15 @@ def restore_session(
     creation_id = _digest([*header, *_sorted_pairs(change.session.pairs)], rows)
     [*first, last] = _batches(rows) or [[]]
     if first:
-        num_staged: int | None = yield ops_history.find_restored(ops, key, creation_id)
+        num_staged: int | None = yield ops.find_restored(key, creation_id)
         end = 0
         for batch in first:
             end += len(batch)
             if num_staged is not None and end > num_staged:
-                yield ops_history.stage_events(ops, key, creation_id, batch)
+                yield ops.stage_events(key, creation_id, batch)
     session: Session
-    session, to_check = yield ops_history.restore_session(
-        ops, key, creation_id, header, change.session, len(rows) - len(last), last
+    session, to_check = yield ops.restore_session(
+        key, creation_id, header, change.session, len(rows) - len(last), last
     )
     if session.summary is not None:
         ops.summaries.put(key, session.summary.upto)
@@ -81,7 +82,7 @@ def _header(
     event_limit: EventLimit,
     forked_from: str | None,
     summary: Summary | None,
-) -> ops_history.RestoredHeader:
+) -> RestoredHeader:
     limit = check_event_limit("event_limit", event_limit)
     if limit is None:
         limit = ops.options.session_event_limit
@@ -91,7 +92,7 @@ def _header(
         raise InvalidArgument("updated_at must not be before created_at")
     if forked_from is not None:
         encode_id("forked_from", forked_from)
-    return ops_history.RestoredHeader(
+    return RestoredHeader(
         _number(limit),
         _number(created_us),
         _number(updated_us),
@@ -142,8 +143,7 @@ def _rows(
     seen: dict[bytes, int] = {}
     for number, event in enumerate(events):
         path = f"events[{number}]"
-        if not isinstance(event, Event):
-            raise InvalidArgument(f"{path} must be an Event, not {type(event).__name__}")
+        check_event(path, event)
         if event.partial:
             raise InvalidArgument(f"{path} must not be partial: partial Events are not stored")
         codec = ops.options.codec.for_event(event)

@@ -1,4 +1,4 @@
-"""Watching a session: cursors, and what is new in a log. Flows; watchers.py waits between them.
+"""Flows that watch a session: cursors, and what is new in a log. watchers.py waits between them.
 
 A watcher has a place: it was shown every event up to a position, every change of older events up to
 a version and, if it wants them, every fragment up to a sequence. It reads what came later. A cursor
@@ -12,14 +12,15 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from .calls import Flow, describe
-from .errors import EventsMissing, InvalidArgument, SessionNotFound
-from .flows import created_us_of, session_key
-from .model import Session, SessionKey, WatchChange, Watched, WatchEnd, WatchEntry
-from .ops import Ops, ids_of
-from .ops_watch import EVENTS_PER_READ, Change, Head, LogRead, read_log, read_range
-from .options import check_bool, check_int
-from .stream import Fragment, drop_obsolete
+from ..calls import Flow, describe
+from ..errors import EventsMissing, InvalidArgument, SessionNotFound
+from ..model import Session, SessionKey, WatchChange, Watched, WatchEnd, WatchEntry
+from ..ops import Ops, ids_of
+from ..ops.stream import Fragment
+from ..ops.watching import EVENTS_PER_READ, Change, Head, LogRead
+from ..options import check_bool, check_int
+from .shared import created_us_of, session_key
+from .stream import drop_obsolete
 
 CHANGES_LIMIT = 8
 """How many changes of older events the header of a session remembers."""
@@ -161,8 +162,8 @@ def read_news(ops: Ops, key: SessionKey, place: Place) -> Flow[News]:
     """
     began = place
     is_first = place.change == _UNKNOWN
-    read: LogRead | None = yield read_log(
-        ops, key, place.position, is_first=is_first, sequence=place.sequence
+    read: LogRead | None = yield ops.read_log(
+        key, place.position, is_first=is_first, sequence=place.sequence
     )
     if read is None:
         if not place.created_us:
@@ -207,7 +208,7 @@ def _not_obsolete(ops: Ops, key: SessionKey, position: int, read: LogRead) -> Fl
     events = list(read.entries)
     first = min((each.log_end for each in fragments), default=position) + 1
     while first <= position:
-        older = yield read_range(ops, key, first, position)
+        older = yield ops.read_range(key, first, position)
         events += older
         first = older[-1][0] + 1 if len(older) == EVENTS_PER_READ else position + 1
     return drop_obsolete(fragments, events)
@@ -220,7 +221,7 @@ def _read_change(
     items: list[tuple[Place, Watched]] = []
     first = change.first
     while True:
-        entries = yield read_range(ops, key, first, change.last)
+        entries = yield ops.read_range(key, first, change.last)
         is_last = len(entries) < EVENTS_PER_READ
         last = change.last if is_last else entries[-1][0]
         # Before the last item the change is not complete, so its cursor repeats it.

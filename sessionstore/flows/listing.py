@@ -8,22 +8,20 @@ other sessions, but not their places.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 from urllib.parse import quote, unquote
-from uuid import uuid4
 
 import msgspec
 
-from .calls import Call, Flow
-from .errors import BackendError, CorruptData, EventsMissing, InvalidArgument
-from .model import DeletedUser, Session, SessionPage
-from .ops import SESSIONS_PER_PAGE_LIMIT, Ops
-from .options import check_int
-from .replies import NOT_COUNTED, Place, SharedState, decode_shared_app_state
+from ..calls import Flow
+from ..errors import BackendError, CorruptData, EventsMissing, InvalidArgument
+from ..model import Session, SessionPage
+from ..ops import SESSIONS_PER_PAGE_LIMIT, Ops
+from ..options import check_int
+from ..replies import NOT_COUNTED, Place, SharedState, decode_shared_app_state
+from .shared import from_primary, read_whole
 
 _PLACES_PER_CALL = 1000  # places that one call reads or prunes where no session is read
 _SESSIONS_PER_CALL = 100  # sessions that one call reads
-_DELETED_PER_CALL = 100  # sessions, two keys each
 _HIGHEST_US = 2**53  # scores are exact up to here
 
 
@@ -193,19 +191,6 @@ def _count_events(
             session.event_count = count
 
 
-def read_whole(call: Call[Any]) -> Flow[Any]:
-    """Read sessions. If a replica lacks events, read them again from the primary."""
-    try:
-        return (yield call)
-    except EventsMissing:
-        return (yield from_primary(call))
-
-
-def from_primary(call: Call[Any]) -> Call[Any]:
-    """The same read, but not from a replica."""
-    return msgspec.structs.replace(call, from_primary=True)
-
-
 def _skip(ops: Ops, app_name: str, user_id: str, walk: Walk, offset: int) -> Flow[bool]:
     """Walk past `offset` sessions, not counting expired ones; False if there are fewer."""
     while offset:
@@ -252,52 +237,3 @@ def count_sessions(ops: Ops, app_name: str, user_id: str) -> Flow[int]:
             count += len(places) - pruned
         if len(places) < _PLACES_PER_CALL:
             return count
-
-
-def list_users(ops: Ops, app_name: str) -> Flow[list[str]]:
-    """List the users of an application by a scan of all keys of all servers."""
-    slots: list[int | None] = [None]
-    if ops.app_in_own_slot:  # users are spread over a cluster
-        slots = yield ops.list_primaries()
-    users: set[str] = set()
-    for slot in slots:
-        cursor: int | None = None
-        while cursor != 0:
-            cursor, found = yield ops.list_users(app_name, slot, cursor or 0)
-            users.update(found)
-    return sorted(users)
-
-
-def delete_user(ops: Ops, app_name: str, user_id: str) -> Flow[DeletedUser]:
-    """Delete the sessions that exist now, and then the state, unless there are new sessions.
-
-    The data key comes last, and only if no session was created and nothing written since `retire`.
-    It walks upwards: a session that is written meanwhile moves up, so the walk still reaches it.
-    """
-    existed_us: int
-    existed_us, _ = yield ops.delete_sessions(app_name, user_id, 0, ())
-    num_deleted = 0
-    place: Place | None = None
-    is_end = False
-    while not is_end:
-        places: list[Place] = yield ops.list_places(
-            app_name, user_id, _DELETED_PER_CALL, place, upward=True, for_write=True
-        )
-        is_end = len(places) < _DELETED_PER_CALL
-        if places:
-            place = places[-1]
-            ids = [each.session_id for each in places]
-            _, deleted = yield ops.delete_sessions(app_name, user_id, existed_us, ids)
-            num_deleted += deleted
-    token = uuid4().hex
-    if ops.data_keys is not None:
-        yield ops.data_keys.retire((app_name, user_id), token)
-    num_left, num_keys = yield ops.delete_user(app_name, user_id)
-    created: list[str] = []
-    if num_left:
-        places = yield ops.list_places(app_name, user_id, num_left, for_write=True)
-        created = [each.session_id for each in places]
-    has_data_key = False
-    if ops.data_keys is not None:
-        has_data_key = bool(num_left) or (yield ops.data_keys.delete((app_name, user_id), token))
-    return DeletedUser(num_deleted, num_keys, created, has_data_key)

@@ -10,12 +10,12 @@ from contextlib import suppress
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from .calls import CallNeeded, Flow, OtherDataKey
-from .data_keys import DataKey, DataKeys, Owner
-from .errors import BackendError, CorruptData
-from .model import Session, SessionKey
-from .ops import Ops
-from .times import to_us
+from ..calls import CallNeeded, Flow, OtherDataKey
+from ..data_keys import DataKey, DataKeys, Owner
+from ..errors import BackendError, CorruptData
+from ..model import Session, SessionKey
+from ..ops import Ops
+from ..times import to_us
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -6,21 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
-from . import ops_history
+from ..calls import Flow
+from ..codec import corrupt
+from ..errors import InvalidArgument
+from ..model import Event, Session, SessionKey, Summary, Turn
+from ..ops import LeaseName, Ops, ids_of
+from ..ops.history import Compacted
+from ..options import check_int
+from ..replies import WriteResult
+from ..summaries import is_empty
+from ..tiers import Change, encode_change
+from ..times import from_us
+from ..windows import Window, check_window, is_cut
 from .app_tier import add_app_state, read_app_state
-from .calls import Flow
-from .codec import corrupt
-from .errors import InvalidArgument
-from .flows import check_turn, created_us_of, id_or_new, reread, session_key, set_version
-from .keyed import introducing, keyed
-from .model import Event, Session, SessionKey, Summary, Turn
-from .ops import LeaseName, Ops, ids_of
-from .options import check_int
-from .replies import WriteResult
-from .summaries import is_empty
-from .tiers import Change, encode_change
-from .times import from_us
-from .windows import Window, check_window, is_cut
+from .data_keys import introducing, keyed
+from .sessions import reread
+from .shared import check_event, check_turn, created_us_of, id_or_new, session_key, set_version
 
 _OTHERS = ("user:", "app:", "temp:")  # prefixes of state that does not belong to a session alone
 
@@ -47,11 +48,11 @@ def compact_session(
         raise InvalidArgument("upto must not be before if_summary, the end of the last summary")
     held = None if turn is None else check_turn(turn)
     since = created_us_of(session)
-    call = ops_history.compact_session(
-        ops, key, upto, data, if_summary, drop, if_version, held, since, lease_name
+    call = ops.compact_session(
+        key, upto, data, if_summary, drop, if_version, held, since, lease_name
     )
     if upto != if_summary:
-        before, after, is_there = yield ops_history.read_around(ops, key, upto)
+        before, after, is_there = yield ops.read_around(key, upto)
         # Without an event at `upto` the call may still be a repeat. The script knows.
         may_be_newest = if_version is not None or (held is not None and lease_name == "turn")
         if is_there and not after and not may_be_newest:
@@ -60,7 +61,7 @@ def compact_session(
             )
         if is_there and after and not is_cut(rules, [*before, *after], len(before)):
             raise InvalidArgument(f"no turn ends at position {upto}: upto must be where one ends")
-    found: ops_history.Compacted | None = yield call
+    found: Compacted | None = yield call
     if found is None:
         raise InvalidArgument(f"there is no event at position {upto}")
     stored = Summary(content, upto, from_us(found.summary_us), found.num_covered)
@@ -96,8 +97,7 @@ def rewind_session(
     """Remove all events after a position. Returns how many."""
     key = session_key(session)
     change = session_tier(ops, key, state)
-    call = ops_history.rewind_session(
-        ops,
+    call = ops.rewind_session(
         key,
         to,
         None if state is None else change.session,
@@ -137,8 +137,7 @@ def fork_session(
     copy_key = SessionKey(key.app_name, key.user_id, id_or_new(session_id))
     if copy_key == key:
         raise InvalidArgument("session_id must differ from the id of the session")
-    call = ops_history.fork_session(
-        ops,
+    call = ops.fork_session(
         key,
         copy_key,
         uuid4().hex,
@@ -167,8 +166,8 @@ def replace_event(
     turn: Turn | None,
 ) -> Flow[Event]:
     """Replace an event with another one. Returns the copy that is stored."""
-    _check_event("event", event)
-    _check_event("new", new)
+    check_event("event", event)
+    check_event("new", new)
     if new.partial:
         raise InvalidArgument("new must not be partial: partial Events are not stored")
     key = session_key(session)
@@ -198,7 +197,7 @@ def delete_event(
     turn: Turn | None,
 ) -> Flow[bool]:
     """Remove one event. False if there is no event at the position."""
-    _check_event("event", event)
+    check_event("event", event)
     while True:
         stored = yield from _read_event(ops, session, position)
         if stored is None:
@@ -240,9 +239,7 @@ def _swap(
         raise InvalidArgument(f"the event at position {position} is not `event`")
     held = None if turn is None else check_turn(turn)
     since = created_us_of(session)
-    written = yield ops_history.replace_event(
-        ops, key, position, stored, data, if_version, held, since
-    )
+    written = yield ops.replace_event(key, position, stored, data, if_version, held, since)
     if written is None:
         return False
     if isinstance(session, Session):
@@ -253,13 +250,8 @@ def _swap(
 def _read_event(ops: Ops, session: Session | SessionKey, position: int) -> Flow[bytes | None]:
     """The stored bytes at a position; None if there is no event."""
     check_int("position", position, low=0)
-    data: bytes | None = yield ops_history.read_event(ops, session_key(session), position)
+    data: bytes | None = yield ops.read_event(session_key(session), position)
     return data
-
-
-def _check_event(name: str, event: object) -> None:
-    if not isinstance(event, Event):
-        raise InvalidArgument(f"{name} must be an Event, not {type(event).__name__}")
 
 
 def session_tier(ops: Ops, key: SessionKey, state: Mapping[str, Any] | None) -> Change:

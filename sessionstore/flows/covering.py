@@ -7,14 +7,15 @@ from typing import Any
 
 import msgspec
 
-from .calls import Flow, R, describe
-from .errors import InvalidArgument, LimitExceeded, SessionNotFound
-from .flows import get_events, get_session
-from .listing import from_primary
-from .model import Event, EventPage, Session, SessionKey, Summary, num_after_summary
-from .ops import Ops
-from .summaries import is_empty
-from .windows import Window, find_end, find_start, json_size
+from ..calls import Flow, R, describe
+from ..errors import InvalidArgument, LimitExceeded, SessionNotFound
+from ..model import Event, EventPage, Session, SessionKey, Summary, num_after_summary
+from ..ops import Ops
+from ..summaries import is_empty
+from ..windows import Window, find_end, find_start, json_size
+from .events import get_events
+from .sessions import get_session
+from .shared import from_primary
 
 _FIRST_PAGE = 64  # newest events to read first
 _LARGEST_PAGE = 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from support.sessions import KEY
 
 from sessionstore import Event, WatchChange, WatchEntry
-from sessionstore.live import News, Place, read_news, start
+from sessionstore.flows.watching import News, Place, read_news, start
 from sessionstore.sync import InMemorySessionService
 
 

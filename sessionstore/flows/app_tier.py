@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from .calls import Call, Flow, R
-from .errors import BackendError, InvalidArgument, SessionStoreError
-from .model import Session, SessionKey, Turn
-from .ops import Ops
-from .replies import decode_state
-from .tiers import NO_CHANGE, Change, Delta
-from .transform import TierOwner
+from ..calls import Call, Flow, R
+from ..errors import BackendError, InvalidArgument, SessionStoreError
+from ..model import Session, SessionKey, Turn
+from ..ops import Ops
+from ..replies import decode_state
+from ..tiers import NO_CHANGE, Change, Delta
+from ..transform import TierOwner
 
 
 def is_apart(ops: Ops, changes: Iterable[Change]) -> bool:
