@@ -36,7 +36,7 @@ T = TypeVar("T")
 AnyService = SessionService | sessionstore.sync.SessionService
 """A service for asyncio or one of `sessionstore.sync`."""
 
-_ATTEMPTS = 3  # a session may be deleted again right after its creation, but not for ever
+_ATTEMPTS = 3  # a session may be deleted again right after its creation, but not forever
 _UNKNOWN_LIMIT = 1000  # sessions of a service of which an append with an unknown outcome is kept
 _PAGE = 64  # events of the first read that looks for the start of a turn
 

@@ -27,7 +27,7 @@ with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
     )
 
 _RECORD = "record"  # the state key; None = the conversation is being deleted
-_ATTEMPTS = 5  # others may create and delete the session in between, but not for ever
+_ATTEMPTS = 5  # others may create and delete the session in between, but not forever
 _HOMES_LIMIT = 10_000
 _PAGES = (64, 1000)  # events in the first page of a history, and in the others
 
