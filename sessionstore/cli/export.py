@@ -193,7 +193,10 @@ def copy(
 
 def _place(url: str) -> tuple[str, str]:
     """The servers and the database of a URL, which has several ways to name them."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # the service says that it is not valid
+        return url, ""
     place = parts.netloc.rpartition("@")[2].lower().replace("localhost", "127.0.0.1")
     if parts.scheme == "unix":
         place, path = parts.path, ""

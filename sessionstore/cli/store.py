@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import click
 from msgspec.structs import replace
@@ -173,5 +172,9 @@ def growth(first: Sequence[Info], last: Sequence[Info], *names: str) -> float:
 
 def redact_url(url: str) -> str:
     """The URL without user, password and query, any of which may hold a secret."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, _, rest = url.partition("://")
+    place, _, query = rest.replace("#", "?").partition("?")
+    if not place.startswith("/"):  # otherwise it is a path, which may contain an @
+        # A password that is not percent-encoded may contain a slash or a question mark.
+        place = place.rpartition("@")[2] if "@" in place or "@" not in query else "..."
+    return f"{scheme}://{place}"

@@ -360,6 +360,12 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("url", "redacted"),
         [
+            ("redis://:pass/word@host:1/2", "redis://host:1/2"),
+            ("redis://:pass?word@host", "redis://..."),
+            ("redis://host/2?password=a@b", "redis://..."),
+            ("redis://[x", "redis://[x"),
+            ("unix:///tmp/a@b.sock?db=1", "unix:///tmp/a@b.sock"),
+            ("unix://:secret@/tmp/a.sock", "unix:///tmp/a.sock"),
             (f"redis://me:{SECRET}@host:6379/1", "redis://host:6379/1"),
             (f"rediss://:{SECRET}@[::1]:7/0?password={SECRET}", "rediss://[::1]:7/0"),
             (f"unix://me:{SECRET}@/run/server.sock?db=1", "unix:///run/server.sock"),
