@@ -23,7 +23,7 @@ from ..calls import Flow
 from ..errors import InvalidArgument, SessionNotFound
 from ..flows import created_us_of
 from ..keyed import keyed
-from ..model import Event, EventPage, Session, SessionKey, SessionPage, num_after_summary
+from ..model import Event, Session, SessionKey, SessionPage, num_after_summary
 from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops
 from ..replies import WriteResult
 from ..service import SessionService
@@ -346,21 +346,6 @@ def list_all(
         if cursor is None:
             break
     return list(found.values())
-
-
-def read_log(ops: Ops, key: SessionKey, page_limit: int) -> Flow[list[Event]]:
-    """All events of a session, oldest first, read in pages; empty without a session."""
-    events: list[Event] = []
-    after: int | None = None
-    while True:
-        try:
-            page: EventPage = yield from flows.get_events(ops, key, after, None, page_limit)
-        except SessionNotFound:
-            return events
-        events += page.events
-        if len(page.events) < page_limit:
-            return events
-        after = page.last
 
 
 @dataclass(frozen=True)
