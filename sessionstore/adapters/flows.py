@@ -142,7 +142,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
     return None
 
 
-# -- repeated appends ------------------------------------------------------------------------------
+# -- histories -----------------------------------------------------------------------------------
 
 
 class _Unknown(NamedTuple):
@@ -155,32 +155,45 @@ class _Unknown(NamedTuple):
 _unknown: WeakKeyDictionary[AnyService, dict[SessionKey, _Unknown]] = WeakKeyDictionary()
 
 
-class Appender:
-    """Appends events that have no ids of their own, so that a repeat stores nothing twice.
+class HistoryAdapter:
+    """A conversation whose items are the events of one session.
 
-    A repeat is recognized if an append failed with an unknown outcome, was of the same events but
-    for their ids and timestamps, and is the newest append of the service to the session. It is also
-    recognized if it is the first append of this object, the framework gave an id to each of its
-    items, and they are the newest ones of the session.
+    `_append` and `_aappend` append events that have no ids of their own, so that a repeat stores
+    nothing twice. A repeat is recognized if an append failed with an unknown outcome, was of the
+    same events but for their ids and timestamps, and is the newest append of the service to the
+    session. It is also recognized if it is the first append of this object, the framework gave an
+    id to each of its items, and they are the newest ones of the session.
     """
 
-    def __init__(self, services: Services, key: SessionKey) -> None:
-        self._services = services
-        self._key = key
+    def __init__(
+        self,
+        session_id: str,
+        service: AnyService,
+        *,
+        app_name: str,
+        user_id: str,
+        sync_service: sessionstore.sync.SessionService | None = None,
+    ) -> None:
+        self.session_id = session_id
+        self._key = SessionKey(app_name, user_id, session_id)
+        self._services = Services(type(self).__name__, service, sync_service)
         self._has_appended = False
 
-    async def aappend(self, events: Sequence[Event], *, have_ids: bool) -> Sequence[Event]:
-        """Append events, as `append` does, and return them as they are stored."""
-        with self._recognized(events, have_ids) as arguments:
-            return await self._services.arun(_append_unless_newest, self._key, *arguments)
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._key!r})"
 
-    def append(self, events: Sequence[Event], *, have_ids: bool) -> None:
-        """Append events.
+    async def _aappend(self, events: Sequence[Event], have_ids: bool) -> Sequence[Event]:
+        """Append events, and return them as they are stored.
 
         Args:
             events: JsonEvents; up to 500 go in one atomic step.
             have_ids: the framework gave an id to each of the items.
         """
+        with self._recognized(events, have_ids) as arguments:
+            return await self._services.arun(_append_unless_newest, self._key, *arguments)
+
+    def _append(self, events: Sequence[Event], have_ids: bool) -> None:
+        """Append events. See `_aappend`."""
         with self._recognized(events, have_ids) as arguments:
             self._services.run(_append_unless_newest, self._key, *arguments)
 

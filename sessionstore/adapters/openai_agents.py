@@ -15,8 +15,7 @@ from ..ops import Ops
 from . import framework
 from .flows import (
     AnyService,
-    Appender,
-    Services,
+    HistoryAdapter,
     Turns,
     append,
     clear_events,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 _SEEN_LIMIT = 1000  # events of which a compaction checks that nobody else wrote between them
 
 
-class StoredSession:
+class StoredSession(HistoryAdapter):
     """A conversation of the OpenAI Agents SDK: `Runner.run(agent, "Hi", session=...)`.
 
     Satisfies the SDK's `Session` protocol. Every item is one event; the session is created by the
@@ -65,16 +64,10 @@ class StoredSession:
         user_id: str,
         session_settings: SessionSettings | dict[str, Any] | None = None,
     ) -> None:
-        self.session_id = session_id
+        super().__init__(session_id, service, app_name=app_name, user_id=user_id)
         self.session_settings: SessionSettings | None = _settings(session_settings)
-        self._key = SessionKey(app_name, user_id, session_id)
-        self._services = Services("StoredSession", service)
-        self._appender = Appender(self._services, self._key)
         # The newest event at the last read of all items, and those that were added since.
         self._seen: list[str] | None = None
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._key!r})"
 
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
         """The newest items, oldest first, from the start of a turn on.
@@ -118,7 +111,7 @@ class StoredSession:
         events = _events(items)
         if not events:
             return
-        stored = await self._appender.aappend(events, have_ids=all(map(_has_id, items)))
+        stored = await self._aappend(events, all(map(_has_id, items)))
         if self._seen is not None:
             self._seen = [*self._seen, *(event.id for event in stored)][-_SEEN_LIMIT:]
 

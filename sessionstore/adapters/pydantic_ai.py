@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-import sessionstore.sync
-
 from ..calls import Flow
 from ..errors import InvalidArgument
 from ..model import Event, JsonEvent, SessionKey
 from ..ops import Ops
 from . import framework
-from .flows import AnyService, Services, Turns, append, clear_events, read_turns
+from .flows import HistoryAdapter, Turns, append, clear_events, read_turns
 from .json_events import REFUSALS, find_fault, not_read, with_sorted_sets
 from .packing import unpack
 
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class StoredMessageHistory:
+class StoredMessageHistory(HistoryAdapter):
     """The messages of one conversation, as `new_messages()` gives them.
 
         history = StoredMessageHistory("today", service, app_name="shop", user_id="ann")
@@ -59,22 +57,6 @@ class StoredMessageHistory:
         BackendError: methods: the store refused the call, or its outcome is unknown
             (maybe_applied).
     """
-
-    def __init__(
-        self,
-        session_id: str,
-        service: AnyService,
-        *,
-        app_name: str,
-        user_id: str,
-        sync_service: sessionstore.sync.SessionService | None = None,
-    ) -> None:
-        self.session_id = session_id
-        self._key = SessionKey(app_name, user_id, session_id)
-        self._services = Services("StoredMessageHistory", service, sync_service)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._key!r})"
 
     async def load(self, limit: int | None = None) -> list[ModelMessage]:
         """The newest messages, oldest first; empty if nothing was stored.
