@@ -22,7 +22,7 @@ from ..replies import Place
 from ..tiers import Delta
 from . import checkpoints as stored
 from .checkpoints import NAMESPACES, Base, Blob, Fields, Record, Space, Write, part_names
-from .flows import create_if_missing
+from .session_flows import create_if_missing
 
 _ATTEMPTS = 1_000
 """Others may change a namespace between a read and what builds on it. Then it is read again."""

@@ -21,7 +21,7 @@ from ..ops import Ops
 from . import checkpoints as stored
 from .checkpoint_threads import Plan, Thread
 from .checkpoints import Fields, Parts, Record, Space, Write
-from .flows import clear_events, list_all
+from .session_flows import clear_events, list_all
 
 # State `checkpoint/ID` is a checkpoint, `write/[CHECKPOINT_ID, TASK_ID, INDEX]` a write.
 _decode_json = msgspec.json.Decoder(tuple[str, str, int]).decode

@@ -18,8 +18,9 @@ from ..model import Event, Session, SessionKey
 from ..ops import EVENTS_PER_CALL_LIMIT, Ops
 from ..windows import Window, choose
 from . import framework
-from .flows import AnyService, Services, append, append_with_state, create_if_missing, list_all
 from .json_events import dict_of, json_event, text_of
+from .services import AnyService, Services
+from .session_flows import append, append_with_state, create_if_missing, list_all
 
 with framework("claude-agent-sdk", extra="claude-agent", tested=">=0.2,<1"):
     from claude_agent_sdk import SessionStore, fold_session_summary

@@ -10,9 +10,10 @@ from ..errors import InvalidArgument
 from ..model import Event
 from ..ops import Ops
 from . import framework
-from .flows import HistoryAdapter, Turns, clear_events, read_turns
+from .histories import HistoryAdapter, Turns, read_turns
 from .json_events import REFUSALS, dict_of, json_event, not_read, with_sorted_sets
 from .packing import unpack
+from .session_flows import clear_events
 
 with framework("langchain-core", extra="langchain", tested=">=0.3,<2"):
     from langchain_core.chat_history import BaseChatMessageHistory

@@ -20,8 +20,8 @@ from . import checkpoints_0_1, framework
 from .checkpoint_listing import Pages
 from .checkpoint_threads import CheckpointRemoved, Found, Thread, Threads
 from .checkpoints import LAYOUT, Blob, Parts, Record, Write
-from .flows import AnyService, Services, both
 from .langgraph_store import StoredStore
+from .services import AnyService, Services, both
 
 with framework("langgraph-checkpoint", extra="langgraph", tested=">=3.0,<5"):
     from langgraph.checkpoint.base import (

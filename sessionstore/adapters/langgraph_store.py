@@ -26,7 +26,7 @@ from ..options import check_int
 from ..tiers import encode_change
 from ..transform import TierOwner
 from . import framework
-from .flows import AnyService, Services
+from .services import AnyService, Services
 
 with framework("langgraph-checkpoint", extra="langgraph", tested=">=3.0,<5"):
     from langgraph.store.base import (

@@ -15,7 +15,8 @@ from ..errors import CorruptData, InvalidArgument, SessionNotFound
 from ..model import Event, JsonEvent, SessionKey
 from ..ops import Ops
 from . import framework
-from .flows import AnyService, Services, append
+from .services import AnyService, Services
+from .session_flows import append
 
 with framework("mcp", extra="mcp", tested=">=1.23,<3"):
     from mcp.server.streamable_http import EventCallback, EventMessage, EventStore

@@ -13,16 +13,10 @@ from ..errors import InvalidArgument, SessionNotFound, StaleVersion
 from ..model import Event, SessionKey
 from ..ops import Ops
 from . import framework
-from .flows import (
-    AnyService,
-    HistoryAdapter,
-    Turns,
-    append,
-    clear_events,
-    pop_event,
-    read_turns,
-)
+from .histories import HistoryAdapter, Turns, read_turns
 from .json_events import dict_of, json_event, text_of
+from .services import AnyService
+from .session_flows import append, clear_events, pop_event
 
 with framework("openai-agents", extra="openai-agents", tested=">=0.8,<0.25"):
     from agents.memory import SessionSettings

@@ -16,9 +16,10 @@ from ..errors import InvalidArgument
 from ..model import Event, JsonEvent, SessionKey
 from ..ops import Ops
 from . import framework
-from .flows import HistoryAdapter, Turns, append, clear_events, read_turns
+from .histories import HistoryAdapter, Turns, read_turns
 from .json_events import REFUSALS, find_fault, not_read, with_sorted_sets
 from .packing import unpack
+from .session_flows import append, clear_events
 
 with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
     from pydantic_ai import messages as m

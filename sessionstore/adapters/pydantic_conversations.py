@@ -13,9 +13,10 @@ from ..model import EventPage, Session, SessionKey
 from ..ops import EVENTS_PER_CALL_LIMIT, Ops, ids_of
 from ..times import to_us
 from . import framework
-from .flows import AnyService, Services, append_with_state, list_all
 from .json_events import with_sorted_sets
 from .pydantic_ai import message_events, read_message
+from .services import AnyService, Services
+from .session_flows import append_with_state, list_all
 
 with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
     from pydantic import ConfigDict, TypeAdapter
