@@ -44,14 +44,30 @@ _unknown: WeakKeyDictionary[AnyService, dict[SessionKey, _Unknown]] = WeakKeyDic
 
 
 class HistoryAdapter:
-    """A conversation whose items are the events of one session.
+    """A conversation whose items are the events of one session. The first item creates the session.
 
-    `_append` and `_aappend` append events that have no ids of their own, so that a repeat stores
-    nothing twice. A repeat is recognized if an append failed with an unknown outcome, was of the
-    same events but for their ids and timestamps, and is the newest append of the service to the
-    session. It is also recognized if it is the first append of this object, the framework gave an
-    id to each of its items, and they are the newest ones of the session.
+    Its TTL and its event limit are the service's. Objects are cheap: make one for every run.
+
+    Args:
+        session_id: the conversation, 1 to 256 bytes of UTF-8.
+        service: a service for asyncio, or one of `sessionstore.sync`, with which the asynchronous
+            methods run in threads.
+        app_name: 1 to 256 bytes of UTF-8.
+        user_id: likewise.
+        sync_service: one of `sessionstore.sync` beside one for asyncio, to have both kinds of
+            methods without threads. In memory the two would share nothing.
+
+    Raises:
+        InvalidArgument: a service is not valid, or both are of one kind.
+        NotImplementedError: methods without await: there is only a service for asyncio.
+        BackendError: methods: the store did not carry it out, or (maybe_applied) did not say so.
     """
+
+    # `_append` and `_aappend` append events that have no ids of their own, so that a repeat stores
+    # nothing twice. A repeat is recognized if an append failed with an unknown outcome, was of the
+    # same events but for their ids and timestamps, and is the newest append of the service to the
+    # session. It is also recognized if it is the first append of this object, the framework gave an
+    # id to each of its items, and they are the newest ones of the session.
 
     def __init__(
         self,

@@ -26,21 +26,8 @@ class StoredChatMessageHistory(HistoryAdapter, BaseChatMessageHistory):
 
     Every message is one event, the JSON of LangChain's `message_to_dict`. What JSON lacks is stored
     as pydantic writes it: bytes as Base64 text, a datetime as ISO text, a tuple or a set as a list.
-    The session is created by the first message. TTL and event limit are the service's.
 
-    Args:
-        session_id: the conversation, 1 to 256 bytes of UTF-8.
-        service: a service of `sessionstore.sync`, with which the asynchronous methods run in
-            threads; or one for asyncio, which has only those.
-        app_name: 1 to 256 bytes of UTF-8.
-        user_id: likewise.
-        sync_service: one of `sessionstore.sync` beside one for asyncio, to have both kinds of
-            methods without threads. In memory the two would share nothing.
-
-    Raises:
-        InvalidArgument: a service is not valid, or both are of one kind.
-        NotImplementedError: methods without await: there is only a service for asyncio.
-        BackendError: methods: the store did not carry it out, or (maybe_applied) did not say so.
+    The arguments, and what all methods raise, are those of `HistoryAdapter`.
     """
 
     @property

@@ -33,20 +33,15 @@ _SEEN_LIMIT = 1000  # events of which a compaction checks that nobody else wrote
 class StoredSession(HistoryAdapter):
     """A conversation of the OpenAI Agents SDK: `Runner.run(agent, "Hi", session=...)`.
 
-    Satisfies the SDK's `Session` protocol. Every item is one event; the session is created by the
-    first item. TTL and event limit are the service's. You may create one for every run.
+    Satisfies the SDK's `Session` protocol. Every item is one event.
 
     Args:
-        session_id: the conversation, 1 to 256 bytes of UTF-8.
-        service: a service for asyncio, or one of `sessionstore.sync`, which runs in threads.
-        app_name: 1 to 256 bytes of UTF-8.
-        user_id: likewise.
         session_settings: the SDK's settings, or a dict of them; `limit` is the number of newest
-            items to read.
+            items to read. The other arguments, and what all methods raise, are those of
+            `HistoryAdapter`.
 
     Raises:
-        InvalidArgument: `service` or `session_settings` is not valid.
-        BackendError: methods: the store did not carry it out, or (maybe_applied) did not say so.
+        InvalidArgument: `session_settings` is not valid.
     """
 
     def __init__(

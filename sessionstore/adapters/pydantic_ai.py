@@ -41,22 +41,9 @@ class StoredMessageHistory(HistoryAdapter):
 
     Every message is one event. Its content is the JSON of Pydantic AI's `ModelMessagesTypeAdapter`,
     so what is loaded is what that adapter gives back: bytes in a tool's result become Base64 text,
-    a model becomes a dict, NaN becomes None. TTL and event limit are those of the service.
+    a model becomes a dict, NaN becomes None.
 
-    Args:
-        session_id: the conversation, 1 to 256 bytes of UTF-8. The first message creates it.
-        service: a service for asyncio, which has only the asynchronous methods; or one of
-            `sessionstore.sync`, with which those run in threads.
-        app_name: 1 to 256 bytes of UTF-8.
-        user_id: likewise.
-        sync_service: one of `sessionstore.sync` beside one for asyncio, to have both kinds of
-            methods without threads. In memory the two would share nothing.
-
-    Raises:
-        InvalidArgument: a service is not valid, or both are of one kind.
-        NotImplementedError: methods without await: there is only a service for asyncio.
-        BackendError: methods: the store refused the call, or its outcome is unknown
-            (maybe_applied).
+    The arguments, and what all methods raise, are those of `HistoryAdapter`.
     """
 
     async def load(self, limit: int | None = None) -> list[ModelMessage]:
