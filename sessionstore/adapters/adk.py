@@ -31,8 +31,8 @@ with framework("google-adk", extra="adk", tested=">=2.8,<3"):
     )
     from google.adk.sessions.session import Session
 
-    from ._session_service import SessionServiceAdapter, ids_of
-    from ._shared import EventFormat, from_json_state, to_instant, to_json_state
+    from .pydantic_events import EventFormat, from_json_state, to_instant, to_json_state
+    from .session_service_base import SessionServiceAdapter, ids_of
 
 __all__ = ["AdkSessionService", "register"]
 

@@ -34,8 +34,8 @@ with framework("trpc-agent-py", extra="trpc-agent", tested=">=1.2,<2"):
     from trpc_agent_sdk.sessions import BaseSessionService, Session, SessionServiceConfig
     from trpc_agent_sdk.utils import user_key
 
-    from ._session_service import SessionServiceAdapter, ids_of, reading
-    from ._shared import EventFormat, from_json_state, to_json_state
+    from .pydantic_events import EventFormat, from_json_state, to_json_state
+    from .session_service_base import SessionServiceAdapter, ids_of, reading
 
 __all__ = ["TrpcSessionService"]
 

@@ -24,7 +24,7 @@ from ..model import SessionKey, Turn
 from ..options import Duration, check_bool, check_milliseconds
 from ..service import SessionService
 from ..windows import Window, choose
-from ._shared import EventFormat, from_json_state
+from .pydantic_events import EventFormat, from_json_state
 from .session_flows import list_all
 
 _ANY = datetime(1970, 1, 1, tzinfo=UTC)  # a Session of this age writes to any session of its id
