@@ -19,7 +19,7 @@ from ..errors import CorruptData, InvalidArgument, StaleVersion
 from ..model import Session, SessionKey
 from ..ops import Ops
 from . import checkpoints as stored
-from .checkpoint_threads import Plan, Thread
+from .checkpoint_fields import Plan, ThreadFields
 from .checkpoints import Fields, Parts, Record, Space, Write
 from .session_flows import clear_events, list_all
 
@@ -114,7 +114,7 @@ def remove_rest(ops: Ops, thread: Iterable[tuple[Session, History]]) -> Flow[Non
 
 
 def convert(
-    thread: Thread,
+    thread: ThreadFields,
     load: Callable[[Serialized], Any],
     build: Callable[..., tuple[Record, Mapping[str, bytes]]],
     root_of: Callable[[str, Any], str],

@@ -17,8 +17,9 @@ from ..errors import CorruptData, InvalidArgument
 from ..ops import Ops
 from ..options import check_int
 from . import checkpoints_0_1, framework
+from .checkpoint_fields import ThreadFields
 from .checkpoint_listing import Pages
-from .checkpoint_threads import CheckpointRemoved, Found, Thread, Threads
+from .checkpoint_threads import CheckpointRemoved, Found, Threads
 from .checkpoints import LAYOUT, Blob, Parts, Record, Write
 from .langgraph_store import StoredStore
 from .services import AnyService, Services, both
@@ -359,7 +360,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
     # -- parts ---------------------------------------------------------------------------------
 
-    def _convert(self, thread: Thread) -> Flow[None]:
+    def _convert(self, thread: ThreadFields) -> Flow[None]:
         """Store again what release 0.1.0 stored of a thread."""
         return checkpoints_0_1.convert(thread, self.serde.loads_typed, self._record, _root)
 
