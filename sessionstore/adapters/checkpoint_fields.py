@@ -16,7 +16,7 @@ from ..codec import corrupt
 from ..keyed import run_keyed
 from ..listing import from_primary
 from ..model import SessionKey
-from ..ops import Ops
+from ..ops import Ops, ids_of
 from ..tiers import Delta
 from . import checkpoints as stored
 from .checkpoints import Blob, Fields, part_names
@@ -84,8 +84,7 @@ class ThreadFields:
 
     def delete(self) -> Flow[None]:
         """Remove the thread."""
-        key = self.key
-        yield from flows.delete_session(self.ops, key.app_name, key.user_id, key.session_id)
+        yield from flows.delete_session(self.ops, *ids_of(self.key))
 
     def read(self, fields: Sequence[bytes]) -> Flow[dict[bytes, bytes]]:
         """Fields that exist, by name, as they are stored.

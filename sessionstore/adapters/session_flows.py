@@ -13,7 +13,7 @@ from ..errors import SessionNotFound
 from ..flows import created_us_of
 from ..keyed import keyed
 from ..model import Event, Session, SessionKey, SessionPage
-from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops
+from ..ops import EVENTS_PER_CALL_LIMIT, SESSIONS_PER_PAGE_LIMIT, Ops, ids_of
 from ..replies import WriteResult
 from ..tiers import NO_CHANGE, check_call_size, encode_change
 
@@ -75,9 +75,7 @@ def append_with_state(
 
 def create_if_missing(ops: Ops, key: SessionKey, state: dict[str, Any] | None = None) -> Flow[None]:
     """Create a session unless it exists."""
-    yield from flows.get_or_create_session(
-        ops, key.app_name, key.user_id, key.session_id, state, 0, None
-    )
+    yield from flows.get_or_create_session(ops, *ids_of(key), state, 0, None)
 
 
 def pop_event(ops: Ops, key: SessionKey) -> Flow[Event | None]:
