@@ -201,7 +201,8 @@ def _replace_all(
         yield from append(ops, key, events)
         return
     found = [event.id for event in session.events]
-    if seen is not None and found[len(found) - len(seen) if seen else 0 :] != seen[-len(found) :]:
+    num_known = min(len(found), len(seen or ()))
+    if seen is not None and found[-num_known:] != seen[-num_known:]:
         raise StaleVersion(
             f"session {key.session_id!r} was written to since its items were read; nothing was "
             "replaced",
