@@ -36,7 +36,7 @@ with framework("google-adk", extra="adk", tested=">=2.8,<3"):
 
 __all__ = ["AdkSessionService", "register"]
 
-_EVENTS: EventFormat[Event] = EventFormat(Event, "google-adk")
+_EVENTS = EventFormat(Event, "google-adk")
 _CLOCK_AHEAD = timedelta(days=1)  # at most, of a host that stamps events
 _LATE = 1e11  # in the year 5138
 _SHARED_STATE = ("app:", "user:", "temp:")  # a rewind leaves it alone
@@ -112,11 +112,7 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
         """
         config = config or GetSessionConfig()
         limit, after = config.num_recent_events, config.after_timestamp
-        ids: dict[str, Any] = {
-            "app_name": app_name,
-            "user_id": user_id,
-            "session_id": session_id.strip(),
-        }
+        ids: Any = {"app_name": app_name, "user_id": user_id, "session_id": session_id.strip()}
         # The newest event is always read: the time of the last update is its timestamp.
         event_num = None if limit is None else max(limit, 1)
         event_time = None

@@ -52,7 +52,7 @@ class SessionServiceAdapter:
     """
 
     _name: ClassVar[str]  # of the adapter, for error messages
-    _format: ClassVar[EventFormat[Any]]
+    _format: ClassVar[EventFormat]
     _held: HeldTurn | None = None
 
     def __init__(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -39,7 +40,7 @@ with framework("trpc-agent-py", extra="trpc-agent", tested=">=1.2,<2"):
 
 __all__ = ["TrpcSessionService"]
 
-_EVENTS: EventFormat[Any] = EventFormat(Event, "trpc-agent-py")
+_EVENTS = EventFormat(Event, "trpc-agent-py")
 _UPDATE_ATTEMPTS = 100  # of update_session, each after somebody else has written
 _ABSENT = object()
 
@@ -344,7 +345,7 @@ def _apply_view(view: dict[str, Any], log: list[Event]) -> tuple[list[Event], li
     """The events that a View shows, and the historical ones; without those that were removed."""
     places = {event.id: place for place, event in enumerate(log)}
     ends = {-1}  # places where an entry begins or ends
-    for entry in sum(view.values(), []):  # noqa: RUF017  # three lists
+    for entry in chain.from_iterable(view.values()):
         names = entry[:2] if isinstance(entry, list) else [entry["event"][0]["id"]]
         ends |= {places[name] for name in names if name in places}
 
@@ -422,7 +423,7 @@ def _is_event(stored: StoredEvent) -> bool:
 
 
 def _is_same(event: Event, other: Event) -> bool:
-    return event is other or event == other or _write(event) == _write(other)
+    return event == other or _write(event) == _write(other)
 
 
 def _write(event: Event, session: Session | None = None) -> list[Any]:
