@@ -145,7 +145,7 @@ def find_fault(value: Any, path: str, encode: Callable[[Any], object]) -> tuple[
         for name, part in _parts_of(value).items():
             try:
                 encode(part)
-            except REFUSALS:
+            except Exception:  # of a serializer that may be the application's
                 path, value = f"{path}[{name!r}]" if has_items else f"{path}.{name}", part
                 break
         else:

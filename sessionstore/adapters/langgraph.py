@@ -21,6 +21,7 @@ from .checkpoint_fields import ThreadFields
 from .checkpoint_listing import Pages
 from .checkpoint_threads import CheckpointRemoved, Found, Threads
 from .checkpoints import LAYOUT, Blob, Parts, Record, Write
+from .json_events import find_fault
 from .langgraph_store import StoredStore
 from .services import AnyService, Services, both
 
@@ -443,11 +444,9 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         try:
             return self.serde.dumps_typed(value)
         except Exception as error:
-            parts = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
-            for key, part in parts.items() if isinstance(parts, dict) else ():
-                self._dump(part, f"{path}[{key!r}]")  # raises if it is at fault
+            path, part = find_fault(value, path, self.serde.dumps_typed)
             raise InvalidArgument(
-                f"{path} is a {type(value).__name__}, which {type(self.serde).__name__} does not "
+                f"{path} is a {type(part).__name__}, which {type(self.serde).__name__} does not "
                 f"serialize ({type(error).__name__})"
             ) from error
 
