@@ -78,9 +78,6 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
     ) -> Session:
         """A new session. One round trip.
 
-        Args:
-            state: initial state; `app:` and `user:` keys go to their tier, `temp:` nowhere.
-
         Raises:
             AlreadyExistsError: there is a session of this id.
         """
@@ -105,10 +102,7 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
     ) -> Session | None:
         """A session as it is now; None if there is none.
 
-        Args:
-            config: `num_recent_events` and `after_timestamp` (inclusive); both may be given.
-
-        One round trip; a second one if `after_timestamp` leaves no events.
+        One round trip; a second one if `config.after_timestamp` leaves no events.
         """
         config = config or GetSessionConfig()
         limit, after = config.num_recent_events, config.after_timestamp

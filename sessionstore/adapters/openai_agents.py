@@ -87,9 +87,6 @@ class StoredSession(HistoryAdapter):
     async def add_items(self, items: list[TResponseInputItem]) -> None:
         """Append items; up to 500 in one atomic step. A repeat stores nothing twice.
 
-        Args:
-            items: dicts of JSON values, which the SDK's own sessions accept.
-
         Raises:
             InvalidArgument: an item cannot be stored; names the path within it. LimitExceeded if
                 too large.

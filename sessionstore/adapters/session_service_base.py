@@ -87,17 +87,10 @@ class SessionServiceAdapter:
     async def append_event(self, session: Any, event: Any) -> Any:
         """Append an event and apply its state delta, in one atomic step, exactly once.
 
-        A partial event is handed back and not stored. `session` and `event` change once the store
+        A partial event is returned and not stored. `session` and `event` change once the store
         has accepted the event: `session` has it, with its state, and `temp:` keys leave its delta.
         If the event was stored already, `session` gets what others have written since, too. So
         appending the same event again is safe after any error.
-
-        Args:
-            session: as this service gave it; it need not show what others have written since.
-            event: what to append.
-
-        Returns:
-            The event.
 
         Raises:
             SessionNotFound: there is no such session, or it was deleted and created again.
@@ -131,12 +124,6 @@ class SessionServiceAdapter:
         renews it, and releases it at the end. Without, this is `runner.run_async`. The frameworks'
         interface shows where a run begins, but not where it ends. So the runner gets a copy of the
         adapter that holds the turn.
-
-        Args:
-            runner: the framework's Runner, with this adapter as its session service.
-            user_id: the user.
-            session_id: the session.
-            arguments: all else that `run_async` takes.
 
         Raises:
             TurnLost: another run took the turn over, because it could not be renewed in time.

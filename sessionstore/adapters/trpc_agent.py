@@ -119,9 +119,6 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
     ) -> Session:
         """A new session, or the one of this id, with `state` set in it: nothing else is changed.
 
-        Args:
-            state: state to set; `app:` and `user:` keys go to their tier, `temp:` nowhere.
-
         One round trip; two if there is such a session.
         """
         values = to_json_state(state or {}, "state")
@@ -214,10 +211,7 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
     async def update_session_state(self, session: Session, state_delta: dict[str, Any]) -> None:
         """Set state of a session without an event. One round trip.
 
-        Args:
-            session: as this service gave it; it shows the new state afterwards.
-            state_delta: values to set; `app:` and `user:` keys go to their tier, `temp:` keys only
-                to `session`.
+        `session` shows the new state afterwards; `temp:` keys reach only it.
 
         Raises:
             SessionNotFound: there is no such session, or it was deleted and created again.
