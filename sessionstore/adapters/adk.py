@@ -154,7 +154,7 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
         if event.actions.rewind_before_invocation_id:
             await self._correct_rewind(session, event)
         try:
-            appended: Event = await super().append_event(session, event)
+            return await super().append_event(session, event)
         except (SessionNotFound, StaleVersion) as error:
             found = await self._service.get_session(**ids_of(session), event_num=0)
             if found is None:
@@ -162,7 +162,6 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
             raise StaleSessionError(
                 f"Session {session.id} has been modified in storage since it was read."
             ) from error
-        return appended
 
     async def close(self) -> None:
         """Nothing to close: the service that was given stays open."""

@@ -352,8 +352,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         return pages
 
     def _metadata(self, record: Record) -> Mapping[str, Any]:
-        metadata: Mapping[str, Any] = self.serde.loads_typed(record.metadata)
-        return metadata
+        return self.serde.loads_typed(record.metadata)
 
     def _record(
         self,

@@ -100,12 +100,10 @@ def both(
     """
 
     def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        found: T = self._services.run(partial(flow, self), *args, **kwargs)
-        return found
+        return self._services.run(partial(flow, self), *args, **kwargs)
 
     async def arun(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        found: T = await self._services.arun(partial(flow, self), *args, **kwargs)
-        return found
+        return await self._services.arun(partial(flow, self), *args, **kwargs)
 
     parameters = [each for name, each in signature(flow).parameters.items() if name != "ops"]
     methods: tuple[Any, Any] = (run, arun)

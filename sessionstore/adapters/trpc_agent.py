@@ -231,8 +231,7 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
     def _time_of(self, stored: StoredEvent) -> float:
         if _is_event(stored):
             return super()._time_of(stored)
-        updated: float = stored.content["updated"]
-        return updated
+        return stored.content["updated"]
 
     def _shown_state(self, found: StoredSession) -> dict[str, Any]:
         state = {key: found.state[key] for key in found.state if key not in (_VIEW, _COUNT)}
