@@ -125,9 +125,9 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
     async def list_sessions(
         self, *, app_name: str, user_id: str | None = None
     ) -> ListSessionsResponse:
-        """All sessions of a user, with state and without events, the last updated last.
+        """All sessions of a user, with state and without events, the last updated at the end.
 
-        Without a user those of all users, found by a walk over all keys of the store. Two round
+        Without a user those of all users, found by a scan of all keys of the store. Two round
         trips for up to 1,000 sessions each of a user.
         """
         sessions = await self._list(app_name, user_id)
@@ -175,12 +175,12 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
     async def _correct_rewind(self, session: Session, event: Event) -> None:
         """Replace the state delta of a rewind, which ADK computed from the events that it saw.
 
-        ADK sets to None what no earlier event set. But an event that set it may be trimmed, or
-        covered by a summary, or the session may have been created with it. State of which no event
-        is left keeps its value.
+        ADK sets to None what no earlier event set. But the event that set it may be trimmed or
+        covered by a summary, or the session may have been created with it. State that no stored
+        event sets keeps its value.
 
         Raises:
-            InvalidArgument: only events that are gone know the value; names the keys.
+            InvalidArgument: only events that are gone have the value; names the keys.
         """
         found = await self._service.get_session(**ids_of(session))
         if found is None:

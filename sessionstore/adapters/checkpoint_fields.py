@@ -89,7 +89,7 @@ class ThreadFields:
     def read(self, fields: Sequence[bytes]) -> Flow[dict[bytes, bytes]]:
         """Fields that exist, by name, as they are stored.
 
-        Runs go on from what they read, so a replica that lags behind is not asked.
+        Runs continue from what they read, so it reads no replica: replicas lag behind.
         """
         found: dict[bytes, bytes] = {}
         for first in range(0, len(fields), _FIELDS_PER_READ):

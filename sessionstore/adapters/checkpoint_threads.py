@@ -216,7 +216,7 @@ class Thread(ThreadFields):
             known = known or (yield from self._load(namespace))
             record, parts = build(known.head)
             space, plan, old = known.space, Plan(), None
-            if record.id <= space.head:  # it is put again, or late
+            if record.id <= space.head:  # it is stored again, or late
                 found = yield from self.records(namespace, [record.id])
                 old = found[record.id].record if found else None
             if old is None:
@@ -385,7 +385,7 @@ class Thread(ThreadFields):
 
     def _contended(self) -> errors.BackendUnavailable:
         return errors.BackendUnavailable(
-            f"others change thread {self.key.session_id!r} all the time; nothing was written",
+            f"others changed thread {self.key.session_id!r} in every attempt; nothing was written",
             maybe_applied=False,
         )
 
@@ -425,7 +425,7 @@ class Threads:
         return Thread(ops, SessionKey(self._app_name, user_id, thread), self)
 
     def ids(self, ops: Ops) -> Flow[list[str]]:
-        """All threads, the one written last at the end. Some may be gone.
+        """All threads, the last written at the end. Some may no longer exist.
 
         Raises:
             InvalidArgument: every thread may belong to another user.

@@ -97,7 +97,7 @@ class Record(msgspec.Struct, array_like=True, frozen=True):
         values: the values of the channels.
         deltas: channels whose values are rebuilt from the writes of earlier checkpoints.
         base: what delta channels were when earlier checkpoints were removed; None = none was.
-        replaced: parts of values that this checkpoint had, before it was put again.
+        replaced: parts of values that this checkpoint had, before it was stored again.
     """
 
     id: str

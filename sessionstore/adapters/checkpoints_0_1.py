@@ -121,7 +121,7 @@ def convert(
     """Store a thread in the present layout, in one atomic step, then remove the rest.
 
     If another process converts it at the same time, one of them does it. A session of something
-    else is left alone.
+    else does not change.
 
     Args:
         thread: the thread.

@@ -50,24 +50,26 @@ class HistoryAdapter:
 
     Args:
         session_id: the conversation, 1 to 256 bytes of UTF-8.
-        service: a service for asyncio, or one of `sessionstore.sync`, with which the asynchronous
+        service: a service for asyncio, on whose event loop the methods without await run, so only
+            other threads can call them; or one of `sessionstore.sync`, with which the asynchronous
             methods run in threads.
         app_name: 1 to 256 bytes of UTF-8.
         user_id: likewise.
-        sync_service: one of `sessionstore.sync` beside one for asyncio, to have both kinds of
-            methods without threads. In memory the two would share nothing.
+        sync_service: one of `sessionstore.sync` on the same server, in addition to one for asyncio.
+            Then both kinds of methods work everywhere. In memory the two would share nothing.
 
     Raises:
         InvalidArgument: a service is not valid, or both are of one kind.
-        NotImplementedError: methods without await: there is only a service for asyncio.
-        BackendError: methods: the store did not carry it out, or (maybe_applied) did not say so.
+        NotImplementedError: methods without await: there is only a service for asyncio, and its
+            event loop does not run, or runs in this thread.
+        BackendError: methods: the store refused the call or did not answer (maybe_applied).
     """
 
     # `_append` and `_aappend` append events that have no ids of their own, so that a repeat stores
-    # nothing twice. A repeat is recognized if an append failed with an unknown outcome, was of the
-    # same events but for their ids and timestamps, and is the newest append of the service to the
-    # session. It is also recognized if it is the first append of this object, the framework gave an
-    # id to each of its items, and they are the newest ones of the session.
+    # nothing twice. A repeat is recognized if the newest append of the service to the session has
+    # an unknown outcome, and was of events that are equal except for ids and timestamps. It is also
+    # recognized if it is the first append of this object, the framework gave an id to each of its
+    # items, and they are the newest ones of the session.
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class HistoryAdapter:
 
 
 def _digest(events: Iterable[Event]) -> bytes:
-    """The same for events that differ only in ids and timestamps."""
+    """A digest that is equal for events that differ only in ids and timestamps."""
     parts = [(event.author, event.metadata, event.content) for event in events]
     return blake2b(msgspec.json.encode(parts, enc_hook=repr)).digest()
 

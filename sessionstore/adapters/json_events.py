@@ -154,7 +154,7 @@ def find_fault(value: Any, path: str, encode: Callable[[Any], object]) -> tuple[
 
 
 def without_surrogates(value: Any) -> Any:
-    """A copy of JSON values in which U+FFFD takes the place of lone surrogates."""
+    """A copy of JSON values in which U+FFFD replaces lone surrogates."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):

@@ -70,15 +70,15 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         app_name: 1 to 256 bytes of UTF-8.
         user_id: the user whose sessions the threads are; or a function from a thread id to a user,
             which spreads threads over the slots of a cluster.
-        sync_service: a service of `sessionstore.sync` beside one for asyncio, on the same server.
+        sync_service: a service of `sessionstore.sync` on the same server, with one for asyncio.
         serde: LangGraph's serializer; None = its default.
         keep_checkpoints: how many checkpoints of each namespace are kept, 1 or more; None = all.
 
     Raises:
         InvalidArgument: an argument is not valid.
 
-    Methods raise BackendError if the store did not carry them out, or (maybe_applied) did not say
-    so, and CorruptData if stored bytes do not decode.
+    Methods raise BackendError if the store refused the call or did not answer (maybe_applied), and
+    CorruptData if stored bytes do not decode.
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         """Checkpoints with their pending writes, newest first.
 
         It reads the ids of the checkpoints in a thread, then the checkpoints in pages of up to 20.
-        Without `config` it lists all threads, the one written last first.
+        Without `config` it lists all threads, the last written first.
 
         Raises:
             InvalidArgument: `config` is None, and `user_id` a function.
@@ -253,7 +253,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
                 yield self._tuple(*each)
 
     def _delete_thread(self, ops: Ops, thread_id: str) -> Flow[None]:
-        """Remove a thread with all its namespaces; a missing one is fine."""
+        """Remove a thread with all its namespaces. No error if it does not exist."""
         thread = self._threads.at(ops, thread_id)
         if (yield ops.read_fields(thread.key, [LAYOUT])) == [None]:
             old = yield from checkpoints_0_1.read_thread(ops, thread.key)
@@ -263,7 +263,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
     delete_thread, adelete_thread = both(_delete_thread)
 
     def _copy_thread(self, ops: Ops, source_thread_id: str, target_thread_id: str) -> Flow[None]:
-        """Copy all that is stored of a thread in place of another one; a missing one is fine.
+        """Replace a thread by a copy of another one. No error if that does not exist.
 
         O(size of the thread). Not atomic: the newest checkpoints appear last. To complete a copy
         that failed, copy again.
@@ -301,10 +301,10 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         strategy: str = "keep_latest",
         keep_last: int = 1,
     ) -> Flow[None]:
-        """Remove history; missing threads are fine.
+        """Remove history.
 
         Args:
-            thread_ids: the threads.
+            thread_ids: the threads. Missing ones are ignored.
             strategy: "keep_latest" keeps the newest checkpoints of each namespace, their writes,
                 and what delta channels need; "delete" removes the threads.
             keep_last: how many "keep_latest" keeps, 1 or more.

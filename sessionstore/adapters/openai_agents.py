@@ -122,7 +122,7 @@ class StoredSession(HistoryAdapter):
         It returns False, and changes nothing, if anybody wrote to the session since.
         """
         if type(self) is not StoredSession or prune_prefix is not None:
-            return None  # what a subclass does besides would be left out
+            return None  # it would skip what a subclass adds
         found = await self._services.arun(read_turns, self._key, limit, self._item, _TURNS)
         session, shown = found.session, found.shown
         if session is None:
@@ -155,7 +155,7 @@ class StoredSession(HistoryAdapter):
             StaleVersion: others wrote to the session since this object read all items.
         """
         if type(self) is not StoredSession:
-            return False  # what a subclass does besides would be left out
+            return False  # it would skip what a subclass adds
         events = _events(items)
         seen, self._seen = self._seen, None
         await self._services.arun(_replace_all, self._key, events, seen)

@@ -50,7 +50,7 @@ class StoredConversationStore(ConversationStore):
     entry and the record that points at it are written in one atomic step, up to 500 entries a step.
     A fork gets copies of the entries, so a conversation shares nothing: it expires and is deleted
     alone, with all of its messages. TTL and event limit are those of the service; if a conversation
-    has more entries than the limit, with those of branches that it left, its oldest are trimmed and
+    has more entries than the limit, abandoned branches included, its oldest are trimmed and
     its history begins later.
 
     Args:
@@ -129,7 +129,7 @@ class StoredConversationStore(ConversationStore):
     ) -> list[ConversationEntry]:
         """The entries up to one of them, oldest first, or only the last `limit` of these.
 
-        One round trip for every 1,000 entries. If the store object has not met the entry yet, it
+        One round trip for every 1,000 entries. If the store object has not loaded the entry, it
         searches all conversations of the user.
 
         Raises:

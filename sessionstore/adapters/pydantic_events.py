@@ -1,7 +1,7 @@
 """Events that are pydantic models, and their state: for Google ADK and tRPC-Agent.
 
 The framework's own serializer defines an event's JSON, which is embedded in the stored event. Its
-state delta stands beside it, where the store applies it.
+state delta is stored next to it, where the store applies it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class EventFormat:
         Args:
             content: JSON values; release 0.1.0 also stored JSON text.
             state_delta: the stored state delta.
-            patches: values that release 0.1.0 kept beside the content, with their paths.
+            patches: values that release 0.1.0 kept next to the content, with their paths.
 
         Raises:
             ValueError, TypeError, LookupError, AttributeError: this is not an event.

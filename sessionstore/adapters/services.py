@@ -29,7 +29,7 @@ class Services:
     Args:
         adapter: the adapter's name, for error messages.
         service: a service for asyncio or one of `sessionstore.sync`.
-        sync_service: one of `sessionstore.sync` beside one for asyncio.
+        sync_service: one of `sessionstore.sync`, in addition to one for asyncio.
 
     Raises:
         InvalidArgument: these are not services, or both are of one kind.
@@ -54,7 +54,7 @@ class Services:
             if not isinstance(sync_service, sessionstore.sync.SessionService):
                 raise InvalidArgument("sync_service must be a service of sessionstore.sync")
             if self._for_asyncio is None:
-                raise InvalidArgument("beside sync_service, service must be one for asyncio")
+                raise InvalidArgument("with sync_service, service must be one for asyncio")
 
     def __repr__(self) -> str:
         return repr(self._service)
@@ -72,7 +72,7 @@ class Services:
     def run(
         self, flow: Callable[Concatenate[Ops, P], Flow[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """What a flow returns. With only a service for asyncio, it runs on that one's loop.
+        """What a flow returns. With only a service for asyncio, it runs on that service's loop.
 
         Raises:
             NotImplementedError: there is only a service for asyncio, and its loop does not run, or

@@ -86,7 +86,7 @@ def pop_event(ops: Ops, key: SessionKey) -> Flow[Event | None]:
 
 
 def clear_events(ops: Ops, key: SessionKey) -> Flow[None]:
-    """Remove all events; a missing session is fine."""
+    """Remove all events. No error if the session does not exist."""
     with suppress(SessionNotFound):
         yield from flows.clear_events(ops, key, None)
 
@@ -99,7 +99,7 @@ def list_all(
     limit: int | None = None,
     convert: Callable[[Session], Any] = lambda session: session,
 ) -> Flow[list[Any]]:
-    """The sessions of a user, the one updated last first, each with its newest events.
+    """The sessions of a user, the last updated first, each with its newest events.
 
     Args:
         ops: builds the Calls.

@@ -1,7 +1,7 @@
 """What the session services for Google ADK and tRPC-Agent have in common.
 
 Both frameworks have the same interface of a session service, and Events and Sessions of one shape.
-An event is stored as the framework's own JSON, its state delta beside it where the store applies
+An event is stored as the framework's own JSON, its state delta next to it, where the store applies
 it. The frameworks' prefixes of state keys are the store's: `app:`, `user:`, `temp:` and none.
 """
 
@@ -38,7 +38,7 @@ class SessionServiceAdapter:
 
     Every method raises InvalidArgument if an argument is not valid or a value cannot be stored, and
     names it; CorruptData if a session holds something that the adapter did not write; BackendError
-    if the store did not carry the call out, or (maybe_applied) did not say so.
+    if the store refused the call or did not answer (maybe_applied).
 
     Args:
         service: where sessions are stored: `RedisSessionService` or `InMemorySessionService`.
@@ -79,7 +79,7 @@ class SessionServiceAdapter:
         return f"{self._name}({self._service!r})"
 
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
-        """Remove a session with its events and its state; a missing one is fine. One round trip."""
+        """Remove a session with its events and state, if it exists. One round trip."""
         await self._service.delete_session(
             app_name=app_name, user_id=user_id, session_id=session_id.strip()
         )
@@ -94,7 +94,7 @@ class SessionServiceAdapter:
 
         Raises:
             SessionNotFound: there is no such session, or it was deleted and created again.
-            TurnLost: in `run`, another run took the turn over.
+            TurnLost: in `run`, another run has acquired the turn.
 
         One round trip; two more for an event that was stored already.
         """
@@ -126,7 +126,7 @@ class SessionServiceAdapter:
         adapter that holds the turn.
 
         Raises:
-            TurnLost: another run took the turn over, because it could not be renewed in time.
+            TurnLost: another run has acquired the turn, because it was not renewed in time.
         """
         async with AsyncExitStack() as stack:
             if self._serialize_turns:

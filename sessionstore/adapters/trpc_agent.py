@@ -178,8 +178,8 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
         Changes are found by comparing with what this service returned. Later writes of others stay.
 
         Args:
-            session: as this service gave it, changed. Of a Session that was made anew, what is gone
-                counts as unchanged, unless it is among `historical_events`.
+            session: as this service returned it, with changes. If the caller made the Session,
+                events and state that it lacks stay, except `historical_events`.
 
         Raises:
             SessionNotFound: there is no such session, or it was deleted and created again. (The
@@ -435,7 +435,7 @@ def _read(written: list[Any]) -> Any:
 
 
 def _seen_by(session: Session) -> _Seen:
-    """What a Session object was given; if it was made anew, the events that it has."""
+    """What the store gave to a Session object; if the caller made it, the events that it has."""
     if isinstance(session, _Session) and session._seen:
         return session._seen
     return _Seen(None, {event.id for event in session.events}, {_COUNT: 0})
