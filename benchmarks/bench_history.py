@@ -96,7 +96,7 @@ class _Histories:
 
 
 class _Summaries:
-    """Sessions of turns: one short, and longer ones of which a summary covers all but as much."""
+    """Sessions of turns: a short one, and longer ones whose summary leaves as many events."""
 
     def __init__(self, harness: Harness) -> None:
         self.harness = harness

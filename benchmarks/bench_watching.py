@@ -18,7 +18,6 @@ from statistics import quantiles
 from typing import Any
 
 from sessionstore import Event, SessionKey, WatchEntry
-from sessionstore.ops_watch import listen_session
 
 from .bare import Request
 from .harness import Harness, Server, Variant, main
@@ -79,7 +78,7 @@ class _Bench:
 
     async def _listen(self, keys: Sequence[SessionKey], lease_ms: int) -> None:
         for key in keys:
-            call = listen_session(self.service._ops, key, lease_ms)
+            call = self.service._ops.listen_session(key, lease_ms)
             await self.service._executor.execute(call)
             await self.service.append_event(key, new_event())
 

@@ -1,10 +1,10 @@
-"""Copies of the app tiers that a service has read, for reads that may be a little old.
+"""A cache of the app tiers that a service has read: the option `app_state_max_age`.
 
 A copy is the reply of the store. Each read decodes it again, so callers share no values. Only app
-tiers that have a cluster slot of their own are copied; others are read together with the session.
+tiers that have a cluster slot of their own are cached; others are read together with the session.
 
-A read that began before a write of the same service must not bring back the old value. So reads are
-numbered: a write drops the copy, and replies to earlier reads are not kept.
+A reply to a read that began before a write of the same service holds the old value. So reads and
+writes are numbered: a write drops the copy, and replies to earlier reads are not cached.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 APPS_LIMIT = 1000
-"""How many copies a service keeps."""
+"""How many copies a service has at most."""
 
 BYTES_LIMIT = 16 << 20
-"""How many bytes of keys and values all copies of a service have together."""
+"""How many bytes of keys and values all copies of a service have at most, together."""
 
 _WRITES_LIMIT = 10_000  # applications whose last write is remembered
 
@@ -39,7 +39,7 @@ class AppCopies:
     """The copies of a service. Thread-safe.
 
     Args:
-        max_age_s: how old a copy may be, in seconds; 0 = nothing is copied.
+        max_age_s: how old a copy may be, in seconds; 0 = nothing is cached.
         clock: returns seconds.
     """
 
@@ -51,7 +51,7 @@ class AppCopies:
         self._size = 0
         self._number = 0
         self._written: dict[bytes, int] = {}  # the number of the last write
-        self._forgotten = 0  # the number of the last write that is not remembered
+        self._forgotten = 0  # the number of the last write that is no longer in `_written`
 
     def __bool__(self) -> bool:
         return self._max_age_s > 0
@@ -66,7 +66,7 @@ class AppCopies:
         return Read(self._number, self._clock())
 
     def put(self, tier: bytes, read: Read, reply: Any, size: int) -> None:
-        """Keep the reply to a read, unless the service has written to the tier since it began."""
+        """Cache the reply to a read, unless the service has written to the tier since it began."""
         with self._lock:
             if read.number < self._written.get(tier, self._forgotten):
                 return

@@ -54,11 +54,12 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
         from_primary: a plain read that must not go to a replica.
         is_bulk: its data may be large. It uses a connection of its own, so that small Calls do not
             wait behind it.
-        age_argument: the index in `args` of the argument at whose end the age of a repeat stands,
-            after a space, in microseconds. It is added once the outcome of an attempt is unknown:
-            the time since the call began, plus a second.
+        age_argument: the index in `args` of the argument to which the age of a repeat is appended,
+            after a space, in microseconds, once the outcome of an attempt is unknown. It is the
+            time from the first attempt to the call's deadline, plus a second.
         slot: routes a Call without keys in a cluster: a slot, or a key in that slot.
         for_key_store: it goes to the key store.
+        must_be_confirmed: if too few replicas confirm it, NotReplicated is raised inside the flow.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     slot: int | bytes | None = None
     age_argument: int | None = None
     for_key_store: bool = False
+    must_be_confirmed: bool = False
 
 
 def decode_replies(call: Call[R], replies: list[Any]) -> R:
@@ -175,7 +177,7 @@ def status(reply: Any, key: SessionKey, if_version: int | None = None) -> bytes:
     Raises:
         SessionNotFound, SessionExists, StaleVersion, TurnTaken, TurnLost, CorruptData,
             EventsMissing: the status word says so.
-        InvalidArgument, LimitExceeded: the session does not allow what was asked for.
+        InvalidArgument, LimitExceeded: the session does not allow the call.
         BackendUnavailable: the outcome of an earlier attempt is unknown.
         BackendRejected: a state value cannot be incremented.
         ScriptContractError: no script declares this reply.

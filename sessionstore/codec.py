@@ -380,7 +380,7 @@ def _with_decoded_content(event: JsonEvent, decoded: Event) -> Event:
 
 
 def _first_fault(items: list[Any], is_good: Callable[[list[Any]], bool]) -> int | None:
-    """The place of the first item that makes a list not good.
+    """The index of the first item that makes `is_good` false; None if there is none.
 
     A binary search: encoding half of the items at once is much faster than one by one.
     """

@@ -33,8 +33,8 @@ _MAGIC = b"\x37\xa4\x30\xec"
 _MISSING = "compression needs the extra `zstd`: pip install 'sessionstore[zstd]'"
 
 
-class _OfThread(threading.local):
-    """The zstd contexts of a thread: they are not thread-safe, and expensive to make."""
+class _ThreadContexts(threading.local):
+    """The zstd contexts of one thread: they are not thread-safe, and expensive to make."""
 
     def __init__(self) -> None:
         self.compress: Any = None
@@ -48,15 +48,15 @@ class Zstd:
     to. Size limits apply to values before they are compressed. One object may serve any number of
     services and threads.
 
-    Equal events become equal bytes as long as all arguments but the later dictionaries, and the
-    release of zstd, are the same. After a change an event that is appended once more, by a process
-    that repeats an older call, is stored twice.
+    Equal events become equal bytes only if all arguments, except later dictionaries, and the
+    release of zstd are the same. If they change between an append and its repeat, the event is
+    stored twice.
 
     Args:
         dictionaries: files that `sessionstore train-dictionary` wrote, or their content. The first
             one compresses; all of them decompress. A value can only be read with the dictionary
             that compressed it, so keep every dictionary as long as there is such data.
-        level: 1 = fast to 19 = small.
+        level: from 1, the fastest, to 19, the smallest values.
         min_bytes: smaller values are stored as they are, 0 or more.
         read_only: compress nothing. Services that have this option can read what others compress.
 
@@ -94,7 +94,7 @@ class Zstd:
         self._level = level
         self._min_bytes = min_bytes
         self._read_only = read_only
-        self._of_thread = _OfThread()
+        self._contexts = _ThreadContexts()
 
     def __repr__(self) -> str:
         ids = ", ".join(map(str, self._dictionaries))
@@ -109,9 +109,9 @@ class Zstd:
         """A value as it is stored: compressed, if that makes it smaller."""
         if len(data) < self._min_bytes or self._read_only:
             return data
-        compress = self._of_thread.compress
+        compress = self._contexts.compress
         if compress is None:
-            compress = self._of_thread.compress = self._compressor()
+            compress = self._contexts.compress = self._compressor()
         packed: bytes = compress(data)
         return COMPRESSED + packed if len(packed) + 1 < len(data) else data
 
@@ -125,7 +125,7 @@ class Zstd:
         Raises:
             Unreadable: a dictionary is missing, a frame is damaged, or its content is too long.
         """
-        decompress = self._of_thread.decompress
+        decompress = self._contexts.decompress
         parameters = self._zstd.get_frame_parameters
         values = []
         try:
@@ -137,7 +137,7 @@ class Zstd:
                 found = parameters(frame)
                 # content_size of a frame without a size is the largest integer.
                 if found.content_size > DECOMPRESSED_LIMIT:
-                    raise Unreadable("its zstd frame is too long, or does not tell its size")
+                    raise Unreadable("its zstd frame is too long, or has no size")
                 name = found.dict_id
                 if name not in decompress:
                     decompress[name] = self._decompressor(name)
@@ -173,8 +173,8 @@ def train_dictionary(samples: Sequence[bytes], size: int = DICTIONARY_SIZE) -> b
     """A dictionary for values like the samples.
 
     Args:
-        samples: encoded values: a hundred times as many bytes as `size` is good, and a thousand
-            times is enough.
+        samples: encoded values. A hundred times as many bytes as `size` are good, a thousand times
+            as many are enough.
         size: maximum size of the dictionary, in bytes.
 
     Raises:

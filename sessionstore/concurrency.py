@@ -330,7 +330,7 @@ class Compactions:
             self._again.discard(key)
 
     async def aclose(self, grace_s: float) -> None:
-        """Start no more. Wait for those that go on, and cancel them after a time."""
+        """Start no more compactions. Wait for those that run, and cancel them after a time."""
         self._is_closed = True
         tasks = list(self._tasks.values())
         try:

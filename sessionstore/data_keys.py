@@ -5,8 +5,8 @@ When it is removed there, no copy of the data can be read any more. A process ca
 it has read for up to five minutes.
 
 A session stores the name of its data key, and refuses values with another one. So a process that
-has cached an old key cannot write with it. A flow that uses a data key at a place that had none (a
-new session, the user tier) calls `use` afterwards. If the data key is still stored, it stays.
+has cached an old key cannot write with it. A flow that writes with a data key where there was none
+(a new session, the user tier) calls `use` afterwards. If the data key is still stored, it stays.
 Otherwise the flow removes what it wrote, and starts again. So if delete_user and a write run at the
 same time, one of them notices the other.
 """
@@ -23,16 +23,16 @@ import msgspec
 
 from .calls import AsyncExecutor, Call, CallNeeded, Command, SyncExecutor, checked_reply
 from .codec import corrupt
-from .encryption import DATA_KEY_MARK, AuthenticatedKey, KeyRing, describe, name_of_key, place_of
+from .encryption import DATA_KEY_MARK, KeyRing, NamedKey, associated_data, encode_parts, name_of_key
 from .errors import InvalidArgument, ScriptContractError
 from .keys import Keys
 from .scripts import SCRIPTS
 from .transform import Context, Unreadable
 
-KEPT_S = 300.0
+CACHED_S = 300.0
 """How long a process caches a data key that it has read, in seconds."""
 
-_KEPT_LIMIT = 10_000  # data keys, about 5 KB each
+_CACHED_LIMIT = 10_000  # data keys, about 5 KB each
 _KEY_BYTES = 64
 
 Owner = tuple[str, str]
@@ -52,30 +52,30 @@ class DataKey:
     def __init__(self, owner: Owner, name: str, key: bytes) -> None:
         self.owner = owner
         self.name = name
-        self.key = AuthenticatedKey(name, key)
+        self.key = NamedKey(name, key)
         self.ops: Any = None
 
     def __repr__(self) -> str:
         return f"DataKey({self.name})"
 
 
-class _Known:
-    """What is known about the data key of a user.
+class _Cached:
+    """What a service has read about the data key of a user.
 
     Attributes:
         data_key: the key; None = there is none.
-        gone: names of keys that the key store does not have any more.
-        until: when it must be read again.
+        gone: names of keys that the key store no longer has.
+        until: when it must be read again, on the clock `time.monotonic`.
     """
 
     def __init__(self, data_key: DataKey | None, gone: frozenset[str]) -> None:
         self.data_key = data_key
         self.gone = gone
-        self.until = time.monotonic() + KEPT_S
+        self.until = time.monotonic() + CACHED_S
 
 
 class DataKeys:
-    """The data keys that a service knows, and the Calls to the key store.
+    """A cache of data keys, and the Calls to the key store.
 
     Args:
         ring: encrypts data keys, and what belongs to no user.
@@ -85,31 +85,31 @@ class DataKeys:
     def __init__(self, ring: KeyRing, keys: Keys) -> None:
         self.ring = ring
         self._keys = keys
-        self._known: dict[Owner, _Known] = {}
+        self._cached: dict[Owner, _Cached] = {}
         self._lock = Lock()
 
-    def known(self, owner: Owner) -> DataKey | None:
-        """The data key of a user, if it was read not long ago."""
-        found = self._known.get(owner)
+    def cached(self, owner: Owner) -> DataKey | None:
+        """The data key of a user, if it is in the cache."""
+        found = self._cached.get(owner)
         return found.data_key if found is not None and time.monotonic() < found.until else None
 
     def forget(self, owner: Owner) -> None:
         """Read the data key of a user again when it is needed."""
         with self._lock:
-            self._known.pop(owner, None)
+            self._cached.pop(owner, None)
 
     def make(self, owner: Owner) -> DataKey:
         """A new data key, which is not stored yet."""
         return DataKey(owner, _new_name(), os.urandom(_KEY_BYTES))
 
-    def key_named(self, owner: Owner, name: str) -> AuthenticatedKey:
+    def key_named(self, owner: Owner, name: str) -> NamedKey:
         """The key that encrypted a value of a user.
 
         Raises:
             CallNeeded: it must be read first.
             Unreadable: it was removed.
         """
-        found = self._known.get(owner)
+        found = self._cached.get(owner)
         if found is not None and time.monotonic() < found.until:
             if found.data_key is not None and found.data_key.name == name:
                 return found.data_key.key
@@ -153,13 +153,13 @@ class DataKeys:
         """A data key, encrypted with the first key of the ring. Raises CorruptData."""
         where = self._keys.data_key(*owner)
         key = self._open(owner, where, name.decode(), wrapped)
-        return self.ring.first.seal(key, _place(owner, name.decode()))
+        return self.ring.first.seal(key, _associated_data(owner, name.decode()))
 
     def use(self, owner: Owner) -> Call[DataKey]:
         """The data key of a user, made if there is none. A running delete_user then keeps it."""
         where = self._keys.data_key(*owner)
         name = _new_name()
-        wrapped = self.ring.first.seal(os.urandom(_KEY_BYTES), _place(owner, name))
+        wrapped = self.ring.first.seal(os.urandom(_KEY_BYTES), _associated_data(owner, name))
 
         def decode(replies: list[Any]) -> DataKey:
             _, *stored = checked_reply(replies[0], 3)
@@ -172,7 +172,7 @@ class DataKeys:
         return Call("use_data_key", decode, script, (where,), args, for_key_store=True)
 
     def retire(self, owner: Owner, token: str) -> Call[None]:
-        """Note that the data key of a user is about to be removed."""
+        """Mark the data key of a user as about to be removed."""
 
         def decode(replies: list[Any]) -> None:
             checked_reply(replies[0], 1)
@@ -195,27 +195,29 @@ class DataKeys:
 
     def _unwrapped(self, owner: Owner, where: bytes, name: bytes, wrapped: bytes) -> DataKey:
         text = name.decode("utf-8", "replace")
-        known = self.known(owner)
+        known = self.cached(owner)
         if known is not None and known.name == text:
             return known
         return DataKey(owner, text, self._open(owner, where, text, wrapped))
 
     def _open(self, owner: Owner, where: bytes, name: str, wrapped: bytes) -> bytes:
         try:
-            return self.ring.key_named(name_of_key(wrapped)).open(wrapped, _place(owner, name))
+            return self.ring.key_named(name_of_key(wrapped)).open(
+                wrapped, _associated_data(owner, name)
+            )
         except ValueError as error:
             raise corrupt(where, error, b"wrapped") from None
 
     def _note(self, owner: Owner, data_key: DataKey | None, wanted: str) -> DataKey | None:
         gone: frozenset[str] = frozenset()
         if wanted and (data_key is None or data_key.name != wanted):
-            earlier = self._known.get(owner)
+            earlier = self._cached.get(owner)
             gone = (earlier.gone if earlier is not None else gone) | {wanted}
         with self._lock:
-            self._known.pop(owner, None)
-            self._known[owner] = _Known(data_key, gone)
-            if len(self._known) > _KEPT_LIMIT:
-                del self._known[next(iter(self._known))]
+            self._cached.pop(owner, None)
+            self._cached[owner] = _Cached(data_key, gone)
+            if len(self._cached) > _CACHED_LIMIT:
+                del self._cached[next(iter(self._cached))]
         return data_key
 
 
@@ -246,8 +248,8 @@ class UserEncryption:
         if data_key is None and self._keys.ring.read_only:
             return data
         if data_key is None or data_key.owner != context[:2]:
-            raise ScriptContractError("a value of a user was to be written without its data key")
-        sealed = data_key.key.seal(data, place_of(context))
+            raise ScriptContractError("a value of a user would be written without its data key")
+        sealed = data_key.key.seal(data, associated_data(context))
         if self._written is not None and context.name.startswith("user:"):
             self._written += (context.name.removeprefix("user:").encode(), sealed)
         return sealed
@@ -255,13 +257,17 @@ class UserEncryption:
     def unwrap(self, data: bytes, context: Context) -> bytes:
         """The decrypted value. Raises CallNeeded if the data key must be read first."""
         owner = context[:2]
-        data_key = self._data_key or self._keys.known(owner)
-        if data_key is not None and data_key.owner == owner and data.startswith(data_key.key.head):
-            return data_key.key.open(data, place_of(context))
+        data_key = self._data_key or self._keys.cached(owner)
+        if (
+            data_key is not None
+            and data_key.owner == owner
+            and data.startswith(data_key.key.prefix)
+        ):
+            return data_key.key.open(data, associated_data(context))
         name = name_of_key(data)
         if not name.startswith(DATA_KEY_MARK):
             return self._keys.ring.unwrap(data, context)
-        return self._keys.key_named(owner, name).open(data, place_of(context))
+        return self._keys.key_named(owner, name).open(data, associated_data(context))
 
 
 class AsyncKeyedExecutor:
@@ -335,6 +341,6 @@ def _new_name() -> str:
     return DATA_KEY_MARK + urlsafe_b64encode(os.urandom(9)).decode()
 
 
-def _place(owner: Owner, name: str) -> bytes:
-    # No value stands there: an application has a name.
-    return describe("", "data key", *owner, name)
+def _associated_data(owner: Owner, name: str) -> bytes:
+    # No value has this associated data, because an application has a name.
+    return encode_parts("", "data key", *owner, name)

@@ -4,8 +4,9 @@ A flow yields a Call and receives its decoded result, or yields several Calls, w
 together, and receives a list of results. An error is raised inside the flow, at its `yield`, so
 that the flow can handle it.
 
-NotReplicated is different: the write is done, so the flow receives the result and continues. When
-the flow ends, the first NotReplicated is raised, with the flow's return value as its `result`.
+NotReplicated is different: the write is done, so the flow receives the result and continues, unless
+the Call must be confirmed. When the flow ends, the first NotReplicated is raised, with the flow's
+return value as its `result`.
 """
 
 from __future__ import annotations
@@ -55,8 +56,7 @@ async def drive_async(
                     try:
                         replies = await executor.execute(step)
                     except NotReplicated as error:
-                        not_replicated.append(error)
-                        replies = error.replies
+                        replies = _accepted(step, error, not_replicated)
                     try:
                         if step.commands and _takes_long(step, replies):
                             result = await asyncio.to_thread(decode_replies, step, replies)
@@ -88,8 +88,7 @@ def drive(flow: Flow[R], executor: SyncExecutor, observer: Observer | None = Non
         try:
             replies = executor.execute(call)
         except NotReplicated as error:
-            not_replicated.append(error)
-            replies = error.replies
+            replies = _accepted(call, error, not_replicated)
         while True:
             try:
                 return decode_replies(call, replies)
@@ -125,9 +124,18 @@ async def _result(call: Call[R], executor: AsyncExecutor, not_replicated: list[N
     try:
         replies = await executor.execute(call)
     except NotReplicated as error:
-        not_replicated.append(error)
-        replies = error.replies
+        replies = _accepted(call, error, not_replicated)
     return await _decoded(call, replies, executor)
+
+
+def _accepted(
+    call: Call[Any], error: NotReplicated, not_replicated: list[NotReplicated]
+) -> list[Any]:
+    """The replies of a write that too few replicas confirmed."""
+    if call.must_be_confirmed:
+        raise error
+    not_replicated.append(error)
+    return error.replies
 
 
 async def _decoded(

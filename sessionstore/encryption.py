@@ -1,10 +1,11 @@
 """Encryption of stored values with AES-SIV, and the keys for it. It needs the extra `encryption`.
 
-    0x03, the length of the key's name, the name, a tag of 16 bytes, the encrypted bytes
+    byte 0x03, the length of the key's name, the name, an authentication tag of 16 bytes, the
+    encrypted bytes
 
-AES-SIV is deterministic: equal values at equal places give equal bytes. So a repeated append finds
-its event. The place is authenticated with each value: application, user, kind and state key. So
-nobody can move a value to another user or another field. The session is not a part of the place,
+AES-SIV is deterministic: equal values in equal contexts give equal bytes. So a repeated append
+finds its event. The context is authenticated with each value: application, user, kind and state
+key. So nobody can move a value to another user or another field. The session is not a part of it,
 because a fork copies values.
 """
 
@@ -32,7 +33,7 @@ _is_name = re.compile(r"[A-Za-z0-9._-]{1,32}", re.ASCII).fullmatch
 
 
 class KeyRing:
-    """The option `encryption` of a service: named keys. The first encrypts, all of them decrypt.
+    """The option `encryption` of a service: named keys. The first encrypts; all of them decrypt.
 
     To change keys, first add a new one at the end of the ring of every process. Then move it to the
     front, run `sessionstore rekey`, and remove the old key.
@@ -52,7 +53,7 @@ class KeyRing:
         # Tools that report errors show the variables of all frames: these must have no key.
         try:
             self._keys = _check_keys(keys)
-            self._ciphers = {name: AuthenticatedKey(name, key) for name, key in self._keys.items()}
+            self._ciphers = {name: NamedKey(name, key) for name, key in self._keys.items()}
         except (InvalidArgument, ImportError) as error:
             raise error.with_traceback(None) from None
         finally:
@@ -62,7 +63,7 @@ class KeyRing:
                 f"read_only must be True or False, not {type(read_only).__name__}"
             )
         self.read_only = read_only
-        self._by_head = {key.head: key for key in self._ciphers.values()}
+        self._by_prefix = {key.prefix: key for key in self._ciphers.values()}
         self.first = self._ciphers[next(iter(self._keys))]
 
     @classmethod
@@ -124,14 +125,14 @@ class KeyRing:
 
     def wrap(self, data: bytes, context: Context) -> bytes:
         """An encoded value, encrypted with the first key."""
-        return data if self.read_only else self.first.seal(data, place_of(context))
+        return data if self.read_only else self.first.seal(data, associated_data(context))
 
     def unwrap(self, data: bytes, context: Context) -> bytes:
         """The decrypted value. Raises Unreadable if the key is not in the ring or does not fit."""
-        key = self._by_head.get(head_of(data)) or self.key_named(name_of_key(data))
-        return key.open(data, place_of(context))
+        key = self._by_prefix.get(prefix_of(data)) or self.key_named(name_of_key(data))
+        return key.open(data, associated_data(context))
 
-    def key_named(self, name: str) -> AuthenticatedKey:
+    def key_named(self, name: str) -> NamedKey:
         """A key of the ring. Raises Unreadable if the ring does not have it."""
         key = self._ciphers.get(name)
         if key is None and name.startswith(DATA_KEY_MARK):
@@ -165,11 +166,11 @@ def _unpickle(keys: dict[str, bytes], read_only: bool) -> KeyRing:
     return KeyRing(keys, read_only=read_only)
 
 
-class AuthenticatedKey:
-    """One key with its name.
+class NamedKey:
+    """A key with its name.
 
     Attributes:
-        head: how every value begins that it encrypts.
+        prefix: the first bytes of every value that it encrypts: tag and name.
 
     Args:
         name: is stored with every value.
@@ -181,21 +182,21 @@ class AuthenticatedKey:
         cipher, self._invalid_tag = _import_cipher()
         self._cipher = cipher(key)
         encoded = name.encode()
-        self.head = ENCRYPTED + bytes([len(encoded)]) + encoded
-        self._size = len(self.head)
+        self.prefix = ENCRYPTED + bytes([len(encoded)]) + encoded
+        self._size = len(self.prefix)
 
     def __repr__(self) -> str:
-        return f"AuthenticatedKey({self.name})"
+        return f"NamedKey({self.name})"
 
-    def seal(self, data: bytes, place: bytes) -> bytes:
-        """The data, encrypted. `open` needs the same place."""
-        sealed: bytes = self._cipher.encrypt(data, [place])
-        return self.head + sealed
+    def seal(self, data: bytes, associated: bytes) -> bytes:
+        """The data, encrypted. `open` needs the same associated data."""
+        sealed: bytes = self._cipher.encrypt(data, [associated])
+        return self.prefix + sealed
 
-    def open(self, data: bytes, place: bytes) -> bytes:
+    def open(self, data: bytes, associated: bytes) -> bytes:
         """The data that was sealed. Raises Unreadable if it was changed or moved."""
         try:
-            opened: bytes = self._cipher.decrypt(data[self._size :], [place])
+            opened: bytes = self._cipher.decrypt(data[self._size :], [associated])
         except (self._invalid_tag, ValueError):
             raise Unreadable(
                 f"the key {self.name!r} does not open it: it was changed, or it belongs to another "
@@ -205,18 +206,18 @@ class AuthenticatedKey:
 
 
 @lru_cache(maxsize=4096)
-def place_of(context: Context) -> bytes:
-    """The place of a value."""
-    return describe(*context)
+def associated_data(context: Context) -> bytes:
+    """The associated data of a value: its context as bytes, which is authenticated with it."""
+    return encode_parts(*context)
 
 
-def describe(*parts: str) -> bytes:
-    """The place of a value as bytes. Different places have different bytes."""
+def encode_parts(*parts: str) -> bytes:
+    """Texts as bytes. Different texts have different bytes."""
     return "".join([f"{len(part)}:{part}" for part in parts]).encode("utf-8", "surrogatepass")
 
 
-def head_of(data: bytes) -> bytes:
-    """How an encrypted value begins: with the name of its key."""
+def prefix_of(data: bytes) -> bytes:
+    """The first bytes of an encrypted value: tag and name of its key."""
     return data[: 2 + data[1]] if len(data) > 1 else data
 
 
@@ -234,6 +235,7 @@ def name_of_key(data: bytes) -> str:
 
 
 def check_key_name(name: object) -> str:
+    """A name of a key, if it is valid. Raises InvalidArgument."""
     if not isinstance(name, str) or not _is_name(name):
         # A long one may be the key itself: the two may be in the wrong order.
         is_short = isinstance(name, (str, int)) and len(str(name)) <= _NAME_LIMIT
@@ -256,13 +258,13 @@ def _parse(text: str) -> dict[str, str]:
             raise InvalidArgument(f"two keys have the name {name!r}")
         keys[name] = key
     if not keys:
-        raise InvalidArgument("it has no keys; `sessionstore new-key` prints one")
+        raise InvalidArgument("no keys found; `sessionstore new-key` prints one")
     return keys
 
 
 def _check_keys(keys: object) -> dict[str, bytes]:
     if not isinstance(keys, Mapping) or not keys:
-        raise InvalidArgument("keys must be a dict with at least one key by its name")
+        raise InvalidArgument("keys must be a dict of names and keys, with at least one key")
     return {check_key_name(name): _check_key(name, key) for name, key in keys.items()}
 
 

@@ -74,9 +74,9 @@ class TurnTaken(SessionStoreError):
 
 
 class TurnLost(SessionStoreError):
-    """Another run acquired the turn after the lease, `free_turn` took it, or it was released.
+    """The caller no longer holds the turn. Nothing was written.
 
-    Nothing was written.
+    The lease ended and another run acquired the turn, `free_turn` took it, or it was released.
     """
 
 
@@ -93,9 +93,9 @@ class CorruptData(SessionStoreError):
 
 
 class EventsMissing(CorruptData):
-    """A session holds fewer events than were stored: the server evicted or lost the others.
+    """A session holds fewer events than it should: the server evicted or lost the others.
 
-    `repair_session` accepts what is left. Appends go on working.
+    `repair_session` accepts what is left. Appends still work.
 
     Attributes:
         expected: number of events that the session should hold.
@@ -123,7 +123,10 @@ class BackendError(SessionStoreError):
 
 
 class BackendUnavailable(BackendError):
-    """No connection: refused, reset, host name not resolved, or authentication failed."""
+    """No connection: refused, reset, host name not resolved, or authentication failed.
+
+    Also: too few replicas confirmed app state in a cluster, so its session was not written.
+    """
 
 
 class BackendTimeout(BackendError):
@@ -158,4 +161,4 @@ class NotReplicated(BackendError):
 
 
 class ScriptContractError(SessionStoreError):
-    """A script returned a reply that its header does not declare. A bug in sessionstore."""
+    """A reply does not have the form that its script declares. A bug in sessionstore."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 made_defaults = count()
-"""Goes up with every id and timestamp that an Event gets by default."""
+"""Counts the ids and timestamps that Events got by default."""
 
 
 def _new_id() -> str:
@@ -93,13 +93,13 @@ class JsonEvent(Event, frozen=True, omit_defaults=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """What stands for the oldest events of a session: see `compact_session`.
+    """A summary of the oldest events of a session: see `compact_session`.
 
     Attributes:
-        content: the summary, any value that the codec can store.
+        content: any value that the codec can store.
         upto: the position of the last event that it covers, in microseconds.
         created_at: when it was stored, UTC, by the store's clock.
-        num_events: how many of the covered events the log still holds. `get_events` reads them.
+        num_events: how many covered events the log still holds. `get_events` reads them.
     """
 
     content: Any
@@ -128,7 +128,9 @@ class Session(msgspec.Struct):
             of others with the next read.
         event_limit: how many of the newest events the store keeps; None = all.
         forked_from: the id of the session that `fork_session` copied; None = it is no copy.
-        summary: what stands for the oldest events; None = there is no summary.
+        summary: the summary of the oldest events; None = there is no summary.
+        was_full: the log was full, and has room again since `event_limit` was raised or newer
+            events were removed. So older events may have been trimmed.
     """
 
     app_name: str
@@ -143,6 +145,7 @@ class Session(msgspec.Struct):
     event_limit: int | None = None
     forked_from: str | None = None
     summary: Summary | None = None
+    was_full: bool = False
 
     def __repr__(self) -> str:
         return (
@@ -154,6 +157,19 @@ class Session(msgspec.Struct):
     def key(self) -> SessionKey:
         """The session's name. Every method that takes a session accepts it."""
         return SessionKey(self.app_name, self.user_id, self.id)
+
+
+def is_full(session: Session) -> bool:
+    """Whether the log of a session holds as many events as it may."""
+    return session.event_limit is not None and session.event_count >= session.event_limit
+
+
+def remove_newest(session: Session, num_events: int) -> None:
+    """Note that the newest events have left the log of the caller's Session."""
+    session.was_full = session.was_full or is_full(session)
+    session.event_count = max(session.event_count - num_events, 0)
+    if not session.event_count:
+        session.was_full = False
 
 
 def num_after_summary(session: Session) -> int:
@@ -178,11 +194,11 @@ class SessionPage(list[Session]):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """A lease on a session with a fencing token: at most one run holds it at a time.
+    """The right to run on a session: a lease, which at most one run holds at a time.
 
     Attributes:
         key: the session.
-        token: increases with every holder; an append with an older token is refused.
+        token: a fencing token. It grows with every holder; an append with an older one is refused.
         expires_at: when the lease ends unless it is renewed, UTC, by the store's clock.
     """
 
@@ -200,8 +216,8 @@ class EventPage(msgspec.Struct, frozen=True):
         last: position of the last event; `after=page.last` reads the page after.
         positions: the position of every event, in the order of `events`.
 
-    Positions are integer microseconds. On an empty page both are the cursor of the request, or None
-    without one, so a reader can poll with `after=page.last`.
+    Positions are integer microseconds. On an empty page `first` and `last` are the cursor of the
+    request, or None without one, so a reader can poll with `after=page.last`.
     """
 
     events: list[Event]
@@ -216,7 +232,7 @@ class WatchEntry(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         event: the event.
         position: where it stands in the log, in microseconds. Later events have larger positions.
-            Of a fragment: where the log ended when it was stored.
+            For a fragment: the position of the log's last event when the fragment was stored.
         cursor: `watch_events(session, after=cursor)` continues after this entry. Letters, digits
             and hyphens; a later cursor of the same session compares as larger.
     """
@@ -227,7 +243,7 @@ class WatchEntry(msgspec.Struct, frozen=True, tag=True):
 
 
 class WatchChange(msgspec.Struct, frozen=True, tag=True):
-    """A part of the log that has changed although the watcher was past it.
+    """A change of a part of the log that the watcher has already read.
 
     Events were removed (by `rewind_session`, `pop_event`, `clear_events` or `delete_event`) or
     replaced (by `replace_event`). A program that shows the log replaces what it shows from `first`
@@ -250,7 +266,7 @@ class WatchChange(msgspec.Struct, frozen=True, tag=True):
 
 
 class WatchEnd(msgspec.Struct, frozen=True, tag=True):
-    """The last thing that a watcher gets.
+    """The last item that a watcher gets.
 
     Attributes:
         reason: "deleted": the session was deleted or has expired. "recreated": it was deleted, and
@@ -261,7 +277,7 @@ class WatchEnd(msgspec.Struct, frozen=True, tag=True):
 
 
 Watched = WatchEntry | WatchChange | WatchEnd
-"""What `watch_events` gives."""
+"""What `watch_events` yields."""
 
 
 class DeletedUser(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ Duration = timedelta | float
 """A timedelta, or seconds."""
 
 EventLimit = int | UnsetType | None
-"""How many of its newest events a session keeps; None = all; UNSET = its own limit."""
+"""How many of its newest events a session keeps; None = all; UNSET = the session's own limit."""
 
 WaitReplicas = tuple[int, Duration]
 """How many replicas must confirm a write, 1 or more, and how long to wait for them."""
@@ -225,7 +225,9 @@ def check_key_store(value: object, url: str | None) -> None:
     if not isinstance(value, str):
         raise InvalidArgument(f"key_store must be a URL, not {type(value).__name__}")
     if value == url:
-        raise InvalidArgument("key_store must be another server or database than that of the data")
+        raise InvalidArgument(
+            "key_store must not be the URL of the data: name another server or database"
+        )
 
 
 @contextmanager

@@ -152,7 +152,7 @@ def log_failed_compaction(error: Exception) -> None:
 
 
 def log_lost_fragments(error: BackendError) -> None:
-    """Log that fragments could not be stored. The run goes on: its events do not depend on them."""
+    """Log that fragments could not be stored. The run continues: its events do not need them."""
     _logger.warning("fragments of a run could not be stored: %s", type(error).__name__)
 
 

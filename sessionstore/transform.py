@@ -1,6 +1,6 @@
 """Changes of encoded values before they are stored: compression, then encryption.
 
-The first byte of a stored value says what it is: COMPRESSED, ENCRYPTED, or neither. An encrypted
+The first byte of a stored value is its tag: COMPRESSED, ENCRYPTED, or another. An encrypted
 value may contain a compressed one. Nothing is compressed or encrypted twice.
 """
 
@@ -34,7 +34,7 @@ class TierOwner(NamedTuple):
 
 
 class Context(NamedTuple):
-    """The place of a value. The session is not a part of it, because a fork copies values.
+    """What a value is and where it belongs. Not the session: a fork copies values.
 
     Attributes:
         app_name: the application.

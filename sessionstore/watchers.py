@@ -20,10 +20,10 @@ from typing import Any
 
 from .calls import Call, Flow, Listen, R, Signal
 from .errors import BackendRejected, BackendUnavailable
-from .live import News, Place, read_news
+from .flows.watching import News, Place, read_news
 from .model import SessionKey, Watched, WatchEnd
 from .ops import Ops, ids_of
-from .ops_watch import Head, listen_session, read_head
+from .ops.watching import Head
 
 LEASE_S = 30.0
 """How long writes to a session publish messages after a watcher has requested it."""
@@ -303,10 +303,10 @@ class _Shared:
         if self._must_renew():
             self._renew_at = time.monotonic() + LEASE_S / 3
             try:
-                return await self._head(listen_session(self._ops, self._key, _LEASE_MS))
+                return await self._head(self._ops.listen_session(self._key, _LEASE_MS))
             except BackendRejected:
                 self._can_listen = self._is_listening = False
-        return await self._head(read_head(self._ops, self._key))
+        return await self._head(self._ops.read_head(self._key))
 
     async def _head(self, call: Call[Head | None]) -> Head | None:
         head: Head | None = await self._run(_one(call))
@@ -390,7 +390,7 @@ class Releases:
         if self._is_listening and time.monotonic() >= self._renew_at:
             self._renew_at = time.monotonic() + LEASE_S / 3
             try:
-                await self._run(_one(listen_session(self._ops, self._key, _LEASE_MS)))
+                await self._run(_one(self._ops.listen_session(self._key, _LEASE_MS)))
             except BackendRejected:
                 self._is_listening = False
             else:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from .errors import InvalidArgument
-from .model import Event, Session
+from .model import Event, Session, is_full
 from .options import check_int
 
 T = TypeVar("T")
@@ -58,8 +58,9 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """The newest whole turns of a session that fit, for `get_session(window=)` and Runner.
 
     A turn is one run of an agent: the user's message and all that the agent adds in reply. The
-    newest turn is always whole, even if it does not fit. Runs that overlap count as one turn. Such
-    a run may be cut only where it paused for more events than all that follow.
+    newest turn is always whole, even if it does not fit. Runs that overlap count as one turn. One
+    exception: a run may be cut where it paused, if others added more events during the pause than
+    follow it.
 
     Attributes:
         max_turns: at most this many turns, from 1; None = any number.
@@ -69,8 +70,9 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
             `tokens_in_metadata` reads the usage that events carry.
         starts_turn: whether an event starts a turn. By default an event does if its
             `invocation_id` differs from that of the event before it; an event without one does if
-            its author is "user". There is never a cut between events of one invocation. An
-            invocation that other authors begin, or that overlaps others, may take another read.
+            its author is "user". There is never a cut between events of one invocation. If an
+            invocation begins with another author than "user", or overlaps others, further reads
+            may be needed to find where it begins.
         calls: the ids of the tool calls that an event opens, and of those that it closes. There is
             never a cut between a call and its result, and a result whose call is no longer stored
             is left out. By default no event has calls.
@@ -112,13 +114,13 @@ def first_page(window: Window) -> int:
 
 
 def may_be_trimmed(session: Session) -> bool:
-    """Whether older events may have been trimmed: the log holds as many events as it may.
+    """Whether older events may have been trimmed: the log is full, or was full before.
 
     With a summary, events that it does not cover: those that it covers go first.
     """
     if session.summary is not None and session.summary.num_events > 0:
         return False
-    return session.event_limit is not None and session.event_count >= session.event_limit
+    return session.was_full or is_full(session)
 
 
 def is_cut(window: Window, events: Sequence[Event], number: int) -> bool:

@@ -19,30 +19,19 @@ import logging
 import random
 import sys
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import sessionstore.sync
-from sessionstore import (
-    BackendError,
-    Event,
-    KeyRing,
-    RedisSessionService,
-    Session,
-    SessionKey,
-    StaleVersion,
-    Zstd,
-)
+from sessionstore import KeyRing, RedisSessionService, SessionKey, Zstd
 
 from ..results import table
 from ..rigs.nodes import CONFIG, Node, Unsettled, bundled_server, free_ports, wait_until
 from ..rigs.proxy import Direction, Proxy
 from .fleet import Threads
-from .history import Change, Kind, Made, SearchTooLong, Stored, Unexplained, explain, shown
+from .history import Made, SearchTooLong, Stored, Unexplained, explain, shown
+from .random_calls import Agent, Outcome, SharedSession, contents, read_session
 from .stored_as import add_options, compression_for, named_events, new_ring
 
 _KINDS = ((4, True), (20, True), (2, False))
@@ -50,41 +39,10 @@ _KINDS = ((4, True), (20, True), (2, False))
 are trimmed all the time. Where events only leave by trimming, no pop hides what a trim does."""
 
 _AGENTS_OF_A_SESSION = 4
-_CALLS_OF_A_ROUND = 4  # of each agent
 _BYTES_UNTIL_CUT: dict[Direction, int] = {"request": 24_000, "reply": 6_000}
 _STALL_CHANCE = 0.02  # that requests arrive late after a cut
 _STALL_S = 1.5
-_LONG_AGO = datetime(2001, 2, 3, tzinfo=UTC)
 _SHOWN_VIOLATIONS = 3
-
-
-@dataclass
-class Outcome:
-    """What happened.
-
-    Attributes:
-        calls: calls by operation, failed ones included.
-        cuts: connections that were cut.
-        stalls: times when all requests were held back for a while.
-        retries: attempts beyond the first.
-        maybe_applied: calls whose outcome the error left open.
-        failed: errors by name; StaleVersion is an answer and not among them.
-        searches: rounds of sessions that were compared with the calls.
-        violations: for each session that no order explains: its calls, and what was found.
-        too_long: searches that were given up.
-        seconds: how long all took.
-    """
-
-    calls: Counter[str] = field(default_factory=Counter)
-    cuts: int = 0
-    stalls: int = 0
-    retries: int = 0
-    maybe_applied: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
-    searches: int = 0
-    violations: list[str] = field(default_factory=list)
-    too_long: int = 0
-    seconds: float = 0.0
 
 
 class _RetryCounter(logging.Handler):
@@ -110,199 +68,6 @@ class _RetryCounter(logging.Handler):
         logger.level, logger.propagate = self._before
 
 
-@dataclass
-class _Shared:
-    """A session, and its calls in this round."""
-
-    key: SessionKey
-    event_limit: int
-    has_pops: bool
-    stored: Stored = field(default_factory=Stored)
-    calls: list[Made] = field(default_factory=list)
-
-
-class _Agent:
-    """Makes random calls on one session, one after the other, and records their results."""
-
-    def __init__(
-        self, name: str, service: Any, shared: _Shared, outcome: Outcome, seeded: random.Random
-    ) -> None:
-        self._name = name
-        self._service = service
-        self._shared = shared
-        self._outcome = outcome
-        self._random = seeded
-        self._num_events = 0
-        self._recent: list[tuple[Event, Change]] = []  # some of them may be appended again
-        self._version: int | None = None  # of its last read
-
-    async def run_round(self) -> None:
-        """Make the calls of a round."""
-        for _ in range(_CALLS_OF_A_ROUND):
-            await asyncio.sleep(self._random.uniform(0, 0.003))
-            await self._choose()()
-
-    def _choose(self) -> Callable[[], Awaitable[None]]:
-        kinds = {
-            self._append: 10,
-            self._append_batch: 5,
-            self._append_again: 2,
-            self._update: 2,
-            self._increment: 2,
-            self._read: 4,
-        }
-        if self._shared.has_pops:
-            kinds |= {self._pop: 5, self._clear: 1}
-        return self._random.choices(list(kinds), list(kinds.values()))[0]
-
-    # -- calls ---------------------------------------------------------------------------------
-
-    async def _append(self) -> None:
-        pairs = [self._new_event()]
-        await self._append_all(pairs)
-
-    async def _append_batch(self) -> None:
-        pairs = [self._new_event() for _ in range(self._random.randint(1, 6))]
-        if self._recent and self._random.random() < 0.3:
-            pairs.insert(self._random.randint(0, len(pairs)), self._random.choice(self._recent))
-        await self._append_all(pairs)
-
-    async def _append_again(self) -> None:
-        if self._recent:
-            await self._append_all([self._random.choice(self._recent)])
-
-    async def _append_all(self, pairs: list[tuple[Event, Change]]) -> None:
-        if_version = self._condition()
-        events = [event for event, _ in pairs]
-        self._recent = [*self._recent, *pairs][-5:]
-        changes = tuple(change for _, change in pairs)
-        service, key = self._service, self._shared.key
-
-        async def append() -> None:
-            if len(events) == 1:
-                await service.append_event(key, events[0], if_version=if_version)
-            else:
-                await service.append_events(key, events, if_version=if_version)
-
-        await self._make("append", append, changes, if_version)
-
-    async def _pop(self) -> None:
-        if_version = self._condition()
-
-        async def pop() -> str | None:
-            event = await self._service.pop_event(self._shared.key, if_version=if_version)
-            return None if event is None else str(event.id)
-
-        await self._make("pop", pop, if_version=if_version)
-
-    async def _clear(self) -> None:
-        if_version = self._condition()
-        await self._make(
-            "clear",
-            lambda: self._service.clear_events(self._shared.key, if_version=if_version),
-            if_version=if_version,
-        )
-
-    async def _update(self) -> None:
-        # Without a condition a repeat would write the same values again.
-        if self._version is None:
-            return
-        values = {"last": f"{self._name} {self._random.random()}"}
-        if_version = self._version
-        await self._make(
-            "update",
-            lambda: self._service.update_session_state(
-                self._shared.key, values, if_version=if_version
-            ),
-            (Change("", values),),
-            if_version,
-        )
-
-    async def _increment(self) -> None:
-        increments = {"n": self._random.randint(1, 9), "user:n": 1}
-        await self._make(
-            "increment",
-            lambda: self._service.increment_session_state(self._shared.key, increments),
-            (Change("", {}, increments),),
-        )
-
-    async def _read(self) -> None:
-        made = await self._make("read", lambda: _session(self._service, self._shared.key))
-        if made is not None:
-            self._version = made.version
-
-    # -- their parts ---------------------------------------------------------------------------
-
-    def _new_event(self) -> tuple[Event, Change]:
-        """An event with a new id, and in half of the cases a change of state in all tiers."""
-        self._num_events += 1
-        name = f"{self._name}-{self._num_events}"
-        values: dict[str, Any] = {}
-        increments: dict[str, int] = {}
-        if self._random.random() < 0.5:
-            values = {"last": name, "user:last": name, "app:last": name}
-            increments = {"n": 1, "user:n": 10, "app:n": 100}
-            for each in (values, increments):
-                del each[self._random.choice(list(each))]
-        timestamp = _LONG_AGO if self._random.random() < 0.2 else datetime.now(UTC)
-        event = Event(
-            "agent",
-            name,
-            id=name,
-            timestamp=timestamp,
-            state_delta=values,
-            state_increments=increments,
-        )
-        return event, Change(name, values, increments)
-
-    def _condition(self) -> int | None:
-        return self._version if self._random.random() < 0.3 else None
-
-    async def _make(
-        self,
-        kind: Kind,
-        call: Callable[[], Awaitable[Any]],
-        changes: tuple[Change, ...] = (),
-        if_version: int | None = None,
-    ) -> Made | None:
-        """Make a call. Returns its record, None if it was not applied."""
-        outcome = self._outcome
-        outcome.calls[kind] += 1
-        details: dict[str, Any] = {"changes": changes, "if_version": if_version}
-        began = time.monotonic()
-        try:
-            found = await call()
-            details["result"] = "done"
-            if isinstance(found, Session):
-                details |= {"version": found.version, "found": _contents(found)}
-            else:
-                details["found"] = found
-        except StaleVersion as error:
-            details |= {"result": "stale", "version": error.actual}
-        except BackendError as error:
-            outcome.failed[type(error).__name__] += 1
-            if not error.maybe_applied:
-                return None
-            outcome.maybe_applied += 1
-            details["result"] = "maybe"
-        made = Made(kind, began, time.monotonic(), **details)
-        self._shared.calls.append(made)
-        return made
-
-
-async def _session(service: Any, key: SessionKey) -> Session:
-    found = await service.get_session(
-        app_name=key.app_name, user_id=key.user_id, session_id=key.session_id
-    )
-    assert isinstance(found, Session), f"{key} is gone"
-    return found
-
-
-def _contents(session: Session) -> tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]:
-    ids = tuple(str(event.id) for event in session.events)
-    return ids, tuple(sorted(session.state.items()))
-
-
 class _Fuzz:
     """Agents, the proxy in front of their server, and the comparison after each round."""
 
@@ -321,8 +86,8 @@ class _Fuzz:
         self._compression = compression
         self._ring = ring
         self._random = random.Random(f"exactly once {seed}")
-        self._sessions: list[_Shared] = []
-        self._agents: list[_Agent] = []
+        self._sessions: list[SharedSession] = []
+        self._agents: list[Agent] = []
 
     async def add_agents(self, count: int, stack: AsyncExitStack) -> None:
         """Create the sessions, and agents that use four services for each kind of session."""
@@ -345,11 +110,11 @@ class _Fuzz:
                 session = await direct.create_session(
                     app_name=key.app_name, user_id=key.user_id, session_id=key.session_id
                 )
-                shared = _Shared(key, event_limit, has_pops, Stored(version=session.version))
+                shared = SharedSession(key, event_limit, has_pops, Stored(version=session.version))
                 self._sessions.append(shared)
                 for place in range(_AGENTS_OF_A_SESSION):
                     seeded = random.Random(f"{self._random.random()}")
-                    agent = _Agent(f"a{place}", services[place], shared, self._outcome, seeded)
+                    agent = Agent(f"a{place}", services[place], shared, self._outcome, seeded)
                     self._agents.append(agent)
         await direct.aclose()
 
@@ -404,16 +169,16 @@ class _Fuzz:
             lambda: self._node.info("clients")["connected_clients"] == own, "connections have ended"
         )
 
-    async def _compare(self, direct: RedisSessionService, shared: _Shared) -> None:
+    async def _compare(self, direct: RedisSessionService, shared: SharedSession) -> None:
         began = time.monotonic()
-        found = await _session(direct, shared.key)
+        found = await read_session(direct, shared.key)
         read = Made(
-            "read", began, time.monotonic(), "done", version=found.version, found=_contents(found)
+            "read", began, time.monotonic(), "done", version=found.version, found=contents(found)
         )
         calls, shared.calls = [*shared.calls, read], []
         self._outcome.searches += 1
         start = shared.stored
-        shared.stored = Stored(*_contents(found), found.version)
+        shared.stored = Stored(*contents(found), found.version)
         try:
             explain(start, calls, shared.event_limit)
         except SearchTooLong:

@@ -33,7 +33,7 @@ class Cluster(Group):
         primaries: nodes that hold slots.
         replicas: further nodes, spread over the primaries.
         config: settings of all nodes, as `redis.conf` spells them.
-        users: users beside the default one: name and rules, as ACL SETUSER takes them.
+        users: users in addition to the default one: name and rules, as ACL SETUSER takes them.
         node_timeout_ms: how long a node may be silent before it counts as failed.
         server: the binary to run. None = the bundled server.
     """
@@ -244,7 +244,7 @@ class SentinelGroup(Group):
         replicas: replicas of the master.
         sentinels: number of Sentinels. More than half of them must agree on a failover.
         config: settings of master and replicas, as `redis.conf` spells them.
-        users: users beside the default one: name and rules, as ACL SETUSER takes them.
+        users: users in addition to the default one: name and rules, as ACL SETUSER takes them.
         down_after_ms: how long the master may be silent before it counts as down.
         master_name: the Sentinels' name for the master.
         server: the binary to run. None = the bundled server.

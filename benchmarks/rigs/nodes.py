@@ -102,7 +102,7 @@ class Node:
         ports: two free ports: for clients, and for other nodes of a cluster.
         program: the server's binary.
         config: its settings, as `redis.conf` spells them.
-        users: users beside the default one: name and rules, as ACL SETUSER takes them.
+        users: users in addition to the default one: name and rules, as ACL SETUSER takes them.
         is_sentinel: run the program as a Sentinel.
 
     Attributes:

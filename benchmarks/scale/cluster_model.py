@@ -196,7 +196,7 @@ def serve_agents(
     seconds: float,
     rng: random.Random,
 ) -> list[tuple[float, float]]:
-    """Agents of one primary that wait for each answer before they go on.
+    """Agents of one primary that wait for each answer before they continue.
 
     Returns:
         For each call the time at which it was made, and how long it took.

@@ -6,8 +6,8 @@ part, lists with expired sessions, the time of a snapshot and of a restart from 
 append-only file, the time of a takeover by a replica, and what happens if all sessions expire
 within one minute.
 
-A million sessions need about 12 GB of memory, and as much on disk, under the directory for
-temporary files. A replica needs as much again; it is measured at the largest fill that fits twice.
+A million sessions need about 12 GB of memory, and 20 GB of disk in the directory for temporary
+files. A replica needs as much memory again, so it is measured at the largest fill that fits twice.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ _HEADROOM = 2.4  # memory that a replica, its snapshot and its buffers need, in 
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Of one run."""
+    """The settings of one run."""
 
     sessions: int
     events: int
     event_bytes: int  # on average, before compression
     compression: bool
     processes: int = 2
-    calls: int = 2000  # of each kind that are timed
+    calls: int = 2000  # timed calls of each kind
     expiry_seconds: float = 60.0
 
 
@@ -78,7 +78,7 @@ class Run:
         self.found: dict[str, Any] = {"settings": msgspec.to_builtins(settings)}
 
     def note(self, what: str) -> None:
-        """Say what comes next, with all that was found so far."""
+        """Report the next phase, and all figures so far."""
         self._note(what, self.found)
 
     def run(self, spare: Node) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class Run:
         return not any(self._fits_twice(each / share) for each in larger)
 
     def _fail_over(self, spare: Node, share: float) -> dict[str, Any]:
-        """A replica of this fill takes over; then the fill goes on on the old primary."""
+        """A replica of this fill takes over; then the old primary is filled further."""
         self.note(f"failover at {share:.0%}")
         settings = self.settings
         sessions = self.found["fills"][-1]["sessions"]
@@ -328,7 +328,9 @@ def _facts(found: dict[str, Any], section: str) -> dict[str, str]:
     return facts
 
 
-def _shown(name: str, value: float) -> str:
+def _shown(name: str, value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     if name.endswith("bytes"):
         return f"{value / 2**30:.2f} GiB"
     if name == "share":
@@ -343,16 +345,16 @@ def main() -> int:
     parser = options(__doc__)
     add = parser.add_argument
     add("--sessions", type=int, default=1_000_000, help="default: 1,000,000")
-    add("--events", type=int, default=20, help="of each session; default: 20")
+    add("--events", type=int, default=20, help="events of each session; default: 20")
     add("--event-bytes", type=int, default=400, help="mean size of an event; default: 400")
-    add("--processes", type=int, default=2, help="that fill the server; default: 2")
-    add("--calls", type=int, default=2000, help="of each kind that are timed; default: 2000")
-    add("--expiry-seconds", type=float, default=60.0, help="in which all sessions expire")
-    add("--compression", action="store_true", help="compress; beside the published plain run")
+    add("--processes", type=int, default=2, help="processes that fill the server; default: 2")
+    add("--calls", type=int, default=2000, help="timed calls of each kind; default: 2000")
+    add("--expiry-seconds", type=float, default=60.0, help="all sessions expire within this time")
+    add("--compression", action="store_true", help="with compression")
     arguments = parse(parser, LEAST)
     found = run(_settings(arguments), arguments.output)
     runs: dict[str, Any] = {"zstd" if arguments.compression else "plain": found}
-    if arguments.compression and arguments.publish:
+    if arguments.publish:  # the other published run stays
         runs = {**load("million").data, **runs}
     finish(outcome_of(runs), arguments)
     return 0

@@ -32,6 +32,7 @@ _POLL_S = 0.02
 _BATCH = 2000
 _PROBE_SESSIONS = 200
 _PROBE_PAUSE_S = 0.002
+_LONG_PAUSE_MS = 10
 
 
 def client_of(node: Node) -> Any:
@@ -206,6 +207,8 @@ async def expire_all(
             left.append(client.dbsize())
         return bool(left) and (left[-1] <= 4 * _PROBE_SESSIONS + 10 or now > end + 120)
 
+    client.config_set("latency-monitor-threshold", _LONG_PAUSE_MS)
+    client.execute_command("LATENCY", "RESET")
     cpu_before, start = cpu_us(client), time.time()
     meanwhile = await probe(has_ended)
     gone_after = time.time() - end
@@ -222,12 +225,19 @@ async def expire_all(
         "keys left at the end": left[-1],
         "last keys gone, seconds after the last deadline": round(gone_after, 1),
         "expired keys": client.info("stats")["expired_keys"] - expired_before,
+        "longest pauses, as the server reports them": _pauses(client),
         "server cores": round(cpu, 2),
         "used memory before, bytes": before["used_memory"],
         "used memory after, bytes": after["used_memory"],
         "resident before, bytes": before["used_memory_rss"],
         "resident after, bytes": after["used_memory_rss"],
     }
+
+
+def _pauses(client: Any) -> str:
+    """The kinds of pauses of the server, each with its longest, the longest first."""
+    found = [(row[3], row[0]) for row in client.execute_command("LATENCY", "LATEST")]
+    return ", ".join(f"{name} {most:,} ms" for most, name in sorted(found, reverse=True)[:3])
 
 
 def _set_deadlines(client: Any, sessions: int, begin_ms: int, seconds: float) -> None:
@@ -337,10 +347,9 @@ def rewrite_aof(client: Any) -> float:
 async def fail_over(
     primary: Node, replica: Node, compression: bool, sessions: int, mean_bytes: int
 ) -> dict[str, float]:
-    """Synchronise a replica, kill the primary, and let the replica take over.
+    """Synchronize a replica, kill the primary, and let the replica take over.
 
-    An operator (or Sentinel) needs time to see that the primary is gone; it is not in these
-    figures.
+    These figures leave out the time that an operator or Sentinel needs to notice the failure.
     """
     client = client_of(replica)
     replica.run("REPLICAOF", HOST, primary.port)

@@ -1,7 +1,7 @@
 """Results that are kept in the repository, and their tables in benchmarks/README.md.
 
-A command of this package returns an Outcome. With `--publish` it is written to measured/ as JSON,
-and its tables go to the page, between `<!-- NAME -->` and `<!-- end -->`. A test compares both.
+A command of this package makes an Outcome. With `--publish` it is written to measured/ as JSON, and
+its tables to the README, between `<!-- NAME -->` and `<!-- end -->`. A test compares both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 class Table(msgspec.Struct, frozen=True):
-    """A table of the page."""
+    """A table of the README."""
 
     head: list[str]
     rows: list[list[str]]
@@ -40,7 +40,7 @@ class Outcome(msgspec.Struct, frozen=True):
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
     def as_markdown(self) -> str:
-        """Settings and tables, as the page has them."""
+        """Settings and tables, as in the README."""
         parts = [
             "On " + ", ".join(f"{name} {value}" for name, value in self.settings.items()) + "."
         ]
@@ -58,7 +58,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     parser.add_argument(
-        "--publish", action="store_true", help="keep the result, and put its tables on the page"
+        "--publish", action="store_true", help="write measured/, and tables of benchmarks/README.md"
     )
     return parser
 
@@ -82,7 +82,7 @@ def finish(outcome: Outcome, arguments: argparse.Namespace) -> None:
 
 
 def publish(outcome: Outcome) -> None:
-    """Write the JSON to measured/ and the tables to the page."""
+    """Write the JSON to measured/ and the tables to the README."""
     MEASURED.mkdir(exist_ok=True)
     (MEASURED / f"{outcome.name}.json").write_bytes(outcome.as_json())
     before, begin, rest = README.read_text("utf-8").partition(f"<!-- {outcome.name} -->\n")

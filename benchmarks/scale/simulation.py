@@ -1,8 +1,8 @@
 """A million agents on 30 primaries, simulated: `python -m benchmarks.scale.simulation`.
 
-Nobody has such a cluster at hand, so cluster_model.py computes one from measured service times (the
-constants of `sessionstore size`). The model is first compared with a real server at several loads.
-Then it answers:
+Such a cluster does not fit on one machine, so cluster_model.py computes it from measured service
+times (the constants of `sessionstore size`). The model is first compared with a real server at
+several loads. Then it answers:
 
 * How evenly do users spread over primaries, if few of them have very many sessions?
 * What does the app tier cost, which is in one slot, and what if services keep a copy of it?
@@ -66,7 +66,7 @@ APP_TIER = {
     "cached": "kept for a second by each process",
 }
 
-# From benchmarks.chaos, on a cluster with a node timeout of 1.5 s: see the page.
+# From benchmarks.chaos, on a cluster with a node timeout of 1.5 s: see benchmarks/README.md.
 TAKEOVER_S = 3.3
 FOUND_AGAIN_S = 0.4
 GRACEFUL_S = 0.09
@@ -74,20 +74,20 @@ GRACEFUL_S = 0.09
 
 @dataclass(frozen=True)
 class Setting:
-    """Of a simulated cluster."""
+    """Size and load of a simulated cluster."""
 
     agents: int
     primaries: int
     users: int
     turn_seconds: float  # between the beginnings of two turns of an agent
-    seconds: float  # that are simulated
+    seconds: float  # simulated time
     processes: int
     max_age_s: float
     seed: int
 
     @property
     def turns_per_second(self) -> float:
-        """Of all agents."""
+        """Turns of all agents in a second."""
         return self.agents / self.turn_seconds
 
 
@@ -123,7 +123,7 @@ class Simulation:
 
         Args:
             agents: of each primary.
-            app_tier: of APP_TIER.
+            app_tier: a key of APP_TIER.
             load: turns, as a multiple of those of the setting.
         """
         setting, shape = self.setting, self.shape
@@ -394,13 +394,18 @@ def main() -> int:
     add("--primaries", type=int, default=30, help="default: 30")
     add("--users", type=int, default=250_000, help="default: 250,000")
     add("--turn-seconds", type=float, default=30, help="from turn to turn; default: 30")
-    add("--seconds", type=float, default=4, help="that are simulated; default: 4")
-    add("--processes", type=int, default=500, help="of the app tier's readers; default: 500")
-    add("--max-age", type=float, default=1.0, help="of a copy of the app tier; default: 1 s")
+    add("--seconds", type=float, default=4, help="simulated time; default: 4")
+    add(
+        "--processes",
+        type=int,
+        default=500,
+        help="processes with a copy of the app tier; default: 500",
+    )
+    add("--max-age", type=float, default=1.0, help="age limit of such a copy; default: 1 s")
     add("--constants", type=Path, default=SHIPPED, metavar="FILE", help="service times")
     add("--seed", type=int, default=1)
     add("--patience", type=float, default=30, help="seconds to wait until others are quiet")
-    add("--skip-validation", action="store_true", help="compare with no real server")
+    add("--skip-validation", action="store_true", help="do not compare with a real server")
     arguments = parse(parser, LEAST)
     constants = load_constants(arguments.constants)
     loads = [0.25, 0.5, 1.0, 2.0, 3.0]

@@ -1,8 +1,9 @@
 """Compares the model of a primary with a real server, at several loads.
 
 One process sends packed Calls at random moments over many connections and times the answers. Each
-load is tried several times, and the try counts in which other programs were quietest. If the system
-allows it, sender and server have real-time priority, so that other programs do not delay them.
+load is tried several times; the try during which other programs used least CPU counts. If the
+system allows it, sender and server have real-time priority, so that other programs do not delay
+them.
 
 The sender takes processor time for each call, so in the model it is a second queue behind the
 server. A constant is added to all modelled times: the difference of the medians at the lightest
@@ -54,7 +55,7 @@ class OpenLoad:
     """Sends requests at random moments, whether earlier ones are answered or not.
 
     Args:
-        socket_path: of the server.
+        socket_path: the server's unix socket.
     """
 
     def __init__(self, socket_path: str) -> None:

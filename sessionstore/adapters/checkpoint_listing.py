@@ -1,4 +1,4 @@
-"""Lists the checkpoints of a LangGraph saver, reading no more of them than are asked for."""
+"""Lists the checkpoints of a LangGraph saver, reading only as many as needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHECKPOINTS_PER_READ = 20
 class Pages:
     """A listing of checkpoints, newest first, page by page.
 
-    Without a thread it lists all threads, the one written last first, and without a namespace all
+    Without a thread it lists all threads, the last written first, and without a namespace all
     namespaces. A checkpoint id lists that one, `before` only those with lower ids.
 
     Args:

@@ -21,12 +21,12 @@ from ..calls import Flow
 from ..errors import InvalidArgument, LimitExceeded, SessionExists, SessionNotFound
 from ..keys import ID_LIMIT, encode_id
 from ..model import Session, SessionKey
-from ..ops import Ops
+from ..ops import Ops, ids_of
 from ..options import check_int
 from ..tiers import encode_change
 from ..transform import TierOwner
 from . import framework
-from .flows import AnyService, Services
+from .services import AnyService, Services
 
 with framework("langgraph-checkpoint", extra="langgraph", tested=">=3.0,<5"):
     from langgraph.store.base import (
@@ -63,7 +63,7 @@ class StoredStore(BaseStore):
 
     Reading an item takes one round trip, or two if it has a TTL. Storing one takes three, the first
     of a namespace a few more. A search reads the items of its namespaces one after the other, in
-    each the one updated last first, until it has found enough. There is no index of values: a
+    each the most recently updated first, until it has found enough. There is no index of values: a
     filter, and a query in words, look at up to `scan_limit` items.
 
     Args:
@@ -71,7 +71,7 @@ class StoredStore(BaseStore):
             TTL of items that are stored without one; reads refresh TTLs if its
             `refresh_ttl_on_read` says so.
         app_name: 1 to 256 bytes of UTF-8. Nothing else may use this application.
-        sync_service: a service of `sessionstore.sync` beside one for asyncio, on the same server.
+        sync_service: a service of `sessionstore.sync` on the same server, with one for asyncio.
         index: LangGraph's IndexConfig with the embedding function: `search(query=...)` then ranks
             the items that it looks at by their similarity. None = queries are not supported.
         scan_limit: the maximum number of items, or of namespaces, that a call looks at; more raise
@@ -124,7 +124,7 @@ class StoredStore(BaseStore):
             InvalidArgument: a namespace, a key or a value cannot be stored, or there is a query and
                 no embedding function.
             LimitExceeded: more than `scan_limit` items or namespaces would be read.
-            BackendError: the store did not carry it out, or (maybe_applied) did not say so.
+            BackendError: the store refused the call or did not answer (maybe_applied).
         """
         wanted = list(ops)
         texts, queries = self._texts(wanted), self._queries(wanted)
@@ -162,7 +162,7 @@ class StoredStore(BaseStore):
                 raise InvalidArgument(f"{type(op).__name__} is not an operation of a store")
         for key, (namespace, state) in puts.items():
             if state is None:
-                yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
+                yield from flows.delete_session(ops, *ids_of(key))
             else:
                 yield from self._put(ops, key, state)
                 yield from self._register(ops, namespace)
@@ -186,23 +186,24 @@ class StoredStore(BaseStore):
             )
 
     def _put(self, ops: Ops, key: SessionKey, state: Mapping[str, Any]) -> Flow[None]:
-        ids = (key.app_name, key.user_id, key.session_id)
         timed = _with_ttl(ops, state.get("ttl", 0))
         for _ in range(_ATTEMPTS):
             found = yield ops.read_fields(key, [b".ttl"])
             if found not in (None, [None]) and "ttl" not in state:
                 # A session keeps the deadline that it has.
-                yield from flows.delete_session(ops, *ids)
+                yield from flows.delete_session(ops, *ids_of(key))
                 found = None
             try:
                 if found is None:
-                    yield from flows.create_session(timed, *ids, state)
+                    yield from flows.create_session(timed, *ids_of(key), state)
                 else:
                     yield from flows.update_session_state(timed, key, state, (), None)
             except (SessionExists, SessionNotFound):
                 continue
             return
-        raise InvalidArgument(f"others create and delete item {key.session_id!r} all the time")
+        raise InvalidArgument(
+            f"item {key.session_id!r} was created and deleted by others in every attempt"
+        )
 
     def _search(self, ops: Ops, op: SearchOp, vector: list[float] | None) -> Flow[list[SearchItem]]:
         if op.query and vector is None:
@@ -347,7 +348,7 @@ def _user_id(namespace: Namespace) -> str:
     for label in namespace:
         if not isinstance(label, str) or not label or "." in label:
             raise InvalidArgument(
-                f"namespace {namespace!r} must consist of texts that are not empty, without '.'"
+                f"namespace {namespace!r} must consist of non-empty strings without '.'"
             )
     name = ".".join(namespace)
     size = len(name.encode("utf-8", "replace"))

@@ -1,7 +1,7 @@
 """The command line. It needs the extra `cli`; the library works without it.
 
 Each command is a click command of a module or package here, which `command_line` imports.
-`store` opens the store of a fleet, `opened` that of the commands that look at existing data.
+`store` opens the store for `fleet` and `size`, `opened` for the commands on existing data.
 """
 
 from __future__ import annotations

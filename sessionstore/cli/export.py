@@ -47,7 +47,7 @@ def _to_moment(_: click.Context, __: click.Parameter, value: str | None) -> date
 
 Each session is one line, in the order of application, user and session. Memory does not depend on
 the number of sessions, only on the size of the largest one. Each line is a consistent snapshot of a
-session, also if agents write to it.
+session, even if agents write to it.
 
 To continue later, note the time before an export, and pass it as --since to the next one. `import
 --replace` then replaces what has changed. Nothing is changed, and no TTL is refreshed.""",

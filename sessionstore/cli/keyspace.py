@@ -50,7 +50,7 @@ def scan(
 
 
 def scan_keys(service: SessionService, glob: str) -> Iterator[bytes]:
-    """The names of all keys that match a pattern, on all primaries. One may come twice."""
+    """The names of all keys that match a pattern, on all primaries. A name may be found twice."""
     for slot in primaries(service):
         cursor = None
         while cursor != 0:
@@ -76,7 +76,8 @@ def index_entries(
 ) -> Iterator[tuple[str, float]]:
     """The sessions of a user in the index, and when they were written, in no order.
 
-    None is missed that is there all the time, also if it is written meanwhile. One may come twice.
+    A session that exists during the whole scan is found, even if it is written to meanwhile. It may
+    be found twice.
     """
     index = service._ops.options.keys.user(app_name, user_id).session_index
     cursor = None

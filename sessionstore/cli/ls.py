@@ -15,8 +15,8 @@ from rich.table import Table
 
 from ..drive import drive
 from ..errors import BackendRejected
+from ..flows.listing import Walk, next_places
 from ..keys import StoredKey
-from ..listing import Walk, next_places
 from ..model import SessionKey
 from ..ops import ids_of
 from ..replies import Place

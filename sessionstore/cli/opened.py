@@ -24,7 +24,7 @@ from .transcript import to_json
 _SIZE_LIMITS = ("event_size_limit", "value_size_limit", "summary_size_limit")
 
 CONNECTION_OPTIONS = ("key_prefix", "partition_by", "dictionary", "key_ring", "key_store")
-"""The parameters that `connection_options` adds and `opened_service` takes, beside the URL."""
+"""The parameters that `connection_options` adds and `opened_service` takes, without the URL."""
 
 _OPTIONS = {"encryption": "--key-ring", "key_store": "--key-store"}
 """What options of a service are called here."""

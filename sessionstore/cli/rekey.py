@@ -22,7 +22,7 @@ from ..data_keys import KeyedExecutor
 from ..drive import drive
 from ..encryption import check_key_name
 from ..errors import CorruptData, InvalidArgument
-from ..keyed import keyed
+from ..flows.data_keys import keyed
 from ..model import SessionKey
 from ..ops import Ops, ids_of
 from ..replies import hash_items, members_with_scores
@@ -70,9 +70,10 @@ use. With --key-store, sessions get the data key of their user, and data keys ar
 first key.
 
 Values that change meanwhile are skipped: services write them with the first key. Versions and
-deadlines stay as they are. The command may be interrupted and started again: it changes only values
-with another key. Once a run reports 0 values, no value needs the older keys, except fragments until
-stream_ttl has passed, and events of an import that was interrupted within the last hour.
+deadlines do not change. The command may be interrupted and started again: it changes only values
+with another key. When a run reports that it encrypted 0 values, nothing needs the older keys,
+except fragments until stream_ttl has passed, and events of an import that was interrupted within
+the last hour.
 
 Exit status: 0 = done; 1 = some values cannot be read. Their keys are printed.""",
 )
@@ -123,9 +124,12 @@ def rekey(
 @click.command(
     "new-key",
     short_help="Print a new key for a key ring.",
-    help="""Print a line with a new random key, for a key ring: sessionstore new-key >> keys
+    help="""Print a line with a new random key, for a key ring.
 
-NAME is stored with every value; by default it is the date of today.""",
+\b
+  sessionstore new-key >> keys
+
+NAME is stored with every value. The default is today's date (UTC).""",
 )
 @click.argument("name", metavar="[NAME]", required=False)
 def new_key(name: str | None) -> None:
@@ -212,8 +216,8 @@ def _rewrap(ops: Ops, app_name: str, user_id: str, counts: Counts) -> Flow[None]
 def _rekey_user_tier(ops: Ops, app_name: str, user_id: str, counts: Counts) -> Flow[None]:
     """Reseal the state of a user.
 
-    The data key is made first. If `delete_user` removes it meanwhile, it has removed the values
-    before, so nothing is put in their place.
+    The data key is made first. If `delete_user` removes it meanwhile, it has already removed the
+    values, so none of them is replaced.
     """
     if ops.data_keys is not None:
         yield ops.data_keys.use((app_name, user_id))
@@ -272,7 +276,7 @@ def _rekey_session(ops: Ops, key: SessionKey, counts: Counts) -> Flow[None]:
 
 
 class _Resealed:
-    """Values of one owner with another encryption, until they are stored.
+    """Values of one owner, encrypted again, until they are stored.
 
     Args:
         ops: its codec encrypts.
@@ -329,7 +333,7 @@ class _Resealed:
 
 
 def parts(rows: list[Row]) -> Iterator[list[Row]]:
-    """The rows in parts that one call takes."""
+    """The rows in parts that fit into one call."""
     part: list[Row] = []
     size = 0
     for row in rows:

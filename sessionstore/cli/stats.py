@@ -48,7 +48,7 @@ scan of all keys.
     metavar="SECONDS",
     help="How long the load is measured.",
 )
-@click.option("--watch", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Repeat until Ctrl-C.")
 @store_options
 def stats(service: SessionService, interval: float, watch: bool, as_json: bool) -> None:
     """Run the command; the help text is above."""

@@ -13,7 +13,7 @@ from typing import Any
 from ..adapters.checkpoints import LAYOUT, LAYOUT_VALUE, change_entries, is_of_entries
 from ..calls import Flow
 from ..codec import corrupt
-from ..keyed import keyed
+from ..flows.data_keys import keyed
 from ..model import SessionKey
 from ..ops import Ops, ids_of
 from ..sync import SessionService

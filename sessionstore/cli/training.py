@@ -81,7 +81,7 @@ def train_dictionary(
 ) -> None:
     """Run the command; the help text is above."""
     if output.exists():
-        raise CannotStart(f"{output} exists; data that was compressed with it may need it")
+        raise CannotStart(f"{output} exists, and stored data may need it: name another file")
     with output_file(output, mode=0o600) as file:
         samples, held_out = _sample(service, _choose(service, app_name, num_sessions))
         try:

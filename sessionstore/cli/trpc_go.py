@@ -166,7 +166,7 @@ def _session(
     summaries: dict[str, Any],
     tracks: dict[str, list[bytes]],
 ) -> Archived:
-    # By the time in the JSON: the score has lost digits. Events of one time stay as they are.
+    # By the time in the JSON: the score has lost digits. Events of the same time keep their order.
     stored.sort(key=lambda event: _nanoseconds(event["timestamp"]))
     events = [_event(event) for event in stored]
     positions: list[int] = []

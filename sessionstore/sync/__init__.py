@@ -1,6 +1,6 @@
 """The API without `await`: services and Runner for threads.
 
-service.py, compactor.py and runner.py are generated from the modules for asyncio, see
+service/, compactor.py and runner.py are generated from the modules for asyncio, see
 tests/support/generate_sync.py.
 """
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from msgspec import structs
 
-from ..covering import check_content, check_part, check_windows, find_part, is_due, on_primary
 from ..errors import InvalidArgument, TurnLost, TurnTaken
-from ..flows import session_key
-from ..history import compact_session
+from ..flows import compact_session
+from ..flows.covering import check_content, check_part, check_windows, find_part, is_due, on_primary
+from ..flows.shared import session_key
 from ..model import Event, Session, SessionKey, Summary
 from ..options import Duration, check_bool, check_int, check_milliseconds
 from ..windows import Window
@@ -26,8 +26,9 @@ Summarize = Callable[[Summary | None, list[Event]], Any]
 
 
 class Compactor:
-    """Lets a summary stand for the older turns of a session, once there are too many turns.
+    """Makes a summary of the older turns of a session, once there are too many turns.
 
+    Reads of the session then return the summary in place of these turns: see `compact_session`.
     Any number of threads and processes may compact the same sessions. For each session one of them
     calls `summarize` at a time, and each compaction calls it once. A summary covers whole turns
     only. Events that others append meanwhile are neither lost nor covered.
@@ -37,11 +38,11 @@ class Compactor:
         summarize: a function of the summary so far (a Summary, None before the first one)
             and the events that the new summary covers beyond it, oldest first. It returns the
             content of the new summary, which replaces the one so far: any value that the codec can
-            store. It may take as long as it likes: the lease is renewed meanwhile.
+            store. It may take any time: the lease is renewed meanwhile.
         trigger: compact once the events that no summary covers do not fit this window.
-        keep: the newest turns, which stay as they are. Smaller than `trigger`. Its `starts_turn`
-            and `calls`, or else those of `trigger`, say where a summary may end. A turn that goes
-            on while more turns than these begin may be covered in part.
+        keep: the newest turns, which no summary covers. Smaller than `trigger`. Its `starts_turn`
+            and `calls`, or else those of `trigger`, say where a summary may end. If a turn still
+            runs when more turns than these have begun after it, a part of it may be covered.
         drop: remove the covered events from the log. By default they stay, for `get_events`.
         events_limit: most events that one compaction covers, from 1. A turn that is longer is
             covered as a whole. What is left is covered by the next compaction.

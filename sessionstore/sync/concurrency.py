@@ -324,7 +324,7 @@ class Compactions:
                 self._again.discard(key)
 
     def close(self, grace_s: float) -> None:
-        """Start no more. Wait for those that go on, up to a time."""
+        """Start no more compactions. Wait for those that run, up to a time."""
         with self._guard:
             self._is_closed = True
             threads = list(self._threads.values())

@@ -48,7 +48,7 @@ class Run(Iterator[Event]):
     """One run of an agent: iterate over it for its events.
 
     Attributes:
-        key: the session; known before the run begins, also if the Runner made the id.
+        key: the session; known before the run begins, even if the Runner made the id.
         invocation_id: the id of the run; events without an invocation id get it.
     """
 
@@ -80,12 +80,13 @@ class Runner:
         agent: an object with a method `run(context)` that yields Events, or a function that does.
         session_service: where sessions are stored; the Runner never closes it. None = in memory,
             closed with the Runner.
-        history_limit: newest events that the agent sees when it starts, with the message, in whole
-            turns: the last turn is never cut. None = all, 0 or 1 = only the message.
+        history_limit: how many of the newest events the agent sees when it starts, its message
+            included. Turns are never cut; the last one is always there. None = all events, 0 or 1 =
+            only the message.
         history: the window that the agent sees before the message, in place of `history_limit`.
         serialize_turns: True = one run at a time works on a session, in any process; others wait.
             The runs of one process wait in a queue, and only the first one asks the store.
-            A run that could not renew its turn in time loses it and fails with TurnLost.
+            A run that cannot renew its turn in time loses it and fails with TurnLost.
         turn_lease: a timedelta or seconds, from 1 ms. The run renews the lease until it ends. After
             a crash the turn is free when the lease ends.
         store_interrupted: when a run is interrupted, store what was streamed since its last
@@ -124,7 +125,11 @@ class Runner:
             raise InvalidArgument(f"history must be a Window, not {type(history).__name__}")
         if compactor is not None:
             if not isinstance(compactor, Compactor):
-                raise InvalidArgument(f"compactor must be a {Compactor}, not {type(compactor)}")
+                given = type(compactor)
+                raise InvalidArgument(
+                    f"compactor must be a {Compactor.__module__}.Compactor, not "
+                    f"{given.__module__}.{given.__qualname__}"
+                )
             if compactor.session_service is not session_service:
                 raise InvalidArgument("compactor must have the Runner's session_service")
         self._app_name = app_name
@@ -167,8 +172,8 @@ class Runner:
 
         The run begins when iteration begins. Every complete event is stored before it is yielded;
         partial events are yielded at once, and are not in the log. If the service has a
-        `stream_ttl`, they are kept for that time: in the background, 40 ms together, and before the
-        next complete event is stored.
+        `stream_ttl`, they are kept for that time. They are stored in the background, in batches of
+        40 ms, and always before the next complete event.
 
         Args:
             user_id: the user within the application, 1 to 256 bytes of UTF-8.

@@ -13,10 +13,10 @@ from typing import Any
 
 from ..calls import Flow, Listen, Signal
 from ..errors import BackendUnavailable
-from ..live import News, Place, read_news
+from ..flows.watching import News, Place, read_news
 from ..model import SessionKey, Watched, WatchEnd
 from ..ops import Ops, ids_of
-from ..ops_watch import Head, listen_session, read_head
+from ..ops.watching import Head
 
 _LEASE_MS = 30_000
 _READ_S = 1.0  # how often a session is looked at, at least
@@ -126,8 +126,8 @@ class Watchers:
         """The header. Where messages can come, it asks for them."""
 
         def flow() -> Flow[Head | None]:
-            call = read_head(self._ops, key)
-            head: Head | None = yield call if polls else listen_session(self._ops, key, _LEASE_MS)
+            call = self._ops.read_head(key)
+            head: Head | None = yield call if polls else self._ops.listen_session(key, _LEASE_MS)
             return head
 
         found: Head | None = self._run(flow())

@@ -1,7 +1,7 @@
 """Retrying: what to send next, to which node, in which form, and when. Does no I/O.
 
 `Attempts.steps` is a generator of steps. `run_async` and `run` carry the steps out with a function
-of the transport and throw failures back into the generator, which then decides how to go on.
+of the transport and throw failures back into the generator, which then decides what to do.
 
 Deadlines are absolute, in seconds of time.monotonic(). asyncio's loop.time() reads the same clock.
 """

@@ -1,4 +1,4 @@
-"""The scripts of lua/ about data keys, in Python over a Keyspace. See scripts.py."""
+"""The scripts of lua/ about data keys, in Python over a Keyspace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts of lua/ that change history, in Python over a Keyspace. See scripts.py."""
+"""The scripts of lua/ that change history, in Python over a Keyspace."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .fragments import (
     Keys,
     Reply,
     check_condition,
-    check_create,
     check_tiers,
     choose_limit,
     decimal,
+    flags_with_room,
     header_number,
     lease_fields,
     note_change,
@@ -21,7 +21,6 @@ from .fragments import (
     refresh_session,
     remove_summary,
     replace_state,
-    write_create,
     write_header,
 )
 from .keyspace import Keyspace
@@ -55,6 +54,7 @@ def compact_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     num_covered = keyspace.zcount(events, -math.inf, position)
     num_dropped = num_covered if drop == b"1" else 0
     count = max(header.count or 0, num_events) - num_dropped
+    flags = flags_with_room(header, True) if num_dropped else header.flags or b""
     if old is not None and is_repeat and not num_dropped:
         version = header.version
         return [b"OK", version, now_us, version, old.summary_us, old.covered, count]
@@ -70,9 +70,10 @@ def compact_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         fields = (b"summary", summary, b"compacted_us", upto, b"summary_us", decimal(now_us))
         keyspace.hset(session, (*fields, b"summary_events", total))
         if old is None:
-            keyspace.hset(session, (b"flags", (header.flags or b"") + b"c"))
+            flags += b"c"
     num_covered -= num_dropped
-    keyspace.hset(session, (b"covered", decimal(num_covered), b"count", decimal(count)))
+    numbers = (b"covered", decimal(num_covered), b"count", decimal(count))
+    keyspace.hset(session, (*numbers, b"flags", flags))
     if num_dropped:
         keyspace.hset(session, (b"removed_us", decimal(now_us)))
         if b"l" in (header.flags or b""):
@@ -97,10 +98,13 @@ def rewind_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         return [b"COVERED", summary.compacted_us]
     num_events = keyspace.zcard(events)
     num_removed = keyspace.zremrangebyscore(events, int(first), math.inf)
+    if num_removed:
+        header = header._replace(flags=flags_with_room(header, num_removed == num_events))
     new_version, is_new_member = write_header(
         keyspace, keys, session_id, header.version, header.last_us
     )
-    keyspace.hset(session, (b"removed_us", decimal(keyspace.now_us)))
+    fields = (b"removed_us", decimal(keyspace.now_us), b"flags", header.flags or b"")
+    keyspace.hset(session, fields)
     if header.count is not None:
         count = max(header.count, num_events) - num_removed
         keyspace.hset(session, (b"count", decimal(count)))
@@ -128,10 +132,13 @@ def replace_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if new_event != b"" and keyspace.zscore(events, new_event) is not None:
         return [b"DUPLICATE"]
     num_events = keyspace.zcard(events)
+    if new_event == b"":
+        header = header._replace(flags=flags_with_room(header, num_events == 1))
     new_version, is_new_member = write_header(
         keyspace, keys, session_id, header.version, header.last_us
     )
-    keyspace.hset(session, (b"removed_us", decimal(keyspace.now_us)))
+    fields = (b"removed_us", decimal(keyspace.now_us), b"flags", header.flags or b"")
+    keyspace.hset(session, fields)
     if new_event != b"":
         keyspace.zadd(events, int(position), new_event)
     elif header.count is not None:
@@ -192,6 +199,8 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         fields |= {b"flags": b"c", b"summary": keyspace.hget(session, b"summary") or b""}
         last_us = max(last_us, summary.compacted_us)
         fields[b"last_us"] = decimal(last_us)
+    if b"f" in flags_with_room(header, fields[b"count"] == b"0"):
+        fields[b"flags"] = b"f" + fields[b"flags"]
     if b"k" in (header.flags or b""):
         fields[b"flags"] = b"k" + fields[b"flags"]
         fields[b"data_key"] = keyspace.hget(session, b"data_key") or b""
@@ -202,66 +211,3 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     is_new_member = keyspace.zadd(index, keyspace.now_us, copy_id) == 1
     refresh_session(keyspace, (copy, copy_events, index), int(ttl_ms), last_us, is_new_member)
     return [b"OK"]
-
-
-def stage_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
-    """lua/stage_events.lua"""
-    [staged] = keys
-    keyspace.zcard(staged)
-    for at in range(1, len(args), 2):
-        keyspace.zadd(staged, int(args[at]), args[at + 1])
-    keyspace.pexpireat(staged, keyspace.now_us // 1000 + int(args[0]))
-    return [b"OK"]
-
-
-def restore_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
-    """lua/restore_session.lua"""
-    session_id, ttl, creation_id, limit, created_us, updated_us, origin = args[:7]
-    upto, summary_us, summary, data_key, num_staged, *tail = args[7:]
-    session, events, index, staged = keys[:4]
-    check_create(keyspace, [*keys[:3], *keys[4:]], session_id)
-    num_found = keyspace.zcard(staged)
-    version, stored_creation_id = keyspace.hmget(session, b"version", b"generation")
-    if version is not None:
-        if stored_creation_id != creation_id:
-            return [b"EXISTS"]
-        keyspace.unlink(staged)
-        return [b"OK", []]
-    if num_found != int(num_staged):
-        return [b"INCOMPLETE", num_found]
-    first = 2 + 2 * int(tail[0])
-    num_events = num_found + (len(tail) - first) // 2
-    last_us = max(int(tail[-2]) if first < len(tail) else 0, int(upto or 0))
-    updated_us = updated_us or decimal(keyspace.now_us)
-    event_limit = decimal(choose_limit(limit, None, num_events))
-    keyspace.unlink(session, events)
-    if num_found:
-        keyspace.rename(staged, events)
-        keyspace.persist(events)
-    head = (session_id, ttl, creation_id, event_limit)
-    ids = write_create(keyspace, keys[:3], (*head, *tail), data_key, 4)
-    for at in range(first, len(tail), 2):
-        keyspace.zadd(events, int(tail[at]), tail[at + 1])
-    fields = {
-        b"last_us": decimal(last_us),
-        b"count": decimal(num_events),
-        b"created_us": created_us or updated_us,
-        b"updated_us": updated_us,
-        b"restored_us": decimal(keyspace.now_us),
-    }
-    if origin:
-        fields[b"forked_from"] = origin
-    if upto:
-        num_covered = keyspace.zcount(events, -math.inf, int(upto))
-        fields |= {
-            b"summary": summary,
-            b"compacted_us": upto,
-            b"summary_us": summary_us,
-            b"covered": decimal(num_covered),
-            b"summary_events": decimal(num_covered + 1),
-            b"flags": b"kc" if data_key else b"c",
-        }
-    keyspace.hset(session, [part for pair in fields.items() for part in pair])
-    keyspace.zadd(index, int(updated_us), session_id)
-    refresh_session(keyspace, keys, int(ttl), last_us, False)
-    return [b"OK", ids]

@@ -284,7 +284,7 @@ class TestMeanwhile:
             await append_many(service, KEY, make_turns(range(7, 60)))
             await service.append_event(KEY, Event("agent", "late", invocation_id="t1"))
 
-        with pytest.raises(InvalidArgument, match="a turn that the summary covers went on"):
+        with pytest.raises(InvalidArgument, match="a turn that the summary covers got more events"):
             await self.compact(service, change)
         assert (await read(service)).summary is None
 
@@ -302,7 +302,7 @@ class TestMeanwhile:
             await self.compact(service, lambda service: service.delete_session(**IDS))
 
     async def test_the_covered_events_are_removed(self, service: Any) -> None:
-        with pytest.raises(InvalidArgument, match="no event stands at position"):
+        with pytest.raises(InvalidArgument, match="there is no event at position"):
             await self.compact(service, lambda service: service.clear_events(KEY))
         assert (await read(service)).summary is None
 

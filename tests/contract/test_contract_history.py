@@ -214,11 +214,11 @@ async def test_only_the_event_that_was_named_is_touched(service: Any) -> None:
     session, positions = await filled(service)
     first, second = session.events[:2]
     new = Event("user", "new")
-    with pytest.raises(InvalidArgument, match="another event"):
+    with pytest.raises(InvalidArgument, match="is not `event`"):
         await service.replace_event(KEY, positions[0], second, new)
-    with pytest.raises(InvalidArgument, match="another event"):
+    with pytest.raises(InvalidArgument, match="is not `event`"):
         await service.delete_event(KEY, positions[0], second)
-    with pytest.raises(InvalidArgument, match="no event stands at position 5"):
+    with pytest.raises(InvalidArgument, match="there is no event at position 5"):
         await service.replace_event(KEY, 5, first, new)
     with pytest.raises(InvalidArgument, match="is stored already"):
         await service.replace_event(KEY, positions[0], first, second)

@@ -24,7 +24,6 @@ from sessionstore import (
     SessionNotFound,
     Summary,
     flows,
-    restore,
 )
 from sessionstore.calls import Call, Flow
 
@@ -58,7 +57,7 @@ async def interrupt(service: Any, num_calls: int, **arguments: Any) -> None:
     """Only the first calls of restore_session for the session "new"."""
     rest = dict.fromkeys(("positions", "state", "created_at", "updated_at", "forked_from"))
     given: dict[str, Any] = {**rest, "event_limit": UNSET, **arguments}
-    flow = restore.restore_session(service._ops, NEW, **given)
+    flow = flows.restore_session(service._ops, NEW, **given)
     await service._run(first_steps(flow, num_calls))
 
 
@@ -197,7 +196,7 @@ async def test_a_repeat_sends_only_what_is_missing(make_service: ServiceFactory)
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]  # a Session
 
-    flow = restore.restore_session(ops, NEW, events, None, None, None, None, UNSET, None)
+    flow = flows.restore_session(ops, NEW, events, None, None, None, None, UNSET, None)
     await service._run(counted(flow))
     assert names[:3] == ["", "stage_events", "restore_session"]
     assert numbers_of(await read(service, NEW)) == list(range(1200))
@@ -259,7 +258,7 @@ async def test_what_is_staged_expires(
     events = numbered(*range(501))
     await interrupt(service, 2, events=events)
     advance_time(3700)
-    flow = restore.restore_session(service._ops, NEW, events, None, None, None, None, UNSET, None)
+    flow = flows.restore_session(service._ops, NEW, events, None, None, None, None, UNSET, None)
     calls = [next(flow), flow.send(0), flow.send(None)]
     with pytest.raises(BackendRejected, match="nothing was restored"):
         await service._run(first_steps(iter_flow(calls[2]), 1))
@@ -334,7 +333,7 @@ async def test_a_session_that_is_restored_while_its_user_is_deleted_stays(servic
 
     def restored_meanwhile() -> Flow[Any]:
         step = flow.send((yield next(flow)))
-        yield from restore.restore_session(
+        yield from flows.restore_session(
             service._ops, NEW, [make_event("a")], None, None, LONG_AGO, LONG_AGO, UNSET, None
         )
         while True:
@@ -366,8 +365,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"events": [Event("user", partial=True)]}, r"events\[0\] must not be partial"),
     ({"events": [Event("user", {1})]}, r"events\[0\]\.content is a set"),
     ({"events": [make_event(1), make_event(2), make_event(1)]}, r"events\[2\] is the same"),
-    ({"events": [make_event(1)], "positions": []}, "as many as events: 1, not 0"),
-    ({"positions": [1]}, "as many as events: 0, not 1"),
+    ({"events": [make_event(1)], "positions": []}, "one position for each event: 1, not 0"),
+    ({"positions": [1]}, "one position for each event: 0, not 1"),
     ({"positions": 5}, "positions must be a list of ints"),
     ({"events": [make_event(1)], "positions": [0]}, r"positions\[0\] must be at least 1"),
     ({"events": [make_event(1)], "positions": [1.0]}, r"positions\[0\] must be an int"),

@@ -23,8 +23,8 @@ from sessionstore import (
     SessionNotFound,
     StaleVersion,
     TurnLost,
-    stream,
 )
+from sessionstore.ops.stream import Fragment
 
 KIND: dict[str, Any] = {"invocation_id": "run", "branch": "root.sub"}
 
@@ -37,8 +37,8 @@ def complete(content: Any, author: str = "bot", **fields: Any) -> Event:
     return Event(author, content, **{**KIND, **fields})
 
 
-async def kept(service: Any, key: SessionKey = KEY, after: int = 0) -> list[stream.Fragment]:
-    found: list[stream.Fragment] = await service._run(fragments(service._ops, key, after))
+async def kept(service: Any, key: SessionKey = KEY, after: int = 0) -> list[Fragment]:
+    found: list[Fragment] = await service._run(fragments(service._ops, key, after))
     return found
 
 

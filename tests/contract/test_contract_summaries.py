@@ -111,7 +111,7 @@ async def test_every_way_to_read_leaves_out_what_is_covered(make_service: Servic
 
 async def test_a_summary_of_everything(service: Any) -> None:
     session, positions = await filled(service)
-    with pytest.raises(InvalidArgument, match="needs if_version or turn"):
+    with pytest.raises(InvalidArgument, match="pass if_version or turn"):
         await service.compact_session(session, upto=positions[-1], summary="s")
     await service.compact_session(
         session, upto=positions[-1], summary="s", if_version=session.version
@@ -224,7 +224,7 @@ async def test_a_summary_ends_where_a_turn_ends(service: Any) -> None:
         with pytest.raises(InvalidArgument, match=f"no turn ends at position {positions[number]}"):
             await service.compact_session(KEY, upto=positions[number], summary="s")
     for upto in (5, positions[0] - 1, positions[9] + 1, 2**53 - 1):
-        with pytest.raises(InvalidArgument, match=f"no event stands at position {upto}"):
+        with pytest.raises(InvalidArgument, match=f"there is no event at position {upto}"):
             await service.compact_session(KEY, upto=upto, summary="s")
     assert (await read(service)).version == session.version
     each = Window(starts_turn=lambda event: event.content == 3)

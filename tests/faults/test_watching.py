@@ -25,7 +25,7 @@ from sessionstore import (
     InMemorySessionService,
     RedisSessionService,
     SessionKey,
-    live,
+    flows,
 )
 from sessionstore.calls import AsyncExecutor, Call
 from sessionstore.model import Watched
@@ -331,7 +331,7 @@ async def test_a_read_that_fails_after_its_watcher_is_gone_is_not_reported(place
     service = InMemorySessionService() if place is None else make_service("async", place.url)
     async with service:
         session = await create(service)
-        key, start = live.start(service._ops, session, 5, partial=False)
+        key, start = flows.watching.start(service._ops, session, 5, partial=False)
         shared = service._watchers._join(key)
         fails = asyncio.Event()
 

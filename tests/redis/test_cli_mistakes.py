@@ -104,9 +104,9 @@ def test_a_number_that_is_no_amount_is_refused(number: str) -> None:
     ):
         assert refused(*command).startswith(f"Error: Invalid value for '{command[-2]}': ")
     said = refused(*usual, "--sessions", "1000000000000", "--sessions-per-user", "1e-300")
-    assert said == "Error: These numbers are too far apart for an estimate."
+    assert said == "Error: These numbers are too large or too small to estimate."
     said = refused(*usual, "--turns-per-session", "1e-200", "--events-per-turn", "1e-200")
-    assert said == "Error: These numbers are too far apart for an estimate."
+    assert said == "Error: These numbers are too large or too small to estimate."
 
 
 def test_a_search_that_saw_all_events_says_so(server: Server, service: RedisSessionService) -> None:
@@ -189,7 +189,7 @@ def test_a_key_ring_and_a_key_store_that_are_not_valid_are_named(tmp_path: Path)
     command = ("ls", "--url", NOBODY, "--key-ring", ring)
     ring.write_text("# none yet\n")
     assert refused(*command) == (
-        f"Error: the key ring {ring}: it has no keys; `sessionstore new-key` prints one."
+        f"Error: the key ring {ring}: no keys found; `sessionstore new-key` prints one."
     )
     ring.write_text("secret")
     said = refused(*command)

@@ -124,7 +124,7 @@ class TestInMemory:
         report = report_of("--url", "memory://", *options)
         check_history(report)
         shown = invoke("--url", "memory://", *options).stdout
-        assert "Summaries stand for" in shown
+        assert "Summaries cover" in shown
         assert "were rewound" in shown
 
     def test_what_is_summarized_and_rewound_must_not_be_trimmed_before(self) -> None:

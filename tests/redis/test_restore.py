@@ -13,7 +13,7 @@ from support.events import make_event
 from support.servers import Server, acl_user
 from support.services import make_ops
 
-from sessionstore import BackendRejected, RedisSessionService, Session, SessionKey, restore
+from sessionstore import BackendRejected, RedisSessionService, Session, SessionKey, flows
 from sessionstore.calls import Flow
 
 LONG = [make_event(number) for number in range(1200)]
@@ -21,7 +21,7 @@ LONG = [make_event(number) for number in range(1200)]
 
 def restoring() -> Flow[Session]:
     arguments = (LONG, None, None, None, None, UNSET, None)
-    return restore.restore_session(make_ops(session_ttl=600), SessionKey(**IDS), *arguments)
+    return flows.restore_session(make_ops(session_ttl=600), SessionKey(**IDS), *arguments)
 
 
 def overtaken() -> Flow[None]:

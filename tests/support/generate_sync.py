@@ -18,9 +18,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sessionstore"
-MODULES = ("service", "compactor", "runner")
-# Modules that exist in sessionstore/sync/ too.
-SIBLINGS = "|".join((*MODULES, "concurrency", "watchers"))
+SOURCES = (
+    PACKAGE / "compactor.py",
+    PACKAGE / "runner.py",
+    *sorted((PACKAGE / "service").glob("*.py")),
+)
+# Modules and packages that exist in sessionstore/sync/ too.
+SIBLINGS = "service|compactor|runner|concurrency|watchers"
 
 # Regular expressions and what replaces them, in this order.
 SUBSTITUTIONS = (
@@ -43,8 +47,6 @@ SUBSTITUTIONS = (
     (r"\bconnect_async\b", "connect_sync"),
     (r"\bAsyncMemoryExecutor\(memory\)", "memory"),
     (r"\bAsyncMemoryExecutor, ", ""),
-    # Imports: one package up, except from modules that sync/ has too.
-    (rf"(?m)^from \.(?!(?:{SIBLINGS}) )", "from .."),
     # Prose.
     (r"\bredis\.asyncio\.Redis\b", "redis.Redis"),
     (r"\btasks\b", "threads"),
@@ -53,12 +55,16 @@ SUBSTITUTIONS = (
 )
 
 
-def generate(module: str) -> str:
-    """The text of sessionstore/sync/{module}.py."""
-    text = (PACKAGE / f"{module}.py").read_text("utf-8")
+def generate(source: Path) -> str:
+    """The text of the module for threads."""
+    text = source.read_text("utf-8")
     for pattern, replacement in SUBSTITUTIONS:
         text = re.sub(pattern, replacement, text)
-    text = f"# Generated from sessionstore/{module}.py by {script_name()}. Do not edit.\n{text}"
+    # Imports from sessionstore/: one package up, except of what sync/ has too.
+    dots = r"\." * len(source.relative_to(PACKAGE).parts)
+    text = re.sub(rf"(?m)^from ({dots})(?!(?:{SIBLINGS}) )", r"from .\1", text)
+    name = source.relative_to(ROOT).as_posix()
+    text = f"# Generated from {name} by {script_name()}. Do not edit.\n{text}"
     text = run_ruff(text, "check", "--fix", "--quiet", "--select", "F401,I")
     return run_ruff(text, "format")
 
@@ -85,10 +91,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if they differ")
     is_check = parser.parse_args().check
     changed = ""
-    for module in MODULES:
-        path = PACKAGE / "sync" / f"{module}.py"
+    for source in SOURCES:
+        path = PACKAGE / "sync" / source.relative_to(PACKAGE)
         old = path.read_text("utf-8") if path.exists() else ""
-        new = generate(module)
+        new = generate(source)
         if not is_check:
             path.write_text(new, "utf-8")
         lines = old.splitlines(keepends=True), new.splitlines(keepends=True)

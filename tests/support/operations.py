@@ -24,7 +24,6 @@ from sessionstore import (
     Summary,
     TurnTaken,
     flows,
-    ops_watch,
 )
 from sessionstore.calls import Flow
 from sessionstore.ops import Ops
@@ -112,7 +111,7 @@ async def watch_contents(service: Any, key: SessionKey, count: int, **options: A
 
 
 def _listen(ops: Ops, key: SessionKey) -> Flow[None]:
-    yield ops_watch.listen_session(ops, key, lease_ms=1000)
+    yield ops.listen_session(key, lease_ms=1000)
 
 
 OPERATIONS = (

@@ -10,10 +10,10 @@ from typing import Any
 
 from sessionstore import Session, SessionKey, WatchChange, WatchEnd, WatchEntry
 from sessionstore.calls import Flow
-from sessionstore.live import Place, read_news
+from sessionstore.flows.watching import Place, read_news
 from sessionstore.model import Watched
 from sessionstore.ops import Ops
-from sessionstore.stream import Fragment
+from sessionstore.ops.stream import Fragment
 from support.waiting import poll_until
 
 

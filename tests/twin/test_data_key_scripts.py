@@ -12,10 +12,8 @@ from sessionstore.calls import Call
 from sessionstore.keys import Keys
 from sessionstore.model import Event, SessionKey
 from sessionstore.ops import Ops
-from sessionstore.ops_history import fork_session, rewind_session
 from sessionstore.options import check_options
 from sessionstore.scripts import SCRIPTS
-from sessionstore.stream import store_fragments
 from sessionstore.tiers import Change, Delta
 from sessionstore.transport import connect_sync
 from sessionstore.twin import MemoryExecutor
@@ -135,16 +133,16 @@ class Calls:
         return ops.change_fields(key, compared, [], Delta([b".f", sealed(name, text)]))
 
     def fragments(self, key: SessionKey, name: str, ops: Ops, text: str) -> Call[Any]:
-        return store_fragments(ops, key, [sealed(name, text)], None, None, b"")
+        return ops.append_fragments(key, [sealed(name, text)], None, None, b"")
 
     def fork(self, key: SessionKey, name: str, ops: Ops, text: str) -> Call[Any]:
         state = Delta([b".s", sealed(name, text)]) if text == "1" else None
         copy = SessionKey("a", "u", f"fork{text}")
-        return fork_session(ops, key, copy, f"fork{text}", None, state, None, None, b"")
+        return ops.fork_session(key, copy, f"fork{text}", None, state, None, None, b"")
 
     def rewind(self, key: SessionKey, name: str, ops: Ops, text: str) -> Call[Any]:
         state = Delta([b".s", sealed(name, text)]) if text == "1" else None
-        return rewind_session(ops, key, 1, state, None, None, b"")
+        return ops.rewind_session(key, 1, state, None, None, b"")
 
     def set_key(self, key: SessionKey, name: str, _: Ops, __: str) -> Call[Any]:
         return PLAIN.set_data_key(key, name or "~three", self._random.choice(_NAMES))

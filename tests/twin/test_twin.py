@@ -48,16 +48,13 @@ from sessionstore import (
     TurnTaken,
     Window,
     flows,
-    history,
-    ops_watch,
-    restore,
-    stream,
 )
 from sessionstore.calls import Call, Flow, Step
 from sessionstore.codec import decode_event, decode_value
+from sessionstore.flows import restore
 from sessionstore.keys import Keys
 from sessionstore.ops import LeaseName, Ops
-from sessionstore.ops_history import Compacted, compact_session, fork_session, rewind_session
+from sessionstore.ops.history import Compacted
 from sessionstore.options import check_options
 from sessionstore.replies import WriteResult
 from sessionstore.tiers import NO_CHANGE, Delta
@@ -496,7 +493,7 @@ class TwinMachine(RuleBasedStateMachine):
         old = stored.summary if stored else None
         if_summary = None if base is None or old is None else old.upto + base
         upto = self._cursor(key, number) or 0
-        flow = history.compact_session(
+        flow = flows.compact_session(
             *(OPS[service], key, upto, summary, if_summary, drop, if_version, lease, RULES),
             lease_name="compactor",
         )
@@ -528,7 +525,7 @@ class TwinMachine(RuleBasedStateMachine):
         if_version = self._version(key, step)
         position = self._cursor(key, number) or 0
         chosen = SERVICES[service]
-        flow = history.rewind_session(OPS[service], key, position, state, if_version, None)
+        flow = flows.rewind_session(OPS[service], key, position, state, if_version, None)
         outcome = self._drive(flow)
         self._expect(outcome, lambda: self.model.rewind(chosen, key, position, state, if_version))
         self._check()
@@ -542,7 +539,7 @@ class TwinMachine(RuleBasedStateMachine):
         if entry is None:
             return
         new, chosen = EVENTS[number], SERVICES[service]
-        flow = history.replace_event(
+        flow = flows.replace_event(
             OPS[service], key, entry.position, entry.event, new, if_version, None
         )
         outcome = self._drive(flow)
@@ -561,9 +558,7 @@ class TwinMachine(RuleBasedStateMachine):
         if_version = self._version(key, step)
         if entry is None:
             return
-        flow = history.delete_event(
-            OPS[service], key, entry.position, entry.event, if_version, None
-        )
+        flow = flows.delete_event(OPS[service], key, entry.position, entry.event, if_version, None)
         outcome = self._drive(flow)
 
         def expected() -> bool:
@@ -591,9 +586,7 @@ class TwinMachine(RuleBasedStateMachine):
         key, copy = names
         if_version = self._version(key, step)
         upto, chosen = self._cursor(key, number), SERVICES[service]
-        flow = history.fork_session(
-            OPS[service], key, copy.session_id, upto, state, if_version, None
-        )
+        flow = flows.fork_session(OPS[service], key, copy.session_id, upto, state, if_version, None)
         outcome = self._drive(flow)
         self._expect(outcome, lambda: self.model.fork(chosen, key, copy, upto, state, if_version))
         self._check()
@@ -621,7 +614,7 @@ class TwinMachine(RuleBasedStateMachine):
         settings, events = SERVICES[service], [EVENTS[number] for number in chosen]
         positions = [10 * number + 7 for number in range(len(events))]
         summary = None if upto is None else Summary("s", upto, LONG_AGO, 0)
-        flow = restore.restore_session(
+        flow = flows.restore_session(
             OPS[service], key, events, positions, state, *times, UNSET, None, summary
         )
         with pytest.MonkeyPatch.context() as patch:
@@ -730,7 +723,7 @@ class TwinMachine(RuleBasedStateMachine):
     @rule(service=services, key=keys, lease_ms=st.sampled_from([0, 1, 1000, 100_000]))
     def listen_session(self, service: int, key: SessionKey, lease_ms: int) -> None:
         name = Keys().session(*_parts(key)).session
-        head = self._run(ops_watch.listen_session(OPS[service], key, lease_ms)).value()
+        head = self._run(OPS[service].listen_session(key, lease_ms)).value()
         assert (head is not None) == (name in self.stored)
         if lease_ms and head is not None:
             # The twin's clock differs a little.
@@ -1132,7 +1125,7 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
     garbage = (None, b"", b"x", b"nan", b"-1", b"1" * 30)
     fields = [b"version", b"last_us", b"deadline_ms", b"count", b"event_limit", b"removed_us"]
     fields += [*SUMMARY_FIELDS, b"summary", b"flags", b"listen_ms", b"changes", b"created_us"]
-    garbage_flags = (None, b"", b"x", b"cx", b"xc", b"c")
+    garbage_flags = (None, b"", b"x", b"cx", b"xc", b"c", b"f", b"fc")
 
     def damage() -> None:
         lost = chance.choice((session, events, index, kept, b""))
@@ -1173,7 +1166,7 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
         base = int(upto) if upto and upto.isdigit() and len(upto) < 17 else None
         base = chance.choice((base, base, base, None, 5))
         summary, drop = chance.choice((b'"s"', b'"t"')), chance.random() < 0.3
-        return compact_session(ops, key, position(), summary, base, drop, None, None, b"", "turn")
+        return ops.compact_session(key, position(), summary, base, drop, None, None, b"", "turn")
 
     errors = Counter[str]()
     for _ in range(250):
@@ -1191,9 +1184,9 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
             ops.append_event(key, data, at, NO_CHANGE, 7, None, created_us),
             ops.append_events(key, rows, None, None, created_us),
             ops.append_events(key, rows, 7, None, created_us),
-            stream.store_fragments(ops, key, [data], None, None, created_us),
-            stream.store_fragments(ops, key, [data, data], 7, None, created_us),
-            ops_watch.read_log(ops, key, 0, sequence=0),
+            ops.append_fragments(key, [data], None, None, created_us),
+            ops.append_fragments(key, [data, data], 7, None, created_us),
+            ops.read_log(key, 0, sequence=0),
             ops.pop_event(key, None, created_us),
             ops.clear_events(key, None, created_us),
             ops.update_session_state(key, NO_CHANGE, None, created_us),
@@ -1201,9 +1194,9 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
             ops.delete_session(key),
             ops.change_fields(key, [], [(b".list", b"entry")], NO_CHANGE.session),
             compact(ops),
-            rewind_session(ops, key, position(), None, None, None, created_us),
+            ops.rewind_session(key, position(), None, None, None, created_us),
             ops.replace_newest(key, version(), chance.randint(0, 2), chance.randint(0, 4), []),
-            fork_session(ops, key, KEYS[1], "copy", position(), None, None, None, created_us),
+            ops.fork_session(key, KEYS[1], "copy", position(), None, None, None, created_us),
         ]
         weights = [3, 3, 3, 3, 9, 1, 9, 1, 6, 3, 1, 3, 1, 1, 1, 1, 3, 9, 2, 2, 2]
         call = chance.choices(calls, weights)[0]
@@ -1277,10 +1270,10 @@ def test_both_remove_the_oldest_fragments(
     server.raw.zadd(name, members)
     for member, score in members.items():
         machine.twin.keyspace.zadd(name, score, member)
-    machine._run(stream.store_fragments(ops, key, [b"{}"], None, None, b""))
+    machine._run(ops.append_fragments(key, [b"{}"], None, None, b""))
     machine.check_twin()
     assert server.raw.zcard(name) == 2 * num_left
-    machine._run(stream.store_fragments(ops, key, [b"x" * (8_000_000)], None, None, b""))
+    machine._run(ops.append_fragments(key, [b"x" * (8_000_000)], None, None, b""))
     machine.check_twin()
     entries: Any = server.raw.zrange(name, 0, -1)
     assert sum(map(len, entries[1::2])) <= 8 << 20

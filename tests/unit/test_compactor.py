@@ -21,7 +21,7 @@ from sessionstore import (
     Window,
 )
 from sessionstore.calls import Call
-from sessionstore.covering import check_windows
+from sessionstore.flows.covering import check_windows
 
 SIX: dict[str, Any] = {"trigger": Window(max_turns=6), "keep": Window(max_turns=2)}
 

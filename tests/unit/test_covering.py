@@ -14,8 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.sessions import KEY
 
-from sessionstore import Event, Window, covering
-from sessionstore.covering import find_part, is_due
+from sessionstore import Event, Window
+from sessionstore.flows import covering
+from sessionstore.flows.covering import find_part, is_due
 from sessionstore.sync import InMemorySessionService
 from sessionstore.windows import _find_cuts, find_start
 

@@ -22,9 +22,6 @@ from sessionstore import (
     SessionNotFound,
     data_keys,
     flows,
-    history,
-    listing,
-    restore,
 )
 from sessionstore.calls import Call, Flow, SyncExecutor
 from sessionstore.drive import drive
@@ -90,7 +87,7 @@ INTRODUCING: dict[str, Write] = {
     "get_or_create_session": lambda ops: flows.get_or_create_session(
         ops, APP, USER, "sid", STATE, None, None
     ),
-    "restore_session": lambda ops: restore.restore_session(
+    "restore_session": lambda ops: flows.restore_session(
         ops, KEY, [Event("u", "secret")], None, {"a": "secret"}, None, None, 100, None
     ),
     "update_user_state": lambda ops: flows.update_user_state(ops, APP, USER, {"b": "secret"}, ()),
@@ -121,7 +118,7 @@ def test_what_is_created_while_a_user_is_deleted_stays_readable(name: str, is_kn
         if is_known:
             writer.get_user_state(**OWNER)
         write = Steps(INTRODUCING[name](writer._ops), memory)
-        delete = Steps(listing.delete_user(deleter._ops, **OWNER), memory)
+        delete = Steps(flows.delete_user(deleter._ops, **OWNER), memory)
         if not (write.run(before) and delete.run(within)):
             continue
         num_tried += 1
@@ -142,7 +139,7 @@ def test_a_delete_that_is_interrupted_at_any_step_may_be_repeated(name: str) -> 
         memory = MemoryExecutor()
         writer, deleter = process(memory), process(memory)
         writer.create_session(**OWNER, session_id="old", state=STATE)
-        Steps(listing.delete_user(deleter._ops, **OWNER), memory).run(num_steps)  # it is killed
+        Steps(flows.delete_user(deleter._ops, **OWNER), memory).run(num_steps)  # it is killed
         drive(INTRODUCING[name](writer._ops), memory)
         check_readable(memory)
         deleted = deleter.delete_user(**OWNER)
@@ -194,7 +191,7 @@ def test_a_process_with_the_key_of_a_deleted_user_writes_with_the_new_one(name: 
     page = new.get_events(session)
     keys = old._ops.data_keys
     assert keys is not None
-    known = keys.known((APP, USER))
+    known = keys.cached((APP, USER))
     assert known is not None
     assert known.name.encode() not in memory.key_store.hgetall(b"datakey:{app:user}").values()
     WRITES[name](old, session, page)
@@ -291,7 +288,7 @@ def test_a_write_to_a_session_that_does_not_exist_makes_no_data_key() -> None:
     with pytest.raises(SessionNotFound):
         service.append_event(KEY, Event("u", "x"))
     with pytest.raises(SessionNotFound):
-        drive(history.rewind_session(service._ops, KEY, 1, None, None, None), memory)
+        drive(flows.rewind_session(service._ops, KEY, 1, None, None, None), memory)
     assert memory.key_store.keys() == []
 
 
@@ -315,20 +312,20 @@ def test_kept_keys_are_read_again_after_a_time(monkeypatch: pytest.MonkeyPatch) 
     service.create_session(**IDS, state=STATE)
     memory.key_store.unlink(*memory.key_store.keys())
     assert service.get_session(**IDS) is not None
-    now = time.monotonic() + data_keys.KEPT_S
+    now = time.monotonic() + data_keys.CACHED_S
     monkeypatch.setattr("time.monotonic", lambda: now)
     with pytest.raises(CorruptData, match="was deleted"):
         service.get_session(**IDS)
 
 
 def test_few_keys_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_keys, "_KEPT_LIMIT", 3)
+    monkeypatch.setattr(data_keys, "_CACHED_LIMIT", 3)
     memory = MemoryExecutor()
     service = process(memory)
     for number in range(10):
         service.create_session(app_name="app", user_id=f"u{number}", state=STATE)
     assert service._ops.data_keys is not None
-    assert len(service._ops.data_keys._known) == 3
+    assert len(service._ops.data_keys._cached) == 3
     for number in range(10):
         assert service.get_user_state("app", f"u{number}") == {"b": "secret"}
 

@@ -21,7 +21,7 @@ import redis.asyncio
 import sessionstore.sync
 from sessionstore import InMemorySessionService, RedisSessionService, encryption
 from sessionstore.data_keys import DataKey, DataKeys, UserEncryption
-from sessionstore.encryption import AuthenticatedKey, KeyRing
+from sessionstore.encryption import KeyRing, NamedKey
 from sessionstore.errors import InvalidArgument
 from sessionstore.keys import Keys
 from sessionstore.transform import Context, Transform, Unreadable
@@ -166,7 +166,7 @@ def test_text_that_is_not_valid_is_refused_and_not_shown(text: str) -> None:
 
 def test_a_ring_shows_names_only_and_is_copied_and_pickled() -> None:
     assert repr(RING) == "KeyRing(2026-07, 2026-01)"
-    assert repr(RING.first) == "AuthenticatedKey(2026-07)"
+    assert repr(RING.first) == "NamedKey(2026-07)"
     for same in (pickle.loads(pickle.dumps(RING)), copy.deepcopy(RING)):
         assert same == RING
         assert hash(same) == hash(RING)
@@ -259,7 +259,7 @@ def test_without_the_extra_one_sentence_names_it() -> None:
         ({"key_store": "redis://keys"}, "key_store needs encryption, a KeyRing"),
         ({"encryption": RING, "key_store": 5}, "key_store must be a URL, not int"),
         ({"encryption": RING, "key_store": "keys"}, "key_store: url must start with redis://"),
-        ({"encryption": RING, "key_store": "redis://data"}, "must be another server or database"),
+        ({"encryption": RING, "key_store": "redis://data"}, "must not be the URL of the data"),
     ],
 )
 def test_options_of_a_service_are_checked(options: dict[str, Any], message: str) -> None:
@@ -310,7 +310,7 @@ def test_the_vector_of_rfc_5297() -> None:
     """Appendix A.1, deterministic authenticated encryption."""
     key = bytes.fromhex("fffefdfcfbfaf9f8f7f6f5f4f3f2f1f0f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff")
     place = bytes.fromhex("101112131415161718191a1b1c1d1e1f2021222324252627")
-    sealed = AuthenticatedKey("rfc", key).seal(bytes.fromhex("112233445566778899aabbccddee"), place)
+    sealed = NamedKey("rfc", key).seal(bytes.fromhex("112233445566778899aabbccddee"), place)
     expected = "85632d07c6e8f37f950acd320a2ecc9340c02b9690c4dc04daef7f6afe5c"
     assert sealed == b"\x03\x03rfc" + bytes.fromhex(expected)
 

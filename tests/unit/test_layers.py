@@ -1,4 +1,4 @@
-"""Imports point downward only, and only the transport imports redis-py."""
+"""Imports point downward only, only the transport imports redis-py, and layers share topics."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import sessionstore
+from sessionstore import SessionService, flows
+from sessionstore.ops import Ops
+from sessionstore.twin.scripts import TWINS
 
 PACKAGE = Path(sessionstore.__file__).parent
 
@@ -23,11 +26,7 @@ LAYERS: list[set[str]] = [
     {"tiers", "options"},
     {"replies", "windows"},
     {"ops"},
-    {"keyed", "stream"},
-    {"app_tier", "listing", "ops_history", "ops_watch"},
     {"flows"},
-    {"covering", "history", "live"},
-    {"restore"},
     {"transport", "twin", "watchers"},
     {"run_context", "service"},
     {"concurrency"},
@@ -119,6 +118,14 @@ def test_libraries_are_imported_only_where_they_belong() -> None:
         and name not in LIBRARIES.get(library, set())
     ]
     assert misplaced == []
+
+
+@pytest.mark.parametrize("name", sorted({*flows.__all__, *TWINS}))
+def test_an_operation_has_the_same_topic_in_every_layer(name: str) -> None:
+    layers = (SessionService, flows, Ops)
+    found = [*(getattr(layer, name, None) for layer in layers), TWINS.get(name)]
+    modules = {each.__module__ for each in found if each is not None}
+    assert len({module.rpartition(".")[2] for module in modules} - {"base"}) == 1, modules
 
 
 @pytest.mark.parametrize(

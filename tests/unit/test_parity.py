@@ -29,7 +29,7 @@ LIFE = {"aclose", "close", "ping"}
 
 
 def public_methods(kind: type) -> dict[str, Any]:
-    return {name: member for name, member in vars(kind).items() if not name.startswith("_")}
+    return {name: member for name, member in inspect.getmembers(kind) if not name.startswith("_")}
 
 
 def test_the_generated_modules_are_up_to_date() -> None:
@@ -38,9 +38,18 @@ def test_the_generated_modules_are_up_to_date() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_every_module_of_the_services_for_threads_has_a_source() -> None:
+    package = ROOT / "sessionstore"
+    names = [
+        sorted(path.name for path in folder.glob("*.py"))
+        for folder in (package / "service", package / "sync" / "service")
+    ]
+    assert names[0] == names[1]
+
+
 def test_nothing_in_sync_is_asynchronous() -> None:
     kinds = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
-    for path in (ROOT / "sessionstore" / "sync").glob("*.py"):
+    for path in (ROOT / "sessionstore" / "sync").rglob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))
         found = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, kinds)]
         assert found == [], path.name

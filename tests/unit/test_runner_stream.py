@@ -24,8 +24,8 @@ from sessionstore import (
     Runner,
     SessionService,
     TurnLost,
-    stream,
 )
+from sessionstore.ops.stream import Fragment
 from sessionstore.twin import MemoryExecutor
 
 
@@ -47,7 +47,7 @@ def writing(*contents: Any, then: Any = "done") -> Any:
 
 
 async def kept(service: SessionService) -> list[Any]:
-    found: list[stream.Fragment] = await service._run(fragments(service._ops, KEY))
+    found: list[Fragment] = await service._run(fragments(service._ops, KEY))
     return [each.event.content for each in found]
 
 

@@ -412,7 +412,7 @@ def test_header_state_summary_and_turn_are_shown(
     assert "They want mugs &lt;b&gt;" in shown
     assert f"events up to {page.positions[-1]}. The log still has 30 of them." in shown
     assert re.search(r"turn held by \w+ , ends in \d+ s", shown)
-    assert "The summary stands for the events above" in client.get(f"/session?{AT}").text
+    assert "The summary covers the events above" in client.get(f"/session?{AT}").text
     copy = client.get("/session?at=shop/ann/copy").text
     assert "copied from" in copy
     assert "turn</dt><dd>free" in copy

@@ -13,7 +13,7 @@ from ...sync import SessionService
 from ..keyspace import Node, primaries, scan
 from ..opened import TextConsole, counted, print_json, store_options
 from ..progress import watched
-from .data_checks import Damage, findings_of, look_at, repair
+from .data_checks import Damage, check_data, findings_of, repair
 from .finding import Finding, error
 from .server_checks import check_server
 
@@ -84,7 +84,7 @@ def _findings(service: SessionService, damage: Damage, limit: int | None) -> Ite
             )
     try:
         keys = watched(scan(service), "keys", lines=True)
-        look_at(service, keys, limit, damage)
+        check_data(service, keys, limit, damage)
     except BackendError as problem:
         yield error(
             "sessions",

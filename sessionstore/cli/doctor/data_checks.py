@@ -27,7 +27,7 @@ from .finding import Finding, error, ok, warning
 _SESSIONS_PER_READ = 20
 _EVENTS_PER_SESSION = 20  # newest events that are decoded
 _LONG_LEASE_US = 3_600_000_000
-_PLACES_PER_USER = 1000  # of the index that are looked at, without --full
+_PLACES_PER_USER = 1000  # entries of the index that are checked, without --full
 _USERS_TO_REPAIR = 10_000  # that are remembered
 _SHOWN = 5
 _HOT_PART = 0.25  # of all bytes in one cluster slot
@@ -57,7 +57,7 @@ class Found(msgspec.Struct):
 
 
 class Damage(msgspec.Struct):
-    """What was found in the checked sessions. Its size does not depend on their number."""
+    """What was found in the checked sessions. It has a bounded size."""
 
     num_sessions: int = 0
     missing_events: Found = msgspec.field(default_factory=Found)
@@ -78,7 +78,7 @@ class Damage(msgspec.Struct):
     slot_names: dict[int, str] = {}
 
 
-def look_at(
+def check_data(
     service: SessionService,
     keys: Iterable[StoredKey],
     limit: int | None,
@@ -89,36 +89,36 @@ def look_at(
     Args:
         service: the service of the command.
         keys: keys of the store, as a scan finds them.
-        limit: how many sessions to look at; None = all.
+        limit: how many sessions to check; None = all.
         damage: findings are added to it, so that they are kept if this function fails.
 
     Returns:
         What was found.
     """
-    look = _Look(service, damage or Damage(), is_full=limit is None)
+    checker = _Checker(service, damage or Damage(), is_full=limit is None)
     batch: list[SessionKey] = []
     num_tiers = 0
     for stored in keys:
         if stored.is_temporary:
-            look.check_temporary(stored)
+            checker.check_temporary(stored)
         elif stored.role in ("userdata", "appdata"):
             if limit is None or num_tiers < limit:
-                look.check_tier(stored)
+                checker.check_tier(stored)
             num_tiers += 1
         elif stored.role == "sessions":
-            look.check_index(stored.app_name, stored.user_id)
-        elif stored.session_id and (stored.role == "session" or look.is_without_header(stored)):
+            checker.check_index(stored.app_name, stored.user_id)
+        elif stored.session_id and (stored.role == "session" or checker.is_without_header(stored)):
             batch.append(SessionKey(*stored[1:4]))
-        found = look.damage.num_sessions + len(batch)
+        found = checker.damage.num_sessions + len(batch)
         is_end = limit is not None and found >= limit
         if len(batch) >= _SESSIONS_PER_READ or is_end:
-            look.check_sessions(batch)
+            checker.check_sessions(batch)
             batch = []
         if is_end:
             break
-    look.check_sessions(batch)
-    look.check_indexes_of_sessions()
-    return look.damage
+    checker.check_sessions(batch)
+    checker.check_indexes_of_sessions()
+    return checker.damage
 
 
 def findings_of(damage: Damage) -> Iterator[Finding]:
@@ -178,12 +178,12 @@ def _warnings(damage: Damage) -> tuple[_Row, ...]:
             "keys without deadline",
             damage.without_deadline,
             "They never expire, and take memory.",
-            "Any write to the session sets its deadlines; delete fragments with DEL.",
+            "Any write to the session sets its deadlines. Delete keys of fragments with DEL.",
         ),
         (
             "deadlines",
             damage.deadlines,
-            "A part of the session, or its place in lists, expires before the rest.",
+            "A part of the session, or its entry in lists, expires before the rest.",
             "Any write to the session sets all of its deadlines again.",
         ),
         (
@@ -228,8 +228,8 @@ def _hot_slots(damage: Damage) -> Iterator[Finding]:
                 "hot slot",
                 f"slot {slot} has {part:.0%} of the bytes of the checked sessions, of "
                 f"{damage.slot_names[slot]}",
-                "All keys of a hash tag are on one node, which does their work alone.",
-                "Spread the sessions over more users, or do not partition by application.",
+                "All keys with one hash tag are on one node, which does all work on them.",
+                'Spread the sessions over more users, or use partition_by="user".',
             )
         else:
             yield ok("hot slot", f"the fullest slot has {part:.0%} of the bytes")
@@ -242,7 +242,7 @@ def repair(service: SessionService, damage: Damage) -> int:
     return len(damage.users_to_repair)
 
 
-class _Look:
+class _Checker:
     """Reads sessions, and notes what is wrong with them."""
 
     def __init__(self, service: SessionService, damage: Damage, *, is_full: bool) -> None:

@@ -90,15 +90,15 @@ def _memory(node: Node) -> Iterator[Finding]:
         yield error(
             "evicted keys",
             f"{evicted:,} keys were evicted since the server started",
-            "Sessions lack events, or are gone.",
+            "Sessions have lost events, or no longer exist.",
             "Set the policy noeviction, add memory, and run this command with --full.",
         )
     if not limit:
         yield warning(
             "memory",
             f"{used:,} bytes are used, and maxmemory is not set",
-            "When the machine has no memory left, its system ends the server.",
-            "CONFIG SET maxmemory to what the machine can give; writes are then refused in time.",
+            "When the machine has no memory left, the system kills the server.",
+            "CONFIG SET maxmemory below the machine's memory; then writes are refused in time.",
         )
     elif used > limit * _FULL:
         yield error(
@@ -129,7 +129,7 @@ def _persistence(node: Node) -> Iterator[Finding]:
             yield warning(
                 "persistence",
                 "appendfsync is no: the system decides when the file is written",
-                "If the machine fails, writes of about 30 seconds are lost.",
+                "If the machine fails, the writes of about 30 seconds are lost.",
                 "CONFIG SET appendfsync everysec",
             )
         else:
@@ -194,7 +194,7 @@ def _connections(node: Node) -> Iterator[Finding]:
         yield warning(
             "connections",
             f"{used:,} of {limit:,} connections are used",
-            "Soon new processes cannot connect.",
+            "Soon new processes will not be able to connect.",
             "Raise maxclients, or look for clients that do not close connections.",
         )
     try:
@@ -207,7 +207,7 @@ def _connections(node: Node) -> Iterator[Finding]:
         yield warning(
             "output buffers",
             f"client-output-buffer-limit of normal clients is {normal} bytes",
-            "The server cuts the connection in a read that is larger.",
+            "If a reply is larger, the server closes the connection.",
             'CONFIG SET client-output-buffer-limit "normal 0 0 0"',
         )
 
@@ -225,8 +225,8 @@ def _clock(node: Node) -> Finding:
         return warning(
             "clock",
             saw,
-            "Positions and TTLs follow the server's clock; a jump separates them from event times.",
-            "Synchronize the clocks by NTP.",
+            "Positions and TTLs use the server's clock, so they differ from event times.",
+            "Synchronize the clocks with NTP.",
         )
     return ok("clock", saw)
 
@@ -268,7 +268,7 @@ def _slow_scripts(node: Node) -> Finding:
         return warning(
             "slow scripts",
             f"{counts}; the longest took {longest_us / 1000:.1f} ms",
-            "The server answers nobody else meanwhile.",
+            "Other calls wait meanwhile.",
             "Look for very large events, state or batches, and for a server without CPU time.",
         )
     return ok("slow scripts", "none in the slow log")

@@ -1,4 +1,4 @@
-"""The command `sessionstore fleet`: simulated agents, and the proof that nothing was lost."""
+"""The command `sessionstore fleet`: simulated agents, and a check that nothing was lost."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .report import EXIT_INTERRUPTED
 from .run import FleetOptions, run_fleet
 from .workload import TRACE_LINE
 
-_HELP = f"""Run simulated agents and prove that nothing is lost.
+_HELP = f"""Run simulated agents and check that nothing is lost.
 
 Each agent creates a session and holds a conversation: a Runner loads the session, appends the
 user's message, then each event of the agent. Agents think between events (--think), so the
 latencies are those of a server that is not overloaded. Then agents append for a moment as fast as
 they can (--flat-out). At the end all sessions are read back and compared with what was sent: every
-event is in the log, stood for by a summary (--compact), or rewound on purpose (--rewind).
+event must be in the log, covered by a summary (--compact), or rewound on purpose (--rewind).
 
 The server may be in use: all keys of a run start with a prefix of their own and are deleted at the
 end. Ctrl-C stops the agents and verifies what was written; a second Ctrl-C ends at once.
@@ -88,8 +88,8 @@ _SECONDS = Number(min=0)
 @click.option(
     "--compact",
     is_flag=True,
-    help="Let summaries stand for older turns, while the agents work. In every other session the"
-    " events that a summary covers are removed.",
+    help="Summarize older turns while the agents work. In every other session the events that a"
+    " summary covers are removed.",
 )
 @click.option(
     "--rewind",

@@ -31,7 +31,7 @@ FLAT_OUT_TEXT = ("What an agent says, and what its tools return, is mostly text.
 _READ_EVENTS = 20  # about how many of the newest events an agent sees
 _START_THINKS = 10  # agents start within so many think times, not all at once
 _WARM_UP_SECONDS = 0.25
-_APPENDS_IN_A_ROW = 64  # between two looks at whether the flat-out phase is over
+_APPENDS_IN_A_ROW = 64  # between two checks of whether the flat-out phase is over
 _PREPARED_TURNS_LIMIT = 10_000  # bounds the memory for prepared texts to about 50 MB
 _NUM_CHECKERS = 64  # bounds the memory that whole sessions take while they are compared
 _LIST_PAGE = 100
@@ -79,7 +79,7 @@ class Fleet:
     differences: Counter[str] = field(default_factory=Counter)
     num_verified: int = 0  # sessions that `verify` has read back
     num_rewound: int = 0  # events that were removed on purpose
-    num_covered: int = 0  # events that a summary stands for, as `verify` found them
+    num_covered: int = 0  # events that a summary covers, as `verify` found them
 
     def __post_init__(self) -> None:
         self.ledgers = [
@@ -209,7 +209,7 @@ class Fleet:
         self.num_rewound += num_removed
 
     async def _compact(self, ledger: Ledger) -> None:
-        """Summarize older turns, while the agent goes on."""
+        """Summarize older turns, while the agent continues."""
         compactor = Compactor(
             self.service, summarize, trigger=_TRIGGER, keep=_KEEP, drop=ledger.is_dropped
         )

@@ -41,7 +41,7 @@ class Report(msgspec.Struct):
     num_events: int = 0
     num_kept_events: int = 0  # those of them that the event limit keeps
     num_rewound: int = 0  # events that were accepted and rewound on purpose
-    num_covered: int = 0  # events that summaries stand for, at the end of the run
+    num_covered: int = 0  # events that summaries cover, at the end of the run
     num_dropped: int = 0  # those of them that were removed from the log on purpose
     num_verified: int = 0  # sessions read back in full and compared
     verification: dict[str, int] = {}  # differences by kind; see KINDS
@@ -109,7 +109,7 @@ class Report(msgspec.Struct):
         if num_trimmed := self.num_events - self.num_kept_events:
             compared += f" The event limit removed {num_trimmed:,} older events."
         if self.num_covered:
-            compared += f" Summaries stand for {self.num_covered:,} events;"
+            compared += f" Summaries cover {self.num_covered:,} events;"
             compared += f" {self.num_dropped:,} of these were dropped."
         if self.num_rewound:
             compared += f" {self.num_rewound:,} events were rewound."

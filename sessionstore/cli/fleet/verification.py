@@ -26,7 +26,7 @@ KINDS = {
     # Sessions whose version is not the one that the last accepted write reported: a write was
     # executed twice or later.
     "version_mismatches": "version mismatches",
-    # Summaries that do not stand for exactly the oldest events that were sent.
+    # Summaries that do not cover exactly the oldest events that were sent.
     "summary_mismatches": "wrong summaries",
     # Reads that did not show the newest events, state and version, and runs that yielded other
     # events than their agent.
@@ -49,7 +49,7 @@ def _digest(event: Event) -> bytes:
 
 
 async def summarize(previous: Summary | None, events: list[Event]) -> dict[str, Any]:
-    """A summary that tells which events it stands for: how many, and a digest of them in order."""
+    """A summary that tells which events it covers: their number, and a digest of them in order."""
     digest = previous.content["digest"] if previous else ""
     return {
         "num_events": num_covered_by(previous) + len(events),
@@ -189,7 +189,7 @@ class Ledger:
         return max(num_left if limit is None else min(limit, num_left), 0)
 
     def _is_right(self, summary: Summary | None) -> bool:
-        """Whether a summary stands for the first events."""
+        """Whether a summary covers the first events."""
         if summary is None:
             return True
         covered = list(self.digests.values())[: num_covered_by(summary)]

@@ -24,8 +24,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _HELP = """Estimate how many servers a fleet of agents needs.
 
-It prints processor time, memory, network and replication of all servers, how many there are, and
-what limits them. Give the figures of your busiest hour.
+It prints the number of servers, which resource decides it, and the processor time, memory, network
+and replication of the primaries. Give the figures of your busiest hour.
 
 The estimate uses measured constants. Those in the package are from one machine. So measure your own
 server with --measure. It takes less than a minute, and deletes the keys that it writes:
@@ -47,28 +47,28 @@ def _option(name: str, kind: Any, default: Any, metavar: str, text: str) -> Call
 @click.command("size", help=_HELP, context_settings={"show_default": True})
 @click.option("--agents", type=click.IntRange(1, 10**9), help="Agents that work at the same time.")
 @click.option("--turns-per-hour", type=_POSITIVE, help="Turns of each agent in an hour.")
-@_option("--events-per-turn", _POSITIVE, 3.5, "N", "Events of a turn, with the user's message.")
+@_option("--events-per-turn", _POSITIVE, 3.5, "N", "Events in a turn, the user's message included.")
 @_option(
     "--event-bytes",
     _POSITIVE,
     800,
     "BYTES",
-    "Size of a stored event: its content and about 140 bytes.",
+    "Size of a stored event: its content, plus about 140 bytes.",
 )
 @_option(
     "--read-events", _NOT_NEGATIVE, 20, "N", "Events that an agent reads at the start of a turn."
 )
-@_option("--state-bytes", _NOT_NEGATIVE, 200, "BYTES", "State of a session.")
-@_option("--user-state-bytes", _NOT_NEGATIVE, 200, "BYTES", "State of a user.")
-@_option("--app-state-bytes", _NOT_NEGATIVE, 1000, "BYTES", "State of the application.")
-@_option("--state-changes", Number(0, 100), 40, "PERCENT", "Events that change state.")
-@_option("--turns-per-session", _POSITIVE, 10, "N", "Turns of a session.")
+@_option("--state-bytes", _NOT_NEGATIVE, 200, "BYTES", "Size of a session's state.")
+@_option("--user-state-bytes", _NOT_NEGATIVE, 200, "BYTES", "Size of a user's state.")
+@_option("--app-state-bytes", _NOT_NEGATIVE, 1000, "BYTES", "Size of the application's state.")
+@_option("--state-changes", Number(0, 100), 40, "PERCENT", "Share of the events that change state.")
+@_option("--turns-per-session", _POSITIVE, 10, "N", "Turns in a session.")
 @_option(
     "--event-limit",
     click.IntRange(min=0),
     1000,
     "N",
-    "The newest events that a session keeps; 0 = all.",
+    "How many of the newest events a session keeps; 0 = all.",
 )
 @_option(
     "--session-ttl",
@@ -86,8 +86,8 @@ def _option(name: str, kind: Any, default: Any, metavar: str, text: str) -> Call
 @click.option(
     "--app-state-cached",
     is_flag=True,
-    help="The services have app_state_max_age, so that they rarely read the application's state"
-    " from a cluster.",
+    help="The services use app_state_max_age, so in a cluster they rarely read the application's"
+    " state.",
 )
 @_option("--replicas", click.IntRange(0, 100), 1, "N", "Replicas of each primary.")
 @_option("--memory-per-server", _POSITIVE, 16, "GIB", "Memory of a server.")
@@ -103,9 +103,9 @@ def _option(name: str, kind: Any, default: Any, metavar: str, text: str) -> Call
     _PERCENT,
     50,
     "PERCENT",
-    "Share of a core that a primary may use. It runs calls on one core.",
+    "Share of a core that a primary may use; it runs commands on one core.",
 )
-@_option("--network-per-server", _POSITIVE, 1000, "MBIT", "Network in each direction, a second.")
+@_option("--network-per-server", _POSITIVE, 1000, "MBIT", "Network in each direction, per second.")
 @click.option(
     "--constants",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -147,7 +147,7 @@ def size(context: click.Context, /, **values: Any) -> None:
     try:
         found = estimate(workload, servers, constants)
     except (ArithmeticError, ValueError) as error:  # an intermediate number is infinite or 0
-        raise click.UsageError("These numbers are too far apart for an estimate.") from error
+        raise click.UsageError("These numbers are too large or too small to estimate.") from error
     if values["as_json"]:
         print_json(found)
     else:
@@ -186,7 +186,7 @@ def _measure(url: str | None, output: Path, as_json: bool) -> None:
             click.echo(f"Measuring {store.name} for about 40 seconds.", err=True)
             return await measure(store, lambda text: click.echo(f"Note: {text}", err=True))
 
-    with output_file(output) as file:  # it is opened first: measuring takes a while
+    with output_file(output) as file:  # opened first, so that an error comes before the measurement
         try:
             constants = asyncio.run(run())
         except SessionStoreError as error:

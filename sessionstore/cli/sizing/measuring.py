@@ -1,4 +1,4 @@
-"""Measures the costs of the parts of model.py on a server.
+"""Measures on a server what each part of the work costs. model.py says what a part is.
 
 It takes less than a minute. Every key starts with a prefix of its own, has a TTL, and is deleted at
 the end. Agents on several connections make each kind of call at two speeds: with random pauses, so
@@ -28,7 +28,7 @@ from .model import Constants, Line, Part, Parts
 _MEMORY_NEEDED = 128 << 20
 
 _ROUNDS = 5
-_BUSY_SHARE = 0.05  # of a core: more work for other clients makes the figures doubtful
+_BUSY_SHARE = 0.05  # of a core; with more work for other clients the figures are unreliable
 
 _SETTLE_S = 0.2  # the server frees buffers and resizes tables
 _SESSIONS_OF_A_MEMORY_STEP = 400

@@ -28,7 +28,7 @@ SMALL_LIMIT = 20
 _TTL_S = 600  # if the command is killed, its keys expire
 
 Operation = Callable[[int], Awaitable[Any]]
-"""Something that the agent of this number does."""
+"""A call that the agent with this number makes."""
 
 
 class Usage(NamedTuple):
@@ -57,11 +57,11 @@ class Usage(NamedTuple):
         )
 
     def less(self, other: Usage) -> Usage:
-        """The difference."""
+        """The difference of every counter."""
         return Usage(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
 
     def times(self, factor: float) -> Usage:
-        """All of it, multiplied."""
+        """Every counter, multiplied."""
         return Usage(*(each * factor for each in self))
 
 

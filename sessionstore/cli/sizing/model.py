@@ -257,7 +257,7 @@ def _memory(workload: Workload, constants: Constants, sessions: float) -> tuple[
 
 
 def interpolate(points: list[tuple[float, float]], at: float) -> float:
-    """The value of a line through points in order of x. Outside of them it is extrapolated."""
+    """The value at `at` of the line through points (x, y), in order of x; extrapolated outside."""
     for (x0, y0), (x1, y1) in pairwise(points):
         if at <= x1 or (x1, y1) == points[-1]:
             return y0 + (y1 - y0) * (at - x0) / (x1 - x0)

@@ -14,7 +14,7 @@ from ..opened import show_bytes
 from ..transcript import Piece, pieces_of, show_image, to_json
 
 _TEXT_LIMIT = 8000  # characters of a part that are shown
-_LINE_LIMIT = 120  # characters beside the name of a tool
+_LINE_LIMIT = 120  # characters next to the name of a tool
 _FOLDED_FROM = 400  # characters of instructions for the agent
 _PARTS_LIMIT = 40  # of an event
 _VALUES_LIMIT = 200  # of a tier of state
@@ -190,7 +190,7 @@ def _num_left(text: str) -> int:
 
 
 def _details(event: Event) -> Iterator[Part]:
-    """What an event holds beside its content."""
+    """What an event holds in addition to its content."""
     for name, value in (
         ("sets state", event.state_delta),
         ("adds to state", event.state_increments),

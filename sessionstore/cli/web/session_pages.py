@@ -12,10 +12,10 @@ from starlette.responses import Response
 from ...calls import Flow
 from ...drive import drive
 from ...errors import BackendRejected, CorruptData, InvalidArgument, SessionNotFound
-from ...live import Place
+from ...flows.watching import Place
 from ...model import EventPage, Session, SessionKey
 from ...ops import ids_of
-from ...ops_watch import Head, listen_session, read_head
+from ...ops.watching import Head
 from ...times import from_us
 from ..keyspace import ask
 from ..ls import Size, size_of
@@ -182,9 +182,9 @@ def _begin(service: Any, key: SessionKey) -> Flow[Head | None]:
     """Let the header record changes of old events from now on, and read where the log ends."""
     head: Head | None
     try:
-        head = yield listen_session(service._ops, key, 0)
+        head = yield service._ops.listen_session(key, 0)
     except BackendRejected:  # the user may not write: a change is shown when a watcher reads
-        head = yield read_head(service._ops, key)
+        head = yield service._ops.read_head(key)
     return head
 
 

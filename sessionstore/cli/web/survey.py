@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ...errors import SessionStoreError
 from ...keys import StoredKey
 from ...sync import SessionService
-from ..doctor.data_checks import findings_of, look_at
+from ..doctor.data_checks import check_data, findings_of
 from ..doctor.finding import Finding
 from ..doctor.server_checks import check_server
 from ..keyspace import Node, memory_of, primaries, scan
@@ -212,5 +212,5 @@ class _Health(_Task):
         for slot in primaries(self._service):
             found += check_server(Node(self._service, slot))
         self.findings = found
-        damage = look_at(self._service, self._scan(), _SESSIONS_CHECKED)
+        damage = check_data(self._service, self._scan(), _SESSIONS_CHECKED)
         self.findings = [*found, *findings_of(damage)]
