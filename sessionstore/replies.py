@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
@@ -150,14 +149,10 @@ def decode_numbers(reply: Any, count: int) -> list[int]:
     raise ScriptContractError(f"a script replied {reply!r}")
 
 
-@contextmanager
-def after_write(what: str) -> Iterator[None]:
-    """Within the context, CorruptData says what was written: only the reply does not decode."""
-    try:
-        yield
-    except CorruptData as error:
-        error.args = (f"{error}; {what}",)
-        raise
+def after_write(error: CorruptData, what: str) -> CorruptData:
+    """The error, which also says what was written: only the reply does not decode."""
+    error.args = (f"{error}; {what}",)
+    return error
 
 
 def decode_ids_to_check(reply: list[Any]) -> list[bytes]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..calls import Call, Command, status
 from ..codec import corrupt
+from ..errors import CorruptData
 from ..model import Event, EventPage, SessionKey, Turn
 from ..options import check_bool, check_int
 from ..replies import (
@@ -167,8 +168,10 @@ class EventOps(BaseOps):
             reply = replies[0]
             if status(reply, key, if_version) == b"EMPTY":
                 return None
-            with after_write("the event was removed"):
+            try:
                 [event] = decode_log(self._codec, key, keys.events, reply[3:])
+            except CorruptData as error:
+                raise after_write(error, "the event was removed") from None
             return event, decode_write_result(reply[:3], key, if_version)
 
         args = self._write_args(key, created_us, if_version)

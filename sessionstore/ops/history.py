@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..calls import Call, Command, status
+from ..errors import CorruptData
 from ..model import Event, Session, SessionKey, Turn
 from ..options import check_bool, check_int
 from ..replies import (
@@ -216,9 +217,10 @@ class HistoryOps(BaseOps):
         def decode(replies: list[Any]) -> Session:
             reply = replies[0]
             status(reply, copy if reply[:1] == [b"EXISTS"] else key, if_version)
-            with after_write("the copy was created"):
-                parts = self.with_app_tier(replies[1:])
-                return decode_session(self._codec, copy, copy_keys, parts)
+            try:
+                return decode_session(self._codec, copy, copy_keys, self.with_app_tier(replies[1:]))
+            except CorruptData as error:
+                raise after_write(error, "the copy was created") from None
 
         first = b"" if position is None else b"%d" % (check_int("upto", position, low=0) + 1)
         return Call(

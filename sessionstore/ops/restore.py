@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..calls import Call, Command, status
+from ..errors import CorruptData
 from ..model import Session, SessionKey
 from ..replies import after_write, decode_ids_to_check, decode_ok, decode_session
 from ..scripts import SCRIPTS
@@ -95,8 +96,10 @@ class RestoreOps(BaseOps):
 
         def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
-            with after_write("the session was restored"):
+            try:
                 session = decode_session(self._codec, key, keys, self.with_app_tier(replies[1:]))
+            except CorruptData as error:
+                raise after_write(error, "the session was restored") from None
             return session, decode_ids_to_check(replies[0])
 
         return Call(

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from ..calls import Call, status
+from ..errors import CorruptData
 from ..model import Session, SessionKey, Turn
 from ..replies import after_write, check_no_events, decode_ids_to_check, decode_session
 from ..scripts import SCRIPTS
@@ -34,8 +35,10 @@ class SessionOps(BaseOps):
 
         def decode(replies: list[Any]) -> tuple[Session, list[bytes]]:
             status(replies[0], key)
-            with after_write("the session was created"):
+            try:
                 session = decode_session(self._codec, key, keys, self.with_app_tier(replies[1:]))
+            except CorruptData as error:
+                raise after_write(error, "the session was created") from None
             return session, decode_ids_to_check(replies[0])
 
         return Call(
