@@ -4,7 +4,7 @@
 --
 -- KEYS[1] user  userdata:{app:user}  hash
 --
--- ARGV[1...] tail  bytes  up to 10,000 keys, and the value that each must have
+-- ARGV[1...] tail  bytes  keys of the tier, each with the value that it must have
 --
 -- REPLY OK
 -- COST O(1) per key

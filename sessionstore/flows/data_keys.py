@@ -103,7 +103,7 @@ def _run(
             continue
         if data_key is None or not introduces(result):
             return result
-        session = result.key if isinstance(result, Session) else None
+        session = result if isinstance(result, Session) else None
         if (yield from _is_kept(ops, keys, data_key, session, written or [])):
             return result
     raise _keeps_changing(owner)
@@ -136,18 +136,20 @@ def _reload(keys: DataKeys, owner: Owner, refused: OtherDataKey) -> Flow[None]:
 
 
 def _is_kept(
-    ops: Ops, keys: DataKeys, data_key: DataKey, session: SessionKey | None, written: list[bytes]
+    ops: Ops, keys: DataKeys, data_key: DataKey, session: Session | None, written: list[bytes]
 ) -> Flow[bool]:
     """Whether the data key that a flow wrote with is still stored. Then `delete_user` keeps it.
 
-    If not, what was written with it is removed: a new session, keys and values of the user tier.
+    If not, what was written with it is removed: a new session, keys and values of the user tier,
+    also those that others have written through the session.
     """
     try:
         still: DataKey = yield keys.use(data_key.owner)
         if still.name != data_key.name:
             # The session first: as long as it is there, others may write to the user tier with it.
             if session is not None:
-                yield ops.delete_session(session, data_key.name)
+                yield ops.delete_session(session.key, data_key.name)
+                written += yield from _written_through(ops, data_key, session, {*written[::2]})
             if written:
                 yield ops.undo_data_key(*data_key.owner, written)
     except BackendError as error:
@@ -156,6 +158,23 @@ def _is_kept(
         error.maybe_applied = True
         raise
     return still.name == data_key.name
+
+
+def _written_through(
+    ops: Ops, data_key: DataKey, session: Session, own: set[bytes]
+) -> Flow[list[bytes]]:
+    """Keys and values of the user tier that others wrote with a data key through a new session.
+
+    Those that were there when the session was created are left out: if the key store has lost the
+    data key, a backup may bring it back.
+    """
+    older = {name.encode() for name in session.state}
+    return [
+        part
+        for name, value in (yield ops.read_user_tier(*data_key.owner))
+        if value.startswith(data_key.key.prefix) and (name in own or b"user:" + name not in older)
+        for part in (name, value)
+    ]
 
 
 def _owner(args: tuple[Any, ...]) -> Owner | None:

@@ -7,7 +7,7 @@ from hashlib import sha1
 
 from ..calls import Call
 from ..model import SessionKey
-from ..replies import decode_count, decode_ok
+from ..replies import decode_count, decode_ok, hash_items
 from ..scripts import SCRIPTS
 from .base import BaseOps, check_ok, ids_of
 
@@ -23,6 +23,16 @@ class DataKeyOps(BaseOps):
             SCRIPTS["set_data_key"],
             self._keys.session(*ids_of(key))[:1],
             (data_key.encode(), old_key.encode()),
+        )
+
+    def read_user_tier(self, app_name: str, user_id: str) -> Call[list[tuple[bytes, bytes]]]:
+        """Read the user tier as it is stored: keys and values."""
+        return Call(
+            "get_user_state",
+            lambda replies: list(hash_items(replies[0])),
+            commands=(("HGETALL", self._keys.user(app_name, user_id).user),),
+            writes=False,
+            from_primary=True,
         )
 
     def undo_data_key(self, app_name: str, user_id: str, pairs: Sequence[bytes]) -> Call[None]:

@@ -134,6 +134,31 @@ def test_what_is_created_while_a_user_is_deleted_stays_readable(name: str, is_kn
 
 
 @pytest.mark.parametrize("name", INTRODUCING)
+def test_what_a_third_process_writes_meanwhile_stays_readable(name: str) -> None:
+    """It has cached the data key, too, and writes through the session that is then removed."""
+    num_written = 0
+    for before, num_calls, is_whole in itertools.product(range(8), range(4), (False, True)):
+        memory = MemoryExecutor()
+        writer, deleter, third = process(memory), process(memory), process(memory)
+        deleter.create_session(**OWNER, session_id="old", state=STATE)
+        writer.get_user_state(**OWNER)
+        third.get_user_state(**OWNER)
+        write = Steps(INTRODUCING[name](writer._ops), memory)
+        delete = Steps(flows.delete_user(deleter._ops, **OWNER), memory)
+        if not (delete.run(before) and write.run(num_calls)):
+            continue
+        if is_whole:
+            delete.run()
+        with suppress(SessionNotFound):
+            third.append_event(KEY, Event("u", "x", state_delta={"user:b": "b", "user:c": "c"}))
+            num_written += 1
+        write.run()
+        delete.run()
+        check_readable(memory)
+    assert (num_written > 5) == ("session" in name)
+
+
+@pytest.mark.parametrize("name", INTRODUCING)
 def test_a_delete_that_is_interrupted_at_any_step_may_be_repeated(name: str) -> None:
     for num_steps in range(8):
         memory = MemoryExecutor()
@@ -368,3 +393,15 @@ def test_a_key_store_that_lost_a_key_costs_no_values_of_others(if_absent: bool) 
     assert [name for name, value in sorted(found.items()) if old in value] == (
         [b"a", b"b"] if if_absent else [b"a"]
     )
+
+
+def test_a_session_that_is_created_after_a_key_was_lost_costs_no_values_of_others() -> None:
+    memory = MemoryExecutor()
+    service = process(memory)
+    service.update_user_state(APP, USER, {"a": "secret", "b": "secret"})
+    backup = dict(memory.key_store.hgetall(b"datakey:{app:user}"))
+    memory.key_store.unlink(b"datakey:{app:user}")
+    with pytest.raises(CorruptData, match="was deleted"):  # the values of the user cannot be read
+        service.create_session(**IDS, state=STATE)
+    found = memory.keyspace.hgetall(b"userdata:{app:user}")
+    assert [name for name, value in found.items() if backup[b"name"] in value] == [b"a"]

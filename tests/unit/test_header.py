@@ -318,6 +318,7 @@ SHAPES: dict[str, Callable[[Ops], list[Call[Any]]]] = {
     "update_user_state": lambda ops: [
         ops.update_user_state("app", "user", one) for one in changes(ops, "user")
     ],
+    "read_user_tier": lambda ops: [ops.read_user_tier("app", "user")],
     "reseal_values": lambda ops: [
         ops.reseal_values(b"session:{app:user}:sid", b"events:{app:user}:sid", fields, events)
         for fields in ([], [(b".a", b"old", b"new")])
