@@ -57,7 +57,7 @@ def ls(
     if app_name is None:
         if after is not None:
             raise click.UsageError("--after needs an application.")
-        nothing = "Nothing is stored. Is --key-prefix that of your services?"
+        nothing = "Nothing is stored. Are --key-prefix and --partition-by those of your services?"
         _show(_applications(service), as_json, nothing)
     elif user_id is None:
         nothing = f"The application has no {'users' if after is None else 'more users'}."

@@ -140,7 +140,7 @@ def test_ls_says_that_nothing_is_stored(server: Server, service: RedisSessionSer
     last = run(server, "ls", "shop", "--after", "zoe")
     assert last.stderr == "The application has no more users.\n"
     server.raw.flushall()
-    assert "Is --key-prefix that of your services?" in run(server, "ls").stderr
+    assert "Are --key-prefix and --partition-by those of your services?" in run(server, "ls").stderr
 
 
 def test_show_prints_header_state_and_events(server: Server, service: RedisSessionService) -> None:

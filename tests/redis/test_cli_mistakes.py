@@ -209,6 +209,19 @@ def test_a_store_is_recognized_by_any_of_its_names() -> None:
     assert "TARGET is the store" in refused("copy", "unix:///a/b", "--url", "unix:///a/b?db=0")
 
 
+def test_a_store_that_is_opened_with_the_wrong_partition_is_empty(server: Server) -> None:
+    server.raw.flushall()
+    with RedisSessionService(server.url, session_ttl=3600, partition_by="app") as service:
+        session = service.create_session(app_name="shop", user_id="ann", session_id="1")
+        service.append_event(session, Event("user", "mug"))
+    for arguments in ("ls",), ("ls", "shop"), ("search", "mug", "shop"), ("export",), ("stats",):
+        result = CliRunner().invoke(command_line(), [*arguments, "--url", server.url])
+        assert result.exit_code == 0, result.output
+        if arguments == ("ls",):
+            question = "Are --key-prefix and --partition-by those of your services?"
+            assert result.stderr == f"Nothing is stored. {question}\n"
+
+
 @pytest.mark.usefixtures("service")
 @pytest.mark.parametrize(
     "arguments",
