@@ -47,7 +47,10 @@ async def start_agent(events: AgentEvents) -> AsyncIterator[Event]:
         events = await events
     if not isinstance(events, AsyncIterable):
         kind = type(events).__name__
-        raise InvalidArgument(f"the agent must yield Events: run(context) returned {kind}")
+        raise InvalidArgument(
+            "the agent must be an async generator function "
+            f"(sessionstore.sync.Runner runs plain ones): run(context) returned {kind}"
+        )
     return aiter(events)
 
 

@@ -260,6 +260,9 @@ class Keys:
         if found is None:
             return None
         role, app_name, user_id, session_id, rest = found.groups("")
+        of_session = role in ("session", "events", "stream")
+        if bool(user_id) == (role == "appdata") or bool(session_id) != of_session:
+            return None  # a service with the other partition_by wrote it
         if "%" in name:
             app_name, user_id, session_id = map(unquote, (app_name, user_id, session_id))
         is_temporary = role == "stream" or bool(rest)

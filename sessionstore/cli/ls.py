@@ -57,10 +57,11 @@ def ls(
     if app_name is None:
         if after is not None:
             raise click.UsageError("--after needs an application.")
-        nothing = "Nothing is stored. Is --key-prefix that of your services?"
+        nothing = "Nothing is stored. Are --key-prefix and --partition-by those of your services?"
         _show(_applications(service), as_json, nothing)
     elif user_id is None:
-        _show(_users(service, app_name, limit, after), as_json)
+        nothing = f"The application has no {'users' if after is None else 'more users'}."
+        _show(_users(service, app_name, limit, after), as_json, nothing)
     else:
         rows, cursor = read_sessions(service, app_name, user_id, limit, after)
         _show(rows, as_json, "The user has no sessions.")
@@ -211,9 +212,7 @@ def sizes_of(service: SessionService, sessions: list[SessionKey]) -> list[Size]:
     ]
 
 
-def _show(
-    rows: Iterable[dict[str, Any]], as_json: bool, nothing: str = "Nothing is stored."
-) -> None:
+def _show(rows: Iterable[dict[str, Any]], as_json: bool, nothing: str) -> None:
     if as_json:
         for row in rows:
             print_json(row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -55,10 +56,13 @@ def stats(service: SessionService, interval: float, watch: bool, as_json: bool) 
     nodes = [Node(service, slot) for slot in primaries(service)]
     name, _ = identify([node.info for node in nodes])
     click.echo(f"{name}. Measuring for {interval:g} s ...", err=True)
-    for load in _loads(service, nodes, interval):
-        _print_load(load, as_json)
-        if not watch:
-            break
+    loads = _loads(service, nodes, interval)
+    if watch:
+        with suppress(KeyboardInterrupt):
+            for load in loads:
+                _print_load(load, as_json)
+        return
+    _print_load(next(loads), as_json)
     kinds = list(_kinds(service))
     summary = _summary(kinds)
     if as_json:

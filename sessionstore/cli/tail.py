@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -82,15 +83,14 @@ def tail(
 ) -> None:
     """Run the command; the help text is above."""
     console = TextConsole()
-    if session_id is None:
-        for update in _updates(service, app_name, user_id, num_sessions, idle):
-            print_json(update) if as_json else _print_update(console, update)
-        return
-    for item in _items(service, SessionKey(app_name, user_id, session_id), num_events, idle):
-        if as_json:
-            print_json(_as_json(item))
-        else:
-            _print_item(console, item)
+    with suppress(KeyboardInterrupt):
+        if session_id is None:
+            for update in _updates(service, app_name, user_id, num_sessions, idle):
+                print_json(update) if as_json else _print_update(console, update)
+            return
+        key = SessionKey(app_name, user_id, session_id)
+        for item in _items(service, key, num_events, idle):
+            print_json(_as_json(item)) if as_json else _print_item(console, item)
 
 
 def _items(

@@ -46,7 +46,10 @@ def start_agent(events: AgentEvents) -> Iterator[Event]:
     """
     if not isinstance(events, Iterable):
         kind = type(events).__name__
-        raise InvalidArgument(f"the agent must yield Events: run(context) returned {kind}")
+        raise InvalidArgument(
+            "the agent must be a generator function (sessionstore.Runner runs async ones): "
+            f"run(context) returned {kind}"
+        )
     return iter(events)
 
 

@@ -136,9 +136,11 @@ def test_ls_says_that_nothing_is_stored(server: Server, service: RedisSessionSer
     fill(service)
     result = run(server, "ls", "nobody")
     assert result.stdout == ""
-    assert result.stderr == "Nothing is stored.\n"
+    assert result.stderr == "The application has no users.\n"
+    last = run(server, "ls", "shop", "--after", "zoe")
+    assert last.stderr == "The application has no more users.\n"
     server.raw.flushall()
-    assert "Is --key-prefix that of your services?" in run(server, "ls").stderr
+    assert "Are --key-prefix and --partition-by those of your services?" in run(server, "ls").stderr
 
 
 def test_show_prints_header_state_and_events(server: Server, service: RedisSessionService) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from sessionstore.cli.export import _place
 from sessionstore.sync import RedisSessionService
 
 NOBODY = "redis://127.0.0.1:1"
+MAIN = "from sessionstore.cli import main; main()"
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def test_a_full_disk_is_one_sentence(server: Server) -> None:
     for command in ("ls",), ("ls", "--json"), ("export",), ("export", "--output", "/dev/full"):
         with Path("/dev/full").open("w") as full:
             process = subprocess.run(
-                [sys.executable, "-c", "from sessionstore.cli import main; main()", *command],
+                [sys.executable, "-c", MAIN, *command],
                 env={**os.environ, "SESSIONSTORE_URL": server.url},
                 stdout=full,
                 stderr=subprocess.PIPE,
@@ -208,3 +210,40 @@ def test_a_store_is_recognized_by_any_of_its_names() -> None:
     for other in ("redis://localhost/1", "redis://localhost?db=1", "redis://localhost:1"):
         assert _place(other) != _place(names[0])
     assert "TARGET is the store" in refused("copy", "unix:///a/b", "--url", "unix:///a/b?db=0")
+
+
+def test_a_store_that_is_opened_with_the_wrong_partition_is_empty(server: Server) -> None:
+    server.raw.flushall()
+    with RedisSessionService(server.url, session_ttl=3600, partition_by="app") as service:
+        session = service.create_session(app_name="shop", user_id="ann", session_id="1")
+        service.append_event(session, Event("user", "mug"))
+    for arguments in ("ls",), ("ls", "shop"), ("search", "mug", "shop"), ("export",), ("stats",):
+        result = CliRunner().invoke(command_line(), [*arguments, "--url", server.url])
+        assert result.exit_code == 0, result.output
+        if arguments == ("ls",):
+            question = "Are --key-prefix and --partition-by those of your services?"
+            assert result.stderr == f"Nothing is stored. {question}\n"
+
+
+@pytest.mark.usefixtures("service")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tail", "shop", "ann", "1"),
+        ("tail", "shop", "ann"),
+        ("stats", "--watch", "--interval", "0.1"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_runs_until_ctrl_c_ends_without_an_error(
+    server: Server, arguments: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-c", MAIN, *arguments, "--url", server.url, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"{")
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=15)
+    assert process.returncode == 0, errors
+    assert b"Abort" not in errors
+    assert b'"keys"' not in rest  # `stats` does not begin to scan

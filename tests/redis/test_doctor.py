@@ -242,6 +242,21 @@ def test_checks_that_need_more_rights_are_reported(started: EmbeddedServer, raw:
     assert set(found) == {"persistence", "output buffers", "slow scripts", "rights"}
 
 
+def test_a_user_who_may_not_ask_for_the_time_gets_all_other_checks(
+    started: EmbeddedServer, raw: Any
+) -> None:
+    rules = ("+@all", "-time", "-echo")
+    raw.execute_command("ACL", "SETUSER", "weak", "on", ">secret", "~*", *rules)
+    exit_code, found = run(started.url.replace("://", "://weak:secret@"))
+    assert exit_code == 1
+    assert {name: each["status"] for name, each in found.items()} == {
+        "clock": "unknown",
+        "latency": "unknown",
+        "rights": "error",
+    }
+    assert found["rights"]["fix"] == "ACL SETUSER weak +time"
+
+
 def test_keys_that_the_user_may_not_use_are_named(started: EmbeddedServer, raw: Any) -> None:
     patterns = ("~session:*", "~sessions:*", "~userdata:*", "~appdata:*", "~stream:*")
     raw.execute_command("ACL", "SETUSER", "weak", "on", ">secret", *patterns, "+@all")

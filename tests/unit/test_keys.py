@@ -236,3 +236,7 @@ def test_a_key_is_taken_apart(partition_by: Any, prefix: str) -> None:
         assert keys.parse(key) == (*parts, key)
         assert keys.parse(b"x" + key) is None
     assert keys.parse(b"other") is None
+    others = Keys(prefix, "app" if partition_by == "user" else "user")
+    for key in {*expected} - {found.app}:  # only the key of the app tier is the same
+        assert others.parse(key) is None
+    assert others.parse(found.app) is not None

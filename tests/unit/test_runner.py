@@ -304,8 +304,9 @@ class TestAgents:
         self, agent: Any, kind: str
     ) -> None:
         async with Runner(APP, agent) as runner:
-            with pytest.raises(InvalidArgument, match=rf"run\(context\) returned {kind}"):
+            with pytest.raises(InvalidArgument, match=rf"run\(context\) returned {kind}") as raised:
                 await all_of(runner.run(USER, "sid", "Ann"))
+            assert str(raised.value).startswith("the agent must be an async generator function")
             [_, (_, content)] = await said(runner.session_service)
             assert content["error"]["type"] == "InvalidArgument"
 

@@ -144,7 +144,9 @@ class TestArguments:
         agent: Any = agent_for_asyncio
         with (
             Runner(APP, agent) as runner,
-            pytest.raises(InvalidArgument, match="returned async_generator"),
+            pytest.raises(
+                InvalidArgument, match=r"sessionstore\.Runner runs async .* async_generator"
+            ),
         ):
             list(runner.run(USER, "sid", "x"))
 

@@ -477,6 +477,20 @@ def test_the_keyboard_is_enough(
     assert page.evaluate("document.activeElement.id") == "main"
 
 
+@pytest.mark.usefixtures("session")
+def test_the_keys_start_at_the_events_on_the_screen(browser: Browser) -> None:
+    page = browser.open(ADDRESS)  # scrolls to the newest event
+    is_live(page)
+    height = page.evaluate("innerHeight")
+    for key in "jk":
+        page.evaluate("document.activeElement.blur()")
+        before = page.evaluate("scrollY")
+        assert before > height
+        page.keyboard.press(key)
+        assert "mug 1" in focused(page)
+        assert abs(page.evaluate("scrollY") - before) < height / 2
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_scrolls_in_one_direction_only(
     browser: Browser, service: RedisSessionService, scheme: str

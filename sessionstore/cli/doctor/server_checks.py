@@ -216,7 +216,10 @@ def _clock(node: Node) -> Finding:
     offsets = []
     for _ in range(3):
         before = time.time()
-        seconds, micros = node.ask("TIME")
+        try:
+            seconds, micros = node.ask("TIME")
+        except BackendRejected:
+            return unknown("clock", "TIME")
         after = time.time()
         offsets.append(int(seconds) + int(micros) / 1e6 - (before + after) / 2)
     offset = min(offsets, key=abs)
@@ -235,7 +238,10 @@ def _latency(node: Node) -> Finding:
     times = []
     for _ in range(10):
         begin = time.perf_counter()
-        node.ask("ECHO", "x")
+        try:
+            node.ask("ECHO", "x")
+        except BackendRejected:
+            return unknown("latency", "ECHO")
         times.append(time.perf_counter() - begin)
     median = statistics.median(times)
     saw = f"a round trip takes {median * 1000:.2f} ms"

@@ -233,11 +233,16 @@ function follow() {
 
 // -- keys ------------------------------------------------------------------------------------------
 
+function isOnScreen(element) {
+  const { top, bottom } = element.getBoundingClientRect()
+  return bottom > 0 && top < innerHeight
+}
+
 function step(number) {
   const all = shownEvents()
   const at = all.indexOf(document.activeElement.closest(".event"))
-  const next = at < 0 ? (number > 0 ? all[0] : all.at(-1)) : all[at + number]
-  next?.focus()
+  const next = at < 0 ? all.filter(isOnScreen).at(number > 0 ? 0 : -1) : all[at + number]
+  next?.focus({ preventScroll: true })
   next?.scrollIntoView({ block: "nearest" })
 }
 
