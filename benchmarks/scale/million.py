@@ -109,9 +109,10 @@ class Run:
 
     def _version(self) -> str:
         info = self.client.info("server")
+        name, version = "Redis", info["redis_version"]
         if "valkey_version" in info:
-            return f"Valkey {info['valkey_version']}"
-        return f"Redis {info['redis_version']}"
+            name, version = "Valkey", info["valkey_version"]
+        return f"{name} {version} ({self.client.info('memory')['mem_allocator']})"
 
     def _fill(self, share: float) -> None:
         settings, done = self.settings, sum(each["added"] for each in self.found["fills"])
@@ -240,10 +241,14 @@ def available_bytes() -> int:
     return found["MemAvailable"] * 1024
 
 
-def run(settings: Settings, partial: Path | None = None) -> dict[str, Any]:
+def run(
+    settings: Settings, partial: Path | None = None, program: str | None = None
+) -> dict[str, Any]:
     """Fill a new server and measure. What is found is also written to `partial` as it comes."""
-    server = bundled_server()
-    assert server is not None
+    if program is None:
+        server = bundled_server()
+        assert server is not None
+        program = server.path
     ports = free_ports(4)
     start = time.perf_counter()
 
@@ -252,10 +257,10 @@ def run(settings: Settings, partial: Path | None = None) -> dict[str, Any]:
             partial.write_bytes(msgspec.json.encode(found))
         print(f"{time.perf_counter() - start:6.0f} s  {what}", file=sys.stderr, flush=True)
 
-    node = Node("primary", (ports[0], ports[1]), server.path, _CONFIG)
+    node = Node("primary", (ports[0], ports[1]), program, _CONFIG)
     try:
         node.wait_for_answer()
-        spare = Node("replica", (ports[2], ports[3]), server.path, _CONFIG)
+        spare = Node("replica", (ports[2], ports[3]), program, _CONFIG)
         try:
             spare.wait_for_answer()
             return Run(settings, node, note).run(spare)
@@ -351,8 +356,9 @@ def main() -> int:
     add("--calls", type=int, default=2000, help="timed calls of each kind; default: 2000")
     add("--expiry-seconds", type=float, default=60.0, help="all sessions expire within this time")
     add("--compression", action="store_true", help="with compression")
+    add("--server", metavar="PATH", help="use this redis-server or valkey-server")
     arguments = parse(parser, LEAST)
-    found = run(_settings(arguments), arguments.output)
+    found = run(_settings(arguments), arguments.output, arguments.server)
     runs: dict[str, Any] = {"zstd" if arguments.compression else "plain": found}
     if arguments.publish:  # the other published run stays
         runs = {**load("million").data, **runs}

@@ -282,6 +282,14 @@ def test_a_server_that_is_too_old(
     assert list(run(started.url)[1]) == ["version"]
 
 
+def test_a_large_server_with_the_allocator_of_libc(
+    started: EmbeddedServer, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_checks, "_MUCH_FOR_LIBC", 0)
+    is_libc = raw.info("memory")["mem_allocator"] == "libc"  # as in the bundled Valkey
+    assert list(run(started.url)[1]) == (["allocator"] if is_libc else [])
+
+
 def test_a_server_that_is_busy(started: EmbeddedServer, raw: Any) -> None:
     is_done = threading.Event()
     loop = "for _ = 1, ARGV[1] do local text = string.rep('x', 100000) end"

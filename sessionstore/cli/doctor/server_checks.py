@@ -20,6 +20,7 @@ _SLOW_PING_S = 0.01
 _CLOCK_OFFSET_S = 1.0
 _LAG_S = 10
 _FULL = 0.9  # of maxmemory or maxclients
+_MUCH_FOR_LIBC = 1 << 30  # bytes
 
 RIGHTS = {
     "": "copy eval evalsha multi exec exists hdel hexists hget hgetall hkeys hlen hmget hset"
@@ -109,6 +110,16 @@ def _memory(node: Node) -> Iterator[Finding]:
         )
     else:
         yield ok("memory", f"{used:,} of {limit:,} bytes are used")
+    allocator = node.info.get("mem_allocator", "unknown")
+    if allocator == "libc" and used > _MUCH_FOR_LIBC:
+        yield warning(
+            "allocator",
+            f"the server uses libc's malloc for {used:,} bytes",
+            "When many sessions expire at once it may stop for seconds, and it keeps the memory.",
+            "Run a server that is built with jemalloc, as most packages and images are.",
+        )
+    else:
+        yield ok("allocator", allocator)
 
 
 def _persistence(node: Node) -> Iterator[Finding]:
