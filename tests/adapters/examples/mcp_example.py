@@ -1,6 +1,8 @@
 """Model Context Protocol: a client loses its connection in the middle of a call, and resumes it.
 
 python mcp_example.py [redis://localhost:6379]
+
+It needs version 1 of the SDK: pip install 'mcp<2'.
 """
 
 from __future__ import annotations
