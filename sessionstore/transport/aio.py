@@ -326,15 +326,11 @@ class AsyncRedisExecutor:
         self._durability = durability
         self._by_loop: dict[asyncio.AbstractEventLoop, Router] = {}
         self._lock = threading.Lock()
-        self._latest: Router | None = None
         self._is_closed = False
 
     def execute(self, call: Call[Any]) -> Coroutine[Any, Any, list[Any]]:
         """One reply per command of the Call."""
-        router = self._latest
-        if router is None or router.loop is not asyncio.get_running_loop():
-            router = self._router()
-        return router.execute(call)
+        return self._router().execute(call)
 
     def traffic(self) -> Traffic:
         """What the connections have done, and how many are open now. Any thread may call it."""
@@ -349,24 +345,22 @@ class AsyncRedisExecutor:
 
     def _router(self) -> Router:
         loop = asyncio.get_running_loop()
+        router = self._by_loop.get(loop)
+        if router is not None:
+            return router
         with self._lock:
             if self._is_closed:
                 raise BackendUnavailable(CLOSED)
-            router = self._by_loop.get(loop)
-            if router is None:
-                self._forget_closed_loops()
-                router = self._by_loop[loop] = Router(
-                    self._deployment, self._timeout_s, self._durability, self._forget
-                )
-            self._latest = router
+            self._forget_closed_loops()
+            router = self._by_loop[loop] = Router(
+                self._deployment, self._timeout_s, self._durability, self._forget
+            )
         return router
 
     def _forget(self, router: Router) -> None:
         """Drop what belongs to an event loop that has ended."""
         with self._lock:
             self._by_loop.pop(router.loop, None)
-            if self._latest is router:
-                self._latest = None
 
     def _forget_closed_loops(self) -> None:
         """Drop routers whose loop was closed without `shutdown_asyncgens`, so without `_forget`."""
@@ -377,7 +371,6 @@ class AsyncRedisExecutor:
         """Wait up to a second for calls in flight, then close every connection."""
         with self._lock:
             self._is_closed = True
-            self._latest = None
             routers = list(self._by_loop.values())
             self._by_loop.clear()
         for router in routers:
