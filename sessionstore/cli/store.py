@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import click
 from msgspec.structs import replace
@@ -15,6 +14,7 @@ from ..calls import AsyncExecutor, Call, Flow
 from ..drive import drive_async
 from ..embedded import EmbeddedServer
 from ..errors import BackendError, BackendRejected, InvalidArgument, SessionStoreError
+from ..instances import url_without_credentials
 from ..ops import Ops
 from ..transport import connect_async
 
@@ -97,7 +97,9 @@ async def open_store(url: str | None) -> AsyncIterator[Store]:
         except InvalidArgument as error:
             raise click.BadParameter(f"{error}.", param_hint="'--url'") from error
         except SessionStoreError as error:
-            what = "start a private server" if url is None else f"use {redact_url(url)}"
+            what = (
+                "start a private server" if url is None else f"use {url_without_credentials(url)}"
+            )
             reason = str(error).removeprefix("INFO: ")
             raise CannotStart(f"cannot {what}: {reason}") from error
         yield store
@@ -114,7 +116,7 @@ async def _open(url: str | None, stack: AsyncExitStack) -> Store:
         source = "from the extra `embedded`" if is_bundled else "found on PATH"
         place = f"started for this run: {server.executable}, {source}"
     else:
-        place = redact_url(url)
+        place = url_without_credentials(url)
     executor = connect_async(url, None, None, None, _INFO_TIMEOUT_S)
     stack.push_async_callback(executor.aclose)
     try:
@@ -169,9 +171,3 @@ def growth(first: Sequence[Info], last: Sequence[Info], *names: str) -> float:
         sum(float(info[name]) for info in infos for name in names) for infos in (first, last)
     )
     return after - before
-
-
-def redact_url(url: str) -> str:
-    """The URL without user, password and query, any of which may hold a secret."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

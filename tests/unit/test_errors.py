@@ -123,6 +123,7 @@ def test_the_repr_of_a_session_is_short() -> None:
         (f"redis://:{SECRET}@localhost:6379/0", "redis://localhost:6379/0"),
         (f"rediss://user:{SECRET}@[::1]:1/2?ssl_cert_reqs=none", "rediss://[::1]:1/2"),
         (f"redis://localhost?password={SECRET}", "redis://localhost"),
+        (f"redis://a@b:{SECRET}@localhost", "redis://localhost"),
         (f"redis://localhost?username=a@b&password={SECRET}", "a URL that cannot be read"),
         (f"unix://u:{SECRET}@/tmp/a.sock?db=1", "unix:///tmp/a.sock"),
         (f"redis+cluster://u:{SECRET}@a:1,b:2", "redis+cluster://a:1,b:2"),
