@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"ops"},
     {"flows"},
     {"transport", "twin", "watchers"},
-    {"run_context", "service"},
+    {"run_context", "service", "turn_queues"},
     {"concurrency"},
     {"compactor"},
     {"runner", "sync"},
