@@ -12,7 +12,7 @@ TIERS_LIMIT = 10_000
 """How many names a service remembers. At the limit it forgets all and starts again."""
 
 
-class TiersInUse:
+class TierRefreshes:
     """Remembers by name when tiers that belong together were last refreshed. Thread-safe.
 
     Args:
