@@ -28,8 +28,8 @@ from .failures import (
     ConnectionLost,
     NotSentInTime,
 )
-from .lanes import ReplySizes
 from .listening import Listener
+from .reply_sizes import ReplySizes
 from .retry import Attempts, Discover, Pause, Reconnect, Send, Step, Traffic, run_async
 from .shared_connection import SharedConnection, consume_exception, wait_shared
 from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
