@@ -25,9 +25,6 @@ class TierRefreshes:
         self._clock = clock
         self._refreshed_at: dict[Hashable, float] = {}
 
-    def __bool__(self) -> bool:
-        return self._interval_s > 0
-
     def is_due(self, name: Hashable) -> bool:
         """Whether a write should refresh the tiers of this name."""
         if not self._interval_s:

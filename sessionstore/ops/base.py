@@ -78,7 +78,6 @@ class BaseOps:
         if app_ttl_ms and options.refresh_ttl_on_read:
             max_age_s = min(max_age_s, app_ttl_ms / 64_000)  # then a read has to refresh the TTL
         self.app_copies = AppCopies(max_age_s, clock)
-        self._keeps_tiers = bool(self._tier_refreshes)
         self._keeps_app = with_user > 0
         self.summaries = Summaries()
 
@@ -177,7 +176,7 @@ class BaseOps:
         return decode
 
     def _change_args(self, change: Change, user: bool, app: bool) -> tuple[bytes, ...]:
-        """The same with the increments of the change."""
+        """The increments of a change, then `_tier_args`, as arguments of a script."""
         return (*change.increment_arguments(), *self._tier_args(change, user, app))
 
     def _tier_args(self, change: Change, user: bool, app: bool) -> tuple[bytes, ...]:

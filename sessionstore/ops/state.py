@@ -42,7 +42,7 @@ class StateOps(BaseOps):
     ) -> Call[WriteResult]:
         """Change state in all tiers. `read_back`: read the values of the keys that are set."""
         keys = self._keys.session(*ids_of(key))
-        is_due = self._keeps_tiers and self._is_due(key)
+        is_due = self._is_due(key)
         user, app = self._tiers_named(is_due, change)
         commands = self._read_back_commands(keys, change) if read_back else ()
 

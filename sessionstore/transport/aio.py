@@ -79,9 +79,7 @@ class Router:
         if self._topology.is_known and not (self._durability and call.writes):
             node = self._topology.node_for(call)
             lanes = self._by_node.get(node)
-            is_plain = not (call.is_bulk or call.commands)
-            lane = _SMALL if is_plain else self._lane(call)
-            connection = lanes.get(lane) if lanes is not None else None
+            connection = lanes.get(self._lane(call)) if lanes is not None else None
             if connection is not None and connection.is_open:
                 # Fast path: the topology is known and the connection is open.
                 reply = connection.submit(call, deadline)
