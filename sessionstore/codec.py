@@ -427,7 +427,7 @@ def _read_compressed() -> Zstd:
         raise Unreadable(str(error)) from None
 
 
-def _context(owner: Owner, kind: Kind, name: str = "") -> Context:
+def _context(owner: Owner, kind: Kind, name: str) -> Context:
     user_id = "" if kind == "state" and name.startswith("app:") else owner.user_id
     return Context(owner.app_name, user_id, kind, name)
 

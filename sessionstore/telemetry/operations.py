@@ -44,7 +44,7 @@ class Cell:
 
     __slots__ = ("attributes", "count")
 
-    def __init__(self, attributes: Attributes = ()) -> None:
+    def __init__(self, attributes: Attributes) -> None:
         self.attributes = dict(attributes)
         self.count = 0
 

@@ -316,7 +316,7 @@ class AsyncRedisExecutor:
     """
 
     def __init__(
-        self, deployment: Deployment, timeout_s: float, durability: Durability | None = None
+        self, deployment: Deployment, timeout_s: float, durability: Durability | None
     ) -> None:
         self.is_cluster = deployment.is_cluster
         self._deployment = deployment
