@@ -64,8 +64,7 @@ end
 -- Inlined: choose_limit.
 local limit = event_limit ~= '' and event_limit or header[4]
   or math.max(1000, call('ZCARD', events))
--- A field that is not a number raises a Lua error here, before the first write. calls.py makes it
--- CorruptData.
+-- A field that is not a number raises a Lua error here, before any write: CorruptData in calls.py.
 local version, last_us, deadline_ms = header[1] + 0, header[2] + 0, header[3] + 0
 local num_limit = limit + 0
 local count = header[5] == limit and num_limit or (header[5] or 0) + 0
@@ -181,10 +180,13 @@ if covered > 0 and num_before >= count then -- the oldest have left the log, or 
   call('HSET', session, 'covered', math.max(covered - (num_before + 1 - count), 0))
 end
 if limit ~= header[4] then
-  call('HSET', session, 'event_limit', limit)
+  -- Inlined: flags_with_room.
+  local old = tonumber(header[4]) or 0
+  local is_new = old > 0 and (header[5] or 0) + 0 >= old and not string.match(flags or '', 'f')
+  call('HSET', session, 'event_limit', limit, 'flags',
+    string.format(is_new and '%sf' or '%s', flags or ''))
 end
--- Inlined: to_ms, is_due, refresh_session_if_due. The first event, and one after the key was lost,
--- create the key of the events, which has no deadline yet.
+-- Inlined: to_ms, is_due, refresh_session_if_due. A new key of the events has no deadline yet.
 local now_ms = (now_us - now_us % 1000) / 1000
 local reserve_ms = deadline_ms - now_ms - ttl_ms
 local must_refresh = deadline_ms == 0 or last_us == 0 or num_added == 1 or num_missing > 0

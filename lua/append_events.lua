@@ -33,6 +33,7 @@
 --@include check_tiers
 --@include choose_limit
 --@include event_starts
+--@include flags_with_room
 --@include fold_changes
 --@include new_changes
 --@include new_count
@@ -115,6 +116,9 @@ note_trimmed(session, header.flags, events, event_limit)
 num_events = trim_events(events, event_limit, redis.call('ZCARD', events))
 count = new_count(num_events, num_missing, event_limit)
 redis.call('HSET', session, 'count', count, 'event_limit', event_limit)
+if event_limit ~= header.event_limit then
+  redis.call('HSET', session, 'flags', flags_with_room(header))
+end
 if summary then
   local num_removed = num_before + num_stored - count
   redis.call('HSET', session, 'covered', math.max(summary.covered - num_removed, 0))

@@ -19,6 +19,7 @@
 -- REPLY OTHER_KEY data_key  of the session; the values have another one
 -- COST O(1), and O(N) in the background
 --@include check_condition
+--@include flags_with_room
 --@include note_change
 --@include read_checked_header
 --@include refresh_session
@@ -39,11 +40,12 @@ if refusal then
   return refusal
 end
 local now_us = server_time_us()
+header.flags = flags_with_room(header, true)
 
 -- Write.
 local new_version, is_new_member =
   write_header(session, index, session_id, header.version, header.last_us, now_us)
-redis.call('HSET', session, 'count', 0, 'removed_us', now_us)
+redis.call('HSET', session, 'count', 0, 'removed_us', now_us, 'flags', header.flags)
 remove_summary(session, header.flags)
 note_change(session, header.flags, new_version, 0, header.last_us, to_ms(now_us))
 refresh_session(session, nil, index, to_ms(now_us), ttl_ms, header.last_us, is_new_member)

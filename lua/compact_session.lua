@@ -27,6 +27,7 @@
 -- REPLY OTHER_KEY data_key  of the session; the values have another one
 -- COST O(log N), and O(M) with M events that are removed
 --@include check_condition
+--@include flags_with_room
 --@include header_number
 --@include read_checked_header
 --@include read_summary
@@ -77,6 +78,7 @@ end
 local num_covered = redis.call('ZCOUNT', events, '-inf', upto)
 local num_dropped = drop and num_covered or 0
 local count = math.max(header.count or 0, num_events) - num_dropped
+local flags = num_dropped > 0 and flags_with_room(header, true) or header.flags or ''
 
 -- Write.
 if is_repeat and num_dropped == 0 then
@@ -92,12 +94,12 @@ else
   redis.call('HSET', session, 'summary', summary, 'compacted_us', upto, 'summary_us', now_us,
     'summary_events', num_covered + num_gone)
   if not old then
-    redis.call('HSET', session, 'flags', string.format('%sc', header.flags or ''))
+    flags = string.format('%sc', flags)
   end
   old = {summary_us = now_us}
 end
 num_covered = num_covered - num_dropped
-redis.call('HSET', session, 'covered', num_covered, 'count', count)
+redis.call('HSET', session, 'covered', num_covered, 'count', count, 'flags', flags)
 if num_dropped > 0 then
   redis.call('HSET', session, 'removed_us', now_us)
   if header.flags and string.find(header.flags, 'l', 1, true) then

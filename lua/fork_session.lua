@@ -33,6 +33,7 @@
 --@include check_condition
 --@include check_tiers
 --@include choose_limit
+--@include flags_with_room
 --@include read_checked_header
 --@include read_summary
 --@include refresh_session
@@ -103,6 +104,9 @@ if summary and (first == '' or summary.compacted_us < tonumber(first)) then
   -- Its last events may be gone; what follows in the copy is not covered.
   last_us = math.max(tonumber(last_us), summary.compacted_us)
   fields.last_us = last_us
+end
+if string.find(flags_with_room(header, count == 0), 'f', 1, true) then
+  fields.flags = string.format('f%s', fields.flags)
 end
 if header.flags and string.find(header.flags, 'k', 1, true) then
   fields.flags = string.format('k%s', fields.flags)

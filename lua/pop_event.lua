@@ -20,6 +20,7 @@
 -- REPLY OTHER_KEY data_key       of the session; the values have another one
 -- COST O(log N)
 --@include check_condition
+--@include flags_with_room
 --@include note_change
 --@include read_checked_header
 --@include read_summary
@@ -54,11 +55,12 @@ elseif not event
 end
 local position = tonumber(redis.call('ZSCORE', events, event))
 local now_us = server_time_us()
+local flags = flags_with_room(header, #newest == 1)
 
 -- Write.
 local new_version, is_new_member =
   write_header(session, index, session_id, header.version, header.last_us, now_us)
-redis.call('HSET', session, 'removed_us', now_us)
+redis.call('HSET', session, 'removed_us', now_us, 'flags', flags)
 if header.count then
   redis.call('HSET', session, 'count', math.max(header.count - 1, #newest - 1))
 end

@@ -18,6 +18,7 @@
 -- COST O(log N)
 --@include check_tiers
 --@include choose_limit
+--@include flags_with_room
 --@include header_number
 --@include refresh_session
 --@include remove_summary
@@ -34,8 +35,8 @@ local is_lost = redis.call('HLEN', session) == 0
 if is_lost and num_events == 0 then
   return {'NOT_FOUND'}
 end
-local fields = redis.call('HMGET', session, 'version', 'created_us', 'last_us', 'event_limit')
-local flags = redis.call('HGET', session, 'flags')
+local fields = redis.call('HMGET', session,
+  'version', 'created_us', 'last_us', 'event_limit', 'count', 'flags')
 local summary = redis.call('HMGET', session,
   'summary', 'compacted_us', 'summary_us', 'summary_events')
 local now_us = server_time_us()
@@ -43,13 +44,17 @@ local version = math.max((header_number(fields[1]) or 0) + 1, now_us)
 local last_us = math.max(header_number(fields[3]) or 0, tonumber(newest[2] or 0))
 local created_us = header_number(fields[2]) or now_us
 local upto, num_covered = header_number(summary[2]), header_number(summary[4])
-local is_summary_whole = flags and string.find(flags, 'c', 1, true) and summary[1] and upto
+local flags = flags_with_room({
+  flags = fields[6], count = header_number(fields[5]), event_limit = header_number(fields[4])
+}, num_events == 0)
+local is_summary_whole = string.find(flags, 'c', 1, true) and summary[1] and upto
   and header_number(summary[3]) and num_covered
 local limit = choose_limit(header_number(event_limit), header_number(fields[4]), num_events)
 
 -- Write.
 redis.call('HSET', session, 'version', version, 'created_us', created_us, 'updated_us', now_us,
-  'last_us', last_us, 'deadline_ms', 0, 'count', num_events, 'event_limit', limit)
+  'last_us', last_us, 'deadline_ms', 0, 'count', num_events, 'event_limit', limit,
+  'flags', flags)
 if is_summary_whole then
   local covered = redis.call('ZCOUNT', events, '-inf', upto)
   redis.call('HSET', session,

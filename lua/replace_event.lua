@@ -25,6 +25,7 @@
 -- REPLY OTHER_KEY data_key  of the session; the values have another one
 -- COST O(log N)
 --@include check_condition
+--@include flags_with_room
 --@include lease_fields
 --@include note_change
 --@include read_checked_header
@@ -61,11 +62,14 @@ elseif new_event ~= '' and redis.call('ZSCORE', events, new_event) then
 end
 local num_events = redis.call('ZCARD', events)
 local now_us = server_time_us()
+if new_event == '' then
+  header.flags = flags_with_room(header, num_events == 1)
+end
 
 -- Write.
 local new_version, is_new_member =
   write_header(session, index, session_id, header.version, header.last_us, now_us)
-redis.call('HSET', session, 'removed_us', now_us)
+redis.call('HSET', session, 'removed_us', now_us, 'flags', header.flags or '')
 if new_event ~= '' then
   redis.call('ZADD', events, position, new_event)
 elseif header.count then

@@ -24,6 +24,7 @@
 -- COST O(log N) per new event, O(N) for those that are removed
 --@include check_condition
 --@include choose_limit
+--@include flags_with_room
 --@include next_position
 --@include note_change
 --@include note_trimmed
@@ -68,6 +69,7 @@ if first_kept == 0 then
   first_changed = tonumber(first_replaced[2]) -- nil: no event is removed
 end
 local now_us = server_time_us()
+header.flags = flags_with_room(header, first_kept > 0 or end_kept == 0)
 
 -- Write.
 local last_us, num_left, num_before = header.last_us, 0, 0
@@ -89,7 +91,8 @@ if num_left > 0 then
   note_trimmed(session, header.flags, events, event_limit)
   num_left = trim_events(events, event_limit, num_left)
 end
-redis.call('HSET', session, 'count', num_left, 'event_limit', event_limit, 'removed_us', now_us)
+redis.call('HSET', session, 'count', num_left, 'event_limit', event_limit, 'removed_us', now_us,
+  'flags', header.flags)
 if summary and (end_kept < summary.covered or first_kept == end_kept) then
   remove_summary(session, header.flags)
 elseif summary then

@@ -22,6 +22,7 @@
 -- REPLY OTHER_KEY data_key  of the session; the values have another one
 -- COST O(log N + M) with M removed events, and O(S) with S state keys if state is replaced
 --@include check_condition
+--@include flags_with_room
 --@include note_change
 --@include read_checked_header
 --@include read_summary
@@ -56,11 +57,14 @@ end
 local num_events = redis.call('ZCARD', events)
 local num_removed = redis.call('ZCOUNT', events, first, '+inf')
 local now_us = server_time_us()
+if num_removed > 0 then
+  header.flags = flags_with_room(header, num_removed == num_events)
+end
 
 -- Write.
 local new_version, is_new_member =
   write_header(session, index, session_id, header.version, header.last_us, now_us)
-redis.call('HSET', session, 'removed_us', now_us)
+redis.call('HSET', session, 'removed_us', now_us, 'flags', header.flags or '')
 if header.count then
   -- What is missing stays missing.
   redis.call('HSET', session, 'count', math.max(header.count, num_events) - num_removed)

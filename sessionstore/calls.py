@@ -59,6 +59,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
             time from the first attempt to the call's deadline, plus a second.
         slot: routes a Call without keys in a cluster: a slot, or a key in that slot.
         for_key_store: it goes to the key store.
+        must_be_confirmed: if too few replicas confirm it, NotReplicated is raised inside the flow.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, gc=False):
     slot: int | bytes | None = None
     age_argument: int | None = None
     for_key_store: bool = False
+    must_be_confirmed: bool = False
 
 
 def decode_replies(call: Call[R], replies: list[Any]) -> R:

@@ -100,6 +100,11 @@ class Zstd:
         ids = ", ".join(map(str, self._dictionaries))
         return f"Zstd(dictionaries with the ids [{ids}], level={self._level})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The contexts of threads cannot be pickled or copied.
+        dictionaries = [each.as_bytes() for each in self._dictionaries.values()]
+        return _unpickle, (dictionaries, self._level, self._min_bytes, self._read_only)
+
     def wrap(self, data: bytes) -> bytes:
         """A value as it is stored: compressed, if that makes it smaller."""
         if len(data) < self._min_bytes or self._read_only:
@@ -158,6 +163,10 @@ class Zstd:
                 "on the command line --dictionary)"
             )
         return self._zstd.ZstdDecompressor(dict_data=dictionary).decompress
+
+
+def _unpickle(dictionaries: list[bytes], level: int, min_bytes: int, read_only: bool) -> Zstd:
+    return Zstd(dictionaries=dictionaries, level=level, min_bytes=min_bytes, read_only=read_only)
 
 
 def train_dictionary(samples: Sequence[bytes], size: int = DICTIONARY_SIZE) -> bytes:

@@ -24,7 +24,7 @@ import msgspec
 from .calls import AsyncExecutor, Call, CallNeeded, Command, SyncExecutor, checked_reply
 from .codec import corrupt
 from .encryption import DATA_KEY_MARK, KeyRing, NamedKey, associated_data, encode_parts, name_of_key
-from .errors import ScriptContractError
+from .errors import InvalidArgument, ScriptContractError
 from .keys import Keys
 from .scripts import SCRIPTS
 from .transform import Context, Unreadable
@@ -95,7 +95,8 @@ class DataKeys:
 
     def forget(self, owner: Owner) -> None:
         """Read the data key of a user again when it is needed."""
-        self._cached.pop(owner, None)
+        with self._lock:
+            self._cached.pop(owner, None)
 
     def make(self, owner: Owner) -> DataKey:
         """A new data key, which is not stored yet."""
@@ -275,9 +276,13 @@ class AsyncKeyedExecutor:
     Args:
         data: the executor of the data.
         keys: the executor of the key store.
+
+    Raises:
+        InvalidArgument: both use the same database.
     """
 
     def __init__(self, data: AsyncExecutor, keys: AsyncExecutor) -> None:
+        _check_apart(data, keys)
         self._data = data
         self._keys = keys
 
@@ -297,25 +302,39 @@ class AsyncKeyedExecutor:
 
 
 class KeyedExecutor:
-    """The same for threads."""
+    """The same for threads.
+
+    Attributes:
+        keys: the executor of the key store.
+    """
 
     def __init__(self, data: SyncExecutor, keys: SyncExecutor) -> None:
+        _check_apart(data, keys)
         self._data = data
-        self._keys = keys
+        self.keys = keys
 
     def execute(self, call: Call[Any]) -> list[Any]:
         """One reply per command of the Call."""
-        return (self._keys if call.for_key_store else self._data).execute(call)
+        return (self.keys if call.for_key_store else self._data).execute(call)
 
     def close(self) -> None:
         """Close both."""
         try:
             self._data.close()
         finally:
-            self._keys.close()
+            self.keys.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
+
+
+def _check_apart(data: Any, keys: Any) -> None:
+    places = []
+    for each in (data.traffic(), keys.traffic()):
+        host, port = each.server or ("", None)  # several servers: only their URLs are compared
+        places.append(("127.0.0.1" if host == "localhost" else host, port, each.database))
+    if places[0] == places[1] and places[0][0]:
+        raise InvalidArgument("key_store must be another server or database than that of the data")
 
 
 def _new_name() -> str:

@@ -4,8 +4,9 @@ A flow yields a Call and receives its decoded result, or yields several Calls, w
 together, and receives a list of results. An error is raised inside the flow, at its `yield`, so
 that the flow can handle it.
 
-NotReplicated is different: the write is done, so the flow receives the result and continues. When
-the flow ends, the first NotReplicated is raised, with the flow's return value as its `result`.
+NotReplicated is different: the write is done, so the flow receives the result and continues, unless
+the Call must be confirmed. When the flow ends, the first NotReplicated is raised, with the flow's
+return value as its `result`.
 """
 
 from __future__ import annotations
@@ -76,8 +77,7 @@ def drive(flow: Flow[R], executor: SyncExecutor, observer: Observer | None = Non
         try:
             replies = executor.execute(call)
         except NotReplicated as error:
-            not_replicated.append(error)
-            replies = error.replies
+            replies = _accepted(call, error, not_replicated)
         while True:
             try:
                 return decode_replies(call, replies)
@@ -109,12 +109,11 @@ def drive(flow: Flow[R], executor: SyncExecutor, observer: Observer | None = Non
 
 
 async def _result(call: Call[R], executor: AsyncExecutor, not_replicated: list[NotReplicated]) -> R:
-    """The result of one Call. NotReplicated is noted: the flow gets the result first."""
+    """The result of one Call. A NotReplicated is noted, unless the Call must be confirmed."""
     try:
         replies = await executor.execute(call)
     except NotReplicated as error:
-        not_replicated.append(error)
-        replies = error.replies
+        replies = _accepted(call, error, not_replicated)
     while True:
         try:
             if call.commands and _takes_long(call, replies):
@@ -124,6 +123,16 @@ async def _result(call: Call[R], executor: AsyncExecutor, not_replicated: list[N
             with _after_a_write(call):
                 found = await executor.execute(needed.call)
             decode_replies(needed.call, found)
+
+
+def _accepted(
+    call: Call[Any], error: NotReplicated, not_replicated: list[NotReplicated]
+) -> list[Any]:
+    """The replies of a write that too few replicas confirmed."""
+    if call.must_be_confirmed:
+        raise error
+    not_replicated.append(error)
+    return error.replies
 
 
 @contextmanager

@@ -50,15 +50,19 @@ class KeyRing:
     """
 
     def __init__(self, keys: Mapping[str, bytes | str], *, read_only: bool = False) -> None:
-        if not isinstance(keys, Mapping) or not keys:
-            raise InvalidArgument("keys must be a dict of names and keys, with at least one key")
+        # Tools that report errors show the variables of all frames: these must have no key.
+        try:
+            self._keys = _check_keys(keys)
+            self._ciphers = {name: NamedKey(name, key) for name, key in self._keys.items()}
+        except (InvalidArgument, ImportError) as error:
+            raise error.with_traceback(None) from None
+        finally:
+            del keys
         if not isinstance(read_only, bool):
             raise InvalidArgument(
                 f"read_only must be True or False, not {type(read_only).__name__}"
             )
-        self._keys = {check_key_name(name): _check_key(name, key) for name, key in keys.items()}
         self.read_only = read_only
-        self._ciphers = {name: NamedKey(name, key) for name, key in self._keys.items()}
         self._by_prefix = {key.prefix: key for key in self._ciphers.values()}
         self.first = self._ciphers[next(iter(self._keys))]
 
@@ -71,18 +75,12 @@ class KeyRing:
         Raises:
             InvalidArgument: an entry is not valid. The message does not show the key.
         """
-        lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
-        keys: dict[str, bytes | str] = {}
-        for entry in filter(None, re.split(r"[\s,]+", "\n".join(lines))):
-            name, colon, key = entry.partition(":")
-            if not colon:
-                raise InvalidArgument("a key must be written as NAME:BASE64")
-            if check_key_name(name) in keys:
-                raise InvalidArgument(f"two keys have the name {name!r}")
-            keys[name] = key
-        if not keys:
-            raise InvalidArgument("no keys found; `sessionstore new-key` prints one")
-        return cls(keys, read_only=read_only)
+        try:
+            return cls(_parse(text), read_only=read_only)
+        except InvalidArgument as error:
+            raise error.with_traceback(None) from None
+        finally:
+            del text
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> KeyRing:
@@ -102,6 +100,8 @@ class KeyRing:
             return cls.from_text(text, read_only=read_only)
         except InvalidArgument as error:
             raise InvalidArgument(f"the key ring {os.fspath(path)}: {error}") from None
+        finally:
+            del text
 
     @classmethod
     def from_env(cls, variable: str, *, read_only: bool = False) -> KeyRing:
@@ -113,7 +113,10 @@ class KeyRing:
         text = os.environ.get(variable)
         if not text:
             raise InvalidArgument(f"the environment variable {variable} has no key ring")
-        return cls.from_text(text, read_only=read_only)
+        try:
+            return cls.from_text(text, read_only=read_only)
+        finally:
+            del text
 
     @property
     def names(self) -> list[str]:
@@ -176,7 +179,8 @@ class NamedKey:
 
     def __init__(self, name: str, key: bytes) -> None:
         self.name = name
-        self._cipher, self._invalid_tag = _make_cipher(key)
+        cipher, self._invalid_tag = _import_cipher()
+        self._cipher = cipher(key)
         encoded = name.encode()
         self.prefix = ENCRYPTED + bytes([len(encoded)]) + encoded
         self._size = len(self.prefix)
@@ -217,6 +221,11 @@ def prefix_of(data: bytes) -> bytes:
     return data[: 2 + data[1]] if len(data) > 1 else data
 
 
+def is_of_data_key(data: bytes) -> bool:
+    """Whether a stored value is encrypted with a data key."""
+    return data[:1] == ENCRYPTED and data[2:3] == DATA_KEY_MARK.encode()
+
+
 def name_of_key(data: bytes) -> str:
     """The name of the key that encrypted a value. Raises Unreadable if it is cut off."""
     end = 2 + data[1] if len(data) > 1 else 0
@@ -237,12 +246,33 @@ def check_key_name(name: object) -> str:
     return name
 
 
+def _parse(text: str) -> dict[str, str]:
+    """The keys in a text by name."""
+    lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    keys: dict[str, str] = {}
+    for entry in filter(None, re.split(r"[\s,]+", "\n".join(lines))):
+        name, colon, key = entry.partition(":")
+        if not colon:
+            raise InvalidArgument("a key must be written as NAME:BASE64")
+        if check_key_name(name) in keys:
+            raise InvalidArgument(f"two keys have the name {name!r}")
+        keys[name] = key
+    if not keys:
+        raise InvalidArgument("no keys found; `sessionstore new-key` prints one")
+    return keys
+
+
+def _check_keys(keys: object) -> dict[str, bytes]:
+    if not isinstance(keys, Mapping) or not keys:
+        raise InvalidArgument("keys must be a dict of names and keys, with at least one key")
+    return {check_key_name(name): _check_key(name, key) for name, key in keys.items()}
+
+
 def _check_key(name: str, key: object) -> bytes:
     if isinstance(key, str):
-        try:
-            key = b64decode(key.replace("-", "+").replace("_", "/"), validate=True)
-        except ValueError:
-            raise InvalidArgument(f"the key {name!r} is not valid Base64") from None
+        key = _decode(key)
+        if key is None:
+            raise InvalidArgument(f"the key {name!r} is not valid Base64")
     if not isinstance(key, bytes):
         kind = type(key).__name__
         raise InvalidArgument(f"the key {name!r} must be bytes or Base64 text, not {kind}")
@@ -251,12 +281,20 @@ def _check_key(name: str, key: object) -> bytes:
     return key
 
 
-def _make_cipher(key: bytes) -> tuple[Any, type[Exception]]:
-    """An AES-SIV cipher, and what it raises for changed data."""
+def _decode(text: str) -> bytes | None:
+    """The bytes of Base64 text; None if it is not valid."""
+    try:
+        return b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
+    except ValueError:
+        return None
+
+
+def _import_cipher() -> tuple[Any, type[Exception]]:
+    """The class of AES-SIV ciphers, and what they raise for changed data."""
     try:
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESSIV
     except ImportError as error:
         message = "encryption needs the extra `encryption`: pip install 'sessionstore[encryption]'"
         raise ImportError(message, name=error.name, path=error.path) from error
-    return AESSIV(key), InvalidTag
+    return AESSIV, InvalidTag

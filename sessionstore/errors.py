@@ -123,7 +123,10 @@ class BackendError(SessionStoreError):
 
 
 class BackendUnavailable(BackendError):
-    """No connection: refused, reset, host name not resolved, or authentication failed."""
+    """No connection: refused, reset, host name not resolved, or authentication failed.
+
+    Also: too few replicas confirmed app state in a cluster, so its session was not written.
+    """
 
 
 class BackendTimeout(BackendError):

@@ -129,6 +129,8 @@ class Session(msgspec.Struct):
         event_limit: how many of the newest events the store keeps; None = all.
         forked_from: the id of the session that `fork_session` copied; None = it is no copy.
         summary: the summary of the oldest events; None = there is no summary.
+        was_full: the log was full, and has room again since `event_limit` was raised or newer
+            events were removed. So older events may have been trimmed.
     """
 
     app_name: str
@@ -143,6 +145,7 @@ class Session(msgspec.Struct):
     event_limit: int | None = None
     forked_from: str | None = None
     summary: Summary | None = None
+    was_full: bool = False
 
     def __repr__(self) -> str:
         return (
@@ -154,6 +157,19 @@ class Session(msgspec.Struct):
     def key(self) -> SessionKey:
         """The session's name. Every method that takes a session accepts it."""
         return SessionKey(self.app_name, self.user_id, self.id)
+
+
+def is_full(session: Session) -> bool:
+    """Whether the log of a session holds as many events as it may."""
+    return session.event_limit is not None and session.event_count >= session.event_limit
+
+
+def remove_newest(session: Session, num_events: int) -> None:
+    """Note that the newest events have left the log of the caller's Session."""
+    session.was_full = session.was_full or is_full(session)
+    session.event_count = max(session.event_count - num_events, 0)
+    if not session.event_count:
+        session.was_full = False
 
 
 def num_after_summary(session: Session) -> int:

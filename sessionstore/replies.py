@@ -197,7 +197,7 @@ def decode_session(
         check_count(keys, header.get(b"count"), count)
     elif count == NOT_COUNTED:
         count = _stored_count(keys, header.get(b"count"))
-    origin = header.get(b"forked_from")
+    origin, flags = header.get(b"forked_from"), header.get(b"flags", b"")
     if event_limit < 0:  # 0.1.0 did not store it
         event_limit = max(1000, count)
     state: dict[str, Any] = {}
@@ -216,7 +216,8 @@ def decode_session(
         count,
         event_limit or None,
         None if origin is None else origin.decode("utf-8", "replace"),
-        _decode_summary(codec, key, keys, header) if b"c" in header.get(b"flags", b"") else None,
+        _decode_summary(codec, key, keys, header) if b"c" in flags else None,
+        b"f" in flags,
     )
     if log:
         if newest_first:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from .errors import InvalidArgument
-from .model import Event, Session
+from .model import Event, Session, is_full
 from .options import check_int
 
 T = TypeVar("T")
@@ -114,13 +114,13 @@ def first_page(window: Window) -> int:
 
 
 def may_be_trimmed(session: Session) -> bool:
-    """Whether older events may have been trimmed: the log holds as many events as it may.
+    """Whether older events may have been trimmed: the log is full, or was full before.
 
     With a summary, events that it does not cover: those that it covers go first.
     """
     if session.summary is not None and session.summary.num_events > 0:
         return False
-    return session.event_limit is not None and session.event_count >= session.event_limit
+    return session.was_full or is_full(session)
 
 
 def is_cut(window: Window, events: Sequence[Event], number: int) -> bool:

@@ -86,7 +86,6 @@ class _Agent:
     random: random.Random
     acknowledged: list[str] = field(default_factory=list)  # the fault during each append, by number
     app_number: int | None = None
-    num_unconfirmed: int = 0  # calls that ended with NotReplicated
 
 
 class Threads:
@@ -205,14 +204,10 @@ class Fleet:
         event = Event(
             agent.name, number, id=f"{agent.name}-{number}", state_delta=delta, metadata={"n": 1}
         )
-        num_unconfirmed = agent.num_unconfirmed
         await self._call_until_done(agent, agent.service.append_event, agent.key, event)
         agent.acknowledged.append(self._fault)
         if f"app:{agent.name}" in delta:
-            # A repeat of a stored event does not write the app state again. So nothing is promised
-            # about app state that too few replicas confirmed.
-            is_confirmed = agent.num_unconfirmed == num_unconfirmed
-            agent.app_number = number if is_confirmed else None
+            agent.app_number = number
 
     async def _read(self, agent: _Agent) -> None:
         key = agent.key
@@ -238,7 +233,6 @@ class Fleet:
                 return await call(*args, **options)
             except BackendError as problem:
                 error = problem
-                agent.num_unconfirmed += isinstance(problem, NotReplicated)
             finally:
                 # A call counts for a fault if it overlaps with it at all.
                 is_calm = is_calm and faults == self._faults
@@ -255,7 +249,8 @@ class Fleet:
         if error is None:
             account.calls += 1
         else:
-            account.failed[type(error).__name__] += 1
+            is_unconfirmed = isinstance(error.__cause__, NotReplicated)  # app state
+            account.failed[type(error.__cause__ if is_unconfirmed else error).__name__] += 1
 
     def note_takeovers(self, takeovers: Sequence[float]) -> None:
         """Compute how long calls took after the takeovers."""

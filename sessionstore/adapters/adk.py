@@ -31,12 +31,12 @@ with framework("google-adk", extra="adk", tested=">=2.8,<3"):
     )
     from google.adk.sessions.session import Session
 
-    from ._session_service import SessionServiceAdapter, ids_of
-    from ._shared import EventFormat, from_json_state, to_instant, to_json_state
+    from .pydantic_events import EventFormat, from_json_state, to_instant, to_json_state
+    from .session_service_base import SessionServiceAdapter, ids_of
 
 __all__ = ["AdkSessionService", "register"]
 
-_EVENTS: EventFormat[Event] = EventFormat(Event, "google-adk")
+_EVENTS = EventFormat(Event, "google-adk")
 _CLOCK_AHEAD = timedelta(days=1)  # at most, of a host that stamps events
 _LATE = 1e11  # in the year 5138
 _SHARED_STATE = ("app:", "user:", "temp:")  # a rewind leaves it alone
@@ -78,9 +78,6 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
     ) -> Session:
         """A new session. One round trip.
 
-        Args:
-            state: initial state; `app:` and `user:` keys go to their tier, `temp:` nowhere.
-
         Raises:
             AlreadyExistsError: there is a session of this id.
         """
@@ -105,18 +102,11 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
     ) -> Session | None:
         """A session as it is now; None if there is none.
 
-        Args:
-            config: `num_recent_events` and `after_timestamp` (inclusive); both may be given.
-
-        One round trip; a second one if `after_timestamp` leaves no events.
+        One round trip; a second one if `config.after_timestamp` leaves no events.
         """
         config = config or GetSessionConfig()
         limit, after = config.num_recent_events, config.after_timestamp
-        ids: dict[str, Any] = {
-            "app_name": app_name,
-            "user_id": user_id,
-            "session_id": session_id.strip(),
-        }
+        ids: Any = {"app_name": app_name, "user_id": user_id, "session_id": session_id.strip()}
         # The newest event is always read: the time of the last update is its timestamp.
         event_num = None if limit is None else max(limit, 1)
         event_time = None
@@ -164,7 +154,7 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
         if event.actions.rewind_before_invocation_id:
             await self._correct_rewind(session, event)
         try:
-            appended: Event = await super().append_event(session, event)
+            return await super().append_event(session, event)
         except (SessionNotFound, StaleVersion) as error:
             found = await self._service.get_session(**ids_of(session), event_num=0)
             if found is None:
@@ -172,7 +162,6 @@ class AdkSessionService(SessionServiceAdapter, BaseSessionService):
             raise StaleSessionError(
                 f"Session {session.id} has been modified in storage since it was read."
             ) from error
-        return appended
 
     async def close(self) -> None:
         """Nothing to close: the service that was given stays open."""

@@ -5,31 +5,25 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial, wraps
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 from uuid import uuid4
 
 from msgspec.structs import replace
 
-from .. import errors, flows
+from .. import errors
 from ..calls import Flow
-from ..codec import corrupt
-from ..flows.data_keys import run_keyed
-from ..flows.shared import from_primary
 from ..model import SessionKey
 from ..ops import Ops
 from ..replies import Place
-from ..tiers import Delta
 from . import checkpoints as stored
+from .checkpoint_fields import Plan, ThreadFields, with_data_key
 from .checkpoints import NAMESPACES, Base, Blob, Fields, Record, Space, Write, part_names
-from .flows import create_if_missing
 
 _ATTEMPTS = 1_000
 """Others may change a namespace between a read and what builds on it. Then it is read again."""
 
 _THREADS_PER_READ = 1_000
 _HISTORY_PER_READ = 64  # checkpoints without the values of their channels
-_FIELDS_PER_READ = 500  # parts of values: up to 8 MiB
 _KNOWN_LIMIT = 2_000  # namespaces that a saver remembers
 
 Build = Callable[[Record | None], tuple[Record, Mapping[str, bytes]]]
@@ -60,43 +54,7 @@ class _Known(NamedTuple):
     head: Record | None = None  # the checkpoint with the highest id, if it is known
 
 
-class Plan:
-    """A change of a thread, which is applied in one atomic step."""
-
-    def __init__(self) -> None:
-        self.compared: list[tuple[bytes, bytes | None]] = []
-        self.extended: list[tuple[bytes, bytes]] = []
-        self.set: dict[bytes, bytes] = {}
-        self.removed: set[bytes] = set()
-
-    def set_parts(self, fields: Fields, parts: Mapping[str, bytes]) -> None:
-        """Store parts of values."""
-        self.set.update((fields.part(name), stored.encode_raw(parts[name])) for name in parts)
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def _keyed(
-    method: Callable[Concatenate[Thread, P], Flow[T]],
-) -> Callable[Concatenate[Thread, P], Flow[T]]:
-    """The flow of a Thread, run with the data key of its user: see flows/data_keys.py."""
-
-    @wraps(method)
-    def run(self: Thread, /, *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
-        if self.ops.data_keys is None:
-            return method(self, *args, **kwargs)
-
-        def with_key(ops: Ops) -> Flow[T]:
-            return method(Thread(ops, self.key, self.threads), *args, **kwargs)
-
-        return run_keyed(self.ops, self.key, with_key)
-
-    return run
-
-
-class Thread:
+class Thread(ThreadFields):
     """A thread: one session.
 
     Args:
@@ -106,13 +64,12 @@ class Thread:
     """
 
     def __init__(self, ops: Ops, key: SessionKey, threads: Threads) -> None:
-        self.ops = ops
-        self.key = key
+        super().__init__(ops, key, threads.convert)
         self.threads = threads
 
     # -- reading -------------------------------------------------------------------------------
 
-    @_keyed
+    @with_data_key
     def get(self, namespace: str, checkpoint_id: str | None) -> Flow[Found | None]:
         """A checkpoint, without an id the newest one; None if there is no such checkpoint.
 
@@ -124,10 +81,10 @@ class Thread:
         wanted = checkpoint_id or (known.space.head if known else "")
         for _ in range(_ATTEMPTS):
             point, writes = fields.point(wanted), fields.writes(wanted)
-            found = yield from self._read([fields.space, point, writes])
+            found = yield from self.read([fields.space, point, writes])
             if fields.space not in found:
                 return None
-            space = stored.decode_space(fields.space, found[fields.space], self._unwrap)
+            space = stored.decode_space(fields.space, found[fields.space], self.unwrap)
             if checkpoint_id is None and wanted != space.head:
                 wanted = space.head
                 continue
@@ -138,51 +95,51 @@ class Thread:
                     f"checkpoint {wanted!r} of namespace {namespace!r} is not stored: retention "
                     f"({self.threads.retention}) has removed checkpoints up to {space.removed!r}"
                 )
-            record = stored.decode_record(point, found[point], self._unwrap)
+            record = stored.decode_record(point, found[point], self.unwrap)
             if wanted == space.head:
                 self.threads.note(self.key, namespace, _Known(found[fields.space], space, record))
-            pending = stored.decode_writes(writes, found.get(writes), self._unwrap)
+            pending = stored.decode_writes(writes, found.get(writes), self.unwrap)
             complete = yield from self.complete(namespace, [Found(record, pending)])
             if complete:
                 return complete[0]
         raise self._broken(namespace)
 
-    @_keyed
+    @with_data_key
     def namespaces(self) -> Flow[dict[str, str]]:
         """The namespaces of a thread, each with the root checkpoint that it belongs to."""
-        found = yield from self._read([NAMESPACES])
-        return dict(stored.decode_namespaces(NAMESPACES, found.get(NAMESPACES), self._unwrap))
+        found = yield from self.read([NAMESPACES])
+        return dict(stored.decode_namespaces(NAMESPACES, found.get(NAMESPACES), self.unwrap))
 
-    @_keyed
+    @with_data_key
     def ids(self, namespace: str) -> Flow[list[str]]:
         """The ids of all checkpoints of a namespace, in ascending order."""
         fields = Fields(namespace)
         known = yield from self._load(namespace)
-        found = yield from self._read(fields.all_ids(known.space.count))
+        found = yield from self.read(fields.all_ids(known.space.count))
         return sorted(
             {
                 each
                 for field in found
-                for each in stored.decode_ids(field, found[field], self._unwrap)
+                for each in stored.decode_ids(field, found[field], self.unwrap)
             }
         )
 
-    @_keyed
+    @with_data_key
     def records(self, namespace: str, ids: Iterable[str]) -> Flow[dict[str, Found]]:
         """Checkpoints by id with their writes and no values, without those that do not exist."""
         fields = Fields(namespace)
         names = {each: (fields.point(each), fields.writes(each)) for each in ids}
-        found = yield from self._read([field for pair in names.values() for field in pair])
+        found = yield from self.read([field for pair in names.values() for field in pair])
         return {
             each: Found(
-                stored.decode_record(point, found[point], self._unwrap),
-                stored.decode_writes(writes, found.get(writes), self._unwrap),
+                stored.decode_record(point, found[point], self.unwrap),
+                stored.decode_writes(writes, found.get(writes), self.unwrap),
             )
             for each, (point, writes) in names.items()
             if point in found
         }
 
-    @_keyed
+    @with_data_key
     def history(
         self, namespace: str, checkpoint_id: str | None, channels: Iterable[str]
     ) -> Flow[tuple[dict[str, Base], Record | None, dict[str, bytes]]]:
@@ -193,7 +150,7 @@ class Thread:
                 return {}, None, {}
             bases, cut = yield from self._walk(namespace, found.record, channels, {})
             blobs = [blob for base in bases.values() for blob in base.blobs()]
-            parts = yield from self._parts(namespace, blobs)
+            parts = yield from self.read_parts(namespace, blobs)
             is_complete = part_names(blobs) <= parts.keys()
             if is_complete and cut is None:
                 break
@@ -247,7 +204,7 @@ class Thread:
 
     # -- writing -------------------------------------------------------------------------------
 
-    @_keyed
+    @with_data_key
     def put(self, namespace: str, root: str, build: Build) -> Flow[None]:
         """Store a checkpoint, then remove those that are too many.
 
@@ -276,7 +233,7 @@ class Thread:
             plan.set_parts(fields, {name: parts[name] for name in parts.keys() - there})
             plan.set[fields.point(record.id)] = stored.encode(record)
             plan.set[fields.space] = changed = stored.encode_changed(space)
-            changed = self._wrap(fields.space, changed)  # as it will be read
+            changed = self.wrap(fields.space, changed)  # as it will be read
             plan.compared.append((fields.space, known.stored))
             head = record if record.id == space.head else known.head
             known = None
@@ -285,7 +242,7 @@ class Thread:
             except errors.StaleVersion:
                 continue
             except errors.SessionNotFound:
-                yield from self._create()
+                yield from self.create()
                 continue
             self.threads.note(self.key, namespace, _Known(changed, space, head))
             break
@@ -297,7 +254,7 @@ class Thread:
             with suppress(errors.BackendError):  # this one is stored; the next put removes them
                 yield from self.remove(namespace, lambda ids: ids[:-keep])
 
-    @_keyed
+    @with_data_key
     def put_writes(
         self,
         namespace: str,
@@ -315,10 +272,10 @@ class Thread:
             try:
                 return (yield from self.write(plan))
             except errors.SessionNotFound:
-                yield from self._create()
+                yield from self.create()
         raise self._contended()
 
-    @_keyed
+    @with_data_key
     def remove(
         self,
         namespace: str,
@@ -333,8 +290,8 @@ class Thread:
         """
         for _ in range(_ATTEMPTS):
             plan = Plan()
-            there = (yield from self._read([NAMESPACES])).get(NAMESPACES)
-            names = dict(stored.decode_namespaces(NAMESPACES, there, self._unwrap))
+            there = (yield from self.read([NAMESPACES])).get(NAMESPACES)
+            names = dict(stored.decode_namespaces(NAMESPACES, there, self.unwrap))
             victims, kept = yield from self._plan_removal(namespace, choose, is_retention, plan)
             if not victims:
                 return
@@ -384,11 +341,9 @@ class Thread:
             records[record.id] = replace(record, parent=None, base=base)
             plan.set[fields.point(record.id)] = stored.encode(records[record.id])
         of_writes = [fields.writes(victim) for victim in victims]
-        writes = yield from self._read(of_writes)
+        writes = yield from self.read(of_writes)
         parts = {
-            part
-            for field in writes
-            for part in stored.all_parts(field, writes[field], self._unwrap)
+            part for field in writes for part in stored.all_parts(field, writes[field], self.unwrap)
         }
         parts.update(*(found[victim].record.parts() for victim in victims & found.keys()))
         parts.difference_update(*(record.parts() for record in records.values()))
@@ -408,122 +363,25 @@ class Thread:
         """Store a copy in place of another thread."""
         if target.key == self.key:
             return
-        values = yield from self._all_fields()
-        if values is not None:
+        if values := (yield from self.read_all()):
             yield from target.delete()
-            yield from target._create()
-            yield from target._store(values)
-
-    @_keyed
-    def _all_fields(self) -> Flow[dict[bytes, bytes] | None]:
-        """All that is stored, by field; None: there is no thread."""
-        if not (yield from self._read([stored.LAYOUT])):
-            return None
-        found: dict[bytes, bytes] = yield from_primary(self.ops.read_all_fields(self.key))
-        ours = sorted(field for field in found if field.startswith(stored.OURS))
-        return {field: self._unwrap_all(field, found[field]) for field in ours}
-
-    @_keyed
-    def _store(self, values: Mapping[bytes, bytes]) -> Flow[None]:
-        """Store all fields of a thread."""
-        # What makes checkpoints visible comes last.
-        ours = sorted(values, key=lambda field: field.startswith((NAMESPACES, b".space/")))
-        wrapped = {field: self._wrap(field, values[field]) for field in ours}
-        for pairs in stored.batches(wrapped):
-            yield self.ops.change_fields(self.key, [], [], Delta(pairs))
-
-    def delete(self) -> Flow[None]:
-        """Remove the thread."""
-        key = self.key
-        yield from flows.delete_session(self.ops, key.app_name, key.user_id, key.session_id)
-
-    # -- fields --------------------------------------------------------------------------------
-
-    def _read(self, fields: Sequence[bytes]) -> Flow[dict[bytes, bytes]]:
-        """Fields that exist, by name. Converts what release 0.1.0 stored.
-
-        Runs continue from what they read, so it reads no replica: replicas lag behind.
-        """
-        found: dict[bytes, bytes] = {}
-        for first in range(0, len(fields), _FIELDS_PER_READ):
-            names = [stored.LAYOUT, *fields[first : first + _FIELDS_PER_READ]]
-            values = yield from_primary(self.ops.read_fields(self.key, names))
-            if values is not None and values[0] is None:
-                yield from self.threads.convert(self)
-                values = yield from_primary(self.ops.read_fields(self.key, names))
-            pairs = zip(names, values or (), strict=False)
-            found.update((name, value) for name, value in pairs if value is not None)
-        return found
+            yield from target.create()
+            yield from target.write_all(values)
 
     def _load(self, namespace: str) -> Flow[_Known]:
         fields = Fields(namespace)
-        found = (yield from self._read([fields.space])).get(fields.space)
+        found = (yield from self.read([fields.space])).get(fields.space)
         return _Known(
-            found, stored.decode_space(fields.space, found, self._unwrap) if found else Space()
+            found, stored.decode_space(fields.space, found, self.unwrap) if found else Space()
         )
 
-    @_keyed
+    @with_data_key
     def complete(self, namespace: str, found: Sequence[Found]) -> Flow[list[Found]]:
         """Checkpoints with their values, without those that were removed in between."""
         blobs = [blob for each in found for blob in each.blobs()]
-        parts = yield from self._parts(namespace, blobs)
+        parts = yield from self.read_parts(namespace, blobs)
         there = [each for each in found if part_names(each.blobs()) <= parts.keys()]
         return [each._replace(parts=parts) for each in there]
-
-    def _parts(self, namespace: str, blobs: Iterable[Blob]) -> Flow[dict[str, bytes]]:
-        """The parts of values, by name."""
-        fields = Fields(namespace)
-        names = {fields.part(name): name for name in part_names(blobs)}
-        found = yield from self._read(list(names))
-        return {
-            name: self._unwrap(field, found[field])[1:]
-            for field, name in names.items()
-            if field in found
-        }
-
-    def write(self, plan: Plan) -> Flow[None]:
-        """Apply a plan. If it is large, parts of values are stored before what refers to them."""
-        now = {field: self._wrap(field, value) for field, value in plan.set.items()}
-        extended = [
-            (field, stored.change_entry(entry, partial(self._wrap_part, field)))
-            for field, entry in plan.extended
-        ]
-        if sum(map(len, now.values())) > stored.BYTES_PER_WRITE:
-            early = {field: now[field] for field in now if field.startswith(b".data/")}
-            now = {field: now[field] for field in now.keys() - early.keys()}
-            for pairs in stored.batches(early):
-                yield self.ops.change_fields(self.key, [], [], Delta(pairs))
-        delta = Delta(
-            [part for pair in now.items() for part in pair], sorted(plan.removed - {*now})
-        )
-        yield self.ops.change_fields(self.key, plan.compared, extended, delta)
-
-    def _wrap(self, field: bytes, value: bytes) -> bytes:
-        """An encoded value as it is stored in a field."""
-        if field == stored.LAYOUT:  # a number
-            return value
-        if stored.is_of_entries(field):
-            return stored.change_entries(value, partial(self._wrap_part, field))
-        return self._wrap_part(field, value)
-
-    def _wrap_part(self, field: bytes, value: bytes) -> bytes:
-        return self.ops.options.codec.wrap(value, self.key, "state", field[1:].decode())
-
-    def _unwrap_all(self, field: bytes, value: bytes) -> bytes:
-        if stored.is_of_entries(field):
-            return stored.change_entries(value, partial(self._unwrap, field))
-        return self._unwrap(field, value)
-
-    def _unwrap(self, field: bytes, value: bytes) -> bytes:
-        """The encoded value in the bytes of a field, or of one of its entries."""
-        try:
-            return self.ops.options.codec.unwrap(value, self.key, "state", field[1:].decode())
-        except ValueError as error:
-            raise corrupt(field, error) from None
-
-    def _create(self) -> Flow[None]:
-        layout = {stored.LAYOUT[1:].decode(): int(stored.LAYOUT_VALUE)}
-        yield from create_if_missing(self.ops, self.key, layout)
 
     def _contended(self) -> errors.BackendUnavailable:
         return errors.BackendUnavailable(
@@ -551,7 +409,7 @@ class Threads:
         app_name: str,
         user_id: str | Callable[[str], str],
         keep: int | None,
-        convert: Callable[[Thread], Flow[None]],
+        convert: Callable[[ThreadFields], Flow[None]],
     ) -> None:
         self._app_name = app_name
         self._user_id = user_id

@@ -216,12 +216,17 @@ def encode_raw(data: bytes) -> bytes:
 
 def encode_entry(value: object) -> bytes:
     """An entry of a field that consists of entries."""
-    return _framed(_encode_msgpack(value))
+    return _encode_msgpack(value)
+
+
+def framed(entry: bytes) -> bytes:
+    """An entry with its size before it, as it stands in a field."""
+    return len(entry).to_bytes(4, "big") + entry
 
 
 def encode_entries(values: Iterable[object]) -> bytes:
     """Entries as an encoded value."""
-    return encode_raw(b"".join(map(encode_entry, values)))
+    return encode_raw(b"".join(framed(encode_entry(value)) for value in values))
 
 
 def is_of_entries(field: bytes) -> bool:
@@ -231,16 +236,7 @@ def is_of_entries(field: bytes) -> bool:
 
 def change_entries(stored: bytes, change: Callable[[bytes], bytes]) -> bytes:
     """A stored value that consists of entries, with each of them changed."""
-    return encode_raw(b"".join(_framed(change(entry)) for entry in _entries(stored)))
-
-
-def change_entry(entry: bytes, change: Callable[[bytes], bytes]) -> bytes:
-    """An entry, changed."""
-    return _framed(change(entry[4:]))
-
-
-def _framed(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
+    return encode_raw(b"".join(framed(change(entry)) for entry in _entries(stored)))
 
 
 def _entries(stored: bytes | None) -> Iterator[bytes]:

@@ -17,11 +17,11 @@ from .. import flows
 from ..calls import Flow
 from ..errors import CorruptData, InvalidArgument, StaleVersion
 from ..model import Session, SessionKey
-from ..ops import Ops
+from ..ops import Ops, ids_of
 from . import checkpoints as stored
-from .checkpoint_threads import Plan, Thread
+from .checkpoint_fields import Plan, ThreadFields
 from .checkpoints import Fields, Parts, Record, Space, Write
-from .flows import clear_events, list_all
+from .session_flows import clear_events, list_all
 
 # State `checkpoint/ID` is a checkpoint, `write/[CHECKPOINT_ID, TASK_ID, INDEX]` a write.
 _decode_json = msgspec.json.Decoder(tuple[str, str, int]).decode
@@ -106,15 +106,14 @@ def read_thread(ops: Ops, key: SessionKey) -> Flow[list[tuple[Session, History]]
 def remove_rest(ops: Ops, thread: Iterable[tuple[Session, History]]) -> Flow[None]:
     """Remove the log of a thread, and the sessions of its subgraphs."""
     for session, history in thread:
-        key = session.key
         if history.namespace:
-            yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
+            yield from flows.delete_session(ops, *ids_of(session.key))
         elif all(event.author in ("checkpoint", "writes") for event in session.events):
-            yield from clear_events(ops, key)
+            yield from clear_events(ops, session.key)
 
 
 def convert(
-    thread: Thread,
+    thread: ThreadFields,
     load: Callable[[Serialized], Any],
     build: Callable[..., tuple[Record, Mapping[str, bytes]]],
     root_of: Callable[[str, Any], str],

@@ -15,11 +15,12 @@ from .. import flows
 from ..calls import Flow
 from ..errors import InvalidArgument, SessionNotFound, StaleVersion
 from ..model import Event, Session, SessionKey
-from ..ops import EVENTS_PER_CALL_LIMIT, Ops
+from ..ops import EVENTS_PER_CALL_LIMIT, Ops, ids_of
 from ..windows import Window, choose
 from . import framework
-from .flows import AnyService, Services, append, append_with_state, create_if_missing, list_all
 from .json_events import dict_of, json_event, text_of
+from .services import AnyService, Services
+from .session_flows import append, append_with_state, create_if_missing, list_all
 
 with framework("claude-agent-sdk", extra="claude-agent", tested=">=0.2,<1"):
     from claude_agent_sdk import SessionStore, fold_session_summary
@@ -111,9 +112,7 @@ class ClaudeSessionStore(SessionStore):
         if key.get("subpath") is None:
             subagents = _user_id(key["project_key"], key["session_id"])
             await self._services.arun(flows.delete_user, self._app_name, subagents)
-        await self._services.arun(
-            flows.delete_session, where.app_name, where.user_id, where.session_id
-        )
+        await self._services.arun(flows.delete_session, *ids_of(where))
 
     async def list_subkeys(self, key: SessionListSubkeysKey) -> list[str]:
         """The subpaths of a session's subagents. Two round trips for every 1,000."""

@@ -6,7 +6,7 @@ The bytes of an event depend on the event alone, so sets are sorted.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import copy
 from dataclasses import fields, is_dataclass
@@ -20,6 +20,7 @@ from ..codec import DEPTH_LIMIT
 from ..errors import CorruptData, InvalidArgument
 from ..model import Event, JsonEvent, SessionKey
 
+# Most values are of these types, and looking into them takes most of the time.
 _WITHOUT_PARTS = frozenset({str, bytes, bool, int, float, NoneType, datetime})
 
 REFUSALS = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
@@ -99,46 +100,38 @@ def not_read(event: Event, key: SessionKey, what: str) -> CorruptData:
 
 def with_sorted_sets(value: Any) -> Any:
     """A value in which sorted lists take the place of sets. What contains no set is not copied."""
-    if type(value) in _WITHOUT_PARTS:
-        return value
     if isinstance(value, (set, frozenset)):
         return sorted(map(with_sorted_sets, value), key=_sort_key)
-    if isinstance(value, (list, tuple)):
-        changed = _changed(enumerate(value))
-        return [changed.get(place, item) for place, item in enumerate(value)] if changed else value
-    if isinstance(value, dict):
-        changed = _changed(value.items())
-        return {**value, **changed} if changed else value
-    changed = _changed(_fields_of(value).items())
-    if changed and hasattr(value, "model_copy"):
+    parts = _parts_of(value)
+    changed = {
+        name: new
+        for name, part in parts.items()
+        if type(part) not in _WITHOUT_PARTS and (new := with_sorted_sets(part)) is not part
+    }
+    if not changed:
+        return value
+    if isinstance(value, (dict, list, tuple)):
+        parts = {**parts, **changed}
+        return parts if isinstance(value, dict) else list(parts.values())
+    if hasattr(value, "model_copy"):
         return value.model_copy(update=changed)
-    if changed:
-        value = copy(value)
-        for name, item in changed.items():
-            object.__setattr__(value, name, item)  # it may be frozen
+    value = copy(value)
+    for name, item in changed.items():
+        object.__setattr__(value, name, item)  # it may be frozen
     return value
 
 
-def _changed(items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """The items that contain sets, with sorted lists in their place."""
-    changed = {}
-    for name, item in items:
-        if type(item) not in _WITHOUT_PARTS:  # most are not
-            new = with_sorted_sets(item)
-            if new is not item:
-                changed[name] = new
-    return changed
-
-
-def _fields_of(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass or of a model of pydantic; of other values nothing."""
+def _parts_of(value: Any) -> Mapping[Any, Any]:
+    """The items of a dict or a list, or the fields of a dataclass or of a model of pydantic."""
     kind = type(value)
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, (list, tuple)):
+        return dict(enumerate(value))
     if hasattr(kind, "model_copy"):
         return {**value.__dict__, **(value.model_extra or {})}
-    if not is_dataclass(value) or isinstance(value, type):
-        return {}
-    found: dict[str, Any] | None = getattr(value, "__dict__", None)  # None if it has slots
-    return found or {field.name: getattr(value, field.name, None) for field in fields(value)}
+    names = [field.name for field in fields(value)] if is_dataclass(kind) else []
+    return {name: getattr(value, name, None) for name in names}
 
 
 def _sort_key(value: Any) -> str:
@@ -148,23 +141,16 @@ def _sort_key(value: Any) -> str:
 def find_fault(value: Any, path: str, encode: Callable[[Any], object]) -> tuple[str, Any]:
     """The innermost part of a value that cannot be encoded, and the path to it."""
     for _ in range(DEPTH_LIMIT):
-        for step, part in _parts_of(value):
+        has_items = isinstance(value, (dict, list, tuple))
+        for name, part in _parts_of(value).items():
             try:
                 encode(part)
-            except REFUSALS:
-                path, value = path + step, part
+            except Exception:  # of a serializer that may be the application's
+                path, value = f"{path}[{name!r}]" if has_items else f"{path}.{name}", part
                 break
         else:
             break
     return path, value
-
-
-def _parts_of(value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        return [(f"[{key!r}]", part) for key, part in value.items()]
-    if isinstance(value, (list, tuple)):
-        return [(f"[{number}]", part) for number, part in enumerate(value)]
-    return [(f".{name}", part) for name, part in _fields_of(value).items()]
 
 
 def without_surrogates(value: Any) -> Any:

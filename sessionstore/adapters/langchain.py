@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import sessionstore.sync
-
 from ..calls import Flow
 from ..errors import InvalidArgument
-from ..model import Event, SessionKey
+from ..model import Event
 from ..ops import Ops
 from . import framework
-from .flows import AnyService, Appender, Services, Turns, clear_events, read_turns
+from .histories import HistoryAdapter, Turns, read_turns
 from .json_events import REFUSALS, dict_of, json_event, not_read, with_sorted_sets
 from .packing import unpack
+from .session_flows import clear_events
 
 with framework("langchain-core", extra="langchain", tested=">=0.3,<2"):
     from langchain_core.chat_history import BaseChatMessageHistory
@@ -22,47 +21,14 @@ with framework("langchain-core", extra="langchain", tested=">=0.3,<2"):
     from pydantic_core import to_jsonable_python
 
 
-class StoredChatMessageHistory(BaseChatMessageHistory):
+class StoredChatMessageHistory(HistoryAdapter, BaseChatMessageHistory):
     """The messages of one conversation, of every type that LangChain can read back.
 
     Every message is one event, the JSON of LangChain's `message_to_dict`. What JSON lacks is stored
     as pydantic writes it: bytes as Base64 text, a datetime as ISO text, a tuple or a set as a list.
-    The session is created by the first message. TTL and event limit are the service's.
 
-    Args:
-        session_id: the conversation, 1 to 256 bytes of UTF-8.
-        service: a service of `sessionstore.sync`, with which the asynchronous methods run in
-            threads; or one for asyncio, on whose event loop the others run, so only other threads
-            can call them.
-        app_name: 1 to 256 bytes of UTF-8.
-        user_id: likewise.
-        sync_service: one of `sessionstore.sync` on the same server, in addition to one for asyncio.
-            Then both kinds of methods work everywhere. In memory the two would share nothing.
-
-    Raises:
-        InvalidArgument: a service is not valid, or both are of one kind.
-        NotImplementedError: methods without await: there is only a service for asyncio, and its
-            event loop does not run, or runs in this thread.
-        BackendError: methods: the store refused the call or did not answer (maybe_applied).
+    The arguments, and what all methods raise, are those of `HistoryAdapter`.
     """
-
-    def __init__(
-        self,
-        session_id: str,
-        service: AnyService,
-        *,
-        app_name: str,
-        user_id: str,
-        sync_service: sessionstore.sync.SessionService | None = None,
-    ) -> None:
-        super().__init__()
-        self.session_id = session_id
-        self._key = SessionKey(app_name, user_id, session_id)
-        self._services = Services("StoredChatMessageHistory", service, sync_service)
-        self._appender = Appender(self._services, self._key)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._key!r})"
 
     @property
     def messages(self) -> list[BaseMessage]:
@@ -88,7 +54,7 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
         """Append messages. See `aadd_messages`."""
-        self._appender.append(_events(messages), have_ids=_have_ids(messages))
+        self._append(_events(messages), _have_ids(messages))
 
     async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
         """Append messages; up to 500 in one atomic step. A repeat stores nothing twice.
@@ -100,7 +66,7 @@ class StoredChatMessageHistory(BaseChatMessageHistory):
         One round trip, O(log N) a message; the first message of a session takes three. One more if
         it is the first call of this object and all messages have ids: it looks for a repeat.
         """
-        await self._appender.aappend(_events(messages), have_ids=_have_ids(messages))
+        await self._aappend(_events(messages), _have_ids(messages))
 
     def clear(self) -> None:
         """Remove all messages. See `aclear`."""

@@ -17,11 +17,13 @@ from ..errors import CorruptData, InvalidArgument
 from ..ops import Ops
 from ..options import check_int
 from . import checkpoints_0_1, framework
+from .checkpoint_fields import ThreadFields
 from .checkpoint_listing import Pages
-from .checkpoint_threads import CheckpointRemoved, Found, Thread, Threads
+from .checkpoint_threads import CheckpointRemoved, Found, Threads
 from .checkpoints import LAYOUT, Blob, Parts, Record, Write
-from .flows import AnyService, Services, both
+from .json_events import find_fault
 from .langgraph_store import StoredStore
+from .services import AnyService, Services, both
 
 with framework("langgraph-checkpoint", extra="langgraph", tested=">=3.0,<5"):
     from langgraph.checkpoint.base import (
@@ -108,10 +110,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
     # -- one checkpoint ------------------------------------------------------------------------
 
     def _get_tuple(self, ops: Ops, config: RunnableConfig) -> Flow[CheckpointTuple | None]:
-        """A checkpoint with its pending writes; None if there is none.
-
-        Args:
-            config: names the thread; without a `checkpoint_id` its newest checkpoint.
+        """A checkpoint with its pending writes, without an id the newest; None: it is not stored.
 
         Raises:
             InvalidArgument: no thread is named.
@@ -134,14 +133,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
     ) -> Flow[RunnableConfig]:
         """Store a checkpoint, in one atomic step; storing it again changes nothing.
 
-        Args:
-            config: names the thread, the namespace and the parent.
-            checkpoint: what to store, with all its channel values.
-            metadata: what `list` filters by.
-            new_versions: channels that changed since the parent. Others are not serialized again.
-
-        Returns:
-            A config that names the checkpoint.
+        Values of channels that are not in `new_versions` are not serialized again.
 
         Raises:
             InvalidArgument: no thread is named, or a value cannot be serialized.
@@ -167,15 +159,9 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         task_id: str,
         task_path: str = "",
     ) -> Flow[None]:
-        """Store what a task wrote, in one atomic step.
+        """Store what a task wrote, in one atomic step. The checkpoint may be stored later.
 
         What a task wrote before stays: only errors, interrupts and the like are replaced.
-
-        Args:
-            config: names thread, namespace and checkpoint, which may be stored later.
-            writes: channel and value.
-            task_id: the task.
-            task_path: the task's path, by which writes are ordered.
 
         Raises:
             InvalidArgument: no thread or no checkpoint is named, or a value cannot be serialized.
@@ -200,13 +186,6 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         self, ops: Ops, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Flow[Mapping[str, Any]]:
         """What delta channels are rebuilt from: their last snapshot, and the writes since.
-
-        Args:
-            config: names the checkpoint; without a `checkpoint_id` the thread's newest.
-            channels: the channels.
-
-        Returns:
-            A `DeltaChannelHistory` of every channel.
 
         Raises:
             CorruptData: a part of the history that is needed was removed, or does not decode.
@@ -263,13 +242,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         """Checkpoints with their pending writes, newest first.
 
         It reads the ids of the checkpoints in a thread, then the checkpoints in pages of up to 20.
-
-        Args:
-            config: names the thread, and if wanted namespace and checkpoint; None = all threads,
-                the last written first.
-            filter: metadata that the checkpoints must have, by key.
-            before: a config that names a checkpoint: only earlier ones.
-            limit: most checkpoints to give; None = all.
+        Without `config` it lists all threads, the last written first.
 
         Raises:
             InvalidArgument: `config` is None, and `user_id` a function.
@@ -303,15 +276,10 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
     def _delete_for_runs(self, ops: Ops, run_ids: Sequence[str]) -> Flow[None]:
         """Remove the checkpoints of some runs, with their writes, from all threads.
 
-        Later checkpoints keep what their delta channels need.
-
-        Args:
-            run_ids: the runs, as `run_id` in the metadata of checkpoints.
+        Later checkpoints keep what their delta channels need. Reads every thread.
 
         Raises:
             InvalidArgument: `user_id` is a function, so threads cannot be listed.
-
-        Reads every thread.
         """
         wanted = frozenset(run_ids)
         pages = Pages(self._threads, lambda each: self._metadata(each).get("run_id") in wanted)
@@ -359,7 +327,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
 
     # -- parts ---------------------------------------------------------------------------------
 
-    def _convert(self, thread: Thread) -> Flow[None]:
+    def _convert(self, thread: ThreadFields) -> Flow[None]:
         """Store again what release 0.1.0 stored of a thread."""
         return checkpoints_0_1.convert(thread, self.serde.loads_typed, self._record, _root)
 
@@ -384,8 +352,7 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         return pages
 
     def _metadata(self, record: Record) -> Mapping[str, Any]:
-        metadata: Mapping[str, Any] = self.serde.loads_typed(record.metadata)
-        return metadata
+        return self.serde.loads_typed(record.metadata)
 
     def _record(
         self,
@@ -442,11 +409,9 @@ class StoredCheckpointSaver(BaseCheckpointSaver[Any]):
         try:
             return self.serde.dumps_typed(value)
         except Exception as error:
-            parts = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
-            for key, part in parts.items() if isinstance(parts, dict) else ():
-                self._dump(part, f"{path}[{key!r}]")  # raises if it is at fault
+            path, part = find_fault(value, path, self.serde.dumps_typed)
             raise InvalidArgument(
-                f"{path} is a {type(value).__name__}, which {type(self.serde).__name__} does not "
+                f"{path} is a {type(part).__name__}, which {type(self.serde).__name__} does not "
                 f"serialize ({type(error).__name__})"
             ) from error
 

@@ -21,12 +21,12 @@ from ..calls import Flow
 from ..errors import InvalidArgument, LimitExceeded, SessionExists, SessionNotFound
 from ..keys import ID_LIMIT, encode_id
 from ..model import Session, SessionKey
-from ..ops import Ops
+from ..ops import Ops, ids_of
 from ..options import check_int
 from ..tiers import encode_change
 from ..transform import TierOwner
 from . import framework
-from .flows import AnyService, Services
+from .services import AnyService, Services
 
 with framework("langgraph-checkpoint", extra="langgraph", tested=">=3.0,<5"):
     from langgraph.store.base import (
@@ -162,7 +162,7 @@ class StoredStore(BaseStore):
                 raise InvalidArgument(f"{type(op).__name__} is not an operation of a store")
         for key, (namespace, state) in puts.items():
             if state is None:
-                yield from flows.delete_session(ops, key.app_name, key.user_id, key.session_id)
+                yield from flows.delete_session(ops, *ids_of(key))
             else:
                 yield from self._put(ops, key, state)
                 yield from self._register(ops, namespace)
@@ -186,17 +186,16 @@ class StoredStore(BaseStore):
             )
 
     def _put(self, ops: Ops, key: SessionKey, state: Mapping[str, Any]) -> Flow[None]:
-        ids = (key.app_name, key.user_id, key.session_id)
         timed = _with_ttl(ops, state.get("ttl", 0))
         for _ in range(_ATTEMPTS):
             found = yield ops.read_fields(key, [b".ttl"])
             if found not in (None, [None]) and "ttl" not in state:
                 # A session keeps the deadline that it has.
-                yield from flows.delete_session(ops, *ids)
+                yield from flows.delete_session(ops, *ids_of(key))
                 found = None
             try:
                 if found is None:
-                    yield from flows.create_session(timed, *ids, state)
+                    yield from flows.create_session(timed, *ids_of(key), state)
                 else:
                     yield from flows.update_session_state(timed, key, state, (), None)
             except (SessionExists, SessionNotFound):

@@ -11,11 +11,13 @@ import msgspec
 
 from .. import flows
 from ..calls import Flow
-from ..errors import CorruptData, InvalidArgument, SessionNotFound
+from ..errors import InvalidArgument, SessionNotFound
 from ..model import Event, JsonEvent, SessionKey
 from ..ops import Ops
 from . import framework
-from .flows import AnyService, Services, append
+from .json_events import not_read
+from .services import AnyService, Services
+from .session_flows import append
 
 with framework("mcp", extra="mcp", tested=">=1.23,<3"):
     from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
@@ -105,8 +107,7 @@ class StoredEventStore(EventStore):
         try:
             return _message_type.validate_python(event.content)
         except ValueError:
-            where = f"event {event.id!r} of session {self._key.session_id!r}"
-            raise CorruptData(f"{where} is not a message of MCP", key=where) from None
+            raise not_read(event, self._key, "a message of MCP") from None
 
     def _check_only_session(self, message: Any) -> None:
         """Refuse a second MCP session, whose streams would be mixed up with those of the first."""

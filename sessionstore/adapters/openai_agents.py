@@ -13,17 +13,10 @@ from ..errors import InvalidArgument, SessionNotFound, StaleVersion
 from ..model import Event, SessionKey
 from ..ops import Ops
 from . import framework
-from .flows import (
-    AnyService,
-    Appender,
-    Services,
-    Turns,
-    append,
-    clear_events,
-    pop_event,
-    read_turns,
-)
+from .histories import HistoryAdapter, Turns, read_turns
 from .json_events import dict_of, json_event, text_of
+from .services import AnyService
+from .session_flows import append, clear_events, pop_event
 
 with framework("openai-agents", extra="openai-agents", tested=">=0.8,<0.25"):
     from agents.memory import SessionSettings
@@ -37,23 +30,18 @@ if TYPE_CHECKING:
 _SEEN_LIMIT = 1000  # events of which a compaction checks that nobody else wrote between them
 
 
-class StoredSession:
+class StoredSession(HistoryAdapter):
     """A conversation of the OpenAI Agents SDK: `Runner.run(agent, "Hi", session=...)`.
 
-    Satisfies the SDK's `Session` protocol. Every item is one event; the session is created by the
-    first item. TTL and event limit are the service's. You may create one for every run.
+    Satisfies the SDK's `Session` protocol. Every item is one event.
 
     Args:
-        session_id: the conversation, 1 to 256 bytes of UTF-8.
-        service: a service for asyncio, or one of `sessionstore.sync`, which runs in threads.
-        app_name: 1 to 256 bytes of UTF-8.
-        user_id: likewise.
         session_settings: the SDK's settings, or a dict of them; `limit` is the number of newest
-            items to read.
+            items to read. The other arguments, and what all methods raise, are those of
+            `HistoryAdapter`.
 
     Raises:
-        InvalidArgument: `service` or `session_settings` is not valid.
-        BackendError: methods: the store refused the call or did not answer (maybe_applied).
+        InvalidArgument: `session_settings` is not valid.
     """
 
     def __init__(
@@ -65,16 +53,10 @@ class StoredSession:
         user_id: str,
         session_settings: SessionSettings | dict[str, Any] | None = None,
     ) -> None:
-        self.session_id = session_id
+        super().__init__(session_id, service, app_name=app_name, user_id=user_id)
         self.session_settings: SessionSettings | None = _settings(session_settings)
-        self._key = SessionKey(app_name, user_id, session_id)
-        self._services = Services("StoredSession", service)
-        self._appender = Appender(self._services, self._key)
         # The newest event at the last read of all items, and those that were added since.
         self._seen: list[str] | None = None
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._key!r})"
 
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
         """The newest items, oldest first, from the start of a turn on.
@@ -105,9 +87,6 @@ class StoredSession:
     async def add_items(self, items: list[TResponseInputItem]) -> None:
         """Append items; up to 500 in one atomic step. A repeat stores nothing twice.
 
-        Args:
-            items: dicts of JSON values, which the SDK's own sessions accept.
-
         Raises:
             InvalidArgument: an item cannot be stored; names the path within it. LimitExceeded if
                 too large.
@@ -118,7 +97,7 @@ class StoredSession:
         events = _events(items)
         if not events:
             return
-        stored = await self._appender.aappend(events, have_ids=all(map(_has_id, items)))
+        stored = await self._aappend(events, all(map(_has_id, items)))
         if self._seen is not None:
             self._seen = [*self._seen, *(event.id for event in stored)][-_SEEN_LIMIT:]
 
@@ -219,7 +198,8 @@ def _replace_all(
         yield from append(ops, key, events)
         return
     found = [event.id for event in session.events]
-    if seen is not None and found[len(found) - len(seen) if seen else 0 :] != seen[-len(found) :]:
+    num_known = min(len(found), len(seen or ()))
+    if seen is not None and found[-num_known:] != seen[-num_known:]:
         raise StaleVersion(
             f"session {key.session_id!r} was written to since its items were read; nothing was "
             "replaced",

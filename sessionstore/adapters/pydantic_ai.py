@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-import sessionstore.sync
-
 from ..calls import Flow
 from ..errors import InvalidArgument
 from ..model import Event, JsonEvent, SessionKey
 from ..ops import Ops
 from . import framework
-from .flows import AnyService, Services, Turns, append, clear_events, read_turns
+from .histories import HistoryAdapter, Turns, read_turns
 from .json_events import REFUSALS, find_fault, not_read, with_sorted_sets
 from .packing import unpack
+from .session_flows import append, clear_events
 
 with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
     from pydantic_ai import messages as m
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class StoredMessageHistory:
+class StoredMessageHistory(HistoryAdapter):
     """The messages of one conversation, as `new_messages()` gives them.
 
         history = StoredMessageHistory("today", service, app_name="shop", user_id="ann")
@@ -42,40 +41,10 @@ class StoredMessageHistory:
 
     Every message is one event. Its content is the JSON of Pydantic AI's `ModelMessagesTypeAdapter`,
     so what is loaded is what that adapter gives back: bytes in a tool's result become Base64 text,
-    a model becomes a dict, NaN becomes None. TTL and event limit are those of the service.
+    a model becomes a dict, NaN becomes None.
 
-    Args:
-        session_id: the conversation, 1 to 256 bytes of UTF-8. The first message creates it.
-        service: a service for asyncio, on whose event loop the methods without await run, so only
-            other threads can call them; or one of `sessionstore.sync`, with which the asynchronous
-            methods run in threads.
-        app_name: 1 to 256 bytes of UTF-8.
-        user_id: likewise.
-        sync_service: one of `sessionstore.sync` on the same server, in addition to one for asyncio.
-            Then both kinds of methods work everywhere. In memory the two would share nothing.
-
-    Raises:
-        InvalidArgument: a service is not valid, or both are of one kind.
-        NotImplementedError: methods without await: there is only a service for asyncio, and its
-            event loop does not run, or runs in this thread.
-        BackendError: methods: the store refused the call or did not answer (maybe_applied).
+    The arguments, and what all methods raise, are those of `HistoryAdapter`.
     """
-
-    def __init__(
-        self,
-        session_id: str,
-        service: AnyService,
-        *,
-        app_name: str,
-        user_id: str,
-        sync_service: sessionstore.sync.SessionService | None = None,
-    ) -> None:
-        self.session_id = session_id
-        self._key = SessionKey(app_name, user_id, session_id)
-        self._services = Services("StoredMessageHistory", service, sync_service)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._key!r})"
 
     async def load(self, limit: int | None = None) -> list[ModelMessage]:
         """The newest messages, oldest first; empty if nothing was stored.

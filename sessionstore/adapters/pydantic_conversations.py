@@ -13,9 +13,10 @@ from ..model import EventPage, Session, SessionKey
 from ..ops import EVENTS_PER_CALL_LIMIT, Ops, ids_of
 from ..times import to_us
 from . import framework
-from .flows import AnyService, Services, append_with_state, list_all
 from .json_events import with_sorted_sets
 from .pydantic_ai import message_events, read_message
+from .services import AnyService, Services
+from .session_flows import append_with_state, list_all
 
 with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
     from pydantic import ConfigDict, TypeAdapter
@@ -27,7 +28,7 @@ with framework("pydantic-ai-slim", extra="pydantic-ai", tested=">=1.5,<3"):
     )
 
 _RECORD = "record"  # the state key; None = the conversation is being deleted
-_ATTEMPTS = 5  # others may create and delete the session in between, but not for ever
+_ATTEMPTS = 5  # others may create and delete the session in between, but not forever
 _HOMES_LIMIT = 10_000
 _PAGES = (64, 1000)  # events in the first page of a history, and in the others
 
@@ -222,15 +223,14 @@ class StoredConversationStore(ConversationStore):
         self, ops: Ops, head_id: str, limit: int | None
     ) -> Flow[list[ConversationEntry]]:
         """The history of an entry, in whichever conversation it is."""
-        homes = [self._homes[head_id]] if head_id in self._homes else []
-        for is_searched in (False, True):
-            if is_searched:
-                records: list[ConversationRecord] = yield from self._list(ops, None, None)
-                homes = [record.conversation_id for record in records]
-            for home in homes:
-                found = yield from self._read_history(ops, self._key(home), head_id, limit)
-                if found:
-                    return found
+        if head_id in self._homes:
+            key = self._key(self._homes[head_id])
+            if found := (yield from self._read_history(ops, key, head_id, limit)):
+                return found
+        for record in (yield from self._list(ops, None, None)):
+            key = self._key(record.conversation_id)
+            if found := (yield from self._read_history(ops, key, head_id, limit)):
+                return found
         raise LookupError(f"entry {head_id!r} is not stored: it was deleted or trimmed")
 
     def _read_history(

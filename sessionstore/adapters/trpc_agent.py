@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -34,12 +35,12 @@ with framework("trpc-agent-py", extra="trpc-agent", tested=">=1.2,<2"):
     from trpc_agent_sdk.sessions import BaseSessionService, Session, SessionServiceConfig
     from trpc_agent_sdk.utils import user_key
 
-    from ._session_service import SessionServiceAdapter, ids_of, reading
-    from ._shared import EventFormat, from_json_state, to_json_state
+    from .pydantic_events import EventFormat, from_json_state, to_json_state
+    from .session_service_base import SessionServiceAdapter, ids_of, reading
 
 __all__ = ["TrpcSessionService"]
 
-_EVENTS: EventFormat[Any] = EventFormat(Event, "trpc-agent-py")
+_EVENTS = EventFormat(Event, "trpc-agent-py")
 _UPDATE_ATTEMPTS = 100  # of update_session, each after somebody else has written
 _ABSENT = object()
 
@@ -117,9 +118,6 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
         agent_context: AgentContext | None = None,  # noqa: ARG002  # the interface has it
     ) -> Session:
         """A new session, or the one of this id, with `state` set in it: nothing else is changed.
-
-        Args:
-            state: state to set; `app:` and `user:` keys go to their tier, `temp:` nowhere.
 
         One round trip; two if there is such a session.
         """
@@ -213,10 +211,7 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
     async def update_session_state(self, session: Session, state_delta: dict[str, Any]) -> None:
         """Set state of a session without an event. One round trip.
 
-        Args:
-            session: as this service gave it; it shows the new state afterwards.
-            state_delta: values to set; `app:` and `user:` keys go to their tier, `temp:` keys only
-                to `session`.
+        `session` shows the new state afterwards; `temp:` keys reach only it.
 
         Raises:
             SessionNotFound: there is no such session, or it was deleted and created again.
@@ -236,8 +231,7 @@ class TrpcSessionService(SessionServiceAdapter, BaseSessionService):
     def _time_of(self, stored: StoredEvent) -> float:
         if _is_event(stored):
             return super()._time_of(stored)
-        updated: float = stored.content["updated"]
-        return updated
+        return stored.content["updated"]
 
     def _shown_state(self, found: StoredSession) -> dict[str, Any]:
         state = {key: found.state[key] for key in found.state if key not in (_VIEW, _COUNT)}
@@ -344,7 +338,7 @@ def _apply_view(view: dict[str, Any], log: list[Event]) -> tuple[list[Event], li
     """The events that a View shows, and the historical ones; without those that were removed."""
     places = {event.id: place for place, event in enumerate(log)}
     ends = {-1}  # places where an entry begins or ends
-    for entry in sum(view.values(), []):  # noqa: RUF017  # three lists
+    for entry in chain.from_iterable(view.values()):
         names = entry[:2] if isinstance(entry, list) else [entry["event"][0]["id"]]
         ends |= {places[name] for name in names if name in places}
 
@@ -422,7 +416,7 @@ def _is_event(stored: StoredEvent) -> bool:
 
 
 def _is_same(event: Event, other: Event) -> bool:
-    return event is other or event == other or _write(event) == _write(other)
+    return event == other or _write(event) == _write(other)
 
 
 def _write(event: Event, session: Session | None = None) -> list[Any]:

@@ -8,10 +8,12 @@ import click
 
 from ..calls import Flow
 from ..drive import drive
+from ..encryption import is_of_data_key
 from ..keys import StoredKey
 from ..ops import Ops
+from ..replies import hash_items
 from ..sync import SessionService
-from .keyspace import ask, scan
+from .keyspace import ask, ask_each, places, scan
 from .opened import counted, print_json, store_options
 
 _SHOWN = 100  # keys that are left
@@ -83,7 +85,8 @@ class Erased(NamedTuple):
     num_state_keys: int
     num_left: int  # keys
     left: list[StoredKey]  # the first ones
-    has_data_key: bool | None = None  # None: there is no key store
+    has_data_key: bool | None = None  # None: there is no key store, and none is needed
+    needs_key_store: bool = False  # the command has no key store, but the user has a data key
 
     def __str__(self) -> str:
         text = (
@@ -92,6 +95,8 @@ class Erased(NamedTuple):
         )
         if self.has_data_key is None:
             return text
+        if self.needs_key_store:
+            return f"{text}. The data key is left: `sessionstore erase` with --key-store removes it"
         if self.has_data_key:
             return f"{text}. The data key is left, because something was written meanwhile"
         return f"{text}. The data key was removed: no copy of the data can be read any more"
@@ -99,6 +104,7 @@ class Erased(NamedTuple):
 
 def erase_user(service: SessionService, app_name: str, user_id: str) -> Erased:
     """Delete a user's sessions and state, and scan all keys for what is left."""
+    needs_key_store = service._ops.data_keys is None and _uses_data_key(service, app_name, user_id)
     deleted = service.delete_user(app_name=app_name, user_id=user_id)
     for key in scan(service, app_name, user_id):
         if key.is_temporary:  # it would expire by itself within an hour
@@ -110,7 +116,27 @@ def erase_user(service: SessionService, app_name: str, user_id: str) -> Erased:
         if len(left) < _SHOWN:
             left.append(key)
     has_data_key = drive(_has_data_key(service._ops, app_name, user_id), service._executor)
-    return Erased(deleted.num_sessions, deleted.num_state_keys, num_left, left, has_data_key)
+    return Erased(
+        deleted.num_sessions,
+        deleted.num_state_keys,
+        num_left,
+        left,
+        needs_key_store or has_data_key,
+        needs_key_store,
+    )
+
+
+def _uses_data_key(service: SessionService, app_name: str, user_id: str) -> bool:
+    """Whether a session or state of a user is encrypted with a data key."""
+    keys = service._ops.options.keys
+    [state] = ask(service, ("HGETALL", keys.user(app_name, user_id).user))
+    if any(is_of_data_key(value) for _, value in hash_items(state)):
+        return True
+    sessions = (
+        keys.session(app_name, user_id, place.session_id).session
+        for place in places(service, app_name, user_id)
+    )
+    return any(ask_each(service, (("HGET", key, "data_key") for key in sessions)))
 
 
 def _has_data_key(ops: Ops, app_name: str, user_id: str) -> Flow[bool | None]:

@@ -196,8 +196,8 @@ def _place(url: str) -> tuple[str, str]:
     """The servers and the database of a URL, which has several ways to name them."""
     try:
         parts = urlsplit(url)
-    except ValueError:
-        return url, ""  # opening the store says what is wrong
+    except ValueError:  # the service says that it is not valid
+        return url, ""
     place = parts.netloc.rpartition("@")[2].lower().replace("localhost", "127.0.0.1")
     if parts.scheme == "unix":
         place, path = parts.path, ""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Callable, Iterator
+from copy import copy
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import click
@@ -14,22 +16,24 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from ..adapters.checkpoints import LAYOUT, LAYOUT_VALUE, change_entries, is_of_entries
-from ..calls import Call, Command, Flow, OtherDataKey
+from ..calls import Call, Command, Flow, OtherDataKey, describe
 from ..codec import corrupt
+from ..data_keys import KeyedExecutor
 from ..drive import drive
 from ..encryption import check_key_name
-from ..errors import InvalidArgument
+from ..errors import CorruptData, InvalidArgument
 from ..flows.data_keys import keyed
 from ..model import SessionKey
 from ..ops import Ops, ids_of
 from ..replies import hash_items, members_with_scores
 from ..sync import SessionService
 from ..transform import Kind, Owner, TierOwner
-from .keyspace import places, scan
+from .keyspace import ask_each, places, scan
 from .opened import counted, print_json, store_options
 from .progress import watched
 
 _EVENTS_PER_CALL = 500
+_SESSIONS_PER_READ = 1000
 _BYTES_PER_CALL = 1 << 20
 
 Row = TypeVar("Row", bound=tuple[Any, bytes, bytes])
@@ -43,6 +47,11 @@ class Counts(msgspec.Struct):
     changed: int = 0
     current: int = 0
     unreadable: int = 0
+
+    def note_unreadable(self, error: CorruptData) -> None:
+        """Print and count what cannot be read."""
+        click.echo(f"{error}.", err=True)
+        self.unreadable += 1
 
     def report(self) -> str:
         """One line for people."""
@@ -63,7 +72,8 @@ first key.
 Values that change meanwhile are skipped: services write them with the first key. Versions and
 deadlines do not change. The command may be interrupted and started again: it changes only values
 with another key. When a run reports that it encrypted 0 values, nothing needs the older keys,
-except events of an import that was interrupted within the last hour.
+except fragments until stream_ttl has passed, and events of an import that was interrupted within
+the last hour.
 
 Exit status: 0 = done; 1 = some values cannot be read. Their keys are printed.""",
 )
@@ -85,16 +95,21 @@ def rekey(
         raise click.UsageError("Name the keys: pass --key-ring.")
     counts = Counts()
     last: tuple[str, str] | None = after
-    found = _users(service, app_name)
     try:
+        for owner in _owners_of_data_keys(service, app_name, user_id):
+            _run(service, counts, _rewrap, *owner)
+        found = _users(service, app_name)
         for app in sorted(found):
             if user_id is None and (after is None or app > after[0]):
-                _run(service, _rekey_tier, TierOwner(app), counts)
+                _run(service, counts, _rekey_tier, TierOwner(app))
             for user in watched(sorted(found[app]), "users", lines=True):
                 if user_id in (None, user) and (after is None or (app, user) > after):
                     _rekey_user(service, app, user, counts)
                     counts.users += 1
                     last = (app, user)
+        for key in _unlisted(service, app_name, user_id):
+            _run(service, counts, _rekey_session, key)
+            counts.sessions += 1
     except BaseException:
         if last is not None:
             click.echo(f"Continue with: --after {last[0]!r} {last[1]!r}", err=True)
@@ -109,7 +124,10 @@ def rekey(
 @click.command(
     "new-key",
     short_help="Print a new key for a key ring.",
-    help="""Print a line with a new random key, for a key ring: sessionstore new-key >> keys
+    help="""Print a line with a new random key, for a key ring.
+
+\b
+  sessionstore new-key >> keys
 
 NAME is stored with every value. The default is today's date (UTC).""",
 )
@@ -131,17 +149,51 @@ def _users(service: SessionService, app_name: str | None) -> dict[str, set[str]]
     return found
 
 
+def _owners_of_data_keys(
+    service: SessionService, app_name: str | None, user_id: str | None
+) -> Iterator[tuple[str, str]]:
+    """Users with a data key, also those of whom nothing else is stored now: they may return."""
+    executor = service._executor
+    if isinstance(executor, KeyedExecutor):
+        key_store = copy(service)
+        key_store._executor = executor.keys
+        for key in scan(key_store, app_name, user_id):
+            if key.role == "datakey":
+                yield key.app_name, key.user_id
+
+
+def _unlisted(
+    service: SessionService, app_name: str | None, user_id: str | None
+) -> Iterator[SessionKey]:
+    """Sessions that are not in the index of their user: it was lost."""
+    keys = service._ops.options.keys
+    heads = scan(service, app_name, user_id, kind="heads")
+    found = (key for key in heads if key.role == "session")
+    while some := list(islice(found, _SESSIONS_PER_READ)):
+        commands = (
+            ("ZSCORE", keys.user(key.app_name, key.user_id).session_index, key.session_id)
+            for key in some
+        )
+        for key, score in zip(some, ask_each(service, commands), strict=True):
+            if score is None:
+                yield SessionKey(*key[1:4])
+
+
 def _rekey_user(service: SessionService, app_name: str, user_id: str, counts: Counts) -> None:
-    if service._ops.data_keys is not None:
-        _run(service, _rewrap, app_name, user_id, counts)
-    _run(service, _rekey_user_tier, app_name, user_id, counts)
+    _run(service, counts, _rekey_user_tier, app_name, user_id)
     for place in places(service, app_name, user_id):
-        _run(service, _rekey_session, SessionKey(app_name, user_id, place.session_id), counts)
+        _run(service, counts, _rekey_session, SessionKey(app_name, user_id, place.session_id))
         counts.sessions += 1
 
 
-def _run(service: SessionService, flow: Callable[..., Flow[None]], *args: Any) -> None:
-    drive(flow(service._ops, *args), service._executor)
+def _run(
+    service: SessionService, counts: Counts, flow: Callable[..., Flow[None]], *args: Any
+) -> None:
+    """Run a flow on an owner. If the owner's data key is lost or not readable, the run goes on."""
+    try:
+        drive(flow(service._ops, *args, counts), service._executor)
+    except CorruptData as error:
+        counts.note_unreadable(error)
 
 
 # -- flows ----------------------------------------------------------------------------------------
@@ -199,6 +251,8 @@ def _rekey_session(ops: Ops, key: SessionKey, counts: Counts) -> Flow[None]:
     if b"version" not in pairs:
         return
     data_key = pairs.get(b"data_key", b"")
+    if data_key and ops.unbound.data_keys is None:
+        raise click.UsageError(f"{describe(key)} has a data key: pass --key-store.")
     if ops.data_key and data_key != ops.data_key:
         where = keys.session.decode()
         raise OtherDataKey("", key=where, data_key=data_key.decode("utf-8", "replace"))
@@ -270,8 +324,7 @@ class _Resealed:
             return self._ops.options.codec.resealed(data, self._owner, kind, name)
         except ValueError as error:
             shown = corrupt(where, error, name.encode() if name else None)
-            click.echo(f"{shown}.", err=True)
-            self._counts.unreadable += 1
+            self._counts.note_unreadable(shown)
             return data
 
     def _is_other(self, old: bytes, new: bytes) -> bool:

@@ -2,7 +2,9 @@
 
 No script may use both. So such a write is three steps: check that the session accepts the write,
 write the app state, write the session. The session comes last, so a session that shows the write
-has its app state, and repeating a call that failed half done completes it.
+has its app state, and repeating a call that failed half done completes it. With `wait_replicas` the
+session is written only after enough replicas have the app state. Otherwise a repeat would find the
+session written, and leave out app state that a failover has lost.
 """
 
 from __future__ import annotations
@@ -11,8 +13,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import msgspec
+
 from ..calls import Call, Flow, R
-from ..errors import BackendError, InvalidArgument, SessionStoreError
+from ..errors import (
+    BackendError,
+    BackendUnavailable,
+    InvalidArgument,
+    NotReplicated,
+    SessionStoreError,
+)
 from ..model import Session, SessionKey, Turn
 from ..ops import Ops
 from ..replies import decode_state
@@ -82,10 +92,16 @@ def write_app_state(
     """Write the app state: the first of the two steps that write."""
     deltas = [change.app for change in changes if change is not NO_CHANGE and change.app]
     change = Change(Delta(), Delta(), Delta.merged(deltas), {}, [])
+    write = ops.update_app_state(app_name, change, if_absent=if_absent)
     try:
         yield from run_app_write(
-            ops, app_name, ops.update_app_state(app_name, change, if_absent=if_absent)
+            ops, app_name, msgspec.structs.replace(write, must_be_confirmed=True)
         )
+    except NotReplicated as error:
+        # Not NotReplicated: it means that the whole call is done.
+        raise BackendUnavailable(
+            f"the app state is written, the session is not: {error}", maybe_applied=True
+        ) from error
     except BackendError as error:
         if error.maybe_applied:
             _prefix(error, "the app state may be written, the session is not")

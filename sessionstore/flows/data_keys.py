@@ -151,6 +151,8 @@ def _is_kept(
             if written:
                 yield ops.undo_data_key(*data_key.owner, written)
     except BackendError as error:
+        text = f"the data is written, its data key is not confirmed: {error.args[0]}"
+        error.args = (text, *error.args[1:])
         error.maybe_applied = True
         raise
     return still.name == data_key.name

@@ -9,7 +9,7 @@ import msgspec
 
 from ..calls import Flow
 from ..errors import InvalidArgument, LimitExceeded
-from ..model import Event, EventPage, Session, SessionKey, Turn
+from ..model import Event, EventPage, Session, SessionKey, Turn, is_full, remove_newest
 from ..ops import EVENTS_PER_CALL_LIMIT, Ops
 from ..replies import WriteResult
 from ..tiers import NO_CHANGE, Change, check_call_size, encode_change
@@ -133,7 +133,7 @@ def pop_event(
     event: Event = found[0]
     if isinstance(session, Session):
         session.events[:] = [other for other in session.events if other.id != event.id]
-        session.event_count = max(session.event_count - 1, 0)
+        remove_newest(session, 1)
         set_version(session, found[1])
     return event
 
@@ -146,6 +146,7 @@ def clear_events(ops: Ops, session: Session | SessionKey, if_version: int | None
         session.events.clear()
         session.event_count = 0
         session.summary = None
+        session.was_full = False
         set_version(session, written)
 
 
@@ -241,11 +242,13 @@ def _add_events(
             change.apply_sums_to(session.state, sums)
             added += len(sums)
     set_version(session, written)
-    session.events += stored
-    session.event_count += len(stored)
     limit = ops.options.session_event_limit
     if limit is not None:  # the service was given one, and stored it with the events
+        if session.event_limit != (limit or None):
+            session.was_full = session.was_full or is_full(session)
         session.event_limit = limit or None
+    session.events += stored
+    session.event_count += len(stored)
     if session.event_limit is not None:
         del session.events[: -session.event_limit]
         _trim(session, session.event_count - session.event_limit)

@@ -9,7 +9,7 @@ from uuid import uuid4
 from ..calls import Flow
 from ..codec import corrupt
 from ..errors import InvalidArgument
-from ..model import Event, Session, SessionKey, Summary, Turn
+from ..model import Event, Session, SessionKey, Summary, Turn, remove_newest
 from ..ops import LeaseName, Ops, ids_of
 from ..ops.history import Compacted
 from ..options import check_int
@@ -70,6 +70,8 @@ def compact_session(
         if session.version == found.old_version < found.version:
             num_after = found.count - found.num_covered
             del session.events[: max(len(session.events) - num_after, 0)]
+            if found.count < session.event_count:  # covered events were dropped
+                session.was_full = False
             session.summary, session.event_count = stored, found.count
             set_version(session, WriteResult(found.version, found.updated_us))
         else:  # others have written since it was read, or this is a repeat
@@ -111,7 +113,8 @@ def rewind_session(
             yield from reread(ops, session, num_covered, [])
         elif session.version == old_version:
             del session.events[max(len(session.events) - num_removed, 0) :]
-            session.event_count = max(session.event_count - num_removed, 0)
+            if num_removed:
+                remove_newest(session, num_removed)
             if state is not None:
                 session.state = {
                     name: value for name, value in session.state.items() if name.startswith(_OTHERS)
@@ -209,7 +212,7 @@ def delete_event(
             yield from reread(ops, session, num_covered, [])
         else:
             session.events = [other for other in session.events if other != event]
-            session.event_count = max(session.event_count - 1, 0)
+            remove_newest(session, 1)
     return True
 
 

@@ -194,6 +194,7 @@ def reread(ops: Ops, session: Session, num_events: int, changes: list[Change]) -
         session.state, session.events = fresh.state | temp, fresh.events
         session.version, session.updated_at = fresh.version, fresh.updated_at
         session.event_count, session.summary = fresh.event_count, fresh.summary
+        session.was_full = fresh.was_full
     for change in changes:
         change.apply_to(session.state, only_temp=True)
 

@@ -67,7 +67,7 @@ class LogRead(msgspec.Struct, frozen=True):
         entries: events with their positions, oldest first; fewer than EVENTS_PER_READ at the end.
         trimmed_us: the position of the newest event that was trimmed since a process watches.
         oldest: the position of the oldest event of the log; None = it is empty.
-        is_full: the log holds as many events as it may.
+        is_full: the log holds as many events as it may, or did before.
         dropped_us: where the summary ends, if events that it covers are gone; otherwise 0.
         fragments: the fragments after a sequence, if they were asked for; obsolete ones, too.
     """
@@ -129,6 +129,7 @@ class WatchingOps(BaseOps):
                 "count",
                 "event_limit",
                 "trimmed_us",
+                "flags",
                 *_SUMMARY,
             ),
             ("ZCARD", keys.events),
@@ -141,7 +142,8 @@ class WatchingOps(BaseOps):
 
         def decode(replies: list[Any]) -> LogRead | None:
             fields, num_events, oldest, found, *more = replies[-len(commands) :]
-            *header, removed_us, count, event_limit, trimmed_us, upto, covered, summarized = fields
+            *header, removed_us, count, event_limit, trimmed_us, flags = fields[: -len(_SUMMARY)]
+            upto, covered, summarized = fields[-len(_SUMMARY) :]
             if header[0] is None:
                 return None
             check_count(keys, count, num_events)
@@ -167,7 +169,7 @@ class WatchingOps(BaseOps):
                 self._entries(key, keys, found),
                 trimmed,
                 first[0][1] if first else None,
-                0 < limit <= num_events,
+                0 < limit <= num_events or b"f" in (flags or b""),
                 dropped,
                 fragments,
             )

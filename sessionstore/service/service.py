@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from .events import EventOperations
 from .history import HistoryOperations
+from .listing import ListingOperations
+from .restore import RestoreOperations
 from .sessions import SessionOperations
 from .state import StateOperations
 from .turns import TurnOperations
+from .users import UserOperations
+from .watching import WatchingOperations
 
 
 class SessionService(
-    SessionOperations, EventOperations, HistoryOperations, TurnOperations, StateOperations
+    SessionOperations,
+    ListingOperations,
+    UserOperations,
+    EventOperations,
+    WatchingOperations,
+    HistoryOperations,
+    RestoreOperations,
+    TurnOperations,
+    StateOperations,
 ):
     """All operations on sessions, the same for every kind of store.
 

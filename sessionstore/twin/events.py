@@ -12,6 +12,7 @@ from .fragments import (
     choose_limit,
     decimal,
     event_starts,
+    flags_with_room,
     fold_changes,
     header_number,
     is_maybe_removed,
@@ -75,6 +76,8 @@ def append_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     num_events = trim_events(keyspace, events, limit, num_events)
     stored_count = new_count(num_events, num_missing, limit)
     keyspace.hset(session, (b"count", decimal(stored_count), b"event_limit", decimal(limit)))
+    if limit != header.event_limit:
+        keyspace.hset(session, (b"flags", flags_with_room(header)))
     num_removed = max(count or 0, num_before) + 1 - stored_count
     if covered > 0 and num_removed > 0:
         keyspace.hset(session, (b"covered", decimal(max(covered - num_removed, 0))))
@@ -142,6 +145,8 @@ def append_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     num_events = trim_events(keyspace, events, limit, keyspace.zcard(events))
     count = new_count(num_events, num_missing, limit)
     keyspace.hset(session, (b"count", decimal(count), b"event_limit", decimal(limit)))
+    if limit != header.event_limit:
+        keyspace.hset(session, (b"flags", flags_with_room(header)))
     if summary:
         num_removed = num_before + num_stored - count
         covered = max(summary.covered - num_removed, 0)
@@ -176,7 +181,8 @@ def pop_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     new_version, is_new_member = write_header(
         keyspace, keys, session_id, header.version, header.last_us
     )
-    keyspace.hset(session, (b"removed_us", decimal(keyspace.now_us)))
+    flags = flags_with_room(header, len(newest) == 1)
+    keyspace.hset(session, (b"removed_us", decimal(keyspace.now_us), b"flags", flags))
     if header.count is not None:
         keyspace.hset(session, (b"count", decimal(max(header.count - 1, len(newest) - 1))))
     note_change(keyspace, session, new_version, position, position)
@@ -196,8 +202,10 @@ def clear_events(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     new_version, is_new_member = write_header(
         keyspace, keys, session_id, header.version, header.last_us
     )
-    keyspace.hset(session, (b"count", b"0", b"removed_us", decimal(keyspace.now_us)))
-    remove_summary(keyspace, session, header.flags)
+    flags = flags_with_room(header, True)
+    fields = (b"count", b"0", b"removed_us", decimal(keyspace.now_us))
+    keyspace.hset(session, (*fields, b"flags", flags))
+    remove_summary(keyspace, session, flags)
     note_change(keyspace, session, new_version, 0, header.last_us)
     refresh_session(keyspace, keys, int(ttl), header.last_us, is_new_member)
     return [b"OK", new_version, keyspace.now_us]
@@ -236,10 +244,11 @@ def replace_newest(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         num_left = trim_events(keyspace, events, limit, num_left)
     else:
         keyspace.unlink(events)
-    fields = (b"count", decimal(num_left), b"event_limit", decimal(limit))
+    flags = flags_with_room(header, first_kept > 0 or end_kept == 0)
+    fields = (b"count", decimal(num_left), b"event_limit", decimal(limit), b"flags", flags)
     keyspace.hset(session, (*fields, b"removed_us", decimal(keyspace.now_us)))
     if summary and (end_kept < summary.covered or first_kept == end_kept):
-        remove_summary(keyspace, session, header.flags)
+        remove_summary(keyspace, session, flags)
     elif summary:
         covered = max(summary.covered - (first_kept + num_before - num_left), 0)
         keyspace.hset(session, (b"covered", decimal(covered)))

@@ -268,6 +268,16 @@ def choose_limit(event_limit: bytes, own_limit: int | None, num_events: int) -> 
     return max(1000, num_events) if own_limit is None else own_limit
 
 
+def flags_with_room(header: Header, begins_anew: bool = False) -> bytes:
+    """lua/lib/flags_with_room.lua"""
+    flags = header.flags or b""
+    if begins_anew:
+        return flags.replace(b"f", b"")
+    limit = header.event_limit or 0
+    is_full = limit > 0 and (header.count or 0) >= limit
+    return flags + b"f" if is_full and b"f" not in flags else flags
+
+
 def check_batch(
     keyspace: Keyspace,
     keys: Keys,

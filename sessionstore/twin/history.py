@@ -12,6 +12,7 @@ from .fragments import (
     check_tiers,
     choose_limit,
     decimal,
+    flags_with_room,
     header_number,
     lease_fields,
     note_change,
@@ -53,6 +54,7 @@ def compact_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     num_covered = keyspace.zcount(events, -math.inf, position)
     num_dropped = num_covered if drop == b"1" else 0
     count = max(header.count or 0, num_events) - num_dropped
+    flags = flags_with_room(header, True) if num_dropped else header.flags or b""
     if old is not None and is_repeat and not num_dropped:
         version = header.version
         return [b"OK", version, now_us, version, old.summary_us, old.covered, count]
@@ -68,9 +70,10 @@ def compact_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         fields = (b"summary", summary, b"compacted_us", upto, b"summary_us", decimal(now_us))
         keyspace.hset(session, (*fields, b"summary_events", total))
         if old is None:
-            keyspace.hset(session, (b"flags", (header.flags or b"") + b"c"))
+            flags += b"c"
     num_covered -= num_dropped
-    keyspace.hset(session, (b"covered", decimal(num_covered), b"count", decimal(count)))
+    numbers = (b"covered", decimal(num_covered), b"count", decimal(count))
+    keyspace.hset(session, (*numbers, b"flags", flags))
     if num_dropped:
         keyspace.hset(session, (b"removed_us", decimal(now_us)))
         if b"l" in (header.flags or b""):
@@ -95,10 +98,13 @@ def rewind_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         return [b"COVERED", summary.compacted_us]
     num_events = keyspace.zcard(events)
     num_removed = keyspace.zremrangebyscore(events, int(first), math.inf)
+    if num_removed:
+        header = header._replace(flags=flags_with_room(header, num_removed == num_events))
     new_version, is_new_member = write_header(
         keyspace, keys, session_id, header.version, header.last_us
     )
-    keyspace.hset(session, (b"removed_us", decimal(keyspace.now_us)))
+    fields = (b"removed_us", decimal(keyspace.now_us), b"flags", header.flags or b"")
+    keyspace.hset(session, fields)
     if header.count is not None:
         count = max(header.count, num_events) - num_removed
         keyspace.hset(session, (b"count", decimal(count)))
@@ -126,10 +132,13 @@ def replace_event(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     if new_event != b"" and keyspace.zscore(events, new_event) is not None:
         return [b"DUPLICATE"]
     num_events = keyspace.zcard(events)
+    if new_event == b"":
+        header = header._replace(flags=flags_with_room(header, num_events == 1))
     new_version, is_new_member = write_header(
         keyspace, keys, session_id, header.version, header.last_us
     )
-    keyspace.hset(session, (b"removed_us", decimal(keyspace.now_us)))
+    fields = (b"removed_us", decimal(keyspace.now_us), b"flags", header.flags or b"")
+    keyspace.hset(session, fields)
     if new_event != b"":
         keyspace.zadd(events, int(position), new_event)
     elif header.count is not None:
@@ -190,6 +199,8 @@ def fork_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
         fields |= {b"flags": b"c", b"summary": keyspace.hget(session, b"summary") or b""}
         last_us = max(last_us, summary.compacted_us)
         fields[b"last_us"] = decimal(last_us)
+    if b"f" in flags_with_room(header, fields[b"count"] == b"0"):
+        fields[b"flags"] = b"f" + fields[b"flags"]
     if b"k" in (header.flags or b""):
         fields[b"flags"] = b"k" + fields[b"flags"]
         fields[b"data_key"] = keyspace.hget(session, b"data_key") or b""

@@ -6,6 +6,7 @@ import math
 
 from .fragments import (
     Args,
+    Header,
     Keys,
     Refused,
     Reply,
@@ -14,6 +15,7 @@ from .fragments import (
     check_tiers,
     choose_limit,
     decimal,
+    flags_with_room,
     header_number,
     is_due,
     read_header,
@@ -117,11 +119,13 @@ def repair_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     is_lost = not keyspace.hlen(session)
     if is_lost and not num_events:
         return [b"NOT_FOUND"]
-    stored = keyspace.hmget(session, b"version", b"created_us", b"last_us", b"event_limit")
+    names = (b"version", b"created_us", b"last_us", b"event_limit", b"count")
+    stored = keyspace.hmget(session, *names)
     flags, content = keyspace.hmget(session, b"flags", b"summary")
     summary = keyspace.hmget(session, b"compacted_us", b"summary_us", b"summary_events")
     upto, summary_us, total = map(header_number, summary)
-    version, created_us, last_us, limit = map(header_number, stored)
+    version, created_us, last_us, limit, count = map(header_number, stored)
+    flags = flags_with_room(Header(0, 0, 0, count, limit, flags), num_events == 0)
     now_us = keyspace.now_us
     last_us = max(last_us or 0, newest[0][0] if newest else 0)
     fields = {
@@ -135,7 +139,8 @@ def repair_session(keyspace: Keyspace, keys: Keys, args: Args) -> Reply:
     }
     for name, number in fields.items():
         keyspace.hset(session, (name, decimal(number)))
-    is_whole = b"c" in (flags or b"") and content is not None and summary_us is not None
+    keyspace.hset(session, (b"flags", flags))
+    is_whole = b"c" in flags and content is not None and summary_us is not None
     if is_whole and upto is not None and total is not None:
         covered = keyspace.zcount(events, -math.inf, upto)
         pairs = (b"covered", decimal(covered), b"summary_events", decimal(max(total, covered)))

@@ -100,7 +100,7 @@ async def test_lists_are_ordered_by_the_last_event(sessions: AdkSessionService) 
 async def test_a_list_may_be_longer_than_a_page(
     sessions: AdkSessionService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessionstore.adapters.flows.SESSIONS_PER_PAGE_LIMIT", 3)
+    monkeypatch.setattr("sessionstore.adapters.session_flows.SESSIONS_PER_PAGE_LIMIT", 3)
     for number in range(7):
         await sessions.create_session(**OWNER, session_id=str(number))
     found = (await sessions.list_sessions(**OWNER)).sessions

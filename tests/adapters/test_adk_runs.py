@@ -174,6 +174,17 @@ async def test_rewinding_never_erases_what_was_trimmed(make: Make) -> None:
     assert await read(sessions) == before
 
 
+async def test_rewinding_never_erases_what_was_trimmed_before_a_removal(make: Make) -> None:
+    sessions = make(session_event_limit=3)
+    session = await sessions.create_session(**IDS)
+    for event in (setting("one", a=1), setting("two", b=2), setting("three", a=3), said("four")):
+        await sessions.append_event(session, event)
+    await sessions._service.pop_event(SessionKey(**IDS))
+    with pytest.raises(InvalidArgument, match=r"cannot rewind session 'sid': .*'a'"):
+        await rewind(sessions, "three")
+    assert (await read(sessions)).state == {"a": 3, "b": 2}
+
+
 async def test_rewinding_never_erases_what_a_summary_covers(make: Make) -> None:
     sessions, key = make(), SessionKey(**IDS)
     session = await sessions.create_session(**IDS)

@@ -135,5 +135,5 @@ def _is_installed(package: str) -> bool:
 
 def test_the_package_itself_needs_no_framework() -> None:
     assert importlib.util.find_spec("sessionstore.adapters") is not None
-    command = "import sessionstore.adapters.flows, sessionstore.adapters.packing"
+    command = "import sessionstore.adapters.histories, sessionstore.adapters.packing"
     subprocess.run([sys.executable, "-W", "error", "-c", command], check=True)

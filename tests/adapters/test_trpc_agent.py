@@ -87,7 +87,7 @@ async def test_creating_again_overwrites_nothing(make: Make) -> None:
 async def test_sessions_are_listed_without_events(
     sessions: TrpcSessionService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessionstore.adapters.flows.SESSIONS_PER_PAGE_LIMIT", 2)
+    monkeypatch.setattr("sessionstore.adapters.session_flows.SESSIONS_PER_PAGE_LIMIT", 2)
     for name in ("a", "b", "c", "d", "e"):
         session = await sessions.create_session(**OWNER, session_id=name, state={"is": name})
         session.conversation_count = 2

@@ -6,13 +6,14 @@ import asyncio
 from typing import Any
 
 import pytest
-from cluster_support import key_on
+from cluster_support import key_on, other_primary
+from redis.crc import key_slot
 from support.events import make_event
 from support.services import MODES, make_service
 from support.sessions import create, read
 
 from benchmarks.rigs.clusters import Cluster, Node, SentinelGroup
-from sessionstore import Event, NotReplicated, SessionKey
+from sessionstore import BackendUnavailable, Event, NotReplicated, SessionKey
 
 KEY = SessionKey("app", "user", "s")
 
@@ -85,6 +86,34 @@ async def test_a_write_that_is_not_confirmed_is_done_and_raises(
     replica.cont()
     await service.append_event(session, event)
     assert [each.content for each in (await read(service, key)).events] == [1]
+    await service.aclose()
+    await patient.aclose()
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_session_is_written_once_replicas_have_its_app_state(
+    replicated_cluster: Cluster, mode: str
+) -> None:
+    cluster = replicated_cluster
+    primary = cluster.owners()[key_slot(b"appdata:{app}")]
+    [replica] = cluster.replicas_of(primary)
+    patient = make_service(mode, cluster.url, wait_replicas=(1, 5))
+    key = key_on(cluster, other_primary(cluster, primary))
+    session = await create(patient, key)
+    replica.stop()
+    service = make_service(mode, cluster.url, wait_replicas=(1, 0.05))
+    event = make_event(1, state_delta={"a": 1, "app:b": 2}, state_increments={"user:n": 1})
+    text = "the session is not: update_app_state: the write is done, but 0 of 1 replicas"
+    with pytest.raises(BackendUnavailable, match=text):
+        await service.append_event(session, event)
+    assert session.events == (await read(patient, key)).events == []
+    replica.cont()
+    await patient.append_event(session, event)
+    replica.run("READONLY")
+    assert replica.run("HGETALL", "appdata:{app}") == {"b": "2"}
+    await patient.append_event(session, event)
+    assert session == await read(patient, key)
+    assert session.state == {"a": 1, "app:b": 2, "user:n": 1}
     await service.aclose()
     await patient.aclose()
 

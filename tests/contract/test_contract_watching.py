@@ -309,6 +309,18 @@ async def test_a_cursor_whose_next_events_were_trimmed_raises(make_service: Serv
     assert brief(await watch_all(service, KEY)) == [4, 5, 6, "idle"]
 
 
+async def test_a_position_whose_next_events_were_trimmed_before_a_removal_raises(
+    make_service: ServiceFactory,
+) -> None:
+    service = make_service(session_event_limit=3)
+    _, [first, _] = await filled(service, 2)
+    await service.append_events(KEY, numbered(2, 3, 4))
+    await service.pop_event(KEY)
+    with pytest.raises(EventsMissing, match="trimmed"):
+        await watch_all(service, KEY, after=first)
+    assert brief(await watch_all(service, KEY)) == [2, 3, "idle"]
+
+
 async def test_events_that_a_summary_replaces_count_as_trimmed(service: Any) -> None:
     session, positions = await filled(service)
     entries = await watch_first(service, KEY, 5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +11,7 @@ from support.events import NOON, numbers_of
 from support.services import ServiceFactory
 from support.sessions import IDS, KEY, create, read
 
-from sessionstore import Event, InvalidArgument, Window
+from sessionstore import Event, EventPage, InvalidArgument, Session, Window
 
 
 def turns(num_turns: int, size: int) -> list[Event]:
@@ -65,6 +65,61 @@ async def test_a_trimmed_log_begins_with_a_whole_turn(make_service: ServiceFacto
     assert await windows_of(service, Window()) == list(range(8, 16))
     await service.append_events(KEY, turns(5, 4)[16:])
     assert await windows_of(service, Window(max_turns=9)) == list(range(12, 20))
+
+
+REMOVALS: dict[str, Callable[[Any, Session, EventPage], Awaitable[Any]]] = {
+    "pop_event": lambda s, session, _: s.pop_event(session),
+    "rewind_session": lambda s, session, page: s.rewind_session(session, to=page.positions[-2]),
+    "delete_event": lambda s, session, page: s.delete_event(
+        session, page.positions[-1], page.events[-1]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REMOVALS)
+async def test_a_trimmed_log_begins_with_a_whole_turn_after_a_removal(
+    make_service: ServiceFactory, name: str
+) -> None:
+    service = make_service(session_event_limit=10)
+    session = await create(service)
+    await service.append_events(session, turns(4, 4))
+    page = await service.get_events(session)
+    await REMOVALS[name](service, session, page)
+    assert session.was_full
+    assert await windows_of(service, Window()) == list(range(8, 15))
+    await service.append_event(session, Event("agent", 15, invocation_id="3"))
+    assert await windows_of(service, Window()) == list(range(8, 16))
+    assert session == await read(service)
+    copy = await service.fork_session(session, session_id="copy", upto=page.positions[-3])
+    copied = await service.get_session(**{**IDS, "session_id": "copy"}, window=Window())
+    assert (copy.was_full, numbers_of(copied)) == (True, list(range(8, 14)))
+
+
+async def test_a_log_that_begins_anew_begins_with_a_turn(make_service: ServiceFactory) -> None:
+    service = make_service(session_event_limit=6)
+    session = await create(service)
+    events = [Event("agent", number, invocation_id=str(number // 4)) for number in range(8)]
+    await service.append_events(session, events)
+    page = await service.get_events(session)
+    await service.pop_event(session)
+    assert (session.was_full, await windows_of(service, Window())) == (True, [4, 5, 6])
+    await service.compact_session(session, upto=page.positions[1], summary="s", drop=True)
+    assert (session.was_full, await windows_of(service, Window())) == (False, [4, 5, 6])
+    assert session == await read(service)
+    removals: list[Callable[[], Awaitable[Any]]] = [
+        lambda: service.clear_events(session),
+        lambda: service.rewind_session(session, to=0),
+    ]
+    for removal in removals:
+        await service.append_events(session, events)
+        await service.pop_event(session)
+        assert session.was_full
+        await removal()
+        assert session == await read(service)
+        await service.append_events(session, turns(1, 2)[1:])
+        assert await windows_of(service, Window()) == [1]
+        assert not session.was_full
+        await service.clear_events(session)
 
 
 async def test_a_rule_keeps_calls_with_their_results(service: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from benchmarks.rigs.clusters import Cluster
 from sessionstore import (
     BackendRejected,
     BackendUnavailable,
+    NotReplicated,
     SessionExists,
     SessionNotFound,
     SessionService,
@@ -175,6 +177,60 @@ async def test_a_create_whose_reply_is_lost_writes_the_app_state() -> None:
     service = Places(Twice).service
     assert (await service.get_or_create_session(**IDS, state=BOTH)).state == BOTH
     assert (await read(service)).state == BOTH
+
+
+# -- not replicated -----------------------------------------------------------------------------
+
+
+class Failover:
+    """While it is on, no replica confirms a write, and app state is lost."""
+
+    def __init__(self, inner: AsyncExecutor) -> None:
+        self._inner = inner
+        self.is_on = False
+
+    async def execute(self, call: Call[Any]) -> list[Any]:
+        if not self.is_on or not call.writes:
+            return await self._inner.execute(call)
+        is_lost = call.name == "update_app_state"
+        replies = [[b"OK"]] if is_lost else await self._inner.execute(call)
+        raise NotReplicated(f"{call.name}: 0 of 1", confirmed=0, replies=replies)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+@each_write
+async def test_a_repeat_writes_app_state_that_a_failover_has_lost(name: str) -> None:
+    write = {**CREATES, **WRITES}[name]
+    service = Places(Failover).service
+    failover: Any = service._executor
+    session = None if name in CREATES else await create(service)
+    failover.is_on = True
+    text = "the app state is written, the session is not: update_app_state: 0 of 1"
+    with pytest.raises(BackendUnavailable, match=text) as caught:
+        await write(service, session)
+    assert caught.value.maybe_applied
+    assert await service.get_session(**IDS) == session
+    failover.is_on = False
+    await write(service, session)
+    assert (await read(service)).state == BOTH
+
+
+async def test_a_repeat_counts_once() -> None:
+    service = Places(Failover).service
+    failover: Any = service._executor
+    session = await create(service)
+    event = make_event("e", state_delta=BOTH, state_increments={"n": 1, "user:n": 1})
+    for is_on in (True, False, False):
+        failover.is_on = is_on
+        with pytest.raises(BackendUnavailable) if is_on else nullcontext():
+            await service.append_event(session, event)
+    failover.is_on = True
+    with pytest.raises(NotReplicated):
+        await service.append_event(session, event)
+    assert session.state == {**BOTH, "n": 1, "user:n": 1}
+    assert session == await read(service)
 
 
 # -- refused ------------------------------------------------------------------------------------

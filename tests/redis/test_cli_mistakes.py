@@ -105,6 +105,8 @@ def test_a_number_that_is_no_amount_is_refused(number: str) -> None:
         assert refused(*command).startswith(f"Error: Invalid value for '{command[-2]}': ")
     said = refused(*usual, "--sessions", "1000000000000", "--sessions-per-user", "1e-300")
     assert said == "Error: These numbers are too large or too small to estimate."
+    said = refused(*usual, "--turns-per-session", "1e-200", "--events-per-turn", "1e-200")
+    assert said == "Error: These numbers are too large or too small to estimate."
 
 
 def test_a_search_that_saw_all_events_says_so(server: Server, service: RedisSessionService) -> None:
@@ -125,6 +127,7 @@ def test_what_is_no_source_is_named(server: Server, tmp_path: Path) -> None:
     assert refused("import", server.url, *url).endswith("or use `sessionstore copy`.")
     assert "needs a URL such as redis://" in refused("import", file, "--from", "trpc-go", *url)
     assert "TARGET must be a URL such as redis://" in refused("copy", "new:6379", *url)
+    assert "url is not valid" in refused("copy", "redis://[x", *url)
     for kind in ("adk", "langgraph", "openai-agents"):
         command = ("import", file, "--from", kind, "--app", "a", "--user", "u", *url)
         file.unlink(missing_ok=True)

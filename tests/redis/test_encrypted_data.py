@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from click.testing import CliRunner, Result
 from support.servers import Server
 from support.services import RING
@@ -16,6 +17,7 @@ from support.services import RING
 from benchmarks.rigs.nodes import bundled_server
 from sessionstore import (
     BackendError,
+    BackendRejected,
     CorruptData,
     Event,
     KeyRing,
@@ -143,6 +145,25 @@ def test_a_key_store_that_is_down_is_no_missing_data(server: Server) -> None:
             call()
     assert len(service.get_events(session).events) == 6  # it has kept the key
     assert fresh.get_app_state("shop") == {"text": f"{MARKER} app:text"}
+
+
+def test_a_full_key_store_is_named_and_spares_appends_and_delete_user(server: Server) -> None:
+    with EmbeddedServer() as keys:
+        service = open_service(server.url, key_store=keys.url)
+        session = fill(service)
+        with redis.Redis(unix_socket_path=keys.socket_path) as raw:
+            raw.config_set("maxmemory", 1)
+        new = open_service(server.url, key_store=keys.url)
+        with pytest.raises(BackendRejected, match=r"use_data_key .* out of memory") as caught:
+            new.create_session(app_name="shop", user_id="bob")
+        assert not caught.value.maybe_applied
+        text = "^the data is written, its data key is not confirmed: use_data_key .* out of memory"
+        with pytest.raises(BackendRejected, match=text) as caught:
+            service.update_user_state("shop", "ann", {"a": "b"})  # it has kept the key
+        assert caught.value.maybe_applied
+        assert new.get_user_state("shop", "ann")["a"] == "b"
+        new.append_event(session, Event("user", "x"))
+        assert not new.delete_user(app_name="shop", user_id="ann").has_data_key
 
 
 def keys_url_of(stopped: EmbeddedServer) -> str:
@@ -280,6 +301,9 @@ def test_rekey_gives_sessions_the_data_keys_of_their_users(server: Server, ring_
         open_service(server.url, KeyRing({"one": ONE}), key_store=key_store),
         SessionKey("b", "u", "1"),
     )
+    without = ("rekey", "--url", server.url, "--key-ring", str(ring_file))
+    said = run(*without, "b", "u", exit_code=2).stderr
+    assert "session '1' of user 'u' in app 'b' has a data key: pass --key-store" in said
     assert rekey(server, ring_file, "--key-store", key_store)["changed"] > 10
     only_two = open_service(server.url, KeyRing({"two": TWO}), key_store=key_store)
     assert all_of(only_two) == before
@@ -301,6 +325,51 @@ def test_rekey_continues_and_reports_what_it_cannot_read(server: Server, ring_fi
     one = rekey(server, ring_file, "shop", "u0")
     assert (one["users"], one["sessions"]) == (1, 1)
     assert one["changed"] > 6
+
+
+def test_rekey_encrypts_data_keys_of_users_of_whom_nothing_is_stored(
+    server: Server, ring_file: Path
+) -> None:
+    key_store = f"{server.url}?db=1"
+    service = open_service(server.url, KeyRing({"one": ONE}), key_store=key_store)
+    ids: Any = {"app_name": "shop", "user_id": "ann", "session_id": "1"}
+    service.create_session(**ids)
+    service.delete_session(**ids)  # or it expired
+    assert rekey(server, ring_file, "--key-store", key_store, "b")["changed"] == 0
+    assert rekey(server, ring_file, "--key-store", key_store)["changed"] == 1
+    only_two = open_service(server.url, KeyRing({"two": TWO}), key_store=key_store)
+    only_two.create_session(**ids)
+    assert rekey(server, ring_file, "--key-store", key_store)["changed"] == 0
+
+
+def test_rekey_finds_sessions_that_no_index_has(server: Server, ring_file: Path) -> None:
+    service = open_service(server.url, KeyRing({"one": ONE}))
+    fill(service)
+    before = all_of(service)
+    server.raw.unlink("sessions:{shop:ann}")
+    assert rekey(server, ring_file)["sessions"] == 1
+    assert all_of(open_service(server.url, KeyRing({"two": TWO}))) == before
+    assert rekey(server, ring_file)["changed"] == 0
+
+
+def test_rekey_goes_on_after_a_user_whose_data_key_is_lost_or_damaged(
+    server: Server, ring_file: Path
+) -> None:
+    key_store = f"{server.url}?db=1"
+    service = open_service(server.url, KeyRing({"one": ONE}), key_store=key_store)
+    keys = [SessionKey("shop", user_id, "1") for user_id in ("ann", "bob", "cat")]
+    for key in keys:
+        fill(service, key)
+    before = all_of(service, keys[-1])
+    raw = redis.Redis.from_url(key_store)
+    raw.unlink("datakey:{shop:ann}")
+    raw.hset("datakey:{shop:bob}", "wrapped", b"\x03\x03one" + bytes(80))
+    counts = rekey(server, ring_file, "--key-store", key_store, exit_code=1)
+    assert (counts["users"], counts["sessions"]) == (3, 3)
+    assert counts["unreadable"] > 2
+    only_two = open_service(server.url, KeyRing({"two": TWO}), key_store=key_store)
+    assert all_of(only_two, keys[-1]) == before
+    raw.close()
 
 
 def test_what_is_written_with_an_old_key_after_rekey_is_found_by_the_next_run(
@@ -353,6 +422,25 @@ def test_commands_read_and_copy_encrypted_data(
         "has_data_key": False,
     }
     server.raw.flushall()
+
+
+@pytest.mark.parametrize("only", ["sessions", "user state"])
+def test_erase_without_the_key_store_says_that_the_data_key_is_left(
+    server: Server, only: str
+) -> None:
+    key_store = f"{server.url}?db=1"
+    service = open_service(server.url, key_store=key_store)
+    if only == "sessions":
+        service.create_session(app_name="shop", user_id="ann")
+    else:
+        service.update_user_state("shop", "ann", {"a": "b"})
+    command = ("erase", "shop", "ann", "--yes", "--url", server.url)
+    said = run(*command, exit_code=1).stdout
+    assert "The data key is left: `sessionstore erase` with --key-store removes it" in said
+    with redis.Redis.from_url(key_store) as raw:
+        assert raw.exists("datakey:{shop:ann}")
+        assert "left: 0\n" in run(*command).stdout  # nothing says so any more
+        raw.flushall()
 
 
 def test_options_of_commands_are_checked(server: Server, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from support.servers import Server
 from support.services import both_modes, make_service
 from support.sessions import KEY, append_many, create, read
 
-from sessionstore import Event, RedisSessionService
+from sessionstore import Event, RedisSessionService, Window
 
 SESSION, EVENTS = "session:{app:user}:sid", "events:{app:user}:sid"
 TTL: dict[str, Any] = {"session_ttl": 600}
@@ -30,6 +30,48 @@ async def test_a_service_without_a_limit_keeps_what_the_session_keeps(
     assert numbers_of(await read(default)) == numbers_of(again) == list(range(1203))
     await all_events.aclose()
     await default.aclose()
+
+
+@both_modes
+@pytest.mark.parametrize("in_batches", [False, True])
+@pytest.mark.parametrize("limit", [100, None])
+async def test_a_log_with_a_raised_limit_may_have_been_trimmed_before(
+    server: Server, mode: str, limit: int | None, in_batches: bool
+) -> None:
+    """It begins within a turn, which windows leave out."""
+    small = make_service(mode, server.url, session_event_limit=3)
+    large = make_service(mode, server.url, session_event_limit=limit)
+    session = await create(small)
+    turns = [
+        Event("agent" if number % 4 else "user", number, invocation_id=str(number // 4))
+        for number in range(9)
+    ]
+    await small.append_events(session, turns[:6])
+    for event in turns[6:]:
+        if in_batches:
+            await large.append_events(session, [event])
+        else:
+            await large.append_event(session, event)
+    assert (session.was_full, session.event_limit, session.event_count) == (True, limit, 6)
+    assert session == await read(large)
+    assert numbers_of(await read(large)) == [3, 4, 5, 6, 7, 8]
+    assert numbers_of(await read(large, window=Window())) == [4, 5, 6, 7, 8]
+    await small.aclose()
+    await large.aclose()
+
+
+async def test_a_log_with_room_costs_no_flag(server: Server) -> None:
+    """The limit is raised before the log is full."""
+    for limit in (3, 100):
+        async with RedisSessionService(server.url, session_event_limit=limit, **TTL) as service:
+            session = await service.get_or_create_session(
+                app_name="app", user_id="user", session_id="sid"
+            )
+            await service.append_event(session, Event("agent", limit))
+    assert server.raw.hget(SESSION, "flags") == b""
+    assert not session.was_full
+    async with RedisSessionService(server.url, **TTL) as service:
+        assert numbers_of(await read(service, window=Window())) == [3, 100]
 
 
 async def test_new_sessions_keep_1000(server: Server) -> None:

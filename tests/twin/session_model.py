@@ -97,6 +97,12 @@ class StoredSession:
     forked_from: str | None = None
     restored_from: object = None
     summary: StoredSummary | None = None
+    was_full: bool = False
+
+    def note_room(self, log: list[Stored]) -> None:
+        """Before the log becomes another one that begins with the same event."""
+        is_full = 0 < self.event_limit <= len(self.log)
+        self.was_full = bool(log) and (self.was_full or is_full)
 
     @property
     def covered(self) -> int:
@@ -211,6 +217,7 @@ class Model:
             else Summary(
                 summary.content, summary.upto, instant(summary.created_us), stored.covered
             ),
+            stored.was_full,
         )
 
     def page(
@@ -262,7 +269,7 @@ class Model:
         stored = self._open(key)
         batch = [((settings.codec, event.id), event) for event in events]
         known = {entry.identity for entry in stored.log}
-        limit = settings.event_limit
+        limit, old_log = settings.event_limit, list(stored.log)
         is_repeat = all(identity in known for identity, _ in batch)
         if not is_repeat:
             self._check_version(stored, if_version)
@@ -293,6 +300,8 @@ class Model:
             # All events make one change: a key that one event removes and a later one sets is kept.
             kept = {name: value for name, value in state.items() if name not in removed}
             self._change(key, kept, removed)
+            if limit != stored.event_limit:
+                stored.was_full |= 0 < stored.event_limit <= len(old_log)
             stored.event_limit = limit
             if limit:
                 del stored.log[:-limit]
@@ -305,6 +314,7 @@ class Model:
         if len(stored.log) <= stored.covered:
             return None
         self._wrote(settings, key)
+        stored.note_room(stored.log[:-1])
         return stored.log.pop().event
 
     def clear(self, settings: Settings, key: SessionKey, if_version: int | None) -> None:
@@ -312,6 +322,7 @@ class Model:
         self._check_version(stored, if_version)
         stored.log.clear()
         stored.summary = None
+        stored.was_full = False
         self._wrote(settings, key)
 
     def compact(
@@ -355,7 +366,8 @@ class Model:
             stored.summary = StoredSummary(settings.codec, content, upto, self.now_us, 0)
             stored.summary.total = stored.covered + gone
         if not is_repeat or (drop and stored.covered):
-            if drop:
+            if drop and stored.covered:
+                stored.was_full = False
                 del stored.log[: stored.covered]
             self._wrote(settings, key)
         summary = self.view(key).summary
@@ -379,6 +391,8 @@ class Model:
             stored.summary = None
         kept = [entry for entry in stored.log if entry.position <= position]
         num_removed = len(stored.log) - len(kept)
+        if num_removed:
+            stored.note_room(kept)
         stored.log = kept
         if state is not None:
             stored.state = dict(state)
@@ -404,6 +418,8 @@ class Model:
             stored.summary = None
         stored.leases.pop("compactor", None)
         place = stored.log.index(entry)
+        if new is None:
+            stored.note_room(stored.log[1:])
         stored.log[place : place + 1] = [] if new is None else [Stored(entry.position, *new)]
         self._wrote(settings, key)
 
@@ -435,6 +451,8 @@ class Model:
         )
         if stored.summary is not None and (upto is None or stored.summary.upto <= upto):
             self.sessions[copy].summary = replace(stored.summary)
+        is_full = 0 < stored.event_limit <= len(stored.log)
+        self.sessions[copy].was_full = bool(log) and (stored.was_full or is_full)
         self.refreshed[copy] = settings.session_ttl
         return self.view(copy, 0)
 
@@ -509,6 +527,7 @@ class Model:
             position = max(position, stored.last_position + 1)
             kept.append(Stored(position, identity, event))
             stored.last_position = position
+        stored.note_room(stored.log[:end_kept] if first_kept == 0 else [])
         stored.log = kept[-settings.event_limit :] if settings.event_limit else kept
         stored.event_limit = settings.event_limit
         self._wrote(settings, key)

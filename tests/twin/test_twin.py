@@ -1125,7 +1125,7 @@ def test_twin_and_server_agree_on_damage_and_on_calls_that_are_sent_again(
     garbage = (None, b"", b"x", b"nan", b"-1", b"1" * 30)
     fields = [b"version", b"last_us", b"deadline_ms", b"count", b"event_limit", b"removed_us"]
     fields += [*SUMMARY_FIELDS, b"summary", b"flags", b"listen_ms", b"changes", b"created_us"]
-    garbage_flags = (None, b"", b"x", b"cx", b"xc", b"c")
+    garbage_flags = (None, b"", b"x", b"cx", b"xc", b"c", b"f", b"fc")
 
     def damage() -> None:
         lost = chance.choice((session, events, index, kept, b""))

@@ -109,6 +109,19 @@ async def test_calls_that_were_not_replicated_have_their_results(is_async: bool)
         assert error.result == [result, ["b", "c"]]
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_call_that_must_be_confirmed_fails_inside_the_flow(is_async: bool) -> None:
+    def stops(step: Any) -> Generator[Any, Any, Any]:
+        with pytest.raises(NotReplicated, match="a"):
+            yield step
+        raise CorruptData("stopped", key="k")
+
+    call = Call("a", lambda _: None, must_be_confirmed=True)
+    for step in (call, (call,)):
+        with pytest.raises(CorruptData, match="stopped"):
+            await raised(stops(step), is_async)
+
+
 async def test_errors_of_a_thread_reach_the_flow() -> None:
     def fail(_: Any) -> Any:
         raise CorruptData("corrupt", key="k")

@@ -9,13 +9,17 @@ import pickle
 import subprocess
 import sys
 from base64 import b64decode, b64encode, urlsafe_b64encode
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from traceback import walk_tb
 from typing import Any
 
 import pytest
+import redis.asyncio
 
 import sessionstore.sync
-from sessionstore import InMemorySessionService, RedisSessionService
+from sessionstore import InMemorySessionService, RedisSessionService, encryption
 from sessionstore.data_keys import DataKey, DataKeys, UserEncryption
 from sessionstore.encryption import KeyRing, NamedKey
 from sessionstore.errors import InvalidArgument
@@ -172,6 +176,70 @@ def test_a_ring_shows_names_only_and_is_copied_and_pickled() -> None:
     assert RING != "KeyRing"
 
 
+SECRET = b"a secret key, x." * 4
+SECRET_TEXT = b64encode(SECRET).decode()
+
+
+def _from_file(text: str) -> KeyRing:
+    with NamedTemporaryFile("w") as file:
+        file.write(text)
+        file.flush()
+        return KeyRing.from_file(file.name)
+
+
+def _without_the_extra(make: Callable[[], KeyRing]) -> KeyRing:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cryptography.exceptions", None)
+        return make()
+
+
+def _from_env(text: str) -> KeyRing:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RING", text)
+        return KeyRing.from_env("RING")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: KeyRing({"a": SECRET, "b": b"short"}),
+        lambda: KeyRing({"a": SECRET_TEXT, "b": SECRET_TEXT[:-3]}),
+        lambda: KeyRing({"a": SECRET_TEXT + "?"}),
+        lambda: KeyRing(SECRET),  # type: ignore[arg-type]
+        lambda: KeyRing({"a": SECRET}, read_only=1),  # type: ignore[arg-type]
+        lambda: KeyRing.from_text(SECRET_TEXT),
+        lambda: KeyRing.from_text(f"a:{SECRET_TEXT}, b:{SECRET_TEXT}x"),
+        lambda: KeyRing.from_text(f"a:{SECRET_TEXT}, a:{SECRET_TEXT}"),
+        lambda: _from_env(f"a:{SECRET_TEXT}x"),
+        lambda: _from_file(f"a:{SECRET_TEXT}x"),
+        lambda: _without_the_extra(lambda: KeyRing({"a": SECRET})),
+        lambda: _without_the_extra(lambda: _from_file(f"a:{SECRET_TEXT}")),
+        lambda: _without_the_extra(lambda: KeyRing.from_text(f"a:{SECRET_TEXT}")),
+    ],
+)
+def test_no_variable_of_a_traceback_has_a_key(make: Callable[[], KeyRing]) -> None:
+    with pytest.raises((InvalidArgument, ImportError)) as caught:
+        make()
+    found: BaseException | None = caught.value
+    num_frames = 0
+    while found is not None:
+        for frame, _ in walk_tb(found.__traceback__):
+            if frame.f_code.co_filename == encryption.__file__:
+                num_frames += 1
+                shown = " ".join(map(_shown, frame.f_locals.values()))
+                assert "a secret key" not in shown
+                assert SECRET_TEXT[:12] not in shown
+        found = found.__context__
+    assert num_frames
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except AttributeError:  # an object whose __init__ has failed
+        return ""
+
+
 def test_without_the_extra_one_sentence_names_it() -> None:
     code = (
         "import sys; sys.modules['cryptography'] = None\n"
@@ -198,6 +266,34 @@ def test_options_of_a_service_are_checked(options: dict[str, Any], message: str)
     for kind in (RedisSessionService, sessionstore.sync.RedisSessionService):
         with pytest.raises(InvalidArgument, match=message):
             kind("redis://data", **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "keys"),
+    [
+        ("redis://data", "redis://data:6379/0"),
+        ("redis://user:one@data:6379", "rediss://user:two@data?db=0"),
+        ("redis://localhost/1", "redis://127.0.0.1?db=1"),
+        ("unix:///run/data", "unix:///run/data?db=0"),
+    ],
+)
+def test_the_database_of_the_data_is_no_key_store(data: str, keys: str) -> None:
+    message = "key_store must be another server or database than that of the data"
+    options: Any = {"encryption": RING, "key_store": keys}
+    for kind in (RedisSessionService, sessionstore.sync.RedisSessionService):
+        with pytest.raises(InvalidArgument, match=message):
+            kind(data, **options)
+        sessionstore.register_redis_instance("data", data)
+        with pytest.raises(InvalidArgument, match=message):
+            kind(instance_name="data", **options)
+    client = redis.asyncio.Redis.from_url(data)
+    with pytest.raises(InvalidArgument, match=message):
+        RedisSessionService(client=client, **options)
+
+
+def test_another_database_is_a_key_store() -> None:
+    for keys in ("redis://data/1", "redis://data:6380", "redis://other", "redis+cluster://data"):
+        RedisSessionService("redis://data", encryption=RING, key_store=keys)
 
 
 def test_a_key_store_in_memory_is_named_so() -> None:

@@ -126,6 +126,8 @@ def test_the_repr_of_a_session_is_short() -> None:
         (f"redis://a@b:{SECRET}@localhost", "redis://localhost"),
         (f"redis://localhost?username=a@b&password={SECRET}", "a URL that cannot be read"),
         (f"unix://u:{SECRET}@/tmp/a.sock?db=1", "unix:///tmp/a.sock"),
+        ("unix:///tmp/a@b.sock?db=1", "unix:///tmp/a@b.sock"),
+        ("redis://[x", "redis://[x"),
         (f"redis+cluster://u:{SECRET}@a:1,b:2", "redis+cluster://a:1,b:2"),
         (f"redis+sentinel://:{SECRET}@a:1,b:2/main/0", "redis+sentinel://a:1,b:2/main/0"),
         (f"redis://:{SECRET}/x@localhost", "a URL that cannot be read"),

@@ -212,3 +212,6 @@ def test_a_file_with_other_content_is_named(tmp_path: Path) -> None:
     result = size("--agents", "1", "--turns-per-hour", "1", "--constants", str(path), exit_code=2)
     assert str(path) in result.stderr
     assert "machine" in result.stderr
+    path.write_bytes(encode_constants(replace(CONSTANTS, session_bytes=[(0.0, 400.0)])))
+    result = size("--agents", "1", "--turns-per-hour", "1", "--constants", str(path), exit_code=2)
+    assert "session_bytes" in result.stderr

@@ -26,7 +26,7 @@ from support.telemetry import Telemetry
 
 import sessionstore.telemetry
 from sessionstore import Event, InMemorySessionService, InvalidArgument, flows
-from sessionstore.adapters.flows import Services
+from sessionstore.adapters.services import Services
 from sessionstore.embedded import EmbeddedServer
 from sessionstore.sync import InMemorySessionService as SyncService
 from sessionstore.sync import RedisSessionService as RedisService

@@ -147,7 +147,7 @@ def size(context: click.Context, /, **values: Any) -> None:
         )
     try:
         found = estimate(workload, servers, constants)
-    except OverflowError as error:
+    except (ArithmeticError, ValueError) as error:  # an intermediate number is infinite or 0
         raise click.UsageError("These numbers are too large or too small to estimate.") from error
     if values["as_json"]:
         print_json(found)

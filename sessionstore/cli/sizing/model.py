@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 SHIPPED = Path(__file__).with_name("constants.json")
 """Constants that come with the package."""
@@ -70,7 +70,7 @@ class Constants(Struct, frozen=True):
     startup_bytes: float  # memory of an empty server
     parts: Parts
     # Memory of a session without events, at several sizes of its state: pairs of bytes.
-    session_bytes: list[tuple[float, float]]
+    session_bytes: Annotated[list[tuple[float, float]], Meta(min_length=2)]
     user_bytes: float  # memory of a user: index of sessions, and the key of the user tier
     log_bytes: float  # memory of a log, in addition to its events
     event_bytes: Line  # memory of an event

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import msgspec
 from pydantic import BaseModel
@@ -22,8 +22,6 @@ from ..model import JsonEvent
 from .json_events import REFUSALS, find_fault, with_sorted_sets, without_surrogates
 from .packing import pack, unpack
 
-M = TypeVar("M", bound=BaseModel)
-
 _log = logging.getLogger("sessionstore")
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -32,7 +30,7 @@ _STATE_DELTA = {"actions": {"state_delta"}}
 _EARLIEST, _LATEST = -62135596800, 253402300799  # seconds of the years 1 and 9999
 
 
-class EventFormat(Generic[M]):
+class EventFormat:
     """Events of a framework as stored events, and back.
 
     Args:
@@ -40,7 +38,7 @@ class EventFormat(Generic[M]):
         framework: the framework's name, for error messages.
     """
 
-    def __init__(self, event: type[M], framework: str) -> None:
+    def __init__(self, event: Any, framework: str) -> None:
         self._event = event
         self._serializer = event.__pydantic_serializer__
         self._framework = framework
@@ -62,7 +60,7 @@ class EventFormat(Generic[M]):
             state_delta=delta,
         )
 
-    def restore(self, stored: StoredEvent) -> M:
+    def restore(self, stored: StoredEvent) -> Any:
         """The framework's event of a stored one.
 
         Raises:
@@ -96,7 +94,7 @@ class EventFormat(Generic[M]):
 
     def from_json(
         self, content: Any, state_delta: Mapping[str, Any], patches: Iterable[Any] = ()
-    ) -> M:
+    ) -> Any:
         """The event of stored content and its state delta.
 
         Args:
@@ -115,7 +113,7 @@ class EventFormat(Generic[M]):
                 holder = _parts(holder)[step]
             _parts(holder)[last] = unpack(packed)
         if state_delta:
-            event.actions.state_delta = from_json_state(state_delta)  # type: ignore[attr-defined]  # of both frameworks
+            event.actions.state_delta = from_json_state(state_delta)
         return event
 
 

@@ -24,8 +24,8 @@ from ..model import SessionKey, Turn
 from ..options import Duration, check_bool, check_milliseconds
 from ..service import SessionService
 from ..windows import Window, choose
-from ._shared import EventFormat, from_json_state
-from .flows import list_all
+from .pydantic_events import EventFormat, from_json_state
+from .session_flows import list_all
 
 _ANY = datetime(1970, 1, 1, tzinfo=UTC)  # a Session of this age writes to any session of its id
 
@@ -52,7 +52,7 @@ class SessionServiceAdapter:
     """
 
     _name: ClassVar[str]  # of the adapter, for error messages
-    _format: ClassVar[EventFormat[Any]]
+    _format: ClassVar[EventFormat]
     _held: HeldTurn | None = None
 
     def __init__(
@@ -87,17 +87,10 @@ class SessionServiceAdapter:
     async def append_event(self, session: Any, event: Any) -> Any:
         """Append an event and apply its state delta, in one atomic step, exactly once.
 
-        A partial event is handed back and not stored. `session` and `event` change once the store
+        A partial event is returned and not stored. `session` and `event` change once the store
         has accepted the event: `session` has it, with its state, and `temp:` keys leave its delta.
         If the event was stored already, `session` gets what others have written since, too. So
         appending the same event again is safe after any error.
-
-        Args:
-            session: as this service returned it. It need not show what others have written since.
-            event: what to append.
-
-        Returns:
-            The event.
 
         Raises:
             SessionNotFound: there is no such session, or it was deleted and created again.
@@ -131,12 +124,6 @@ class SessionServiceAdapter:
         renews it, and releases it at the end. Without, this is `runner.run_async`. The frameworks'
         interface shows where a run begins, but not where it ends. So the runner gets a copy of the
         adapter that holds the turn.
-
-        Args:
-            runner: the framework's Runner, with this adapter as its session service.
-            user_id: the user.
-            session_id: the session.
-            arguments: all else that `run_async` takes.
 
         Raises:
             TurnLost: another run has acquired the turn, because it was not renewed in time.
