@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
 from datetime import datetime
 from functools import cache
 from typing import Any, Literal
@@ -100,37 +99,32 @@ class Codec:
     ) -> None:
         if format not in ("json", "msgpack"):
             raise InvalidArgument(f'codec must be "json" or "msgpack", not {format!r}')
-        self._json = format == "json"
-        self._encode: Callable[[Any], bytes] = (
-            _encode_json if self._json else lambda value: _MSGPACK + _encode_msgpack(value)
-        )
-        self._decode_event: Callable[[bytes], Event] = (
-            _decode_event_json if self._json else decode_event
-        )
+        self._format: Format = format
+        self._encode: Callable[[Any], bytes] = _encode_json
+        self._decode_event: Callable[[bytes], Event] = _decode_event_json
+        if format == "msgpack":
+            self._encode = lambda value: _MSGPACK + _encode_msgpack(value)
+            self._decode_event = decode_event
         self._event_size_limit = event_size_limit
         self._value_size_limit = value_size_limit
         self._compression, self._encryption = compression, encryption
         self._wraps = compression is not None or encryption is not None
-        self._as_json = copy(self)
-        self._as_json._json = True
-        self._as_json._encode = _encode_json
-        self._as_json._decode_event = _decode_event_json
 
-    def with_msgpack(self) -> Codec:
-        """This codec, but it writes MessagePack."""
+    def with_format(self, format: Format) -> Codec:  # noqa: A002  # likewise
+        """The same codec, but it writes another format."""
         sizes = self._event_size_limit, self._value_size_limit
-        return Codec("msgpack", *sizes, self._compression, self._encryption)
+        return Codec(format, *sizes, self._compression, self._encryption)
 
     def with_encryption(self, encryption: Transform) -> Codec:
         """The same codec with another encryption."""
-        changed, as_json = copy(self), copy(self._as_json)
-        for codec in (changed, as_json):
-            codec._encryption, codec._wraps, codec._as_json = encryption, True, as_json
-        return changed
+        sizes = self._event_size_limit, self._value_size_limit
+        return Codec(self._format, *sizes, self._compression, encryption)
 
     def for_event(self, event: Event) -> Codec:
         """The codec for an event and its state: JSON for a JsonEvent."""
-        return self._as_json if type(event) is JsonEvent else self
+        if type(event) is not JsonEvent or self._format == "json":
+            return self
+        return self.with_format("json")
 
     def encode_value(
         self,
@@ -299,7 +293,7 @@ class Codec:
         # Fast path: most values are too small, or contain too few brackets, to be too deep.
         if not value or type(value) is str or len(data) <= DEPTH_LIMIT:
             return False
-        if self._json:
+        if self._format == "json":
             # bytes.replace finds brackets faster than bytes.count.
             num_brackets = 2 * len(data)
             num_brackets -= len(data.replace(b"[", b"")) + len(data.replace(b"{", b""))
@@ -349,7 +343,6 @@ class Codec:
             return self._find_fault(items[place], f"{path}[{names[place]!r}]", depth + 1)
         if self._round_trips(value):
             return None
-        codec = "json" if self._json else "msgpack"
         kind: type[Any] = type(value)
         if kind is msgspec.Raw:
             return f"{path} is not valid JSON"
@@ -358,10 +351,10 @@ class Codec:
         if kind is str:
             return f"{path} is not valid Unicode: it contains a lone surrogate"
         if kind is int:
-            limit = "up to 4300 digits" if self._json else "from -2**63 to 2**64 - 1"
+            limit = "up to 4300 digits" if self._format == "json" else "from -2**63 to 2**64 - 1"
             bits = value.bit_length()
-            return f"{path} is an integer of {bits} bits; the {codec} codec stores {limit}"
-        return f"{path} is a {kind.__name__}, which the {codec} codec cannot store unchanged"
+            return f"{path} is an integer of {bits} bits; the {self._format} codec stores {limit}"
+        return f"{path} is a {kind.__name__}, which the {self._format} codec cannot store unchanged"
 
     def _round_trips(self, value: Any) -> bool:
         try:
@@ -434,7 +427,7 @@ def _read_compressed() -> Zstd:
         raise Unreadable(str(error)) from None
 
 
-def _context(owner: Owner, kind: Kind, name: str = "") -> Context:
+def _context(owner: Owner, kind: Kind, name: str) -> Context:
     user_id = "" if kind == "state" and name.startswith("app:") else owner.user_id
     return Context(owner.app_name, user_id, kind, name)
 

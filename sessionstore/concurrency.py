@@ -18,14 +18,9 @@ from .errors import BackendError, InvalidArgument, LimitExceeded, TurnTaken
 from .flows import acquire_turn, release_turn, renew_turn
 from .model import Event, Session, SessionKey, Turn
 from .ops import LeaseName
-from .run_context import (
-    BATCH_S,
-    TurnQueues,
-    log_failed_compaction,
-    log_lost_fragments,
-    poll_delays,
-)
+from .run_context import BATCH_S, log_failed_compaction, log_lost_fragments
 from .service import SessionService
+from .turn_queues import TurnQueues, poll_delays
 from .watchers import Releases
 
 T = TypeVar("T")

@@ -52,18 +52,7 @@ async def drive_async(
                     results = (_result(call, executor, not_replicated) for call in step)
                     result: Any = await asyncio.gather(*results)
                 else:
-                    # Inlined: _result and _decoded.
-                    try:
-                        replies = await executor.execute(step)
-                    except NotReplicated as error:
-                        replies = _accepted(step, error, not_replicated)
-                    try:
-                        if step.commands and _takes_long(step, replies):
-                            result = await asyncio.to_thread(decode_replies, step, replies)
-                        else:
-                            result = decode_replies(step, replies)
-                    except CallNeeded as needed:
-                        result = await _decoded(step, replies, executor, needed)
+                    result = await _result(step, executor, not_replicated)
             except BaseException as error:
                 if observer is not None:
                     observer.ended(step, error)
@@ -120,12 +109,20 @@ def drive(flow: Flow[R], executor: SyncExecutor, observer: Observer | None = Non
 
 
 async def _result(call: Call[R], executor: AsyncExecutor, not_replicated: list[NotReplicated]) -> R:
-    """The result of one Call of several that are sent together."""
+    """The result of one Call. A NotReplicated is noted, unless the Call must be confirmed."""
     try:
         replies = await executor.execute(call)
     except NotReplicated as error:
         replies = _accepted(call, error, not_replicated)
-    return await _decoded(call, replies, executor)
+    while True:
+        try:
+            if call.commands and _takes_long(call, replies):
+                return await asyncio.to_thread(decode_replies, call, replies)
+            return decode_replies(call, replies)
+        except CallNeeded as needed:
+            with _after_a_write(call):
+                found = await executor.execute(needed.call)
+            decode_replies(needed.call, found)
 
 
 def _accepted(
@@ -136,23 +133,6 @@ def _accepted(
         raise error
     not_replicated.append(error)
     return error.replies
-
-
-async def _decoded(
-    call: Call[R], replies: list[Any], executor: AsyncExecutor, needed: CallNeeded | None = None
-) -> R:
-    """The result of a Call. `needed`: what must be read before its replies can be decoded."""
-    while True:
-        if needed is not None:
-            with _after_a_write(call):
-                found = await executor.execute(needed.call)
-            decode_replies(needed.call, found)
-        try:
-            if call.commands and _takes_long(call, replies):
-                return await asyncio.to_thread(decode_replies, call, replies)
-            return decode_replies(call, replies)
-        except CallNeeded as again:
-            needed = again
 
 
 @contextmanager

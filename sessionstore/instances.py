@@ -26,8 +26,10 @@ class RedisInstance(msgspec.Struct, frozen=True):
         return f"RedisInstance({url_without_credentials(self.url)!r}, options: {options})"
 
 
-# scheme://, user:password@, addresses and path, options
-_url_parts = re.compile(r"([a-z+]+://)(?:[^/?#]*@)?([^@?#]*)(?:[?#][^@]*)?", re.ASCII).fullmatch
+# scheme://, user:password@, addresses and path, options. Only the path of a socket may have an @.
+_url_parts = re.compile(
+    r"([a-z+]+://)(?:[^/?#]*@)?((?<=unix://)/[^?#]*|[^@?#]*)(?:[?#][^@]*)?", re.ASCII
+).fullmatch
 
 _registry: dict[str, RedisInstance] = {}
 

@@ -29,7 +29,7 @@ class Summaries:
 
     def upto(self, key: SessionKey) -> int | None:
         """The position that was last seen; None = no summary."""
-        return self._upto.get(key) if self._upto else None
+        return self._upto.get(key)
 
     def note(self, session: Session, upto: int | None) -> bool:
         """Remember the summary of a session. False if events are missing.
@@ -39,11 +39,9 @@ class Summaries:
             upto: only events after this position were read; None = no such bound.
         """
         summary = session.summary
-        if summary is None and upto is None:  # fast path
-            return True
         if summary is None:
             self._upto.pop(session.key, None)
-            return session.event_count == 0
+            return upto is None or session.event_count == 0
         self.put(session.key, summary.upto)
         return upto is None or upto <= summary.upto
 

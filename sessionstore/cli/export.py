@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import click
 
+from ..instances import url_without_credentials
 from ..sync import SessionService
 from .archive import Archived, write_line
 from .opened import (
@@ -25,7 +26,7 @@ from .opened import (
 from .output_file import output_file
 from .progress import watched
 from .show import get_session
-from .store import Number, redact_url
+from .store import Number
 from .transfer import Counts, described, read_store, write
 
 
@@ -169,7 +170,7 @@ def copy(
         raise click.UsageError("TARGET is the store of --url. Pass another --target-key-prefix.")
     if "://" not in target:
         raise click.UsageError(f"TARGET must be a URL such as redis://new:6379, not {target!r}.")
-    click.echo(f"Copying to {redact_url(target)} ...", err=True)
+    click.echo(f"Copying to {url_without_credentials(target)} ...", err=True)
     counts = Counts()
     options = {
         "key_prefix": target_key_prefix,

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import click
 
+from ..instances import url_without_credentials
 from ..sync import SessionService
 from .adk_database import read_adk_database
 from .archive import Archived, read_line
@@ -14,7 +15,7 @@ from .langgraph_sqlite import APP, USER, import_langgraph
 from .openai_sqlite import read_openai_sqlite
 from .opened import opened_service, print_json, store_options
 from .progress import watched
-from .store import CannotStart, Number, redact_url
+from .store import CannotStart, Number
 from .transfer import Counts, described, write
 from .trpc_go import read_trpc_go
 
@@ -91,7 +92,7 @@ def import_sessions(
     as_json: bool,
 ) -> None:
     """Run the command; the help text is above."""
-    shown = redact_url(source) if "://" in source else source
+    shown = url_without_credentials(source) if "://" in source else source
     if kind == "export" and "://" in source:
         raise click.UsageError(f"{shown} is a URL. Pass --from, or use `sessionstore copy`.")
     if kind == "trpc-go" and "://" not in source:

@@ -89,7 +89,7 @@ def index_entries(
 
 
 def session_names(
-    service: SessionService, app_name: str, user_id: str, since_us: int = 0
+    service: SessionService, app_name: str, user_id: str, since_us: int
 ) -> Iterator[str]:
     """The ids of a user's sessions in order, those that were written since a time."""
     return in_order(

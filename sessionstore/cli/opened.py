@@ -17,8 +17,9 @@ from ..codec import CALL_SIZE_LIMIT
 from ..compression import Zstd
 from ..encryption import KeyRing
 from ..errors import InvalidArgument, SessionStoreError
+from ..instances import url_without_credentials
 from ..sync import RedisSessionService, SessionService
-from .store import CannotStart, redact_url
+from .store import CannotStart
 from .transcript import to_json
 
 _SIZE_LIMITS = ("event_size_limit", "value_size_limit", "summary_size_limit")
@@ -149,7 +150,7 @@ def named_errors(url: str) -> Iterator[None]:
         text = str(error)
         for name, option in _OPTIONS.items():
             text = text.replace(f"the option {name} is needed", f"pass {option}")
-        raise CannotStart(f"{redact_url(url)}: {text}") from error
+        raise CannotStart(f"{url_without_credentials(url)}: {text}") from error
 
 
 _CONTROLS = {

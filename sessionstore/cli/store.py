@@ -14,6 +14,7 @@ from ..calls import AsyncExecutor, Call, Flow
 from ..drive import drive_async
 from ..embedded import EmbeddedServer
 from ..errors import BackendError, BackendRejected, InvalidArgument, SessionStoreError
+from ..instances import url_without_credentials
 from ..ops import Ops
 from ..transport import connect_async
 
@@ -96,7 +97,9 @@ async def open_store(url: str | None) -> AsyncIterator[Store]:
         except InvalidArgument as error:
             raise click.BadParameter(f"{error}.", param_hint="'--url'") from error
         except SessionStoreError as error:
-            what = "start a private server" if url is None else f"use {redact_url(url)}"
+            what = (
+                "start a private server" if url is None else f"use {url_without_credentials(url)}"
+            )
             reason = str(error).removeprefix("INFO: ")
             raise CannotStart(f"cannot {what}: {reason}") from error
         yield store
@@ -113,7 +116,7 @@ async def _open(url: str | None, stack: AsyncExitStack) -> Store:
         source = "from the extra `embedded`" if is_bundled else "found on PATH"
         place = f"started for this run: {server.executable}, {source}"
     else:
-        place = redact_url(url)
+        place = url_without_credentials(url)
     executor = connect_async(url, None, None, None, _INFO_TIMEOUT_S)
     stack.push_async_callback(executor.aclose)
     try:
@@ -168,13 +171,3 @@ def growth(first: Sequence[Info], last: Sequence[Info], *names: str) -> float:
         sum(float(info[name]) for info in infos for name in names) for infos in (first, last)
     )
     return after - before
-
-
-def redact_url(url: str) -> str:
-    """The URL without user, password and query, any of which may hold a secret."""
-    scheme, _, rest = url.partition("://")
-    place, _, query = rest.replace("#", "?").partition("?")
-    if not place.startswith("/"):  # otherwise it is a path, which may contain an @
-        # A password that is not percent-encoded may contain a slash or a question mark.
-        place = place.rpartition("@")[2] if "@" in place or "@" not in query else "..."
-    return f"{scheme}://{place}"

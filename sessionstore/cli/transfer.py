@@ -209,7 +209,7 @@ def _with_fallback(service: SessionService, write: Callable[[SessionService], T]
     except InvalidArgument:
         other = copy(service)
         options = service._ops.options
-        options = replace(options, codec=options.codec.with_msgpack())
+        options = replace(options, codec=options.codec.with_format("msgpack"))
         other._ops = Ops(options, app_in_own_slot=service._ops.app_in_own_slot)
         return write(other)
 

@@ -20,8 +20,8 @@ from ..options import Options, check_instant, check_int
 from ..replies import WriteResult, decode_write_result
 from ..scripts import SCRIPTS
 from ..summaries import Summaries
+from ..tier_refreshes import TierRefreshes
 from ..tiers import Change
-from ..tiers_in_use import TiersInUse
 from ..times import to_us
 
 LeaseName = Literal["turn", "compactor"]
@@ -72,13 +72,12 @@ class BaseOps:
         self._limit = b"" if limit is None else b"%d" % limit
         app_ttl_ms = options.app_state_ttl_ms
         with_user, alone = (0, app_ttl_ms) if app_in_own_slot else (app_ttl_ms, 0)
-        self._tiers_in_use = TiersInUse((options.user_state_ttl_ms, with_user), clock)
-        self._apps_in_use = TiersInUse((alone,), clock)
+        self._tier_refreshes = TierRefreshes((options.user_state_ttl_ms, with_user), clock)
+        self._app_refreshes = TierRefreshes((alone,), clock)
         max_age_s = options.app_state_max_age_ms / 1000 if app_in_own_slot else 0.0
         if app_ttl_ms and options.refresh_ttl_on_read:
             max_age_s = min(max_age_s, app_ttl_ms / 64_000)  # then a read has to refresh the TTL
         self.app_copies = AppCopies(max_age_s, clock)
-        self._keeps_tiers = bool(self._tiers_in_use)
         self._keeps_app = with_user > 0
         self.summaries = Summaries()
 
@@ -156,7 +155,7 @@ class BaseOps:
 
     def _is_due(self, key: SessionKey) -> bool:
         """Whether a write should refresh the tiers that the session reads."""
-        return self._tiers_in_use.is_due((key.app_name, key.user_id))
+        return self._tier_refreshes.is_due((key.app_name, key.user_id))
 
     def _tiers_named(self, is_due: bool, change: Change) -> tuple[bool, bool]:
         """Whether a call needs the key of the user tier, and of the app tier, which comes last."""
@@ -171,13 +170,13 @@ class BaseOps:
         def decode(replies: list[Any]) -> WriteResult:
             written = decode_write_result(replies[0], key, if_version)
             if not written.num_duplicates:  # a repeat refreshes nothing
-                self._tiers_in_use.note((key.app_name, key.user_id))
+                self._tier_refreshes.note((key.app_name, key.user_id))
             return written
 
         return decode
 
     def _change_args(self, change: Change, user: bool, app: bool) -> tuple[bytes, ...]:
-        """The same with the increments of the change."""
+        """The increments of a change, then `_tier_args`, as arguments of a script."""
         return (*change.increment_arguments(), *self._tier_args(change, user, app))
 
     def _tier_args(self, change: Change, user: bool, app: bool) -> tuple[bytes, ...]:

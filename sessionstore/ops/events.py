@@ -48,10 +48,8 @@ class EventOps(BaseOps):
         created_us: bytes = b"",
     ) -> Call[WriteResult]:
         """Append one encoded event with its state change."""
-        condition = b""
-        if if_version is not None or turn is not None or self.data_key:
-            condition = self.condition(key, if_version, turn)
-        is_due = self._keeps_tiers and self._is_due(key)
+        condition = self.condition(key, if_version, turn)
+        is_due = self._is_due(key)
         user = app = False
         tiers: tuple[bytes, ...] = ()
         if is_due or change is not NO_CHANGE:
@@ -86,7 +84,7 @@ class EventOps(BaseOps):
         created_us: bytes = b"",
     ) -> Call[WriteResult]:
         """Append events in order: the bytes, timestamp and state change of each."""
-        is_due = self._keeps_tiers and self._is_due(key)
+        is_due = self._is_due(key)
         tiers_of = [self._tiers_named(is_due, change) for _, _, change in events]
         user, app = any(user for user, _ in tiers_of), any(app for _, app in tiers_of)
         keys = self._keys.session(*ids_of(key))[: 3 + user + app]

@@ -42,7 +42,7 @@ class StateOps(BaseOps):
     ) -> Call[WriteResult]:
         """Change state in all tiers. `read_back`: read the values of the keys that are set."""
         keys = self._keys.session(*ids_of(key))
-        is_due = self._keeps_tiers and self._is_due(key)
+        is_due = self._is_due(key)
         user, app = self._tiers_named(is_due, change)
         commands = self._read_back_commands(keys, change) if read_back else ()
 
@@ -176,9 +176,9 @@ class StateOps(BaseOps):
 
         It is not due again if the Call fails: no append should wait again for a node that is down.
         """
-        if not self._apps_in_use.is_due(app_name):
+        if not self._app_refreshes.is_due(app_name):
             return None
-        self._apps_in_use.note(app_name)
+        self._app_refreshes.note(app_name)
         keys, args = (self._keys.app(app_name),), self._ttls[2:]
         return Call("touch_app_tier", decode_ok, SCRIPTS["touch_tier"], keys, args, writes=False)
 

@@ -80,8 +80,7 @@ def decode_stream(
 ) -> list[Fragment]:
     """The fragments from a sequence on, in the reply to a ZRANGE of a stream.
 
-    Only those of the session with this creation time: an earlier one may have had the same
-    name.
+    Only those of the session with this creation time: an earlier one may have had the same name.
     ValueError if an entry is not valid.
     """
     fragments: list[Fragment] = []

@@ -28,8 +28,8 @@ from .failures import (
     ConnectionLost,
     NotSentInTime,
 )
-from .lanes import ReplySizes
 from .listening import Listener
+from .reply_sizes import ReplySizes
 from .retry import Attempts, Discover, Pause, Reconnect, Send, Step, Traffic, run_async
 from .shared_connection import SharedConnection, consume_exception, wait_shared
 from .topology import DISCOVERY_TIMEOUT_S, PROBE_TIMEOUT_S, SILENCE_S, Node, Probe
@@ -79,9 +79,7 @@ class Router:
         if self._topology.is_known and not (self._durability and call.writes):
             node = self._topology.node_for(call)
             lanes = self._by_node.get(node)
-            is_plain = not (call.is_bulk or call.commands)
-            lane = _SMALL if is_plain else self._lane(call)
-            connection = lanes.get(lane) if lanes is not None else None
+            connection = lanes.get(self._lane(call)) if lanes is not None else None
             if connection is not None and connection.is_open:
                 # Fast path: the topology is known and the connection is open.
                 reply = connection.submit(call, deadline)
@@ -318,7 +316,7 @@ class AsyncRedisExecutor:
     """
 
     def __init__(
-        self, deployment: Deployment, timeout_s: float, durability: Durability | None = None
+        self, deployment: Deployment, timeout_s: float, durability: Durability | None
     ) -> None:
         self.is_cluster = deployment.is_cluster
         self._deployment = deployment
@@ -326,15 +324,11 @@ class AsyncRedisExecutor:
         self._durability = durability
         self._by_loop: dict[asyncio.AbstractEventLoop, Router] = {}
         self._lock = threading.Lock()
-        self._latest: Router | None = None
         self._is_closed = False
 
     def execute(self, call: Call[Any]) -> Coroutine[Any, Any, list[Any]]:
         """One reply per command of the Call."""
-        router = self._latest
-        if router is None or router.loop is not asyncio.get_running_loop():
-            router = self._router()
-        return router.execute(call)
+        return self._router().execute(call)
 
     def traffic(self) -> Traffic:
         """What the connections have done, and how many are open now. Any thread may call it."""
@@ -349,24 +343,22 @@ class AsyncRedisExecutor:
 
     def _router(self) -> Router:
         loop = asyncio.get_running_loop()
+        router = self._by_loop.get(loop)
+        if router is not None:
+            return router
         with self._lock:
             if self._is_closed:
                 raise BackendUnavailable(CLOSED)
-            router = self._by_loop.get(loop)
-            if router is None:
-                self._forget_closed_loops()
-                router = self._by_loop[loop] = Router(
-                    self._deployment, self._timeout_s, self._durability, self._forget
-                )
-            self._latest = router
+            self._forget_closed_loops()
+            router = self._by_loop[loop] = Router(
+                self._deployment, self._timeout_s, self._durability, self._forget
+            )
         return router
 
     def _forget(self, router: Router) -> None:
         """Drop what belongs to an event loop that has ended."""
         with self._lock:
             self._by_loop.pop(router.loop, None)
-            if self._latest is router:
-                self._latest = None
 
     def _forget_closed_loops(self) -> None:
         """Drop routers whose loop was closed without `shutdown_asyncgens`, so without `_forget`."""
@@ -377,7 +369,6 @@ class AsyncRedisExecutor:
         """Wait up to a second for calls in flight, then close every connection."""
         with self._lock:
             self._is_closed = True
-            self._latest = None
             routers = list(self._by_loop.values())
             self._by_loop.clear()
         for router in routers:

@@ -21,8 +21,8 @@ from ..calls import Call, Signal, signal_of
 from ..errors import SessionStoreError
 from .address import Deployment
 from .failures import AttemptFailed, ConnectionLost, ErrorReply, NotSentInTime
-from .lanes import ReplySizes
 from .log import logger
+from .reply_sizes import ReplySizes
 from .shared_connection import NOTHING, SharedConnection
 from .topology import Node, Topology
 from .wire import pack_command

@@ -19,8 +19,8 @@ from ..calls import Call
 from .address import Address
 from .durability import Durability
 from .failures import CLOSED, CLOSED_BY_SERVER, ConnectFailed, ConnectionLost, NotSentInTime
-from .lanes import LARGE_BYTES, ReplySizes
 from .redis_py import close_without_loop, forget_async, open_async
+from .reply_sizes import LARGE_BYTES, ReplySizes
 from .retry import Send
 from .topology import SILENCE_S
 from .wire import pack, reply_count

@@ -155,7 +155,7 @@ class RedisExecutor:
     """
 
     def __init__(
-        self, deployment: Deployment, timeout_s: float, durability: Durability | None = None
+        self, deployment: Deployment, timeout_s: float, durability: Durability | None
     ) -> None:
         self.is_cluster = deployment.is_cluster
         self._deployment = deployment

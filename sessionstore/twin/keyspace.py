@@ -258,7 +258,7 @@ class Keyspace:
         high: tuple[float, bool],
         *,
         rev: bool,
-        limit: int | None = None,
+        limit: int | None,
     ) -> list[Entry]:
         """ZRANGE BYSCORE. A bound is a score, and whether the score itself is excluded."""
         entries = self._zset(key).entries

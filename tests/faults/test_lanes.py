@@ -16,7 +16,7 @@ from support.services import make_service
 
 from sessionstore import Event, SessionKey
 from sessionstore.calls import Call
-from sessionstore.transport.lanes import ReplySizes
+from sessionstore.transport.reply_sizes import ReplySizes
 
 LARGE = SessionKey("a", "large", "s")
 EVENT = "x" * 100_000

@@ -186,6 +186,15 @@ def test_too_little_data_for_a_dictionary_is_said(server: Server, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("url", ["redis://:hunter2/x@localhost", "redis://[::1:6379"])
+def test_a_url_that_cannot_be_read_is_not_quoted(url: str) -> None:
+    for command in ("import", url, "--from", "trpc-go"), ("copy", url):
+        result = CliRunner().invoke(command_line(), [*command, "--url", NOBODY])
+        assert isinstance(result.exception, SystemExit)
+        assert result.exit_code == 2
+        assert "hunter2" not in result.output
+
+
 def test_a_key_ring_and_a_key_store_that_are_not_valid_are_named(tmp_path: Path) -> None:
     ring = tmp_path / "ring"
     command = ("ls", "--url", NOBODY, "--key-ring", ring)

@@ -21,7 +21,7 @@ from support.waiting import wait_until
 
 from sessionstore.cli import command_line, store
 from sessionstore.cli.fleet.run import separate_cores
-from sessionstore.cli.store import growth, identify, redact_url
+from sessionstore.cli.store import growth, identify
 from sessionstore.embedded import EmbeddedServer, find_servers
 from sessionstore.errors import BackendUnavailable
 
@@ -356,24 +356,6 @@ class TestMessages:
 
         monkeypatch.setattr(store, "EmbeddedServer", NoServer)
         assert complaint_of() == "Error: cannot start a private server: no server was found"
-
-    @pytest.mark.parametrize(
-        ("url", "redacted"),
-        [
-            ("redis://:pass/word@host:1/2", "redis://host:1/2"),
-            ("redis://:pass?word@host", "redis://..."),
-            ("redis://host/2?password=a@b", "redis://..."),
-            ("redis://[x", "redis://[x"),
-            ("unix:///tmp/a@b.sock?db=1", "unix:///tmp/a@b.sock"),
-            ("unix://:secret@/tmp/a.sock", "unix:///tmp/a.sock"),
-            (f"redis://me:{SECRET}@host:6379/1", "redis://host:6379/1"),
-            (f"rediss://:{SECRET}@[::1]:7/0?password={SECRET}", "rediss://[::1]:7/0"),
-            (f"unix://me:{SECRET}@/run/server.sock?db=1", "unix:///run/server.sock"),
-            (f"redis://a@b:{SECRET}@host", "redis://host"),
-        ],
-    )
-    def test_urls_are_shown_without_secrets(self, url: str, redacted: str) -> None:
-        assert redact_url(url) == redacted
 
     @pytest.mark.parametrize("package", ["click", "rich"])
     def test_a_missing_extra_is_one_sentence(self, package: str) -> None:

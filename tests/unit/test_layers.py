@@ -19,7 +19,7 @@ PACKAGE = Path(sessionstore.__file__).parent
 # From the bottom up. A module imports only from lower lines. Modules of a package also import
 # each other.
 LAYERS: list[set[str]] = [
-    {"app_copies", "errors", "times", "scripts", "tiers_in_use", "transform"},
+    {"app_copies", "errors", "times", "scripts", "tier_refreshes", "transform"},
     {"compression", "encryption", "model"},
     {"keys", "codec", "calls", "instances", "summaries"},
     {"data_keys", "drive"},
@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"ops"},
     {"flows"},
     {"transport", "twin", "watchers"},
-    {"run_context", "service"},
+    {"run_context", "service", "turn_queues"},
     {"concurrency"},
     {"compactor"},
     {"runner", "sync"},

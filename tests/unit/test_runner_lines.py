@@ -13,7 +13,7 @@ from runner_support import APP, IDS, KEY, USER, Store, all_of, echo, make_servic
 from support.services import make_ops
 from support.waiting import wait_until
 
-from sessionstore import BackendUnavailable, Event, RunContext, Runner, SessionService, run_context
+from sessionstore import BackendUnavailable, Event, RunContext, Runner, SessionService, turn_queues
 from sessionstore.calls import Call, SyncExecutor
 from sessionstore.concurrency import _queues
 from sessionstore.observe import wrap_executor
@@ -123,7 +123,7 @@ async def test_a_run_whose_turn_is_lost_does_not_hold_up_the_line() -> None:
 
 async def test_a_run_of_another_process_is_not_starved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two services on one store stand for two processes. One of them always has runs in line."""
-    monkeypatch.setattr(run_context, "_LONGEST_STREAK_S", 0.2)
+    monkeypatch.setattr(turn_queues, "_LONGEST_STREAK_S", 0.2)
     service, store = make_service()
     other = SessionService(make_ops(), store)
     is_done = False

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ...errors import SessionStoreError
+from ...instances import url_without_credentials
 from ..opened import print_json, show_bytes
 from ..output_file import output_file
-from ..store import CannotStart, Number, open_store, redact_url, url_option
+from ..store import CannotStart, Number, open_store, url_option
 from .measuring import measure
 from .model import SHIPPED, Constants, Estimate, Servers, Workload, estimate, load_constants
 
@@ -190,7 +191,9 @@ def _measure(url: str | None, output: Path, as_json: bool) -> None:
         try:
             constants = asyncio.run(run())
         except SessionStoreError as error:
-            raise CannotStart(f"{redact_url(url) if url else 'the server'}: {error}") from error
+            raise CannotStart(
+                f"{url_without_credentials(url) if url else 'the server'}: {error}"
+            ) from error
         file.write(encode_constants(constants))
     if as_json:
         print_json(constants)

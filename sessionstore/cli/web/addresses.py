@@ -60,19 +60,3 @@ def number_in(parameters: Mapping[str, str], name: str) -> int | None:
     if not (text.isascii() and text.isdecimal() and len(text) <= 16):
         raise InvalidArgument(f"{name} must be a number in the address of this page")
     return int(text)
-
-
-_VISIBLE = 300  # characters of a name; longer than any id
-
-
-def visible(text: str) -> str:
-    """A name with control characters and direction marks escaped; a long name is cut."""
-    if len(text) > _VISIBLE:
-        text = text[:_VISIBLE] + "…"
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else _escaped(each) for each in text)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode() or character

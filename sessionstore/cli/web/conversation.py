@@ -78,8 +78,8 @@ class ShownEvent(msgspec.Struct, frozen=True):
 class Budget:
     """How many bytes of images a page may still show."""
 
-    def __init__(self, num_bytes: int = _IMAGE_BYTES) -> None:
-        self._left = num_bytes
+    def __init__(self) -> None:
+        self._left = _IMAGE_BYTES
 
     def takes(self, image: str) -> bool:
         """Whether an image fits."""

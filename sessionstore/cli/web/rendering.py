@@ -10,9 +10,10 @@ import jinja2
 from starlette.responses import HTMLResponse
 
 from ..opened import counted, show_bytes, show_time
-from .addresses import address, place, visible
+from .addresses import address, place
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+_NAME_LENGTH = 300  # characters of a name; longer than any id
 
 
 class Renderer:
@@ -37,7 +38,7 @@ class Renderer:
             "counted": counted,
             "number": "{:,}".format,
             "time": show_time,
-            "visible": visible,
+            "visible": _visible,
         }
 
     def text(self, template: str, values: Mapping[str, Any]) -> str:
@@ -63,3 +64,16 @@ def _ago(moment: datetime | None) -> str:
         return "now"
     text = f"{amount // size:,.0f} {unit}"
     return f"{text} ago" if seconds > 0 else f"in {text}"
+
+
+def _visible(text: str) -> str:
+    """A name with control characters and direction marks escaped; a long name is cut."""
+    if len(text) > _NAME_LENGTH:
+        text = text[:_NAME_LENGTH] + "…"
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else _escaped(each) for each in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode() or character

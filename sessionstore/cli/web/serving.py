@@ -15,9 +15,9 @@ import click
 import uvicorn
 
 from ... import RedisSessionService
+from ...instances import url_without_credentials
 from ...sync import SessionService
 from ..opened import service_options
-from ..store import redact_url
 from .access import Access
 from .app import make_app
 from .following import Following
@@ -51,7 +51,7 @@ def serve(
     async def run() -> None:
         async with RedisSessionService(url, **service_options(**options)) as live:
             survey = Survey(service)
-            pages = Pages(service, survey, access, redact_url(url), allow_delete)
+            pages = Pages(service, survey, access, url_without_credentials(url), allow_delete)
             app = make_app(pages, Following(live, pages), access)
             config = uvicorn.Config(
                 app,

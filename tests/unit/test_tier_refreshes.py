@@ -11,8 +11,8 @@ from support.services import make_options
 from sessionstore import Event, InMemorySessionService, SessionKey, SessionNotFound
 from sessionstore.calls import Call
 from sessionstore.ops import Ops
+from sessionstore.tier_refreshes import TIERS_LIMIT, TierRefreshes
 from sessionstore.tiers import NO_CHANGE, encode_change
-from sessionstore.tiers_in_use import TIERS_LIMIT, TiersInUse
 
 KEY = SessionKey("app", "user", "sid")
 TTL = 640  # a 64th is 10 seconds
@@ -119,7 +119,7 @@ def test_an_app_tier_in_its_own_slot_is_touched_once_in_a_64th() -> None:
 
 def test_a_clock_that_is_set_back_makes_a_refresh_due() -> None:
     clock = Clock()
-    tiers = TiersInUse((TTL * 1000, 0), clock)
+    tiers = TierRefreshes((TTL * 1000, 0), clock)
     tiers.note("t")
     assert not tiers.is_due("t")
     clock.now -= 500
@@ -127,7 +127,7 @@ def test_a_clock_that_is_set_back_makes_a_refresh_due() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    tiers = TiersInUse((TTL * 1000, 0), Clock())
+    tiers = TierRefreshes((TTL * 1000, 0), Clock())
     for number in range(3 * TIERS_LIMIT):
         tiers.note(number)
         assert len(tiers._refreshed_at) <= TIERS_LIMIT

@@ -12,7 +12,7 @@ TIERS_LIMIT = 10_000
 """How many names a service remembers. At the limit it forgets all and starts again."""
 
 
-class TiersInUse:
+class TierRefreshes:
     """Remembers by name when tiers that belong together were last refreshed. Thread-safe.
 
     Args:
@@ -24,9 +24,6 @@ class TiersInUse:
         self._interval_s = min((ttl_ms for ttl_ms in ttls_ms if ttl_ms), default=0) / 64_000
         self._clock = clock
         self._refreshed_at: dict[Hashable, float] = {}
-
-    def __bool__(self) -> bool:
-        return self._interval_s > 0
 
     def is_due(self, name: Hashable) -> bool:
         """Whether a write should refresh the tiers of this name."""
