@@ -333,9 +333,7 @@ def _facts(found: dict[str, Any], section: str) -> dict[str, str]:
     return facts
 
 
-def _shown(name: str, value: float | str) -> str:
-    if isinstance(value, str):
-        return value
+def _shown(name: str, value: float) -> str:
     if name.endswith("bytes"):
         return f"{value / 2**30:.2f} GiB"
     if name == "share":

@@ -32,7 +32,6 @@ _POLL_S = 0.02
 _BATCH = 2000
 _PROBE_SESSIONS = 200
 _PROBE_PAUSE_S = 0.002
-_LONG_PAUSE_MS = 10
 
 
 def client_of(node: Node) -> Any:
@@ -207,8 +206,6 @@ async def expire_all(
             left.append(client.dbsize())
         return bool(left) and (left[-1] <= 4 * _PROBE_SESSIONS + 10 or now > end + 120)
 
-    client.config_set("latency-monitor-threshold", _LONG_PAUSE_MS)
-    client.execute_command("LATENCY", "RESET")
     cpu_before, start = cpu_us(client), time.time()
     meanwhile = await probe(has_ended)
     gone_after = time.time() - end
@@ -225,19 +222,12 @@ async def expire_all(
         "keys left at the end": left[-1],
         "last keys gone, seconds after the last deadline": round(gone_after, 1),
         "expired keys": client.info("stats")["expired_keys"] - expired_before,
-        "longest pauses, as the server reports them": _pauses(client),
         "server cores": round(cpu, 2),
         "used memory before, bytes": before["used_memory"],
         "used memory after, bytes": after["used_memory"],
         "resident before, bytes": before["used_memory_rss"],
         "resident after, bytes": after["used_memory_rss"],
     }
-
-
-def _pauses(client: Any) -> str:
-    """The kinds of pauses of the server, each with its longest, the longest first."""
-    found = [(row[3], row[0]) for row in client.execute_command("LATENCY", "LATEST")]
-    return ", ".join(f"{name} {most:,} ms" for most, name in sorted(found, reverse=True)[:3])
 
 
 def _set_deadlines(client: Any, sessions: int, begin_ms: int, seconds: float) -> None:
