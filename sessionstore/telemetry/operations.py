@@ -111,7 +111,16 @@ class Instrumentation:
 
         async def observed(flow: Flow[Any]) -> Any:
             name: str = flow.__name__  # type: ignore[attr-defined]  # it is a function's generator
-            with self.begin(name) as observer:
+            operation = self.begin(name)
+            if operation is None:  # fast path
+                try:
+                    result = await run(flow, self)
+                except BaseException as failure:
+                    self.operations[name, type(failure).__name__].count += 1
+                    raise
+                self.operations[name].count += 1
+                return result
+            with operation as observer:
                 return await run(flow, observer)
 
         return observed
@@ -121,13 +130,22 @@ class Instrumentation:
 
         def observed(flow: Flow[Any]) -> Any:
             name: str = flow.__name__  # type: ignore[attr-defined]  # it is a function's generator
-            with self.begin(name) as observer:
+            operation = self.begin(name)
+            if operation is None:  # fast path
+                try:
+                    result = run(flow, self)
+                except BaseException as failure:
+                    self.operations[name, type(failure).__name__].count += 1
+                    raise
+                self.operations[name].count += 1
+                return result
+            with operation as observer:
                 return run(flow, observer)
 
         return observed
 
-    def begin(self, name: str) -> Operation:
-        """An operation that starts now."""
+    def begin(self, name: str) -> Operation | None:
+        """An operation that starts now; None if it is only counted."""
         self.num_started += 1
         now = perf_counter()
         is_due = now >= self._window_until or self._num_skipped >= self._stride
@@ -137,8 +155,12 @@ class Instrumentation:
             self._num_skipped += 1
         parent = get_current_span().get_span_context()
         # A span that is only made to be dropped costs several times as much as this check.
-        may_have_span = parent.trace_flags or not parent.is_valid
-        span = self._start_span(name) if may_have_span else None
+        if parent.trace_flags or not parent.is_valid:
+            span = self._start_span(name)
+        elif is_due:
+            span = None
+        else:
+            return None
         return Operation(self, name, span, now if is_due else None)
 
     def _start_span(self, name: str) -> Span | None:
@@ -195,7 +217,7 @@ class Instrumentation:
 
 
 class Operation:
-    """An operation that runs.
+    """An operation that has a span, or whose duration is recorded.
 
     As a context it gives an observer of what the operation sends.
 
