@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -249,6 +250,7 @@ def run(
         server = bundled_server()
         assert server is not None
         program = server.path
+    program = shutil.which(program) or program
     ports = free_ports(4)
     start = time.perf_counter()
 
