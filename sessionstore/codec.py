@@ -110,7 +110,7 @@ class Codec:
         self._compression, self._encryption = compression, encryption
         self._wraps = compression is not None or encryption is not None
 
-    def with_format(self, format: Format) -> Codec:  # noqa: A002  # likewise
+    def with_format(self, format: Format) -> Codec:  # noqa: A002  # as in __init__
         """The same codec, but it writes another format."""
         sizes = self._event_size_limit, self._value_size_limit
         return Codec(format, *sizes, self._compression, self._encryption)

@@ -28,6 +28,7 @@ from ..ops import Ops
 from ..replies import decode_state
 from ..tiers import NO_CHANGE, Change, Delta
 from ..transform import TierOwner
+from .shared import prefix_message
 
 
 def is_apart(ops: Ops, changes: Iterable[Change]) -> bool:
@@ -104,7 +105,7 @@ def write_app_state(
         ) from error
     except BackendError as error:
         if error.maybe_applied:
-            _prefix(error, "the app state may be written, the session is not")
+            prefix_message(error, "the app state may be written, the session is not")
         raise
 
 
@@ -146,14 +147,10 @@ def app_state_written() -> Iterator[None]:
     except SessionStoreError as error:
         is_unknown = isinstance(error, BackendError) and error.maybe_applied
         session = "may be" if is_unknown else "is not"
-        _prefix(error, f"the app state is written, the session {session}")
+        prefix_message(error, f"the app state is written, the session {session}")
         if isinstance(error, BackendError):
             error.maybe_applied = True
         raise
-
-
-def _prefix(error: SessionStoreError, text: str) -> None:
-    error.args = (f"{text}: {error.args[0]}", *error.args[1:])
 
 
 def refuse_app_increments(ops: Ops, change: Change, path: str) -> None:

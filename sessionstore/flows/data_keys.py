@@ -16,6 +16,7 @@ from ..errors import BackendError, CorruptData
 from ..model import Session, SessionKey
 from ..ops import Ops
 from ..times import to_us
+from .shared import prefix_message
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,18 +30,18 @@ def keyed(flow: Callable[Concatenate[Ops, P], Flow[T]]) -> Callable[Concatenate[
     Its first arguments after `ops` are a Session or a SessionKey, or an application and a user. A
     session that has no data key yet gets one.
     """
-    return _decorated(flow, _never)
+    return _decorated(flow, None)
 
 
 def introducing(
     flow: Callable[Concatenate[Ops, P], Flow[T]],
 ) -> Callable[Concatenate[Ops, P], Flow[T]]:
-    """The flow of a write that may use a data key where there was none, run as `keyed` does.
+    """The flow of a write that creates a session or writes to the user tier, run as `keyed` does.
 
-    It creates a session and returns it, or writes to the user tier. Afterwards it checks that the
-    data key is still stored.
+    No header names a data key there yet, which the script could compare. So afterwards the flow
+    checks that the data key is still stored.
     """
-    return _decorated(flow, _always)
+    return _decorated(flow, lambda _: True)
 
 
 def introducing_if_new(
@@ -51,11 +52,13 @@ def introducing_if_new(
 
 
 def _decorated(
-    flow: Callable[Concatenate[Ops, P], Flow[T]], introduces: Callable[[Any], bool]
+    flow: Callable[Concatenate[Ops, P], Flow[T]], introduces: Callable[[Any], bool] | None
 ) -> Callable[Concatenate[Ops, P], Flow[T]]:
+    """`introduces`: whether a result needs the check afterwards. None = it never does."""
+
     @wraps(flow)
     def run(ops: Ops, /, *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
-        if introduces is not _never:
+        if introduces is not None:
             ops = ops.unbound
         keys = ops.data_keys
         owner = None if keys is None else _owner(args)
@@ -73,7 +76,7 @@ def _run(
     keys: DataKeys,
     owner: Owner,
     flow: Callable[..., Flow[T]],
-    introduces: Callable[[Any], bool],
+    introduces: Callable[[Any], bool] | None,
     args: Any,
     kwargs: Any,
 ) -> Flow[T]:
@@ -84,11 +87,11 @@ def _run(
         if writes:
             data_key = keys.cached(owner)
             if data_key is None:
-                data_key = yield (keys.find if introduces is _never else keys.use)(owner)
+                data_key = yield (keys.find if introduces is None else keys.use)(owner)
             # If the key store has none, write with a new one: the script refuses it if the session
             # has another, and names that one.
             data_key = data_key or keys.make(owner)
-        written: list[bytes] | None = None if introduces is _never else []
+        written: list[bytes] | None = None if introduces is None else []
         try:
             result = yield from flow(ops.bound_to(data_key, written), *args, **kwargs)
         except CallNeeded as needed:
@@ -101,7 +104,7 @@ def _run(
             else:
                 yield from give_data_key(ops, keys, args[0].key)
             continue
-        if data_key is None or not introduces(result):
+        if data_key is None or introduces is None or not introduces(result):
             return result
         session = result if isinstance(result, Session) else None
         if (yield from _is_kept(ops, keys, data_key, session, written or [])):
@@ -153,8 +156,7 @@ def _is_kept(
             if written:
                 yield ops.undo_data_key(*data_key.owner, written)
     except BackendError as error:
-        text = f"the data is written, its data key is not confirmed: {error.args[0]}"
-        error.args = (text, *error.args[1:])
+        prefix_message(error, "the data is written, its data key is not confirmed")
         error.maybe_applied = True
         raise
     return still.name == data_key.name
@@ -184,14 +186,6 @@ def _owner(args: tuple[Any, ...]) -> Owner | None:
     if len(args) > 1 and isinstance(args[0], str) and isinstance(args[1], str):
         return args[0], args[1]
     return None
-
-
-def _never(result: object) -> bool:  # noqa: ARG001  # whether a flow used its key at a new place
-    return False
-
-
-def _always(result: object) -> bool:  # noqa: ARG001  # likewise
-    return True
 
 
 def _is_new(result: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What the flows of all topics share: checks of arguments, and reads from the primary."""
+"""What the flows of all topics share: checks of arguments, reads from the primary, messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import uuid4
 import msgspec
 
 from ..calls import Call, Flow
-from ..errors import EventsMissing, InvalidArgument
+from ..errors import EventsMissing, InvalidArgument, SessionStoreError
 from ..model import Event, Session, SessionKey, Turn
 from ..options import check_instant
 from ..replies import WriteResult
@@ -69,3 +69,8 @@ def read_whole(call: Call[Any]) -> Flow[Any]:
 def from_primary(call: Call[Any]) -> Call[Any]:
     """The same read, but not from a replica."""
     return msgspec.structs.replace(call, from_primary=True)
+
+
+def prefix_message(error: SessionStoreError, text: str) -> None:
+    """Put a text in front of an error's message."""
+    error.args = (f"{text}: {error.args[0]}", *error.args[1:])

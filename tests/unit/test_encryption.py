@@ -205,8 +205,8 @@ def _from_env(text: str) -> KeyRing:
         lambda: KeyRing({"a": SECRET, "b": b"short"}),
         lambda: KeyRing({"a": SECRET_TEXT, "b": SECRET_TEXT[:-3]}),
         lambda: KeyRing({"a": SECRET_TEXT + "?"}),
-        lambda: KeyRing(SECRET),  # type: ignore[arg-type]
-        lambda: KeyRing({"a": SECRET}, read_only=1),  # type: ignore[arg-type]
+        lambda: KeyRing(SECRET),  # type: ignore[arg-type]  # wrong on purpose
+        lambda: KeyRing({"a": SECRET}, read_only=1),  # type: ignore[arg-type]  # wrong on purpose
         lambda: KeyRing.from_text(SECRET_TEXT),
         lambda: KeyRing.from_text(f"a:{SECRET_TEXT}, b:{SECRET_TEXT}x"),
         lambda: KeyRing.from_text(f"a:{SECRET_TEXT}, a:{SECRET_TEXT}"),

@@ -29,13 +29,14 @@ class UserOperations(BaseService):
         return self._run(flows.list_users(self._ops, app_name))
 
     def delete_user(self, *, app_name: str, user_id: str) -> DeletedUser:
-        """Delete a user: sessions with their events, index and state. No error if there are none.
+        """Delete a user: sessions with their events, index and state.
 
-        It removes the sessions that exist when it starts, 100 in a step. If no session was created
-        meanwhile, it then removes the state, and with a `key_store` the user's data key, so that no
-        copy of the data can be read any more. Each step is atomic, all of them together are not:
-        after an error some sessions may be gone, and calling it again removes the rest. To keep new
-        sessions away, stop the user's agents first. It waits while the user's slot is migrated.
+        If the user has no data, nothing happens. It removes the sessions that exist when it starts,
+        100 in a step. If no session was created meanwhile, it then removes the state, and with a
+        `key_store` the user's data key, so that no copy of the data can be read any more. Each step
+        is atomic, all of them together are not: after an error some sessions may be gone, and
+        calling it again removes the rest. To keep new sessions away, stop the user's agents first.
+        It waits while the user's slot is migrated.
 
         Args:
             app_name: 1 to 256 bytes of UTF-8.
